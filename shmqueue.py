@@ -1,0 +1,3150 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+# Copyright (c) 2026 the shmqueue authors. Licence: MIT, see the end of this docstring.
+"""shmqueue: put many small tasks through several processes, and lose none.
+
+One file, standard library only (psutil is used where it is installed). Copy it into your repository.
+
+    import shmqueue
+
+    def thumbnail(payload: bytes) -> bytes | None: ...      # an ordinary top-level function
+
+    values = shmqueue.parallel_map(thumbnail, paths)        # a list, in input order
+    with shmqueue.Supervisor([thumbnail, resize]) as supervisor:
+        for result in supervisor.run((resize, path) for path in paths):
+            print(result.status, result.value)              # as they finish
+
+or run it on a file of tasks, one a line: `python shmqueue.py tasks.txt` (`--help` tells the rest).
+
+
+The processes, and what goes between them
+-----------------------------------------
+                             one shared-memory segment, in /dev/shm
+                  +-----------------------------------------------------------+
+                  |  ring of task slots                     one worker's part |
+    tasks         |  +----+----+----+----+----+    claim   +----------------+ |
+      |      push |  | .. | 17 | 18 | 19 | .. | ---------> | lane 17 18 19  | |   worker process
+      v     +-------->----+----+----+----+----+   (copy)   |                | |   for each task of the lane:
+  supervisor      |     ^ claimed       ^ pushed           | outcomes       | |     value = function(payload)
+    ^  |          |                                        | ring 14 15 16  <-----  write outcome, then progress
+    |  +---------------- harvest ------------------------- |                | |
+  results         |                                        +----------------+ |
+                  +-----------------------------------------------------------+
+
+  The supervisor is the caller's process. It owns the segment, fills the ring, collects outcomes, replaces dead
+  workers and draws the screen. Workers only ever touch the segment and their own pipes; nothing is pickled after
+  the start, so whoever writes into the segment can spoil data but never run code.
+
+
+The segment, in bytes
+---------------------
+  QueueHeader          what and whose it is | pushed | claimed | dirty | asleep | control     a line of 128 bytes each
+  WorkerStatus x W     the worker's line: first end progress records published asleep
+                       the supervisor's line: harvested pid completed failed started
+  LocalTaskQueue x W   a lane of `batch` task slots, and a ring of 2 x `batch` outcome slots
+  TaskSlot128 x N      the ring
+
+  Positions and counters are 64 bits, absolute, and only grow; slot `position % num_slots` holds a position. Each
+  word has one writer (or is written under the lock), is aligned, and is stored through memoryview.cast("Q"), which
+  is one machine store. struct.pack_into would zero it first: that is for slots, never for words.
+
+
+The life of a task
+------------------
+  push      supervisor  writes slots beyond `pushed`, which nobody reads; then, locked, moves `pushed`.
+  claim     worker      locked: copies k slots from `claimed` on into its lane, stores first, progress, end,
+                        and then claimed += k: the commit point. The tasks have left the ring.
+  run       worker      for each task: call, write the outcome, records += 1, progress += 1. A task that returned
+                        None and was too short to time writes no outcome: one record covers the whole run of them.
+  publish   worker      published = records, in the lock section of its next claim.
+  harvest   supervisor  locked: reads every `published`; then, unlocked, the outcomes up to there.
+
+
+The lock
+--------
+  fcntl.lockf on one byte of the segment's file. It guards pushed, claimed, dirty, published, harvested, the asleep
+  words, and `end` of every lane. The kernel releases it when its holder dies. Whoever gets it finds `dirty` set if
+  the last holder died inside, and repairs: a lane whose `end` lies beyond `claimed` was not committed, so its end
+  is drawn back. Then it sets `dirty` to itself, and clears it before it lets go. Nothing slow happens inside.
+  What one process wrote, another reads only after both held this lock (or after the kernel reaped the writer), so
+  no assumption is made about the order in which a processor's stores become visible.
+
+
+If a worker is killed, on any line
+----------------------------------
+  in claim, before the commit      repaired by the next holder: the tasks are still in the ring
+  after it                         progress says which task was in hand: it is charged one attempt; those before
+                                   it are finished (outcome written before progress moved), those after it never
+                                   began and go round again
+  between outcome and progress     the outcome counts: the last record covers the task
+  anywhere else                    nothing was shared
+If the supervisor is killed, workers see their pipe close and leave; the next start removes the segment.
+
+MIT License: permission is granted, free of charge, to any person obtaining a copy of this software, to deal in it
+without restriction, including to use, copy, modify, merge, publish, distribute, sublicense and sell copies, provided
+that this notice is included in all copies or substantial portions. The software is provided "as is", without warranty
+of any kind; in no event shall the authors be liable for any claim or damages arising from it or its use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import bisect
+import collections
+import contextlib
+import ctypes
+import dataclasses
+import difflib
+import errno
+import functools
+import glob
+import hashlib
+import importlib
+import inspect
+import io
+import itertools
+import json
+import math
+import mmap
+import multiprocessing
+import os
+import secrets
+import select
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import typing
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+try:
+    import fcntl
+except ImportError as missing:  # Windows: no lock there is released by the kernel and reachable by path
+    raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
+
+psutil: Any
+try:
+    import psutil
+except ImportError:  # the screen's cpu and rss columns stay blank, and max_rss is refused
+    psutil = None
+
+__version__ = "0.1.0"
+__all__ = ["Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layout: the ctypes structures are the one definition; the fast paths take their offsets from them.
+# ---------------------------------------------------------------------------------------------------------------------
+
+MAGIC = int.from_bytes(b"shmqueue", "little")
+LAYOUT_VERSION = 1
+TERMINATE = 0  # the fn_id that makes the worker which takes it leave
+OUT_OF_LINE = 1 << 31  # set in a fn_id: the payload is a reference to a file beside the segment
+OK, FAILED, RETURNED = range(3)  # what an outcome slot says of its tasks; RETURNED: never begun, given back
+NONE, BYTES, STR, STRUCTURE = range(4)  # the type of a value; STRUCTURE + i for the i-th Structure that functions name
+VALUE_OUT_OF_LINE = 0x80  # set in a kind: the value is a reference to a file beside the segment
+LINE = 128  # two cache lines, because processors fetch them in pairs; different writers keep to different lines
+
+
+class Word(ctypes.Structure):
+    """A 64-bit word that has its line to itself."""
+
+    _fields_ = [("value", ctypes.c_uint64), ("_unused", ctypes.c_uint8 * (LINE - 8))]
+
+
+class QueueHeader(ctypes.Structure):
+    """What the segment is, and the words that everybody shares.
+
+    pushed, claimed: positions; the ring holds the tasks in [claimed, pushed). dirty: who is inside the lock
+    (worker index + 1; num_workers + 1 is the supervisor), 0 for nobody. asleep: 1 while the supervisor has found
+    nothing to do. control: RUN, or GIVE_BACK while workers shall give back whatever they claim.
+    """
+
+    _fields_ = [
+        ("magic", ctypes.c_uint64),  # written last: a segment without it is not ready
+        ("version", ctypes.c_uint32),
+        ("num_slots", ctypes.c_uint32),
+        ("slot_size", ctypes.c_uint32),
+        ("num_workers", ctypes.c_uint32),
+        ("batch", ctypes.c_uint32),
+        ("owner_pid", ctypes.c_uint32),
+        ("owner_start", ctypes.c_uint64),  # see process_start: tells a pid from a later process with the same pid
+        ("_unused", ctypes.c_uint8 * (LINE - 40)),
+        ("pushed", Word),
+        ("claimed", Word),
+        ("dirty", Word),
+        ("asleep", Word),
+        ("control", Word),
+    ]
+
+
+class WorkerStatus(ctypes.Structure):
+    """One worker's words. Its own line first, then the supervisor's line, then the last words of a dying worker.
+
+    [first, end) are the positions of its lane; those below `progress` are finished, `progress` itself is in hand
+    (if it is below `end`). records: outcome slots written so far; published and harvested follow it. asleep: 0, or
+    the number of this sleep.
+    """
+
+    _fields_ = [
+        ("first", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("progress", ctypes.c_uint64),
+        ("records", ctypes.c_uint64),
+        ("published", ctypes.c_uint64),
+        ("asleep", ctypes.c_uint64),
+        ("_unused", ctypes.c_uint8 * (LINE - 48)),
+        ("harvested", ctypes.c_uint64),
+        ("pid", ctypes.c_uint64),
+        ("completed", ctypes.c_uint64),
+        ("failed", ctypes.c_uint64),
+        ("started", ctypes.c_uint64),  # how many processes have been this worker
+        ("_unused2", ctypes.c_uint8 * (LINE - 40)),
+        ("note", ctypes.c_char * (2 * LINE)),
+    ]
+
+
+def task_slot(size: int) -> type[ctypes.Structure]:
+    """The task slot of `size` bytes: which task, which function, and the payload.
+
+    payload[0] is the payload's length (0 to size - 9); its bytes follow, and the rest is zero. Where the payload
+    field is longer than 256 bytes, the length takes its first two bytes, in the machine's order.
+    """
+    fields = [("tsk_id", ctypes.c_uint32), ("fn_id", ctypes.c_uint32), ("payload", ctypes.c_uint8 * (size - 8))]
+    return type(f"TaskSlot{size}", (ctypes.Structure,), {"_fields_": fields, "__doc__": task_slot.__doc__})
+
+
+TaskSlot128 = task_slot(128)
+
+
+def outcome_slot(size: int) -> type[ctypes.Structure]:
+    """The outcome slot of `size` bytes: what became of `count` tasks from `position` on.
+
+    status: OK, FAILED (the value is the error's text) or RETURNED. seconds: for each task. value: with its length
+    before it, like the payload of a task slot.
+    """
+    fields = [
+        ("position", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+        ("seconds", ctypes.c_float),
+        ("status", ctypes.c_uint8),
+        ("kind", ctypes.c_uint8),
+        ("value", ctypes.c_uint8 * (size - 18)),
+    ]
+    return type(f"OutcomeSlot{size}", (ctypes.Structure,), {"_fields_": fields, "__doc__": outcome_slot.__doc__})
+
+
+class LocalTaskQueue(ctypes.Structure):
+    """One worker's part of the segment: `lane`, the batch of task slots it has claimed, and `outcomes`, a ring.
+
+    The ring holds two batches of outcomes, so that a worker can run one while the last is being harvested.
+    """
+
+    @classmethod
+    def sized(cls, slot_size: int, batch: int) -> type[LocalTaskQueue]:
+        fields = [("lane", task_slot(slot_size) * batch), ("outcomes", outcome_slot(slot_size) * (2 * batch))]
+        return type("LocalTaskQueue", (cls,), {"_fields_": fields})
+
+
+@functools.lru_cache
+def segment_layout(num_slots: int, slot_size: int, num_workers: int, batch: int, extra: int) -> Any:
+    """The whole segment as one ctypes type; `extra` bytes at its end are for a strategy's own state."""
+    fields = [
+        ("header", QueueHeader),
+        ("status", WorkerStatus * num_workers),
+        ("local", LocalTaskQueue.sized(slot_size, batch) * num_workers),
+        ("ring", task_slot(slot_size) * num_slots),
+        ("extra", ctypes.c_uint8 * extra),
+    ]
+    return type("SegmentLayout", (ctypes.Structure,), {"_fields_": fields})
+
+
+def _word(field: Any) -> int:
+    return int(field.offset) // 8
+
+
+# Indices of 64-bit words: these from the start of the segment,
+PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP, CONTROL = (
+    _word(getattr(QueueHeader, name)) for name in ("pushed", "claimed", "dirty", "asleep", "control")
+)
+# and these from the start of a worker's status.
+FIRST, END, PROGRESS, RECORDS, PUBLISHED, ASLEEP, HARVESTED, PID, COMPLETED, FAILURES, STARTED = (
+    _word(getattr(WorkerStatus, name))
+    for name in (
+        *("first", "end", "progress", "records", "published", "asleep"),
+        *("harvested", "pid", "completed", "failed", "started"),
+    )
+)
+RUN, GIVE_BACK = range(2)  # the values of the control word
+
+
+def pieces(first: int, count: int, size: int) -> list[tuple[int, int]]:
+    """The positions [first, first + count) in a ring of `size` slots, as (index, count) that do not wrap."""
+    index = first % size
+    head = min(count, size - index)
+    return [(index, head), (0, count - head)] if head < count else [(index, count)]
+
+
+@functools.lru_cache(maxsize=None)
+def _rows(row: str, count: int) -> struct.Struct:
+    """`count` equal rows as one struct, so that one call packs them all; count is ROWS at most, so few are kept."""
+    return struct.Struct("=" + row * count)
+
+
+ROWS = 64
+
+
+class Slots:
+    """An array of equal slots in the segment: some head fields (a struct format), then bytes with their length.
+
+    A struct's `p` field (a length byte first) is trimmed in C, at a third of the cost of slicing in Python; it ends
+    at 255 bytes. In longer slots the length takes two bytes and an `s` field follows.
+    """
+
+    def __init__(self, segment: Segment, offset: int, count: int, size: int, head: str) -> None:
+        self.count, self.size, self.bytes = count, size, segment.window(offset, count * size)
+        area = size - struct.calcsize("=" + head)
+        self._short = area <= 256
+        self.capacity = area - (1 if self._short else 2)
+        tail = f"{area}p" if self._short else f"H{area - 2}s"
+        self._row, self._tail_row = head + tail, f"{size - area}x{tail}"
+        self.fields = len(_rows(self._row, 1).unpack(bytes(size))) - (0 if self._short else 1)
+
+    def put(self, index: int, *fields: Any) -> None:
+        """Write one slot: its head fields, then its bytes."""
+        if not self._short:
+            fields = (*fields[:-1], len(fields[-1]), fields[-1])
+        _rows(self._row, 1).pack_into(self.bytes, index * self.size, *fields)
+
+    def put_bytes(self, index: int, items: Sequence[bytes]) -> None:
+        """Write the bytes of consecutive slots; their heads become zero."""
+        for start in range(0, len(items), ROWS):
+            block = items[start : start + ROWS]
+            values = block if self._short else [part for item in block for part in (len(item), item)]
+            _rows(self._tail_row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
+
+    def get(self, index: int, count: int) -> list[list[Any]]:
+        """The fields of consecutive slots, a list for each head field and one for the bytes."""
+        flat: list[Any] = []
+        for start in range(0, count, ROWS):
+            rows = _rows(self._row, min(ROWS, count - start))
+            flat += rows.unpack_from(self.bytes, (index + start) * self.size)
+        if self._short:
+            return [flat[field :: self.fields] for field in range(self.fields)]
+        step = self.fields + 1
+        lengths, texts = flat[step - 2 :: step], flat[step - 1 :: step]
+        return [flat[field::step] for field in range(step - 2)] + [[t[:n] for t, n in zip(texts, lengths)]]
+
+
+class TaskSlots(Slots):
+    """Task slots: the ring, or a lane."""
+
+    def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
+        super().__init__(segment, offset, count, size, "4xI")
+        stride = size // 4
+        words = segment.window(offset, count * size, "I")
+        self._tsk_ids, self._fn_ids = segment.keep(words[0::stride]), segment.keep(words[1::stride])
+
+    def write(self, index: int, tasks: Encoded) -> None:
+        """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
+        self.put_bytes(index, tasks.data)
+        self._tsk_ids[index : index + len(tasks.data)] = tasks.tsk_ids
+        self._fn_ids[index : index + len(tasks.data)] = tasks.fn_ids
+
+    def tsk_id(self, index: int) -> int:
+        return int(self._tsk_ids[index])
+
+    def fn_id(self, index: int) -> int:
+        return int(self._fn_ids[index])
+
+
+class Encoded(NamedTuple):
+    """Tasks as they go into slots: columns of equal length."""
+
+    tsk_ids: array.array[int]  # u32 each
+    fn_ids: array.array[int]  # u32 each
+    data: Sequence[bytes]
+
+    def part(self, start: int, stop: int) -> Encoded:
+        return Encoded(self.tsk_ids[start:stop], self.fn_ids[start:stop], self.data[start:stop])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Segment and lock
+# ---------------------------------------------------------------------------------------------------------------------
+
+PREFIX = "shmq-"
+OWNER_BYTE, LOCK_BYTE = range(
+    2
+)  # bytes of the segment's file that are locked: as long as the supervisor lives; the lock
+
+
+@functools.lru_cache
+def shared_directory() -> str:
+    """Where segments live: memory where the system shows it as a folder, else the folder for temporary files."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
+
+
+def process_start(pid: int) -> int:
+    """When a process started, in the kernel's ticks; 0 where /proc does not say, or the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+class Segment:
+    """A file in shared memory, mapped, with every view of it, and values that do not fit in files beside it.
+
+    A plain file is the same memory that multiprocessing.shared_memory maps, without its resource tracker, which
+    unlinks live segments when a stranger exits and warns about what a killed process left (cpython#82300); and the
+    file can carry the lock. The supervisor creates it, the workers attach by name, both close it, the supervisor
+    unlinks it.
+    """
+
+    def __init__(self, name: str, size: int = 0) -> None:
+        """Attach to the segment `name`, or create it if a size in bytes is given.
+
+        Raises OSError: ENOSPC where the memory cannot be reserved, ENOENT where there is no such segment.
+        """
+        self.name, self.path = name, os.path.join(shared_directory(), name)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if size else 0)
+        self.fd = os.open(self.path, flags, 0o600)
+        self._views: list[memoryview] = []
+        try:
+            if size:
+                self._reserve(size)
+                fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
+            self._map = mmap.mmap(self.fd, 0)
+        except BaseException:
+            self.close()
+            if size:
+                self.unlink()
+            raise
+        self.words = self.window(0, len(self._map) // 8 * 8, "Q")
+
+    def _reserve(self, size: int) -> None:
+        """Reserve the memory now: a page that cannot be had later is a SIGBUS (cpython#114390)."""
+        if not hasattr(os, "posix_fallocate"):
+            os.ftruncate(self.fd, size)
+            return
+        try:
+            os.posix_fallocate(self.fd, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                raise
+            where = shared_directory()
+            free = os.statvfs(where).f_bavail * os.statvfs(where).f_frsize
+            remedy = (
+                "take fewer slots (--slots), or enlarge it (docker run --shm-size=256m; mount -o remount,size=256m)"
+            )
+            message = f"{where} is too small: {size:,} bytes needed, {free:,} free; {remedy}"
+            raise OSError(errno.ENOSPC, message) from None
+
+    def window(self, offset: int, size: int, unit: str = "B") -> memoryview:
+        """A view of part of the segment in units of a struct format; it lives as long as the segment is open."""
+        whole = self.keep(memoryview(self._map))
+        part = self.keep(whole[offset : offset + size])
+        return self.keep(part.cast(unit)) if unit != "B" else part
+
+    def keep(self, view: memoryview) -> memoryview:
+        self._views.append(view)
+        return view
+
+    def beside(self, label: str) -> str:
+        """The path of a file that belongs to the segment and goes with it."""
+        return f"{self.path}.{label}"
+
+    def close(self) -> None:
+        """Release every view, the latest first, and unmap: mmap refuses while a view lives."""
+        while self._views:
+            self._views.pop().release()
+        if hasattr(self, "_map"):
+            self._map.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def unlink(self) -> None:
+        remove_segment(self.path)
+
+
+def remove_segment(path: str) -> None:
+    """Remove a segment's file after those beside it, so that what a kill leaves in between is found again."""
+    for file in [*glob.glob(glob.escape(path) + ".*"), path]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file)
+
+
+def sweep() -> list[str]:
+    """Remove the segments of dead supervisors of this user; the names of those removed.
+
+    Dead is: nobody holds the owner's byte (which also speaks for other pid namespaces), and no process has the
+    owner's pid and start time. Segments with this process's own pid are left: to open and close one of them would
+    drop the locks that this process holds on it.
+    """
+    removed = []
+    for path in glob.glob(os.path.join(shared_directory(), PREFIX + "*")):
+        name = os.path.basename(path)
+        if "." in name or name.split("-")[1:2] == [str(os.getpid())]:
+            continue
+        with contextlib.suppress(OSError), open(path, "r+b") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                continue
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
+            if not _owner_lives(file.read(ctypes.sizeof(QueueHeader))):
+                remove_segment(path)
+                removed.append(name)
+    return removed
+
+
+def _owner_lives(head: bytes) -> bool:
+    if len(head) < ctypes.sizeof(QueueHeader):
+        return False
+    header = QueueHeader.from_buffer_copy(head)
+    start = process_start(header.owner_pid)
+    return start != 0 and start == header.owner_start
+
+
+class KernelLock:
+    """A lock on one byte of a file (fcntl.lockf). The kernel releases it when its holder dies, however it dies.
+
+    It belongs to the process, not to the descriptor: forked children do not have it, and taking it again in the
+    same process succeeds. Closing any descriptor of the file in the holder would drop it, so each process opens the
+    segment once.
+    """
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Wait for the lock, for `timeout` seconds at most; whether it was had.
+
+        Without a timeout the kernel puts the caller in a queue and wakes it; with one it is asked again and again,
+        because a blocked lockf can only be cut short by a signal.
+        """
+        if timeout is None:
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, LOCK_BYTE)
+            return True
+        deadline, pause = time.monotonic() + timeout, 20e-6
+        while True:
+            try:
+                fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, LOCK_BYTE)
+                return True
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, 0.002)
+
+    def release(self) -> None:
+        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, LOCK_BYTE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The queue: every access to a shared word that more than one process may write or wait for
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class SpoiledSegment(RuntimeError):
+    """A word in the segment has a value that no process of this run wrote."""
+
+
+class Remains(NamedTuple):
+    """What a dead worker left in its lane, as positions: [quiet, done) finished without an outcome slot, `done` was
+    in hand if it is below `end`, (done, end) never began. The first `records` outcome slots were written."""
+
+    records: int
+    quiet: int
+    done: int
+    end: int
+
+
+class SharedTaskQueue:
+    """The ring and the workers' lanes, guarded by one lock that the kernel releases.
+
+    Each process makes its own object: the supervisor by `create`, a worker by `attach`. Methods are marked with
+    who calls them. A strategy overrides `make_primitives`, `make_lock`, or the five hooks push, room, claim, harvest,
+    recover, and keeps what they promise:
+
+    - a position names one push of one task; those of a claim follow each other, those of one worker grow;
+    - a claim is had by one worker or by none, wherever anybody is killed;
+    - who has nothing to do stores its asleep word in a way that whoever makes work afterwards will see it.
+    """
+
+    strategy: ClassVar[str] = "lockf"
+
+    @classmethod
+    def create(
+        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = multiprocessing
+    ) -> SharedTaskQueue:
+        """Make the segment and its primitives (supervisor). Sizes in slots, bytes, processes and slots.
+
+        Raises OSError (ENOSPC) where shared memory is too small."""
+        extra = cls.extra_bytes(num_slots, num_workers)
+        layout = segment_layout(num_slots, slot_size, num_workers, batch, extra)
+        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
+        segment = Segment(name, ctypes.sizeof(layout))
+        try:
+            header = QueueHeader(
+                version=LAYOUT_VERSION, num_slots=num_slots, slot_size=slot_size, num_workers=num_workers, batch=batch
+            )
+            header.owner_pid, header.owner_start = os.getpid(), process_start(os.getpid())
+            segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
+            queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
+            segment.words[0] = MAGIC
+        except BaseException:
+            segment.close()
+            segment.unlink()
+            raise
+        return queue
+
+    @classmethod
+    def attach(cls, name: str, primitives: Any) -> SharedTaskQueue:
+        """Open the segment `name` (worker). Raises SpoiledSegment where it is not one, OSError where it is gone."""
+        return cls(Segment(name), primitives)
+
+    def __init__(self, segment: Segment, primitives: Any) -> None:
+        header = QueueHeader.from_buffer_copy(segment.window(0, ctypes.sizeof(QueueHeader)))
+        self.num_slots, self.slot_size = header.num_slots, header.slot_size
+        self.num_workers, self.batch, self.owner_pid = header.num_workers, header.batch, header.owner_pid
+        extra = self.extra_bytes(self.num_slots, self.num_workers)
+        layout = segment_layout(self.num_slots, self.slot_size, self.num_workers, self.batch, extra)
+        if header.version != LAYOUT_VERSION or ctypes.sizeof(layout) != segment.words.nbytes:
+            raise SpoiledSegment(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
+        self.segment, self.name, self.words, self.primitives = segment, segment.name, segment.words, primitives
+        self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
+        self.extra_offset = layout.extra.offset
+        local = LocalTaskQueue.sized(self.slot_size, self.batch)
+        starts = [layout.local.offset + i * ctypes.sizeof(local) for i in range(self.num_workers)]
+        lane, outcomes = local.lane.offset, local.outcomes.offset  # type: ignore[attr-defined]
+        self.lanes = [TaskSlots(segment, start + lane, self.batch, self.slot_size) for start in starts]
+        self.outcomes = [Slots(segment, at + outcomes, 2 * self.batch, self.slot_size, "QIfBB") for at in starts]
+        step = ctypes.sizeof(WorkerStatus) // 8
+        self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
+        note = WorkerStatus.note
+        self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
+        self.stuck: Callable[[int, int], None] = lambda holder, seconds: None  # called each second without the lock
+        self._claimed = self.words[CLAIMED]  # as the supervisor last saw it
+        self._sleeps = 0
+        self._lock = self.make_lock()
+
+    # What a strategy is made of; overridden by variants.
+
+    @classmethod
+    def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
+        """Bytes of state of its own at the end of the segment."""
+        return 0
+
+    @classmethod
+    def make_primitives(cls, context: Any, num_slots: int, num_workers: int) -> Any:
+        """What the supervisor makes and every worker is given at its start (supervisor)."""
+        return None
+
+    def make_lock(self) -> Any:
+        """An object with acquire(timeout) -> bool and release()."""
+        return KernelLock(self.segment)
+
+    # The lock. Between _enter and _leave there is no `with` and no `finally`: an exception there ends a worker, and
+    # then the kernel releases the lock and the next holder repairs.
+
+    def _enter(self, worker: int | None) -> None:
+        """Take the lock, repair what a dead holder left, and sign `dirty`. None is the supervisor.
+
+        A worker waits without a deadline: a dead holder is the kernel's business, a stopped one the supervisor's,
+        which asks for the lock several times a second.
+        """
+        if worker is None:
+            seconds = 0
+            while not self._lock.acquire(1.0):
+                seconds += 1
+                self.stuck(self.words[DIRTY] - 1, seconds)
+        else:
+            self._lock.acquire()
+        if self.words[DIRTY]:
+            self._repair_locked()
+        self.words[DIRTY] = (self.num_workers if worker is None else worker) + 1
+
+    def _leave(self) -> None:
+        self.words[DIRTY] = 0
+        self._lock.release()
+
+    def _repair_locked(self) -> None:
+        """Take back a claim that was not committed. May be killed and run again."""
+        words = self.words
+        claimed = words[CLAIMED]
+        for status in self.status:
+            if words[status + END] > claimed:
+                words[status + END] = claimed
+
+    # The hooks.
+
+    def room(self) -> int:
+        """How many tasks can be pushed now, at the least (supervisor)."""
+        return int(self.num_slots - (self.words[PUSHED] - self._claimed))
+
+    def push(self, tasks: Encoded) -> list[tuple[int, int]]:
+        """Put `tasks`, no more than `room()`, into the ring (supervisor); their positions as (first, count)."""
+        words, count = self.words, len(tasks.data)
+        first, start = words[PUSHED], 0
+        for index, length in pieces(first, count, self.num_slots):  # beyond `pushed`: nobody reads there
+            self.ring.write(index, tasks.part(start, start + length))
+            start += length
+        self._enter(None)
+        words[PUSHED] = first + count
+        self._claimed = words[CLAIMED]
+        self._leave()
+        return [(first, count)]
+
+    def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
+        """Publish, and take up to `limit` tasks into the lane (worker): (first, count), or None after going to sleep.
+
+        The lane must be finished. A claim is no more than a fair share of what is there, ceil(available / 2W), and
+        no more than the outcome slots that are free.
+        """
+        words, status = self.words, self.status[worker]
+        self._enter(worker)
+        records = words[status + PUBLISHED] = words[status + RECORDS]
+        first = words[CLAIMED]
+        available = words[PUSHED] - first
+        free = 2 * self.batch - (records - words[status + HARVESTED])
+        count = min(limit, self.batch, free, -(-available // (2 * self.num_workers)))
+        if count > 0:
+            self._copy_to_lane(worker, first, count)
+            words[status + FIRST] = first
+            words[status + PROGRESS] = first
+            words[status + END] = first + count  # from here to the next line the claim is not committed
+            words[CLAIMED] = first + count
+            words[status + ASLEEP] = 0
+        else:
+            self._sleeps += 1
+            words[status + ASLEEP] = self._sleeps
+        self._leave()
+        return (first, count) if count > 0 else None
+
+    def harvest(self, harvested: Sequence[int]) -> list[int]:
+        """Tell each worker how many of its outcomes have been read, learn how many it has published (supervisor).
+
+        Where there is nothing new the supervisor is noted as asleep: the next worker to publish rings."""
+        words = self.words
+        self._enter(None)
+        for status, count in zip(self.status, harvested):
+            words[status + HARVESTED] = count
+        published = [words[status + PUBLISHED] for status in self.status]
+        self._claimed = words[CLAIMED]
+        words[SUPERVISOR_ASLEEP] = published == harvested
+        self._leave()
+        return published
+
+    def recover(self, worker: int) -> Remains:
+        """What a dead worker left, once it has been reaped (supervisor); its words are made ready for the next."""
+        self._enter(None)  # a claim that was not committed is taken back here
+        self._leave()
+        return self._read_remains(worker)
+
+    # What all strategies share.
+
+    def _copy_to_lane(self, worker: int, first: int, count: int) -> None:
+        size, done = self.slot_size, 0
+        for index, length in pieces(first, count, self.num_slots):
+            part = self.ring.bytes[index * size : (index + length) * size]
+            self.lanes[worker].bytes[done * size : (done + length) * size] = part
+            done += length
+
+    def _read_remains(self, worker: int) -> Remains:
+        words, status, outcomes = self.words, self.status[worker], self.outcomes[worker]
+        first, end, records = words[status + FIRST], words[status + END], words[status + RECORDS]
+        settled = 0  # the position up to which outcome slots speak
+        if records:
+            position, count, *_ = (column[0] for column in outcomes.get((records - 1) % outcomes.count, 1))
+            settled = position + count
+        done = min(end, max(words[status + PROGRESS], settled))
+        words[status + PROGRESS] = end
+        words[status + PUBLISHED] = records
+        words[status + ASLEEP] = 0
+        return Remains(records, max(first, settled), done, end)
+
+    def put_outcome(
+        self, worker: int, position: int, count: int, seconds: float, status: int, kind: int, value: bytes
+    ) -> None:
+        """Write what became of tasks (worker). The slot first, then the count of slots: a death in between leaves
+        nothing, a death after it leaves the outcome, whatever `progress` says."""
+        words, outcomes = self.words, self.outcomes[worker]
+        records = self.status[worker] + RECORDS
+        number = words[records]
+        outcomes.put(number % outcomes.count, position, count, seconds, status, kind, value)
+        words[records] = number + 1
+
+    def sleepers(self) -> list[tuple[int, int]]:
+        """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
+        every sleep that began before them; one that began later saw what they did."""
+        sleeps = [self.words[status + ASLEEP] for status in self.status]
+        return [(worker, number) for worker, number in enumerate(sleeps) if number]
+
+    def backlog(self) -> int:
+        """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
+        return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
+
+    def leave_note(self, worker: int, text: str) -> None:
+        """Say why this process ends (worker); read by the supervisor once it is reaped."""
+        note = WorkerStatus.note.size
+        self._notes[worker][:] = text.encode("utf-8", "replace")[: note - 1].ljust(note, b"\0")
+
+    def take_note(self, worker: int) -> str:
+        text = bytes(self._notes[worker]).partition(b"\0")[0].decode("utf-8", "replace")
+        self.leave_note(worker, "")
+        return text
+
+    def close(self) -> None:
+        self.segment.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions, payloads and values
+# ---------------------------------------------------------------------------------------------------------------------
+
+Function = Callable[..., Any]
+Payload = bytes | str | ctypes.Structure if typing.TYPE_CHECKING else Any
+ERROR_LENGTH = 4000  # characters of an error's text that are kept
+
+
+def encode_text(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decode_text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def to_bytes(payload: Any) -> bytes:
+    """A payload as it travels. Raises TypeError for what is neither bytes, str nor a ctypes.Structure."""
+    if isinstance(payload, bytes):
+        return payload
+    if isinstance(payload, str):
+        return encode_text(payload)
+    if isinstance(payload, ctypes.Structure):
+        return bytes(payload)
+    raise TypeError(f"a payload is bytes, str or a ctypes.Structure, not {type(payload).__name__}")
+
+
+def describe(error: BaseException) -> str:
+    """The text of an error, whatever its own __str__ does, and of bounded length."""
+    try:
+        text = str(error)
+    except BaseException as second:
+        text = f"(its text raised {type(second).__name__})"
+    name = type(error).__name__
+    return (f"{name}: {text}" if text else name)[:ERROR_LENGTH]
+
+
+def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
+    """The types that a function's first parameter and its return value name, unions taken apart; [] for none."""
+    try:
+        parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        hints = typing.get_type_hints(inspect.unwrap(function))
+    except (TypeError, ValueError, NameError, AttributeError):  # built in, or its annotations cannot be resolved
+        return [], []
+    named = hints.get(parameters[0].name) if parameters else None
+    return _members(named), _members(hints.get("return"))
+
+
+def _members(hint: Any) -> list[Any]:
+    return [] if hint is None else list(typing.get_args(hint)) or [hint]
+
+
+def _is_structure(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, ctypes.Structure)
+
+
+def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]:
+    """The Structures that the functions' annotations name, in order: only these can travel back as values."""
+    named = [kind for function in functions for kinds in _annotations(function) for kind in kinds]
+    return list(dict.fromkeys(kind for kind in named if _is_structure(kind)))[: VALUE_OUT_OF_LINE - STRUCTURE]
+
+
+def adapt(function: Function) -> Callable[[bytes], Any]:
+    """`function` as a function of bytes: its first parameter's annotation says what it is given."""
+    for kind in _annotations(function)[0]:
+        if kind is str:
+            return lambda payload: function(decode_text(payload))
+        if _is_structure(kind):
+            return lambda payload: function(kind.from_buffer_copy(payload))
+    return function
+
+
+class _Failure:
+    """In place of a value: the task failed, with this text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]]) -> tuple[int, int, bytes]:
+    """A value as (status, kind, bytes). What cannot travel is a failure that says so."""
+    if isinstance(value, bytes):
+        return OK, BYTES, value
+    if value is None:
+        return OK, NONE, b""
+    if isinstance(value, str):
+        return OK, STR, encode_text(value)
+    if isinstance(value, _Failure):
+        return FAILED, STR, value.text.encode("utf-8", "backslashreplace")
+    if type(value) in structures:
+        return OK, STRUCTURE + structures.index(type(value)), bytes(value)
+    name = type(value).__name__
+    if isinstance(value, ctypes.Structure):
+        text = f"TypeError: returned the Structure {name}, which no annotation names: annotate the function's return"
+    else:
+        text = f"TypeError: returned {name}: a function returns bytes, str, a ctypes.Structure or None"
+    return FAILED, STR, encode_text(text)
+
+
+def decode_value(kind: int, data: bytes, structures: Sequence[type[ctypes.Structure]]) -> Any:
+    """The value that `encode_value` encoded. Raises IndexError or ValueError where it is not one."""
+    if kind == BYTES:
+        return data
+    if kind == NONE:
+        return None
+    if kind == STR:
+        return decode_text(data)
+    return structures[kind - STRUCTURE].from_buffer_copy(data)
+
+
+REFERENCE = struct.Struct("=QQQ")  # what stands for bytes out of line: the file's number, offset and length in it
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The worker process
+# ---------------------------------------------------------------------------------------------------------------------
+
+BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
+GROUP_SECONDS = 50e-6  # tasks shorter than half of this are timed in groups: reading the clock costs 40 ns
+GROUP_TASKS = 256
+SPILL_BYTES = 16 << 20  # out-of-line values of one worker that may wait to be harvested
+LEAVE, STOP_BATCH = ord("q"), ord("r")  # orders on the recall pipe, obeyed after the task in hand
+ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
+
+
+class WorkerOptions(NamedTuple):
+    """What a worker is told at its start."""
+
+    functions: Mapping[int, Function]
+    initializer: Callable[[], object] | None
+    batch: int | None
+    max_tasks: int | None
+    log: str | None
+
+
+class Pipes(NamedTuple):
+    """A worker's ends: `wake` and `recall` are read, `bell` is written to wake the supervisor."""
+
+    wake: Any
+    recall: Any
+    bell: Any
+
+
+_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
+
+
+def worker_main(
+    strategy: type[SharedTaskQueue], name: str, primitives: Any, index: int, options: WorkerOptions, pipes: Pipes
+) -> None:
+    """The whole life of a worker process."""
+    for end in list(_supervisor_ends):
+        end.close()
+    _isolate(options.log)
+    queue = strategy.attach(name, primitives)
+    worker = Worker(queue, index, options, Pipes(*(_out_of_reach(end) for end in pipes)))
+    queue.segment.fd = _out_of_reach(queue.segment.fd)
+    try:
+        worker.start()
+        worker.serve()
+    except BaseException as error:
+        if not worker.disowned:
+            queue.leave_note(index, describe(error))
+        os._exit(1)
+    queue.close()
+    os._exit(0)  # not by way of multiprocessing, which would wait for what the functions started
+
+
+def _isolate(log: str | None) -> None:
+    """Take the process out of the terminal's reach: a group of its own (so that what a function starts can be ended
+    with it), no signal handlers of the parent, no standard input, and output to the log or nowhere."""
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
+    for old, new in ((0, null), (1, output), (2, output)):
+        os.dup2(new, old)
+    for number in {null, output} - {0, 1, 2}:
+        os.close(number)
+
+
+def _out_of_reach(end: Any) -> int:
+    """A descriptor's duplicate with a high number: a function that closes descriptors and opens files of its own
+    must not find itself, or us, with the wrong file."""
+    old = end if isinstance(end, int) else end.fileno()
+    new = fcntl.fcntl(old, fcntl.F_DUPFD_CLOEXEC, min(512, resource_limit() // 2))
+    os.close(old) if isinstance(end, int) else end.close()
+    return new
+
+
+def resource_limit() -> int:
+    return int(os.sysconf("SC_OPEN_MAX"))
+
+
+class Worker:
+    """Claims batches, runs them, and leaves outcomes."""
+
+    def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, pipes: Pipes) -> None:
+        self._queue, self._index, self._options, self._pipes = queue, index, options, pipes
+        self._words, self._status = queue.words, queue.status[index]
+        self._lane, self._capacity = queue.lanes[index], queue.outcomes[index].capacity
+        self._structures = structures_of(options.functions.values())
+        self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
+        for fn_id, function in options.functions.items():
+            self._calls[fn_id] = call = adapt(function)
+            self._calls[fn_id | OUT_OF_LINE] = functools.partial(self._call_with_file, call)
+        self._payloads: list[bytes] = []  # of the batch that runs; whoever empties it ends the batch after this task
+        self._leaving = False
+        self._left = options.max_tasks if options.max_tasks is not None else math.inf
+        self._limit = options.batch or 1  # tasks to claim next
+        self._group = 1  # tasks to run between two looks at the clock
+        self._mean = 0.0  # seconds a task, in the last group
+        self._started = 0.0  # when the group began
+        self._covered = 0  # the position up to which outcome slots speak
+        self._spilled = 0  # bytes in the file of values out of line
+        self._sentinel = -1
+        self.disowned = False  # true in a process that a function forked
+
+    def start(self) -> None:
+        """Make ready in the new process: watch for orders and for orphanhood, run the initializer."""
+        os.register_at_fork(after_in_child=self._disown)
+        threading.Thread(target=self._watch, name="shmqueue-watch", daemon=True).start()
+        if self._options.log:
+            sys.stdout = sys.stderr = TaskLog(self._index, self._task_in_hand)
+        else:
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+        if self._options.initializer is not None:
+            self._options.initializer()
+
+    def serve(self) -> None:
+        """Claim and run until told to leave."""
+        queue, words, poll = self._queue, self._words, select.poll()
+        poll.register(self._pipes.wake, select.POLLIN)
+        while not self._leaving:
+            claim = queue.claim(self._index, self._claimable())
+            if words[SUPERVISOR_ASLEEP]:
+                self._ring()
+            if claim is None:
+                if poll.poll(1000):
+                    os.read(self._pipes.wake, 4096)
+            elif words[CONTROL] == GIVE_BACK:
+                self._give_back(*claim)
+            else:
+                self.run(*claim)
+
+    def _claimable(self) -> int:
+        """How many tasks to claim: none while too many bytes of values wait to be harvested."""
+        if self._spilled and self._words[self._status + HARVESTED] == self._words[self._status + RECORDS]:
+            os.truncate(self._queue.segment.beside(f"v{self._index}"), 0)
+            self._spilled = 0
+        return 0 if self._spilled > SPILL_BYTES else int(min(self._limit, self._left))
+
+    def run(self, first: int, count: int) -> None:
+        """Run the batch in the lane, task by task, and give back what is not begun when somebody ends it early.
+
+        The loop inside is the whole cost of a short task, so what it needs is in locals, the clock is read once a
+        group, and the progress word is the only store for a task that returns None.
+        """
+        fn_ids, self._payloads = self._lane.get(0, count)
+        uniform = fn_ids.count(fn_ids[0]) == count
+        calls = itertools.repeat(self._call(fn_ids[0])) if uniform else map(self._call, fn_ids)
+        tasks = zip(calls, self._payloads)
+        words, progress = self._words, self._status + PROGRESS
+        position = self._covered = first
+        began = self._started = time.perf_counter()
+        timed, before = self._group == 1, -1
+        while position != before:
+            before = position
+            for call, payload in itertools.islice(tasks, self._group):
+                try:
+                    value = call(payload)
+                except BaseException as error:
+                    value = _Failure(describe(error))
+                if timed or value is not None:
+                    self._settle(position, value)
+                position += 1
+                words[progress] = position
+            timed = self._regroup(position - before)
+        self._cover(position)
+        if position < first + count:
+            self._give_back(position, first + count - position)
+        self._resize(position - first, self._started - began)
+
+    def _call(self, fn_id: int) -> Callable[[bytes], Any]:
+        return self._calls.get(fn_id) or functools.partial(self._unknown, fn_id)
+
+    def _unknown(self, fn_id: int, payload: bytes) -> None:
+        raise SpoiledSegment(f"no function has fn_id {fn_id}")
+
+    def _terminate(self, payload: bytes) -> None:
+        self._leaving = True
+        self._payloads.clear()
+
+    def _regroup(self, count: int) -> bool:
+        """Close a group of `count` tasks: its time decides how many the next one has. Whether each is timed then."""
+        now = time.perf_counter()
+        if count:
+            self._mean = (now - self._started) / count
+            self._group = max(1, min(2 * self._group, GROUP_TASKS, int(GROUP_SECONDS / max(self._mean, 1e-9))))
+        self._started = now
+        return self._group == 1
+
+    def _resize(self, count: int, seconds: float) -> None:
+        """After a batch: how many tasks make BATCH_SECONDS, growing no faster than twofold."""
+        self._left -= count
+        self._leaving = self._leaving or self._left <= 0
+        if self._options.batch is None and count:
+            self._limit = max(
+                1, min(2 * self._limit, int(BATCH_SECONDS * count / max(seconds, 1e-9)), self._queue.batch)
+            )
+
+    # Outcomes.
+
+    def _settle(self, position: int, value: Any) -> None:
+        """Leave the outcome of the task at `position`, after one for the quiet tasks before it."""
+        seconds = time.perf_counter() - self._started if self._group == 1 else self._mean
+        self._cover(position)
+        status, kind, data = encode_value(value, self._structures)
+        if len(data) > self._capacity:
+            status, kind, data = self._spill(status, kind, data)
+        self._record(position, 1, status, kind, data, seconds)
+
+    def _cover(self, position: int) -> None:
+        """Leave one outcome for the tasks before `position` that returned None and were not timed."""
+        if self._covered < position:
+            self._record(self._covered, position - self._covered, OK, NONE, b"", self._mean)
+
+    def _record(self, position: int, count: int, status: int, kind: int, data: bytes, seconds: float) -> None:
+        self._queue.put_outcome(self._index, position, count, seconds, status, kind, data)
+        self._covered = position + count
+
+    def _give_back(self, position: int, count: int) -> None:
+        self._record(position, count, RETURNED, NONE, b"", 0.0)
+        self._words[self._status + PROGRESS] = position + count
+
+    def _spill(self, status: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
+        """Put a value that does not fit an outcome slot into a file, and end the batch where many bytes wait there.
+
+        Opened anew each time: a descriptor that is kept could be closed, and its number reused, by a function."""
+        try:
+            write_at(self._queue.segment.beside(f"v{self._index}"), self._spilled, [data])
+        except OSError as error:
+            text = f"{describe(error)}: no room for a value of {len(data):,} bytes out of line"
+            return FAILED, STR, encode_text(text)[: self._capacity]
+        reference = REFERENCE.pack(self._index, self._spilled, len(data))
+        self._spilled += len(data)
+        if self._spilled > SPILL_BYTES:
+            self._payloads.clear()
+        return status, kind | VALUE_OUT_OF_LINE, reference
+
+    def _call_with_file(self, call: Callable[[bytes], Any], reference: bytes) -> Any:
+        number, offset, length = REFERENCE.unpack(reference)
+        return call(read_at(self._queue.segment.beside(f"p{number}"), offset, length))
+
+    # What others want of this process.
+
+    def _ring(self) -> None:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
+            os.write(self._pipes.bell, b"!")
+
+    def _watch(self) -> None:
+        """In a thread: end the batch, or leave, when told to; end the group when the supervisor is gone.
+
+        Gone is: its end of a pipe is closed, or (where something else holds a copy of that end) its pid is."""
+        parent = multiprocessing.parent_process()
+        poll = select.poll()
+        poll.register(self._pipes.recall, select.POLLIN)
+        if parent is not None:
+            poll.register(_out_of_reach(os.dup(int(parent.sentinel))), select.POLLIN)
+        while True:
+            for descriptor, event in poll.poll(ORPHAN_SECONDS * 1000):
+                if event & select.POLLNVAL:  # a function closed it
+                    poll.unregister(descriptor)
+                elif orders := descriptor == self._pipes.recall and os.read(descriptor, 4096):
+                    self._leaving = self._leaving or LEAVE in orders
+                    self._payloads.clear()
+                else:
+                    end_own_group()
+            if not process_exists(self._queue.owner_pid):
+                end_own_group()
+
+    def _disown(self) -> None:
+        """In a child that a function forked: make every later access to the queue an error, so that it can do what
+        it was forked for, but not act as a second copy of this worker when the function returns."""
+        self.disowned = True
+        self._words.release()
+
+    def _task_in_hand(self) -> int:
+        words, status = self._words, self._status
+        return self._lane.tsk_id(min(words[status + PROGRESS] - words[status + FIRST], self._lane.count - 1))
+
+
+class TaskLog(io.TextIOBase):
+    """What functions print, line by line, each with its worker and task; a line is one write, so none are mixed."""
+
+    def __init__(self, worker: int, task: Callable[[], int]) -> None:
+        self._worker, self._task, self._line = worker, task, ""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 1
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            os.write(1, encode_text(f"[worker {self._worker} task {self._task()}] {line}\n"))
+        return len(text)
+
+    def flush(self) -> None:
+        if self._line:
+            self.write("\n")
+
+
+def write_at(path: str, offset: int, parts: Iterable[bytes]) -> None:
+    """Write `parts` one after the other into a file of our own, which is made anew for offset 0."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if offset else os.O_TRUNC)
+    file = os.open(path, flags, 0o600)
+    try:
+        for part in map(memoryview, parts):
+            while part:
+                written = os.pwrite(file, part, offset)
+                part, offset = part[written:], offset + written
+    finally:
+        os.close(file)
+
+
+def read_at(path: str, offset: int, length: int) -> bytes:
+    """`length` bytes of a file from `offset` on. Raises SpoiledSegment where they are not there."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise SpoiledSegment(f"bytes out of line are gone: {describe(error)}") from None
+    try:
+        data = os.pread(file, length, offset) if length <= os.fstat(file).st_size else b""
+        while len(data) < length:
+            more = os.pread(file, length - len(data), offset + len(data))
+            if not more:
+                raise SpoiledSegment(f"bytes out of line are missing: {length:,} at {offset:,} of {path}")
+            data += more
+        return data
+    finally:
+        os.close(file)
+
+
+def process_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def end_own_group() -> None:
+    """End this process and what its functions have started."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks and results, as the supervisor keeps them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class TaskResult(NamedTuple):
+    """The one outcome of a task.
+
+    tsk_id: 1 for the first task of a Supervisor, and so on. function: its name. payload: as it was given. status:
+    ok, failed, timeout, crashed or cancelled. value: what the function returned, None unless ok. error: the text of
+    what went wrong, None if ok. attempts: how often it was started. worker: the index of the last one that had it,
+    or None. seconds: the time the function took; tasks shorter than 25 microseconds share the mean of their group.
+    """
+
+    tsk_id: int
+    function: str
+    payload: Any
+    status: str
+    value: Any
+    error: str | None
+    attempts: int
+    worker: int | None
+    seconds: float
+
+
+class TaskError(Exception):
+    """A task was not ok; `result` is its TaskResult."""
+
+    def __init__(self, result: TaskResult) -> None:
+        super().__init__(f"task {result.tsk_id} ({result.function}) {result.status}: {result.error}")
+        self.result = result
+
+
+class Rejected(NamedTuple):
+    """In place of an item: a task that cannot be sent, and becomes a failed result with this error."""
+
+    function: str
+    payload: Any
+    error: str
+
+
+class Tasks(NamedTuple):
+    """Tasks on their way into the queue, in equal columns, and the job they belong to."""
+
+    job: Job | None  # None: TERMINATE, which has no result
+    tsk_ids: Sequence[int]
+    fn_ids: array.array[int]
+    payloads: Sequence[Any]  # as they were given
+    data: Sequence[bytes]  # as they travel
+
+    def part(self, start: int, stop: int | None) -> Tasks:
+        return Tasks(self.job, *(column[start:stop] for column in self[1:]))
+
+
+class Job:
+    """One call of run, map or submit: where its tasks come from, and where its results go.
+
+    `results` holds iterators of TaskResults, or, if ordered, iterators of values and TaskErrors in input order.
+    """
+
+    _new_result = functools.partial(tuple.__new__, TaskResult)  # in C; TaskResult() itself costs three times as much
+
+    def __init__(self, source: Any, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
+        self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
+        self.outstanding = 0  # tasks that have a tsk_id and no outcome yet
+        self.cancelled = self.closed = False  # nothing more begins; nobody reads the results
+        self.results: collections.deque[Any] = collections.deque()
+        self.waiting = 0  # ordered: tasks whose results wait for those of earlier ones
+        self._names = names
+        self._spans: dict[int, tuple[int, Any]] = {}  # ordered: those results, by tsk_id
+        self._due: collections.deque[list[int]] = collections.deque()  # ordered: [next, stop) of tsk_ids, in order
+
+    @property
+    def finished(self) -> bool:
+        return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
+
+    def admit(self, tsk_id: int, count: int) -> None:
+        """`count` tasks from `tsk_id` on belong to this job."""
+        self.outstanding += count
+        if self._due and self._due[-1][1] == tsk_id:
+            self._due[-1][1] += count
+        elif self.ordered:
+            self._due.append([tsk_id, tsk_id + count])
+
+    def add(
+        self, run: TaskRun, start: int, stop: int, values: Iterable[Any], attempts: Any, worker: int, seconds: Any
+    ) -> None:
+        """Tasks [start, stop) of `run` are ok. Their results are built when they are read, and in C."""
+        self.outstanding -= stop - start
+        tsk_ids = run.tsk_ids[start:stop]
+        if not self.ordered:
+            names, same = map(self._names.__getitem__, run.fn_ids[start:stop]), itertools.repeat
+            columns = (tsk_ids, names, run.payloads[start:stop], same("ok"), values, same(None), attempts, same(worker))
+            self._deliver(map(self._new_result, zip(*columns, seconds)))
+        elif isinstance(tsk_ids, range):
+            self._order(tsk_ids[0], stop - start, iter(values))
+        else:
+            for tsk_id, value in zip(tsk_ids, values):
+                self._order(tsk_id, 1, iter([value]))
+
+    def add_one(self, result: TaskResult) -> None:
+        self.outstanding -= 1
+        if self.ordered:
+            self._order(result.tsk_id, 1, TaskError(result))
+        else:
+            self._deliver(iter([result]))
+
+    def _order(self, tsk_id: int, count: int, values: Any) -> None:
+        self._spans[tsk_id] = (count, values)
+        self.waiting += count
+        while self._due and self._due[0][0] in self._spans:
+            count, values = self._spans.pop(self._due[0][0])
+            self._due[0][0] += count
+            self.waiting -= count
+            self._deliver(values)
+            if self._due[0][0] == self._due[0][1]:
+                self._due.popleft()
+
+    def _deliver(self, values: Any) -> None:
+        if not self.closed:
+            self.results.append(values)
+
+
+class TaskRun:
+    """Tasks that were pushed together: they hold the positions from `first` on, until each has its outcome."""
+
+    __slots__ = ("job", "tsk_ids", "fn_ids", "payloads", "first", "left", "settled", "file")
+
+    def __init__(self, tasks: Tasks, first: int, file: PayloadFile | None) -> None:
+        self.job, self.tsk_ids, self.fn_ids, self.payloads = (
+            tasks.job,
+            tasks.tsk_ids,
+            tasks.fn_ids,
+            list(tasks.payloads),
+        )
+        self.first, self.left, self.settled, self.file = first, len(self.payloads), bytearray(len(self.payloads)), file
+
+
+class PayloadFile:
+    """A file of payloads that did not fit their slots; it goes when the last run that names it is done."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path, self.size, self.runs = path, size, 0
+
+
+class IterableSource:
+    """Tasks from any iterable, taken as they come: what it has yielded is passed on before it is waited for again."""
+
+    BLOCK = 2048
+
+    def __init__(self, tasks: Iterable[Any]) -> None:
+        self.exhausted = False
+        self._sequence = tasks if isinstance(tasks, (list, tuple)) else None
+        self._iterator = iter(tasks)
+        self._taken = 0
+
+    @property
+    def finite(self) -> bool:
+        """Whether all of it can be read at once."""
+        return self._sequence is not None
+
+    def fileno(self) -> int:
+        """A descriptor to wait for when `take` gives nothing; -1 where it waits itself."""
+        return -1
+
+    def take(self, room: int) -> Sequence[Any]:
+        """Up to `room` items. Where the iterable pauses for more than a millisecond, those before the pause."""
+        room = min(room, self.BLOCK)
+        if self._sequence is not None:
+            items = self._sequence[self._taken : self._taken + room]
+            self._taken += len(items)
+            self.exhausted = self._taken >= len(self._sequence)
+            return items
+        clock, taken = time.perf_counter, []
+        until = clock() + 0.001
+        for item in self._iterator:
+            taken.append(item)
+            if len(taken) >= room or clock() > until:
+                return taken
+        self.exhausted = True
+        return taken
+
+
+class Ledger:
+    """Which task is where: gives each its tsk_id, knows who holds which position, and sees to its one outcome."""
+
+    def __init__(self, functions: Mapping[int, Function], retries: int, workers: int) -> None:
+        self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
+        self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
+        self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
+        self.structures = structures_of(functions.values())
+        self.counts = dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), 0)
+        self.retried, self.completed, self.failed = 0, [0] * workers, [0] * workers
+        self.failures: list[TaskResult] = []  # the first few, and the last few
+        self.requeued: collections.deque[Tasks] = collections.deque()  # to be pushed before anything new is read
+        self.file_bytes = 0  # payloads out of line in the queue
+        self.stopping = False  # nothing more begins, in any job
+        self._only = next(iter(functions)) if len(functions) == 1 else 0
+        self._retries = retries
+        self._attempts: dict[int, int] = {}  # tsk_id: how often it was started, for those that go round again
+        self.next_id = 1
+        self._runs: list[TaskRun] = []  # what is in the queue, by position
+        self._firsts: list[int] = []
+
+    # Into the queue.
+
+    def admit(self, job: Job, items: Sequence[Any]) -> Tasks | None:
+        """Tasks of `items`, each with its tsk_id; None if there are none. What cannot be sent is a failed result."""
+        try:
+            fn_ids, payloads, data = self._encode(job, items)
+        except (KeyError, TypeError, ValueError):
+            return self._admit_singly(job, items)
+        tsk_ids = range(self.next_id, self.next_id + len(data))
+        self.next_id += len(data)
+        job.admit(tsk_ids.start, len(data))
+        return Tasks(job, tsk_ids, fn_ids, payloads, data) if data else None
+
+    def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
+        """The columns of `items`. Raises KeyError, TypeError or ValueError where one of them cannot be sent."""
+        kinds, payloads, fn_id = set(map(type, items)), items, job.fn_id
+        if fn_id == 0 and kinds == {tuple}:
+            functions, payloads = zip(*items, strict=True)
+            kinds = set(map(type, payloads))
+            fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
+        elif Rejected in kinds or (fn_id == 0 and (tuple in kinds or not self._only)):
+            raise TypeError("a mixture, or an item that names no function")
+        else:
+            fn_ids = array.array("I", [fn_id or self._only]) * len(items)
+        return fn_ids, payloads, payloads if kinds <= {bytes} else list(map(to_bytes, payloads))
+
+    def _admit_singly(self, job: Job, items: Sequence[Any]) -> Tasks | None:
+        accepted = []
+        for item in items:
+            try:
+                fn_ids, payloads, data = self._encode(job, [item])
+                accepted.append((self.next_id, fn_ids[0], payloads[0], data[0]))
+                job.admit(self.next_id, 1)
+                self.next_id += 1
+            except (KeyError, TypeError, ValueError) as error:
+                self._reject(job, self._explain(job, item, error))
+        if not accepted:
+            return None
+        tsk_ids, numbers, payloads, data = zip(*accepted)
+        return Tasks(job, tsk_ids, array.array("I", numbers), payloads, data)
+
+    def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
+        if isinstance(item, Rejected):
+            return item
+        if job.fn_id or not isinstance(item, tuple):
+            name = self.names.get(job.fn_id or self._only, "")
+            return Rejected(
+                name,
+                item,
+                describe(error) if name else "TypeError: with several functions, an item is (function, payload)",
+            )
+        if len(item) != 2:
+            return Rejected("", item, f"TypeError: an item is (function, payload), not {len(item)} things")
+        name = item[0] if isinstance(item[0], str) else function_name(item[0])
+        return Rejected(
+            name,
+            item[1],
+            no_such_function(name, self.names.values()) if isinstance(error, KeyError) else describe(error),
+        )
+
+    def _reject(self, job: Job, item: Rejected) -> None:
+        job.admit(self.next_id, 1)
+        self._finish(
+            job, TaskResult(self.next_id, item.function, item.payload, "failed", None, item.error, 0, None, 0.0)
+        )
+        self.next_id += 1
+
+    def pushed(self, tasks: Tasks, places: Sequence[tuple[int, int]], file: PayloadFile | None) -> None:
+        """`tasks` now hold these positions, (first, count) each."""
+        start = 0
+        for first, count in places:
+            run = TaskRun(tasks.part(start, start + count), first, file)
+            at = bisect.bisect(self._firsts, first)
+            self._firsts.insert(at, first)
+            self._runs.insert(at, run)
+            start += count
+        if file is not None:
+            file.runs = len(places)
+            self.file_bytes += file.size
+
+    def _take(self, position: int, count: int) -> Iterator[tuple[TaskRun, int, int]]:
+        """The tasks at [position, position + count), as parts of runs; each can be taken once.
+
+        Raises SpoiledSegment for positions that hold no task, or one that was taken before."""
+        stop = position + count
+        while position < stop:
+            at = bisect.bisect(self._firsts, position) - 1
+            run = self._runs[at] if at >= 0 else None
+            if run is None or position >= run.first + len(run.payloads):
+                raise SpoiledSegment(f"an outcome for position {position:,}, where no task is")
+            start, end = position - run.first, min(stop - run.first, len(run.payloads))
+            if run.settled.find(1, start, end) >= 0:
+                raise SpoiledSegment(f"a second outcome for a task at positions {position:,} to {stop:,}")
+            run.settled[start:end] = b"\1" * (end - start)
+            yield run, start, end
+            run.payloads[start:end] = [None] * (end - start)
+            run.left -= end - start
+            if not run.left:
+                del self._runs[at], self._firsts[at]
+                self._drop_file(run.file)
+            position = run.first + end
+
+    def _drop_file(self, file: PayloadFile | None) -> None:
+        if file is not None:
+            file.runs -= 1
+            if not file.runs:
+                self.file_bytes -= file.size
+                os.unlink(file.path)
+
+    # Out of the queue.
+
+    def settle(self, worker: int, columns: Sequence[Sequence[Any]], segment: Segment) -> None:
+        """Outcome slots of a worker, as the columns of `outcome_slot`."""
+        positions, counts, seconds, statuses, kinds, values = columns
+        plain = len(set(kinds)) == 1 and kinds[0] <= BYTES and set(counts) == {1} and set(statuses) == {OK}
+        if plain and positions[-1] - positions[0] == len(positions) - 1:
+            self._ok(worker, positions[0], len(positions), values if kinds[0] else [None] * len(values), seconds)
+            return
+        for position, count, second, status, kind, value in zip(*columns):
+            if status == RETURNED:
+                self.give_back(position, count)
+            elif count > 1:
+                self._ok(worker, position, count, [None] * count, [second] * count)
+            else:
+                value = self._decode(kind, value, segment)
+                if status == OK:
+                    self._ok(worker, position, 1, [value], [second])
+                else:
+                    self.charge(worker, position, "failed", str(value), second)
+
+    def _decode(self, kind: int, data: bytes, segment: Segment) -> Any:
+        try:
+            if kind & VALUE_OUT_OF_LINE:
+                number, offset, length = REFERENCE.unpack(data)
+                data = read_at(segment.beside(f"v{number}"), offset, length)
+            return decode_value(kind & ~VALUE_OUT_OF_LINE, data, self.structures)
+        except (struct.error, IndexError, ValueError) as error:
+            raise SpoiledSegment(f"an outcome's value cannot be read: {describe(error)}") from None
+
+    def quiet(self, worker: int, position: int, count: int) -> None:
+        """Tasks that a dead worker had finished with None, without an outcome slot."""
+        if count > 0:
+            self._ok(worker, position, count, [None] * count, [0.0] * count)
+
+    def _ok(self, worker: int, position: int, count: int, values: Sequence[Any], seconds: Sequence[float]) -> None:
+        done = 0
+        for run, start, stop in self._take(position, count):
+            length = stop - start
+            if run.job is not None:
+                attempts: Any = itertools.repeat(1)
+                if self._attempts:
+                    attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in run.tsk_ids[start:stop]]
+                self.counts["ok"] += length
+                self.completed[worker] += length
+                part = slice(done, done + length)
+                run.job.add(run, start, stop, values[part], attempts, worker, seconds[part])
+            done += length
+
+    def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
+        """The task at `position` was started and is not ok: it goes round again, or that is its outcome."""
+        for run, at, _ in self._take(position, 1):
+            if run.job is None:
+                return
+            tsk_id = run.tsk_ids[at]
+            attempts = self._attempts.pop(tsk_id, 0) + 1
+            if attempts <= self._retries and not self.is_cancelled(run.job):
+                self._attempts[tsk_id] = attempts
+                self.retried += 1
+                self._requeue(run, at, at + 1)
+            else:
+                self.failed[worker] += 1
+                name = self.names[run.fn_ids[at]]
+                result = TaskResult(tsk_id, name, run.payloads[at], status, None, error, attempts, worker, seconds)
+                self._finish(run.job, result)
+
+    def give_back(self, position: int, count: int) -> None:
+        """Tasks that never began: they go round again, or are cancelled with their job."""
+        for run, start, stop in self._take(position, count):
+            self._requeue(run, start, stop)
+
+    def _part(self, run: TaskRun, start: int, stop: int) -> Tasks:
+        payloads = run.payloads[start:stop]
+        data = list(map(to_bytes, payloads))
+        return Tasks(run.job, list(run.tsk_ids[start:stop]), run.fn_ids[start:stop], payloads, data)
+
+    def _requeue(self, run: TaskRun, start: int, stop: int) -> None:
+        tasks = self._part(run, start, stop)
+        if self.is_cancelled(run.job):
+            self.cancel(tasks)
+        else:
+            self.requeued.append(tasks)
+
+    def is_cancelled(self, job: Job | None) -> bool:
+        return job is not None and (job.cancelled or self.stopping)
+
+    def cancel(self, tasks: Tasks, error: str = "cancelled before it began") -> None:
+        self._end(tasks, "cancelled", error)
+
+    def fail(self, tasks: Tasks, error: str) -> None:
+        self._end(tasks, "failed", error)
+
+    def _end(self, tasks: Tasks, status: str, error: str) -> None:
+        if tasks.job is not None:
+            for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
+                attempts = self._attempts.pop(tsk_id, 0)
+                self._finish(
+                    tasks.job, TaskResult(tsk_id, self.names[fn_id], payload, status, None, error, attempts, None, 0.0)
+                )
+
+    def cancel_all(self, error: str = "cancelled before it began") -> None:
+        """Everything that is still in the queue or on its way there; for when no worker is left."""
+        for run in list(self._runs):
+            for at in [i for i, settled in enumerate(run.settled) if not settled]:
+                for part in self._take(run.first + at, 1):
+                    self.requeued.append(self._part(*part))
+        while self.requeued:
+            self.cancel(self.requeued.popleft(), error)
+
+    def _finish(self, job: Job, result: TaskResult) -> None:
+        self.counts[result.status] += 1
+        if result.status != "cancelled":
+            self.failures.append(result._replace(payload=None))
+            del self.failures[5:-5]
+        job.add_one(result)
+
+    def in_queue(self) -> int:
+        return sum(run.left for run in self._runs)
+
+    def unfinished(self) -> int:
+        return self.in_queue() + sum(len(tasks.data) for tasks in self.requeued)
+
+
+def no_such_function(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), 3, 0.5)
+    return f"LookupError: no function {name!r}; " + (
+        f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(names)}"
+    )
+
+
+def function_name(function: Any) -> str:
+    return str(getattr(function, "__name__", None) or type(function).__name__)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The worker processes, from outside
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class WorkersFailed(RuntimeError):
+    """Workers die before they take a task, again and again."""
+
+
+@dataclasses.dataclass
+class Handle:
+    """What the supervisor keeps of one worker."""
+
+    index: int
+    process: Any = None  # None while it is dead
+    pid: int = 0
+    wake: Any = None  # our ends of its pipes
+    recall: Any = None
+    due: float = 0.0  # when to start it again
+    deaths: int = 0  # in a row, before it claimed a task
+    first_end: int = 0  # its `end` word when it was started
+    rung: int = 0  # the last sleep that was rung for
+    harvested: int = 0  # outcome slots read
+    seen: tuple[int, int] = (0, 0)  # its (end, progress) when last looked at,
+    end_since: float = 0.0  # and since when they are so
+    progress_since: float = 0.0
+    killed_for: tuple[str, str] | None = None  # status and error of the task in its hand, if the supervisor kills it
+    monitor: Any = None  # its psutil.Process
+    rss: int = 0
+    cpu: float = 0.0
+    retiring: float = 0.0  # since when it has been told to leave for its memory
+
+
+class Crew:
+    """Starts, wakes, orders, kills and buries worker processes."""
+
+    def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any) -> None:
+        self._queue, self._options, self._context = queue, options, context
+        self.handles = [Handle(index) for index in range(queue.num_workers)]
+        self.bell, self._bell_end = self._pipe()
+        self.poll = select.poll()
+        self.poll.register(self.bell, select.POLLIN)
+
+    def _pipe(self) -> tuple[Any, Any]:
+        """A pipe (reader, writer) that never blocks its writer, and whose ends forked workers close."""
+        reader, writer = self._context.Pipe(duplex=False)
+        os.set_blocking(writer.fileno(), False)
+        _supervisor_ends.update((reader, writer))
+        return reader, writer
+
+    def start(self, handle: Handle) -> None:
+        """Start a process as this worker."""
+        wake, handle.wake = self._pipe()
+        recall, handle.recall = self._pipe()
+        queue, mine = self._queue, Pipes(wake, recall, self._bell_end)
+        arguments = (type(queue), queue.name, queue.primitives, handle.index, self._options, mine)
+        handle.process = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{handle.index}")
+        handle.process.daemon = False  # or its functions could not start processes
+        _supervisor_ends.difference_update(mine)
+        try:
+            handle.process.start()
+        finally:
+            _supervisor_ends.add(self._bell_end)
+            wake.close()
+            recall.close()
+        status, handle.pid = queue.status[handle.index], handle.process.pid
+        with contextlib.suppress(OSError):  # as the child does: whoever comes first
+            os.setpgid(handle.pid, handle.pid)
+        self.poll.register(handle.process.sentinel, select.POLLIN)
+        handle.first_end, handle.rung, handle.killed_for, handle.monitor = queue.words[status + END], 0, None, None
+        handle.end_since = handle.progress_since = time.monotonic()
+        handle.retiring = 0.0
+        queue.words[status + PID] = handle.pid
+        queue.words[status + STARTED] += 1
+
+    def ring(self, tasks: int) -> None:
+        """Wake sleepers, as many as there are tasks, and each once a sleep."""
+        if tasks > 0:
+            for index, number in self._queue.sleepers()[:tasks]:
+                handle = self.handles[index]
+                if handle.process is not None and handle.rung != number:
+                    handle.rung = number
+                    self._write(handle.wake, b"!")
+
+    def order(self, handle: Handle, order: int) -> None:
+        """Send LEAVE or STOP_BATCH; the worker obeys after the task in its hand."""
+        if handle.process is not None:
+            self._write(handle.recall, bytes([order]))
+            if order == LEAVE:
+                self._write(handle.wake, b"!")
+
+    def wake_supervisor(self) -> None:
+        self._write(self._bell_end, b"!")
+
+    def _write(self, pipe: Any, data: bytes) -> None:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: enough is written; broken: it is dead
+            os.write(pipe.fileno(), data)
+
+    def is_dead(self, handle: Handle) -> bool:
+        """Whether the process has ended. It is not reaped here, so that its pid still names its group."""
+        try:
+            return os.waitid(os.P_PID, handle.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # the fork server's child, or reaped by multiprocessing as it started another
+            return not handle.process.is_alive()
+
+    def bury(self, handle: Handle) -> int:
+        """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
+        signal_group(handle.pid, signal.SIGKILL)
+        self.poll.unregister(handle.process.sentinel)
+        handle.process.join()
+        code = int(handle.process.exitcode)
+        handle.process.close()
+        handle.process = None
+        handle.wake.close()
+        handle.recall.close()
+        return code
+
+    def kill(self, handle: Handle) -> None:
+        signal_group(handle.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(handle.pid, signal.SIGKILL)  # where it has no group yet
+
+    def kill_if_still_at(self, handle: Handle, position: int) -> bool:
+        """Kill a worker unless it has gone on from the task at `position`: stop it, look, then kill or continue."""
+        os.kill(handle.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 0.02
+        while time.monotonic() < deadline and process_state(handle.pid) not in "TtZX":
+            time.sleep(0.0002)
+        if self._queue.words[self._queue.status[handle.index] + PROGRESS] == position:
+            self.kill(handle)
+            return True
+        os.kill(handle.pid, signal.SIGCONT)
+        return False
+
+    def close(self) -> None:
+        """Kill and bury whoever is left, and close the pipes."""
+        living = [handle for handle in self.handles if handle.process is not None]
+        for handle in living:
+            self.kill(handle)
+        for handle in living:
+            self.bury(handle)
+        self.bell.close()
+        self._bell_end.close()
+
+
+def signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def process_state(pid: int) -> str:
+    """The state letter that ps shows; T where /proc does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except OSError:
+        return "T"
+
+
+def exit_text(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"the worker process exited with code {code}"
+    with contextlib.suppress(ValueError):
+        return f"the worker process was killed by {signal.Signals(-code).name}"
+    return f"the worker process was killed by signal {-code}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The supervisor
+# ---------------------------------------------------------------------------------------------------------------------
+
+LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding
+HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
+STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
+MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
+FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
+FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
+READ_AHEAD = 4  # in rings: how far input is read beyond the oldest unfinished task, when results go in order
+OUT_OF_LINE_BYTES = 32 << 20  # payloads out of line that may be in the queue, unless it is a single one
+
+
+def available_processors() -> int:
+    """The processors that this process may use: its affinity, and the quota of its control group."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+        quota, period = file.read().split()  # "max" for the quota is a ValueError
+        count = min(count, math.ceil(int(quota) / int(period)))
+    return max(1, count)
+
+
+def check_number(name: str, value: Any, low: float, high: float, whole: bool = True) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise TypeError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
+
+
+def number_functions(functions: Any) -> dict[int, Function]:
+    """Functions by fn_id: a mapping as it is, a sequence numbered from 1 on."""
+    numbered = dict(functions) if isinstance(functions, Mapping) else dict(enumerate(functions, 1))
+    if not numbered:
+        raise ValueError("functions is empty: at least one is needed")
+    for fn_id, function in numbered.items():
+        check_number("fn_id", fn_id, 1, OUT_OF_LINE - 1)
+        if not callable(function):
+            raise TypeError(f"functions: {function!r} is not callable")
+    return numbered
+
+
+class Supervisor:
+    """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
+
+    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE. workers: processes;
+    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a slot,
+    a multiple of 8; a payload of slot_size - 9 bytes or fewer, and a value of slot_size - 19, travels in its slot,
+    longer ones beside it. batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a
+    task may run. retries: how often a task that is not ok is started again. max_rss: bytes of memory above which a
+    worker is replaced, after the task in its hand, or with it if it stays above for a second; needs psutil.
+    max_tasks: tasks after which a worker is replaced. initializer: called first in every worker. screen: draw on the
+    error stream. log: a file for what functions print, which is dropped without it. start_method: fork, spawn or
+    forkserver; None for fork in a process that has one thread, else forkserver. queue: the strategy.
+
+    Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) where shared memory is too small.
+    """
+
+    def __init__(
+        self,
+        functions: Any,
+        *,
+        workers: int | None = None,
+        num_slots: int = 16384,
+        slot_size: int = 128,
+        batch: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        max_rss: int | None = None,
+        max_tasks: int | None = None,
+        initializer: Callable[[], object] | None = None,
+        screen: bool | Progress = False,
+        log: str | None = None,
+        start_method: str | None = None,
+        queue: type[SharedTaskQueue] = SharedTaskQueue,
+    ) -> None:
+        numbered = number_functions(functions)
+        workers = available_processors() if workers is None else workers
+        self._check(workers, num_slots, slot_size, batch, timeout, retries, max_rss, max_tasks)
+        self._timeout, self._max_rss = timeout, max_rss
+        self._ledger = Ledger(numbered, retries, workers)
+        self._submitted = Job(None, self._ledger.names)
+        self._files, self._file_limit = itertools.count(1), OUT_OF_LINE_BYTES
+        self._holding = False  # workers give back what they claim, and nothing is pushed
+        self.paused = self._closing = self._closed = self._broken = False
+        self._failure: Exception | None = None  # why the run was given up
+        self._began = self._last_claim = time.monotonic()
+        self._next_look = self._next_memory = 0.0
+        self._respawned = self._failed_starts = 0
+        self.on_look: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
+        sweep()
+        method = start_method or ("fork" if threading.active_count() == 1 else "forkserver")
+        context = multiprocessing.get_context(method)
+        most = batch or max(16, min(1024, num_slots // (2 * workers)))
+        self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
+        self._queue.stuck = self._free_lock
+        self._crew = Crew(self._queue, WorkerOptions(numbered, initializer, batch, max_tasks, log), context)
+        self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue, exit_on_signals())
+        self._screen = screen if isinstance(screen, Progress) else Screen() if screen else None
+        try:
+            for handle in self._crew.handles:
+                self._crew.start(handle)
+        except BaseException:
+            self._stop()
+            raise
+
+    @staticmethod
+    def _check(
+        workers: Any,
+        num_slots: Any,
+        slot_size: Any,
+        batch: Any,
+        timeout: Any,
+        retries: Any,
+        max_rss: Any,
+        max_tasks: Any,
+    ) -> None:
+        check_number("workers", workers, 1, 4096)
+        check_number("num_slots", num_slots, 2, 1 << 26)
+        check_number("slot_size", slot_size, 64, 65536)
+        if slot_size % 8:
+            raise ValueError(f"slot_size={slot_size}: must be a multiple of 8")
+        check_number("retries", retries, 0, 1 << 30)
+        for name, value, low, whole in (
+            ("batch", batch, 1, True),
+            ("timeout", timeout, 0.001, False),
+            ("max_tasks", max_tasks, 1, True),
+            ("max_rss", max_rss, 1, True),
+        ):
+            if value is not None:
+                check_number(name, value, low, 1 << 50, whole)
+        if max_rss is not None and psutil is None:
+            raise ValueError(f"max_rss={max_rss}: needs psutil, which is not installed (pip install psutil)")
+
+    # What a user calls.
+
+    @property
+    def name(self) -> str:
+        """The name of the segment."""
+        return self._queue.name
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close() if kind is None else self._stop()
+
+    def run(self, tasks: Iterable[Any]) -> Iterator[TaskResult]:
+        """The TaskResults of `tasks` as they finish; never raises for a task.
+
+        An item is a payload, where there is one function, or (function, payload), with a function or its name.
+        `tasks` is read as there is room, in the caller's thread: while it blocks, nothing is yielded. Closing the
+        iterator early cancels what has not begun."""
+        return self._read(self._open(tasks))
+
+    def map(self, function: Any, payloads: Iterable[Any]) -> Iterator[Any]:
+        """The values of `function` for `payloads`, in their order, reading ahead a few rings at most. Raises
+        TaskError at the first task that is not ok, and cancels the rest."""
+        if function not in self._ledger.fn_ids:
+            raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
+        return self._read(self._open(payloads, True, self._ledger.fn_ids[function]))
+
+    def submit(self, function: Any, payload: Any) -> int:
+        """Add one task, and return its tsk_id; results() has its outcome. Blocks while the ring is full."""
+        self._check_open()
+        tsk_id = self._ledger.next_id
+        tasks = self._ledger.admit(self._submitted, [(function, payload)])
+        if tasks is not None:
+            self._ledger.requeued.append(tasks)
+            self._feed()
+            while self._ledger.requeued:
+                self._turn(self._submitted)
+        return tsk_id
+
+    def results(self) -> Iterator[TaskResult]:
+        """The TaskResults of submitted tasks as they finish, until none is outstanding."""
+        self._check_open()
+        return self._read(self._submitted)
+
+    def cancel(self) -> None:
+        """Let what has begun finish and cancel the rest, of all runs, for good; their iterators end with the results."""
+        self._ledger.stopping = True
+        self._withdraw()
+
+    def pause(self, paused: bool) -> None:
+        """Begin no more tasks; go on."""
+        self.paused = paused
+        if paused:
+            self._withdraw()
+
+    def abort(self, status: str = "cancelled", error: str = "stopped while it ran") -> None:
+        """Kill the workers and cancel the rest; the tasks in their hands have the given outcome."""
+        self._ledger.stopping = self._closing = True
+        living = [handle for handle in self._crew.handles if handle.process is not None]
+        for handle in living:
+            handle.killed_for = handle.killed_for or (status, error)
+            self._crew.kill(handle)
+        for handle in living:
+            self._bury(handle)
+        self._ledger.cancel_all()
+
+    def close(self) -> None:
+        """Finish what is outstanding, have the workers leave, and remove the segment. May be called again."""
+        try:
+            self.paused = False
+            while not self._closed and not self._broken and self._ledger.unfinished():
+                self._turn(self._submitted)
+            if not self._closed and not self._broken:
+                self._terminate()
+        finally:
+            self._stop()
+
+    def wake(self) -> None:
+        """Have on_look called soon; for signal handlers."""
+        self._next_look = 0.0
+        self._crew.wake_supervisor()
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of outcomes (ok, failed, timeout, crashed, cancelled), of retried and outstanding tasks and of
+        respawned workers, seconds since the start, and for each worker its pid, completed and failed tasks."""
+        ledger = self._ledger
+        workers = [
+            {"pid": handle.pid, "completed": ledger.completed[i], "failed": ledger.failed[i]}
+            for i, handle in enumerate(self._crew.handles)
+        ]
+        more = {"retried": ledger.retried, "respawned": self._respawned, "outstanding": ledger.unfinished()}
+        return {**ledger.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
+
+    def snapshot(self) -> Snapshot:
+        """What the screen shows."""
+        ledger, queue, now, rows = self._ledger, self._queue, time.monotonic(), []
+        progress = self._screen or Progress()
+        rates, worker_rates = progress.rates([a + b for a, b in zip(ledger.completed, ledger.failed)])
+        for handle in self._crew.handles:
+            i, (end, position) = handle.index, handle.seen
+            busy = handle.process is not None and position < end
+            lane, first = queue.lanes[i], queue.words[queue.status[i] + FIRST]
+            at = min(max(0, position - first), lane.count - 1)
+            state = "dead" if handle.process is None else "run" if busy else "sleep"
+            function = ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
+            cpu, rss = (handle.cpu, handle.rss) if handle.rss else (None, None)
+            rate = worker_rates[i] if worker_rates else 0.0
+            held = (lane.tsk_id(at), now - handle.progress_since) if busy else (None, 0.0)
+            rows.append(
+                WorkerRow(i, handle.pid, state, function, ledger.completed[i], ledger.failed[i], rate, cpu, rss, *held)
+            )
+        failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in ledger.failures[-5:]]
+        return Snapshot(
+            progress.title, queue.name, queue.strategy, now - self._began, ledger.counts, ledger.retried, progress.total(),
+            rates, queue.backlog(), queue.num_slots, rows, failures, progress.state,
+        )  # fmt: skip
+
+    def first_failures(self) -> list[TaskResult]:
+        """The first tasks that were not ok, five at most, without their payloads."""
+        return self._ledger.failures[:5]
+
+    def suspend(self) -> None:
+        """Stop the workers and this process, as Ctrl-Z does, and go on with them."""
+        since = time.monotonic()
+        living = [handle for handle in self._crew.handles if handle.process is not None]
+        for handle in living:
+            signal_group(handle.pid, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        for handle in living:
+            signal_group(handle.pid, signal.SIGCONT)
+            handle.progress_since += time.monotonic() - since
+            handle.end_since += time.monotonic() - since
+
+    # One turn of the work: read, push, harvest, look after the workers; and wait if nothing moved.
+
+    def _open(self, tasks: Iterable[Any], ordered: bool = False, fn_id: int = 0) -> Job:
+        self._check_open()
+        source = tasks if isinstance(tasks, IterableSource) else IterableSource(tasks)
+        return Job(source, self._ledger.names, ordered, fn_id)
+
+    def _check_open(self) -> None:
+        if self._closed or self._broken:
+            raise RuntimeError(
+                "this Supervisor is closed" if self._closed else "this Supervisor was interrupted: close it"
+            )
+
+    def _read(self, job: Job) -> Iterator[Any]:
+        """The results of a job, as iterators of them come in."""
+        try:
+            while not job.finished:
+                if not job.results:
+                    self._turn(job)
+                elif isinstance(job.results[0], TaskError):
+                    raise job.results[0] from self._failure
+                else:
+                    yield from job.results[0]  # if the reader stops in its midst, the rest is still there
+                    job.results.popleft()
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            if job is not self._submitted and not job.finished:
+                job.closed = job.cancelled = True
+                job.results.clear()
+                if not self._closed and not self._broken:
+                    self._withdraw()
+
+    def _turn(self, job: Job) -> None:
+        self._check_open()
+        self._take(job)  # runs the user's iterable, which may raise: nothing is under way then
+        try:
+            moved = self._feed()
+            moved = self._harvest() or moved
+            self._crew.ring(self._queue.backlog())
+            if time.monotonic() >= self._next_look:
+                self._look(time.monotonic())
+        except (WorkersFailed, SpoiledSegment) as error:
+            self._give_up(error)
+            return
+        except BaseException:
+            self._broken = True
+            raise
+        if not moved and not job.results:
+            self._wait(job)
+
+    def _take(self, job: Job) -> None:
+        """Read tasks, where there is room for them."""
+        source, ledger = job.source, self._ledger
+        if source is None or source.exhausted or ledger.requeued:
+            return
+        if ledger.stopping:
+            source.exhausted = source.exhausted or not source.finite
+            tasks = None if source.exhausted else ledger.admit(job, source.take(source.BLOCK))
+            if tasks is not None:
+                ledger.cancel(tasks)
+            return
+        far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
+        room = self._queue.room()
+        if room > 0 and not (far or self._holding or ledger.file_bytes > self._file_limit):
+            items = source.take(room)
+            tasks = ledger.admit(job, items) if items else None
+            if tasks is not None:
+                ledger.requeued.append(tasks)
+
+    def _feed(self) -> bool:
+        """Push what was read, or goes round again, as far as there is room. Whether anything was pushed."""
+        requeued, room = self._ledger.requeued, self._queue.room()
+        if self._holding and not self.paused and not self._queue.backlog():
+            self._holding = False
+            self._queue.words[CONTROL] = RUN
+        if self._holding or room <= 0 or not requeued:
+            return False
+        tasks = requeued.popleft()
+        count, size = self._fit(tasks, room)
+        if count < len(tasks.data):
+            requeued.appendleft(tasks.part(count, None))
+        return count > 0 and self._push(tasks.part(0, count), size)
+
+    def _fit(self, tasks: Tasks, room: int) -> tuple[int, int]:
+        """How many of `tasks` can be pushed, and how many bytes of them travel out of line."""
+        lengths, capacity = list(map(len, tasks.data[:room])), self._queue.ring.capacity
+        if max(lengths) <= capacity:
+            return len(lengths), 0
+        size = 0
+        for count, length in enumerate(lengths):
+            more = length if length > capacity else 0
+            if size + more > self._file_limit - self._ledger.file_bytes and (size or self._ledger.file_bytes):
+                return count, size
+            size += more
+        return len(lengths), size
+
+    def _push(self, tasks: Tasks, size: int) -> bool:
+        file, fn_ids, data = None, tasks.fn_ids, tasks.data
+        if size:
+            try:
+                file, fn_ids, data = self._put_beside(tasks, size)
+            except OSError as error:
+                self._no_room(tasks, size, error)
+                return False
+        try:
+            tsk_ids = array.array("I", tasks.tsk_ids)
+        except OverflowError:
+            tsk_ids = array.array("I", [tsk_id & 0xFFFFFFFF for tsk_id in tasks.tsk_ids])
+        places = self._queue.push(Encoded(tsk_ids, fn_ids, data))
+        self._ledger.pushed(tasks, places, file)
+        self._crew.ring(len(data))
+        return True
+
+    def _put_beside(self, tasks: Tasks, size: int) -> tuple[PayloadFile, array.array[int], list[bytes]]:
+        """Put the payloads that do not fit a slot into a file; the columns with references in their place."""
+        number, offset, fn_ids, data, big = next(self._files), 0, tasks.fn_ids[:], list(tasks.data), []
+        for at, item in enumerate(data):
+            if len(item) > self._queue.ring.capacity:
+                data[at] = REFERENCE.pack(number, offset, len(item))
+                fn_ids[at] |= OUT_OF_LINE
+                offset += len(item)
+                big.append(item)
+        path = self._queue.segment.beside(f"p{number}")
+        try:
+            write_at(path, 0, big)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            raise
+        return PayloadFile(path, size), fn_ids, data
+
+    def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
+        """Payloads out of line found no room: try fewer at a time, and fail the one that does not fit alone."""
+        if self._ledger.file_bytes or len(tasks.data) > 1:
+            self._file_limit = max(1, size // 2)
+            self._ledger.requeued.appendleft(tasks)
+        else:
+            self._ledger.fail(
+                tasks, f"{describe(error)}: no room in {shared_directory()} for a payload of {size:,} bytes"
+            )
+
+    def _harvest(self) -> bool:
+        """Take in what workers have published. Whether there was anything."""
+        handles = self._crew.handles
+        harvested = [handle.harvested for handle in handles]
+        published = self._queue.harvest(harvested)
+        if published == harvested:
+            return False
+        for handle, records in zip(handles, published):
+            self._settle(handle, records)
+        self._last_claim, self._failed_starts = time.monotonic(), 0
+        return True
+
+    def _settle(self, handle: Handle, records: int) -> None:
+        """Read the outcomes of a worker up to the `records`-th."""
+        outcomes, count = self._queue.outcomes[handle.index], records - handle.harvested
+        if not 0 <= count <= outcomes.count:
+            raise SpoiledSegment(
+                f"worker {handle.index} has written {records:,} outcomes, {handle.harvested:,} were read"
+            )
+        for index, length in pieces(handle.harvested, count, outcomes.count):
+            if length:
+                self._ledger.settle(handle.index, outcomes.get(index, length), self._queue.segment)
+        handle.harvested = records
+
+    def _wait(self, job: Job) -> None:
+        """Sleep until a worker rings or dies, input comes, or it is time to look."""
+        poll, source, bell = self._crew.poll, job.source, self._crew.bell.fileno()
+        ready = source is not None and not source.exhausted and not self._holding and self._queue.room() > 0
+        stream = source.fileno() if ready else -1
+        if stream >= 0:
+            poll.register(stream, select.POLLIN)
+        events = poll.poll(max(0.0, self._next_look - time.monotonic()) * 1000)
+        if stream >= 0:
+            poll.unregister(stream)
+        for descriptor, _ in events:
+            if descriptor == bell:
+                os.read(bell, 4096)
+            elif descriptor != stream:
+                self._next_look = 0.0
+
+    # Looking after the workers.
+
+    def _look(self, now: float) -> None:
+        hungry, waiting = self._holding or bool(self._queue.sleepers()), False
+        for handle in self._crew.handles:
+            if handle.process is None:
+                if now >= handle.due and not self._closing:
+                    self._crew.start(handle)
+            elif self._crew.is_dead(handle):
+                self._bury(handle)
+            else:
+                waiting |= self._watch(handle, now, hungry)
+        if now >= self._next_memory and psutil is not None and (self._max_rss or self._screen):
+            self._next_memory = now + MEMORY_SECONDS
+            self._look_at_memory(now)
+        self._next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS)
+        self.on_look()
+        if self._screen is not None:
+            self._screen.draw(self.snapshot)
+
+    def _watch(self, handle: Handle, now: float, hungry: bool) -> bool:
+        """End a task that runs too long, and a batch that keeps tasks from others. Whether it holds such tasks."""
+        words, status = self._queue.words, self._queue.status[handle.index]
+        end, progress = seen = words[status + END], words[status + PROGRESS]
+        if seen != handle.seen:
+            handle.progress_since = now
+        if end != handle.seen[0]:
+            handle.end_since = now
+        handle.seen = seen
+        if self._timeout and progress < end and now - handle.progress_since >= self._timeout:
+            handle.killed_for = ("timeout", f"ran longer than {self._timeout:g} s")
+            if not self._crew.kill_if_still_at(handle, progress):
+                handle.killed_for = None
+        waiting = progress + 1 < end
+        if waiting and now - handle.end_since >= (HUNGRY_SECONDS if hungry else LOOK_SECONDS):
+            handle.end_since = now
+            self._crew.order(handle, STOP_BATCH)
+        return waiting
+
+    def _look_at_memory(self, now: float) -> None:
+        for handle in self._crew.handles:
+            if handle.process is None:
+                continue
+            with contextlib.suppress(psutil.Error):
+                handle.monitor = handle.monitor or psutil.Process(handle.pid)
+                handle.rss, handle.cpu = handle.monitor.memory_info().rss, handle.monitor.cpu_percent()
+            if self._max_rss is None or handle.rss <= self._max_rss:
+                continue
+            if not handle.retiring:
+                handle.retiring = now
+                self._crew.order(handle, LEAVE)
+            elif now - handle.retiring >= MEMORY_SECONDS:
+                handle.killed_for = (
+                    "crashed",
+                    f"its worker held {handle.rss:,} bytes of memory, max_rss={self._max_rss:,}",
+                )
+                self._crew.kill(handle)
+
+    def _bury(self, handle: Handle) -> None:
+        """See to the tasks of a dead worker, and to its successor."""
+        code, now = self._crew.bury(handle), time.monotonic()
+        remains, note = self._queue.recover(handle.index), self._queue.take_note(handle.index)
+        self._settle(handle, remains.records)
+        self._ledger.quiet(handle.index, remains.quiet, remains.done - remains.quiet)
+        if remains.done < remains.end:
+            status, error = handle.killed_for or ("crashed", note or exit_text(code))
+            self._ledger.charge(handle.index, remains.done, status, error, now - handle.progress_since)
+            self._ledger.give_back(remains.done + 1, remains.end - remains.done - 1)
+        if self._closing:
+            return
+        self._respawned += 1
+        if code == 0 or remains.end != handle.first_end:
+            handle.deaths = self._failed_starts = 0
+            self._last_claim = now
+            self._crew.start(handle)
+            return
+        handle.deaths += 1
+        self._failed_starts += 1
+        handle.due = now + min(1.0, 0.02 * 2**handle.deaths)
+        if self._failed_starts >= FAILED_STARTS and (note or now - self._last_claim > FAILED_SECONDS):
+            raise WorkersFailed(
+                f"{self._failed_starts} workers in a row died before they took a task: {note or exit_text(code)}"
+            )
+
+    def _free_lock(self, holder: int, seconds: int) -> None:
+        """The lock has not been had for so long: its holder, or somebody if none has signed, must have been stopped."""
+        for handle in self._crew.handles:
+            if handle.process is not None and holder in (handle.index, -1):
+                signal_group(handle.pid, signal.SIGCONT)
+                if holder >= 0 and seconds >= STOP_SECONDS:
+                    handle.killed_for = ("crashed", "its worker held the lock and did not go on")
+                    self._crew.kill(handle)
+
+    # Ends.
+
+    def _withdraw(self) -> None:
+        """Have the workers give back what they have not begun; cancelled jobs' tasks are cancelled as they come."""
+        ledger, requeued = self._ledger, self._ledger.requeued
+        for tasks in [requeued.popleft() for _ in range(len(requeued))]:
+            if ledger.is_cancelled(tasks.job):
+                ledger.cancel(tasks)
+            else:
+                requeued.append(tasks)
+        if ledger.in_queue() or self.paused:
+            self._holding = True
+            self._queue.words[CONTROL] = GIVE_BACK
+            self._crew.ring(self._queue.backlog())
+            for handle in self._crew.handles:
+                self._crew.order(handle, STOP_BATCH)
+
+    def _give_up(self, error: Exception) -> None:
+        """Kill the workers; every task still gets its outcome, and the iterators raise `error` at their end."""
+        self._failure, text = error, describe(error)
+        if isinstance(error, SpoiledSegment):  # no word in it can be trusted
+            self._ledger.stopping = self._closing = True
+            for handle in self._crew.handles:
+                if handle.process is not None:
+                    self._crew.kill(handle)
+                    self._crew.bury(handle)
+            self._ledger.cancel_all(text)
+        else:
+            self.abort("crashed", text)
+
+    def _terminate(self) -> None:
+        """Send TERMINATE to every worker, and wait until they have left."""
+        self._closing = True
+        count = sum(handle.process is not None for handle in self._crew.handles)
+        empty = [b""] * count
+        if count:
+            self._ledger.requeued.append(Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty))
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(handle.process for handle in self._crew.handles) and time.monotonic() < deadline:
+            self._turn(self._submitted)
+
+    def _stop(self) -> None:
+        """Kill whoever is left, and remove everything."""
+        self._closed = True
+        self._dispose()
+        if self._screen is not None:
+            self._screen.close()
+
+
+def exit_on_signals() -> dict[int, Any]:
+    """Have SIGTERM and SIGHUP raise SystemExit where they would kill the process without its clean-up; what to
+    restore. In the main thread only, and only where nobody else handles them."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    return {number: signal.signal(number, _exit) for number in numbers}
+
+
+def _exit(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def dispose(owner: int, crew: Crew, queue: SharedTaskQueue, handlers: dict[int, Any]) -> None:
+    """Kill the workers, remove the segment, restore the signal handlers: once, at the latest when Python exits."""
+    if os.getpid() != owner:  # a child that the user forked
+        return
+    crew.close()
+    queue.close()
+    queue.segment.unlink()
+    if handlers and threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def parallel_map(
+    function: Function, payloads: Iterable[Any], *, workers: int | None = None, **options: Any
+) -> list[Any]:
+    """The values of `function` for `payloads`, in their order. Raises TaskError at the first task that is not ok.
+
+    `options` are those of Supervisor."""
+    with Supervisor([function], workers=workers, **options) as supervisor:
+        return list(supervisor.map(function, payloads))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The screen
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class WorkerRow(NamedTuple):
+    """A worker on the screen. state: run, sleep or dead. in_hand: tsk_id, None for nothing; for `held` seconds."""
+
+    index: int
+    pid: int
+    state: str
+    function: str
+    done: int
+    failed: int
+    rate: float
+    cpu: float | None
+    rss: int | None
+    in_hand: int | None
+    held: float
+
+
+class Snapshot(NamedTuple):
+    """All that a frame shows. total: tasks in all, None where it is not known; rates: tasks a second, oldest first."""
+
+    title: str
+    name: str
+    strategy: str
+    seconds: float
+    counts: Mapping[str, int]
+    retried: int
+    total: int | None
+    rates: Sequence[float]
+    ring: int
+    num_slots: int
+    workers: Sequence[WorkerRow]
+    failures: Sequence[str]
+    state: str = ""
+
+
+BLOCKS = "▏▎▍▌▋▊▉█"
+SPARKS = "▁▂▃▄▅▆▇█"
+# The columns of the table: name, width, text of a row; and their order of importance, the first to go last.
+COLUMNS: dict[str, tuple[int, Callable[[WorkerRow], str]]] = {
+    "worker": (6, lambda row: str(row.index)),
+    "pid": (7, lambda row: str(row.pid)),
+    "state": (5, lambda row: row.state),
+    "function": (12, lambda row: row.function or "–"),
+    "done": (11, lambda row: f"{row.done:,}"),
+    "failed": (6, lambda row: f"{row.failed:,}"),
+    "tasks/s": (9, lambda row: f"{row.rate:,.0f}"),
+    "cpu": (5, lambda row: "" if row.cpu is None else f"{row.cpu:.0f} %"),
+    "rss": (7, lambda row: "" if row.rss is None else f"{row.rss / 2**20:,.0f} MB"),
+    "in hand": (20, lambda row: "–" if row.in_hand is None else f"#{row.in_hand:,}  {row.held:.2f} s"),
+}
+IMPORTANCE = ("worker", "state", "done", "tasks/s", "failed", "in hand", "function", "cpu", "rss", "pid")
+LEFT = ("state", "function", "in hand")
+
+
+def printable(text: str) -> str:
+    """`text` without what could command a terminal: controls, C1, direction marks and the like become "�"."""
+    return "".join(c if c.isprintable() else " " if c in "\t\n" else "�" for c in text)
+
+
+def clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def bar(fraction: float, width: int) -> str:
+    eighths = round(max(0.0, min(1.0, fraction)) * width * 8)
+    full, part = divmod(eighths, 8)
+    return ("█" * full + (BLOCKS[part - 1] if part else "")).ljust(width, "░")
+
+
+def sparkline(rates: Sequence[float]) -> str:
+    top = max(rates, default=0.0) or 1.0
+    return "".join(SPARKS[min(7, int(rate / top * 7.999))] for rate in rates)
+
+
+def spread(left: str, right: str, width: int) -> str:
+    """`left` and `right` at the ends of a line; left alone where both do not fit."""
+    gap = width - len(left) - len(right)
+    return left + " " * gap + right if gap >= 2 else left[:width]
+
+
+def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
+    """A frame of at most `height` lines of at most `width` characters; pure, so that it can be tested line by line."""
+    head = _render_head(snapshot, width - 2)
+    failures = [printable(text) for text in snapshot.failures][-max(0, min(5, (height - len(head) - 4) // 3)) :]
+    table = _render_table(snapshot.workers, width - 2, height - len(head) - len(failures) - 2 * bool(failures) - 1)
+    lines = [*head, "", *table, *([""] if failures else []), *(failures if height > len(head) + 4 else [])]
+    return [(" " + line)[:width].rstrip() for line in lines[:height]]
+
+
+def _render_head(snapshot: Snapshot, width: int) -> list[str]:
+    counts, done = snapshot.counts, sum(snapshot.counts.values())
+    rate = snapshot.rates[-1] if snapshot.rates else 0.0
+    about = f"{len(snapshot.workers)} workers · {snapshot.strategy} · {snapshot.name}"
+    title = printable(snapshot.title)[: max(8, width // 2)]
+    state = f"  [{snapshot.state}]" if snapshot.state else ""
+    first = spread(f"shmqueue  {title}{state}", f"{about}      {clock(snapshot.seconds)}", width)
+    if snapshot.total:
+        left = f"eta {clock((snapshot.total - done) / rate)}" if rate > 0 else "eta –"
+        tail = f"  {done / snapshot.total:6.1%}   {done:,} / {snapshot.total:,}   {left}"
+        second = bar(done / snapshot.total, max(4, width - len(tail))) + tail
+    else:
+        second = f"{done:,} tasks done"
+    bad = "  ".join(
+        f"{name} {counts[name]:,}" for name in ("failed", "timeout", "crashed", "cancelled") if counts[name]
+    )
+    used = f"ring {bar(snapshot.ring / snapshot.num_slots, 10)} {snapshot.ring:,} / {snapshot.num_slots:,}"
+    outcomes = f"ok {counts['ok']:,}  {bad or 'failed 0'}" + (
+        f"  retried {snapshot.retried:,}" if snapshot.retried else ""
+    )
+    speed = f"{rate:,.0f} tasks/s  {sparkline(snapshot.rates[-12:])}"
+    third = "   ".join((speed, used, outcomes))
+    return [first, second, third] if len(third) <= width else [first, second, spread(speed, used, width), outcomes]
+
+
+def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[str]:
+    """As many columns and rows as fit; workers that do not are summed up in a line."""
+    names: list[str] = []
+    for name in IMPORTANCE:
+        if sum(COLUMNS[each][0] + 2 for each in [*names, name]) <= width + 2:
+            names.append(name)
+    shown = [name for name in COLUMNS if name in names]
+
+    def line(texts: Iterable[str]) -> str:
+        cells = zip(shown, texts)
+        return "  ".join(t.ljust(COLUMNS[n][0]) if n in LEFT else t.rjust(COLUMNS[n][0]) for n, t in cells)
+
+    fit = len(rows) if len(rows) <= height - 1 else max(0, height - 2)
+    table = [line(shown)] + [line(printable(COLUMNS[n][1](row))[: COLUMNS[n][0]] for n in shown) for row in rows[:fit]]
+    if fit < len(rows):
+        rest = rows[fit:]
+        busy, done = sum(row.state == "run" for row in rest), sum(row.done for row in rest)
+        table.append(f"and {len(rest)} more: {busy} run, {done:,} done, {sum(row.rate for row in rest):,.0f} tasks/s")
+    return table[: max(0, height)]
+
+
+class Progress:
+    """Keeps the rates, and says where the run is by a plain line every few seconds; Screen draws instead."""
+
+    SECONDS = 5.0
+
+    def __init__(self, title: str = "", total: Callable[[], int | None] = lambda: None) -> None:
+        self.title, self.total = title, total
+        self.state = ""
+        self._rates: collections.deque[float] = collections.deque(maxlen=64)
+        self._worker_rates: list[float] = []
+        self._sample: tuple[float, int, list[int]] = (time.monotonic(), 0, [])
+        self._next = time.monotonic() + self.SECONDS
+
+    def rates(self, done: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
+        """Note what each worker has done until now; tasks a second, of all over time and of each just now."""
+        now, total = time.monotonic(), sum(done)
+        before, total_before, done_before = self._sample
+        if now - before >= 1.0 or not self._rates:
+            seconds = max(now - before, 0.1)
+            self._rates.append((total - total_before) / seconds)
+            self._worker_rates = [(a - b) / seconds for a, b in zip(done, done_before or [0] * len(done))]
+            self._sample = (now, total, list(done))
+        return list(self._rates), self._worker_rates
+
+    def draw(self, snapshot: Callable[[], Snapshot]) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self.SECONDS
+            head = _render_head(snapshot(), 1000)
+            self.write("shmqueue: " + " ".join(head[1].replace("░", "").replace("█", "").split()) + "\n")
+
+    def write(self, text: str) -> None:
+        """Write to the error stream in one piece; if it is closed, no more."""
+        with contextlib.suppress(OSError, ValueError):
+            data = text.encode("utf-8", "replace")
+            while data:
+                data = data[os.write(sys.__stderr__.fileno(), data) :]  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        pass
+
+
+class Screen(Progress):
+    """Draws frames on the alternate screen of the error stream's terminal, which is as it was afterwards."""
+
+    SECONDS = 0.1
+    ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J", "\x1b[?7h\x1b[?25h\x1b[?1049l"
+    _entered = False
+
+    def draw(self, snapshot: Callable[[], Snapshot]) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self.SECONDS
+        try:
+            width, height = os.get_terminal_size(sys.__stderr__.fileno())  # type: ignore[union-attr]
+        except (OSError, ValueError):
+            width, height = shutil.get_terminal_size()
+        lines = render(snapshot(), max(20, width), max(5, height))
+        enter, self._entered = "" if self._entered else self.ENTER, True
+        self.write(enter + "\x1b[H" + "\r\n".join(line[:width] + "\x1b[K" for line in lines[:height]) + "\x1b[J")
+
+    def close(self) -> None:
+        """Leave the alternate screen; the next frame enters it again."""
+        if self._entered:
+            self._entered = False
+            self.write(self.LEAVE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def echo(payload: bytes) -> bytes:
+    """The payload."""
+    return payload
+
+
+def sleep(payload: str) -> None:
+    """Wait so many seconds."""
+    time.sleep(float(payload))
+
+
+def sha256(payload: bytes) -> str:
+    """The SHA-256 of the file at this path, in hex."""
+    digest = hashlib.sha256()
+    with open(payload, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def noop(payload: bytes) -> None:
+    """Nothing."""
+
+
+def shell(payload: bytes) -> bytes:
+    """What a shell command prints; it fails with what it printed on its error stream if its exit code is not 0."""
+    done = subprocess.run([b"/bin/sh", b"-c", payload], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        errors = decode_text(done.stderr[-1000:]).strip()
+        raise RuntimeError(f"exit code {done.returncode}" + (f": {errors}" if errors else ""))
+    return done.stdout
+
+
+class UsageError(Exception):
+    """Bad usage or input: what is printed before exit code 2."""
+
+
+class LineSource(IterableSource):
+    """Tasks from a file of lines, as they come. A line ends at a newline and nowhere else; a carriage return before
+    it, and a byte order mark at the start of the file, are dropped; empty lines are skipped.
+
+    names: the functions that lines name, FUNCTION PAYLOAD, and then lines that start with # are skipped too. None:
+    a line is a payload as it is.
+    """
+
+    def __init__(self, path: str, names: Iterable[str] | None) -> None:
+        self.path, self.exhausted, self.tasks = path, False, 0
+        self._names = None if names is None else {name.encode(): name for name in names}
+        try:
+            self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._info = os.fstat(self._file)
+        except OSError as error:
+            raise UsageError(
+                f"cannot read {path!r}: {error.strerror}; give a file of tasks, or - for standard input"
+            ) from None
+        if stat.S_ISDIR(self._info.st_mode):
+            raise UsageError(f"{path!r} is a directory; give a file of tasks, or - for standard input")
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLIN)
+        self._parts: list[bytes] = []  # of the line that is not yet whole
+        self._items: list[Any] = []  # read, the next one last
+        self._line = self._bytes = 0
+
+    @property
+    def finite(self) -> bool:
+        return stat.S_ISREG(self._info.st_mode)
+
+    def fileno(self) -> int:
+        return -1 if self.finite else self._file
+
+    def total(self) -> int | None:
+        """How many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
+        if self.exhausted:
+            return self.tasks
+        return int(self.tasks * self._info.st_size / self._bytes) if self.finite and self._bytes else None
+
+    def take(self, room: int) -> Sequence[Any]:
+        """Up to `room` tasks, those that are there."""
+        if not self._items and (self.finite or self._poll.poll(0)):
+            self._read()
+        room = min(room, self.BLOCK)
+        items = self._items[-room:][::-1]
+        del self._items[-room:]
+        self.exhausted = self._file < 0 and not self._items
+        self.tasks += len(items)
+        return items
+
+    def _read(self) -> None:
+        block = os.read(self._file, 1 << 18)
+        if not self._bytes and block.startswith(b"\xef\xbb\xbf"):
+            block = block[3:]
+            self._bytes = 3
+        self._bytes += len(block)
+        if not block:
+            os.close(self._file)
+            self._file = -1
+        elif b"\n" not in block:
+            self._parts.append(block)
+            return
+        *lines, rest = b"".join([*self._parts, block]).split(b"\n")
+        self._parts = [rest] if block else []
+        if rest and not block:
+            lines.append(rest)
+        if any(line.endswith(b"\r") for line in lines):
+            lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
+        self._items = [line for line in lines if line] if self._names is None else self._parse(lines, self._names)
+        self._items.reverse()
+
+    def _parse(self, lines: Sequence[bytes], names: Mapping[bytes, str]) -> list[Any]:
+        items: list[Any] = []
+        for line in lines:
+            self._line += 1
+            line = line.lstrip(b" \t")
+            if line and not line.startswith(b"#"):
+                word = line.split(None, 1)[0]
+                name, payload = names.get(word), line[len(word) + 1 :]
+                if name is None:
+                    text = no_such_function(decode_text(word), names.values())
+                    items.append(Rejected(decode_text(word), payload, f"line {self._line:,}: {text}"))
+                else:
+                    items.append((name, payload))
+        return items
+
+
+class Results:
+    """Writes results as JSON lines to a file, or to standard output for "-"."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.lost, self.problem = path, 0, ""
+        if path != "-" and not path.endswith(".jsonl"):
+            raise UsageError(f"--results {path}: the name must end with .jsonl, or be - for standard output")
+        try:
+            self._file: Any = os.fdopen(os.dup(1), "wb") if path == "-" else open(path, "wb")  # noqa: SIM115
+        except OSError as error:
+            raise UsageError(f"--results {path}: cannot be written: {error.strerror}") from None
+
+    def write(self, result: TaskResult) -> None:
+        fields = result._replace(payload=_as_text(result.payload), value=_as_text(result.value))._asdict()
+        if self._file is not None:
+            self._file_do(lambda file: file.write(json.dumps(fields).encode() + b"\n"))
+        self.lost += self._file is None
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file_do(lambda file: file.flush())
+
+    def _file_do(self, action: Callable[[Any], object]) -> None:
+        try:
+            action(self._file)
+        except OSError as error:
+            self.problem, file, self._file = error.strerror, self._file, None
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def close(self) -> None:
+        self.flush()
+        if self._file is not None:
+            self._file_do(lambda file: file.close())
+
+
+def _as_text(value: Any) -> str | None:
+    return None if value is None else decode_text(to_bytes(value))
+
+
+def load_functions(where: str) -> dict[str, Function]:
+    """The public functions of a module, or of a file that ends with .py, by name."""
+    try:
+        if where.endswith(".py"):
+            path = os.path.abspath(where)
+            if not os.path.isfile(path):
+                raise UsageError(f"{where!r}: no such file")
+            sys.path.insert(0, os.path.dirname(path))  # workers that are not forked import it by name
+            module = importlib.import_module(os.path.basename(path)[:-3])
+            if os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(path):
+                raise UsageError(f"{where!r}: another module has that name ({module.__name__}); rename the file")
+        else:
+            sys.path.insert(0, os.getcwd())
+            module = importlib.import_module(where)
+    except UsageError:
+        raise
+    except BaseException as error:
+        raise UsageError(f"{where!r} cannot be imported: {describe(error)}") from None
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == module.__name__
+    }
+
+
+def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[int, Function], bool]:
+    """The functions by fn_id, and whether a line is a payload, rather than FUNCTION PAYLOAD."""
+    if options.shell:
+        return {1: shell}, True
+    if options.call:
+        where, _, name = options.call.rpartition(":")
+        if not where:
+            raise UsageError(f"--call {options.call}: give MODULE_OR_FILE.py:FUNCTION")
+        loaded = load_functions(where)
+        if name not in loaded:
+            raise UsageError(f"--call {options.call}: {no_such_function(name, loaded)}")
+        return {1: loaded[name]}, True
+    if options.handlers:
+        functions = list(load_functions(options.handlers).values())
+        if not functions:
+            raise UsageError(f"--handlers {options.handlers}: it has no public functions")
+    return number_functions([echo, sleep, sha256, noop] if functions is None else functions), False
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes, with K, M, G or T for powers of 1024."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("K", "M", "G", "T") else (text, "")
+    try:
+        return int(float(number) * 1024 ** ("KMGT".index(unit) + 1 if unit else 0))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UsageError(f"{message} (--help lists the options)")
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="shmqueue",
+        allow_abbrev=False,
+        description="Put many small tasks through several processes, and lose none.",
+        epilog="A line of TASKS is FUNCTION PAYLOAD. Functions, unless --handlers gives others: echo TEXT, sleep SECONDS, "
+        "sha256 PATH, noop. Exit code: 0 all ok; 1 some task was not; 2 bad usage or input; 128+n stopped by signal n.",
+    )
+    add = parser.add_argument
+    add("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--handlers", metavar="MODULE_OR_FILE.py", help="the functions that lines may name")
+    what.add_argument(
+        "--call", metavar="MODULE_OR_FILE.py:FUNCTION", help="each line, whole, is the payload of this function"
+    )
+    what.add_argument(
+        "--shell", action="store_true", help="each line, whole, is a shell command; its output is the value"
+    )
+    add("-w", "--workers", type=int, metavar="N", help="worker processes (default: the processors there are)")
+    add("--timeout", type=float, metavar="S", help="seconds a task may run")
+    add("--retries", type=int, default=0, metavar="N", help="start a task that is not ok again, so often")
+    add(
+        "--max-rss",
+        type=parse_size,
+        metavar="SIZE",
+        help="replace a worker that holds more memory, as 500M; needs psutil",
+    )
+    add("--max-tasks", type=int, metavar="N", help="replace a worker after so many tasks")
+    add("--halt", type=int, metavar="N", help="stop after so many tasks were not ok")
+    add("--slots", type=int, default=16384, metavar="N", help="tasks the ring holds (default: %(default)s)")
+    add("--slot-size", type=int, default=128, metavar="BYTES", help="bytes of a slot (default: %(default)s)")
+    add("--batch", type=int, metavar="N", help="tasks a worker claims at once (default: sized by itself)")
+    add(
+        "--start-method", choices=multiprocessing.get_all_start_methods(), metavar="M", help="fork, spawn or forkserver"
+    )
+    add(
+        "--results",
+        metavar="FILE",
+        help="write results as they come: FILE.jsonl, or - for JSON lines on standard output",
+    )
+    add("--log", metavar="FILE", help="write what the functions print, which is dropped otherwise")
+    add("--screen", choices=("auto", "on", "off"), default="auto", help="auto: where the error stream is a terminal")
+    add("--clean", action="store_true", help="remove what dead runs left behind, and exit")
+    add("--version", action="version", version=f"shmqueue {__version__}")
+    return parser
+
+
+class CommandLine:
+    """One run from the command line."""
+
+    def __init__(self, options: argparse.Namespace, functions: Any) -> None:
+        self.options = options
+        numbered, whole = choose_functions(options, functions)
+        if options.halt is not None and options.halt < 1:
+            raise UsageError(f"--halt {options.halt}: must be 1 or more")
+        self.source = LineSource(options.tasks, None if whole else map(function_name, numbered.values()))
+        self.results = Results(options.results) if options.results else None
+        if options.log:
+            with _usage_error(f"--log {options.log}"), open(options.log, "ab"):
+                pass
+        terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        drawn = options.screen == "on" or (options.screen == "auto" and terminal)
+        silent = options.screen == "off"
+        kind = Screen if drawn else Progress
+        title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
+        self.progress = None if silent else kind(title, self.source.total)
+        self.signals: list[int] = []
+        self.stopped_by = 0
+        with _usage_error(""):
+            self.supervisor = Supervisor(
+                numbered, workers=options.workers, num_slots=options.slots, slot_size=options.slot_size,
+                batch=options.batch, timeout=options.timeout, retries=options.retries, max_rss=options.max_rss,
+                max_tasks=options.max_tasks, screen=self.progress or False, log=options.log,
+                start_method=options.start_method, queue=options.queue,
+            )  # fmt: skip
+        self.supervisor.on_look = self.look
+
+    def run(self) -> int:
+        """Put the tasks through, and say how it went; the exit code."""
+        problem = ""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
+        handlers = {number: signal.signal(number, self.note_signal) for number in numbers}
+        try:
+            with self.supervisor:
+                for result in self.supervisor.run(self.source):
+                    if self.results is not None:
+                        self.results.write(result)
+                    if result.status != "ok" and self.halted():
+                        self.supervisor.cancel()
+        except (WorkersFailed, SpoiledSegment) as error:
+            problem = str(error)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self.results is not None:
+            self.results.close()
+        return self.report(problem)
+
+    def halted(self) -> bool:
+        counts = self.supervisor.stats()
+        bad = counts["failed"] + counts["timeout"] + counts["crashed"]
+        return self.options.halt is not None and bad >= self.options.halt
+
+    def note_signal(self, number: int, frame: object) -> None:
+        self.signals.append(number)
+        self.supervisor.wake()
+        if self.signals.count(signal.SIGINT) > 2:  # whatever it is that does not come back to look()
+            raise KeyboardInterrupt
+
+    def look(self) -> None:
+        """Several times a second: do what signals asked for, and bring results to their file."""
+        if self.results is not None:
+            self.results.flush()
+        while self.signals:
+            number = self.signals.pop(0)
+            if number == signal.SIGTSTP:
+                self.suspend()
+            elif number == signal.SIGINT and not self.stopped_by:
+                self.stopped_by = number
+                self.supervisor.cancel()
+            else:
+                self.stopped_by = self.stopped_by or number
+                self.supervisor.abort()
+
+    def suspend(self) -> None:
+        if self.progress is not None:
+            self.progress.close()
+        self.supervisor.suspend()
+
+    def report(self, problem: str) -> int:
+        """The last lines: the first errors, what became of the tasks, the time and the rate."""
+        stats, results, lines = self.supervisor.stats(), self.results, []
+        counts = {name: stats[name] for name in ("ok", "failed", "timeout", "crashed", "cancelled")}
+        total, bad = sum(counts.values()), sum(counts.values()) - counts["ok"]
+        failures = self.supervisor.first_failures()
+        lines += [printable(f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}") for r in failures]
+        unnamed = bad - counts["cancelled"] - len(failures)
+        lines += [f"... and {unnamed:,} more that were not ok"] if unnamed > 0 else []
+        if results is not None and results.problem:
+            lines.append(
+                f"shmqueue: --results {results.path}: {results.problem}; {results.lost:,} results were not written"
+            )
+        lines += [f"shmqueue: {problem}"] if problem else []
+        words = {"timeout": "timed out"}
+        each = ", ".join(f"{count:,} {words.get(name, name)}" for name, count in counts.items())
+        seconds = stats["seconds"]
+        workers = f"{len(stats['workers'])} worker{'s' * (len(stats['workers']) != 1)}"
+        tasks = f"{total:,} task{'s' * (total != 1)}: {each}" if total else "no tasks"
+        lines.append(f"{tasks}; {seconds:.2f} s, {total / seconds:,.0f} tasks/s, {workers}")
+        stream = sys.stderr if self.options.results == "-" else sys.stdout
+        try:
+            print("\n".join(lines), file=stream, flush=True)
+        except OSError:  # closed: point it elsewhere, or Python complains at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            return 1
+        if self.stopped_by:
+            return 128 + self.stopped_by
+        return int(bool(bad or problem or (results is not None and results.problem)))
+
+
+@contextlib.contextmanager
+def _usage_error(what: str) -> Iterator[None]:
+    """What Supervisor and open raise for bad arguments, as a UsageError."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(f"{what}: {text}" if what else text) from None
+
+
+def main(
+    functions: Any = None, argv: Sequence[str] | None = None, *, queue: type[SharedTaskQueue] = SharedTaskQueue
+) -> int:
+    """The command line, over `functions` instead of the built-in ones; the exit code.
+
+    argv: without the program's name; None for sys.argv. queue: the strategy."""
+    try:
+        options = make_parser().parse_args(argv)
+        if options.clean:
+            print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
+            return 0
+        if options.tasks is None:
+            raise UsageError(
+                "TASKS is missing: give a file of tasks, or - for standard input (--help lists the options)"
+            )
+        options.queue = queue
+        command = CommandLine(options, functions)
+    except UsageError as error:
+        print(printable(f"shmqueue: {error}"), file=sys.stderr)
+        return 2
+    return command.run()
+
+
+if __name__ == "__main__":
+    sys.modules.setdefault("shmqueue", sys.modules["__main__"])  # for functions that import it
+    raise SystemExit(main())
