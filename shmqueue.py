@@ -122,7 +122,7 @@ import threading
 import time
 import typing
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 try:
@@ -316,13 +316,12 @@ class Slots:
         self.capacity = area - (1 if self._short else 2)
         tail = f"{area}p" if self._short else f"H{area - 2}s"
         self._row, self._tail_row = head + tail, f"{size - area}x{tail}"
+        self._one = struct.Struct("=" + self._row)
+        self.pack = self._one.pack_into if self._short else self._pack_long  # (buffer, offset, *head fields, bytes)
         self.fields = len(_rows(self._row, 1).unpack(bytes(size))) - (0 if self._short else 1)
 
-    def put(self, index: int, *fields: Any) -> None:
-        """Write one slot: its head fields, then its bytes."""
-        if not self._short:
-            fields = (*fields[:-1], len(fields[-1]), fields[-1])
-        _rows(self._row, 1).pack_into(self.bytes, index * self.size, *fields)
+    def _pack_long(self, buffer: memoryview, offset: int, *fields: Any) -> None:
+        self._one.pack_into(buffer, offset, *fields[:-1], len(fields[-1]), fields[-1])
 
     def put_bytes(self, index: int, items: Sequence[bytes]) -> None:
         """Write the bytes of consecutive slots; their heads become zero."""
@@ -535,8 +534,8 @@ class KernelLock:
         if timeout is None:
             fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, LOCK_BYTE)
             return True
-        deadline, pause = time.monotonic() + timeout, 20e-6
-        while True:
+        deadline = time.monotonic() + timeout
+        for attempt in itertools.count():
             try:
                 fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, LOCK_BYTE)
                 return True
@@ -545,8 +544,8 @@ class KernelLock:
                     raise
             if time.monotonic() > deadline:
                 return False
-            time.sleep(pause)
-            pause = min(2 * pause, 0.002)
+            os.sched_yield() if attempt < 20 else time.sleep(0.0005)
+        raise AssertionError("unreachable")
 
     def release(self) -> None:
         fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, LOCK_BYTE)
@@ -699,7 +698,7 @@ class SharedTaskQueue:
         words, count = self.words, len(tasks.data)
         first, start = words[PUSHED], 0
         for index, length in pieces(first, count, self.num_slots):  # beyond `pushed`: nobody reads there
-            self.ring.write(index, tasks.part(start, start + length))
+            self.ring.write(index, tasks if length == count else tasks.part(start, start + length))
             start += length
         self._enter(None)
         words[PUSHED] = first + count
@@ -775,16 +774,21 @@ class SharedTaskQueue:
         words[status + ASLEEP] = 0
         return Remains(records, max(first, settled), done, end)
 
-    def put_outcome(
-        self, worker: int, position: int, count: int, seconds: float, status: int, kind: int, value: bytes
-    ) -> None:
-        """Write what became of tasks (worker). The slot first, then the count of slots: a death in between leaves
-        nothing, a death after it leaves the outcome, whatever `progress` says."""
-        words, outcomes = self.words, self.outcomes[worker]
-        records = self.status[worker] + RECORDS
-        number = words[records]
-        outcomes.put(number % outcomes.count, position, count, seconds, status, kind, value)
-        words[records] = number + 1
+    def outcome_writer(self, worker: int) -> Callable[[int, int, float, int, int, bytes], None]:
+        """A function that writes what became of tasks (worker): position, count, seconds, status, kind, value.
+
+        The slot first, then the count of slots: a death in between leaves nothing, a death after it leaves the
+        outcome, whatever `progress` says. A closure, because this is most of the cost of a short task's value."""
+        words, records = self.words, self.status[worker] + RECORDS
+        outcomes = self.outcomes[worker]
+        pack, buffer, slots, size = outcomes.pack, outcomes.bytes, outcomes.count, outcomes.size
+
+        def put(position: int, count: int, seconds: float, status: int, kind: int, value: bytes) -> None:
+            number = words[records]
+            pack(buffer, number % slots * size, position, count, seconds, status, kind, value)
+            words[records] = number + 1
+
+        return put
 
     def sleepers(self) -> list[tuple[int, int]]:
         """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
@@ -1013,7 +1017,7 @@ class Worker:
 
     def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, pipes: Pipes) -> None:
         self._queue, self._index, self._options, self._pipes = queue, index, options, pipes
-        self._words, self._status = queue.words, queue.status[index]
+        self._words, self._status, self._put = queue.words, queue.status[index], queue.outcome_writer(index)
         self._lane, self._capacity = queue.lanes[index], queue.outcomes[index].capacity
         self._structures = structures_of(options.functions.values())
         self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
@@ -1025,9 +1029,6 @@ class Worker:
         self._left = options.max_tasks if options.max_tasks is not None else math.inf
         self._limit = options.batch or 1  # tasks to claim next
         self._group = 1  # tasks to run between two looks at the clock
-        self._mean = 0.0  # seconds a task, in the last group
-        self._started = 0.0  # when the group began
-        self._covered = 0  # the position up to which outcome slots speak
         self._spilled = 0  # bytes in the file of values out of line
         self._sentinel = -1
         self.disowned = False  # true in a process that a function forked
@@ -1069,33 +1070,45 @@ class Worker:
     def run(self, first: int, count: int) -> None:
         """Run the batch in the lane, task by task, and give back what is not begun when somebody ends it early.
 
-        The loop inside is the whole cost of a short task, so what it needs is in locals, the clock is read once a
-        group, and the progress word is the only store for a task that returns None.
+        The loop inside is the cost of a short task: so the progress word is the only store for one that returns
+        None, and the clock is read once a group of tasks, unless they are long enough to be timed one by one.
         """
         fn_ids, self._payloads = self._lane.get(0, count)
         uniform = fn_ids.count(fn_ids[0]) == count
-        calls = itertools.repeat(self._call(fn_ids[0])) if uniform else map(self._call, fn_ids)
-        tasks = zip(calls, self._payloads)
-        words, progress = self._words, self._status + PROGRESS
-        position = self._covered = first
-        began = self._started = time.perf_counter()
-        timed, before = self._group == 1, -1
+        tasks = zip(itertools.repeat(self._call(fn_ids[0])) if uniform else map(self._call, fn_ids), self._payloads)
+        words, progress, put, capacity = self._words, self._status + PROGRESS, self._put, self._capacity
+        clock, seconds, before = time.perf_counter, 0.0, -1
+        position = covered = since = first  # `covered`: tasks below have outcome slots; `since`: those below are timed
+        began = started = clock()
         while position != before:
-            before = position
+            before, timed = position, self._group == 1
             for call, payload in itertools.islice(tasks, self._group):
                 try:
                     value = call(payload)
                 except BaseException as error:
                     value = _Failure(describe(error))
                 if timed or value is not None:
-                    self._settle(position, value)
+                    now = clock()
+                    seconds, started, since = (now - started) / (position + 1 - since), now, position + 1
+                    if covered < position:
+                        put(covered, position - covered, seconds, OK, NONE, b"")
+                    if type(value) is bytes and len(value) <= capacity:  # what is common does not pay for the rest
+                        status, kind, data = OK, BYTES, value
+                    else:
+                        status, kind, data = self._encode(value)
+                    put(position, 1, seconds, status, kind, data)
+                    covered = position + 1
                 position += 1
                 words[progress] = position
-            timed = self._regroup(position - before)
-        self._cover(position)
+            if since < position:
+                now = clock()
+                seconds, started, since = (now - started) / (position - since), now, position
+            self._group = max(1, min(2 * self._group, GROUP_TASKS, int(GROUP_SECONDS / max(seconds, 1e-9))))
+        if covered < position:
+            put(covered, position - covered, seconds, OK, NONE, b"")
         if position < first + count:
             self._give_back(position, first + count - position)
-        self._resize(position - first, self._started - began)
+        self._resize(position - first, started - began)
 
     def _call(self, fn_id: int) -> Callable[[bytes], Any]:
         return self._calls.get(fn_id) or functools.partial(self._unknown, fn_id)
@@ -1106,15 +1119,6 @@ class Worker:
     def _terminate(self, payload: bytes) -> None:
         self._leaving = True
         self._payloads.clear()
-
-    def _regroup(self, count: int) -> bool:
-        """Close a group of `count` tasks: its time decides how many the next one has. Whether each is timed then."""
-        now = time.perf_counter()
-        if count:
-            self._mean = (now - self._started) / count
-            self._group = max(1, min(2 * self._group, GROUP_TASKS, int(GROUP_SECONDS / max(self._mean, 1e-9))))
-        self._started = now
-        return self._group == 1
 
     def _resize(self, count: int, seconds: float) -> None:
         """After a batch: how many tasks make BATCH_SECONDS, growing no faster than twofold."""
@@ -1127,26 +1131,12 @@ class Worker:
 
     # Outcomes.
 
-    def _settle(self, position: int, value: Any) -> None:
-        """Leave the outcome of the task at `position`, after one for the quiet tasks before it."""
-        seconds = time.perf_counter() - self._started if self._group == 1 else self._mean
-        self._cover(position)
+    def _encode(self, value: Any) -> tuple[int, int, bytes]:
         status, kind, data = encode_value(value, self._structures)
-        if len(data) > self._capacity:
-            status, kind, data = self._spill(status, kind, data)
-        self._record(position, 1, status, kind, data, seconds)
-
-    def _cover(self, position: int) -> None:
-        """Leave one outcome for the tasks before `position` that returned None and were not timed."""
-        if self._covered < position:
-            self._record(self._covered, position - self._covered, OK, NONE, b"", self._mean)
-
-    def _record(self, position: int, count: int, status: int, kind: int, data: bytes, seconds: float) -> None:
-        self._queue.put_outcome(self._index, position, count, seconds, status, kind, data)
-        self._covered = position + count
+        return (status, kind, data) if len(data) <= self._capacity else self._spill(status, kind, data)
 
     def _give_back(self, position: int, count: int) -> None:
-        self._record(position, count, RETURNED, NONE, b"", 0.0)
+        self._put(position, count, 0.0, RETURNED, NONE, b"")
         self._words[self._status + PROGRESS] = position + count
 
     def _spill(self, status: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
@@ -1552,7 +1542,8 @@ class Ledger:
         """`tasks` now hold these positions, (first, count) each."""
         start = 0
         for first, count in places:
-            run = TaskRun(tasks.part(start, start + count), first, file)
+            part = tasks if count == len(tasks.data) else tasks.part(start, start + count)
+            run = TaskRun(part, first, file)
             at = bisect.bisect(self._firsts, first)
             self._firsts.insert(at, first)
             self._runs.insert(at, run)
@@ -1576,7 +1567,6 @@ class Ledger:
                 raise SpoiledSegment(f"a second outcome for a task at positions {position:,} to {stop:,}")
             run.settled[start:end] = b"\1" * (end - start)
             yield run, start, end
-            run.payloads[start:end] = [None] * (end - start)
             run.left -= end - start
             if not run.left:
                 del self._runs[at], self._firsts[at]
@@ -1594,22 +1584,30 @@ class Ledger:
 
     def settle(self, worker: int, columns: Sequence[Sequence[Any]], segment: Segment) -> None:
         """Outcome slots of a worker, as the columns of `outcome_slot`."""
+        positions, counts, start = columns[0], columns[1], 0
+        while start < len(positions):  # a stretch of outcomes of one task each that follow each other, then the next
+            shift = positions[start] - start
+            indices = range(start, len(positions))
+            stop = start + bisect.bisect(indices, shift, key=lambda index: positions[index] - index)
+            if counts[stop - 1] > 1 and stop - start > 1:
+                stop -= 1
+            self._settle_stretch(worker, [column[start:stop] for column in columns], segment)
+            start = stop
+
+    def _settle_stretch(self, worker: int, columns: Sequence[Sequence[Any]], segment: Segment) -> None:
         positions, counts, seconds, statuses, kinds, values = columns
-        plain = len(set(kinds)) == 1 and kinds[0] <= BYTES and set(counts) == {1} and set(statuses) == {OK}
-        if plain and positions[-1] - positions[0] == len(positions) - 1:
-            self._ok(worker, positions[0], len(positions), values if kinds[0] else [None] * len(values), seconds)
+        first, count, kind = positions[0], counts[0] * len(positions), kinds[0]
+        if kind <= BYTES and statuses.count(OK) == kinds.count(kind) == len(kinds):
+            values = values if kind == BYTES else [None] * count
+            self._ok(worker, first, count, values, seconds if len(seconds) == count else [seconds[0]] * count)
             return
         for position, count, second, status, kind, value in zip(*columns):
             if status == RETURNED:
                 self.give_back(position, count)
-            elif count > 1:
-                self._ok(worker, position, count, [None] * count, [second] * count)
+            elif status == OK:
+                self._ok(worker, position, 1, [self._decode(kind, value, segment)], [second])
             else:
-                value = self._decode(kind, value, segment)
-                if status == OK:
-                    self._ok(worker, position, 1, [value], [second])
-                else:
-                    self.charge(worker, position, "failed", str(value), second)
+                self.charge(worker, position, "failed", str(self._decode(kind, value, segment)), second)
 
     def _decode(self, kind: int, data: bytes, segment: Segment) -> Any:
         try:
@@ -2174,7 +2172,15 @@ class Supervisor:
             )
 
     def _read(self, job: Job) -> Iterator[Any]:
-        """The results of a job, as iterators of them come in."""
+        parts = self._parts(job)
+        try:
+            for part in parts:
+                yield from part
+        finally:
+            parts.close()
+
+    def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
+        """The results of a job as they come, as iterators of several; closed early, it cancels what has not begun."""
         try:
             while not job.finished:
                 if not job.results:
@@ -2182,7 +2188,7 @@ class Supervisor:
                 elif isinstance(job.results[0], TaskError):
                     raise job.results[0] from self._failure
                 else:
-                    yield from job.results[0]  # if the reader stops in its midst, the rest is still there
+                    yield job.results[0]  # if the reader stops in its midst, the rest is there for the next one
                     job.results.popleft()
             if self._failure is not None:
                 raise self._failure
@@ -2201,7 +2207,7 @@ class Supervisor:
             moved = self._harvest() or moved
             self._crew.ring(self._queue.backlog())
             if time.monotonic() >= self._next_look:
-                self._look(time.monotonic())
+                moved = self._look(time.monotonic()) or moved
         except (WorkersFailed, SpoiledSegment) as error:
             self._give_up(error)
             return
@@ -2242,20 +2248,20 @@ class Supervisor:
         count, size = self._fit(tasks, room)
         if count < len(tasks.data):
             requeued.appendleft(tasks.part(count, None))
-        return count > 0 and self._push(tasks.part(0, count), size)
+            tasks = tasks.part(0, count)
+        return count > 0 and self._push(tasks, size)
 
     def _fit(self, tasks: Tasks, room: int) -> tuple[int, int]:
         """How many of `tasks` can be pushed, and how many bytes of them travel out of line."""
-        lengths, capacity = list(map(len, tasks.data[:room])), self._queue.ring.capacity
-        if max(lengths) <= capacity:
-            return len(lengths), 0
-        size = 0
-        for count, length in enumerate(lengths):
+        size, capacity, count = 0, self._queue.ring.capacity, min(room, len(tasks.data))
+        if max(map(len, tasks.data)) <= capacity:
+            return count, 0
+        for count, length in enumerate(map(len, tasks.data[:count])):
             more = length if length > capacity else 0
             if size + more > self._file_limit - self._ledger.file_bytes and (size or self._ledger.file_bytes):
                 return count, size
             size += more
-        return len(lengths), size
+        return count + 1, size
 
     def _push(self, tasks: Tasks, size: int) -> bool:
         file, fn_ids, data = None, tasks.fn_ids, tasks.data
@@ -2344,14 +2350,16 @@ class Supervisor:
 
     # Looking after the workers.
 
-    def _look(self, now: float) -> None:
-        hungry, waiting = self._holding or bool(self._queue.sleepers()), False
+    def _look(self, now: float) -> bool:
+        """See to dead, slow, hungry and large workers. Whether one had died."""
+        hungry, waiting, buried = self._holding or bool(self._queue.sleepers()), False, False
         for handle in self._crew.handles:
             if handle.process is None:
                 if now >= handle.due and not self._closing:
                     self._crew.start(handle)
             elif self._crew.is_dead(handle):
                 self._bury(handle)
+                buried = True
             else:
                 waiting |= self._watch(handle, now, hungry)
         if now >= self._next_memory and psutil is not None and (self._max_rss or self._screen):
@@ -2361,6 +2369,7 @@ class Supervisor:
         self.on_look()
         if self._screen is not None:
             self._screen.draw(self.snapshot)
+        return buried
 
     def _watch(self, handle: Handle, now: float, hungry: bool) -> bool:
         """End a task that runs too long, and a batch that keeps tasks from others. Whether it holds such tasks."""
@@ -2516,7 +2525,10 @@ def parallel_map(
 
     `options` are those of Supervisor."""
     with Supervisor([function], workers=workers, **options) as supervisor:
-        return list(supervisor.map(function, payloads))
+        values: list[Any] = []
+        for part in supervisor._parts(supervisor._open(payloads, True, 1)):
+            values += part
+        return values
 
 
 # ---------------------------------------------------------------------------------------------------------------------
