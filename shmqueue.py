@@ -365,6 +365,14 @@ class TaskSlots(Slots):
         return int(self._fn_ids[index])
 
 
+class OutcomeSlots(Slots):
+    """A ring of outcome slots."""
+
+    def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
+        super().__init__(segment, offset, count, size, "QIfBB")
+        self.seconds = segment.keep(segment.window(offset, count * size, "f")[3 :: size // 4])
+
+
 class Encoded(NamedTuple):
     """Tasks as they go into slots: columns of equal length."""
 
@@ -629,7 +637,7 @@ class SharedTaskQueue:
         starts = [layout.local.offset + i * ctypes.sizeof(local) for i in range(self.num_workers)]
         lane, outcomes = local.lane.offset, local.outcomes.offset  # type: ignore[attr-defined]
         self.lanes = [TaskSlots(segment, start + lane, self.batch, self.slot_size) for start in starts]
-        self.outcomes = [Slots(segment, at + outcomes, 2 * self.batch, self.slot_size, "QIfBB") for at in starts]
+        self.outcomes = [OutcomeSlots(segment, at + outcomes, 2 * self.batch, self.slot_size) for at in starts]
         step = ctypes.sizeof(WorkerStatus) // 8
         self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
         note = WorkerStatus.note
@@ -774,8 +782,8 @@ class SharedTaskQueue:
         words[status + ASLEEP] = 0
         return Remains(records, max(first, settled), done, end)
 
-    def outcome_writer(self, worker: int) -> Callable[[int, int, float, int, int, bytes], None]:
-        """A function that writes what became of tasks (worker): position, count, seconds, status, kind, value.
+    def outcome_writer(self, worker: int) -> Callable[[int, int, int, int, bytes], None]:
+        """A function that writes what became of tasks (worker): position, count, status, kind, value.
 
         The slot first, then the count of slots: a death in between leaves nothing, a death after it leaves the
         outcome, whatever `progress` says. A closure, because this is most of the cost of a short task's value."""
@@ -783,12 +791,18 @@ class SharedTaskQueue:
         outcomes = self.outcomes[worker]
         pack, buffer, slots, size = outcomes.pack, outcomes.bytes, outcomes.count, outcomes.size
 
-        def put(position: int, count: int, seconds: float, status: int, kind: int, value: bytes) -> None:
+        def put(position: int, count: int, status: int, kind: int, value: bytes) -> None:
             number = words[records]
-            pack(buffer, number % slots * size, position, count, seconds, status, kind, value)
+            pack(buffer, number % slots * size, position, count, 0.0, status, kind, value)
             words[records] = number + 1
 
         return put
+
+    def stamp(self, worker: int, since: int, seconds: float) -> None:
+        """Enter the time of a task into the outcomes from number `since` on, which are not yet published (worker)."""
+        outcomes = self.outcomes[worker]
+        for index, length in pieces(since, self.words[self.status[worker] + RECORDS] - since, outcomes.count):
+            outcomes.seconds[index : index + length] = array.array("f", [seconds]) * length
 
     def sleepers(self) -> list[tuple[int, int]]:
         """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
@@ -1029,6 +1043,7 @@ class Worker:
         self._left = options.max_tasks if options.max_tasks is not None else math.inf
         self._limit = options.batch or 1  # tasks to claim next
         self._group = 1  # tasks to run between two looks at the clock
+        self._mean = 0.0  # seconds a task, in the last group
         self._spilled = 0  # bytes in the file of values out of line
         self._sentinel = -1
         self.disowned = False  # true in a process that a function forked
@@ -1076,39 +1091,35 @@ class Worker:
         fn_ids, self._payloads = self._lane.get(0, count)
         uniform = fn_ids.count(fn_ids[0]) == count
         tasks = zip(itertools.repeat(self._call(fn_ids[0])) if uniform else map(self._call, fn_ids), self._payloads)
-        words, progress, put, capacity = self._words, self._status + PROGRESS, self._put, self._capacity
-        clock, seconds, before = time.perf_counter, 0.0, -1
-        position = covered = since = first  # `covered`: tasks below have outcome slots; `since`: those below are timed
-        began = started = clock()
+        words, progress, records = self._words, self._status + PROGRESS, self._status + RECORDS
+        put, capacity, clock = self._put, self._capacity, time.perf_counter
+        position = covered = first  # tasks below `covered` have their outcome slots
+        before, began = -1, clock()
         while position != before:
-            before, timed = position, self._group == 1
+            before, timed, unstamped, started = position, self._group == 1, words[records], clock()
             for call, payload in itertools.islice(tasks, self._group):
                 try:
                     value = call(payload)
                 except BaseException as error:
                     value = _Failure(describe(error))
                 if timed or value is not None:
-                    now = clock()
-                    seconds, started, since = (now - started) / (position + 1 - since), now, position + 1
                     if covered < position:
-                        put(covered, position - covered, seconds, OK, NONE, b"")
+                        put(covered, position - covered, OK, NONE, b"")
                     if type(value) is bytes and len(value) <= capacity:  # what is common does not pay for the rest
-                        status, kind, data = OK, BYTES, value
+                        put(position, 1, OK, BYTES, value)
                     else:
-                        status, kind, data = self._encode(value)
-                    put(position, 1, seconds, status, kind, data)
+                        put(position, 1, *self._encode(value))
                     covered = position + 1
                 position += 1
                 words[progress] = position
-            if since < position:
-                now = clock()
-                seconds, started, since = (now - started) / (position - since), now, position
-            self._group = max(1, min(2 * self._group, GROUP_TASKS, int(GROUP_SECONDS / max(seconds, 1e-9))))
+            self._regroup(position - before, clock() - started, unstamped)
         if covered < position:
-            put(covered, position - covered, seconds, OK, NONE, b"")
+            unstamped = words[records]
+            put(covered, position - covered, OK, NONE, b"")
+            self._queue.stamp(self._index, unstamped, self._mean)
         if position < first + count:
             self._give_back(position, first + count - position)
-        self._resize(position - first, started - began)
+        self._resize(position - first, clock() - began)
 
     def _call(self, fn_id: int) -> Callable[[bytes], Any]:
         return self._calls.get(fn_id) or functools.partial(self._unknown, fn_id)
@@ -1119,6 +1130,13 @@ class Worker:
     def _terminate(self, payload: bytes) -> None:
         self._leaving = True
         self._payloads.clear()
+
+    def _regroup(self, count: int, seconds: float, unstamped: int) -> None:
+        """After a group of tasks: share its time among their outcomes, and choose how many the next one has."""
+        if count:
+            self._mean = seconds / count
+            self._group = max(1, min(2 * self._group, GROUP_TASKS, int(GROUP_SECONDS / max(self._mean, 1e-9))))
+            self._queue.stamp(self._index, unstamped, self._mean)
 
     def _resize(self, count: int, seconds: float) -> None:
         """After a batch: how many tasks make BATCH_SECONDS, growing no faster than twofold."""
@@ -1136,7 +1154,7 @@ class Worker:
         return (status, kind, data) if len(data) <= self._capacity else self._spill(status, kind, data)
 
     def _give_back(self, position: int, count: int) -> None:
-        self._put(position, count, 0.0, RETURNED, NONE, b"")
+        self._put(position, count, RETURNED, NONE, b"")
         self._words[self._status + PROGRESS] = position + count
 
     def _spill(self, status: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
