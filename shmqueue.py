@@ -130,11 +130,9 @@ try:
 except ImportError as missing:  # Windows: no lock there is released by the kernel and reachable by path
     raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
 
-psutil: Any
-try:
-    import psutil
-except ImportError:  # the screen's cpu and rss columns stay blank, and max_rss is refused
-    psutil = None
+psutil: Any = None  # without it the screen's cpu and rss columns stay blank, and max_rss is refused
+with contextlib.suppress(ImportError):
+    psutil = importlib.import_module("psutil")
 
 __version__ = "0.1.0"
 __all__ = ["Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
@@ -254,7 +252,7 @@ class LocalTaskQueue(ctypes.Structure):
         return type("LocalTaskQueue", (cls,), {"_fields_": fields})
 
 
-@functools.lru_cache
+@functools.cache
 def segment_layout(num_slots: int, slot_size: int, num_workers: int, batch: int, extra: int) -> Any:
     """The whole segment as one ctypes type; `extra` bytes at its end are for a strategy's own state."""
     fields = [
@@ -293,7 +291,7 @@ def pieces(first: int, count: int, size: int) -> list[tuple[int, int]]:
     return [(index, head), (0, count - head)] if head < count else [(index, count)]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _rows(row: str, count: int) -> struct.Struct:
     """`count` equal rows as one struct, so that one call packs them all; count is ROWS at most, so few are kept."""
     return struct.Struct("=" + row * count)
@@ -389,12 +387,10 @@ class Encoded(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------------------
 
 PREFIX = "shmq-"
-OWNER_BYTE, LOCK_BYTE = range(
-    2
-)  # bytes of the segment's file that are locked: as long as the supervisor lives; the lock
+OWNER_BYTE, LOCK_BYTE = range(2)  # of the segment's file: locked as long as the supervisor lives; the queue's lock
 
 
-@functools.lru_cache
+@functools.cache
 def shared_directory() -> str:
     """Where segments live: memory where the system shows it as a folder, else the folder for temporary files."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
@@ -429,8 +425,8 @@ class Segment:
         self._views: list[memoryview] = []
         try:
             if size:
-                self._reserve(size)
                 fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
+                self._reserve(size)
             self._map = mmap.mmap(self.fd, 0)
         except BaseException:
             self.close()
@@ -457,7 +453,7 @@ class Segment:
             message = f"{where} is too small: {size:,} bytes needed, {free:,} free; {remedy}"
             raise OSError(errno.ENOSPC, message) from None
 
-    def window(self, offset: int, size: int, unit: str = "B") -> memoryview:
+    def window(self, offset: int, size: int, unit: Any = "B") -> memoryview:
         """A view of part of the segment in units of a struct format; it lives as long as the segment is open."""
         whole = self.keep(memoryview(self._map))
         part = self.keep(whole[offset : offset + size])
@@ -500,26 +496,25 @@ def sweep() -> list[str]:
     drop the locks that this process holds on it.
     """
     removed = []
-    for path in glob.glob(os.path.join(shared_directory(), PREFIX + "*")):
+    for path in glob.glob(os.path.join(shared_directory(), PREFIX + "*-*")):
         name = os.path.basename(path)
-        if "." in name or name.split("-")[1:2] == [str(os.getpid())]:
+        pid = name.split("-")[1]
+        if "." in name or not pid.isdigit() or int(pid) == os.getpid():
             continue
         with contextlib.suppress(OSError), open(path, "r+b") as file:
-            if os.fstat(file.fileno()).st_uid != os.geteuid():
-                continue
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
-            if not _owner_lives(file.read(ctypes.sizeof(QueueHeader))):
-                remove_segment(path)
-                removed.append(name)
+            if os.fstat(file.fileno()).st_uid == os.geteuid():
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
+                if not _owner_lives(int(pid), file.read(ctypes.sizeof(QueueHeader))):
+                    remove_segment(path)
+                    removed.append(name)
     return removed
 
 
-def _owner_lives(head: bytes) -> bool:
-    if len(head) < ctypes.sizeof(QueueHeader):
-        return False
-    header = QueueHeader.from_buffer_copy(head)
-    start = process_start(header.owner_pid)
-    return start != 0 and start == header.owner_start
+def _owner_lives(pid: int, head: bytes) -> bool:
+    """Whether the process `pid` made the segment that starts with `head`, or is about to make it."""
+    start, whole = process_start(pid), len(head) == ctypes.sizeof(QueueHeader)
+    header = QueueHeader.from_buffer_copy(head) if whole else QueueHeader()
+    return start != 0 and (header.magic != MAGIC or header.owner_start == start)
 
 
 class KernelLock:
@@ -564,7 +559,7 @@ class KernelLock:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class SpoiledSegment(RuntimeError):
+class SpoiledSegmentError(RuntimeError):
     """A word in the segment has a value that no process of this run wrote."""
 
 
@@ -619,7 +614,7 @@ class SharedTaskQueue:
 
     @classmethod
     def attach(cls, name: str, primitives: Any) -> SharedTaskQueue:
-        """Open the segment `name` (worker). Raises SpoiledSegment where it is not one, OSError where it is gone."""
+        """Open the segment `name` (worker). Raises SpoiledSegmentError where it is not one, OSError where it is gone."""
         return cls(Segment(name), primitives)
 
     def __init__(self, segment: Segment, primitives: Any) -> None:
@@ -629,13 +624,13 @@ class SharedTaskQueue:
         extra = self.extra_bytes(self.num_slots, self.num_workers)
         layout = segment_layout(self.num_slots, self.slot_size, self.num_workers, self.batch, extra)
         if header.version != LAYOUT_VERSION or ctypes.sizeof(layout) != segment.words.nbytes:
-            raise SpoiledSegment(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
+            raise SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
         self.segment, self.name, self.words, self.primitives = segment, segment.name, segment.words, primitives
         self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
         self.extra_offset = layout.extra.offset
         local = LocalTaskQueue.sized(self.slot_size, self.batch)
         starts = [layout.local.offset + i * ctypes.sizeof(local) for i in range(self.num_workers)]
-        lane, outcomes = local.lane.offset, local.outcomes.offset  # type: ignore[attr-defined]
+        lane, outcomes = local.lane.offset, local.outcomes.offset
         self.lanes = [TaskSlots(segment, start + lane, self.batch, self.slot_size) for start in starts]
         self.outcomes = [OutcomeSlots(segment, at + outcomes, 2 * self.batch, self.slot_size) for at in starts]
         step = ctypes.sizeof(WorkerStatus) // 8
@@ -1002,8 +997,8 @@ def _isolate(log: str | None) -> None:
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
-        signal.signal(number, signal.SIG_DFL)
+    for caught in (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
+        signal.signal(caught, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
@@ -1125,7 +1120,7 @@ class Worker:
         return self._calls.get(fn_id) or functools.partial(self._unknown, fn_id)
 
     def _unknown(self, fn_id: int, payload: bytes) -> None:
-        raise SpoiledSegment(f"no function has fn_id {fn_id}")
+        raise SpoiledSegmentError(f"no function has fn_id {fn_id}")
 
     def _terminate(self, payload: bytes) -> None:
         self._leaving = True
@@ -1242,26 +1237,27 @@ def write_at(path: str, offset: int, parts: Iterable[bytes]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if offset else os.O_TRUNC)
     file = os.open(path, flags, 0o600)
     try:
-        for part in map(memoryview, parts):
-            while part:
-                written = os.pwrite(file, part, offset)
-                part, offset = part[written:], offset + written
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                written = os.pwrite(file, rest, offset)
+                rest, offset = rest[written:], offset + written
     finally:
         os.close(file)
 
 
 def read_at(path: str, offset: int, length: int) -> bytes:
-    """`length` bytes of a file from `offset` on. Raises SpoiledSegment where they are not there."""
+    """`length` bytes of a file from `offset` on. Raises SpoiledSegmentError where they are not there."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
-        raise SpoiledSegment(f"bytes out of line are gone: {describe(error)}") from None
+        raise SpoiledSegmentError(f"bytes out of line are gone: {describe(error)}") from None
     try:
         data = os.pread(file, length, offset) if length <= os.fstat(file).st_size else b""
         while len(data) < length:
             more = os.pread(file, length - len(data), offset + len(data))
             if not more:
-                raise SpoiledSegment(f"bytes out of line are missing: {length:,} at {offset:,} of {path}")
+                raise SpoiledSegmentError(f"bytes out of line are missing: {length:,} at {offset:,} of {path}")
             data += more
         return data
     finally:
@@ -1336,7 +1332,8 @@ class Tasks(NamedTuple):
     data: Sequence[bytes]  # as they travel
 
     def part(self, start: int, stop: int | None) -> Tasks:
-        return Tasks(self.job, *(column[start:stop] for column in self[1:]))
+        piece = slice(start, stop)
+        return Tasks(self.job, self.tsk_ids[piece], self.fn_ids[piece], self.payloads[piece], self.data[piece])
 
 
 class Job:
@@ -1430,25 +1427,32 @@ class PayloadFile:
         self.path, self.size, self.runs = path, size, 0
 
 
-class IterableSource:
-    """Tasks from any iterable, taken as they come: what it has yielded is passed on before it is waited for again."""
+class Source:
+    """Where a job's tasks come from.
+
+    exhausted: there are no more. finite: all of them can be read at once."""
 
     BLOCK = 2048
+    exhausted = False
+    finite = False
+
+    def take(self, room: int) -> Sequence[Any]:
+        """Up to `room` items, those that are there; they are payloads, (function, payload) pairs or Rejected."""
+        raise NotImplementedError
+
+    def fileno(self) -> int:
+        """A descriptor to wait for when `take` gave nothing; -1 where it waits itself."""
+        return -1
+
+
+class IterableSource(Source):
+    """Tasks from any iterable, taken as they come: what it has yielded is passed on before it is waited for again."""
 
     def __init__(self, tasks: Iterable[Any]) -> None:
-        self.exhausted = False
         self._sequence = tasks if isinstance(tasks, (list, tuple)) else None
         self._iterator = iter(tasks)
         self._taken = 0
-
-    @property
-    def finite(self) -> bool:
-        """Whether all of it can be read at once."""
-        return self._sequence is not None
-
-    def fileno(self) -> int:
-        """A descriptor to wait for when `take` gives nothing; -1 where it waits itself."""
-        return -1
+        self.finite = self._sequence is not None
 
     def take(self, room: int) -> Sequence[Any]:
         """Up to `room` items. Where the iterable pauses for more than a millisecond, those before the pause."""
@@ -1573,16 +1577,16 @@ class Ledger:
     def _take(self, position: int, count: int) -> Iterator[tuple[TaskRun, int, int]]:
         """The tasks at [position, position + count), as parts of runs; each can be taken once.
 
-        Raises SpoiledSegment for positions that hold no task, or one that was taken before."""
+        Raises SpoiledSegmentError for positions that hold no task, or one that was taken before."""
         stop = position + count
         while position < stop:
             at = bisect.bisect(self._firsts, position) - 1
             run = self._runs[at] if at >= 0 else None
             if run is None or position >= run.first + len(run.payloads):
-                raise SpoiledSegment(f"an outcome for position {position:,}, where no task is")
+                raise SpoiledSegmentError(f"an outcome for position {position:,}, where no task is")
             start, end = position - run.first, min(stop - run.first, len(run.payloads))
             if run.settled.find(1, start, end) >= 0:
-                raise SpoiledSegment(f"a second outcome for a task at positions {position:,} to {stop:,}")
+                raise SpoiledSegmentError(f"a second outcome for a task at positions {position:,} to {stop:,}")
             run.settled[start:end] = b"\1" * (end - start)
             yield run, start, end
             run.left -= end - start
@@ -1634,7 +1638,7 @@ class Ledger:
                 data = read_at(segment.beside(f"v{number}"), offset, length)
             return decode_value(kind & ~VALUE_OUT_OF_LINE, data, self.structures)
         except (struct.error, IndexError, ValueError) as error:
-            raise SpoiledSegment(f"an outcome's value cannot be read: {describe(error)}") from None
+            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
 
     def quiet(self, worker: int, position: int, count: int) -> None:
         """Tasks that a dead worker had finished with None, without an outcome slot."""
@@ -1745,7 +1749,15 @@ def function_name(function: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class WorkersFailed(RuntimeError):
+LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding
+HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
+STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
+MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
+FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
+FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
+
+
+class WorkersFailedError(RuntimeError):
     """Workers die before they take a task, again and again."""
 
 
@@ -1776,8 +1788,14 @@ class Handle:
 class Crew:
     """Starts, wakes, orders, kills and buries worker processes."""
 
-    def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any) -> None:
+    def __init__(
+        self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, timeout: float | None, max_rss: int | None
+    ) -> None:
         self._queue, self._options, self._context = queue, options, context
+        self._timeout, self._max_rss = timeout, max_rss
+        self.closing = False  # start no more
+        self.respawned = self._failed_starts = 0
+        self._worked_at, self._next_memory = time.monotonic(), 0.0
         self.handles = [Handle(index) for index in range(queue.num_workers)]
         self.bell, self._bell_end = self._pipe()
         self.poll = select.poll()
@@ -1838,6 +1856,54 @@ class Crew:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: enough is written; broken: it is dead
             os.write(pipe.fileno(), data)
 
+    def look(self, now: float, hungry: bool) -> tuple[list[Handle], bool]:
+        """See to slow, large and missing workers. Those that have died, and whether some hold what others could begin."""
+        dead, waiting = [], False
+        for handle in self.handles:
+            if handle.process is None:
+                if now >= handle.due and not self.closing:
+                    self.start(handle)
+            elif self.is_dead(handle):
+                dead.append(handle)
+            else:
+                waiting |= self._watch(handle, now, hungry)
+        if now >= self._next_memory and psutil is not None:
+            self._next_memory = now + MEMORY_SECONDS
+            for handle in self.living():
+                self._weigh(handle, now)
+        return dead, waiting
+
+    def _watch(self, handle: Handle, now: float, hungry: bool) -> bool:
+        """End a task that runs too long, and a batch that keeps tasks from others. Whether it holds such tasks."""
+        words, status = self._queue.words, self._queue.status[handle.index]
+        end, progress = seen = words[status + END], words[status + PROGRESS]
+        if seen != handle.seen:
+            handle.progress_since = now
+        if end != handle.seen[0]:
+            handle.end_since = now
+        handle.seen = seen
+        if self._timeout and progress < end and now - handle.progress_since >= self._timeout:
+            self._kill_at(handle, progress, ("timeout", f"ran longer than {self._timeout:g} s"))
+        waiting = bool(progress + 1 < end)
+        if waiting and now - handle.end_since >= (HUNGRY_SECONDS if hungry else LOOK_SECONDS):
+            handle.end_since = now
+            self.order(handle, STOP_BATCH)
+        return waiting
+
+    def _weigh(self, handle: Handle, now: float) -> None:
+        """Read a worker's memory and processor time; replace it if it is too large."""
+        with contextlib.suppress(psutil.Error):
+            handle.monitor = handle.monitor or psutil.Process(handle.pid)
+            handle.rss, handle.cpu = handle.monitor.memory_info().rss, handle.monitor.cpu_percent()
+        if self._max_rss is None or handle.rss <= self._max_rss:
+            return
+        if not handle.retiring:
+            handle.retiring = now
+            self.order(handle, LEAVE)
+        elif now - handle.retiring >= MEMORY_SECONDS:
+            why = f"its worker held {handle.rss:,} bytes of memory, more than max_rss={self._max_rss:,}"
+            self.kill(handle, ("crashed", why))
+
     def is_dead(self, handle: Handle) -> bool:
         """Whether the process has ended. It is not reaped here, so that its pid still names its group."""
         try:
@@ -1857,29 +1923,61 @@ class Crew:
         handle.recall.close()
         return code
 
-    def kill(self, handle: Handle) -> None:
+    def replace(self, handle: Handle, code: int, claimed: bool, note: str) -> None:
+        """Start the successor of a buried worker: at once, or after a pause if it died before it claimed a task.
+
+        Raises WorkersFailedError where one after the other does, and nothing else happens."""
+        self.respawned += 1
+        if claimed or code == 0:
+            self.worked()
+            handle.deaths = 0
+            self.start(handle)
+            return
+        handle.deaths += 1
+        self._failed_starts += 1
+        handle.due = time.monotonic() + min(1.0, 0.02 * 2**handle.deaths)
+        if self._failed_starts >= FAILED_STARTS and (note or time.monotonic() - self._worked_at > FAILED_SECONDS):
+            why = note or exit_text(code)
+            raise WorkersFailedError(f"{self._failed_starts} workers in a row died before they took a task: {why}")
+
+    def worked(self) -> None:
+        """Some worker has had tasks."""
+        self._worked_at, self._failed_starts = time.monotonic(), 0
+
+    def kill(self, handle: Handle, why: tuple[str, str] | None = None) -> None:
+        """Kill a worker and what its functions started; `why` is the status and error of the task in its hand."""
+        handle.killed_for = handle.killed_for or why
         signal_group(handle.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             os.kill(handle.pid, signal.SIGKILL)  # where it has no group yet
 
-    def kill_if_still_at(self, handle: Handle, position: int) -> bool:
+    def _kill_at(self, handle: Handle, position: int, why: tuple[str, str]) -> None:
         """Kill a worker unless it has gone on from the task at `position`: stop it, look, then kill or continue."""
         os.kill(handle.pid, signal.SIGSTOP)
         deadline = time.monotonic() + 0.02
         while time.monotonic() < deadline and process_state(handle.pid) not in "TtZX":
             time.sleep(0.0002)
         if self._queue.words[self._queue.status[handle.index] + PROGRESS] == position:
-            self.kill(handle)
-            return True
-        os.kill(handle.pid, signal.SIGCONT)
-        return False
+            self.kill(handle, why)
+        else:
+            os.kill(handle.pid, signal.SIGCONT)
+
+    def free_lock(self, holder: int, seconds: int) -> None:
+        """The lock has not been had for so long: its holder, or somebody if none has signed, must have been stopped."""
+        for handle in self.living():
+            if holder in (handle.index, -1):
+                signal_group(handle.pid, signal.SIGCONT)
+                if holder >= 0 and seconds >= STOP_SECONDS:
+                    self.kill(handle, ("crashed", "its worker held the lock and did not go on"))
+
+    def living(self) -> list[Handle]:
+        return [handle for handle in self.handles if handle.process is not None]
 
     def close(self) -> None:
         """Kill and bury whoever is left, and close the pipes."""
-        living = [handle for handle in self.handles if handle.process is not None]
-        for handle in living:
+        for handle in self.living():
             self.kill(handle)
-        for handle in living:
+        for handle in self.living():
             self.bury(handle)
         self.bell.close()
         self._bell_end.close()
@@ -1912,12 +2010,6 @@ def exit_text(code: int) -> str:
 # The supervisor
 # ---------------------------------------------------------------------------------------------------------------------
 
-LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding
-HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
-STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
-MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
-FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
-FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
 READ_AHEAD = 4  # in rings: how far input is read beyond the oldest unfinished task, when results go in order
 OUT_OF_LINE_BYTES = 32 << 20  # payloads out of line that may be in the queue, unless it is a single one
 
@@ -1987,24 +2079,22 @@ class Supervisor:
         numbered = number_functions(functions)
         workers = available_processors() if workers is None else workers
         self._check(workers, num_slots, slot_size, batch, timeout, retries, max_rss, max_tasks)
-        self._timeout, self._max_rss = timeout, max_rss
         self._ledger = Ledger(numbered, retries, workers)
         self._submitted = Job(None, self._ledger.names)
         self._files, self._file_limit = itertools.count(1), OUT_OF_LINE_BYTES
         self._holding = False  # workers give back what they claim, and nothing is pushed
-        self.paused = self._closing = self._closed = self._broken = False
+        self.paused = self._closed = self._broken = False
         self._failure: Exception | None = None  # why the run was given up
-        self._began = self._last_claim = time.monotonic()
-        self._next_look = self._next_memory = 0.0
-        self._respawned = self._failed_starts = 0
+        self._began, self._next_look = time.monotonic(), 0.0
         self.on_look: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
         sweep()
         method = start_method or ("fork" if threading.active_count() == 1 else "forkserver")
         context = multiprocessing.get_context(method)
         most = batch or max(16, min(1024, num_slots // (2 * workers)))
         self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
-        self._queue.stuck = self._free_lock
-        self._crew = Crew(self._queue, WorkerOptions(numbered, initializer, batch, max_tasks, log), context)
+        worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
+        self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
+        self._queue.stuck = self._crew.free_lock
         self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue, exit_on_signals())
         self._screen = screen if isinstance(screen, Progress) else Screen() if screen else None
         try:
@@ -2055,7 +2145,7 @@ class Supervisor:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.close() if kind is None else self._stop()
 
-    def run(self, tasks: Iterable[Any]) -> Iterator[TaskResult]:
+    def run(self, tasks: Iterable[Any] | Source) -> Iterator[TaskResult]:
         """The TaskResults of `tasks` as they finish; never raises for a task.
 
         An item is a payload, where there is one function, or (function, payload), with a function or its name.
@@ -2100,12 +2190,10 @@ class Supervisor:
 
     def abort(self, status: str = "cancelled", error: str = "stopped while it ran") -> None:
         """Kill the workers and cancel the rest; the tasks in their hands have the given outcome."""
-        self._ledger.stopping = self._closing = True
-        living = [handle for handle in self._crew.handles if handle.process is not None]
-        for handle in living:
-            handle.killed_for = handle.killed_for or (status, error)
-            self._crew.kill(handle)
-        for handle in living:
+        self._ledger.stopping = self._crew.closing = True
+        for handle in self._crew.living():
+            self._crew.kill(handle, (status, error))
+        for handle in self._crew.living():
             self._bury(handle)
         self._ledger.cancel_all()
 
@@ -2133,7 +2221,7 @@ class Supervisor:
             {"pid": handle.pid, "completed": ledger.completed[i], "failed": ledger.failed[i]}
             for i, handle in enumerate(self._crew.handles)
         ]
-        more = {"retried": ledger.retried, "respawned": self._respawned, "outstanding": ledger.unfinished()}
+        more = {"retried": ledger.retried, "respawned": self._crew.respawned, "outstanding": ledger.unfinished()}
         return {**ledger.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
 
     def snapshot(self) -> Snapshot:
@@ -2167,7 +2255,7 @@ class Supervisor:
     def suspend(self) -> None:
         """Stop the workers and this process, as Ctrl-Z does, and go on with them."""
         since = time.monotonic()
-        living = [handle for handle in self._crew.handles if handle.process is not None]
+        living = self._crew.living()
         for handle in living:
             signal_group(handle.pid, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -2178,9 +2266,9 @@ class Supervisor:
 
     # One turn of the work: read, push, harvest, look after the workers; and wait if nothing moved.
 
-    def _open(self, tasks: Iterable[Any], ordered: bool = False, fn_id: int = 0) -> Job:
+    def _open(self, tasks: Iterable[Any] | Source, ordered: bool = False, fn_id: int = 0) -> Job:
         self._check_open()
-        source = tasks if isinstance(tasks, IterableSource) else IterableSource(tasks)
+        source = tasks if isinstance(tasks, Source) else IterableSource(tasks)
         return Job(source, self._ledger.names, ordered, fn_id)
 
     def _check_open(self) -> None:
@@ -2226,7 +2314,7 @@ class Supervisor:
             self._crew.ring(self._queue.backlog())
             if time.monotonic() >= self._next_look:
                 moved = self._look(time.monotonic()) or moved
-        except (WorkersFailed, SpoiledSegment) as error:
+        except (WorkersFailedError, SpoiledSegmentError) as error:
             self._give_up(error)
             return
         except BaseException:
@@ -2335,14 +2423,14 @@ class Supervisor:
             return False
         for handle, records in zip(handles, published):
             self._settle(handle, records)
-        self._last_claim, self._failed_starts = time.monotonic(), 0
+        self._crew.worked()
         return True
 
     def _settle(self, handle: Handle, records: int) -> None:
         """Read the outcomes of a worker up to the `records`-th."""
         outcomes, count = self._queue.outcomes[handle.index], records - handle.harvested
         if not 0 <= count <= outcomes.count:
-            raise SpoiledSegment(
+            raise SpoiledSegmentError(
                 f"worker {handle.index} has written {records:,} outcomes, {handle.harvested:,} were read"
             )
         for index, length in pieces(handle.harvested, count, outcomes.count):
@@ -2366,101 +2454,30 @@ class Supervisor:
             elif descriptor != stream:
                 self._next_look = 0.0
 
-    # Looking after the workers.
-
     def _look(self, now: float) -> bool:
-        """See to dead, slow, hungry and large workers. Whether one had died."""
-        hungry, waiting, buried = self._holding or bool(self._queue.sleepers()), False, False
-        for handle in self._crew.handles:
-            if handle.process is None:
-                if now >= handle.due and not self._closing:
-                    self._crew.start(handle)
-            elif self._crew.is_dead(handle):
-                self._bury(handle)
-                buried = True
-            else:
-                waiting |= self._watch(handle, now, hungry)
-        if now >= self._next_memory and psutil is not None and (self._max_rss or self._screen):
-            self._next_memory = now + MEMORY_SECONDS
-            self._look_at_memory(now)
+        """Look after the workers, and draw. Whether one had died."""
+        hungry = self._holding or bool(self._queue.sleepers())
+        dead, waiting = self._crew.look(now, hungry)
+        for handle in dead:
+            self._bury(handle)
         self._next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS)
         self.on_look()
         if self._screen is not None:
             self._screen.draw(self.snapshot)
-        return buried
-
-    def _watch(self, handle: Handle, now: float, hungry: bool) -> bool:
-        """End a task that runs too long, and a batch that keeps tasks from others. Whether it holds such tasks."""
-        words, status = self._queue.words, self._queue.status[handle.index]
-        end, progress = seen = words[status + END], words[status + PROGRESS]
-        if seen != handle.seen:
-            handle.progress_since = now
-        if end != handle.seen[0]:
-            handle.end_since = now
-        handle.seen = seen
-        if self._timeout and progress < end and now - handle.progress_since >= self._timeout:
-            handle.killed_for = ("timeout", f"ran longer than {self._timeout:g} s")
-            if not self._crew.kill_if_still_at(handle, progress):
-                handle.killed_for = None
-        waiting = progress + 1 < end
-        if waiting and now - handle.end_since >= (HUNGRY_SECONDS if hungry else LOOK_SECONDS):
-            handle.end_since = now
-            self._crew.order(handle, STOP_BATCH)
-        return waiting
-
-    def _look_at_memory(self, now: float) -> None:
-        for handle in self._crew.handles:
-            if handle.process is None:
-                continue
-            with contextlib.suppress(psutil.Error):
-                handle.monitor = handle.monitor or psutil.Process(handle.pid)
-                handle.rss, handle.cpu = handle.monitor.memory_info().rss, handle.monitor.cpu_percent()
-            if self._max_rss is None or handle.rss <= self._max_rss:
-                continue
-            if not handle.retiring:
-                handle.retiring = now
-                self._crew.order(handle, LEAVE)
-            elif now - handle.retiring >= MEMORY_SECONDS:
-                handle.killed_for = (
-                    "crashed",
-                    f"its worker held {handle.rss:,} bytes of memory, max_rss={self._max_rss:,}",
-                )
-                self._crew.kill(handle)
+        return bool(dead)
 
     def _bury(self, handle: Handle) -> None:
         """See to the tasks of a dead worker, and to its successor."""
-        code, now = self._crew.bury(handle), time.monotonic()
-        remains, note = self._queue.recover(handle.index), self._queue.take_note(handle.index)
+        code, index = self._crew.bury(handle), handle.index
+        remains, note = self._queue.recover(index), self._queue.take_note(index)
         self._settle(handle, remains.records)
-        self._ledger.quiet(handle.index, remains.quiet, remains.done - remains.quiet)
+        self._ledger.quiet(index, remains.quiet, remains.done - remains.quiet)
         if remains.done < remains.end:
             status, error = handle.killed_for or ("crashed", note or exit_text(code))
-            self._ledger.charge(handle.index, remains.done, status, error, now - handle.progress_since)
+            self._ledger.charge(index, remains.done, status, error, time.monotonic() - handle.progress_since)
             self._ledger.give_back(remains.done + 1, remains.end - remains.done - 1)
-        if self._closing:
-            return
-        self._respawned += 1
-        if code == 0 or remains.end != handle.first_end:
-            handle.deaths = self._failed_starts = 0
-            self._last_claim = now
-            self._crew.start(handle)
-            return
-        handle.deaths += 1
-        self._failed_starts += 1
-        handle.due = now + min(1.0, 0.02 * 2**handle.deaths)
-        if self._failed_starts >= FAILED_STARTS and (note or now - self._last_claim > FAILED_SECONDS):
-            raise WorkersFailed(
-                f"{self._failed_starts} workers in a row died before they took a task: {note or exit_text(code)}"
-            )
-
-    def _free_lock(self, holder: int, seconds: int) -> None:
-        """The lock has not been had for so long: its holder, or somebody if none has signed, must have been stopped."""
-        for handle in self._crew.handles:
-            if handle.process is not None and holder in (handle.index, -1):
-                signal_group(handle.pid, signal.SIGCONT)
-                if holder >= 0 and seconds >= STOP_SECONDS:
-                    handle.killed_for = ("crashed", "its worker held the lock and did not go on")
-                    self._crew.kill(handle)
+        if not self._crew.closing:
+            self._crew.replace(handle, code, remains.end != handle.first_end, note)
 
     # Ends.
 
@@ -2482,25 +2499,24 @@ class Supervisor:
     def _give_up(self, error: Exception) -> None:
         """Kill the workers; every task still gets its outcome, and the iterators raise `error` at their end."""
         self._failure, text = error, describe(error)
-        if isinstance(error, SpoiledSegment):  # no word in it can be trusted
-            self._ledger.stopping = self._closing = True
-            for handle in self._crew.handles:
-                if handle.process is not None:
-                    self._crew.kill(handle)
-                    self._crew.bury(handle)
+        if isinstance(error, SpoiledSegmentError):  # no word in it can be trusted
+            self._ledger.stopping = self._crew.closing = True
+            for handle in self._crew.living():
+                self._crew.kill(handle)
+                self._crew.bury(handle)
             self._ledger.cancel_all(text)
         else:
             self.abort("crashed", text)
 
     def _terminate(self) -> None:
         """Send TERMINATE to every worker, and wait until they have left."""
-        self._closing = True
-        count = sum(handle.process is not None for handle in self._crew.handles)
+        self._crew.closing = True
+        count = len(self._crew.living())
         empty = [b""] * count
         if count:
             self._ledger.requeued.append(Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty))
         deadline = time.monotonic() + STOP_SECONDS
-        while any(handle.process for handle in self._crew.handles) and time.monotonic() < deadline:
+        while self._crew.living() and time.monotonic() < deadline:
             self._turn(self._submitted)
 
     def _stop(self) -> None:
@@ -2557,7 +2573,7 @@ def parallel_map(
 class WorkerRow(NamedTuple):
     """A worker on the screen. state: run, sleep or dead. in_hand: tsk_id, None for nothing; for `held` seconds."""
 
-    index: int
+    number: int
     pid: int
     state: str
     function: str
@@ -2592,7 +2608,7 @@ BLOCKS = "▏▎▍▌▋▊▉█"
 SPARKS = "▁▂▃▄▅▆▇█"
 # The columns of the table: name, width, text of a row; and their order of importance, the first to go last.
 COLUMNS: dict[str, tuple[int, Callable[[WorkerRow], str]]] = {
-    "worker": (6, lambda row: str(row.index)),
+    "worker": (6, lambda row: str(row.number)),
     "pid": (7, lambda row: str(row.pid)),
     "state": (5, lambda row: row.state),
     "function": (12, lambda row: row.function or "–"),
@@ -2797,7 +2813,7 @@ class UsageError(Exception):
     """Bad usage or input: what is printed before exit code 2."""
 
 
-class LineSource(IterableSource):
+class LineSource(Source):
     """Tasks from a file of lines, as they come. A line ends at a newline and nowhere else; a carriage return before
     it, and a byte order mark at the start of the file, are dropped; empty lines are skipped.
 
@@ -2806,7 +2822,7 @@ class LineSource(IterableSource):
     """
 
     def __init__(self, path: str, names: Iterable[str] | None) -> None:
-        self.path, self.exhausted, self.tasks = path, False, 0
+        self.path, self.tasks = path, 0
         self._names = None if names is None else {name.encode(): name for name in names}
         try:
             self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -2817,15 +2833,12 @@ class LineSource(IterableSource):
             ) from None
         if stat.S_ISDIR(self._info.st_mode):
             raise UsageError(f"{path!r} is a directory; give a file of tasks, or - for standard input")
+        self.finite = stat.S_ISREG(self._info.st_mode)
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLIN)
         self._parts: list[bytes] = []  # of the line that is not yet whole
         self._items: list[Any] = []  # read, the next one last
         self._line = self._bytes = 0
-
-    @property
-    def finite(self) -> bool:
-        return stat.S_ISREG(self._info.st_mode)
 
     def fileno(self) -> int:
         return -1 if self.finite else self._file
@@ -2910,7 +2923,7 @@ class Results:
         try:
             action(self._file)
         except OSError as error:
-            self.problem, file, self._file = error.strerror, self._file, None
+            self.problem, file, self._file = error.strerror or str(error), self._file, None
             with contextlib.suppress(OSError):
                 file.close()
 
@@ -3071,7 +3084,7 @@ class CommandLine:
                         self.results.write(result)
                     if result.status != "ok" and self.halted():
                         self.supervisor.cancel()
-        except (WorkersFailed, SpoiledSegment) as error:
+        except (WorkersFailedError, SpoiledSegmentError) as error:
             problem = str(error)
         finally:
             for number, handler in handlers.items():
