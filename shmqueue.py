@@ -108,6 +108,7 @@ import json
 import math
 import mmap
 import multiprocessing
+import operator
 import os
 import secrets
 import select
@@ -174,7 +175,7 @@ class QueueHeader(ctypes.Structure):
         ("num_workers", ctypes.c_uint32),
         ("batch", ctypes.c_uint32),
         ("owner_pid", ctypes.c_uint32),
-        ("owner_start", ctypes.c_uint64),  # see process_start: tells a pid from a later process with the same pid
+        ("owner_start", ctypes.c_uint64),  # see process_status: tells a pid from a later process with the same pid
         ("_unused", ctypes.c_uint8 * (LINE - 40)),
         ("pushed", Word),
         ("claimed", Word),
@@ -396,13 +397,16 @@ def shared_directory() -> str:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
 
 
-def process_start(pid: int) -> int:
-    """When a process started, in the kernel's ticks; 0 where /proc does not say, or the process is gone."""
+def process_status(pid: int) -> tuple[str, int]:
+    """A process's state, as the letter that ps shows, and when it started, in the kernel's ticks.
+
+    ("", 0) where the process is gone, or /proc does not say."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
+            fields = file.read().rpartition(b")")[2].split()
+        return fields[0].decode(), int(fields[19])
     except (OSError, IndexError, ValueError):
-        return 0
+        return "", 0
 
 
 class Segment:
@@ -512,9 +516,9 @@ def sweep() -> list[str]:
 
 def _owner_lives(pid: int, head: bytes) -> bool:
     """Whether the process `pid` made the segment that starts with `head`, or is about to make it."""
-    start, whole = process_start(pid), len(head) == ctypes.sizeof(QueueHeader)
+    (state, start), whole = process_status(pid), len(head) == ctypes.sizeof(QueueHeader)
     header = QueueHeader.from_buffer_copy(head) if whole else QueueHeader()
-    return start != 0 and (header.magic != MAGIC or header.owner_start == start)
+    return state not in ("", "Z", "X") and (header.magic != MAGIC or header.owner_start == start)
 
 
 class KernelLock:
@@ -564,13 +568,16 @@ class SpoiledSegmentError(RuntimeError):
 
 
 class Remains(NamedTuple):
-    """What a dead worker left in its lane, as positions: [quiet, done) finished without an outcome slot, `done` was
-    in hand if it is below `end`, (done, end) never began. The first `records` outcome slots were written."""
+    """What a worker has in its lane, as positions: [quiet, done) are finished without an outcome slot, [done, begun)
+    is the task in its hand, if there is one, and [begun, end) never began. The first `records` outcome slots are
+    written. asleep: it had found nothing to claim."""
 
     records: int
     quiet: int
     done: int
+    begun: int
     end: int
+    asleep: bool
 
 
 class SharedTaskQueue:
@@ -586,6 +593,7 @@ class SharedTaskQueue:
     """
 
     strategy: ClassVar[str] = "lockf"
+    first_position: ClassVar[int] = 0
 
     @classmethod
     def create(
@@ -602,8 +610,9 @@ class SharedTaskQueue:
             header = QueueHeader(
                 version=LAYOUT_VERSION, num_slots=num_slots, slot_size=slot_size, num_workers=num_workers, batch=batch
             )
-            header.owner_pid, header.owner_start = os.getpid(), process_start(os.getpid())
+            header.owner_pid, header.owner_start = os.getpid(), process_status(os.getpid())[1]
             segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
+            segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
             queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
             segment.words[0] = MAGIC
         except BaseException:
@@ -638,7 +647,7 @@ class SharedTaskQueue:
         note = WorkerStatus.note
         self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
         self.stuck: Callable[[int, int], None] = lambda holder, seconds: None  # called each second without the lock
-        self._claimed = self.words[CLAIMED]  # as the supervisor last saw it
+        self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
         self._sleeps = 0
         self._lock = self.make_lock()
 
@@ -694,18 +703,17 @@ class SharedTaskQueue:
 
     def room(self) -> int:
         """How many tasks can be pushed now, at the least (supervisor)."""
-        return int(self.num_slots - (self.words[PUSHED] - self._claimed))
+        return int(self.num_slots - (self._pushed - self._claimed))
 
     def push(self, tasks: Encoded) -> list[tuple[int, int]]:
         """Put `tasks`, no more than `room()`, into the ring (supervisor); their positions as (first, count)."""
         words, count = self.words, len(tasks.data)
-        first, start = words[PUSHED], 0
+        first, start = self._pushed, 0
         for index, length in pieces(first, count, self.num_slots):  # beyond `pushed`: nobody reads there
             self.ring.write(index, tasks if length == count else tasks.part(start, start + length))
             start += length
         self._enter(None)
-        words[PUSHED] = first + count
-        self._claimed = words[CLAIMED]
+        words[PUSHED] = self._pushed = first + count
         self._leave()
         return [(first, count)]
 
@@ -738,22 +746,27 @@ class SharedTaskQueue:
     def harvest(self, harvested: Sequence[int]) -> list[int]:
         """Tell each worker how many of its outcomes have been read, learn how many it has published (supervisor).
 
-        Where there is nothing new the supervisor is noted as asleep: the next worker to publish rings."""
+        Where there is nothing new the supervisor is noted as asleep: the next worker to publish rings.
+        Raises SpoiledSegmentError where a counter cannot be."""
         words = self.words
         self._enter(None)
         for status, count in zip(self.status, harvested):
             words[status + HARVESTED] = count
         published = [words[status + PUBLISHED] for status in self.status]
-        self._claimed = words[CLAIMED]
-        words[SUPERVISOR_ASLEEP] = published == harvested
+        pushed, claimed = words[PUSHED], words[CLAIMED]
+        words[SUPERVISOR_ASLEEP] = all(map(operator.le, published, harvested))
         self._leave()
+        if pushed != self._pushed or not self._claimed <= claimed <= pushed:
+            was = f"pushed {self._pushed:,}, claimed at least {self._claimed:,}"
+            raise SpoiledSegmentError(f"the counters say pushed {pushed:,}, claimed {claimed:,}, and were {was}")
+        self._claimed = claimed
         return published
 
     def recover(self, worker: int) -> Remains:
         """What a dead worker left, once it has been reaped (supervisor); its words are made ready for the next."""
         self._enter(None)  # a claim that was not committed is taken back here
         self._leave()
-        return self._read_remains(worker)
+        return self._clear(worker)
 
     # What all strategies share.
 
@@ -764,18 +777,25 @@ class SharedTaskQueue:
             self.lanes[worker].bytes[done * size : (done + length) * size] = part
             done += length
 
-    def _read_remains(self, worker: int) -> Remains:
+    def remains(self, worker: int) -> Remains:
+        """Read the lane of a worker that is dead or stopped (supervisor)."""
         words, status, outcomes = self.words, self.status[worker], self.outcomes[worker]
-        first, end, records = words[status + FIRST], words[status + END], words[status + RECORDS]
-        settled = 0  # the position up to which outcome slots speak
+        first, end, progress = words[status + FIRST], words[status + END], words[status + PROGRESS]
+        records, settled = words[status + RECORDS], 0  # settled: the position up to which outcome slots speak
         if records:
             position, count, *_ = (column[0] for column in outcomes.get((records - 1) % outcomes.count, 1))
             settled = position + count
-        done = min(end, max(words[status + PROGRESS], settled))
-        words[status + PROGRESS] = end
-        words[status + PUBLISHED] = records
+        done = min(end, max(progress, settled))
+        begun = min(end, done + 1) if settled <= progress else done  # an outcome ahead of progress: none is in hand
+        return Remains(records, max(first, settled), done, begun, end, words[status + ASLEEP] > 0)
+
+    def _clear(self, worker: int) -> Remains:
+        """What a dead worker left; its lane is empty then, and nothing of it is read again."""
+        remains, words, status = self.remains(worker), self.words, self.status[worker]
+        words[status + FIRST] = words[status + PROGRESS] = remains.end
+        words[status + PUBLISHED] = remains.records
         words[status + ASLEEP] = 0
-        return Remains(records, max(first, settled), done, end)
+        return remains
 
     def outcome_writer(self, worker: int) -> Callable[[int, int, int, int, bytes], None]:
         """A function that writes what became of tasks (worker): position, count, status, kind, value.
@@ -1322,111 +1342,6 @@ class Rejected(NamedTuple):
     error: str
 
 
-class Tasks(NamedTuple):
-    """Tasks on their way into the queue, in equal columns, and the job they belong to."""
-
-    job: Job | None  # None: TERMINATE, which has no result
-    tsk_ids: Sequence[int]
-    fn_ids: array.array[int]
-    payloads: Sequence[Any]  # as they were given
-    data: Sequence[bytes]  # as they travel
-
-    def part(self, start: int, stop: int | None) -> Tasks:
-        piece = slice(start, stop)
-        return Tasks(self.job, self.tsk_ids[piece], self.fn_ids[piece], self.payloads[piece], self.data[piece])
-
-
-class Job:
-    """One call of run, map or submit: where its tasks come from, and where its results go.
-
-    `results` holds iterators of TaskResults, or, if ordered, iterators of values and TaskErrors in input order.
-    """
-
-    _new_result = functools.partial(tuple.__new__, TaskResult)  # in C; TaskResult() itself costs three times as much
-
-    def __init__(self, source: Any, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
-        self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
-        self.outstanding = 0  # tasks that have a tsk_id and no outcome yet
-        self.cancelled = self.closed = False  # nothing more begins; nobody reads the results
-        self.results: collections.deque[Any] = collections.deque()
-        self.waiting = 0  # ordered: tasks whose results wait for those of earlier ones
-        self._names = names
-        self._spans: dict[int, tuple[int, Any]] = {}  # ordered: those results, by tsk_id
-        self._due: collections.deque[list[int]] = collections.deque()  # ordered: [next, stop) of tsk_ids, in order
-
-    @property
-    def finished(self) -> bool:
-        return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
-
-    def admit(self, tsk_id: int, count: int) -> None:
-        """`count` tasks from `tsk_id` on belong to this job."""
-        self.outstanding += count
-        if self._due and self._due[-1][1] == tsk_id:
-            self._due[-1][1] += count
-        elif self.ordered:
-            self._due.append([tsk_id, tsk_id + count])
-
-    def add(
-        self, run: TaskRun, start: int, stop: int, values: Iterable[Any], attempts: Any, worker: int, seconds: Any
-    ) -> None:
-        """Tasks [start, stop) of `run` are ok. Their results are built when they are read, and in C."""
-        self.outstanding -= stop - start
-        tsk_ids = run.tsk_ids[start:stop]
-        if not self.ordered:
-            names, same = map(self._names.__getitem__, run.fn_ids[start:stop]), itertools.repeat
-            columns = (tsk_ids, names, run.payloads[start:stop], same("ok"), values, same(None), attempts, same(worker))
-            self._deliver(map(self._new_result, zip(*columns, seconds)))
-        elif isinstance(tsk_ids, range):
-            self._order(tsk_ids[0], stop - start, iter(values))
-        else:
-            for tsk_id, value in zip(tsk_ids, values):
-                self._order(tsk_id, 1, iter([value]))
-
-    def add_one(self, result: TaskResult) -> None:
-        self.outstanding -= 1
-        if self.ordered:
-            self._order(result.tsk_id, 1, TaskError(result))
-        else:
-            self._deliver(iter([result]))
-
-    def _order(self, tsk_id: int, count: int, values: Any) -> None:
-        self._spans[tsk_id] = (count, values)
-        self.waiting += count
-        while self._due and self._due[0][0] in self._spans:
-            count, values = self._spans.pop(self._due[0][0])
-            self._due[0][0] += count
-            self.waiting -= count
-            self._deliver(values)
-            if self._due[0][0] == self._due[0][1]:
-                self._due.popleft()
-
-    def _deliver(self, values: Any) -> None:
-        if not self.closed:
-            self.results.append(values)
-
-
-class TaskRun:
-    """Tasks that were pushed together: they hold the positions from `first` on, until each has its outcome."""
-
-    __slots__ = ("job", "tsk_ids", "fn_ids", "payloads", "first", "left", "settled", "file")
-
-    def __init__(self, tasks: Tasks, first: int, file: PayloadFile | None) -> None:
-        self.job, self.tsk_ids, self.fn_ids, self.payloads = (
-            tasks.job,
-            tasks.tsk_ids,
-            tasks.fn_ids,
-            list(tasks.payloads),
-        )
-        self.first, self.left, self.settled, self.file = first, len(self.payloads), bytearray(len(self.payloads)), file
-
-
-class PayloadFile:
-    """A file of payloads that did not fit their slots; it goes when the last run that names it is done."""
-
-    def __init__(self, path: str, size: int) -> None:
-        self.path, self.size, self.runs = path, size, 0
-
-
 class Source:
     """Where a job's tasks come from.
 
@@ -1472,6 +1387,115 @@ class IterableSource(Source):
         return taken
 
 
+class Tasks:
+    """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
+
+    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel, until they are
+    in the queue. settled: there, a byte for each, 1 once it has its outcome; left: how many have none.
+    """
+
+    __slots__ = ("data", "file", "first", "fn_ids", "job", "left", "payloads", "settled", "tsk_ids")
+
+    def __init__(
+        self,
+        job: Job | None,
+        tsk_ids: Sequence[int],
+        fn_ids: array.array[int],
+        payloads: Sequence[Any],
+        data: Sequence[bytes],
+    ) -> None:
+        self.job, self.tsk_ids, self.fn_ids, self.payloads, self.data = job, tsk_ids, fn_ids, payloads, data
+        self.first = self.left = 0
+        self.settled = bytearray()
+        self.file: PayloadFile | None = None
+
+    def part(self, start: int, stop: int) -> Tasks:
+        """Some of them, to be pushed."""
+        piece = slice(start, stop)
+        payloads = self.payloads[piece]
+        data = self.data[piece] if self.data else list(map(to_bytes, payloads))
+        return Tasks(self.job, self.tsk_ids[piece], self.fn_ids[piece], payloads, data)
+
+    def place(self, first: int, file: PayloadFile | None) -> None:
+        """They are in the queue now, from position `first` on."""
+        self.first, self.left, self.settled = first, len(self.payloads), bytearray(len(self.payloads))
+        self.data, self.file = (), file
+
+
+class PayloadFile:
+    """A file of payloads that did not fit their slots; it goes when the last tasks in the queue that use it are done."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path, self.size, self.users = path, size, 0
+
+
+class Job:
+    """One call of run, map or submit: where its tasks come from, and where their results go.
+
+    `results` holds iterators of TaskResults; if ordered, in input order, iterators of values, and TaskErrors.
+    """
+
+    _new_result = functools.partial(tuple.__new__, TaskResult)  # in C; TaskResult() itself takes twice as long
+
+    def __init__(self, source: Source | None, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
+        self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
+        self.outstanding = 0  # tasks that have a tsk_id and no outcome yet
+        self.cancelled = self.closed = False  # nothing more begins; nobody reads the results
+        self.results: collections.deque[Any] = collections.deque()
+        self.waiting = 0  # ordered: tasks whose results wait for those of earlier ones
+        self._names = names
+        self._early: dict[int, tuple[int, Any]] = {}  # ordered: those results, by tsk_id
+        self._due: collections.deque[list[int]] = collections.deque()  # ordered: [next, stop) of tsk_ids, in order
+
+    @property
+    def finished(self) -> bool:
+        return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
+
+    def admit(self, tsk_id: int, count: int) -> None:
+        """`count` tasks from `tsk_id` on belong to this job."""
+        self.outstanding += count
+        if self._due and self._due[-1][1] == tsk_id:
+            self._due[-1][1] += count
+        elif self.ordered:
+            self._due.append([tsk_id, tsk_id + count])
+
+    def add(self, tasks: Tasks, piece: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
+        """These of `tasks` are ok; values, seconds and attempts are iterables. Results are built when they are read."""
+        tsk_ids = tasks.tsk_ids[piece]
+        self.outstanding -= len(tsk_ids)
+        if not self.ordered:
+            names, same = map(self._names.__getitem__, tasks.fn_ids[piece]), itertools.repeat
+            columns = (tsk_ids, names, tasks.payloads[piece], same("ok"), values, same(None), attempts, same(worker))
+            self._deliver(map(self._new_result, zip(*columns, seconds)))
+        elif isinstance(tsk_ids, range):
+            self._order(tsk_ids[0], len(tsk_ids), values)
+        else:
+            for tsk_id, value in zip(tsk_ids, values):
+                self._order(tsk_id, 1, iter([value]))
+
+    def add_one(self, result: TaskResult) -> None:
+        self.outstanding -= 1
+        if self.ordered:
+            self._order(result.tsk_id, 1, TaskError(result))
+        else:
+            self._deliver(iter([result]))
+
+    def _order(self, tsk_id: int, count: int, values: Any) -> None:
+        self._early[tsk_id] = (count, values)
+        self.waiting += count
+        while self._due and self._due[0][0] in self._early:
+            count, values = self._early.pop(self._due[0][0])
+            self._due[0][0] += count
+            self.waiting -= count
+            self._deliver(values)
+            if self._due[0][0] == self._due[0][1]:
+                self._due.popleft()
+
+    def _deliver(self, values: Any) -> None:
+        if not self.closed:
+            self.results.append(values)
+
+
 class Ledger:
     """Which task is where: gives each its tsk_id, knows who holds which position, and sees to its one outcome."""
 
@@ -1482,15 +1506,15 @@ class Ledger:
         self.structures = structures_of(functions.values())
         self.counts = dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), 0)
         self.retried, self.completed, self.failed = 0, [0] * workers, [0] * workers
-        self.failures: list[TaskResult] = []  # the first few, and the last few
+        self.failures: list[TaskResult] = []  # the first five and the last five
         self.requeued: collections.deque[Tasks] = collections.deque()  # to be pushed before anything new is read
         self.file_bytes = 0  # payloads out of line in the queue
         self.stopping = False  # nothing more begins, in any job
+        self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0
         self._retries = retries
         self._attempts: dict[int, int] = {}  # tsk_id: how often it was started, for those that go round again
-        self.next_id = 1
-        self._runs: list[TaskRun] = []  # what is in the queue, by position
+        self._placed: list[Tasks] = []  # what is in the queue, by position
         self._firsts: list[int] = []
 
     # Into the queue.
@@ -1513,8 +1537,8 @@ class Ledger:
             functions, payloads = zip(*items, strict=True)
             kinds = set(map(type, payloads))
             fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
-        elif Rejected in kinds or (fn_id == 0 and (tuple in kinds or not self._only)):
-            raise TypeError("a mixture, or an item that names no function")
+        elif fn_id == 0 and (tuple in kinds or not self._only):
+            raise TypeError("with several functions, an item is (function, payload)")
         else:
             fn_ids = array.array("I", [fn_id or self._only]) * len(items)
         return fn_ids, payloads, payloads if kinds <= {bytes} else list(map(to_bytes, payloads))
@@ -1522,202 +1546,189 @@ class Ledger:
     def _admit_singly(self, job: Job, items: Sequence[Any]) -> Tasks | None:
         accepted = []
         for item in items:
+            tsk_id = self.next_id
+            self.next_id += 1
+            job.admit(tsk_id, 1)
             try:
-                fn_ids, payloads, data = self._encode(job, [item])
-                accepted.append((self.next_id, fn_ids[0], payloads[0], data[0]))
-                job.admit(self.next_id, 1)
-                self.next_id += 1
+                accepted.append((tsk_id, *(column[0] for column in self._encode(job, [item]))))
             except (KeyError, TypeError, ValueError) as error:
-                self._reject(job, self._explain(job, item, error))
+                name, payload, text = item if isinstance(item, Rejected) else self._explain(job, item, error)
+                self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
         if not accepted:
             return None
-        tsk_ids, numbers, payloads, data = zip(*accepted)
-        return Tasks(job, tsk_ids, array.array("I", numbers), payloads, data)
+        tsk_ids, fn_ids, payloads, data = zip(*accepted)
+        return Tasks(job, tsk_ids, array.array("I", fn_ids), payloads, data)
 
     def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
-        if isinstance(item, Rejected):
-            return item
-        if job.fn_id or not isinstance(item, tuple):
-            name = self.names.get(job.fn_id or self._only, "")
-            return Rejected(
-                name,
-                item,
-                describe(error) if name else "TypeError: with several functions, an item is (function, payload)",
-            )
-        if len(item) != 2:
-            return Rejected("", item, f"TypeError: an item is (function, payload), not {len(item)} things")
-        name = item[0] if isinstance(item[0], str) else function_name(item[0])
+        """Why an item cannot be sent."""
+        pair = not job.fn_id and isinstance(item, tuple) and len(item) == 2
+        function, payload = item if pair else (self.names.get(job.fn_id or self._only, ""), item)
+        name, text = function if isinstance(function, str) else function_name(function), describe(error)
         return Rejected(
-            name,
-            item[1],
-            no_such_function(name, self.names.values()) if isinstance(error, KeyError) else describe(error),
+            name, payload, no_such_function(name, self.names.values()) if isinstance(error, KeyError) else text
         )
 
-    def _reject(self, job: Job, item: Rejected) -> None:
-        job.admit(self.next_id, 1)
-        self._finish(
-            job, TaskResult(self.next_id, item.function, item.payload, "failed", None, item.error, 0, None, 0.0)
-        )
-        self.next_id += 1
-
-    def pushed(self, tasks: Tasks, places: Sequence[tuple[int, int]], file: PayloadFile | None) -> None:
-        """`tasks` now hold these positions, (first, count) each."""
+    def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]], file: PayloadFile | None) -> None:
+        """`tasks` are in the queue now, at these positions, (first, count) each."""
         start = 0
         for first, count in places:
-            part = tasks if count == len(tasks.data) else tasks.part(start, start + count)
-            run = TaskRun(part, first, file)
+            part = tasks if len(places) == 1 else tasks.part(start, start + count)
+            part.place(first, file)
             at = bisect.bisect(self._firsts, first)
             self._firsts.insert(at, first)
-            self._runs.insert(at, run)
+            self._placed.insert(at, part)
             start += count
         if file is not None:
-            file.runs = len(places)
+            file.users = len(places)
             self.file_bytes += file.size
-
-    def _take(self, position: int, count: int) -> Iterator[tuple[TaskRun, int, int]]:
-        """The tasks at [position, position + count), as parts of runs; each can be taken once.
-
-        Raises SpoiledSegmentError for positions that hold no task, or one that was taken before."""
-        stop = position + count
-        while position < stop:
-            at = bisect.bisect(self._firsts, position) - 1
-            run = self._runs[at] if at >= 0 else None
-            if run is None or position >= run.first + len(run.payloads):
-                raise SpoiledSegmentError(f"an outcome for position {position:,}, where no task is")
-            start, end = position - run.first, min(stop - run.first, len(run.payloads))
-            if run.settled.find(1, start, end) >= 0:
-                raise SpoiledSegmentError(f"a second outcome for a task at positions {position:,} to {stop:,}")
-            run.settled[start:end] = b"\1" * (end - start)
-            yield run, start, end
-            run.left -= end - start
-            if not run.left:
-                del self._runs[at], self._firsts[at]
-                self._drop_file(run.file)
-            position = run.first + end
-
-    def _drop_file(self, file: PayloadFile | None) -> None:
-        if file is not None:
-            file.runs -= 1
-            if not file.runs:
-                self.file_bytes -= file.size
-                os.unlink(file.path)
 
     # Out of the queue.
 
+    def _take(self, position: int, count: int) -> Iterator[tuple[Tasks, int, int]]:
+        """The tasks at [position, position + count), as (tasks, start, stop); each can be taken once.
+
+        Raises SpoiledSegmentError for positions that hold no task, or one that was taken before."""
+        until = position + count
+        while position < until:
+            at = bisect.bisect(self._firsts, position) - 1
+            tasks = self._placed[at] if at >= 0 else None
+            if tasks is None or position >= tasks.first + len(tasks.payloads):
+                raise SpoiledSegmentError(f"an outcome for position {position:,}, where no task is")
+            start, stop = position - tasks.first, min(until - tasks.first, len(tasks.payloads))
+            if tasks.settled.find(1, start, stop) >= 0:
+                raise SpoiledSegmentError(f"a second outcome for a task at positions {position:,} to {until:,}")
+            tasks.settled[start:stop] = b"\1" * (stop - start)
+            tasks.left -= stop - start
+            if not tasks.left:
+                del self._placed[at], self._firsts[at]
+                self._drop_file(tasks.file)
+            yield tasks, start, stop
+            position = tasks.first + stop
+
+    def _drop_file(self, file: PayloadFile | None) -> None:
+        if file is not None:
+            file.users -= 1
+            if not file.users:
+                self.file_bytes -= file.size
+                os.unlink(file.path)
+
     def settle(self, worker: int, columns: Sequence[Sequence[Any]], segment: Segment) -> None:
-        """Outcome slots of a worker, as the columns of `outcome_slot`."""
+        """Outcome slots of a worker, as the columns of `outcome_slot`: by stretches that follow each other."""
         positions, counts, start = columns[0], columns[1], 0
-        while start < len(positions):  # a stretch of outcomes of one task each that follow each other, then the next
-            shift = positions[start] - start
-            indices = range(start, len(positions))
+        while start < len(positions):
+            indices, shift = range(start, len(positions)), positions[start] - start
             stop = start + bisect.bisect(indices, shift, key=lambda index: positions[index] - index)
-            if counts[stop - 1] > 1 and stop - start > 1:
-                stop -= 1
-            self._settle_stretch(worker, [column[start:stop] for column in columns], segment)
+            stop = stop - 1 if counts[stop - 1] > 1 and stop - start > 1 else stop
+            _, _, seconds, statuses, kinds, values = stretch = [column[start:stop] for column in columns]
+            if kinds[0] <= BYTES and kinds.count(kinds[0]) == statuses.count(OK) == len(kinds):
+                count = counts[start] if stop - start == 1 else stop - start
+                times = seconds if count == len(seconds) else itertools.repeat(seconds[0])
+                self._ok(worker, positions[start], count, values if kinds[0] == BYTES else None, times)
+            else:
+                for position, count, second, status, kind, value in zip(*stretch):
+                    self._settle_one(worker, position, count, second, status, kind, value, segment)
             start = stop
 
-    def _settle_stretch(self, worker: int, columns: Sequence[Sequence[Any]], segment: Segment) -> None:
-        positions, counts, seconds, statuses, kinds, values = columns
-        first, count, kind = positions[0], counts[0] * len(positions), kinds[0]
-        if kind <= BYTES and statuses.count(OK) == kinds.count(kind) == len(kinds):
-            values = values if kind == BYTES else [None] * count
-            self._ok(worker, first, count, values, seconds if len(seconds) == count else [seconds[0]] * count)
+    def _settle_one(
+        self,
+        worker: int,
+        position: int,
+        count: int,
+        seconds: float,
+        status: int,
+        kind: int,
+        data: bytes,
+        segment: Segment,
+    ) -> None:
+        if status == RETURNED:
+            self.give_back(position, count)
             return
-        for position, count, second, status, kind, value in zip(*columns):
-            if status == RETURNED:
-                self.give_back(position, count)
-            elif status == OK:
-                self._ok(worker, position, 1, [self._decode(kind, value, segment)], [second])
-            else:
-                self.charge(worker, position, "failed", str(self._decode(kind, value, segment)), second)
-
-    def _decode(self, kind: int, data: bytes, segment: Segment) -> Any:
         try:
             if kind & VALUE_OUT_OF_LINE:
                 number, offset, length = REFERENCE.unpack(data)
                 data = read_at(segment.beside(f"v{number}"), offset, length)
-            return decode_value(kind & ~VALUE_OUT_OF_LINE, data, self.structures)
+            value = decode_value(kind & ~VALUE_OUT_OF_LINE, data, self.structures)
         except (struct.error, IndexError, ValueError) as error:
             raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
+        if status == OK:
+            self._ok(worker, position, 1, [value], [seconds])
+        else:
+            self.charge(worker, position, "failed", str(value), seconds)
 
     def quiet(self, worker: int, position: int, count: int) -> None:
         """Tasks that a dead worker had finished with None, without an outcome slot."""
-        if count > 0:
-            self._ok(worker, position, count, [None] * count, [0.0] * count)
+        self._ok(worker, position, count, None, itertools.repeat(0.0))
 
-    def _ok(self, worker: int, position: int, count: int, values: Sequence[Any], seconds: Sequence[float]) -> None:
-        done = 0
-        for run, start, stop in self._take(position, count):
-            length = stop - start
-            if run.job is not None:
+    def _ok(
+        self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Iterable[float]
+    ) -> None:
+        results, times = iter(values) if values is not None else None, iter(seconds)
+        for tasks, start, stop in self._take(position, count):
+            if tasks.job is not None:
+                length, whole = stop - start, stop - start == count
                 attempts: Any = itertools.repeat(1)
                 if self._attempts:
-                    attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in run.tsk_ids[start:stop]]
+                    attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
                 self.counts["ok"] += length
                 self.completed[worker] += length
-                part = slice(done, done + length)
-                run.job.add(run, start, stop, values[part], attempts, worker, seconds[part])
-            done += length
+                each = (
+                    itertools.repeat(None, length)
+                    if results is None
+                    else results
+                    if whole
+                    else iter(list(itertools.islice(results, length)))
+                )
+                tasks.job.add(
+                    tasks,
+                    slice(start, stop),
+                    each,
+                    times if whole else list(itertools.islice(times, length)),
+                    attempts,
+                    worker,
+                )
 
     def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
         """The task at `position` was started and is not ok: it goes round again, or that is its outcome."""
-        for run, at, _ in self._take(position, 1):
-            if run.job is None:
+        for tasks, at, _ in self._take(position, 1):
+            if tasks.job is None:
                 return
-            tsk_id = run.tsk_ids[at]
+            tsk_id = tasks.tsk_ids[at]
             attempts = self._attempts.pop(tsk_id, 0) + 1
-            if attempts <= self._retries and not self.is_cancelled(run.job):
+            if attempts <= self._retries and not self.is_cancelled(tasks.job):
                 self._attempts[tsk_id] = attempts
                 self.retried += 1
-                self._requeue(run, at, at + 1)
+                self.requeued.append(tasks.part(at, at + 1))
             else:
                 self.failed[worker] += 1
-                name = self.names[run.fn_ids[at]]
-                result = TaskResult(tsk_id, name, run.payloads[at], status, None, error, attempts, worker, seconds)
-                self._finish(run.job, result)
+                name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
+                self._finish(
+                    tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
+                )
 
     def give_back(self, position: int, count: int) -> None:
         """Tasks that never began: they go round again, or are cancelled with their job."""
-        for run, start, stop in self._take(position, count):
-            self._requeue(run, start, stop)
-
-    def _part(self, run: TaskRun, start: int, stop: int) -> Tasks:
-        payloads = run.payloads[start:stop]
-        data = list(map(to_bytes, payloads))
-        return Tasks(run.job, list(run.tsk_ids[start:stop]), run.fn_ids[start:stop], payloads, data)
-
-    def _requeue(self, run: TaskRun, start: int, stop: int) -> None:
-        tasks = self._part(run, start, stop)
-        if self.is_cancelled(run.job):
-            self.cancel(tasks)
-        else:
-            self.requeued.append(tasks)
+        for tasks, start, stop in self._take(position, count):
+            self.requeued.append(tasks.part(start, stop))
+            if self.is_cancelled(tasks.job):
+                self.end(self.requeued.pop())
 
     def is_cancelled(self, job: Job | None) -> bool:
         return job is not None and (job.cancelled or self.stopping)
 
-    def cancel(self, tasks: Tasks, error: str = "cancelled before it began") -> None:
-        self._end(tasks, "cancelled", error)
-
-    def fail(self, tasks: Tasks, error: str) -> None:
-        self._end(tasks, "failed", error)
-
-    def _end(self, tasks: Tasks, status: str, error: str) -> None:
+    def end(self, tasks: Tasks, status: str = "cancelled", error: str = "cancelled before it began") -> None:
+        """The outcome of tasks that do not begin, or do not begin again."""
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
-                attempts = self._attempts.pop(tsk_id, 0)
-                self._finish(
-                    tasks.job, TaskResult(tsk_id, self.names[fn_id], payload, status, None, error, attempts, None, 0.0)
-                )
+                attempts, name = self._attempts.pop(tsk_id, 0), self.names[fn_id]
+                self._finish(tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, None, 0.0))
 
-    def cancel_all(self, error: str = "cancelled before it began") -> None:
-        """Everything that is still in the queue or on its way there; for when no worker is left."""
-        for run in list(self._runs):
-            for at in [i for i, settled in enumerate(run.settled) if not settled]:
-                for part in self._take(run.first + at, 1):
-                    self.requeued.append(self._part(*part))
+    def end_all(self, error: str = "cancelled before it began") -> None:
+        """End everything in the queue and on its way there; for when no worker is left."""
+        for tasks in list(self._placed):
+            for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
+                self.requeued.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
         while self.requeued:
-            self.cancel(self.requeued.popleft(), error)
+            self.end(self.requeued.popleft(), error=error)
 
     def _finish(self, job: Job, result: TaskResult) -> None:
         self.counts[result.status] += 1
@@ -1727,10 +1738,10 @@ class Ledger:
         job.add_one(result)
 
     def in_queue(self) -> int:
-        return sum(run.left for run in self._runs)
+        return sum(tasks.left for tasks in self._placed)
 
     def unfinished(self) -> int:
-        return self.in_queue() + sum(len(tasks.data) for tasks in self.requeued)
+        return self.in_queue() + sum(len(tasks.payloads) for tasks in self.requeued)
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
@@ -1776,6 +1787,8 @@ class Handle:
     rung: int = 0  # the last sleep that was rung for
     harvested: int = 0  # outcome slots read
     seen: tuple[int, int] = (0, 0)  # its (end, progress) when last looked at,
+    quiet: int = 0  # the position up to which finished tasks were taken in without an outcome slot
+    looked_behind: int = 0  # the task in hand when that was last tried
     end_since: float = 0.0  # and since when they are so
     progress_since: float = 0.0
     killed_for: tuple[str, str] | None = None  # status and error of the task in its hand, if the supervisor kills it
@@ -1834,12 +1847,13 @@ class Crew:
         queue.words[status + STARTED] += 1
 
     def ring(self, tasks: int) -> None:
-        """Wake sleepers, as many as there are tasks, and each once a sleep."""
+        """Wake sleepers, as many as there are tasks in the ring, and each once a sleep."""
         if tasks > 0:
-            for index, number in self._queue.sleepers()[:tasks]:
-                handle = self.handles[index]
-                if handle.process is not None and handle.rung != number:
-                    handle.rung = number
+            sleepers = [(self.handles[index], number) for index, number in self._queue.sleepers()]
+            fresh = [(handle, number) for handle, number in sleepers if handle.rung != number]
+            for handle, number in fresh[: max(0, tasks - (len(sleepers) - len(fresh)))]:
+                handle.rung = number
+                if handle.process is not None:
                     self._write(handle.wake, b"!")
 
     def order(self, handle: Handle, order: int) -> None:
@@ -1953,14 +1967,39 @@ class Crew:
 
     def _kill_at(self, handle: Handle, position: int, why: tuple[str, str]) -> None:
         """Kill a worker unless it has gone on from the task at `position`: stop it, look, then kill or continue."""
-        os.kill(handle.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 0.02
-        while time.monotonic() < deadline and process_state(handle.pid) not in "TtZX":
-            time.sleep(0.0002)
-        if self._queue.words[self._queue.status[handle.index] + PROGRESS] == position:
+        if self.stop(handle) and self._queue.words[self._queue.status[handle.index] + PROGRESS] == position:
             self.kill(handle, why)
-        else:
+        self.go_on(handle)
+
+    def stop(self, handle: Handle) -> bool:
+        """Stop a worker, and wait until it stands still; whether it does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(handle.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 0.05
+        while (state := process_status(handle.pid)[0]) not in ("T", "t"):
+            if state in ("", "Z", "X") or time.monotonic() > deadline:
+                return False
+            time.sleep(0.0002)
+        return True
+
+    def go_on(self, handle: Handle) -> None:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(handle.pid, signal.SIGCONT)
+
+    def standing(self, now: float) -> list[Handle]:
+        """Workers whose task in hand takes so long that what they finished before it should not wait for it; each
+        is named once for a task."""
+        standing = []
+        for handle in self.living():
+            (end, progress), first = handle.seen, self._queue.words[self._queue.status[handle.index] + FIRST]
+            if (
+                first < progress < end
+                and now - handle.progress_since >= LOOK_SECONDS
+                and handle.looked_behind != progress
+            ):
+                handle.looked_behind = progress
+                standing.append(handle)
+        return standing
 
     def free_lock(self, holder: int, seconds: int) -> None:
         """The lock has not been had for so long: its holder, or somebody if none has signed, must have been stopped."""
@@ -1988,15 +2027,6 @@ def signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
-def process_state(pid: int) -> str:
-    """The state letter that ps shows; T where /proc does not say."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0].decode()
-    except OSError:
-        return "T"
-
-
 def exit_text(code: int) -> str:
     """How a process ended, in words."""
     if code >= 0:
@@ -2010,6 +2040,7 @@ def exit_text(code: int) -> str:
 # The supervisor
 # ---------------------------------------------------------------------------------------------------------------------
 
+STALL_SECONDS = 3.0  # how long tasks may be in the queue while every worker sleeps, which cannot be
 READ_AHEAD = 4  # in rings: how far input is read beyond the oldest unfinished task, when results go in order
 OUT_OF_LINE_BYTES = 32 << 20  # payloads out of line that may be in the queue, unless it is a single one
 
@@ -2085,7 +2116,8 @@ class Supervisor:
         self._holding = False  # workers give back what they claim, and nothing is pushed
         self.paused = self._closed = self._broken = False
         self._failure: Exception | None = None  # why the run was given up
-        self._began, self._next_look = time.monotonic(), 0.0
+        self._began = self._moved_at = time.monotonic()
+        self._next_look = 0.0
         self.on_look: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
         sweep()
         method = start_method or ("fork" if threading.active_count() == 1 else "forkserver")
@@ -2195,7 +2227,7 @@ class Supervisor:
             self._crew.kill(handle, (status, error))
         for handle in self._crew.living():
             self._bury(handle)
-        self._ledger.cancel_all()
+        self._ledger.end_all()
 
     def close(self) -> None:
         """Finish what is outstanding, have the workers leave, and remove the segment. May be called again."""
@@ -2320,7 +2352,9 @@ class Supervisor:
         except BaseException:
             self._broken = True
             raise
-        if not moved and not job.results:
+        if moved:
+            self._moved_at = time.monotonic()
+        elif not job.results:
             self._wait(job)
 
     def _take(self, job: Job) -> None:
@@ -2332,7 +2366,7 @@ class Supervisor:
             source.exhausted = source.exhausted or not source.finite
             tasks = None if source.exhausted else ledger.admit(job, source.take(source.BLOCK))
             if tasks is not None:
-                ledger.cancel(tasks)
+                ledger.end(tasks)
             return
         far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
         room = self._queue.room()
@@ -2353,7 +2387,7 @@ class Supervisor:
         tasks = requeued.popleft()
         count, size = self._fit(tasks, room)
         if count < len(tasks.data):
-            requeued.appendleft(tasks.part(count, None))
+            requeued.appendleft(tasks.part(count, len(tasks.data)))
             tasks = tasks.part(0, count)
         return count > 0 and self._push(tasks, size)
 
@@ -2382,8 +2416,8 @@ class Supervisor:
         except OverflowError:
             tsk_ids = array.array("I", [tsk_id & 0xFFFFFFFF for tsk_id in tasks.tsk_ids])
         places = self._queue.push(Encoded(tsk_ids, fn_ids, data))
-        self._ledger.pushed(tasks, places, file)
-        self._crew.ring(len(data))
+        self._ledger.placed(tasks, places, file)
+        self._crew.ring(self._queue.backlog())
         return True
 
     def _put_beside(self, tasks: Tasks, size: int) -> tuple[PayloadFile, array.array[int], list[bytes]]:
@@ -2410,32 +2444,38 @@ class Supervisor:
             self._file_limit = max(1, size // 2)
             self._ledger.requeued.appendleft(tasks)
         else:
-            self._ledger.fail(
-                tasks, f"{describe(error)}: no room in {shared_directory()} for a payload of {size:,} bytes"
-            )
+            where = shared_directory()
+            self._ledger.end(tasks, "failed", f"{describe(error)}: no room in {where} for a payload of {size:,} bytes")
 
     def _harvest(self) -> bool:
-        """Take in what workers have published. Whether there was anything."""
-        handles = self._crew.handles
+        """Take in what workers have published. Whether there was anything, or there is more room."""
+        handles, room = self._crew.handles, self._queue.room()
         harvested = [handle.harvested for handle in handles]
         published = self._queue.harvest(harvested)
-        if published == harvested:
-            return False
-        for handle, records in zip(handles, published):
+        news = [(handle, records) for handle, records in zip(handles, published) if records > handle.harvested]
+        for handle, records in news:
             self._settle(handle, records)
-        self._crew.worked()
-        return True
+        if news:
+            self._crew.worked()
+        return bool(news) or self._queue.room() > room
 
     def _settle(self, handle: Handle, records: int) -> None:
         """Read the outcomes of a worker up to the `records`-th."""
         outcomes, count = self._queue.outcomes[handle.index], records - handle.harvested
         if not 0 <= count <= outcomes.count:
             raise SpoiledSegmentError(
-                f"worker {handle.index} has written {records:,} outcomes, {handle.harvested:,} were read"
+                f"worker {handle.index} says {records:,} outcomes; {handle.harvested:,} were read"
             )
-        for index, length in pieces(handle.harvested, count, outcomes.count):
-            if length:
-                self._ledger.settle(handle.index, outcomes.get(index, length), self._queue.segment)
+        for index, length in pieces(handle.harvested, count, outcomes.count) if count else ():
+            columns = outcomes.get(index, length)
+            if min(columns[1]) < 1:
+                raise SpoiledSegmentError(f"an outcome of worker {handle.index} is for no task")
+            early = min(handle.quiet - columns[0][0], columns[1][0])
+            if early > 0 and columns[4][0] == NONE:  # some of these tasks were taken in before
+                columns[0][0] += early
+                columns[1][0] -= early
+            start = int(columns[1][0] == 0)
+            self._ledger.settle(handle.index, [column[start:] for column in columns], self._queue.segment)
         handle.harvested = records
 
     def _wait(self, job: Job) -> None:
@@ -2456,10 +2496,17 @@ class Supervisor:
 
     def _look(self, now: float) -> bool:
         """Look after the workers, and draw. Whether one had died."""
-        hungry = self._holding or bool(self._queue.sleepers())
+        sleepers = len(self._queue.sleepers())
+        hungry = self._holding or sleepers > 0
+        self._queue.words[CONTROL] = GIVE_BACK if self._holding else RUN  # what it is, unless somebody spoiled it
+        stalled = sleepers == len(self._crew.handles) and not self._holding and now - self._moved_at > STALL_SECONDS
+        if stalled and self._ledger.in_queue():
+            raise SpoiledSegmentError(f"{self._ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
         dead, waiting = self._crew.look(now, hungry)
         for handle in dead:
             self._bury(handle)
+        for handle in self._crew.standing(now):
+            self._look_behind(handle)
         self._next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS)
         self.on_look()
         if self._screen is not None:
@@ -2470,14 +2517,32 @@ class Supervisor:
         """See to the tasks of a dead worker, and to its successor."""
         code, index = self._crew.bury(handle), handle.index
         remains, note = self._queue.recover(index), self._queue.take_note(index)
-        self._settle(handle, remains.records)
-        self._ledger.quiet(index, remains.quiet, remains.done - remains.quiet)
-        if remains.done < remains.end:
+        self._take_in(handle, remains)
+        if remains.done < remains.begun:
             status, error = handle.killed_for or ("crashed", note or exit_text(code))
             self._ledger.charge(index, remains.done, status, error, time.monotonic() - handle.progress_since)
-            self._ledger.give_back(remains.done + 1, remains.end - remains.done - 1)
+        if remains.begun < remains.end:
+            self._ledger.give_back(remains.begun, remains.end - remains.begun)
         if not self._crew.closing:
-            self._crew.replace(handle, code, remains.end != handle.first_end, note)
+            self._crew.replace(handle, code, remains.asleep or remains.end != handle.first_end, note)
+
+    def _take_in(self, handle: Handle, remains: Remains) -> None:
+        """Settle what a dead or stopped worker has finished, with and without outcome slots."""
+        self._settle(handle, remains.records)
+        quiet = max(remains.quiet, handle.quiet)
+        if quiet < remains.done:
+            self._ledger.quiet(handle.index, quiet, remains.done - quiet)
+            handle.quiet = remains.done
+
+    def _look_behind(self, handle: Handle) -> None:
+        """Take in what a worker has finished before a long task in the same batch, which it has not published.
+
+        It is stopped for that, so that all it wrote is seen, on any processor."""
+        if self._crew.stop(handle):
+            remains = self._queue.remains(handle.index)
+            if remains.begun > remains.done:  # and not beside the loop that runs tasks
+                self._take_in(handle, remains)
+        self._crew.go_on(handle)
 
     # Ends.
 
@@ -2486,7 +2551,7 @@ class Supervisor:
         ledger, requeued = self._ledger, self._ledger.requeued
         for tasks in [requeued.popleft() for _ in range(len(requeued))]:
             if ledger.is_cancelled(tasks.job):
-                ledger.cancel(tasks)
+                ledger.end(tasks)
             else:
                 requeued.append(tasks)
         if ledger.in_queue() or self.paused:
@@ -2504,7 +2569,7 @@ class Supervisor:
             for handle in self._crew.living():
                 self._crew.kill(handle)
                 self._crew.bury(handle)
-            self._ledger.cancel_all(text)
+            self._ledger.end_all(text)
         else:
             self.abort("crashed", text)
 

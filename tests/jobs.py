@@ -1,0 +1,355 @@
+"""Functions that the tests have workers call, and strategies they start them with. Top-level, so that workers that
+are not forked can import them."""
+
+import ctypes
+import faulthandler
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import shmqueue
+
+
+class Point(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_int32), ("y", ctypes.c_int32))
+
+
+class Record(ctypes.Structure):
+    """Longer than a slot."""
+
+    _fields_ = (("number", ctypes.c_uint64), ("text", ctypes.c_char * 300))
+
+
+# Payloads and values.
+
+
+def echo(payload: bytes) -> bytes:
+    return payload
+
+
+def echo_text(payload: str) -> str:
+    return payload
+
+
+def echo_point(payload: Point) -> Point:
+    return Point(payload.y, payload.x)
+
+
+def echo_record(payload: Record) -> Record | None:
+    return Record(payload.number + 1, payload.text)
+
+
+def quiet(payload: bytes) -> None:
+    """Returns nothing, as fast as can be."""
+
+
+def kind(payload):
+    return type(payload).__name__
+
+
+def kind_of_bytes(payload: bytes) -> str:
+    return type(payload).__name__
+
+
+def kind_of_text(payload: str) -> str:
+    return type(payload).__name__
+
+
+def kind_of_text_by_name(payload: "str") -> str:
+    return type(payload).__name__
+
+
+def kind_of_point(payload: Point) -> str:
+    return f"{type(payload).__name__} {payload.x} {payload.y}"
+
+
+def kind_of_point_or_none(payload: Point | None) -> str:
+    return type(payload).__name__
+
+
+def undeclared_point(payload):
+    return Point(1, 2)
+
+
+def digest(payload: bytes) -> str:
+    return f"{len(payload)} {hashlib.sha256(payload).hexdigest()}"
+
+
+def blow_up(payload: str) -> bytes:
+    """So many bytes."""
+    return pattern(int(payload))
+
+
+def pattern(size: int) -> bytes:
+    """Bytes that differ from place to place."""
+    return (bytes(range(256)) * (size // 256 + 1))[:size]
+
+
+class Callable:
+    """A callable that is not a function."""
+
+    def __call__(self, payload: str) -> str:
+        return payload.upper()
+
+
+# Side effects: a line appended to the file that the payload names, before anything else.
+
+
+def note(payload: str) -> None:
+    path, _, text = payload.partition("|")
+    with open(path, "ab", buffering=0) as file:
+        file.write(text.encode() + b"\n")
+
+
+def note_slowly(payload: str) -> None:
+    note(payload)
+    time.sleep(0.002)
+
+
+def note_and_raise(payload: str) -> None:
+    note(payload)
+    raise ValueError("on purpose")
+
+
+def note_and_die(payload: str) -> None:
+    note(payload)
+    os._exit(7)
+
+
+def note_and_hang(payload: str) -> None:
+    note(payload)
+    hang(b"")
+
+
+def fail_twice(payload: str) -> str:
+    """Fails until the file has three lines."""
+    note(payload)
+    with open(payload.partition("|")[0], "rb") as file:
+        lines = file.read().count(b"\n")
+    if lines < 3:
+        raise ValueError(f"attempt {lines}")
+    return f"attempt {lines}"
+
+
+def wait_for_file(payload: str) -> str:
+    while not os.path.exists(payload):
+        time.sleep(0.005)
+    return "there"
+
+
+# The worker's own state.
+
+
+def pid(payload: bytes) -> str:
+    return str(os.getpid())
+
+
+_kept: list[bytes] = []
+
+
+def keep_memory(payload: str) -> str:
+    """Holds so many bytes more for as long as the process lives."""
+    _kept.append(b"x" * int(payload))
+    time.sleep(0.01)
+    return str(os.getpid())
+
+
+def take_memory_and_stay(payload: str) -> None:
+    _kept.append(b"x" * int(payload))
+    hang(b"")
+
+
+_ready = ""
+
+
+def make_ready() -> None:
+    global _ready
+    _ready = "ready"
+
+
+def readiness(payload: bytes) -> str:
+    return _ready
+
+
+def refuse_to_start() -> None:
+    raise RuntimeError("no licence for this worker")
+
+
+def exit_at_start() -> None:
+    os._exit(3)
+
+
+# Functions that misbehave.
+
+
+def raise_error(payload: bytes) -> None:
+    raise KeyError("gone")
+
+
+def raise_interrupt(payload: bytes) -> None:
+    raise KeyboardInterrupt
+
+
+class HostileError(Exception):
+    def __init__(self, first, second):  # two arguments: does not survive pickling
+        super().__init__(first)
+
+    def __str__(self):
+        raise RuntimeError("no text either")
+
+
+def raise_hostile(payload: bytes) -> None:
+    raise HostileError(1, 2)
+
+
+def raise_long(payload: bytes) -> None:
+    raise ValueError("long " * 1_000_000)
+
+
+def raise_odd_text(payload: bytes) -> None:
+    raise ValueError("half a pair \ud800 and \x1b[31m")
+
+
+def sys_exit(payload: bytes) -> None:
+    sys.exit(5)
+
+
+def exit_zero(payload: bytes) -> None:
+    os._exit(0)
+
+
+def segfault(payload: bytes) -> None:
+    faulthandler.disable()  # the test runner's
+    ctypes.string_at(0)
+
+
+def abort(payload: bytes) -> None:
+    faulthandler.disable()
+    os.abort()
+
+
+def kill_itself(payload: bytes) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_its_group(payload: bytes) -> None:
+    os.killpg(0, signal.SIGTERM)
+
+
+def stop_itself(payload: bytes) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def recurse(payload: bytes) -> bytes:
+    return recurse(payload) + b""
+
+
+def hang(payload: bytes) -> None:
+    while True:
+        time.sleep(1)
+
+
+def spin(payload: bytes) -> None:
+    while True:
+        pass
+
+
+def fork_and_return(payload: bytes) -> bytes:
+    os.fork()
+    return b"one of two"
+
+
+def fork_and_return_nothing(payload: bytes) -> None:
+    os.fork()
+
+
+def fork_and_raise(payload: bytes) -> None:
+    os.fork()
+    raise ValueError("one of two")
+
+
+def start_child(payload: bytes) -> str:
+    """A child that outlives the task; its pid."""
+    return str(subprocess.Popen(["sleep", "600"]).pid)  # noqa: S607
+
+
+def print_much(payload: bytes) -> bytes:
+    for _ in range(100):
+        print("\x1b[2Jprinted" * 50)
+        print("to the error stream" * 50, file=sys.stderr)
+        os.write(1, b"past Python\n")
+    subprocess.run(["echo", "from a child"], check=True)  # noqa: S607
+    return b"printed"
+
+
+def close_descriptors(payload: bytes) -> bytes:
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        try:
+            os.close(descriptor)
+        except OSError:
+            continue
+    return b"closed"
+
+
+def take_over_descriptors(payload: bytes) -> bytes:
+    close_descriptors(payload)
+    while os.open(os.devnull, os.O_RDWR) < 64:
+        continue
+    return b"taken"
+
+
+def change_signal_handlers(payload: bytes) -> bytes:
+    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)
+    return b"deaf"
+
+
+def change_surroundings(payload: bytes) -> bytes:
+    os.chdir("/")
+    os.environ.clear()
+    os.umask(0o777)
+    sys.path.clear()
+    sys.setrecursionlimit(200)
+    sys.stdout = sys.stderr = None
+    return b"changed"
+
+
+def return_number(payload: bytes) -> int:
+    return 5
+
+
+def return_list(payload: bytes) -> list:
+    return [b"a"]
+
+
+def return_bytearray(payload: bytes) -> bytearray:
+    return bytearray(b"a")
+
+
+def return_half_a_pair(payload: bytes) -> str:
+    return "\ud800"
+
+
+# Strategies whose counters start elsewhere.
+
+
+class StartsLate(shmqueue.SharedTaskQueue):
+    """The queue of a run that has pushed `start` tasks already."""
+
+    start = 0
+
+    def __init__(self, segment, primitives):
+        if segment.words[0] != shmqueue.MAGIC:  # being made: nobody else has it yet
+            segment.words[shmqueue.PUSHED] = segment.words[shmqueue.CLAIMED] = self.start
+        super().__init__(segment, primitives)
+
+
+class Starts32(StartsLate):
+    start = 2**32 - 100
+
+
+class Starts63(StartsLate):
+    start = 2**63 - 100

@@ -1,0 +1,265 @@
+"""The bytes of the segment: fields, lines, slots and the ring."""
+
+import array
+import collections
+import ctypes
+import os
+import stat
+
+import pytest
+import shmqueue
+from hypothesis import given
+from hypothesis import strategies as st
+from shmqueue import QueueHeader, SharedTaskQueue, TaskSlot128, WorkerStatus
+
+LINE = 128
+SLOT_SIZES = (64, 72, 128, 136, 256, 264, 272, 1024, 65536)
+STARTS = (0, 2**32 - 7, 2**63 - 7)
+
+
+@pytest.fixture
+def make_queue():
+    """Makes queues, and removes them."""
+    made = []
+
+    def make(num_slots=16, slot_size=128, num_workers=2, batch=4, start=0):
+        queue = SharedTaskQueue.create(num_slots, slot_size, num_workers, batch)
+        made.append(queue)
+        rewind(queue, start)
+        return queue
+
+    yield make
+    for queue in made:
+        queue.close()
+        queue.segment.unlink()
+
+
+def rewind(queue, start):
+    queue.words[shmqueue.PUSHED] = queue.words[shmqueue.CLAIMED] = start
+    queue.harvest([0] * queue.num_workers)  # has the supervisor's side look at the words
+
+
+def encoded(payloads, first_id=1, fn_id=1):
+    tsk_ids = array.array("I", range(first_id, first_id + len(payloads)))
+    return shmqueue.Encoded(tsk_ids, array.array("I", [fn_id] * len(payloads)), payloads)
+
+
+def offsets(structure):
+    return {name: getattr(structure, name).offset for name, *_ in structure._fields_}
+
+
+def test_task_slot_128_has_its_three_fields():
+    assert ctypes.sizeof(TaskSlot128) == 128
+    assert offsets(TaskSlot128) == {"tsk_id": 0, "fn_id": 4, "payload": 8}
+    types = dict(TaskSlot128._fields_)
+    assert (types["tsk_id"], types["fn_id"]) == (ctypes.c_uint32, ctypes.c_uint32)
+    assert types["payload"]._type_ is ctypes.c_uint8
+    assert types["payload"]._length_ == 120
+    assert "length" in TaskSlot128.__doc__
+
+
+@pytest.mark.parametrize("size", SLOT_SIZES)
+def test_other_slot_sizes_have_the_same_fields(size):
+    slot = shmqueue.task_slot(size)
+    assert ctypes.sizeof(slot) == size
+    assert offsets(slot) == offsets(TaskSlot128)
+    assert slot.payload.size == size - 8
+    assert ctypes.sizeof(shmqueue.outcome_slot(size)) == size
+
+
+def test_every_shared_word_has_a_line_to_itself():
+    words = [name for name, kind in QueueHeader._fields_ if kind is shmqueue.Word]
+    assert {"pushed", "claimed", "dirty", "control"} <= set(words)
+    places = [getattr(QueueHeader, name).offset for name in words]
+    assert [place % LINE for place in places] == [0] * len(places)
+    assert len({0, *(place // LINE for place in places)}) == len(places) + 1, "apart from each other and the constants"
+    assert ctypes.sizeof(QueueHeader) % LINE == 0
+
+
+def test_words_of_worker_and_supervisor_lie_on_different_lines():
+    lines = {name: offset // LINE for name, offset in offsets(WorkerStatus).items()}
+    workers = {lines[name] for name in ("first", "end", "progress", "records", "published", "asleep")}
+    supervisors = {lines[name] for name in ("harvested", "pid", "completed", "failed", "started")}
+    assert workers.isdisjoint(supervisors)
+    assert lines["note"] not in workers | supervisors
+    assert ctypes.sizeof(WorkerStatus) % LINE == 0
+
+
+@pytest.mark.parametrize("structure", [QueueHeader, WorkerStatus])
+def test_every_64_bit_word_is_aligned(structure):
+    for name, kind in structure._fields_:
+        if kind in (ctypes.c_uint64, shmqueue.Word):
+            assert getattr(structure, name).offset % 8 == 0, name
+
+
+@pytest.mark.parametrize("slot_size", SLOT_SIZES)
+@pytest.mark.parametrize(("num_slots", "workers", "batch"), [(2, 1, 1), (3, 3, 3), (17, 5, 7), (16384, 64, 128)])
+def test_every_part_of_the_segment_is_aligned(num_slots, slot_size, workers, batch):
+    layout = shmqueue.segment_layout(num_slots, slot_size, workers, batch, 0)
+    assert layout.status.offset % LINE == 0
+    local = shmqueue.LocalTaskQueue.sized(slot_size, batch)
+    starts = (layout.local.offset, ctypes.sizeof(local), local.lane.offset, local.outcomes.offset, layout.ring.offset)
+    assert [start % 8 for start in starts] == [0] * len(starts)
+    assert layout.ring.size == num_slots * slot_size
+    assert shmqueue.outcome_slot(slot_size).position.offset % 8 == 0
+
+
+def test_the_segment_says_what_it_is(make_queue):
+    queue = make_queue(num_slots=17, slot_size=136, num_workers=3, batch=5)
+    path = f"/dev/shm/{queue.name}"  # noqa: S108
+    with open(path, "rb") as file:
+        header = QueueHeader.from_buffer_copy(file.read(ctypes.sizeof(QueueHeader)))
+    sizes = (header.num_slots, header.slot_size, header.num_workers, header.batch)
+    assert (header.magic, header.version) == (shmqueue.MAGIC, shmqueue.LAYOUT_VERSION)
+    assert sizes == (17, 136, 3, 5)
+    assert (header.owner_pid, header.owner_start) == (os.getpid(), shmqueue.process_start(os.getpid()))
+    assert queue.name.startswith(f"shmq-{os.getpid()}-")
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+def test_a_segment_that_is_absent_foreign_or_cut_off_is_refused(make_queue):
+    with pytest.raises(FileNotFoundError):
+        SharedTaskQueue.attach(f"shmq-{os.getpid()}-absent", None)
+    for spoil in ("version", "num_slots"):
+        queue = make_queue()
+        place = getattr(QueueHeader, spoil).offset
+        window = queue.segment.window(place, 4, "I")
+        window[0] += 1
+        with pytest.raises(RuntimeError, match=queue.name):
+            SharedTaskQueue(queue.segment, None)
+
+
+def test_the_length_is_kept_where_the_docstring_says(make_queue):
+    for slot_size, length in ((128, b"\3"), (264, b"\3"), (272, (3).to_bytes(2, "little"))):
+        ring = make_queue(slot_size=slot_size).ring
+        ring.write(0, encoded([b"x" * 40]))
+        ring.write(0, encoded([b"abc"], first_id=7, fn_id=9))
+        head = (7).to_bytes(4, "little") + (9).to_bytes(4, "little")
+        slot = bytes(ring.bytes[:slot_size])
+        assert slot == (head + length + b"abc").ljust(slot_size, b"\0"), "and nothing is left of what was there"
+
+
+@pytest.mark.parametrize("slot_size", SLOT_SIZES)
+def test_slots_give_back_what_was_written(make_queue, slot_size):
+    ring = make_queue(num_slots=200, slot_size=slot_size).ring
+    assert ring.capacity == slot_size - (9 if slot_size <= 264 else 10)
+    longest = min(ring.capacity, 300)
+
+    @given(st.integers(0, 60), st.lists(st.binary(max_size=longest), min_size=1, max_size=140))
+    def check(index, payloads):
+        ring.write(index, encoded(payloads, first_id=2**32 - 200, fn_id=2**31 - 1))
+        fn_ids, data = ring.get(index, len(payloads))
+        assert data == payloads
+        assert fn_ids == [2**31 - 1] * len(payloads)
+        assert [ring.tsk_id(index + i) for i in range(len(payloads))] == list(encoded(payloads, 2**32 - 200).tsk_ids)
+
+    check()
+
+
+@pytest.mark.parametrize("slot_size", SLOT_SIZES)
+def test_slots_hold_as_much_as_they_say(make_queue, slot_size):
+    queue = make_queue(slot_size=slot_size)
+    for payload in (b"", b"\0", b"\0" * queue.ring.capacity, b"\xff" * queue.ring.capacity):
+        queue.ring.write(3, encoded([payload, b"next"]))
+        assert queue.ring.get(3, 2)[1] == [payload, b"next"]
+
+
+@pytest.mark.parametrize("slot_size", SLOT_SIZES)
+def test_outcomes_come_back_across_the_wrap_of_their_ring(make_queue, slot_size):
+    queue = make_queue(slot_size=slot_size, batch=3)
+    outcomes, written = queue.outcomes[1], []
+    assert outcomes.count == 6
+    for number in range(20):
+        value = bytes([number]) * min(outcomes.capacity, 20 * number)
+        row = (2**63 + number, number + 1, number / 4, number % 3, number % 4, value)
+        outcomes.pack(outcomes.bytes, number % 6 * slot_size, *row)
+        written.append(row)
+        count = min(number + 1, 6)
+        first = number + 1 - count
+        rows = []
+        for index, length in shmqueue.pieces(first, count, 6):
+            rows += zip(*outcomes.get(index, length), strict=True)
+        assert rows == written[first:]
+
+
+@given(st.integers(0, 2**64), st.integers(0, 50), st.integers(1, 50))
+def test_pieces_cover_positions_in_order_and_never_wrap(first, count, size):
+    count = min(count, size)
+    parts = shmqueue.pieces(first, count, size)
+    assert all(0 <= index and index + length <= size for index, length in parts)
+    assert len(parts) <= 2
+    covered = [index + i for index, length in parts for i in range(length)]
+    assert covered == [(first + i) % size for i in range(count)]
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(("num_slots", "batch"), [(2, 1), (3, 3), (16, 5)])
+def test_the_ring_is_a_queue_whatever_the_order_of_pushes_and_claims(make_queue, start, num_slots, batch):
+    """Against a deque, with two workers that claim and finish as they please."""
+    queue = make_queue(num_slots=num_slots, num_workers=2, batch=batch, start=start)
+    model, state = collections.deque(), {"pushed": start, "next": 0}
+    step = st.tuples(st.sampled_from(["push", "claim 0", "claim 1"]), st.integers(1, num_slots + 2))
+
+    def push(limit):
+        count = min(limit, queue.room())
+        assert count <= num_slots - len(model)
+        payloads = [b"%d" % (state["next"] + i) for i in range(count)]
+        state["next"] += count
+        if count:
+            assert queue.push(encoded(payloads)) == [(state["pushed"], count)]
+        state["pushed"] += count
+        model.extend(payloads)
+
+    def claim(worker, limit):
+        claimed = queue.claim(worker, limit)
+        if claimed is None:
+            assert not model, "a worker sleeps although there is work"
+            return
+        first, count = claimed
+        assert 1 <= count <= min(limit, batch)
+        assert first == state["pushed"] - len(model)
+        assert queue.lanes[worker].get(0, count)[1] == [model.popleft() for _ in range(count)]
+        queue.words[queue.status[worker] + shmqueue.PROGRESS] = first + count
+
+    @given(st.lists(step, max_size=40))
+    def check(steps):
+        for what, number in steps:
+            push(number) if what == "push" else claim(int(what[-1]), number)
+            assert queue.backlog() == len(model)
+        queue.harvest([0, 0])
+        assert queue.room() == num_slots - len(model)
+
+    check()
+
+
+def test_a_worker_claims_no_more_than_its_share(make_queue):
+    queue = make_queue(num_slots=64, num_workers=4, batch=32)
+    queue.push(encoded([b"x"] * 64))
+    assert queue.claim(0, 32) == (0, 8), "64 tasks over twice 4 workers"
+    assert queue.claim(1, 3) == (8, 3)
+
+
+def test_a_worker_that_finds_nothing_is_known_to_sleep_until_it_claims(make_queue):
+    queue = make_queue()
+    assert queue.sleepers() == []
+    assert queue.claim(1, 4) is None
+    first = queue.sleepers()
+    assert [worker for worker, _ in first] == [1]
+    assert queue.claim(1, 4) is None
+    assert queue.sleepers() != first, "each sleep has its own number"
+    queue.push(encoded([b"x"]))
+    assert queue.claim(1, 4) == (0, 1)
+    assert queue.sleepers() == []
+
+
+def test_every_view_is_released_and_the_files_beside_go_too():
+    queue = SharedTaskQueue.create(4, 128, 1, 2)
+    path = queue.segment.path
+    shmqueue.write_at(queue.segment.beside("p1"), 0, [b"beside"])
+    views = (queue.words, queue.ring.bytes)
+    queue.close()
+    for view in views:
+        with pytest.raises(ValueError, match="released"):
+            view[0]
+    queue.segment.unlink()
+    assert [name for name in os.listdir("/dev/shm") if name.startswith(os.path.basename(path))] == []

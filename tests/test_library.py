@@ -1,0 +1,911 @@
+"""The library as a user calls it: functions, payloads, values, outcomes, and how a Supervisor is told what to do."""
+
+import contextlib
+import ctypes
+import functools
+import gc
+import itertools
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import jobs
+import pytest
+import shmqueue
+from conftest import HANG, ROOT, is_running, segments_of, wait_until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jobs import Point, Record
+from shmqueue import Supervisor, TaskError, parallel_map
+
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),  # a runner's own threads
+]
+METHODS = ("fork", "spawn", "forkserver")
+SIZES = (0, 1, 118, 119, 120, 121, 255, 256, 257, 1 << 20, 10_000_000)
+FIELDS = ("tsk_id", "function", "payload", "status", "value", "error", "attempts", "worker", "seconds")
+
+
+def start(functions, **options):
+    """A Supervisor of two forked workers, unless the options say otherwise."""
+    return Supervisor(functions, **{"workers": 2, "start_method": "fork", **options})
+
+
+def mapped(function, payloads, **options):
+    return parallel_map(function, payloads, **{"workers": 2, "start_method": "fork", **options})
+
+
+def outcomes(functions, tasks, **options):
+    """All results, by tsk_id."""
+    with start(functions, **options) as supervisor:
+        return sorted(supervisor.run(tasks))
+
+
+def only(function, payload=b"", **options):
+    """The result of one task."""
+    (result,) = outcomes([function], [payload], **options)
+    return result
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+# What goes in and what comes out.
+
+
+def test_parallel_map_returns_values_in_input_order():
+    payloads = [b"%d" % i for i in range(5000)]
+    assert mapped(jobs.echo, payloads) == payloads
+
+
+def test_map_yields_values_in_input_order():
+    with start([jobs.quiet, jobs.echo], workers=3) as supervisor:
+        payloads = [b"%d" % i for i in range(5000)]
+        assert list(supervisor.map(jobs.echo, iter(payloads))) == payloads
+        assert list(supervisor.map("quiet", payloads[:7])) == [None] * 7
+
+
+@pytest.mark.parametrize("tasks", [[], (), iter([]), {}])
+def test_no_tasks_is_no_results(tasks):
+    with start([jobs.echo]) as supervisor:
+        assert list(supervisor.run(tasks)) == []
+        assert list(supervisor.results()) == []
+    assert mapped(jobs.echo, tasks) == []
+
+
+def test_a_result_says_all_about_its_task():
+    first, second = outcomes([jobs.echo, jobs.raise_error], [(jobs.echo, b"a"), ("raise_error", b"b")], workers=1)
+    assert first._fields == FIELDS
+    assert first[:8] == (1, "echo", b"a", "ok", b"a", None, 1, 0)
+    assert second[:8] == (2, "raise_error", b"b", "failed", None, "KeyError: 'gone'", 1, 0)
+    assert all(result.seconds >= 0 for result in (first, second))
+
+
+def test_seconds_are_those_of_the_function():
+    assert only(jobs.note_slowly, "/dev/null|x").seconds >= 0.002
+
+
+POINT = Point(3, -4)
+
+
+@pytest.mark.parametrize(
+    ("function", "payload", "value"),
+    [
+        (jobs.kind, b"a", "bytes"),
+        (jobs.kind, "a", "bytes"),
+        (jobs.kind, POINT, "bytes"),
+        (jobs.kind_of_bytes, b"a", "bytes"),
+        (jobs.kind_of_bytes, "a", "bytes"),
+        (jobs.kind_of_bytes, POINT, "bytes"),
+        (jobs.kind_of_text, b"a", "str"),
+        (jobs.kind_of_text, "a", "str"),
+        (jobs.kind_of_text, POINT, "str"),
+        (jobs.kind_of_text_by_name, b"a", "str"),
+        (jobs.kind_of_point, POINT, "Point 3 -4"),
+        (jobs.kind_of_point, bytes(POINT), "Point 3 -4"),
+        (jobs.kind_of_point_or_none, POINT, "Point"),
+        (jobs.echo, "ä☃".encode(), "ä☃".encode()),
+        (jobs.echo, "ä☃", "ä☃".encode()),
+        (jobs.echo_text, "ä☃\0\r\n", "ä☃\0\r\n"),
+        (jobs.echo_text, b"\xff\xfe\x80", "\udcff\udcfe\udc80"),
+        (jobs.echo_text, "\udcff", "\udcff"),
+        (jobs.echo, "\udcff", b"\xff"),
+        (jobs.quiet, b"a", None),
+        (jobs.Callable(), "a", "A"),
+        (functools.partial(jobs.echo), b"a", b"a"),
+        (len, b"abc", None),
+        (bytes.upper, b"abc", b"ABC"),
+    ],
+)
+def test_a_function_gets_what_its_annotation_says_and_its_value_keeps_its_type(function, payload, value):
+    result = only(function, payload, workers=1)
+    if function is len:
+        assert (result.status, "returned int" in result.error) == ("failed", True)
+    else:
+        assert (result.status, result.value, type(result.value)) == ("ok", value, type(value)), result.error
+    assert result.payload is payload
+
+
+def test_structures_travel_in_slots_and_out_of_line():
+    points = [Point(i, -i) for i in range(300)]
+    values = mapped(jobs.echo_point, points)
+    assert {type(value) for value in values} == {Point}
+    assert [(value.x, value.y) for value in values] == [(-i, i) for i in range(300)]
+    records = mapped(jobs.echo_record, [Record(i, b"t" * i) for i in range(300)])
+    assert {type(value) for value in records} == {Record}
+    assert [(value.number, value.text) for value in records] == [(i + 1, b"t" * i) for i in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("function", "payload", "words"),
+    [
+        (jobs.kind_of_point, b"short", "ValueError"),
+        (jobs.undeclared_point, b"", "Point"),
+        (jobs.return_number, b"", "returned int"),
+        (jobs.return_list, b"", "returned list"),
+        (jobs.return_bytearray, b"", "returned bytearray"),
+        (jobs.return_half_a_pair, b"", "UnicodeEncodeError"),
+        (jobs.echo, 5, "int"),
+        (jobs.echo, None, "NoneType"),
+        (jobs.echo, [b"a"], "list"),
+        (jobs.echo, bytearray(b"a"), "bytearray"),
+        (jobs.echo, memoryview(b"a"), "memoryview"),
+        (jobs.echo, "\ud800", "UnicodeEncodeError"),
+    ],
+)
+def test_what_cannot_travel_is_a_failed_task_that_says_so(function, payload, words):
+    results = outcomes([jobs.quiet, function], [(jobs.quiet, b""), (function, payload), (jobs.quiet, b"")], workers=1)
+    assert [result.status for result in results] == ["ok", "failed", "ok"]
+    assert words in results[1].error
+    assert results[1].payload is payload
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (b"no function", "(function, payload)"),
+        ((), "(function, payload)"),
+        ((jobs.echo, b"a", b"b"), "(function, payload)"),
+        ((jobs.pid, b"a"), "nearest"),
+        (("ecko", b"a"), "nearest: echo"),
+        ((5, b"a"), "int"),
+        (([], b"a"), "list"),
+        (None, "(function, payload)"),
+    ],
+)
+def test_an_item_that_is_no_task_fails_alone(item, words):
+    ok = (jobs.echo, b"ok")
+    if item == (jobs.pid, b"a"):
+        words = "pid"
+    results = outcomes([jobs.echo, jobs.quiet], [ok, item, ok])
+    assert [result.status for result in results] == ["ok", "failed", "ok"]
+    assert words in results[1].error
+    assert results[1].attempts == 0
+
+
+def test_with_one_function_an_item_is_a_payload_or_a_pair():
+    results = outcomes([jobs.echo], [b"a", (jobs.echo, b"b"), "c", ("echo", "d")])
+    assert [result.value for result in results] == [b"a", b"b", b"c", b"d"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_payloads_and_values_of_any_size(size):
+    payload = jobs.pattern(size)
+    results = outcomes([jobs.digest, jobs.echo, jobs.blow_up], [
+        (jobs.digest, payload), (jobs.echo, payload), (jobs.blow_up, str(size)), (jobs.echo, b"next"),
+    ])  # fmt: skip
+    assert [result.status for result in results] == ["ok"] * 4
+    digest, *values = [result.value for result in results]
+    assert digest == jobs.digest(payload)
+    assert values == [payload, payload, b"next"]
+
+
+@pytest.mark.parametrize("slot_size", [64, 72, 128, 136, 256, 264, 272, 1024, 65536])
+def test_sizes_at_the_edges_of_every_slot(slot_size):
+    sizes = [slot_size + extra for extra in (-30, -21, -20, -19, -18, -11, -10, -9, -8, -7, 0, 1)]
+    payloads = [jobs.pattern(size) for size in sizes]
+    with start([jobs.echo, jobs.echo_text], slot_size=slot_size, num_slots=4) as supervisor:
+        assert list(supervisor.map(jobs.echo, payloads)) == payloads
+        texts = ["☃" * (size // 3) for size in sizes]
+        assert list(supervisor.map(jobs.echo_text, texts)) == texts
+
+
+def test_more_bytes_out_of_line_than_may_wait_at_once():
+    payloads = [bytes([i]) * (1 << 20) for i in range(80)]
+    assert mapped(jobs.echo, payloads) == payloads
+
+
+def test_a_long_error_is_kept_in_part():
+    result = only(jobs.raise_long)
+    assert result.error.startswith("ValueError: long long ")
+    assert len(result.error) < 10_000
+
+
+@pytest.mark.parametrize("options", [{"num_slots": 3}, {"num_slots": 16, "batch": 1}, {"slot_size": 64, "batch": 5}])
+def test_any_payloads_come_back_in_order(options):
+    with start([jobs.echo, jobs.echo_text, jobs.quiet], **options) as supervisor:
+
+        @settings(max_examples=25)
+        @given(st.lists(st.binary(max_size=300), max_size=30), st.lists(st.text(max_size=200), max_size=30))
+        def check(payloads, texts):
+            assert list(supervisor.map(jobs.echo, payloads)) == payloads
+            assert list(supervisor.map(jobs.echo_text, iter(texts))) == texts
+            results = sorted(supervisor.run((jobs.quiet, payload) for payload in payloads))
+            assert [(result.status, result.payload) for result in results] == [("ok", p) for p in payloads]
+
+        check()
+
+
+# Every task has exactly one outcome.
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_exactly_one_outcome_per_task(workers):
+    count, functions = 12_000, [jobs.quiet, jobs.echo, jobs.raise_error]
+    with start(functions, workers=workers, num_slots=500) as supervisor:
+        results = sorted(supervisor.run((functions[i % 3], b"%d" % i) for i in range(count)))
+        stats = supervisor.stats()
+    assert [result.tsk_id for result in results] == list(range(1, count + 1))
+    assert [result.payload for result in results] == [b"%d" % i for i in range(count)]
+    assert [result.function for result in results] == [functions[i % 3].__name__ for i in range(count)]
+    assert [result.status for result in results] == ["ok", "ok", "failed"] * (count // 3)
+    assert [result.value for result in results] == [None if i % 3 != 1 else b"%d" % i for i in range(count)]
+    assert (stats["ok"], stats["failed"]) == (count * 2 // 3, count // 3)
+
+
+@pytest.mark.parametrize("queue", [shmqueue.SharedTaskQueue, jobs.Starts32, jobs.Starts63])
+@pytest.mark.parametrize("num_slots", [2, 3, 16])
+@pytest.mark.parametrize("batch", [None, 1, 7])
+def test_a_ring_smaller_than_the_tasks(queue, num_slots, batch):
+    payloads = [b"%d" % i for i in range(400)]
+    with start([jobs.echo, jobs.quiet], queue=queue, num_slots=num_slots, batch=batch) as supervisor:
+        assert list(supervisor.map(jobs.echo, payloads)) == payloads
+        results = sorted(supervisor.run((jobs.quiet, payload) for payload in payloads))
+        assert [(result.status, result.payload) for result in results] == [("ok", payload) for payload in payloads]
+
+
+@pytest.mark.parametrize("queue", [jobs.Starts32, jobs.Starts63])
+def test_a_death_where_counters_are_large(queue):
+    tasks = [(jobs.exit_zero if i % 50 == 25 else jobs.echo, b"%d" % i) for i in range(300)]
+    results = outcomes([jobs.echo, jobs.exit_zero], tasks, queue=queue, batch=4)
+    assert [result.status for result in results] == ["crashed" if i % 50 == 25 else "ok" for i in range(300)]
+
+
+def test_task_ids_go_on_past_32_bits():
+    with start([jobs.echo]) as supervisor:
+        supervisor._ledger.next_id = first = 2**32 - 50
+        results = sorted(supervisor.run(b"%d" % i for i in range(100)))
+    assert [(result.tsk_id, result.value) for result in results] == [(first + i, b"%d" % i) for i in range(100)]
+
+
+def test_more_workers_than_tasks_or_slots():
+    assert mapped(jobs.echo, [b"a", b"b"], workers=9, num_slots=2) == [b"a", b"b"]
+
+
+# Submitting one by one.
+
+
+def test_submitted_tasks_come_back_from_results():
+    with start([jobs.echo, jobs.quiet], num_slots=2) as supervisor:
+        ids = [supervisor.submit(jobs.echo, b"%d" % i) for i in range(100)]
+        assert ids == list(range(1, 101))
+        results = sorted(supervisor.results())
+        assert [(result.tsk_id, result.value) for result in results] == [(i + 1, b"%d" % i) for i in range(100)]
+        assert list(supervisor.results()) == []
+        last = supervisor.submit("quiet", "x")
+        assert [(result.tsk_id, result.payload) for result in supervisor.results()] == [(last, "x")]
+
+
+def test_submit_blocks_while_the_ring_is_full(tmp_path):
+    gate = tmp_path / "gate"
+    with start([jobs.wait_for_file], workers=1, num_slots=2, batch=1) as supervisor:
+        submitted = []
+        opener = threading.Timer(0.3, gate.touch)
+        opener.start()
+        for i in range(10):
+            supervisor.submit(jobs.wait_for_file, str(gate))
+            submitted.append((i, gate.exists()))
+        assert not submitted[1][1], "the first fit"
+        assert submitted[-1][1], "the last did not"
+        opener.join()
+        assert [result.status for result in supervisor.results()] == ["ok"] * 10
+
+
+def test_submitted_tasks_and_a_run_do_not_mix():
+    with start([jobs.echo]) as supervisor:
+        supervisor.submit(jobs.echo, b"submitted")
+        assert sorted(result.value for result in supervisor.run([b"a", b"b"])) == [b"a", b"b"]
+        assert [result.value for result in supervisor.results()] == [b"submitted"]
+
+
+def test_a_rejected_submission_has_a_result_too():
+    with start([jobs.echo]) as supervisor:
+        tsk_id = supervisor.submit("ecko", b"a")
+        (result,) = supervisor.results()
+    assert (result.tsk_id, result.status, result.function) == (tsk_id, "failed", "ecko")
+    assert "nearest: echo" in result.error
+
+
+# Reading ahead, and stopping early.
+
+
+class Counted:
+    """An endless iterable that knows how much of it was read."""
+
+    def __init__(self, payload=lambda i: b"%d" % i):
+        self.read, self._payload = 0, payload
+
+    def __iter__(self):
+        for i in itertools.count():
+            self.read += 1
+            yield self._payload(i)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_an_endless_iterable_is_read_a_bounded_way_ahead(ordered):
+    source, ahead = Counted(), []
+    with start([jobs.echo], num_slots=16, batch=4) as supervisor:
+        results = supervisor.map(jobs.echo, source) if ordered else supervisor.run(source)
+        for i in range(5000):
+            result = next(results)
+            if ordered:
+                assert result == b"%d" % i
+            ahead.append(source.read - i)
+        results.close()
+    assert max(ahead) < 200
+
+
+def test_in_order_a_slow_task_does_not_let_the_rest_run_away(tmp_path):
+    gate, slow_one = tmp_path / "gate", 3
+    source = Counted(lambda i: str(gate if i == slow_one else tmp_path))
+    with start([jobs.wait_for_file], num_slots=16, batch=1) as supervisor:
+        values = supervisor.map(jobs.wait_for_file, source)
+        opener = threading.Timer(0.5, gate.touch)
+        opener.start()
+        for _ in range(slow_one + 1):
+            next(values)
+        assert source.read < 200
+        opener.join()
+        values.close()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("how", ["close", "break", "exception"])
+def test_an_iterator_closed_early_cancels_what_has_not_begun(tmp_path, ordered, how):
+    path, count = tmp_path / "notes", 3000
+    payloads = [f"{path}|{i}" for i in range(count)]
+    with start([jobs.note_slowly, jobs.echo], num_slots=64) as supervisor:
+        read = supervisor.map("note_slowly", payloads) if ordered else supervisor.run(("note_slowly", p) for p in payloads)
+        next(read)
+        if how == "close":
+            read.close()
+        elif how == "break":
+            for _ in read:
+                break
+            del read
+            gc.collect()
+        else:
+            with contextlib.suppress(GeneratorExit):
+                read.throw(GeneratorExit)
+        assert list(supervisor.map(jobs.echo, [b"a", b"b"])) == [b"a", b"b"], "and the next run is as good as new"
+        stats = supervisor.stats()
+    started = lines(path)
+    assert len(started) == len(set(started)) == stats["ok"] - 2
+    assert stats["ok"] + stats["cancelled"] <= count + 2
+    assert len(started) < count / 2
+
+
+def test_cancel_ends_every_run_with_an_outcome_for_each_task():
+    with start([jobs.note_slowly], num_slots=64) as supervisor:
+        results = []
+        for result in supervisor.run([f"/dev/null|{i}" for i in range(2000)]):
+            results.append(result)
+            if len(results) == 10:
+                supervisor.cancel()
+        later = list(supervisor.run(["/dev/null|x"] * 3))
+    assert sorted(result.tsk_id for result in results) == list(range(1, 2001))
+    cancelled = [result for result in results if result.status == "cancelled"]
+    assert len(cancelled) > 1000
+    assert {result.attempts for result in cancelled} == {0}
+    assert [result.status for result in later] == ["cancelled"] * 3
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on(ordered):
+    def broken():
+        yield from ((b"%d" % i) for i in range(100))
+        raise ZeroDivisionError("in the user's code")
+
+    with start([jobs.echo], num_slots=16) as supervisor:
+        with pytest.raises(ZeroDivisionError, match="in the user's code"):
+            list(supervisor.map(jobs.echo, broken()) if ordered else supervisor.run(broken()))
+        assert list(supervisor.map(jobs.echo, [b"next"])) == [b"next"]
+
+
+def test_something_that_cannot_be_iterated_is_a_type_error():
+    with start([jobs.echo]) as supervisor, pytest.raises(TypeError, match="int"):
+        list(supervisor.run(5))
+
+
+def test_two_runs_of_one_supervisor_can_be_read_in_turns():
+    with start([jobs.echo], num_slots=16) as supervisor:
+        first = supervisor.map(jobs.echo, [b"a%d" % i for i in range(500)])
+        second = supervisor.map(jobs.echo, [b"b%d" % i for i in range(500)])
+        pairs = list(zip(first, second, strict=True))
+    assert pairs == [(b"a%d" % i, b"b%d" % i) for i in range(500)]
+
+
+# TaskError.
+
+
+@pytest.mark.parametrize("through", ["parallel_map", "map"])
+def test_task_error_carries_the_result(through):
+    payloads = ["2", "3", "no number", "4"]
+    with pytest.raises(TaskError) as caught:
+        if through == "map":
+            with start([jobs.blow_up]) as supervisor:
+                list(supervisor.map(jobs.blow_up, payloads))
+        else:
+            mapped(jobs.blow_up, payloads)
+    result = caught.value.result
+    assert (result.tsk_id, result.function, result.payload, result.status) == (3, "blow_up", "no number", "failed")
+    assert result.error.startswith("ValueError: invalid literal")
+    assert "no number" in str(caught.value)
+
+
+def test_map_yields_what_comes_before_the_error_and_cancels_the_rest(tmp_path):
+    path = tmp_path / "notes"
+    tasks = [f"{path}|{i}" for i in range(2000)]
+    tasks[5] = str(tmp_path / "absent" / "notes")
+    with start([jobs.note_slowly], num_slots=64) as supervisor:
+        values = supervisor.map(jobs.note_slowly, tasks)
+        assert list(itertools.islice(values, 5)) == [None] * 5
+        with pytest.raises(TaskError, match="FileNotFoundError"):
+            next(values)
+        assert list(values) == []
+    assert len(lines(path)) < 1000
+
+
+# Functions by number, and those that are not there.
+
+
+def test_functions_by_number():
+    with start({7: jobs.echo, 2**31 - 1: jobs.quiet}) as supervisor:
+        assert list(supervisor.map(jobs.echo, [b"a"])) == [b"a"]
+        assert [r.function for r in sorted(supervisor.run([(jobs.quiet, b"a"), ("echo", b"b")]))] == ["quiet", "echo"]
+
+
+def test_map_of_an_unknown_function_is_a_value_error():
+    with start([jobs.echo, jobs.quiet]) as supervisor:
+        with pytest.raises(ValueError, match=r"ecko.*echo"):
+            supervisor.map("ecko", [b"a"])
+        with pytest.raises(ValueError, match="pid"):
+            supervisor.map(jobs.pid, [b"a"])
+
+
+# Retries, timeouts, and replaced workers.
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("function", "status"), [(jobs.note_and_raise, "failed"), (jobs.note_and_die, "crashed"), (jobs.note_and_hang, "timeout")]
+)
+def test_a_task_that_is_never_ok_is_started_once_and_again_for_each_retry(tmp_path, function, status, retries):
+    path = tmp_path / "notes"
+    tasks = [(jobs.note, f"{path}|{i}") for i in range(40)]
+    tasks.insert(20, (function, f"{path}|bad"))
+    timeout = 0.2 if status == "timeout" else None
+    results = outcomes([jobs.note, function], tasks, retries=retries, timeout=timeout, batch=8)
+    assert [result.status for result in results] == ["ok"] * 20 + [status] + ["ok"] * 20
+    assert results[20].attempts == retries + 1
+    assert {result.attempts for result in results if result.status == "ok"} == {1}, "nobody else is charged"
+    started = lines(path)
+    assert started.count("bad") == retries + 1
+    assert sorted(started) == sorted([*map(str, range(40)), *["bad"] * (retries + 1)])
+
+
+@pytest.mark.parametrize(("retries", "status"), [(0, "failed"), (1, "failed"), (2, "ok"), (5, "ok")])
+def test_retries_end_with_the_first_that_is_ok(tmp_path, retries, status):
+    with start([jobs.fail_twice], retries=retries) as supervisor:
+        (result,) = supervisor.run([f"{tmp_path / 'notes'}|x"])
+        stats = supervisor.stats()
+    assert (result.status, result.attempts) == (status, min(retries, 2) + 1)
+    assert (result.value, stats["retried"]) == ("attempt 3" if status == "ok" else None, min(retries, 2))
+
+
+@pytest.mark.parametrize("function", [jobs.hang, jobs.spin, jobs.stop_itself])
+def test_a_task_that_never_returns_times_out(function):
+    tasks = [(jobs.echo, b"%d" % i) for i in range(30)]
+    tasks.insert(10, (function, b""))
+    results = outcomes([jobs.echo, function], tasks, timeout=0.3)
+    assert [result.status for result in results] == ["ok"] * 10 + ["timeout"] + ["ok"] * 20
+    assert "0.3" in results[10].error
+    assert results[10].seconds >= 0.3
+
+
+def test_a_timeout_is_for_each_task_and_not_for_the_batch():
+    results = outcomes([jobs.note_slowly], ["/dev/null|x"] * 400, timeout=0.3, batch=200, workers=1)
+    assert {result.status for result in results} == {"ok"}
+
+
+@pytest.mark.parametrize("batch", [None, 2, 50])
+def test_a_worker_is_replaced_after_max_tasks(batch):
+    with start([jobs.pid], max_tasks=5, batch=batch) as supervisor:
+        pids = list(supervisor.map(jobs.pid, [b""] * 40))
+    assert max(map(pids.count, pids)) <= 5
+    assert len(set(pids)) >= 8
+
+
+def test_a_worker_that_grows_past_max_rss_is_replaced_and_loses_nothing():
+    psutil = pytest.importorskip("psutil")
+    step, limit = 60 << 20, psutil.Process().memory_info().rss + (100 << 20)
+    with start([jobs.keep_memory, jobs.note_slowly], workers=1, max_rss=limit) as supervisor:
+        before = list(supervisor.map(jobs.keep_memory, [str(step)] * 3))
+        assert len(set(before)) == 1
+        assert wait_until(lambda: all(supervisor.run([("note_slowly", "/dev/null|x")])) and supervisor.stats()["respawned"])
+        assert list(supervisor.map(jobs.keep_memory, ["1"])) != before[:1]
+        assert (supervisor.stats()["crashed"], supervisor.stats()["failed"]) == (0, 0)
+
+
+def test_a_task_that_stays_above_max_rss_ends_with_its_worker():
+    psutil = pytest.importorskip("psutil")
+    limit = psutil.Process().memory_info().rss + (50 << 20)
+    results = outcomes(
+        [jobs.take_memory_and_stay, jobs.echo],
+        [(jobs.take_memory_and_stay, str(120 << 20)), *[(jobs.echo, b"a")] * 20],
+        max_rss=limit,
+    )
+    assert [result.status for result in results] == ["crashed"] + ["ok"] * 20
+    assert f"max_rss={limit:,}" in results[0].error
+
+
+# The initializer.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_initializer_runs_first_in_every_worker(method):
+    with start([jobs.readiness, jobs.exit_zero], initializer=jobs.make_ready, start_method=method) as supervisor:
+        assert set(supervisor.map(jobs.readiness, [b""] * 50)) == {"ready"}
+        assert [result.status for result in supervisor.run([("exit_zero", b"")])] == ["crashed"]
+        assert set(supervisor.map(jobs.readiness, [b""] * 50)) == {"ready"}, "also in one that replaces another"
+
+
+@pytest.mark.parametrize(
+    ("initializer", "words"), [(jobs.refuse_to_start, "no licence for this worker"), (jobs.exit_at_start, "code 3")]
+)
+def test_an_initializer_that_always_fails_ends_the_run_with_its_error(initializer, words):
+    results = []
+    with start([jobs.echo], initializer=initializer, num_slots=16) as supervisor:
+        with pytest.raises(RuntimeError, match=words):
+            results.extend(iter_into(results, supervisor.run([b"%d" % i for i in range(100)])))
+        assert sorted(result.tsk_id for result in results) == list(range(1, 101)), "each task has its outcome even so"
+        assert {result.status for result in results} <= {"crashed", "cancelled"}
+    with pytest.raises((RuntimeError, TaskError), match=words):
+        mapped(jobs.echo, [b"a"], initializer=initializer)
+
+
+def iter_into(kept, results):
+    """Reads all results into a list that keeps them when the iterator raises at its end."""
+    for result in results:
+        kept.append(result)
+    return ()
+
+
+# Functions that misbehave. Each has its own outcome, and its neighbours are ok.
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "words"),
+    [
+        (jobs.raise_error, "failed", "KeyError: 'gone'"),
+        (jobs.raise_interrupt, "failed", "KeyboardInterrupt"),
+        (jobs.raise_hostile, "failed", "HostileError"),
+        (jobs.raise_odd_text, "failed", "half a pair"),
+        (jobs.sys_exit, "failed", "SystemExit: 5"),
+        (jobs.recurse, "failed", "RecursionError"),
+        (jobs.return_number, "failed", "returned int"),
+        (jobs.exit_zero, "crashed", "code 0"),
+        (jobs.segfault, "crashed", "SIGSEGV"),
+        (jobs.abort, "crashed", "SIGABRT"),
+        (jobs.kill_itself, "crashed", "SIGKILL"),
+        (jobs.kill_its_group, "crashed", "SIGTERM"),
+        (jobs.hang, "timeout", "longer than 0.3 s"),
+        (jobs.fork_and_return, "ok", b"one of two"),
+        (jobs.fork_and_return_nothing, "ok", None),
+        (jobs.fork_and_raise, "failed", "one of two"),
+        (jobs.print_much, "ok", b"printed"),
+        (jobs.close_descriptors, "ok", b"closed"),
+        (jobs.take_over_descriptors, "ok", b"taken"),
+        (jobs.change_signal_handlers, "ok", b"deaf"),
+        (jobs.change_surroundings, "ok", b"changed"),
+    ],
+)
+@pytest.mark.parametrize("batch", [None, 16])
+def test_a_function_that_misbehaves_has_its_own_outcome(capfd, function, status, words, batch):
+    tasks = [(jobs.echo if i % 2 else jobs.quiet, b"%d" % i) for i in range(60)]
+    tasks[20:20] = tasks[40:40] = [(function, b"")]
+    options = {"timeout": 0.3} if status == "timeout" else {}
+    results = outcomes([jobs.echo, jobs.quiet, function], tasks, batch=batch, **options)
+    bad = [result for result in results if result.function == function.__name__]
+    assert [result.status for result in results if result not in bad] == ["ok"] * 60
+    assert [result.value for result in results if result.function == "echo"] == [b"%d" % i for i in range(1, 60, 2)]
+    assert [result.status for result in bad] == [status] * 2, bad
+    for result in bad:
+        assert result.value == words if status == "ok" else words in result.error
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_that_a_function_started_end_with_the_run(method):
+    pids = [int(value) for value in parallel_map(jobs.start_child, [b""] * 3, workers=2, start_method=method)]
+    assert wait_until(lambda: not any(map(is_running, pids)))
+
+
+# How workers start, and where the library is used from.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_start_method(method):
+    tasks = [(jobs.echo, b"%d" % i) for i in range(200)]
+    tasks[50:50] = [(jobs.exit_zero, b""), (jobs.raise_error, b""), (jobs.echo_point, Point(1, 2)), (jobs.hang, b"")]
+    functions = [jobs.echo, jobs.exit_zero, jobs.raise_error, jobs.echo_point, jobs.hang]
+    results = outcomes(functions, tasks, start_method=method, timeout=0.5, retries=1)
+    statuses = [result.status for result in results]
+    assert statuses == ["ok"] * 50 + ["crashed", "failed", "ok", "timeout"] + ["ok"] * 150
+    assert (results[52].value.x, results[52].value.y) == (2, 1)
+    assert [result.attempts for result in results[50:54]] == [2, 2, 1, 2]
+    payloads = [jobs.pattern(size) for size in (0, 120, 1 << 20)]
+    assert parallel_map(jobs.echo, payloads, workers=2, start_method=method) == payloads
+
+
+@pytest.mark.parametrize("method", [None, "fork"])
+def test_supervisors_in_several_threads_do_not_disturb_each_other(method):
+    values, errors = {}, []
+
+    def work(number):
+        try:
+            payloads = [b"%d %d" % (number, i) for i in range(3000)]
+            options = {"workers": 2, "start_method": method, "num_slots": 64}
+            with Supervisor([jobs.echo, jobs.exit_zero], **options) as supervisor:
+                values[number] = list(supervisor.map(jobs.echo, payloads)) == payloads
+                tasks = [("exit_zero" if i == 5 else "echo", b"") for i in range(20)]
+                values[number] &= [r.status for r in sorted(supervisor.run(tasks))].count("ok") == 19
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (values, errors) == ({0: True, 1: True}, [])
+
+
+def test_a_thread_may_close_a_supervisor_without_touching_signal_handlers():
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+    thread = threading.Thread(target=mapped, args=(jobs.echo, [b"a"]))
+    thread.start()
+    thread.join()
+    mapped(jobs.echo, [b"a"])
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)] == handlers
+
+
+def python(own_pids, *arguments, **options):
+    """What a Python of its own prints."""
+    command = [sys.executable, "-W", "default", *arguments]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # noqa: S603
+    own_pids.add(process.pid)
+    out, err = process.communicate(timeout=HANG / 2)
+    assert (process.returncode, err) == (0, "")
+    return out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_copy_inside_another_package_works(tmp_path, own_pids, method):
+    vendor = tmp_path / "app" / "vendor"
+    vendor.mkdir(parents=True)
+    (tmp_path / "app" / "__init__.py").touch()
+    (vendor / "__init__.py").touch()
+    (vendor / "shmqueue.py").write_bytes((ROOT / "shmqueue.py").read_bytes())
+    (tmp_path / "app" / "work.py").write_text(textwrap.dedent("""
+        from app.vendor import shmqueue
+
+        def upper(payload: str) -> str:
+            return payload.upper()
+
+        def main(method):
+            print(shmqueue.parallel_map(upper, ["a", "b"], workers=2, start_method=method), shmqueue.__name__)
+    """))
+    program = f"import app.work; app.work.main({method!r})"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    assert python(own_pids, "-c", program, cwd=tmp_path, env=environment) == "['A', 'B'] app.vendor.shmqueue\n"
+
+
+def test_it_works_without_psutil(own_pids):
+    program = textwrap.dedent("""
+        import sys
+        sys.modules["psutil"] = None
+        import jobs, shmqueue
+        print(shmqueue.psutil)
+        print(shmqueue.parallel_map(jobs.echo, [b"a"], workers=1, timeout=5))
+        try:
+            shmqueue.Supervisor([jobs.echo], max_rss=1 << 30)
+        except ValueError as error:
+            print(error)
+    """)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    first, second, third = python(own_pids, "-c", program, env=environment).splitlines()
+    assert (first, second) == ("None", "[b'a']")
+    assert f"max_rss={1 << 30}" in third
+    assert "psutil" in third
+
+
+def test_the_default_is_one_worker_for_each_processor_this_process_may_use(own_pids):
+    program = textwrap.dedent("""
+        import os, jobs, shmqueue
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        with shmqueue.Supervisor([jobs.echo]) as supervisor:
+            print(len(supervisor.stats()["workers"]))
+    """)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    assert python(own_pids, "-c", program, env=environment) == "1\n"
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "limit"),
+    [
+        ("workers", 0, ValueError, "1"),
+        ("workers", -3, ValueError, "1"),
+        ("workers", 1_000_000, ValueError, "4,096"),
+        ("workers", 1.5, TypeError, "whole"),
+        ("workers", "2", TypeError, "whole"),
+        ("workers", True, TypeError, "whole"),
+        ("num_slots", 1, ValueError, "2"),
+        ("num_slots", 2**40, ValueError, "67,108,864"),
+        ("num_slots", None, TypeError, "whole"),
+        ("slot_size", 56, ValueError, "64"),
+        ("slot_size", 65544, ValueError, "65,536"),
+        ("slot_size", 100, ValueError, "8"),
+        ("slot_size", 128.0, TypeError, "whole"),
+        ("batch", 0, ValueError, "1"),
+        ("batch", "auto", TypeError, "whole"),
+        ("timeout", 0, ValueError, "0.001"),
+        ("timeout", -1.0, ValueError, "0.001"),
+        ("timeout", math.nan, ValueError, "0.001"),
+        ("timeout", math.inf, ValueError, "to"),
+        ("timeout", "5", TypeError, "number"),
+        ("retries", -1, ValueError, "0"),
+        ("retries", 1.0, TypeError, "whole"),
+        ("retries", None, TypeError, "whole"),
+        ("max_tasks", 0, ValueError, "1"),
+        ("max_rss", 0, ValueError, "1"),
+        ("max_rss", "1G", TypeError, "whole"),
+        ("start_method", "thread", ValueError, "thread"),
+    ],
+)
+def test_an_argument_out_of_range_is_named_with_its_limit(name, value, error, limit):
+    with pytest.raises(error) as caught:
+        Supervisor([jobs.echo], **{name: value})
+    text = str(caught.value)
+    assert repr(value) in text
+    assert limit in text
+    assert name in text or name == "start_method"
+
+
+@pytest.mark.parametrize(
+    ("functions", "error", "words"),
+    [
+        ([], ValueError, "functions"),
+        ({}, ValueError, "functions"),
+        ([5], TypeError, "5"),
+        ([jobs.echo, None], TypeError, "None"),
+        ({0: jobs.echo}, ValueError, "0"),
+        ({-1: jobs.echo}, ValueError, "-1"),
+        ({2**31: jobs.echo}, ValueError, str(2**31)),
+        ({"echo": jobs.echo}, TypeError, "echo"),
+        ({1: "echo"}, TypeError, "echo"),
+        (jobs.echo, TypeError, "function"),
+        (None, TypeError, "None"),
+    ],
+)
+def test_functions_that_are_none(functions, error, words):
+    with pytest.raises(error, match=words):
+        Supervisor(functions)
+
+
+def test_too_little_shared_memory_is_a_clear_error():
+    with pytest.raises(OSError, match=r"needed.*free.*--slots") as caught:
+        start([jobs.echo], num_slots=2**26, slot_size=65536)
+    assert "No space" in os.strerror(caught.value.errno)
+
+
+# The ends.
+
+
+def test_the_name_is_that_of_the_segment_and_goes_with_it():
+    with start([jobs.echo]) as supervisor:
+        assert supervisor.name in segments_of([os.getpid()])
+        assert supervisor.name.startswith(f"shmq-{os.getpid()}-")
+    assert supervisor.name not in segments_of([os.getpid()])
+
+
+def test_stats_count_outcomes_and_workers():
+    tasks = [("echo", b""), ("raise_error", b""), ("exit_zero", b""), ("hang", b"")]
+    with start([jobs.echo, jobs.raise_error, jobs.exit_zero, jobs.hang], timeout=0.3, workers=3) as supervisor:
+        list(supervisor.run(tasks))
+        stats = supervisor.stats()
+        pids = [worker["pid"] for worker in stats["workers"]]
+        assert all(map(is_running, pids))
+    counts = {name: stats[name] for name in ("ok", "failed", "timeout", "crashed", "cancelled")}
+    assert counts == {"ok": 1, "failed": 1, "timeout": 1, "crashed": 1, "cancelled": 0}
+    assert (stats["retried"], stats["outstanding"], stats["respawned"]) == (0, 0, 2)
+    assert sum(worker["completed"] for worker in stats["workers"]) == 1
+    assert sum(worker["failed"] for worker in stats["workers"]) == 3
+    assert len(set(pids)) == 3
+    assert not any(map(is_running, pids))
+
+
+def test_close_finishes_what_was_submitted(tmp_path):
+    path = tmp_path / "notes"
+    supervisor = start([jobs.note])
+    for i in range(300):
+        supervisor.submit(jobs.note, f"{path}|{i}")
+    supervisor.close()
+    assert sorted(map(int, lines(path))) == list(range(300))
+
+
+def test_a_closed_supervisor_says_so_and_may_be_closed_again():
+    supervisor = start([jobs.echo])
+    supervisor.close()
+    supervisor.close()
+    for use in (
+        lambda: list(supervisor.run([b"a"])),
+        lambda: list(supervisor.map(jobs.echo, [b"a"])),
+        lambda: supervisor.submit(jobs.echo, b"a"),
+        lambda: list(supervisor.results()),
+    ):
+        with pytest.raises(RuntimeError, match="closed"):
+            use()
+
+
+def test_an_exception_in_the_block_leaves_at_once_with_nothing_left():
+    with pytest.raises(KeyError, match="of the user"), start([jobs.hang]) as supervisor:
+        pids = [worker["pid"] for worker in supervisor.stats()["workers"]]
+        supervisor.submit(jobs.hang, b"")
+        raise KeyError("of the user")
+    assert not any(map(is_running, pids))
+    assert segments_of([os.getpid()]) == []
+
+
+def test_what_functions_print_goes_to_the_log_line_by_line(tmp_path, capfd):
+    log = tmp_path / "log"
+    results = outcomes([jobs.print_much], [b""] * 3, log=str(log))
+    assert {result.status for result in results} == {"ok"}
+    text = log.read_text()
+    for words in ("printed" * 5, "to the error stream", "past Python", "from a child"):
+        assert words in text
+    printed = [line for line in text.splitlines() if "printed" in line]
+    assert len(printed) == 300
+    assert {line.partition("] ")[0] for line in printed} <= {f"[worker {w} task {t}" for w in (0, 1) for t in (1, 2, 3)}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_public_names_are_there():
+    for name in ("parallel_map", "Supervisor", "TaskResult", "TaskError", "main", "TaskSlot128", "LocalTaskQueue",
+                 "WorkerStatus", "QueueHeader", "SharedTaskQueue"):  # fmt: skip
+        assert hasattr(shmqueue, name), name
+    assert issubclass(TaskError, Exception)
+    assert shmqueue.TaskResult._fields == FIELDS
+    assert pathlib.Path(shmqueue.__file__) == ROOT / "shmqueue.py"
+    assert issubclass(shmqueue.TaskSlot128, ctypes.Structure)
