@@ -93,6 +93,7 @@ import array
 import bisect
 import collections
 import contextlib
+import csv
 import ctypes
 import dataclasses
 import difflib
@@ -114,14 +115,18 @@ import secrets
 import select
 import shutil
 import signal
+import sqlite3
 import stat
 import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
+import tty
 import typing
+import urllib.parse
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -190,7 +195,7 @@ class WorkerStatus(ctypes.Structure):
 
     [first, end) are the positions of its lane; those below `progress` are finished, `progress` itself is in hand
     (if it is below `end`). records: outcome slots written so far; published and harvested follow it. asleep: 0, or
-    the number of this sleep.
+    the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
     """
 
     _fields_ = [
@@ -200,7 +205,8 @@ class WorkerStatus(ctypes.Structure):
         ("records", ctypes.c_uint64),
         ("published", ctypes.c_uint64),
         ("asleep", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 48)),
+        ("ready", ctypes.c_uint64),
+        ("_unused", ctypes.c_uint8 * (LINE - 56)),
         ("harvested", ctypes.c_uint64),
         ("pid", ctypes.c_uint64),
         ("completed", ctypes.c_uint64),
@@ -275,10 +281,10 @@ PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP, CONTROL = (
     _word(getattr(QueueHeader, name)) for name in ("pushed", "claimed", "dirty", "asleep", "control")
 )
 # and these from the start of a worker's status.
-FIRST, END, PROGRESS, RECORDS, PUBLISHED, ASLEEP, HARVESTED, PID, COMPLETED, FAILURES, STARTED = (
+FIRST, END, PROGRESS, RECORDS, PUBLISHED, ASLEEP, READY, HARVESTED, PID, COMPLETED, FAILURES, STARTED = (
     _word(getattr(WorkerStatus, name))
     for name in (
-        *("first", "end", "progress", "records", "published", "asleep"),
+        *("first", "end", "progress", "records", "published", "asleep", "ready"),
         *("harvested", "pid", "completed", "failed", "started"),
     )
 )
@@ -362,14 +368,6 @@ class TaskSlots(Slots):
 
     def fn_id(self, index: int) -> int:
         return int(self._fn_ids[index])
-
-
-class OutcomeSlots(Slots):
-    """A ring of outcome slots."""
-
-    def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
-        super().__init__(segment, offset, count, size, "QIfBB")
-        self.seconds = segment.keep(segment.window(offset, count * size, "f")[3 :: size // 4])
 
 
 class Encoded(NamedTuple):
@@ -492,8 +490,24 @@ def remove_segment(path: str) -> None:
             os.unlink(file)
 
 
+RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
+
+
+def end_strays(name: str) -> None:
+    """Kill what the functions of a run have started and left behind in sessions of their own.
+
+    Their environment names the run; this needs /proc, and does not find a process that was forked and not executed."""
+    mark, me = f"{RUN_VARIABLE}={name}".encode(), os.geteuid()
+    for path in glob.glob("/proc/[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_uid == me:
+                with open(path + "/environ", "rb") as file:
+                    if mark in file.read().split(b"\0"):
+                        os.kill(int(path[6:]), signal.SIGKILL)
+
+
 def sweep() -> list[str]:
-    """Remove the segments of dead supervisors of this user; the names of those removed.
+    """Remove the segments of dead supervisors of this user, and what their functions left; the names of those removed.
 
     Dead is: nobody holds the owner's byte (which also speaks for other pid namespaces), and no process has the
     owner's pid and start time. Segments with this process's own pid are left: to open and close one of them would
@@ -509,6 +523,7 @@ def sweep() -> list[str]:
             if os.fstat(file.fileno()).st_uid == os.geteuid():
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
                 if not _owner_lives(int(pid), file.read(ctypes.sizeof(QueueHeader))):
+                    end_strays(name)
                     remove_segment(path)
                     removed.append(name)
     return removed
@@ -623,7 +638,7 @@ class SharedTaskQueue:
 
     @classmethod
     def attach(cls, name: str, primitives: Any) -> SharedTaskQueue:
-        """Open the segment `name` (worker). Raises SpoiledSegmentError where it is not one, OSError where it is gone."""
+        """Open the segment `name` (worker). Raises SpoiledSegmentError if it is not one, OSError if it is gone."""
         return cls(Segment(name), primitives)
 
     def __init__(self, segment: Segment, primitives: Any) -> None:
@@ -641,7 +656,7 @@ class SharedTaskQueue:
         starts = [layout.local.offset + i * ctypes.sizeof(local) for i in range(self.num_workers)]
         lane, outcomes = local.lane.offset, local.outcomes.offset
         self.lanes = [TaskSlots(segment, start + lane, self.batch, self.slot_size) for start in starts]
-        self.outcomes = [OutcomeSlots(segment, at + outcomes, 2 * self.batch, self.slot_size) for at in starts]
+        self.outcomes = [Slots(segment, at + outcomes, 2 * self.batch, self.slot_size, "QIfBB") for at in starts]
         step = ctypes.sizeof(WorkerStatus) // 8
         self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
         note = WorkerStatus.note
@@ -797,8 +812,8 @@ class SharedTaskQueue:
         words[status + ASLEEP] = 0
         return remains
 
-    def outcome_writer(self, worker: int) -> Callable[[int, int, int, int, bytes], None]:
-        """A function that writes what became of tasks (worker): position, count, status, kind, value.
+    def outcome_writer(self, worker: int) -> Callable[[int, int, float, int, int, bytes], None]:
+        """A function that writes what became of tasks (worker): position, count, seconds, status, kind, value.
 
         The slot first, then the count of slots: a death in between leaves nothing, a death after it leaves the
         outcome, whatever `progress` says. A closure, because this is most of the cost of a short task's value."""
@@ -806,18 +821,12 @@ class SharedTaskQueue:
         outcomes = self.outcomes[worker]
         pack, buffer, slots, size = outcomes.pack, outcomes.bytes, outcomes.count, outcomes.size
 
-        def put(position: int, count: int, status: int, kind: int, value: bytes) -> None:
+        def put(position: int, count: int, seconds: float, status: int, kind: int, value: bytes) -> None:
             number = words[records]
-            pack(buffer, number % slots * size, position, count, 0.0, status, kind, value)
+            pack(buffer, number % slots * size, position, count, seconds, status, kind, value)
             words[records] = number + 1
 
         return put
-
-    def stamp(self, worker: int, since: int, seconds: float) -> None:
-        """Enter the time of a task into the outcomes from number `since` on, which are not yet published (worker)."""
-        outcomes = self.outcomes[worker]
-        for index, length in pieces(since, self.words[self.status[worker] + RECORDS] - since, outcomes.count):
-            outcomes.seconds[index : index + length] = array.array("f", [seconds]) * length
 
     def sleepers(self) -> list[tuple[int, int]]:
         """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
@@ -962,8 +971,7 @@ REFERENCE = struct.Struct("=QQQ")  # what stands for bytes out of line: the file
 # ---------------------------------------------------------------------------------------------------------------------
 
 BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
-GROUP_SECONDS = 50e-6  # tasks shorter than half of this are timed in groups: reading the clock costs 40 ns
-GROUP_TASKS = 256
+QUIET_SECONDS = 20e-6  # a task that returned None and took less shares an outcome with its like, and their mean time
 SPILL_BYTES = 16 << 20  # out-of-line values of one worker that may wait to be harvested
 LEAVE, STOP_BATCH = ord("q"), ord("r")  # orders on the recall pipe, obeyed after the task in hand
 ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
@@ -996,7 +1004,7 @@ def worker_main(
     """The whole life of a worker process."""
     for end in list(_supervisor_ends):
         end.close()
-    _isolate(options.log)
+    _isolate(name, options.log)
     queue = strategy.attach(name, primitives)
     worker = Worker(queue, index, options, Pipes(*(_out_of_reach(end) for end in pipes)))
     queue.segment.fd = _out_of_reach(queue.segment.fd)
@@ -1011,9 +1019,10 @@ def worker_main(
     os._exit(0)  # not by way of multiprocessing, which would wait for what the functions started
 
 
-def _isolate(log: str | None) -> None:
+def _isolate(run: str, log: str | None) -> None:
     """Take the process out of the terminal's reach: a group of its own (so that what a function starts can be ended
     with it), no signal handlers of the parent, no standard input, and output to the log or nowhere."""
+    os.environ[RUN_VARIABLE] = run
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
@@ -1057,8 +1066,6 @@ class Worker:
         self._leaving = False
         self._left = options.max_tasks if options.max_tasks is not None else math.inf
         self._limit = options.batch or 1  # tasks to claim next
-        self._group = 1  # tasks to run between two looks at the clock
-        self._mean = 0.0  # seconds a task, in the last group
         self._spilled = 0  # bytes in the file of values out of line
         self._sentinel = -1
         self.disowned = False  # true in a process that a function forked
@@ -1073,6 +1080,7 @@ class Worker:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         if self._options.initializer is not None:
             self._options.initializer()
+        self._words[self._status + READY] = time.monotonic_ns()
 
     def serve(self) -> None:
         """Claim and run until told to leave."""
@@ -1100,41 +1108,37 @@ class Worker:
     def run(self, first: int, count: int) -> None:
         """Run the batch in the lane, task by task, and give back what is not begun when somebody ends it early.
 
-        The loop inside is the cost of a short task: so the progress word is the only store for one that returns
-        None, and the clock is read once a group of tasks, unless they are long enough to be timed one by one.
+        This loop is the cost of a short task. One that returns None costs a look at the clock and the progress word;
+        a run of those has one outcome, which says their mean time.
         """
         fn_ids, self._payloads = self._lane.get(0, count)
         uniform = fn_ids.count(fn_ids[0]) == count
         tasks = zip(itertools.repeat(self._call(fn_ids[0])) if uniform else map(self._call, fn_ids), self._payloads)
-        words, progress, records = self._words, self._status + PROGRESS, self._status + RECORDS
-        put, capacity, clock = self._put, self._capacity, time.perf_counter
-        position = covered = first  # tasks below `covered` have their outcome slots
-        before, began = -1, clock()
-        while position != before:
-            before, timed, unstamped, started = position, self._group == 1, words[records], clock()
-            for call, payload in itertools.islice(tasks, self._group):
-                try:
-                    value = call(payload)
-                except BaseException as error:
-                    value = _Failure(describe(error))
-                if timed or value is not None:
-                    if covered < position:
-                        put(covered, position - covered, OK, NONE, b"")
-                    if type(value) is bytes and len(value) <= capacity:  # what is common does not pay for the rest
-                        put(position, 1, OK, BYTES, value)
-                    else:
-                        put(position, 1, *self._encode(value))
-                    covered = position + 1
-                position += 1
-                words[progress] = position
-            self._regroup(position - before, clock() - started, unstamped)
+        words, progress, put, capacity = self._words, self._status + PROGRESS, self._put, self._capacity
+        clock, position, covered = time.perf_counter, first, first  # tasks below `covered` have their outcome slots
+        began = since = last = clock()  # since: when the task at `covered` began; last: when the one in hand did
+        for call, payload in tasks:
+            try:
+                value = call(payload)
+            except BaseException as error:
+                value = _Failure(describe(error))
+            now = clock()
+            if value is not None or now - last > QUIET_SECONDS:
+                if covered < position:
+                    put(covered, position - covered, (last - since) / (position - covered), OK, NONE, b"")
+                if type(value) is bytes and len(value) <= capacity:  # what is common does not pay for the rest
+                    put(position, 1, now - last, OK, BYTES, value)
+                else:
+                    put(position, 1, now - last, *self._encode(value))
+                covered, since = position + 1, now
+            position += 1
+            words[progress] = position
+            last = now
         if covered < position:
-            unstamped = words[records]
-            put(covered, position - covered, OK, NONE, b"")
-            self._queue.stamp(self._index, unstamped, self._mean)
+            put(covered, position - covered, (last - since) / (position - covered), OK, NONE, b"")
         if position < first + count:
             self._give_back(position, first + count - position)
-        self._resize(position - first, clock() - began)
+        self._resize(position - first, last - began)
 
     def _call(self, fn_id: int) -> Callable[[bytes], Any]:
         return self._calls.get(fn_id) or functools.partial(self._unknown, fn_id)
@@ -1145,13 +1149,6 @@ class Worker:
     def _terminate(self, payload: bytes) -> None:
         self._leaving = True
         self._payloads.clear()
-
-    def _regroup(self, count: int, seconds: float, unstamped: int) -> None:
-        """After a group of tasks: share its time among their outcomes, and choose how many the next one has."""
-        if count:
-            self._mean = seconds / count
-            self._group = max(1, min(2 * self._group, GROUP_TASKS, int(GROUP_SECONDS / max(self._mean, 1e-9))))
-            self._queue.stamp(self._index, unstamped, self._mean)
 
     def _resize(self, count: int, seconds: float) -> None:
         """After a batch: how many tasks make BATCH_SECONDS, growing no faster than twofold."""
@@ -1169,7 +1166,7 @@ class Worker:
         return (status, kind, data) if len(data) <= self._capacity else self._spill(status, kind, data)
 
     def _give_back(self, position: int, count: int) -> None:
-        self._put(position, count, RETURNED, NONE, b"")
+        self._put(position, count, 0.0, RETURNED, NONE, b"")
         self._words[self._status + PROGRESS] = position + count
 
     def _spill(self, status: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
@@ -1312,7 +1309,7 @@ class TaskResult(NamedTuple):
     tsk_id: 1 for the first task of a Supervisor, and so on. function: its name. payload: as it was given. status:
     ok, failed, timeout, crashed or cancelled. value: what the function returned, None unless ok. error: the text of
     what went wrong, None if ok. attempts: how often it was started. worker: the index of the last one that had it,
-    or None. seconds: the time the function took; tasks shorter than 25 microseconds share the mean of their group.
+    or None. seconds: the time the function took; the mean of several where they took less than 20 microseconds.
     """
 
     tsk_id: int
@@ -1423,7 +1420,7 @@ class Tasks:
 
 
 class PayloadFile:
-    """A file of payloads that did not fit their slots; it goes when the last tasks in the queue that use it are done."""
+    """A file of payloads that did not fit their slots; it goes when the last tasks that use it are done."""
 
     def __init__(self, path: str, size: int) -> None:
         self.path, self.size, self.users = path, size, 0
@@ -1506,7 +1503,11 @@ class Ledger:
         self.structures = structures_of(functions.values())
         self.counts = dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), 0)
         self.retried, self.completed, self.failed = 0, [0] * workers, [0] * workers
-        self.failures: list[TaskResult] = []  # the first five and the last five
+        self.failures: list[TaskResult] = []  # the first five and the last five that were not ok, without payloads
+        self.kinds: collections.Counter[str] = collections.Counter()  # of those
+        self.slowest: list[TaskResult] = []  # the five that took longest
+        self.busy = [0.0] * workers  # seconds that functions ran
+        self._slow = 0.0  # what a task must have taken to be one of them
         self.requeued: collections.deque[Tasks] = collections.deque()  # to be pushed before anything new is read
         self.file_bytes = 0  # payloads out of line in the queue
         self.stopping = False  # nothing more begins, in any job
@@ -1622,7 +1623,7 @@ class Ledger:
             _, _, seconds, statuses, kinds, values = stretch = [column[start:stop] for column in columns]
             if kinds[0] <= BYTES and kinds.count(kinds[0]) == statuses.count(OK) == len(kinds):
                 count = counts[start] if stop - start == 1 else stop - start
-                times = seconds if count == len(seconds) else itertools.repeat(seconds[0])
+                times = seconds[0] if counts[start] > 1 else seconds
                 self._ok(worker, positions[start], count, values if kinds[0] == BYTES else None, times)
             else:
                 for position, count, second, status, kind, value in zip(*stretch):
@@ -1657,35 +1658,42 @@ class Ledger:
 
     def quiet(self, worker: int, position: int, count: int) -> None:
         """Tasks that a dead worker had finished with None, without an outcome slot."""
-        self._ok(worker, position, count, None, itertools.repeat(0.0))
+        self._ok(worker, position, count, None, 0.0)
 
     def _ok(
-        self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Iterable[float]
+        self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Sequence[float] | float
     ) -> None:
-        results, times = iter(values) if values is not None else None, iter(seconds)
+        """Tasks from `position` on are ok; no values are so many None, one time is that of each."""
+        done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
-            if tasks.job is not None:
-                length, whole = stop - start, stop - start == count
-                attempts: Any = itertools.repeat(1)
-                if self._attempts:
-                    attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
-                self.counts["ok"] += length
-                self.completed[worker] += length
-                each = (
-                    itertools.repeat(None, length)
-                    if results is None
-                    else results
-                    if whole
-                    else iter(list(itertools.islice(results, length)))
-                )
-                tasks.job.add(
-                    tasks,
-                    slice(start, stop),
-                    each,
-                    times if whole else list(itertools.islice(times, length)),
-                    attempts,
-                    worker,
-                )
+            part = slice(done, done + stop - start)
+            done += stop - start
+            if tasks.job is None:
+                continue
+            self.counts["ok"] += stop - start
+            self.completed[worker] += stop - start
+            attempts: Iterable[int] = same(1)
+            if self._attempts:
+                attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
+            if isinstance(seconds, float):
+                times: Any = same(seconds)
+                self.busy[worker] += seconds * (stop - start)
+            else:
+                times = seconds[part]
+                self.busy[worker] += sum(times)
+                if max(times) > self._slow:
+                    self._note_slow(worker, tasks, start, times)
+            each = same(None, stop - start) if values is None else iter(values[part])
+            tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker)
+
+    def _note_slow(self, worker: int, tasks: Tasks, start: int, times: Sequence[float]) -> None:
+        """Keep the tasks that took longest."""
+        for at, seconds in enumerate(times, start):
+            if seconds > self._slow:
+                name, payload = self.names[tasks.fn_ids[at]], to_bytes(tasks.payloads[at])[:200]
+                self.slowest.append(TaskResult(tasks.tsk_ids[at], name, payload, "ok", None, None, 1, worker, seconds))
+                self.slowest = sorted(self.slowest, key=lambda result: -result.seconds)[:5]
+                self._slow = self.slowest[-1].seconds if len(self.slowest) == 5 else 0.0
 
     def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
         """The task at `position` was started and is not ok: it goes round again, or that is its outcome."""
@@ -1700,6 +1708,7 @@ class Ledger:
                 self.requeued.append(tasks.part(at, at + 1))
             else:
                 self.failed[worker] += 1
+                self.busy[worker] += seconds
                 name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
                 self._finish(
                     tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
@@ -1733,6 +1742,8 @@ class Ledger:
     def _finish(self, job: Job, result: TaskResult) -> None:
         self.counts[result.status] += 1
         if result.status != "cancelled":
+            kind = (result.error or "").partition(":")[0]
+            self.kinds[f"{result.function} {result.status}: {kind}"[:100]] += 1
             self.failures.append(result._replace(payload=None))
             del self.failures[5:-5]
         job.add_one(result)
@@ -1779,6 +1790,7 @@ class Handle:
     index: int
     process: Any = None  # None while it is dead
     pid: int = 0
+    started: float = 0.0
     wake: Any = None  # our ends of its pipes
     recall: Any = None
     due: float = 0.0  # when to start it again
@@ -1808,6 +1820,7 @@ class Crew:
         self._timeout, self._max_rss = timeout, max_rss
         self.closing = False  # start no more
         self.respawned = self._failed_starts = 0
+        self.starting = 0.0  # seconds that workers, now dead, took to start
         self._worked_at, self._next_memory = time.monotonic(), 0.0
         self.handles = [Handle(index) for index in range(queue.num_workers)]
         self.bell, self._bell_end = self._pipe()
@@ -1836,7 +1849,7 @@ class Crew:
             _supervisor_ends.add(self._bell_end)
             wake.close()
             recall.close()
-        status, handle.pid = queue.status[handle.index], handle.process.pid
+        status, handle.pid, handle.started = queue.status[handle.index], handle.process.pid, time.monotonic()
         with contextlib.suppress(OSError):  # as the child does: whoever comes first
             os.setpgid(handle.pid, handle.pid)
         self.poll.register(handle.process.sentinel, select.POLLIN)
@@ -1871,7 +1884,7 @@ class Crew:
             os.write(pipe.fileno(), data)
 
     def look(self, now: float, hungry: bool) -> tuple[list[Handle], bool]:
-        """See to slow, large and missing workers. Those that have died, and whether some hold what others could begin."""
+        """See to slow, large and missing workers. Those that died, and whether some hold what others could begin."""
         dead, waiting = [], False
         for handle in self.handles:
             if handle.process is None:
@@ -1930,12 +1943,22 @@ class Crew:
         signal_group(handle.pid, signal.SIGKILL)
         self.poll.unregister(handle.process.sentinel)
         handle.process.join()
+        self.starting += self._start_time(handle)
         code = int(handle.process.exitcode)
         handle.process.close()
         handle.process = None
         handle.wake.close()
         handle.recall.close()
         return code
+
+    def starting_seconds(self) -> float:
+        """How long all the worker processes together took to start."""
+        return self.starting + sum(map(self._start_time, self.living()))
+
+    def _start_time(self, handle: Handle) -> float:
+        """Seconds until this process was ready, or until now."""
+        ready = self._queue.words[self._queue.status[handle.index] + READY] / 1e9
+        return (ready if ready > handle.started else time.monotonic()) - handle.started
 
     def replace(self, handle: Handle, code: int, claimed: bool, note: str) -> None:
         """Start the successor of a buried worker: at once, or after a pause if it died before it claimed a task.
@@ -2041,6 +2064,7 @@ def exit_text(code: int) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 STALL_SECONDS = 3.0  # how long tasks may be in the queue while every worker sleeps, which cannot be
+SHARE_SECONDS = 0.5  # how often a snapshot is left for --watch
 READ_AHEAD = 4  # in rings: how far input is read beyond the oldest unfinished task, when results go in order
 OUT_OF_LINE_BYTES = 32 << 20  # payloads out of line that may be in the queue, unless it is a single one
 
@@ -2117,7 +2141,7 @@ class Supervisor:
         self.paused = self._closed = self._broken = False
         self._failure: Exception | None = None  # why the run was given up
         self._began = self._moved_at = time.monotonic()
-        self._next_look = 0.0
+        self._next_look = self._next_share = 0.0
         self.on_look: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
         sweep()
         method = start_method or ("fork" if threading.active_count() == 1 else "forkserver")
@@ -2128,7 +2152,7 @@ class Supervisor:
         self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
         self._queue.stuck = self._crew.free_lock
         self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue, exit_on_signals())
-        self._screen = screen if isinstance(screen, Progress) else Screen() if screen else None
+        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
         try:
             for handle in self._crew.handles:
                 self._crew.start(handle)
@@ -2210,7 +2234,7 @@ class Supervisor:
         return self._read(self._submitted)
 
     def cancel(self) -> None:
-        """Let what has begun finish and cancel the rest, of all runs, for good; their iterators end with the results."""
+        """Let what has begun finish and cancel the rest, in all runs, for good; their iterators go on to the end."""
         self._ledger.stopping = True
         self._withdraw()
 
@@ -2245,6 +2269,11 @@ class Supervisor:
         self._next_look = 0.0
         self._crew.wake_supervisor()
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether cancel() or abort() was called."""
+        return self._ledger.stopping
+
     def stats(self) -> dict[str, Any]:
         """Counts of outcomes (ok, failed, timeout, crashed, cancelled), of retried and outstanding tasks and of
         respawned workers, seconds since the start, and for each worker its pid, completed and failed tasks."""
@@ -2259,7 +2288,7 @@ class Supervisor:
     def snapshot(self) -> Snapshot:
         """What the screen shows."""
         ledger, queue, now, rows = self._ledger, self._queue, time.monotonic(), []
-        progress = self._screen or Progress()
+        progress = self._progress
         rates, worker_rates = progress.rates([a + b for a, b in zip(ledger.completed, ledger.failed)])
         for handle in self._crew.handles:
             i, (end, position) = handle.index, handle.seen
@@ -2275,14 +2304,20 @@ class Supervisor:
                 WorkerRow(i, handle.pid, state, function, ledger.completed[i], ledger.failed[i], rate, cpu, rss, *held)
             )
         failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in ledger.failures[-5:]]
-        return Snapshot(
-            progress.title, queue.name, queue.strategy, now - self._began, ledger.counts, ledger.retried, progress.total(),
-            rates, queue.backlog(), queue.num_slots, rows, failures, progress.state,
-        )  # fmt: skip
+        about = (progress.title, queue.name, queue.strategy, now - self._began, ledger.counts, ledger.retried)
+        amounts = (progress.total(), rates, queue.backlog(), queue.num_slots)
+        return Snapshot(*about, *amounts, rows, failures, progress.state, progress.keys)
 
-    def first_failures(self) -> list[TaskResult]:
-        """The first tasks that were not ok, five at most, without their payloads."""
-        return self._ledger.failures[:5]
+    def summary(self) -> dict[str, Any]:
+        """stats(), and: the shares of the workers' time that they ran functions, started and waited; the slowest
+        tasks and the first that were not ok, five each; how many failed in which way."""
+        ledger, crew, stats = self._ledger, self._crew, self.stats()
+        whole = max(1e-9, stats["seconds"] * len(crew.handles))
+        run, start = sum(ledger.busy) / whole, crew.starting_seconds() / whole
+        shares = {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)}
+        slowest = [result._asdict() for result in ledger.slowest]
+        failures = [result._asdict() for result in ledger.failures[:5]]
+        return {**stats, "shares": shares, "slowest": slowest, "failures": failures, "kinds": dict(ledger.kinds)}
 
     def suspend(self) -> None:
         """Stop the workers and this process, as Ctrl-Z does, and go on with them."""
@@ -2393,15 +2428,15 @@ class Supervisor:
 
     def _fit(self, tasks: Tasks, room: int) -> tuple[int, int]:
         """How many of `tasks` can be pushed, and how many bytes of them travel out of line."""
-        size, capacity, count = 0, self._queue.ring.capacity, min(room, len(tasks.data))
+        size, capacity, most = 0, self._queue.ring.capacity, min(room, len(tasks.data))
         if max(map(len, tasks.data)) <= capacity:
-            return count, 0
-        for count, length in enumerate(map(len, tasks.data[:count])):
+            return most, 0
+        for count, length in enumerate(map(len, tasks.data[:most])):
             more = length if length > capacity else 0
             if size + more > self._file_limit - self._ledger.file_bytes and (size or self._ledger.file_bytes):
                 return count, size
             size += more
-        return count + 1, size
+        return most, size
 
     def _push(self, tasks: Tasks, size: int) -> bool:
         file, fn_ids, data = None, tasks.fn_ids, tasks.data
@@ -2481,8 +2516,8 @@ class Supervisor:
     def _wait(self, job: Job) -> None:
         """Sleep until a worker rings or dies, input comes, or it is time to look."""
         poll, source, bell = self._crew.poll, job.source, self._crew.bell.fileno()
-        ready = source is not None and not source.exhausted and not self._holding and self._queue.room() > 0
-        stream = source.fileno() if ready else -1
+        wanted = source is not None and not source.exhausted and not self._holding and self._queue.room() > 0
+        stream = source.fileno() if source is not None and wanted else -1
         if stream >= 0:
             poll.register(stream, select.POLLIN)
         events = poll.poll(max(0.0, self._next_look - time.monotonic()) * 1000)
@@ -2509,9 +2544,20 @@ class Supervisor:
             self._look_behind(handle)
         self._next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS)
         self.on_look()
-        if self._screen is not None:
-            self._screen.draw(self.snapshot)
+        self._progress.draw(self.snapshot)
+        if now >= self._next_share:
+            self._next_share = now + SHARE_SECONDS
+            self._share()
         return bool(dead)
+
+    def _share(self) -> None:
+        """Leave a snapshot beside the segment, for --watch, and the counters in it."""
+        words, path = self._queue.words, self._queue.segment.beside("watch")
+        for status, completed, failed in zip(self._queue.status, self._ledger.completed, self._ledger.failed):
+            words[status + COMPLETED], words[status + FAILURES] = completed, failed
+        with contextlib.suppress(OSError):  # no room: nobody can watch, and the run goes on
+            write_at(path + ".new", 0, [json.dumps(self.snapshot()).encode()])
+            os.replace(path + ".new", path)
 
     def _bury(self, handle: Handle) -> None:
         """See to the tasks of a dead worker, and to its successor."""
@@ -2588,8 +2634,7 @@ class Supervisor:
         """Kill whoever is left, and remove everything."""
         self._closed = True
         self._dispose()
-        if self._screen is not None:
-            self._screen.close()
+        self._progress.close()
 
 
 def exit_on_signals() -> dict[int, Any]:
@@ -2610,6 +2655,7 @@ def dispose(owner: int, crew: Crew, queue: SharedTaskQueue, handlers: dict[int, 
     if os.getpid() != owner:  # a child that the user forked
         return
     crew.close()
+    end_strays(queue.name)
     queue.close()
     queue.segment.unlink()
     if handlers and threading.current_thread() is threading.main_thread():
@@ -2667,6 +2713,7 @@ class Snapshot(NamedTuple):
     workers: Sequence[WorkerRow]
     failures: Sequence[str]
     state: str = ""
+    keys: str = ""
 
 
 BLOCKS = "▏▎▍▌▋▊▉█"
@@ -2718,9 +2765,12 @@ def spread(left: str, right: str, width: int) -> str:
 def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
     """A frame of at most `height` lines of at most `width` characters; pure, so that it can be tested line by line."""
     head = _render_head(snapshot, width - 2)
-    failures = [printable(text) for text in snapshot.failures][-max(0, min(5, (height - len(head) - 4) // 3)) :]
-    table = _render_table(snapshot.workers, width - 2, height - len(head) - len(failures) - 2 * bool(failures) - 1)
-    lines = [*head, "", *table, *([""] if failures else []), *(failures if height > len(head) + 4 else [])]
+    foot = [printable(snapshot.keys)] if snapshot.keys and height >= len(head) + 6 else []
+    free = height - len(head) - 1 - len(foot)
+    failures = [printable(text) for text in snapshot.failures][-min(5, max(0, (free - 3) // 3)) :] if free > 5 else []
+    table = _render_table(snapshot.workers, width - 2, free - len(failures) - bool(failures))
+    lines = [*head, "", *table, *([""] if failures else []), *failures]
+    lines += [""] * (height - len(foot) - len(lines)) + foot if foot else []
     return [(" " + line)[:width].rstrip() for line in lines[:height]]
 
 
@@ -2771,17 +2821,15 @@ def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[st
 
 
 class Progress:
-    """Keeps the rates, and says where the run is by a plain line every few seconds; Screen draws instead."""
-
-    SECONDS = 5.0
+    """Keeps the rates, and draws nothing; base of what does."""
 
     def __init__(self, title: str = "", total: Callable[[], int | None] = lambda: None) -> None:
         self.title, self.total = title, total
-        self.state = ""
+        self.state = self.keys = ""  # what the run is doing, if not its work; the keys it listens to
         self._rates: collections.deque[float] = collections.deque(maxlen=64)
         self._worker_rates: list[float] = []
         self._sample: tuple[float, int, list[int]] = (time.monotonic(), 0, [])
-        self._next = time.monotonic() + self.SECONDS
+        self._next = 0.0
 
     def rates(self, done: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
         """Note what each worker has done until now; tasks a second, of all over time and of each just now."""
@@ -2794,21 +2842,43 @@ class Progress:
             self._sample = (now, total, list(done))
         return list(self._rates), self._worker_rates
 
+    def due(self, seconds: float) -> bool:
+        """Whether it is time to draw again, so many seconds after the last time."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + seconds
+        return True
+
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + self.SECONDS
-            head = _render_head(snapshot(), 1000)
-            self.write("shmqueue: " + " ".join(head[1].replace("░", "").replace("█", "").split()) + "\n")
+        """Show a snapshot, if it is time to; called several times a second."""
 
     def write(self, text: str) -> None:
         """Write to the error stream in one piece; if it is closed, no more."""
-        with contextlib.suppress(OSError, ValueError):
-            data = text.encode("utf-8", "replace")
+        data = text.encode("utf-8", "replace")
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             while data:
                 data = data[os.write(sys.__stderr__.fileno(), data) :]  # type: ignore[union-attr]
 
     def close(self) -> None:
-        pass
+        """Leave the terminal as it was."""
+
+
+class PlainLines(Progress):
+    """Says where the run is by a line every few seconds."""
+
+    SECONDS = 5.0
+
+    def __init__(self, title: str = "", total: Callable[[], int | None] = lambda: None) -> None:
+        super().__init__(title, total)
+        self.due(self.SECONDS)
+
+    def draw(self, snapshot: Callable[[], Snapshot]) -> None:
+        if self.due(self.SECONDS):
+            shot = snapshot()
+            counts, rate = shot.counts, shot.rates[-1] if shot.rates else 0.0
+            of = f" of {shot.total:,}" if shot.total else ""
+            bad = sum(counts.values()) - counts["ok"]
+            self.write(f"shmqueue: {sum(counts.values()):,}{of} tasks done, {bad:,} not ok, {rate:,.0f} tasks/s\n")
 
 
 class Screen(Progress):
@@ -2819,22 +2889,54 @@ class Screen(Progress):
     _entered = False
 
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + self.SECONDS
+        if self.due(self.SECONDS):
+            width, height = self.size()
+            lines = render(snapshot(), width, height)
+            enter, self._entered = "" if self._entered else self.ENTER, True
+            self.write(enter + "\x1b[H" + "\r\n".join(line + "\x1b[K" for line in lines) + "\x1b[J")
+
+    @staticmethod
+    def size() -> tuple[int, int]:
         try:
             width, height = os.get_terminal_size(sys.__stderr__.fileno())  # type: ignore[union-attr]
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):
             width, height = shutil.get_terminal_size()
-        lines = render(snapshot(), max(20, width), max(5, height))
-        enter, self._entered = "" if self._entered else self.ENTER, True
-        self.write(enter + "\x1b[H" + "\r\n".join(line[:width] + "\x1b[K" for line in lines[:height]) + "\x1b[J")
+        return max(20, width), max(5, height)
 
     def close(self) -> None:
-        """Leave the alternate screen; the next frame enters it again."""
         if self._entered:
-            self._entered = False
+            self._entered = False  # a later frame enters again
             self.write(self.LEAVE)
+
+
+def watch(name: str) -> None:
+    """Show the screen of another supervisor's run until it ends or Ctrl-C; reads its file, and nothing else."""
+    path, screen = os.path.join(shared_directory(), name), Screen()
+    try:
+        while os.path.exists(path):
+            with contextlib.suppress(OSError, ValueError):  # it is just ending
+                with open(f"{path}.watch", encoding="utf-8") as file:
+                    shot = Snapshot(*json.load(file))
+                shot = shot._replace(workers=[WorkerRow(*row) for row in shot.workers], keys="Ctrl-C leaves")
+                screen.draw(functools.partial(Snapshot._make, shot))
+            time.sleep(Screen.SECONDS)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        screen.close()
+
+
+def runs() -> list[str]:
+    """The names of the segments of this user's supervisors that are alive."""
+    names = []
+    for path in glob.glob(os.path.join(shared_directory(), PREFIX + "*-*")):
+        with contextlib.suppress(OSError, ValueError):
+            name = os.path.basename(path)
+            with open(path, "rb") as file:
+                alive = _owner_lives(int(name.split("-")[1]), file.read(ctypes.sizeof(QueueHeader)))
+            if alive and "." not in name:
+                names.append(name)
+    return sorted(names)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2878,24 +2980,47 @@ class UsageError(Exception):
     """Bad usage or input: what is printed before exit code 2."""
 
 
+class LineParser:
+    """Makes tasks of lines: of FUNCTION PAYLOAD, or, without names, of a payload as it is. Empty lines are skipped, and
+    lines that start with #, if those are comments."""
+
+    def __init__(self, names: Sequence[str] | None, comments: bool) -> None:
+        self.names, self._known, self._comments, self._line = names, {n.encode(): n for n in names or ()}, comments, 0
+
+    def __call__(self, lines: Sequence[bytes]) -> list[Any]:
+        if self.names is None:
+            return [line for line in lines if line and not (self._comments and line.startswith(b"#"))]
+        items: list[Any] = []
+        for line in lines:
+            self._line += 1
+            if line[:1] in b" \t":
+                line = line.lstrip(b" \t")
+            if line and not line.startswith(b"#"):
+                word = line.split(None, 1)[0]
+                items.append(self.pair(word, line[len(word) + 1 :], f"line {self._line:,}: "))
+        return items
+
+    def pair(self, word: bytes, payload: bytes, where: str = "") -> Any:
+        """A task of a function's name and its payload."""
+        name = self._known.get(word)
+        if name is not None:
+            return name, payload
+        text = decode_text(word)
+        return Rejected(text, payload, where + no_such_function(text, self._known.values()))
+
+
 class LineSource(Source):
     """Tasks from a file of lines, as they come. A line ends at a newline and nowhere else; a carriage return before
-    it, and a byte order mark at the start of the file, are dropped; empty lines are skipped.
+    it, and a byte order mark at the start of the file, are dropped."""
 
-    names: the functions that lines name, FUNCTION PAYLOAD, and then lines that start with # are skipped too. None:
-    a line is a payload as it is.
-    """
-
-    def __init__(self, path: str, names: Iterable[str] | None) -> None:
-        self.path, self.tasks = path, 0
-        self._names = None if names is None else {name.encode(): name for name in names}
+    def __init__(self, path: str, parse: LineParser) -> None:
+        self._parse, self.tasks = parse, 0
         try:
             self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._info = os.fstat(self._file)
         except OSError as error:
-            raise UsageError(
-                f"cannot read {path!r}: {error.strerror}; give a file of tasks, or - for standard input"
-            ) from None
+            why = f"cannot read {path!r}: {error.strerror}"
+            raise UsageError(f"{why}; give a file of tasks, or - for standard input") from None
         if stat.S_ISDIR(self._info.st_mode):
             raise UsageError(f"{path!r} is a directory; give a file of tasks, or - for standard input")
         self.finite = stat.S_ISREG(self._info.st_mode)
@@ -2903,7 +3028,7 @@ class LineSource(Source):
         self._poll.register(self._file, select.POLLIN)
         self._parts: list[bytes] = []  # of the line that is not yet whole
         self._items: list[Any] = []  # read, the next one last
-        self._line = self._bytes = 0
+        self._bytes = 0
 
     def fileno(self) -> int:
         return -1 if self.finite else self._file
@@ -2915,7 +3040,6 @@ class LineSource(Source):
         return int(self.tasks * self._info.st_size / self._bytes) if self.finite and self._bytes else None
 
     def take(self, room: int) -> Sequence[Any]:
-        """Up to `room` tasks, those that are there."""
         if not self._items and (self.finite or self._poll.poll(0)):
             self._read()
         room = min(room, self.BLOCK)
@@ -2928,8 +3052,9 @@ class LineSource(Source):
     def _read(self) -> None:
         block = os.read(self._file, 1 << 18)
         if not self._bytes and block.startswith(b"\xef\xbb\xbf"):
-            block = block[3:]
-            self._bytes = 3
+            block, self._bytes = block[3:], 3
+            if not block:
+                return
         self._bytes += len(block)
         if not block:
             os.close(self._file)
@@ -2943,59 +3068,225 @@ class LineSource(Source):
             lines.append(rest)
         if any(line.endswith(b"\r") for line in lines):
             lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
-        self._items = [line for line in lines if line] if self._names is None else self._parse(lines, self._names)
-        self._items.reverse()
+        self._items = self._parse(lines)[::-1]
 
-    def _parse(self, lines: Sequence[bytes], names: Mapping[bytes, str]) -> list[Any]:
-        items: list[Any] = []
-        for line in lines:
-            self._line += 1
-            line = line.lstrip(b" \t")
-            if line and not line.startswith(b"#"):
-                word = line.split(None, 1)[0]
-                name, payload = names.get(word), line[len(word) + 1 :]
-                if name is None:
-                    text = no_such_function(decode_text(word), names.values())
-                    items.append(Rejected(decode_text(word), payload, f"line {self._line:,}: {text}"))
-                else:
-                    items.append((name, payload))
+
+class QuerySource(Source):
+    """Tasks from the rows of a SQLite query: one column is a line, two are a function and its payload."""
+
+    def __init__(self, path: str, query: str, parse: LineParser) -> None:
+        self._parse, self.tasks, self._rows = parse, 0, None
+        if not os.path.isfile(path):
+            raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
+        try:
+            base = sqlite3.connect(f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro", uri=True)
+            base.text_factory = bytes
+            deadline = time.monotonic() + 0.2
+            base.set_progress_handler(lambda: time.monotonic() > deadline, 10000)
+            with contextlib.suppress(sqlite3.OperationalError):  # it takes too long to count; a wrong query fails below
+                self._rows = base.execute(f"SELECT count(*) FROM ({query.strip().rstrip(';')})").fetchone()[0]  # noqa: S608
+            base.set_progress_handler(None, 0)
+            self._cursor = base.execute(query)
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            raise UsageError(f"--query {query!r}: {describe(error)}") from None
+        columns = len(self._cursor.description or ())
+        if columns not in (1, 2):
+            raise UsageError(f"--query {query!r}: {columns} columns; one is a line, two are a function and its payload")
+        if columns == 2 and parse.names is None:
+            raise UsageError(f"--query {query!r}: two columns name functions; --call and --shell take one")
+
+    def total(self) -> int | None:
+        return self.tasks if self.exhausted else self._rows
+
+    def take(self, room: int) -> Sequence[Any]:
+        rows = [tuple(map(_as_bytes, row)) for row in self._cursor.fetchmany(min(room, self.BLOCK))]
+        self.exhausted = not rows
+        one = rows and len(rows[0]) == 1
+        items = (
+            self._parse([line for (line,) in rows])
+            if one
+            else [self._parse.pair(name, payload) for name, payload in rows]
+        )
+        self.tasks += len(items)
         return items
 
 
+def _as_bytes(value: Any) -> bytes:
+    return b"" if value is None else value if isinstance(value, bytes) else str(value).encode()
+
+
+class Remaining(Source):
+    """The tasks of another source without those that are done, each as often as it is done."""
+
+    def __init__(self, source: LineSource | QuerySource, done: collections.Counter[bytes], only: str) -> None:
+        self._source, self._done, self._only, self.left_out = source, done, only, 0
+        self.finite = source.finite
+
+    def fileno(self) -> int:
+        return self._source.fileno()
+
+    def total(self) -> int | None:
+        total = self._source.total()
+        return None if total is None else total - self.left_out
+
+    def take(self, room: int) -> Sequence[Any]:
+        items = [item for item in self._source.take(room) if not self._is_done(item)]
+        self.exhausted = self._source.exhausted
+        return items
+
+    def _is_done(self, item: Any) -> bool:
+        digest = task_digest(*((self._only, item) if isinstance(item, bytes) else item[:2]))
+        known = bool(self._done[digest])
+        self._done[digest] -= known
+        self.left_out += known
+        return known
+
+
 class Results:
-    """Writes results as JSON lines to a file, or to standard output for "-"."""
+    """Where results are written as they come; flushed often, so that a killed run keeps what was finished.
 
-    def __init__(self, path: str) -> None:
+    A subclass knows a format: `begin` opens the file and returns what it already holds as (status, function, payload)
+    if it is to be resumed, cutting off what a kill has left of a last record.
+    """
+
+    FIELDS = TaskResult._fields
+    BROKEN = (OSError, sqlite3.Error)
+
+    def __init__(self, path: str, resume: bool) -> None:
         self.path, self.lost, self.problem = path, 0, ""
-        if path != "-" and not path.endswith(".jsonl"):
-            raise UsageError(f"--results {path}: the name must end with .jsonl, or be - for standard output")
+        self.done: collections.Counter[bytes] = collections.Counter()  # of the tasks that the file holds as ok
         try:
-            self._file: Any = os.fdopen(os.dup(1), "wb") if path == "-" else open(path, "wb")  # noqa: SIM115
-        except OSError as error:
-            raise UsageError(f"--results {path}: cannot be written: {error.strerror}") from None
+            for status, function, payload in self.begin(resume):
+                if status == "ok":
+                    self.done[task_digest(function, encode_text(payload))] += 1
+        except (*self.BROKEN, ValueError) as error:
+            raise UsageError(f"--results {path}: cannot be used: {describe(error)}") from None
 
-    def write(self, result: TaskResult) -> None:
-        fields = result._replace(payload=_as_text(result.payload), value=_as_text(result.value))._asdict()
-        if self._file is not None:
-            self._file_do(lambda file: file.write(json.dumps(fields).encode() + b"\n"))
-        self.lost += self._file is None
+    def begin(self, resume: bool) -> Iterable[Sequence[str]]:
+        raise NotImplementedError
+
+    def put(self, row: list[Any]) -> None:
+        raise NotImplementedError
 
     def flush(self) -> None:
-        if self._file is not None:
-            self._file_do(lambda file: file.flush())
-
-    def _file_do(self, action: Callable[[Any], object]) -> None:
-        try:
-            action(self._file)
-        except OSError as error:
-            self.problem, file, self._file = error.strerror or str(error), self._file, None
-            with contextlib.suppress(OSError):
-                file.close()
+        raise NotImplementedError
 
     def close(self) -> None:
-        self.flush()
-        if self._file is not None:
-            self._file_do(lambda file: file.close())
+        raise NotImplementedError
+
+    def write(self, result: TaskResult) -> None:
+        row = list(result)
+        row[2], row[4] = _as_text(result.payload), _as_text(result.value)
+        self.lost += not self.attempt(self.put, row)
+
+    def attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
+        """Do something with the file, unless that has failed before; after a failure the run goes on without it."""
+        if not self.problem:
+            try:
+                action(*arguments)
+            except self.BROKEN as error:
+                self.problem = describe(error)
+                with contextlib.suppress(*self.BROKEN):
+                    self.close()
+        return not self.problem
+
+
+class JsonLines(Results):
+    """A JSON object a line; bytes are text by surrogateescape."""
+
+    def begin(self, resume: bool) -> Iterable[Sequence[str]]:
+        if self.path == "-":
+            self._file: Any = os.fdopen(os.dup(1), "wb")
+            return
+        self._file = open(self.path, "r+b" if resume and os.path.exists(self.path) else "wb")  # noqa: SIM115
+        end = 0
+        for line in self._file if resume else ():
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+            record = json.loads(line)
+            yield record["status"], record["function"], record["payload"]
+        self._file.seek(end)
+        self._file.truncate() if self._file.seekable() and os.path.isfile(self.path) else None
+
+    def put(self, row: list[Any]) -> None:
+        self._file.write(json.dumps(dict(zip(self.FIELDS, row))).encode() + b"\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Csv(JsonLines):
+    """Comma-separated values with a header; bytes as they are."""
+
+    def begin(self, resume: bool) -> Iterable[Sequence[str]]:
+        old = resume and os.path.exists(self.path)
+        binary = open(self.path, "r+b" if old else "wb")  # noqa: SIM115
+        self._file = io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        good, text = 0, ""
+        if old:
+            for line in self._file:  # a record may go over several lines
+                text += line
+                row = next(csv.reader([text], strict=True), []) if text.count('"') % 2 == 0 else []
+                if line.endswith("\n") and len(row) == len(self.FIELDS):
+                    good, text = good + len(encode_text(text)), ""
+                    yield row[3], row[1], row[2]
+        self._file.seek(good)
+        self._file.truncate()
+        if not good:
+            self._writer.writerow(self.FIELDS)
+
+    def put(self, row: list[Any]) -> None:
+        self._writer.writerow(row)
+
+
+class Sqlite(Results):
+    """The table `results` of a SQLite file; what is not UTF-8 is a blob."""
+
+    def begin(self, resume: bool) -> Iterable[Sequence[str]]:
+        self._file = sqlite3.connect(self.path, isolation_level=None)
+        self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
+        if not resume:
+            self._file.execute("DROP TABLE IF EXISTS results")
+        columns = ", ".join(self.FIELDS)
+        self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({columns})")
+        for row in self._file.execute("SELECT status, function, payload FROM results"):
+            yield tuple(decode_text(x) if isinstance(x, bytes) else x for x in row)
+        self._file.execute("BEGIN")
+
+    def put(self, row: list[Any]) -> None:
+        for at in (2, 4):
+            if row[at] is not None and not row[at].isascii():
+                data = encode_text(row[at])
+                row[at] = data if "\ufffd" in data.decode("utf-8", "replace") else row[at]
+        self._file.execute(f"INSERT INTO results VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+
+    def flush(self) -> None:
+        self._file.execute("COMMIT")
+        self._file.execute("BEGIN")
+
+    def close(self) -> None:
+        self._file.execute("COMMIT")
+        self._file.close()
+
+
+def open_results(path: str, resume: bool) -> Results:
+    kinds = {"-": JsonLines, ".jsonl": JsonLines, ".csv": Csv, ".sqlite": Sqlite}
+    kind = kinds.get(path if path == "-" else os.path.splitext(path)[1])
+    if kind is None:
+        raise UsageError(
+            f"--results {path}: the name must end with .jsonl, .csv or .sqlite, or be - for standard output"
+        )
+    return kind(path, resume)
+
+
+def task_digest(function: str, payload: bytes) -> bytes:
+    """Sixteen bytes by which a recorded task is known again."""
+    return hashlib.blake2b(payload, digest_size=16, key=function.encode()[:64]).digest()
 
 
 def _as_text(value: Any) -> str | None:
@@ -3065,8 +3356,9 @@ def make_parser() -> Parser:
         prog="shmqueue",
         allow_abbrev=False,
         description="Put many small tasks through several processes, and lose none.",
-        epilog="A line of TASKS is FUNCTION PAYLOAD. Functions, unless --handlers gives others: echo TEXT, sleep SECONDS, "
-        "sha256 PATH, noop. Exit code: 0 all ok; 1 some task was not; 2 bad usage or input; 128+n stopped by signal n.",
+        epilog="A line of TASKS is FUNCTION PAYLOAD. Functions, unless --handlers gives others: echo TEXT, "
+        "sleep SECONDS, sha256 PATH, noop. Exit code: 0 all ok; 1 some task was not; 2 bad usage or input; 128+n "
+        "stopped by signal n.",
     )
     add = parser.add_argument
     add("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
@@ -3095,73 +3387,109 @@ def make_parser() -> Parser:
     add(
         "--start-method", choices=multiprocessing.get_all_start_methods(), metavar="M", help="fork, spawn or forkserver"
     )
+    add("--query", metavar="SQL", help="TASKS is a SQLite file: one column is a line, two are function and payload")
     add(
-        "--results",
-        metavar="FILE",
-        help="write results as they come: FILE.jsonl, or - for JSON lines on standard output",
+        "--results", metavar="FILE", help="write results as they come: .jsonl, .csv, .sqlite; - is JSON lines on stdout"
     )
+    add("--resume", action="store_true", help="leave out the tasks that the results file already holds as ok")
+    add("--summary", metavar="FILE", help="write the summary as JSON, too")
     add("--log", metavar="FILE", help="write what the functions print, which is dropped otherwise")
     add("--screen", choices=("auto", "on", "off"), default="auto", help="auto: where the error stream is a terminal")
+    add("--watch", metavar="NAME", nargs="?", const="", help="show the screen of a run in another terminal, and exit")
     add("--clean", action="store_true", help="remove what dead runs left behind, and exit")
     add("--version", action="version", version=f"shmqueue {__version__}")
     return parser
 
 
+class Keys:
+    """Single keys from the terminal on standard input: p pauses and resumes, q finishes what is begun and quits.
+
+    They are read only where standard input is a terminal in the foreground and not the source of tasks."""
+
+    TEXT = "p pause or go on   q finish what is begun and quit"
+
+    def __init__(self, wanted: bool) -> None:
+        self._before: Any = None
+        self.active = wanted and sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(0) == os.getpgrp()
+
+    def enter(self) -> None:
+        if self.active and self._before is None:
+            self._before = termios.tcgetattr(0)
+            tty.setcbreak(0)
+
+    def leave(self) -> None:
+        if self._before is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, self._before)
+            self._before = None
+
+    def read(self) -> str:
+        """The keys that were pressed."""
+        if self._before is None or not select.select([0], [], [], 0)[0]:
+            return ""
+        return os.read(0, 64).decode("ascii", "replace")
+
+
 class CommandLine:
     """One run from the command line."""
 
-    def __init__(self, options: argparse.Namespace, functions: Any) -> None:
+    def __init__(self, options: argparse.Namespace, functions: Any, queue: type[SharedTaskQueue]) -> None:
         self.options = options
         numbered, whole = choose_functions(options, functions)
-        if options.halt is not None and options.halt < 1:
-            raise UsageError(f"--halt {options.halt}: must be 1 or more")
-        self.source = LineSource(options.tasks, None if whole else map(function_name, numbered.values()))
-        self.results = Results(options.results) if options.results else None
-        if options.log:
-            with _usage_error(f"--log {options.log}"), open(options.log, "ab"):
-                pass
-        terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        names = [function_name(function) for function in numbered.values()]
+        parse = LineParser(None if whole else names, comments=not options.call)
+        self.source: Any = (
+            QuerySource(options.tasks, options.query, parse) if options.query else LineSource(options.tasks, parse)
+        )
+        for option in ("log", "summary"):
+            if path := getattr(options, option):
+                with _usage_error(f"--{option} {path}"), open(path, "ab"):
+                    pass
+        self.results = open_results(options.results, options.resume) if options.results else None
+        if self.results is not None and options.resume:
+            self.source = Remaining(self.source, self.results.done, names[0])
+        terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         drawn = options.screen == "on" or (options.screen == "auto" and terminal)
-        silent = options.screen == "off"
-        kind = Screen if drawn else Progress
+        kind = Screen if drawn else PlainLines if options.screen == "auto" else Progress
         title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
-        self.progress = None if silent else kind(title, self.source.total)
+        self.progress = kind(title, self.source.total)
+        self.keys = Keys(drawn and options.tasks != "-")
+        self.progress.keys = Keys.TEXT if self.keys.active else ""
         self.signals: list[int] = []
         self.stopped_by = 0
         with _usage_error(""):
             self.supervisor = Supervisor(
                 numbered, workers=options.workers, num_slots=options.slots, slot_size=options.slot_size,
                 batch=options.batch, timeout=options.timeout, retries=options.retries, max_rss=options.max_rss,
-                max_tasks=options.max_tasks, screen=self.progress or False, log=options.log,
-                start_method=options.start_method, queue=options.queue,
+                max_tasks=options.max_tasks, screen=self.progress, log=options.log, queue=queue,
+                start_method=options.start_method,
             )  # fmt: skip
         self.supervisor.on_look = self.look
 
     def run(self) -> int:
         """Put the tasks through, and say how it went; the exit code."""
-        problem = ""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
+        problem, bad, halt, results = "", 0, self.options.halt, self.results
+        numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP) if not _ignored(n)]
         handlers = {number: signal.signal(number, self.note_signal) for number in numbers}
+        self.keys.enter()
         try:
             with self.supervisor:
                 for result in self.supervisor.run(self.source):
-                    if self.results is not None:
-                        self.results.write(result)
-                    if result.status != "ok" and self.halted():
-                        self.supervisor.cancel()
+                    if results is not None:
+                        results.write(result)
+                    if result.status not in ("ok", "cancelled"):
+                        bad += 1
+                        if bad == halt:
+                            self.supervisor.cancel()
         except (WorkersFailedError, SpoiledSegmentError) as error:
             problem = str(error)
         finally:
+            self.keys.leave()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        if self.results is not None:
-            self.results.close()
+        if results is not None:
+            results.attempt(results.flush)
+            results.attempt(results.close)
         return self.report(problem)
-
-    def halted(self) -> bool:
-        counts = self.supervisor.stats()
-        bad = counts["failed"] + counts["timeout"] + counts["crashed"]
-        return self.options.halt is not None and bad >= self.options.halt
 
     def note_signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
@@ -3170,9 +3498,14 @@ class CommandLine:
             raise KeyboardInterrupt
 
     def look(self) -> None:
-        """Several times a second: do what signals asked for, and bring results to their file."""
+        """Several times a second: do what signals and keys asked for, and bring results to their file."""
         if self.results is not None:
-            self.results.flush()
+            self.results.attempt(self.results.flush)
+        for key in self.keys.read():
+            if key == "p" and not self.supervisor.cancelled:
+                self.supervisor.pause(not self.supervisor.paused)
+            elif key == "q":
+                self.supervisor.cancel()
         while self.signals:
             number = self.signals.pop(0)
             if number == signal.SIGTSTP:
@@ -3183,41 +3516,70 @@ class CommandLine:
             else:
                 self.stopped_by = self.stopped_by or number
                 self.supervisor.abort()
+        ending = "ending: what is begun is finished" if self.supervisor.cancelled else ""
+        self.progress.state = ending or ("paused" if self.supervisor.paused else "")
 
     def suspend(self) -> None:
-        if self.progress is not None:
-            self.progress.close()
+        """Ctrl-Z: give the terminal back, stop, and take it again."""
+        self.keys.leave()
+        self.progress.close()
         self.supervisor.suspend()
+        self.keys.enter()
 
     def report(self, problem: str) -> int:
-        """The last lines: the first errors, what became of the tasks, the time and the rate."""
-        stats, results, lines = self.supervisor.stats(), self.results, []
-        counts = {name: stats[name] for name in ("ok", "failed", "timeout", "crashed", "cancelled")}
-        total, bad = sum(counts.values()), sum(counts.values()) - counts["ok"]
-        failures = self.supervisor.first_failures()
-        lines += [printable(f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}") for r in failures]
-        unnamed = bad - counts["cancelled"] - len(failures)
-        lines += [f"... and {unnamed:,} more that were not ok"] if unnamed > 0 else []
+        """Say how it went, on the standard output, unless results go there; the exit code."""
+        summary, results = self.supervisor.summary(), self.results
+        lost = results.lost if results is not None else 0
         if results is not None and results.problem:
-            lines.append(
-                f"shmqueue: --results {results.path}: {results.problem}; {results.lost:,} results were not written"
-            )
-        lines += [f"shmqueue: {problem}"] if problem else []
-        words = {"timeout": "timed out"}
-        each = ", ".join(f"{count:,} {words.get(name, name)}" for name, count in counts.items())
-        seconds = stats["seconds"]
-        workers = f"{len(stats['workers'])} worker{'s' * (len(stats['workers']) != 1)}"
-        tasks = f"{total:,} task{'s' * (total != 1)}: {each}" if total else "no tasks"
-        lines.append(f"{tasks}; {seconds:.2f} s, {total / seconds:,.0f} tasks/s, {workers}")
+            problem += f"--results {results.path}: {results.problem}; {lost:,} results were not written"
+            problem += ": run again with --resume" if results.path != "-" else ""
+        left_out = getattr(self.source, "left_out", 0)
+        lines = summary_lines(summary, problem, left_out)
+        if self.options.summary:
+            with contextlib.suppress(OSError), open(self.options.summary, "w", encoding="utf-8") as file:
+                json.dump({**summary, "problem": problem, "left_out": left_out}, file, default=_as_text, indent=1)
         stream = sys.stderr if self.options.results == "-" else sys.stdout
         try:
-            print("\n".join(lines), file=stream, flush=True)
-        except OSError:  # closed: point it elsewhere, or Python complains at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            return 1
+            print("\n".join(map(printable, lines)), file=stream, flush=True)
+        except (OSError, ValueError, AttributeError):  # closed: point it elsewhere, or Python complains at exit
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            lost += 1
         if self.stopped_by:
             return 128 + self.stopped_by
-        return int(bool(bad or problem or (results is not None and results.problem)))
+        return int(
+            bool(problem or lost or any(summary[name] for name in ("failed", "timeout", "crashed", "cancelled")))
+        )
+
+
+def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
+    """What one wants to know at the end: what went wrong first, which tasks took long, and the totals last."""
+    lines = [f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}" for r in summary["failures"]]
+    bad = sum(summary["kinds"].values())
+    if bad > len(lines):
+        kinds = sorted(summary["kinds"].items(), key=lambda item: -item[1])
+        lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds[:5]))
+    slow = [
+        (r["seconds"], f"#{r['tsk_id']:,} {r['function']} {decode_text(r['payload'])[:30]}") for r in summary["slowest"]
+    ]
+    if slow and slow[0][0] >= 0.001:
+        lines.append("slowest: " + "; ".join(f"{seconds:.3f} s {what}" for seconds, what in slow))
+    shares, seconds, workers = summary["shares"], summary["seconds"], len(summary["workers"])
+    lines.append(
+        "workers: " + ", ".join(f"{what} {shares[what]:.0%}" for what in ("run", "wait", "start")) + " of the time"
+    )
+    lines += [f"{left_out:,} tasks left out: the results file holds them as ok"] if left_out else []
+    lines += [f"shmqueue: {problem}"] if problem else []
+    names = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
+    total = sum(summary[name] for name in names)
+    each = ", ".join(f"{summary[name]:,} {word}" for name, word in names.items())
+    tasks = f"{total:,} task{'s' * (total != 1)}: {each}" if total else "no tasks"
+    return [*lines, f"{tasks}; {seconds:.2f} s, {total / seconds:,.0f} tasks/s, {workers} worker{'s' * (workers != 1)}"]
+
+
+def _ignored(number: int) -> bool:
+    """Whether a signal was ignored at the start, as SIGHUP is under nohup; it stays so."""
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 @contextlib.contextmanager
@@ -3227,7 +3589,22 @@ def _usage_error(what: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        name, found, rest = text.partition("=")
+        if found and name.isidentifier():  # an argument of Supervisor: say the option
+            text = f"--{name.replace('num_', '').replace('_', '-')} {rest}"
         raise UsageError(f"{what}: {text}" if what else text) from None
+
+
+def watch_run(name: str) -> None:
+    """--watch: find the run, and show it."""
+    alive = runs()
+    if not name and len(alive) != 1:
+        raise UsageError("--watch: " + (f"give one of {', '.join(alive)}" if alive else "no run is alive"))
+    if name and name not in alive:
+        raise UsageError(
+            f"--watch {name}: no such run; " + (f"alive: {', '.join(alive)}" if alive else "none is alive")
+        )
+    watch(name or alive[0])
 
 
 def main(
@@ -3240,17 +3617,27 @@ def main(
         options = make_parser().parse_args(argv)
         if options.clean:
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
-            return 0
-        if options.tasks is None:
-            raise UsageError(
-                "TASKS is missing: give a file of tasks, or - for standard input (--help lists the options)"
-            )
-        options.queue = queue
-        command = CommandLine(options, functions)
+        elif options.watch is not None:
+            watch_run(options.watch)
+        else:
+            check_options(options)
+            return CommandLine(options, functions, queue).run()
     except UsageError as error:
         print(printable(f"shmqueue: {error}"), file=sys.stderr)
         return 2
-    return command.run()
+    return 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """What argparse does not check, before anything is opened."""
+    if options.tasks is None:
+        raise UsageError("TASKS is missing: give a file of tasks, or - for standard input (--help lists the options)")
+    if options.halt is not None and options.halt < 1:
+        raise UsageError(f"--halt {options.halt}: must be 1 or more")
+    if options.resume and options.results in (None, "-"):
+        raise UsageError("--resume: needs --results FILE, the file of the run to go on with")
+    if options.query is not None and options.tasks == "-":
+        raise UsageError("--query: TASKS must be a SQLite file, not standard input")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class CommandLine:
         """A running process; binary streams, all piped unless `options` say otherwise."""
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         command = [sys.executable, "-W", "default", str(script), *map(str, arguments)]
-        process = subprocess.Popen(command, **{"cwd": self.folder, "bufsize": 0, **streams, **options})  # noqa: S603
+        process = subprocess.Popen(command, **{"cwd": self.folder, "bufsize": 0, **streams, **options})
         self._pids.add(process.pid)
         self._started.append(process)
         return process

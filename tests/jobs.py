@@ -94,6 +94,9 @@ class Callable:
     def __call__(self, payload: str) -> str:
         return payload.upper()
 
+    def method(self, payload: str) -> str:
+        return payload.upper()
+
 
 # Side effects: a line appended to the file that the payload names, before anything else.
 

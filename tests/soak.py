@@ -1,0 +1,436 @@
+"""The soak: workers are killed and stopped at random instants, and a ledger of side effects says what began.
+
+    python -m tests.soak [--kills N] [--seed S] [--runs N] [--queue MODULE:CLASS]
+
+Each run is a process of its own, in a session of its own, with tens of thousands of tasks that return nothing, bytes,
+text or more than fits a slot. The function writes a line into the ledger before anything else: the task's number and
+its own process. Meanwhile this process sends SIGKILL and SIGSTOP (and SIGCONT later) to random workers, as fast as they
+come back. Afterwards the ledger, the outcomes and the machine are compared:
+
+- each task has exactly one outcome, and no value is wrong;
+- no task was started more than retries + 1 times;
+- a kill charges at most one task, and only killed workers have tasks charged;
+- nothing is left: no process, no segment, no temporary file, nothing on standard error.
+
+A run's seed decides what it does; the exit code is 1 if anything was violated.
+"""
+
+import argparse
+import collections
+import faulthandler
+import importlib
+import itertools
+import json
+import mmap
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import shmqueue
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+HANG = 90.0  # seconds without an outcome after which a run is stuck
+MANY = 1 << 20
+
+
+class Plan(NamedTuple):
+    """What one run does. brisk: tasks take microseconds, so that batches are large; ordered: through `map`."""
+
+    kills: int  # SIGKILLs and SIGSTOPs
+    method: str = "fork"
+    retries: int = 0
+    workers: int = 4
+    brisk: bool = False
+    ordered: bool = False
+    num_slots: int = 16384
+    batch: int | None = None
+    tasks: int = 20_000  # at the least
+
+
+PLANS = (
+    Plan(400, retries=0),
+    Plan(400, retries=3),
+    Plan(100, retries=0, brisk=True),
+    Plan(60, method="forkserver", retries=3),
+    Plan(400, retries=0, num_slots=64, batch=16),
+    Plan(100, retries=MANY, brisk=True, ordered=True),
+    Plan(40, method="spawn", retries=0),
+    Plan(400, retries=MANY, ordered=True, workers=3),
+)
+
+
+# The tasks: what each one is given and returns follows from its number.
+
+
+def mixed(number: int) -> int:
+    return number * 2654435761 % 2**32 >> 4
+
+
+def payload_of(number: int) -> bytes:
+    short = b"%d" % number
+    return short + b" payload" * (20 + number % 300) if mixed(number) % 17 == 0 else short
+
+
+def value_of(number: int) -> bytes | str | None:
+    kind = mixed(number) % 10
+    if kind < 4:
+        return None
+    if kind == 9:
+        return b"%d value " % number * (20 + number % 1000)
+    return f"text {number}" if kind == 8 else b"value %d" % number
+
+
+ledger = -1
+resting = True
+
+
+def open_ledger(path: str, brisk: bool) -> None:
+    """The initializer of every worker."""
+    global ledger, resting
+    ledger, resting = os.open(path, os.O_WRONLY | os.O_APPEND), not brisk
+
+
+def work(payload: bytes) -> bytes | str | None:
+    number = int(payload.partition(b" ")[0])
+    os.write(ledger, b"%d %d\n" % (number, os.getpid()))  # one write, which O_APPEND keeps whole
+    if payload != payload_of(number):
+        raise ValueError(f"a wrong payload: {payload[:50]!r}")
+    chance = mixed(number) // 1000 % 400
+    if resting and chance < 130:
+        time.sleep(0.02 if chance == 0 else 0.001)
+    return value_of(number)
+
+
+# The run: a process of its own.
+
+
+def run(plan: Plan, folder: pathlib.Path, queue: str) -> None:
+    """Put tasks through until the file `stop` appears; write the outcomes."""
+    faulthandler.register(signal.SIGUSR1, open(folder / "stuck", "w"), all_threads=True)  # noqa: SIM115
+    module, _, name = queue.partition(":")
+    stop = folder / "stop"
+
+    def payloads():
+        for number in itertools.count():
+            if number % 64 == 0 and number >= plan.tasks and stop.exists():
+                return
+            yield payload_of(number)
+
+    supervisor = shmqueue.Supervisor(
+        [work], workers=plan.workers, num_slots=plan.num_slots, batch=plan.batch, retries=plan.retries,
+        start_method=plan.method, queue=getattr(importlib.import_module(module), name),
+        initializer=Opener(str(folder / "ledger"), plan.brisk),
+    )  # fmt: skip
+    with supervisor, open(folder / "outcomes", "w", buffering=1 << 12) as file:
+        if plan.ordered:
+            for number, value in enumerate(supervisor.map(work, payloads())):
+                file.write(f"{number} ok 0 {value == value_of(number):d} \n")
+            return
+        for result in supervisor.run(payloads()):
+            number = int(result.payload.partition(b" ")[0])
+            right = result.value == (value_of(number) if result.status == "ok" else None)
+            error = " ".join((result.error or "").split())
+            file.write(f"{number} {result.status} {result.attempts} {right:d} {error}\n")
+
+
+class Opener:
+    """open_ledger with its arguments."""
+
+    def __init__(self, path: str, brisk: bool) -> None:
+        self.path, self.brisk = path, brisk
+
+    def __call__(self) -> None:
+        open_ledger(self.path, self.brisk)
+
+
+# The weather: who is killed when.
+
+
+def state_of(pid: int) -> str:
+    """A process's state as ps shows it; "" where it is gone."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return stat.rpartition(b")")[2].split()[0].decode()
+
+
+def session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def processes_in(session: int) -> list[int]:
+    """The processes of a session that are not merely waiting to be reaped."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if session_of(pid) == session and state_of(pid) not in ("", "Z", "X")]
+
+
+def segments_of(pid: int) -> list[str]:
+    return sorted(name for name in os.listdir("/dev/shm") if name.startswith(f"shmq-{pid}-"))
+
+
+class Worker:
+    """A worker of the run as seen from outside: by its words in the segment, which are only read."""
+
+    def __init__(self, words: memoryview, index: int) -> None:
+        self.words = words
+        self.at = (shmqueue.ctypes.sizeof(shmqueue.QueueHeader) + index * shmqueue.ctypes.sizeof(shmqueue.WorkerStatus)) // 8
+        self.pid, self.fd, self.hit, self.known = 0, -1, False, 0  # hit: it has been killed; known: its lane at first
+        self.hit_at = self.stopped_until = 0.0
+
+    def look(self, session: int) -> bool:
+        """Learn of a new process; whether there is one that has not been killed yet."""
+        pid = self.words[self.at + shmqueue.PID]
+        if pid != self.pid:
+            self.close()
+            if pid and session_of(pid) == session:
+                try:
+                    self.fd = os.pidfd_open(pid)
+                except ProcessLookupError:
+                    return False
+                self.pid, self.hit, self.known, self.stopped_until = pid, False, self.words[self.at + shmqueue.END], 0.0
+        return self.fd >= 0 and not self.hit
+
+    def works(self) -> bool:
+        """Whether it has claimed tasks, or found none."""
+        return self.words[self.at + shmqueue.END] != self.known or self.words[self.at + shmqueue.ASLEEP] > 0
+
+    def send(self, number: int) -> bool:
+        try:
+            signal.pidfd_send_signal(self.fd, number)
+        except (ProcessLookupError, OSError):
+            return False
+        return True
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd, self.pid = -1, 0
+
+
+class Storm:
+    """One run, what is done to it, and what is found afterwards."""
+
+    def __init__(self, seed: int, plan: Plan | None = None, queue: str = "shmqueue:SharedTaskQueue") -> None:
+        self.seed, self.plan, self.queue = seed, plan or PLANS[seed % len(PLANS)], queue
+        self.random = random.Random(seed)  # noqa: S311
+        self.killed: set[int] = set()
+        self.stops = self.tasks = self.charged = self.crashed = 0
+        self.violations: list[str] = []
+        self.seconds = 0.0
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="shmqueue-soak-"))
+
+    def rage(self) -> "Storm":
+        """The whole of it."""
+        began = time.monotonic()
+        (self.folder / "tmp").mkdir()
+        for name in ("ledger", "outcomes"):
+            (self.folder / name).touch()
+        arguments = json.dumps([self.plan, str(self.folder), self.queue])
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(self.folder / "tmp")}
+        with open(self.folder / "errors", "wb") as errors:
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-W", "default", __file__, "--run", arguments],
+                env=environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True,
+            )  # fmt: skip
+        try:
+            self.blow(process)
+            (self.folder / "stop").touch()
+            self.wait(process, lambda: process.poll() is not None)
+        finally:
+            self.end(process)
+        self.judge(process)
+        self.seconds = time.monotonic() - began
+        if not self.violations:
+            shutil.rmtree(self.folder)
+        return self
+
+    def wait(self, process: Any, condition: Any) -> bool:
+        """Whether `condition()` came true before the run was stuck or ended."""
+        size, since = -1, time.monotonic()
+        while not condition():
+            if process.poll() is not None:
+                return False
+            now_size = (self.folder / "outcomes").stat().st_size
+            if now_size != size:
+                size, since = now_size, time.monotonic()
+            if time.monotonic() - since > HANG:
+                process.send_signal(signal.SIGUSR1)
+                time.sleep(1)
+                self.violations.append(f"no outcome for {HANG:.0f} s, after {len(self.killed):,} kills")
+                return False
+            time.sleep(0.01)
+        return True
+
+    def blow(self, process: Any) -> None:
+        """Kill and stop until it is enough, or the run ends."""
+        if not self.wait(process, lambda: segments_of(process.pid)):
+            return
+        time.sleep(0.05)  # until it has its size
+        with open(f"/dev/shm/{segments_of(process.pid)[0]}", "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with mapped, memoryview(mapped) as view, view[: len(view) // 8 * 8].cast("Q") as words:
+            workers = [Worker(words, index) for index in range(self.plan.workers)]
+            self.blow_at(process, workers)
+            for worker in workers:
+                worker.send(signal.SIGCONT)
+                worker.close()
+
+    def blow_at(self, process: Any, workers: list[Worker]) -> None:
+        chance, back = self.random, 0.02  # back: seconds that a worker takes to come back
+        size, since, looked = -1, time.monotonic(), 0.0
+        while len(self.killed) + self.stops < self.plan.kills:
+            time.sleep(chance.expovariate(1.0) * back / len(workers))
+            now = time.monotonic()
+            for worker in workers:
+                if worker.stopped_until and now >= worker.stopped_until:
+                    worker.stopped_until = 0.0
+                    worker.send(signal.SIGCONT)
+            if now - looked > 1:
+                looked, now_size = now, (self.folder / "outcomes").stat().st_size
+                if now_size != size:
+                    size, since = now_size, now
+                if process.poll() is not None or now - since > HANG:
+                    return
+            worker = chance.choice(workers)
+            hit_at = worker.hit_at
+            if not worker.look(process.pid) or not (worker.works() or chance.random() < 0.1):
+                continue
+            if hit_at:
+                back, worker.hit_at = 0.9 * back + 0.1 * min(1.0, now - hit_at), 0.0
+            if chance.random() < 0.25:
+                if not worker.stopped_until and worker.send(signal.SIGSTOP):
+                    self.stops += 1
+                    worker.stopped_until = now + (1.5 if chance.random() < 0.03 else chance.expovariate(30.0))
+            elif state_of(worker.pid) not in ("", "Z", "X") and worker.send(signal.SIGKILL):
+                self.killed.add(worker.pid)
+                worker.hit, worker.hit_at, worker.stopped_until = True, now, 0.0
+
+    def end(self, process: Any) -> None:
+        """End what is left of the run, if it did not end by itself; note what is left if it did."""
+        if process.poll() is None:
+            for pid in processes_in(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+            for name in segments_of(process.pid):
+                os.unlink(f"/dev/shm/{name}")
+            self.violations = self.violations or ["stuck, and ended"]
+            return
+        deadline = time.monotonic() + 10
+        while (left := processes_in(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if left:
+            self.violations.append(f"processes left: {left}")
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+        if names := segments_of(process.pid):
+            self.violations.append(f"left in /dev/shm: {names}")
+        if files := os.listdir(self.folder / "tmp"):
+            self.violations.append(f"temporary files left: {files}")
+
+    # What is found.
+
+    def judge(self, process: Any) -> None:
+        errors = (self.folder / "errors").read_text("utf-8", "replace").strip()
+        if errors or process.returncode:
+            self.violations.append(f"exit code {process.returncode}, standard error: {errors[-2000:]!r}")
+        starts: dict[int, list[int]] = collections.defaultdict(list)
+        with open(self.folder / "ledger", "rb") as file:
+            for line in file:
+                number, pid = line.split()
+                starts[int(number)].append(int(pid))
+        outcomes: dict[int, str] = {}
+        with open(self.folder / "outcomes") as file:
+            for line in file:
+                self.judge_outcome(line, starts, outcomes)
+        if process.returncode == 0:
+            missing = [number for number in range(len(outcomes)) if number not in outcomes]
+            self.blame("tasks without an outcome", missing)
+            self.blame("tasks that began and have no outcome", [n for n in starts if n not in outcomes])
+        self.judge_charges(starts, outcomes)
+        self.tasks = len(outcomes)
+
+    def judge_outcome(self, line: str, starts: dict[int, list[int]], outcomes: dict[int, str]) -> None:
+        word, status, attempts, right, error = line.rstrip("\n").split(" ", 4)
+        number, began = int(word), len(starts.get(int(word), ()))
+        most = self.plan.retries + 1
+        wrong = [
+            ("a second outcome", number in outcomes),
+            ("a wrong value", right != "1"),
+            (f"status {status} ({error})", status not in ("ok", "crashed")),
+            (f"started {began} times, at most {most} are allowed", began > most),
+            (f"started {began} times, {attempts} attempts are told", not self.plan.ordered and began > int(attempts)),
+            (f"{attempts} attempts", not self.plan.ordered and not 1 <= int(attempts) <= most),
+            (f"crashed after {attempts} of {most} attempts", status == "crashed" and int(attempts) != most),
+            ("ok, and never started", status == "ok" and not began),
+        ]
+        self.blame(f"task {number}", [text for text, is_so in wrong if is_so])
+        outcomes[number] = status
+        self.crashed += status == "crashed"
+        self.charged += int(attempts) - (status == "ok") if not self.plan.ordered else 0
+
+    def judge_charges(self, starts: dict[int, list[int]], outcomes: dict[int, str]) -> None:
+        """Each start that was not the successful last one was by a killed worker, and that worker has no other."""
+        lost: dict[int, list[int]] = collections.defaultdict(list)
+        for number, pids in starts.items():
+            for pid in pids[:-1] if outcomes.get(number) == "ok" else pids:
+                lost[pid].append(number)
+        self.blame("tasks charged to workers that nobody killed", [n for p in lost if p not in self.killed for n in lost[p]])
+        self.blame("tasks charged to one kill", [tasks for tasks in lost.values() if len(tasks) > 1])
+        if self.charged > len(self.killed):
+            self.violations.append(f"{self.charged:,} tasks charged for {len(self.killed):,} kills")
+
+    def blame(self, what: str, items: list[Any]) -> None:
+        if items and len(self.violations) < 20:
+            self.violations.append(f"{what}: {items[:10]}{' ...' if len(items) > 10 else ''}")
+
+    def __str__(self) -> str:
+        plan = self.plan._replace(retries=min(self.plan.retries, 99))
+        how = f"{plan.method}, retries {plan.retries}" + ", brisk" * plan.brisk + ", ordered" * plan.ordered
+        told = f"{self.tasks:,} tasks, {len(self.killed):,} kills, {self.stops:,} stops, {self.crashed:,} crashed"
+        text = f"seed {self.seed}: {how}: {told}, {self.charged:,} attempts charged, {self.seconds:.1f} s"
+        return "\n".join([text, *(f"  VIOLATED: {each}" for each in self.violations)]) + (
+            f"\n  kept in {self.folder}" if self.violations else ""
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Kill and stop workers for a long time, and see that nothing is lost.")
+    parser.add_argument("--kills", type=int, default=10_000, help="SIGKILLs and SIGSTOPs in all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="of the first run; the next has the next (default: by the clock)")
+    parser.add_argument("--runs", type=int, help="no more runs than these")
+    parser.add_argument("--queue", default="shmqueue:SharedTaskQueue", help="MODULE:CLASS (default: %(default)s)")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        plan, folder, queue = json.loads(options.run)
+        run(Plan(*plan), pathlib.Path(folder), queue)
+        return 0
+    seed = options.seed if options.seed is not None else int(time.time()) % 1_000_000 * 8
+    storms: list[Storm] = []
+    while sum(len(storm.killed) + storm.stops for storm in storms) < options.kills and len(storms) != options.runs:
+        storms.append(Storm(seed + len(storms), queue=options.queue).rage())
+        print(storms[-1], flush=True)
+    kills, stops = sum(len(storm.killed) for storm in storms), sum(storm.stops for storm in storms)
+    tasks, bad = sum(storm.tasks for storm in storms), sum(len(storm.violations) for storm in storms)
+    charged = sum(storm.charged for storm in storms)
+    print(
+        f"seeds {seed} to {seed + len(storms) - 1}: {tasks:,} tasks, {kills:,} SIGKILLs, {stops:,} SIGSTOPs, "
+        f"{charged:,} attempts charged, {bad:,} violations, {sum(storm.seconds for storm in storms):.0f} s"
+    )
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

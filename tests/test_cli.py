@@ -1,0 +1,836 @@
+"""`python shmqueue.py ...` from outside: files and lines, options, results, and what is said of bad input."""
+
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import select
+import shutil
+import signal
+import socket
+import textwrap
+
+import pytest
+from conftest import HANG, ROOT, is_running, segments_of, wait_until
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import shmqueue
+
+STREAMED = ("--results", "-", "-w", "1", "--screen", "off")
+METHODS = ("fork", "spawn", "forkserver")
+SUMMARY = re.compile(
+    r"(?:(?P<total>[\d,]+) tasks?: (?P<ok>[\d,]+) ok, (?P<failed>[\d,]+) failed, (?P<timeout>[\d,]+) timed out, "
+    r"(?P<crashed>[\d,]+) crashed, (?P<cancelled>[\d,]+) cancelled|no tasks); "
+    r"[\d,.]+ s, [\d,.]+ tasks/s, (?P<workers>\d+) workers?"
+)
+HANDLERS = """
+import os, sys, time
+
+def upper(payload: str) -> str:
+    return payload.upper()
+
+def seen(payload: str) -> str:
+    return ascii(payload)
+
+def size(payload: bytes) -> str:
+    return str(len(payload))
+
+def fail(payload: str) -> None:
+    raise ValueError(payload)
+
+def die(payload):
+    os._exit(0)
+
+def note(payload: str) -> None:
+    with open("notes", "a") as file:
+        file.write(payload + "\\n")
+
+def note_and_fail(payload: str) -> None:
+    note(payload)
+    time.sleep(0.001)
+    raise ValueError(payload)
+
+def pid(payload):
+    return str(os.getpid())
+
+def show(payload: str) -> None:
+    print("shown", payload)
+    print("complained", payload, file=sys.stderr)
+
+def grow(payload: str) -> None:
+    grow.kept = b"x" * int(payload)
+    time.sleep(60)
+
+def _hidden(payload):
+    return None
+
+from shutil import which
+imported = which
+"""
+
+
+def summary(text):
+    """The counts of the last line."""
+    match = SUMMARY.fullmatch(text.rstrip("\n").rpartition("\n")[2])
+    assert match, text
+    return {name: int(count.replace(",", "")) for name, count in match.groupdict().items() if count is not None}
+
+
+def usage_error(run):
+    """The one line that says what is wrong."""
+    assert run.code == 2, run
+    assert run.out == ""
+    assert re.fullmatch(r"shmqueue: [^\n]+\n", run.err), run.err
+    return run.err
+
+
+@pytest.fixture
+def handlers(cli):
+    return cli.file("handlers.py", HANDLERS)
+
+
+# Files and lines.
+
+
+def test_outcomes_and_the_summary(cli):
+    run = cli.tasks("echo one\nsleep 0\n\n# a comment\nsha256 absent\necho two words\n", "-w", "1")
+    assert run.code == 1
+    assert [(r["tsk_id"], r["function"], r["payload"], r["status"], r["value"]) for r in run.results] == [
+        (1, "echo", "one", "ok", "one"),
+        (2, "sleep", "0", "ok", None),
+        (3, "sha256", "absent", "failed", None),
+        (4, "echo", "two words", "ok", "two words"),
+    ]
+    first, last = run.err.splitlines()
+    assert first.startswith("#3 sha256 failed: FileNotFoundError")
+    assert summary(last) == {"total": 4, "ok": 3, "failed": 1, "timeout": 0, "crashed": 0, "cancelled": 0, "workers": 1}
+
+
+def test_without_results_the_summary_is_all_of_standard_output(cli):
+    run = cli.run(cli.file("tasks", "echo a\nnoop\n"), "-w", "2", "--screen", "off")
+    assert (run.code, run.err) == (0, "")
+    assert summary(run.out)["ok"] == 2
+    assert run.out.count("\n") == 1
+
+
+def test_the_sample_in_the_repository_names_only_functions_there_are():
+    source = shmqueue.LineSource(str(ROOT / "tasks.txt"), ["echo", "sleep", "sha256", "noop"])
+    items = []
+    while not source.exhausted:
+        items += source.take(1000)
+    assert items
+    assert {type(item) for item in items} == {tuple}
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"\r\n", b"\xef\xbb\xbf", b"# only\n#comments", b"\n\n  \n\t\n"])
+def test_a_file_without_tasks_is_no_error(cli, data):
+    run = cli.tasks(data)
+    assert (run.code, run.out) == (0, "")
+    assert run.err.startswith("no tasks")
+
+
+@pytest.mark.parametrize(
+    ("data", "values"),
+    [
+        (b"echo a\necho b\n", ["a", "b"]),
+        (b"echo a\necho b", ["a", "b"]),
+        (b"echo a\r\necho b\r\n", ["a", "b"]),
+        (b"echo a\r\r\necho b\r", ["a\r", "b"]),
+        (b"echo a\rb\necho c\n", ["a\rb", "c"]),
+        (b"\xef\xbb\xbfecho a\n\xef\xbb\xbfecho b\n", ["a", None]),
+        (b"echo \xef\xbb\xbfa\n", ["\ufeffa"]),
+        ("echo a\u2028b\u2029c\u0085d\n".encode(), ["a\u2028b\u2029c\u0085d"]),
+        (b"echo a\vb\fc\x1cd\x1ee\n", ["a\vb\fc\x1cd\x1ee"]),
+        (b"echo a\0b\0\n", ["a\0b\0"]),
+        (b"echo \xff\xfe\x80 \xc3\n", ["\udcff\udcfe\udc80 \udcc3"]),
+        ("echo ä ☃ 𝄞\n".encode(), ["ä ☃ 𝄞"]),
+        (b"echo  two  spaces  \n", [" two  spaces  "]),
+        (b"  \techo indented\n", ["indented"]),
+        (b"echo\ttab\n", ["tab"]),
+        (b"echo\necho \n", ["", ""]),
+        (b"echo # no comment\n#echo b\n  # echo c\n", ["# no comment"]),
+        (b"\n\necho a\n\n\necho b\n\n", ["a", "b"]),
+        (b"\r\r\necho a\n", [None, "a"]),
+        (b"\f\necho a\n\v\n", [None, "a", None]),
+        (b"\0\necho a\n", [None, "a"]),
+        (b"\xff\xfe\necho a\n", [None, "a"]),
+    ],
+)
+def test_lines_end_at_newlines_and_bytes_are_kept(cli, data, values):
+    """A value of None: what is there instead of a function's name fails, or is skipped as blank."""
+    run = cli.tasks(data)
+    ok = [value for value in values if value is not None]
+    assert [value for value in run.values if value is not None] == ok
+    bad = [result for result in run.results if result["status"] != "ok"]
+    assert len(bad) <= len(values) - len(ok)
+    assert run.code == int(bool(bad))
+    assert summary(run.err)["total"] == len(run.results)
+
+
+def test_str_functions_get_undecodable_bytes_by_surrogateescape(cli, handlers):
+    assert cli.tasks(b"seen \xff\xe4\0\r.\n", "--handlers", handlers).values == [r"'\udcff\udce4\x00\r.'"]
+
+
+@pytest.mark.parametrize("data", [b"x" * 10_000_000, b"x\r" * 5_000_000, b"\xff" * 10_000_000])
+def test_a_line_of_10_mb(cli, handlers, data):
+    run = cli.tasks(b"size a\nsize " + data + b"\nsize bc\n", "--handlers", handlers)
+    assert (run.code, run.values) == (0, ["1", str(len(data)), "2"]) or data.endswith(b"\r")
+    assert run.code == 0
+    assert int(run.values[1]) == len(data) - data.endswith(b"\r")
+
+
+def test_values_of_10_mb_are_written_whole(cli):
+    data = "x☃" * 2_500_000
+    assert cli.tasks("echo " + data).values == [data]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_name_that_no_function_has_fails_with_its_line_and_the_nearest_names(cli, streamed):
+    data = b"echo a\n\n# c\necko b\nSHA256 c\nsleep 0\nzzzzzz\n\xff\x1b[2J d\n"
+    run = cli.run("-", *STREAMED, stdin=data) if streamed else cli.tasks(data)
+    results = {result["tsk_id"]: result for result in run.results}
+    assert run.code == 1
+    assert [results[i]["status"] for i in range(1, 7)] == ["ok", "failed", "failed", "ok", "failed", "failed"]
+    for tsk_id, words in {
+        2: ("line 4", "'ecko'", "echo"),
+        3: ("line 5", "sha256"),
+        5: ("line 7", "zzzzzz", "noop"),
+    }.items():
+        assert all(word.lower() in results[tsk_id]["error"].lower() for word in words), results[tsk_id]
+        assert results[tsk_id]["attempts"] == 0
+    assert "\x1b" not in run.err, "what goes to the terminal commands nothing"
+
+
+def reference(data):
+    """The lines of a file, said simply."""
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    return [line for line in (line.removesuffix(b"\r") for line in lines) if line]
+
+
+pieces = st.sampled_from(
+    [b"\n", b"\r", b"\r\n", b"a", b" ", b"\0", b"\xef\xbb\xbf", b"\xef", b"\xe2\x80\xa8", b"#", b"\v", b"\xbb\xbf"]
+)
+blobs = st.lists(pieces | st.binary(max_size=8), max_size=30).map(b"".join)
+
+
+def test_any_file_is_read_as_its_lines(tmp_path):
+    path = tmp_path / "tasks"
+
+    @given(blobs, st.integers(1, 5))
+    def check(data, room):
+        path.write_bytes(data)
+        source, items = shmqueue.LineSource(str(path), None), []
+        while not source.exhausted:
+            taken = source.take(room)
+            assert len(taken) <= room
+            items += taken
+        assert items == reference(data)
+        assert source.tasks == len(items)
+
+    check()
+
+
+def test_any_stream_is_read_as_its_lines_however_it_is_cut(tmp_path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+
+    @given(st.lists(blobs, max_size=6))
+    @example([b"\xef", b"\xbb\xbfa\r", b"\nb\r\n"])
+    def check(parts):
+        writer = os.open(path, os.O_RDWR)
+        source, items = shmqueue.LineSource(str(path), None), []
+        for part in parts:
+            if part:
+                os.write(writer, part)
+                items += source.take(1000)
+        os.close(writer)
+        while not source.exhausted:
+            items += source.take(1000)
+        assert items == reference(b"".join(parts))
+
+    check()
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["echo", "noop", "f"]), st.binary(max_size=20).filter(lambda b: b"\n" not in b)))
+)
+def test_any_function_and_payload_on_a_line_comes_back(tmp_path_factory, tasks):
+    tasks = [(name, payload.removesuffix(b"\r")) for name, payload in tasks]
+    tasks = [(name, payload) for name, payload in tasks if not payload.endswith(b"\r")]
+    path = tmp_path_factory.getbasetemp() / "lines"
+    path.write_bytes(b"".join(name.encode() + b" " + payload + b"\n" for name, payload in tasks))
+    source, items = shmqueue.LineSource(str(path), ["echo", "noop", "f"]), []
+    while not source.exhausted:
+        items += source.take(1000)
+    assert items == tasks
+
+
+# Where tasks come from.
+
+
+def absent(cli):
+    return [str(cli.folder / "absent")]
+
+
+def folder(cli):
+    return [str(cli.folder)]
+
+
+def unreadable(cli):
+    """A file that cannot be opened, by whoever runs the tests."""
+    path = cli.folder / "unreadable"
+    if os.geteuid() == 0:
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(str(path))
+    else:
+        path.touch(mode=0)
+    return [str(path)]
+
+
+def odd_name(cli):
+    return [str(cli.folder / "no\x1b[2J\nsuch")]
+
+
+def below_a_file(cli):
+    return [cli.file("tasks", "noop\n") + "/tasks"]
+
+
+def no_such_table(cli):
+    return [cli.file("empty.sqlite", ""), "--query", "SELECT a FROM no_such_table"]
+
+
+@pytest.mark.parametrize("arguments", [absent, folder, unreadable, odd_name, below_a_file, no_such_table])
+def test_a_file_that_cannot_be_read_is_exit_2(cli, arguments):
+    arguments = arguments(cli)
+    error = usage_error(cli.run(*arguments, "-w", "1"))
+    name = os.path.basename(arguments[0])
+    assert name in error or "no_such_table" in error or name == "no\x1b[2J\nsuch"
+    assert "\x1b[2J" not in error
+
+
+def test_a_file_that_fails_while_it_is_read_leaves_no_traceback(cli):
+    run = cli.run("/proc/self/mem", "-w", "1", "--screen", "off")
+    assert run.code in (1, 2)
+    assert "Traceback" not in run.err
+    assert "/proc/self/mem" in run.err
+
+
+def read_line(stream):
+    """A line, as soon as it is there; the test fails when nothing comes."""
+    data = b""
+    while not data.endswith(b"\n"):
+        assert select.select([stream], [], [], HANG / 2)[0], data
+        byte = os.read(stream.fileno(), 1)
+        assert byte, data
+        data += byte
+    return data.decode()
+
+
+@pytest.mark.parametrize("end", [b"", b"echo c"])
+def test_a_pipe_is_streamed(cli, end):
+    process = cli.start("-", *STREAMED)
+    for word in ("a", "b"):
+        process.stdin.write(f"echo {word}\n".encode())
+        assert json.loads(read_line(process.stdout))["value"] == word, "before the input ends"
+    run = cli.finish(process, end)
+    assert (run.code, run.values) == (0, ["c"] if end else [])
+    assert summary(run.err)["ok"] == 3 if end else 2
+
+
+def test_a_fifo_is_streamed(cli):
+    path = cli.folder / "fifo"
+    os.mkfifo(path)
+    process = cli.start(path, *STREAMED)
+    with open(path, "wb", buffering=0) as file:
+        file.write(b"\xef\xbb\xbfecho a\r\nec")
+        assert json.loads(read_line(process.stdout))["value"] == "a"
+        file.write(b"ho b\n")
+        assert json.loads(read_line(process.stdout))["value"] == "b"
+    run = cli.finish(process)
+    assert (run.code, summary(run.err)["ok"]) == (0, 2)
+
+
+def test_a_terminal_is_streamed(cli):
+    ours, theirs = os.openpty()
+    try:
+        process = cli.start("-", *STREAMED, stdin=theirs)
+        os.write(ours, b"echo a\n")
+        assert json.loads(read_line(process.stdout))["value"] == "a"
+        os.write(ours, b"echo b\n")
+        assert json.loads(read_line(process.stdout))["value"] == "b"
+        os.write(ours, b"\x04")
+        run = cli.finish(process)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert (run.code, summary(run.err)["ok"]) == (0, 2)
+
+
+def test_redirected_standard_input_and_an_empty_one(cli):
+    with open(cli.file("tasks", "echo a\n"), "rb") as file:
+        assert cli.finish(cli.start("-", *STREAMED, stdin=file)).values == ["a"]
+    run = cli.run("-", *STREAMED)
+    assert (run.code, run.err.startswith("no tasks")) == (0, True)
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_stream_that_is_closed_from_the_start(cli, closed):
+    results = cli.folder / "out.jsonl"
+    tasks = cli.file("tasks", "echo a\necho b\n")
+    run = cli.finish(cli.start(tasks, "--results", results, "-w", "1", preexec_fn=functools.partial(os.close, closed)))
+    assert run.code in ((0,) if closed == 0 else (0, 1)), run
+    assert [json.loads(line)["value"] for line in results.read_text().splitlines()] == ["a", "b"]
+    assert "Traceback" not in run.err
+
+
+# Options.
+
+
+@pytest.mark.parametrize("where", ["handlers.py", "handlers", "./handlers.py"])
+def test_handlers_by_file_and_by_module(cli, handlers, where):
+    run = cli.tasks("upper a\nsize abc\n", "--handlers", where)
+    assert (run.code, run.values) == (0, ["A", "3"])
+
+
+@pytest.mark.parametrize("name", ["_hidden", "which", "imported", "os", "HANDLERS", "echo"])
+def test_only_public_functions_of_the_module_itself_may_be_named(cli, handlers, name):
+    run = cli.tasks(f"{name} a\n", "--handlers", handlers)
+    assert (run.code, run.results[0]["status"]) == (1, "failed")
+    assert name in run.results[0]["error"]
+
+
+@pytest.mark.parametrize("where", ["handlers.py:seen", "handlers:seen"])
+def test_call_gives_each_line_whole(cli, handlers, where):
+    run = cli.tasks(b"upper a\r\n # b \n\n\xff\n", "--call", where)
+    assert (run.code, run.values) == (0, ["'upper a'", "' # b '", r"'\udcff'"])
+
+
+def test_shell_gives_the_output_and_fails_with_the_exit_code(cli):
+    run = cli.tasks(
+        "printf '%s' \"$((20 + 3))\"\necho out; echo err >&2; exit 3\nkill -9 $$\nno-such-command-here\ncat\n",
+        "--shell",
+    )
+    assert run.code == 1
+    assert [result["status"] for result in sorted(run.results, key=lambda r: r["tsk_id"])] == [
+        "ok", "failed", "failed", "failed", "ok",
+    ]  # fmt: skip
+    errors = {result["tsk_id"]: result["error"] for result in run.results}
+    assert run.values[0] == "23"
+    assert "exit code 3" in errors[2]
+    assert "err" in errors[2]
+    assert "9" in errors[3]
+    assert "127" in errors[4]
+    assert run.values[4] == "", "standard input is empty"
+
+
+@pytest.mark.parametrize("option", ["-w", "--workers"])
+def test_workers(cli, option):
+    assert summary(cli.tasks("noop\n", option, "3").err)["workers"] == 3
+
+
+def test_timeout(cli):
+    run = cli.tasks("echo a\nsleep 100\necho b\n", "--timeout", "0.3")
+    assert run.code == 1
+    assert summary(run.err) == {
+        "total": 3,
+        "ok": 2,
+        "failed": 0,
+        "timeout": 1,
+        "crashed": 0,
+        "cancelled": 0,
+        "workers": 2,
+    }
+    assert "#2 sleep timeout" in run.err
+
+
+def test_retries(cli, handlers):
+    run = cli.tasks("note_and_fail a\nnote b\n", "--handlers", handlers, "--retries", "2")
+    assert sorted((cli.folder / "notes").read_text().split()) == ["a", "a", "a", "b"]
+    assert {r["function"]: r["attempts"] for r in run.results} == {"note_and_fail": 3, "note": 1}
+
+
+def test_a_death_is_a_crash(cli, handlers):
+    run = cli.tasks("upper a\ndie\nupper b\n", "--handlers", handlers)
+    assert (run.code, run.values) == (1, ["A", None, "B"])
+    assert (summary(run.err)["crashed"], "#2 die crashed" in run.err) == (1, True)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_halt_stops_after_so_many_failures_and_cancels_the_rest(cli, handlers, streamed):
+    data = b"note_and_fail x\n" * 500
+    options = ("--handlers", handlers, "--halt", "3", "--batch", "1", "--slots", "8")
+    run = cli.run("-", *STREAMED, *options, stdin=data) if streamed else cli.tasks(data, *options, "-w", "1")
+    counts = summary(run.err)
+    assert run.code == 1
+    assert 3 <= counts["failed"] < 100
+    assert len((cli.folder / "notes").read_text().split()) == counts["failed"]
+    assert counts["total"] == len(run.results) == counts["failed"] + counts["cancelled"]
+    assert streamed or counts["total"] == 500
+
+
+def test_halt_does_nothing_below_its_number(cli, handlers):
+    run = cli.tasks("fail a\nfail b\nupper c\n", "--handlers", handlers, "--halt", "3")
+    assert (run.code, summary(run.err)["failed"], summary(run.err)["ok"]) == (1, 2, 1)
+
+
+def test_max_tasks(cli, handlers):
+    run = cli.tasks("pid\n" * 20, "--handlers", handlers, "--max-tasks", "4")
+    assert run.code == 0
+    assert max(map(run.values.count, run.values)) <= 4
+
+
+def test_max_rss(cli, handlers):
+    pytest.importorskip("psutil")
+    run = cli.tasks("grow 400000000\nupper a\n", "--handlers", handlers, "--max-rss", "0.15g")
+    assert (run.code, summary(run.err)["crashed"], run.values[1]) == (1, 1, "A")
+    assert "max_rss" in run.results[-1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5", 5), ("5K", 5 << 10), ("5k", 5 << 10), ("1.5M", 3 << 19), ("2G", 2 << 30), ("1T", 1 << 40), ("1e3", 1000)],
+)
+def test_sizes_have_units(text, size):
+    assert shmqueue.parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "options", [("--slots", "2"), ("--slots", "3", "--batch", "1"), ("--slot-size", "64"), ("--slot-size", "65536")]
+)
+def test_sizes_of_the_queue(cli, options):
+    words = [("x" * (i % 150)) + str(i) for i in range(300)]
+    run = cli.tasks("".join(f"echo {word}\n" for word in words), *options)
+    assert (run.code, run.values) == (0, words)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("functions", ["built in", "file", "module", "call", "shell"])
+def test_start_methods(cli, handlers, method, functions):
+    options, tasks = {
+        "built in": ((), "echo A\n"),
+        "file": (("--handlers", handlers), "upper a\n"),
+        "module": (("--handlers", "handlers"), "upper a\n"),
+        "call": (("--call", "handlers.py:upper"), "a\n"),
+        "shell": (("--shell",), "printf A\n"),
+    }[functions]
+    run = cli.tasks(tasks, *options, "--start-method", method, "-w", "1")
+    assert (run.code, run.values) == (0, ["A"]), run
+
+
+def test_a_handler_may_import_the_library_by_its_name(cli):
+    cli.file("own.py", "import shmqueue\n\ndef version(payload) -> str:\n    return shmqueue.__version__\n")
+    for method in METHODS:
+        run = cli.tasks("version\n", "--handlers", "own.py", "--start-method", method, "-w", "1")
+        assert (run.code, run.values) == (0, [shmqueue.__version__])
+
+
+def test_log_holds_what_functions_print(cli, handlers):
+    run = cli.tasks("show a\nshow b\n", "--handlers", handlers, "--log", "log", "-w", "1")
+    assert run.code == 0
+    assert (cli.folder / "log").read_text().splitlines() == [
+        "[worker 0 task 1] shown a",
+        "[worker 0 task 1] complained a",
+        "[worker 0 task 2] shown b",
+        "[worker 0 task 2] complained b",
+    ]
+
+
+def test_without_log_what_functions_print_is_dropped(cli, handlers):
+    run = cli.tasks("show a\n", "--handlers", handlers)
+    assert (run.code, len(run.results), run.out.count("\n")) == (0, 1, 1)
+    assert "complained" not in run.err
+
+
+# Results.
+
+
+def test_results_in_a_file_have_the_fields_of_task_result(cli):
+    cli.file("out.jsonl", "what was there before\n")
+    run = cli.tasks(b"echo \xff\necko\n", "--results", "out.jsonl")
+    rows = [json.loads(line) for line in (cli.folder / "out.jsonl").read_text().splitlines()]
+    assert (run.code, run.err) == (1, "")
+    assert [tuple(row) for row in rows] == [shmqueue.TaskResult._fields] * 2
+    assert sorted(row["value"] or "" for row in rows) == ["", "\udcff"]
+    assert summary(run.out)["total"] == 2
+
+
+def test_results_in_a_file_come_while_the_run_goes_on(cli):
+    path = cli.folder / "out.jsonl"
+    process = cli.start("-", "--results", path, "-w", "1", "--screen", "off")
+    process.stdin.write(b"echo a\n")
+    assert wait_until(lambda: path.exists() and path.read_bytes().endswith(b"\n"))
+    assert cli.finish(process, b"echo b\n").code == 0
+    assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == ["a", "b"]
+
+
+def test_standard_output_closed_half_way_the_work_is_finished(cli, handlers):
+    """As by `| head -n 1`."""
+    tasks = cli.file("tasks", "".join(f"note {i}\n" for i in range(3000)))
+    process = cli.start(tasks, "--handlers", handlers, "--results", "-", "-w", "2", "--screen", "off", "--slots", "16")
+    assert json.loads(read_line(process.stdout))["status"] == "ok"
+    process.stdout.close()
+    process.stdout = None
+    run = cli.finish(process)
+    assert run.code == 1
+    assert len((cli.folder / "notes").read_text().split()) == 3000
+    assert summary(run.err)["ok"] == 3000
+    lost = re.search(r"([\d,]+) results were not written", run.err)
+    assert lost
+    assert 0 < int(lost[1].replace(",", "")) < 3000
+    assert "Traceback" not in run.err
+    assert "Exception ignored" not in run.err
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_closed_before_the_summary(cli, stream):
+    tasks, path = cli.file("tasks", "echo a\nsleep 0.5\necho b\n"), cli.folder / "out.jsonl"
+    process = cli.start(tasks, "--results", path, "-w", "1", "--screen", "on")
+    getattr(process, stream).close()
+    setattr(process, stream, None)
+    run = cli.finish(process)
+    assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == ["a", None, "b"]
+    assert run.code == (1 if stream == "stdout" else 0), "the summary was lost, or only the screen"
+    assert "Traceback" not in run.err
+    assert "Exception ignored" not in run.err
+
+
+def test_a_full_disk_is_said_with_how_to_go_on(cli):
+    path = cli.folder / "out.jsonl"
+    path.symlink_to("/dev/full")
+    run = cli.tasks("echo a\n" * 2000, "--results", str(path))
+    assert run.code == 1
+    text = run.out + run.err
+    assert str(path) in text
+    assert "No space left" in text
+    assert "--resume" in text
+    assert "Traceback" not in text
+
+
+# The screen, and what else is said.
+
+ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
+
+
+def test_screen_on_draws_on_the_error_stream_and_leaves(cli):
+    run = cli.run(cli.file("tasks", "sleep 0.5\necho a\n"), "--results", "-", "--screen", "on", "-w", "1")
+    assert [result["value"] for result in run.results] == [None, "a"]
+    assert "\x1b" not in run.out
+    assert run.err.startswith(ENTER)
+    frame, _, after = run.err.partition(LEAVE)
+    assert "shmqueue  tasks" in frame
+    assert "\x1b" not in after
+    assert summary(after)["ok"] == 2
+
+
+@pytest.mark.parametrize(
+    ("terminal", "mode", "term", "drawn"),
+    [
+        (True, "auto", "xterm", True),
+        (True, "auto", "dumb", False),
+        (True, "off", "xterm", False),
+        (False, "auto", "xterm", False),
+    ],
+)
+def test_screen_auto_draws_on_a_terminal_only(cli, terminal, mode, term, drawn):
+    tasks = cli.file("tasks", "sleep 0.5\n")
+    arguments, environment = (tasks, "-w", "1", "--screen", mode), {**os.environ, "TERM": term}
+    if not terminal:
+        run = cli.run(*arguments, env=environment)
+        assert (run.code, "\x1b" in run.err) == (0, drawn)
+        return
+    ours, theirs = os.openpty()
+    try:
+        process = cli.start(*arguments, env=environment, stderr=theirs)
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                block = os.read(ours, 65536)
+            except OSError:  # nobody has the other end any more
+                break
+            seen += block
+        assert cli.finish(process).code == 0
+    finally:
+        os.close(ours)
+    assert (ENTER.encode() in seen) == drawn
+    assert (LEAVE.encode() in seen) == drawn
+    assert (b"\x1b" in seen) == drawn
+
+
+def test_version_and_help(cli):
+    assert cli.run("--version") == (0, f"shmqueue {shmqueue.__version__}\n", "")
+    run = cli.run("--help")
+    assert (run.code, run.err) == (0, "")
+    for option in ("--handlers", "--call", "--shell", "--workers", "--timeout", "--retries", "--halt", "--max-tasks",
+                   "--max-rss", "--slots", "--slot-size", "--batch", "--start-method", "--results", "--log", "--screen",
+                   "--clean", "TASKS"):  # fmt: skip
+        assert option in run.out
+
+
+def test_clean_removes_what_a_killed_run_left_and_nothing_of_a_living_one(cli):
+    sleeping = cli.file("tasks", "echo " + "x" * 1000 + "\nsleep 60\n")
+    living, dead = (cli.start(sleeping, "--screen", "off", "-w", "1", "--timeout", "50") for _ in range(2))
+    assert wait_until(lambda: segments_of([living.pid]) and segments_of([dead.pid]))
+    dead.send_signal(signal.SIGKILL)
+    dead.wait()
+    kept = segments_of([living.pid])
+    run = cli.run("--clean")
+    assert (run.code, run.err) == (0, "")
+    assert all(re.fullmatch(r"removed shmq-\S+|nothing to remove", line) for line in run.out.splitlines())
+    assert segments_of([dead.pid]) == []
+    assert set(kept) & set(segments_of([living.pid]))
+    living.send_signal(signal.SIGTERM)
+    assert cli.finish(living).code == 128 + signal.SIGTERM
+    assert cli.run("--clean", "-w", "1").code == 0
+
+
+# Functions of one's own.
+
+OWN = """
+    import sys
+    import shmqueue
+
+    def shout(payload: str) -> str:
+        return payload.upper()
+
+    def fail(payload):
+        raise ValueError("on purpose")
+
+    if __name__ == "__main__":
+        raise SystemExit(shmqueue.main([shout, fail]))
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_main_over_functions_of_a_script(cli, method):
+    shutil.copy(shmqueue.__file__, cli.folder)
+    script = cli.file("own.py", textwrap.dedent(OWN))
+    run = cli.tasks("shout a\nfail\necho b\n", "--start-method", method, script=script)
+    assert (run.code, run.values) == (1, ["A", None, None])
+    errors = [result["error"] for result in sorted(run.results, key=lambda result: result["tsk_id"])]
+    assert errors[1] == "ValueError: on purpose"
+    assert "line 3" in errors[2]
+
+
+def test_main_in_process_takes_arguments_and_returns_the_exit_code(tmp_path, capfd):
+    tasks = tmp_path / "tasks"
+    tasks.write_text("noop\n")
+    options = [str(tasks), "-w", "1", "--screen", "off", "--start-method", "fork"]
+    assert shmqueue.main([shmqueue.noop], options) == 0
+    assert summary(capfd.readouterr().out)["ok"] == 1
+    assert shmqueue.main({5: shmqueue.echo}, options) == 1
+    assert shmqueue.main([shmqueue.noop], []) == 2
+    assert multiprocessing.active_children() == []
+
+
+# Bad usage.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["TASKS", "--help"]),
+        (["tasks", "more"], ["more"]),
+        (["tasks", "--no-such-option"], ["--no-such-option"]),
+        (["tasks", "--work", "2"], ["--work"]),
+        (["tasks", "-w"], ["-w"]),
+        (["tasks", "-w", "0"], ["0", "1"]),
+        (["tasks", "-w", "-1"], ["-1"]),
+        (["tasks", "-w", "two"], ["two"]),
+        (["tasks", "-w", "1.5"], ["1.5"]),
+        (["tasks", "-w", "1000000"], ["1000000", "4,096"]),
+        (["tasks", "--timeout", "0"], ["0", "0.001"]),
+        (["tasks", "--timeout", "-1"], ["-1"]),
+        (["tasks", "--timeout", "nan"], ["nan"]),
+        (["tasks", "--timeout", "inf"], ["inf"]),
+        (["tasks", "--timeout", "soon"], ["soon"]),
+        (["tasks", "--retries", "-1"], ["-1", "0"]),
+        (["tasks", "--retries", "x"], ["x"]),
+        (["tasks", "--halt", "0"], ["0", "1"]),
+        (["tasks", "--halt", "x"], ["x"]),
+        (["tasks", "--max-tasks", "0"], ["0", "1"]),
+        (["tasks", "--max-rss", "0"], ["0"]),
+        (["tasks", "--max-rss", "-5M"], ["--max-rss"]),
+        (["tasks", "--max-rss", "much"], ["much"]),
+        (["tasks", "--max-rss", "5X"], ["5X"]),
+        (["tasks", "--max-rss", "inf"], ["inf"]),
+        (["tasks", "--max-rss", "nan"], ["nan"]),
+        (["tasks", "--max-rss", ""], ["--max-rss"]),
+        (["tasks", "--slots", "1"], ["1", "2"]),
+        (["tasks", "--slots", "100000000000"], ["100000000000", "67,108,864"]),
+        (["tasks", "--slots", "67108864", "--slot-size", "65536"], ["needed", "free", "--slots"]),
+        (["tasks", "--slot-size", "32"], ["32", "64"]),
+        (["tasks", "--slot-size", "100"], ["100", "8"]),
+        (["tasks", "--slot-size", "1000000"], ["1000000", "65,536"]),
+        (["tasks", "--batch", "0"], ["0", "1"]),
+        (["tasks", "--start-method", "thread"], ["thread", "fork"]),
+        (["tasks", "--screen", "maybe"], ["maybe", "auto"]),
+        (["tasks", "--results", "out.txt"], ["out.txt", ".jsonl"]),
+        (["tasks", "--results", ""], ["--results"]),
+        (["tasks", "--log", ""], ["--log"]),
+        (["tasks", "--handlers", ""], ["--handlers"]),
+        (["tasks", "--call", ""], ["--call"]),
+        (["tasks", "--results", "absent/out.jsonl"], ["absent/out.jsonl"]),
+        (["tasks", "--results", "folder.jsonl"], ["folder.jsonl"]),
+        (["tasks", "--log", "absent/log"], ["absent/log"]),
+        (["tasks", "--log", "."], ["--log"]),
+        (["tasks", "--handlers", "absent.py"], ["absent.py"]),
+        (["tasks", "--handlers", "absent_module"], ["absent_module"]),
+        (["tasks", "--handlers", "broken.py"], ["broken.py", "SyntaxError"]),
+        (["tasks", "--handlers", "raising.py"], ["raising.py", "on import"]),
+        (["tasks", "--handlers", "leaving.py"], ["leaving.py", "SystemExit"]),
+        (["tasks", "--handlers", "empty.py"], ["empty.py", "no public functions"]),
+        (["tasks", "--handlers", "json.py"], ["json.py"]),
+        (["tasks", "--call", "own.py"], ["own.py", "FUNCTION"]),
+        (["tasks", "--call", "own.py:absent"], ["absent", "good"]),
+        (["tasks", "--call", "own.py:gooo"], ["gooo", "good"]),
+        (["tasks", "--call", "absent.py:good"], ["absent.py"]),
+        (["tasks", "--call", "own.py:"], ["own.py:"]),
+        (["tasks", "--call", ":good"], [":good"]),
+        (["tasks", "--shell", "--handlers", "own.py"], ["--shell", "--handlers"]),
+        (["tasks", "--shell", "--call", "own.py:good"], ["--shell", "--call"]),
+        (["tasks", "--handlers", "own.py", "--call", "own.py:good"], ["--handlers", "--call"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_is_one_line_and_exit_2(cli, request, arguments, words):
+    cli.file("tasks", "noop\n")
+    cli.file("own.py", "def good(payload): return None\n")
+    cli.file("broken.py", "def broken(:\n")
+    cli.file("raising.py", "raise RuntimeError('on import')\n")
+    cli.file("leaving.py", "import sys; sys.exit(0)\n")
+    cli.file("empty.py", "x = 1\n")
+    cli.file("json.py", "def good(payload): return None\n")
+    (cli.folder / "folder.jsonl").mkdir()
+    before = sorted(path.name for path in cli.folder.iterdir())
+    error = usage_error(cli.run(*arguments))
+    assert [word for word in words if word not in error] == [], error
+    left = {path.name for path in cli.folder.iterdir()} - set(before) - {"__pycache__"}
+    assert left == set(), "nothing is made before the usage is known to be good"
+
+
+def test_max_rss_without_psutil_is_exit_2(cli):
+    cli.file("psutil.py", "raise ImportError('blocked')\n")
+    cli.file("tasks", "noop\n")
+    environment = {**os.environ, "PYTHONPATH": str(cli.folder)}
+    error = usage_error(cli.run("tasks", "--max-rss", "1G", env=environment))
+    assert "psutil" in error
+    run = cli.run("tasks", "-w", "1", "--screen", "off", env=environment)
+    assert (run.code, summary(run.out)["ok"]) == (0, 1)
+
+
+def test_processes_that_functions_started_end_with_the_run(cli):
+    run = cli.tasks("sleep 600 >/dev/null 2>&1 & echo $!\n" * 3, "--shell")
+    pids = [int(value) for value in run.values]
+    assert wait_until(lambda: not any(map(is_running, pids)))
+
+
+def test_results_that_existed_are_kept_when_the_usage_is_bad(cli):
+    cli.file("out.jsonl", "kept\n")
+    for arguments in (["absent"], ["tasks", "-w", "0"], ["tasks", "--log", "absent/log"]):
+        cli.file("tasks", "noop\n")
+        usage_error(cli.run(*arguments, "--results", "out.jsonl"))
+        assert pathlib.Path(cli.folder, "out.jsonl").read_text() == "kept\n", arguments

@@ -1,0 +1,175 @@
+"""Frames of the screen, line by line. `render` is pure: no terminal is needed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shmqueue import Snapshot, WorkerRow, render
+
+ROWS = (
+    WorkerRow(0, 4122, "run", "sha256", 155_210, 3, 12_801.2, 98.4, 18 << 20, 621_034, 0.021),
+    WorkerRow(1, 4123, "sleep", "", 155_007, 9, 12_790.0, 1.0, 18 << 20, None, 0.0),
+    WorkerRow(2, 4124, "dead", "", 7, 0, 0.0, None, None, None, 0.0),
+)
+FAILURE = "#5,123 sha256 failed: FileNotFoundError: no such file: a.bin"
+
+
+def snapshot(**changes):
+    fields = {
+        "title": "tasks.txt",
+        "name": "shmq-4121-9f3a",
+        "strategy": "lockf",
+        "seconds": 12.3,
+        "counts": {"ok": 621_009, "failed": 25, "timeout": 0, "crashed": 0, "cancelled": 0},
+        "retried": 3,
+        "total": 1_000_000,
+        "rates": [1.0, 2.0, 40_000.0, 51_204.2],
+        "ring": 11_204,
+        "num_slots": 16_384,
+        "workers": ROWS,
+        "failures": [FAILURE],
+    }
+    return Snapshot(**{**fields, **changes})
+
+
+def many(count):
+    return [
+        WorkerRow(i, 5000 + i, "run" if i % 2 else "sleep", "f", 10, 0, 5.0, None, None, None, 0.0)
+        for i in range(count)
+    ]
+
+
+def test_a_frame_of_80_by_24():
+    assert render(snapshot(), 80, 24) == [
+        " shmqueue  tasks.txt           3 workers · lockf · shmq-4121-9f3a      00:00:12",
+        " ████████████████████▌░░░░░░░░░░░░   62.1%   621,034 / 1,000,000   eta 00:00:07",
+        " 51,204 tasks/s  ▁▁▇█                           ring ██████▉░░░ 11,204 / 16,384",
+        " ok 621,009  failed 25  retried 3",
+        "",
+        " worker  state         done  failed    tasks/s    cpu  in hand",
+        "      0  run        155,210       3     12,801   98 %  #621,034  0.02 s",
+        "      1  sleep      155,007       9     12,790    1 %  –",
+        "      2  dead             7       0          0         –",
+        "",
+        " #5,123 sha256 failed: FileNotFoundError: no such file: a.bin",
+    ]
+
+
+def test_a_frame_of_200_by_50():
+    frame = render(snapshot(), 200, 50)
+    assert frame[0] == " shmqueue  tasks.txt" + " " * 131 + "3 workers · lockf · shmq-4121-9f3a      00:00:12"
+    assert frame[1] == " " + "█" * 95 + "░" * 58 + "   62.1%   621,034 / 1,000,000   eta 00:00:07"
+    assert frame[2:] == [
+        " 51,204 tasks/s  ▁▁▇█   ring ██████▉░░░ 11,204 / 16,384   ok 621,009  failed 25  retried 3",
+        "",
+        " worker      pid  state  function             done  failed    tasks/s    cpu      rss  in hand",
+        "      0     4122  run    sha256            155,210       3     12,801   98 %    18 MB  #621,034  0.02 s",
+        "      1     4123  sleep  –                 155,007       9     12,790    1 %    18 MB  –",
+        "      2     4124  dead   –                       7       0          0                  –",
+        "",
+        " #5,123 sha256 failed: FileNotFoundError: no such file: a.bin",
+    ]
+
+
+def test_a_frame_of_40_by_10():
+    assert render(snapshot(total=None, failures=[]), 40, 10) == [
+        " shmqueue  tasks.txt",
+        " 621,034 tasks done",
+        " 51,204 tasks/s  ▁▁▇█",
+        " ok 621,009  failed 25  retried 3",
+        "",
+        " worker  state         done    tasks/s",
+        "      0  run        155,210     12,801",
+        "      1  sleep      155,007     12,790",
+        "      2  dead             7          0",
+    ]
+
+
+def test_a_run_that_begins_and_one_without_a_known_end():
+    counts = dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), 0)
+    begun = snapshot(counts=counts, rates=[], retried=0, ring=0, failures=[], seconds=0)
+    assert render(begun, 80, 24)[:4] == [
+        " shmqueue  tasks.txt           3 workers · lockf · shmq-4121-9f3a      00:00:00",
+        " ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░    0.0%   0 / 1,000,000   eta –",
+        " 0 tasks/s     ring ░░░░░░░░░░ 0 / 16,384   ok 0  failed 0",
+        "",
+    ]
+    assert render(begun._replace(total=None), 80, 24)[1] == " 0 tasks done"
+
+
+def test_every_kind_of_outcome_is_counted():
+    counts = {"ok": 1, "failed": 2, "timeout": 3, "crashed": 4, "cancelled": 5}
+    text = "\n".join(render(snapshot(counts=counts, total=15), 200, 50))
+    assert "ok 1  failed 2  timeout 3  crashed 4  cancelled 5  retried 3" in text
+    assert "100.0%   15 / 15" in text
+
+
+@pytest.mark.parametrize(("count", "height"), [(100, 24), (100, 12), (20, 10), (999, 50)])
+def test_more_workers_than_lines_are_summed_up(count, height):
+    frame = render(snapshot(workers=many(count), failures=[]), 80, height)
+    assert len(frame) <= height
+    rows = [line for line in frame if line.split()[1:2] in (["run"], ["sleep"])]
+    rest = count - len(rows)
+    assert [line.split()[0] for line in rows] == [str(i) for i in range(len(rows))]
+    assert len(rows) >= height - 8
+    busy = sum(row.state == "run" for row in many(count)[len(rows) :])
+    assert frame[-1] == f" and {rest:,} more: {busy:,} run, {10 * rest:,} done, {5 * rest:,} tasks/s"
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10), (80, 10), (60, 12), (200, 50)])
+def test_failures_leave_room_for_the_workers(width, height):
+    """Five of them, as there are after a bad start, and more workers than fit."""
+    frame = render(snapshot(workers=many(100), failures=[FAILURE] * 5), width, height)
+    assert any(line.split()[:1] == ["worker"] for line in frame), frame
+    assert any(line.split()[:1] == ["0"] for line in frame), frame
+    assert any(line.startswith(" #5,123") for line in frame)
+
+
+HOSTILE = {
+    "escape": "\x1b[2J\x1b]52;c;aGk=\x07",
+    "c1": "\x9b31m\x85\x90",
+    "bidi": "\u202e\u2066\u200f",
+    "control": "\0\b\r\x7f",
+    "line": "\n\t\u2028\u2029\v\f",
+    "surrogate": "\udcff\ud800",
+    "zero width": "\u200b\u200d\ufeff",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("place", ["title", "function", "failure"])
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+def test_hostile_text_is_replaced(text, place, size):
+    rows = [ROWS[0]._replace(function=text)] if place == "function" else ROWS
+    changes = {"title": f"a{text}z"} if place == "title" else {"failures": [f"a{text}z"]} if place == "failure" else {}
+    frame = render(snapshot(workers=rows, **changes), *size)
+    assert all(line.isprintable() for line in frame)
+    frame_of_plain_text = render(snapshot(workers=ROWS[:1] if place == "function" else ROWS), *size)
+    assert len(frame) == len(frame_of_plain_text), "no line is broken in two"
+    if place != "function" and text.strip():
+        assert any("a\ufffd" in line for line in frame)
+
+
+numbers = st.one_of(st.integers(0, 2**63), st.integers(0, 1000))
+texts = st.text(st.characters(), max_size=60)
+own_words = st.sampled_from(["", "shmq-4121-9f3a", "paused, a rather long state"])
+rates = st.floats(0, 1e12)
+workers = st.builds(
+    WorkerRow, st.integers(0, 4095), st.integers(0, 2**22), st.sampled_from(["run", "sleep", "dead"]), texts, numbers,
+    numbers, rates, st.none() | st.floats(0, 10_000), st.none() | numbers, st.none() | numbers, st.floats(0, 1e9),
+)  # fmt: skip
+snapshots = st.builds(
+    Snapshot, texts, own_words, own_words, st.floats(0, 1e9),
+    st.fixed_dictionaries(dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), numbers)),
+    numbers, st.none() | numbers, st.lists(rates, max_size=70), numbers, st.integers(2, 2**26),
+    st.lists(workers, min_size=1, max_size=12), st.lists(texts, max_size=5), own_words,
+)  # fmt: skip
+
+
+@given(snapshots, st.integers(20, 250), st.integers(5, 60))
+def test_a_frame_never_exceeds_the_screen_and_shows_nothing_that_commands_it(shown, width, height):
+    frame = render(shown, width, height)
+    assert len(frame) <= height
+    assert max(map(len, frame)) <= width
+    assert all(line.isprintable() for line in frame)
+    assert render(shown, width, height) == frame, "pure"
