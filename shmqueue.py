@@ -973,6 +973,7 @@ REFERENCE = struct.Struct("=QQQ")  # what stands for bytes out of line: the file
 BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
 QUIET_SECONDS = 20e-6  # a task that returned None and took less shares an outcome with its like, and their mean time
 SPILL_BYTES = 16 << 20  # out-of-line values of one worker that may wait to be harvested
+SPILL_TRIES = 100  # to write one when nothing of this worker's waits and there is no room all the same
 LEAVE, STOP_BATCH = ord("q"), ord("r")  # orders on the recall pipe, obeyed after the task in hand
 ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
 
@@ -1067,7 +1068,6 @@ class Worker:
         self._left = options.max_tasks if options.max_tasks is not None else math.inf
         self._limit = options.batch or 1  # tasks to claim next
         self._spilled = 0  # bytes in the file of values out of line
-        self._sentinel = -1
         self.disowned = False  # true in a process that a function forked
 
     def start(self) -> None:
@@ -1100,10 +1100,15 @@ class Worker:
 
     def _claimable(self) -> int:
         """How many tasks to claim: none while too many bytes of values wait to be harvested."""
+        self._reclaim()
+        return 0 if self._spilled > SPILL_BYTES else int(min(self._limit, self._left))
+
+    def _reclaim(self) -> bool:
+        """Begin the file of values anew if all in it are harvested; whether it is empty."""
         if self._spilled and self._words[self._status + HARVESTED] == self._words[self._status + RECORDS]:
             os.truncate(self._queue.segment.beside(f"v{self._index}"), 0)
             self._spilled = 0
-        return 0 if self._spilled > SPILL_BYTES else int(min(self._limit, self._left))
+        return not self._spilled
 
     def run(self, first: int, count: int) -> None:
         """Run the batch in the lane, task by task, and give back what is not begun when somebody ends it early.
@@ -1172,12 +1177,21 @@ class Worker:
     def _spill(self, status: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
         """Put a value that does not fit an outcome slot into a file, and end the batch where many bytes wait there.
 
-        Opened anew each time: a descriptor that is kept could be closed, and its number reused, by a function."""
-        try:
-            write_at(self._queue.segment.beside(f"v{self._index}"), self._spilled, [data])
-        except OSError as error:
-            text = f"{describe(error)}: no room for a value of {len(data):,} bytes out of line"
-            return FAILED, STR, encode_text(text)[: self._capacity]
+        Where there is no room, wait until what is there has been harvested. The file is opened anew each time: a
+        descriptor that is kept could be closed, and its number reused, by a function."""
+        path, alone = self._queue.segment.beside(f"v{self._index}"), 0
+        while True:
+            try:
+                write_at(path, self._spilled, [data])
+                break
+            except OSError as error:
+                if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
+                    text = f"{describe(error)}: no room for a value of {len(data):,} bytes in {shared_directory()}"
+                    return FAILED, STR, encode_text(text)[: self._capacity]
+            self._queue.claim(self._index, 0)  # publishes, and claims nothing
+            self._ring()
+            time.sleep(0.02)
+            alone += self._reclaim()
         reference = REFERENCE.pack(self._index, self._spilled, len(data))
         self._spilled += len(data)
         if self._spilled > SPILL_BYTES:
@@ -2015,13 +2029,10 @@ class Crew:
         standing = []
         for handle in self.living():
             (end, progress), first = handle.seen, self._queue.words[self._queue.status[handle.index] + FIRST]
-            if (
-                first < progress < end
-                and now - handle.progress_since >= LOOK_SECONDS
-                and handle.looked_behind != progress
-            ):
-                handle.looked_behind = progress
-                standing.append(handle)
+            if first < progress < end and handle.looked_behind != progress:
+                if now - handle.progress_since >= LOOK_SECONDS and process_status(handle.pid)[0] not in ("T", "t"):
+                    handle.looked_behind = progress
+                    standing.append(handle)
         return standing
 
     def free_lock(self, holder: int, seconds: int) -> None:
@@ -2143,6 +2154,9 @@ class Supervisor:
         self._began = self._moved_at = time.monotonic()
         self._next_look = self._next_share = 0.0
         self.on_look: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
+        if log:
+            with open(log, "ab"):  # or nobody would hear that it cannot be written
+                pass
         sweep()
         method = start_method or ("fork" if threading.active_count() == 1 else "forkserver")
         context = multiprocessing.get_context(method)
@@ -2783,7 +2797,10 @@ def _render_head(snapshot: Snapshot, width: int) -> list[str]:
     first = spread(f"shmqueue  {title}{state}", f"{about}      {clock(snapshot.seconds)}", width)
     if snapshot.total:
         left = f"eta {clock((snapshot.total - done) / rate)}" if rate > 0 else "eta –"
-        tail = f"  {done / snapshot.total:6.1%}   {done:,} / {snapshot.total:,}   {left}"
+        parts = [f"{done / snapshot.total:6.1%}", f"{done:,} / {snapshot.total:,}", left]
+        while len("   ".join(parts)) > width - 10 and len(parts) > 1:
+            parts.pop()
+        tail = "  " + "   ".join(parts)
         second = bar(done / snapshot.total, max(4, width - len(tail))) + tail
     else:
         second = f"{done:,} tasks done"
@@ -3440,10 +3457,9 @@ class CommandLine:
         self.source: Any = (
             QuerySource(options.tasks, options.query, parse) if options.query else LineSource(options.tasks, parse)
         )
-        for option in ("log", "summary"):
-            if path := getattr(options, option):
-                with _usage_error(f"--{option} {path}"), open(path, "ab"):
-                    pass
+        if options.summary:
+            with _usage_error(f"--summary {options.summary}"), open(options.summary, "ab"):
+                pass
         self.results = open_results(options.results, options.resume) if options.results else None
         if self.results is not None and options.resume:
             self.source = Remaining(self.source, self.results.done, names[0])
