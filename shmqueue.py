@@ -2029,10 +2029,10 @@ class Crew:
         standing = []
         for handle in self.living():
             (end, progress), first = handle.seen, self._queue.words[self._queue.status[handle.index] + FIRST]
-            if first < progress < end and handle.looked_behind != progress:
-                if now - handle.progress_since >= LOOK_SECONDS and process_status(handle.pid)[0] not in ("T", "t"):
-                    handle.looked_behind = progress
-                    standing.append(handle)
+            long = now - handle.progress_since >= LOOK_SECONDS and handle.looked_behind != progress
+            if first < progress < end and long and process_status(handle.pid)[0] not in ("T", "t"):
+                handle.looked_behind = progress
+                standing.append(handle)
         return standing
 
     def free_lock(self, holder: int, seconds: int) -> None:
@@ -2089,11 +2089,34 @@ def available_processors() -> int:
     return max(1, count)
 
 
-def check_number(name: str, value: Any, low: float, high: float, whole: bool = True) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise TypeError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
+LIMITS: dict[str, tuple[float, float]] = {
+    "fn_id": (1, OUT_OF_LINE - 1),
+    "workers": (1, 4096),
+    "num_slots": (2, 1 << 26),
+    "slot_size": (64, 65536),
+    "batch": (1, 1 << 26),
+    "timeout": (0.001, 1e9),
+    "retries": (0, 1 << 30),
+    "max_rss": (1 << 20, 1 << 50),
+    "max_tasks": (1, 1 << 50),
+}
+
+
+def check_numbers(**values: Any) -> None:
+    """Raise TypeError or ValueError, with the value and the limit, for an argument out of LIMITS; None is not checked."""
+    for name, value in values.items():
+        low, high = LIMITS[name]
+        whole = isinstance(low, int)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise TypeError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
+        if not low <= value <= high:
+            raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
+    if values.get("slot_size", 0) % 8:
+        raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
+    if values.get("max_rss") is not None and psutil is None:
+        raise ValueError(f"max_rss={values['max_rss']}: needs psutil, which is not installed (pip install psutil)")
 
 
 def number_functions(functions: Any) -> dict[int, Function]:
@@ -2102,7 +2125,7 @@ def number_functions(functions: Any) -> dict[int, Function]:
     if not numbered:
         raise ValueError("functions is empty: at least one is needed")
     for fn_id, function in numbered.items():
-        check_number("fn_id", fn_id, 1, OUT_OF_LINE - 1)
+        check_numbers(fn_id=fn_id)
         if not callable(function):
             raise TypeError(f"functions: {function!r} is not callable")
     return numbered
@@ -2144,7 +2167,8 @@ class Supervisor:
     ) -> None:
         numbered = number_functions(functions)
         workers = available_processors() if workers is None else workers
-        self._check(workers, num_slots, slot_size, batch, timeout, retries, max_rss, max_tasks)
+        check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
+        check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
         self._ledger = Ledger(numbered, retries, workers)
         self._submitted = Job(None, self._ledger.names)
         self._files, self._file_limit = itertools.count(1), OUT_OF_LINE_BYTES
@@ -2173,34 +2197,6 @@ class Supervisor:
         except BaseException:
             self._stop()
             raise
-
-    @staticmethod
-    def _check(
-        workers: Any,
-        num_slots: Any,
-        slot_size: Any,
-        batch: Any,
-        timeout: Any,
-        retries: Any,
-        max_rss: Any,
-        max_tasks: Any,
-    ) -> None:
-        check_number("workers", workers, 1, 4096)
-        check_number("num_slots", num_slots, 2, 1 << 26)
-        check_number("slot_size", slot_size, 64, 65536)
-        if slot_size % 8:
-            raise ValueError(f"slot_size={slot_size}: must be a multiple of 8")
-        check_number("retries", retries, 0, 1 << 30)
-        for name, value, low, whole in (
-            ("batch", batch, 1, True),
-            ("timeout", timeout, 0.001, False),
-            ("max_tasks", max_tasks, 1, True),
-            ("max_rss", max_rss, 1, True),
-        ):
-            if value is not None:
-                check_number(name, value, low, 1 << 50, whole)
-        if max_rss is not None and psutil is None:
-            raise ValueError(f"max_rss={max_rss}: needs psutil, which is not installed (pip install psutil)")
 
     # What a user calls.
 
