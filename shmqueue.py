@@ -1769,6 +1769,86 @@ class Ledger:
         return self.in_queue() + sum(len(tasks.payloads) for tasks in self.requeued)
 
 
+OUT_OF_LINE_BYTES = 32 << 20  # payloads out of line that may be in the queue, unless it is a single one
+
+
+class Feeder:
+    """Brings the ledger's tasks into the queue, and payloads that do not fit a slot into files beside it."""
+
+    def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
+        self._queue, self._ledger, self._files, self._limit = queue, ledger, itertools.count(1), OUT_OF_LINE_BYTES
+
+    def has_room(self) -> bool:
+        return self._queue.room() > 0 and self._ledger.file_bytes <= self._limit
+
+    def feed(self) -> bool:
+        """Push what was read, or goes round again, as far as there is room. Whether anything was pushed."""
+        requeued, room = self._ledger.requeued, self._queue.room()
+        if room <= 0 or not requeued:
+            return False
+        tasks = requeued.popleft()
+        count, size = self._fit(tasks, room)
+        if count < len(tasks.data):
+            requeued.appendleft(tasks.part(count, len(tasks.data)))
+            tasks = tasks.part(0, count)
+        return count > 0 and self._push(tasks, size)
+
+    def _fit(self, tasks: Tasks, room: int) -> tuple[int, int]:
+        """How many of `tasks` can be pushed, and how many bytes of them travel out of line."""
+        size, capacity, most = 0, self._queue.ring.capacity, min(room, len(tasks.data))
+        if max(map(len, tasks.data)) <= capacity:
+            return most, 0
+        for count, length in enumerate(map(len, tasks.data[:most])):
+            more = length if length > capacity else 0
+            if size + more > self._limit - self._ledger.file_bytes and (size or self._ledger.file_bytes):
+                return count, size
+            size += more
+        return most, size
+
+    def _push(self, tasks: Tasks, size: int) -> bool:
+        file, fn_ids, data = None, tasks.fn_ids, tasks.data
+        if size:
+            try:
+                file, fn_ids, data = self._put_beside(tasks, size)
+            except OSError as error:
+                self._no_room(tasks, size, error)
+                return False
+        try:
+            tsk_ids = array.array("I", tasks.tsk_ids)
+        except OverflowError:
+            tsk_ids = array.array("I", [tsk_id & 0xFFFFFFFF for tsk_id in tasks.tsk_ids])
+        places = self._queue.push(Encoded(tsk_ids, fn_ids, data))
+        self._ledger.placed(tasks, places, file)
+        return True
+
+    def _put_beside(self, tasks: Tasks, size: int) -> tuple[PayloadFile, array.array[int], list[bytes]]:
+        """Put the payloads that do not fit a slot into a file; the columns with references in their place."""
+        number, offset, fn_ids, data, big = next(self._files), 0, tasks.fn_ids[:], list(tasks.data), []
+        for at, item in enumerate(data):
+            if len(item) > self._queue.ring.capacity:
+                data[at] = REFERENCE.pack(number, offset, len(item))
+                fn_ids[at] |= OUT_OF_LINE
+                offset += len(item)
+                big.append(item)
+        path = self._queue.segment.beside(f"p{number}")
+        try:
+            write_at(path, 0, big)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            raise
+        return PayloadFile(path, size), fn_ids, data
+
+    def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
+        """Payloads out of line found no room: try fewer at a time, and fail the one that does not fit alone."""
+        if self._ledger.file_bytes or len(tasks.data) > 1:
+            self._limit = max(1, size // 2)
+            self._ledger.requeued.appendleft(tasks)
+        else:
+            where = shared_directory()
+            self._ledger.end(tasks, "failed", f"{describe(error)}: no room in {where} for a payload of {size:,} bytes")
+
+
 def no_such_function(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(names), 3, 0.5)
     return f"LookupError: no function {name!r}; " + (
@@ -2077,7 +2157,6 @@ def exit_text(code: int) -> str:
 STALL_SECONDS = 3.0  # how long tasks may be in the queue while every worker sleeps, which cannot be
 SHARE_SECONDS = 0.5  # how often a snapshot is left for --watch
 READ_AHEAD = 4  # in rings: how far input is read beyond the oldest unfinished task, when results go in order
-OUT_OF_LINE_BYTES = 32 << 20  # payloads out of line that may be in the queue, unless it is a single one
 
 
 def available_processors() -> int:
@@ -2103,7 +2182,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 
 
 def check_numbers(**values: Any) -> None:
-    """Raise TypeError or ValueError, with the value and the limit, for an argument out of LIMITS; None is not checked."""
+    """Raise TypeError or ValueError, with value and limit, for an argument out of LIMITS; None is not checked."""
     for name, value in values.items():
         low, high = LIMITS[name]
         whole = isinstance(low, int)
@@ -2171,11 +2250,10 @@ class Supervisor:
         check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
         self._ledger = Ledger(numbered, retries, workers)
         self._submitted = Job(None, self._ledger.names)
-        self._files, self._file_limit = itertools.count(1), OUT_OF_LINE_BYTES
         self._holding = False  # workers give back what they claim, and nothing is pushed
         self.paused = self._closed = self._broken = False
         self._failure: Exception | None = None  # why the run was given up
-        self._began = self._moved_at = time.monotonic()
+        self._began = self._moved_at = self._turned_at = time.monotonic()
         self._next_look = self._next_share = 0.0
         self.on_look: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
         if log:
@@ -2186,6 +2264,7 @@ class Supervisor:
         context = multiprocessing.get_context(method)
         most = batch or max(16, min(1024, num_slots // (2 * workers)))
         self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
+        self._feeder = Feeder(self._queue, self._ledger)
         worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
         self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
         self._queue.stuck = self._crew.free_lock
@@ -2388,18 +2467,20 @@ class Supervisor:
         try:
             moved = self._feed()
             moved = self._harvest() or moved
+            now = time.monotonic()
+            if moved or now - self._turned_at > 1.0:  # or the caller was away
+                self._moved_at = now
+            self._turned_at = now
             self._crew.ring(self._queue.backlog())
-            if time.monotonic() >= self._next_look:
-                moved = self._look(time.monotonic()) or moved
+            if now >= self._next_look:
+                moved = self._look(now) or moved
         except (WorkersFailedError, SpoiledSegmentError) as error:
             self._give_up(error)
             return
         except BaseException:
             self._broken = True
             raise
-        if moved:
-            self._moved_at = time.monotonic()
-        elif not job.results:
+        if not moved and not job.results:
             self._wait(job)
 
     def _take(self, job: Job) -> None:
@@ -2414,83 +2495,21 @@ class Supervisor:
                 ledger.end(tasks)
             return
         far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
-        room = self._queue.room()
-        if room > 0 and not (far or self._holding or ledger.file_bytes > self._file_limit):
-            items = source.take(room)
+        if self._feeder.has_room() and not (far or self._holding):
+            items = source.take(self._queue.room())
             tasks = ledger.admit(job, items) if items else None
             if tasks is not None:
                 ledger.requeued.append(tasks)
 
     def _feed(self) -> bool:
-        """Push what was read, or goes round again, as far as there is room. Whether anything was pushed."""
-        requeued, room = self._ledger.requeued, self._queue.room()
+        """Push tasks, unless the workers give back what they have. Whether anything was pushed."""
         if self._holding and not self.paused and not self._queue.backlog():
             self._holding = False
             self._queue.words[CONTROL] = RUN
-        if self._holding or room <= 0 or not requeued:
+        if self._holding or not self._feeder.feed():
             return False
-        tasks = requeued.popleft()
-        count, size = self._fit(tasks, room)
-        if count < len(tasks.data):
-            requeued.appendleft(tasks.part(count, len(tasks.data)))
-            tasks = tasks.part(0, count)
-        return count > 0 and self._push(tasks, size)
-
-    def _fit(self, tasks: Tasks, room: int) -> tuple[int, int]:
-        """How many of `tasks` can be pushed, and how many bytes of them travel out of line."""
-        size, capacity, most = 0, self._queue.ring.capacity, min(room, len(tasks.data))
-        if max(map(len, tasks.data)) <= capacity:
-            return most, 0
-        for count, length in enumerate(map(len, tasks.data[:most])):
-            more = length if length > capacity else 0
-            if size + more > self._file_limit - self._ledger.file_bytes and (size or self._ledger.file_bytes):
-                return count, size
-            size += more
-        return most, size
-
-    def _push(self, tasks: Tasks, size: int) -> bool:
-        file, fn_ids, data = None, tasks.fn_ids, tasks.data
-        if size:
-            try:
-                file, fn_ids, data = self._put_beside(tasks, size)
-            except OSError as error:
-                self._no_room(tasks, size, error)
-                return False
-        try:
-            tsk_ids = array.array("I", tasks.tsk_ids)
-        except OverflowError:
-            tsk_ids = array.array("I", [tsk_id & 0xFFFFFFFF for tsk_id in tasks.tsk_ids])
-        places = self._queue.push(Encoded(tsk_ids, fn_ids, data))
-        self._ledger.placed(tasks, places, file)
         self._crew.ring(self._queue.backlog())
         return True
-
-    def _put_beside(self, tasks: Tasks, size: int) -> tuple[PayloadFile, array.array[int], list[bytes]]:
-        """Put the payloads that do not fit a slot into a file; the columns with references in their place."""
-        number, offset, fn_ids, data, big = next(self._files), 0, tasks.fn_ids[:], list(tasks.data), []
-        for at, item in enumerate(data):
-            if len(item) > self._queue.ring.capacity:
-                data[at] = REFERENCE.pack(number, offset, len(item))
-                fn_ids[at] |= OUT_OF_LINE
-                offset += len(item)
-                big.append(item)
-        path = self._queue.segment.beside(f"p{number}")
-        try:
-            write_at(path, 0, big)
-        except OSError:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            raise
-        return PayloadFile(path, size), fn_ids, data
-
-    def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
-        """Payloads out of line found no room: try fewer at a time, and fail the one that does not fit alone."""
-        if self._ledger.file_bytes or len(tasks.data) > 1:
-            self._file_limit = max(1, size // 2)
-            self._ledger.requeued.appendleft(tasks)
-        else:
-            where = shared_directory()
-            self._ledger.end(tasks, "failed", f"{describe(error)}: no room in {where} for a payload of {size:,} bytes")
 
     def _harvest(self) -> bool:
         """Take in what workers have published. Whether there was anything, or there is more room."""
