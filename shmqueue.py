@@ -3593,12 +3593,12 @@ def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> li
     slow = [
         (r["seconds"], f"#{r['tsk_id']:,} {r['function']} {decode_text(r['payload'])[:30]}") for r in summary["slowest"]
     ]
-    if slow and slow[0][0] >= 0.001:
+    if slow and slow[0][0] >= 0.01:
         lines.append("slowest: " + "; ".join(f"{seconds:.3f} s {what}" for seconds, what in slow))
     shares, seconds, workers = summary["shares"], summary["seconds"], len(summary["workers"])
-    lines.append(
-        "workers: " + ", ".join(f"{what} {shares[what]:.0%}" for what in ("run", "wait", "start")) + " of the time"
-    )
+    if seconds >= 1:
+        spent = ", ".join(f"{what} {shares[what]:.0%}" for what in ("run", "wait", "start"))
+        lines.append(f"workers: {spent} of the time")
     lines += [f"{left_out:,} tasks left out: the results file holds them as ok"] if left_out else []
     lines += [f"shmqueue: {problem}"] if problem else []
     names = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}

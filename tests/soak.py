@@ -184,7 +184,9 @@ class Worker:
 
     def __init__(self, words: memoryview, index: int) -> None:
         self.words = words
-        self.at = (shmqueue.ctypes.sizeof(shmqueue.QueueHeader) + index * shmqueue.ctypes.sizeof(shmqueue.WorkerStatus)) // 8
+        self.at = (
+            shmqueue.ctypes.sizeof(shmqueue.QueueHeader) + index * shmqueue.ctypes.sizeof(shmqueue.WorkerStatus)
+        ) // 8
         self.pid, self.fd, self.hit, self.known = 0, -1, False, 0  # hit: it has been killed; known: its lane at first
         self.hit_at = self.stopped_until = 0.0
 
@@ -386,7 +388,9 @@ class Storm:
         for number, pids in starts.items():
             for pid in pids[:-1] if outcomes.get(number) == "ok" else pids:
                 lost[pid].append(number)
-        self.blame("tasks charged to workers that nobody killed", [n for p in lost if p not in self.killed for n in lost[p]])
+        self.blame(
+            "tasks charged to workers that nobody killed", [n for p in lost if p not in self.killed for n in lost[p]]
+        )
         self.blame("tasks charged to one kill", [tasks for tasks in lost.values() if len(tasks) > 1])
         if self.charged > len(self.killed):
             self.violations.append(f"{self.charged:,} tasks charged for {len(self.killed):,} kills")
