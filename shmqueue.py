@@ -39,7 +39,7 @@ The processes, and what goes between them
 The segment, in bytes
 ---------------------
   QueueHeader          what and whose it is | pushed | claimed | dirty | asleep | control     a line of 128 bytes each
-  WorkerStatus x W     the worker's line: first end progress records published asleep
+  WorkerStatus x W     the worker's line: first end progress records published asleep ready
                        the supervisor's line: harvested pid completed failed started
   LocalTaskQueue x W   a lane of `batch` task slots, and a ring of 2 x `batch` outcome slots
   TaskSlot128 x N      the ring
@@ -54,8 +54,8 @@ The life of a task
   push      supervisor  writes slots beyond `pushed`, which nobody reads; then, locked, moves `pushed`.
   claim     worker      locked: copies k slots from `claimed` on into its lane, stores first, progress, end,
                         and then claimed += k: the commit point. The tasks have left the ring.
-  run       worker      for each task: call, write the outcome, records += 1, progress += 1. A task that returned
-                        None and was too short to time writes no outcome: one record covers the whole run of them.
+  run       worker      for each task: call, write the outcome, records += 1, progress += 1. Short tasks that
+                        returned None write none of their own: one outcome covers a whole run of them.
   publish   worker      published = records, in the lock section of its next claim.
   harvest   supervisor  locked: reads every `published`; then, unlocked, the outcomes up to there.
 
@@ -76,7 +76,7 @@ If a worker is killed, on any line
   after it                         progress says which task was in hand: it is charged one attempt; those before
                                    it are finished (outcome written before progress moved), those after it never
                                    began and go round again
-  between outcome and progress     the outcome counts: the last record covers the task
+  between outcome and progress     the outcome counts: the last record covers the task, and none is in hand
   anywhere else                    nothing was shared
 If the supervisor is killed, workers see their pipe close and leave; the next start removes the segment.
 
