@@ -2817,7 +2817,8 @@ def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
     head = _render_head(snapshot, width - 2)
     foot = [printable(snapshot.keys)] if snapshot.keys and height >= len(head) + 6 else []
     free = height - len(head) - 1 - len(foot)
-    failures = [printable(text) for text in snapshot.failures][-min(5, max(0, (free - 3) // 3)) :] if free > 5 else []
+    most = min(5, max(0, (free - 2) // 3))
+    failures = [printable(text) for text in snapshot.failures][-most:] if most else []
     table = _render_table(snapshot.workers, width - 2, free - len(failures) - bool(failures))
     lines = [*head, "", *table, *([""] if failures else []), *failures]
     lines += [""] * (height - len(foot) - len(lines)) + foot if foot else []
@@ -3346,29 +3347,25 @@ def _as_text(value: Any) -> str | None:
     return None if value is None else decode_text(to_bytes(value))
 
 
-def load_functions(where: str) -> dict[str, Function]:
-    """The public functions of a module, or of a file that ends with .py, by name."""
+def load_module(where: str) -> Any:
+    """Import a module by its name, or a file that ends with .py; workers that are not forked import it by name, too."""
+    path = os.path.abspath(where) if where.endswith(".py") else ""
+    if path and not os.path.isfile(path):
+        raise UsageError(f"{where!r}: no such file")
+    sys.path.insert(0, os.path.dirname(path) if path else os.getcwd())
     try:
-        if where.endswith(".py"):
-            path = os.path.abspath(where)
-            if not os.path.isfile(path):
-                raise UsageError(f"{where!r}: no such file")
-            sys.path.insert(0, os.path.dirname(path))  # workers that are not forked import it by name
-            module = importlib.import_module(os.path.basename(path)[:-3])
-            if os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(path):
-                raise UsageError(f"{where!r}: another module has that name ({module.__name__}); rename the file")
-        else:
-            sys.path.insert(0, os.getcwd())
-            module = importlib.import_module(where)
-    except UsageError:
-        raise
+        module = importlib.import_module(os.path.basename(path)[:-3] if path else where)
     except BaseException as error:
         raise UsageError(f"{where!r} cannot be imported: {describe(error)}") from None
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == module.__name__
-    }
+    if path and os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(path):
+        raise UsageError(f"{where!r}: another module has the name {module.__name__}; rename the file")
+    return module
+
+
+def public_functions(module: Any) -> list[Function]:
+    """The functions that a module defines and does not hide."""
+    named = [value for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")]
+    return [function for function in named if function.__module__ == module.__name__]
 
 
 def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[int, Function], bool]:
@@ -3379,12 +3376,12 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
         where, _, name = options.call.rpartition(":")
         if not where:
             raise UsageError(f"--call {options.call}: give MODULE_OR_FILE.py:FUNCTION")
-        loaded = load_functions(where)
+        loaded = {key: value for key, value in vars(load_module(where)).items() if callable(value)}
         if name not in loaded:
-            raise UsageError(f"--call {options.call}: {no_such_function(name, loaded)}")
+            raise UsageError(f"--call {options.call}: {no_such_function(name, [n for n in loaded if n[0] != '_'])}")
         return {1: loaded[name]}, True
     if options.handlers:
-        functions = list(load_functions(options.handlers).values())
+        functions = public_functions(load_module(options.handlers))
         if not functions:
             raise UsageError(f"--handlers {options.handlers}: it has no public functions")
     return number_functions([echo, sleep, sha256, noop] if functions is None else functions), False
@@ -3463,7 +3460,9 @@ class Keys:
 
     def __init__(self, wanted: bool) -> None:
         self._before: Any = None
-        self.active = wanted and sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(0) == os.getpgrp()
+        self.active = False
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not this process's terminal
+            self.active = wanted and sys.stdin.isatty() and os.tcgetpgrp(0) == os.getpgrp()
 
     def enter(self) -> None:
         if self.active and self._before is None:
@@ -3534,6 +3533,8 @@ class CommandLine:
                             self.supervisor.cancel()
         except (WorkersFailedError, SpoiledSegmentError) as error:
             problem = str(error)
+        except KeyboardInterrupt:
+            self.stopped_by = signal.SIGINT
         finally:
             self.keys.leave()
             for number, handler in handlers.items():
@@ -3551,8 +3552,9 @@ class CommandLine:
 
     def look(self) -> None:
         """Several times a second: do what signals and keys asked for, and bring results to their file."""
-        if self.results is not None:
-            self.results.attempt(self.results.flush)
+        results = self.results
+        if results is not None and not results.attempt(results.flush) and results.path != "-":
+            self.supervisor.cancel()  # what cannot be kept need not be done
         for key in self.keys.read():
             if key == "p" and not self.supervisor.cancelled:
                 self.supervisor.pause(not self.supervisor.paused)
@@ -3677,6 +3679,8 @@ def main(
     except UsageError as error:
         print(printable(f"shmqueue: {error}"), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the run had begun
+        return 128 + signal.SIGINT
     return 0
 
 

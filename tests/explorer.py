@@ -164,7 +164,7 @@ class Words:
 
     def __setitem__(self, place: int, value: int) -> None:
         actor, world = self.actor, self.world
-        world.step(actor, "store", place, place in world.shared)
+        world.step(actor, "store", place, place in world.shared and self.memory[place] != value)
         world.order(actor, place, True)
         self.memory[place] = value
         actor.trace = hash((actor.trace, place))
@@ -261,6 +261,7 @@ class Process:
 
     def join(self) -> None:
         join(self.world.supervisor.clock, self.actor.clock)
+        self.world.hands[self.index] = self.actor.hand()
         self.exitcode = 0 if self.actor.state == LEFT else -9
 
     def close(self) -> None:
@@ -303,7 +304,7 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
             return world.stop(handle.process.actor)
 
         def go_on(self, handle: Any) -> None:
-            handle.process.actor.stopped = False
+            world.go_on(handle.process.actor)
 
     return SteeredCrew
 
@@ -546,7 +547,7 @@ class World:
         self.ticks, self.now, self.bell, self.calm, self.over = self.scenario.ticks, 1.0, False, False, False
         self.actors: list[Actor] = []
         self.started = [0] * len(self.payloads)
-        self.deaths: dict[int, list[int | None]] = {}  # by worker: the tasks in hand of those not charged yet
+        self.hands: dict[int, int | None] = {}  # by worker: what the one who was buried last had in hand
         self.results: list[tuple[Any, ...]] = []
         self.crew: Any = None
         self._writes: dict[int, tuple[int, int]] = {}
@@ -602,13 +603,14 @@ class World:
             [self.task], workers=WORKERS, num_slots=scenario.num_slots, slot_size=64, batch=scenario.batch,
             retries=scenario.retries, start_method="fork", queue=strategy,
         )  # fmt: skip
-        for result in supervisor.run(self.payloads):
-            self.results.append((result.tsk_id, result.status, result.value, result.attempts))
-            if len(self.results) == 1 and scenario.then == "cancel":
-                supervisor.cancel()
-            if len(self.results) == 1 and scenario.then == "pause":
-                supervisor.pause(True)
-                supervisor.pause(False)
+        with contextlib.closing(supervisor.run(self.payloads)) as results:
+            for result in results:
+                self.results.append((result.tsk_id, result.status, result.value, result.attempts))
+                if len(self.results) == 1 and scenario.then == "cancel":
+                    supervisor.cancel()
+                if len(self.results) == 1 and scenario.then == "pause":
+                    supervisor.pause(True)
+                    supervisor.pause(False)
         if scenario.close:
             supervisor.close()
             if any(other.alive for other in self.actors if other is not actor):
@@ -670,7 +672,7 @@ class World:
             options.append((KILL, actor))
         if shared and self.preemptions > 0:
             options += [(SWITCH, other) for other in self.actors if other is not actor and self._ready(other)]
-        if shared and self.mortality > 0 and actor.worker < 0:  # of the others, only the supervisor sees who is dead
+        if self.mortality > 0 and actor.at == "see who lives":
             options += [(KILL, other) for other in self.actors if other is not actor and other.alive]
         if actor.recall and actor.at in ("call", "lock"):
             options.append((DELIVER, actor))
@@ -775,7 +777,6 @@ class World:
         if self.logging:
             self.log.append(f"{actor.name:>12}: KILLED before: {actor.at}")
         actor.state = DEAD
-        self.deaths.setdefault(actor.worker, []).append(actor.hand())
         for lock in self.locks.values():
             if lock.holder is actor:
                 lock.let_go(actor)
@@ -787,10 +788,10 @@ class World:
         key = hash((
             bytes(self.memory), self.current.number, self.bell, self.now, self.ticks, tuple(self.started),
             tuple(lock.holder and lock.holder.number for lock in self.locks.values()),
-            tuple((worker, *hands) for worker, hands in self.deaths.items()),
+            tuple(self.hands.items()),
             tuple(
                 (a.worker, a.state, a.trace, a.at, a.effect, a.rings, a.recall, a.stopped)
-                if a.alive else (a.worker, a.state)
+                if a.alive else (a.worker, a.state, a.hand())
                 for a in self.actors
             ),
         ))  # fmt: skip
@@ -892,6 +893,11 @@ class World:
         actor.clock[actor.number] += 1
         return True
 
+    def go_on(self, actor: Actor) -> None:
+        actor.stopped = False
+        join(actor.clock, self.supervisor.clock)
+        self.supervisor.clock[0] += 1
+
     @contextlib.contextmanager
     def hints(self) -> Iterator[None]:
         """What the current process reads here need not be new: it asks again, or was told in another way."""
@@ -935,8 +941,7 @@ class World:
             actor.settled.update(range(position, position + count))
 
     def charged(self, worker: int, position: int) -> None:
-        hands = self.deaths.get(worker, [])
-        if not hands or hands.pop(0) != position:
+        if self.hands.pop(worker, None) != position:
             self.fail(f"worker {worker} is charged with the task at {position}, which it did not have in hand")
 
     def _check(self, supervisor: Any) -> None:

@@ -113,7 +113,7 @@ def work(payload: bytes) -> bytes | str | None:
 
 def run(plan: Plan, folder: pathlib.Path, queue: str) -> None:
     """Put tasks through until the file `stop` appears; write the outcomes."""
-    faulthandler.register(signal.SIGUSR1, open(folder / "stuck", "w"), all_threads=True)  # noqa: SIM115
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     module, _, name = queue.partition(":")
     stop = folder / "stop"
 
@@ -242,7 +242,7 @@ class Storm:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(self.folder / "tmp")}
         with open(self.folder / "errors", "wb") as errors:
-            process = subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(
                 [sys.executable, "-W", "default", __file__, "--run", arguments],
                 env=environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True,
             )  # fmt: skip
@@ -291,30 +291,35 @@ class Storm:
 
     def blow_at(self, process: Any, workers: list[Worker]) -> None:
         chance, back = self.random, 0.02  # back: seconds that a worker takes to come back
-        size, since, looked = -1, time.monotonic(), 0.0
+        size, since, looked, due = -1, time.monotonic(), 0.0, 0.0
         while len(self.killed) + self.stops < self.plan.kills:
-            time.sleep(chance.expovariate(1.0) * back / len(workers))
+            time.sleep(0.001)
             now = time.monotonic()
-            for worker in workers:
-                if worker.stopped_until and now >= worker.stopped_until:
-                    worker.stopped_until = 0.0
-                    worker.send(signal.SIGCONT)
             if now - looked > 1:
                 looked, now_size = now, (self.folder / "outcomes").stat().st_size
                 if now_size != size:
                     size, since = now_size, now
                 if process.poll() is not None or now - since > HANG:
                     return
-            worker = chance.choice(workers)
-            hit_at = worker.hit_at
-            if not worker.look(process.pid) or not (worker.works() or chance.random() < 0.1):
+            ready = []
+            for worker in workers:
+                if worker.stopped_until and now >= worker.stopped_until:
+                    worker.stopped_until = 0.0
+                    worker.send(signal.SIGCONT)
+                if worker.look(process.pid):
+                    ready.append(worker)
+                    if worker.hit_at and worker.works():
+                        back, worker.hit_at = 0.9 * back + 0.1 * min(1.0, now - worker.hit_at), 0.0
+            if now < due or not ready:
                 continue
-            if hit_at:
-                back, worker.hit_at = 0.9 * back + 0.1 * min(1.0, now - hit_at), 0.0
+            due = now + chance.expovariate(1.0) * 1.5 * back / len(workers)
+            worker = chance.choice(ready)
+            if not worker.works() and chance.random() > 0.1:
+                continue
             if chance.random() < 0.25:
                 if not worker.stopped_until and worker.send(signal.SIGSTOP):
                     self.stops += 1
-                    worker.stopped_until = now + (1.5 if chance.random() < 0.03 else chance.expovariate(30.0))
+                    worker.stopped_until = now + (1.5 if chance.random() < 0.01 else chance.expovariate(50.0))
             elif state_of(worker.pid) not in ("", "Z", "X") and worker.send(signal.SIGKILL):
                 self.killed.add(worker.pid)
                 worker.hit, worker.hit_at, worker.stopped_until = True, now, 0.0

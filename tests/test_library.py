@@ -381,7 +381,7 @@ def test_in_order_a_slow_task_does_not_let_the_rest_run_away(tmp_path):
 def test_an_iterator_closed_early_cancels_what_has_not_begun(tmp_path, ordered, how):
     path, count = tmp_path / "notes", 3000
     payloads = [f"{path}|{i}" for i in range(count)]
-    with start([jobs.note_slowly, jobs.echo], num_slots=64) as supervisor:
+    with start([jobs.note_slowly, jobs.echo], num_slots=4096) as supervisor:
         read = (
             supervisor.map("note_slowly", payloads) if ordered else supervisor.run(("note_slowly", p) for p in payloads)
         )

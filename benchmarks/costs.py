@@ -1,0 +1,99 @@
+"""Where the processor time of a task goes, in a real run: the parts of shmqueue are wrapped with a clock that counts
+the thread's processor time. They are called once a block or batch, so that the clock itself costs little.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import shmqueue
+from benchmarks.jobs import JOBS, check, payloads
+
+clock = time.thread_time_ns
+SUPERVISOR = {  # what a reader calls it: the function, where it exists
+    "take": "Supervisor._take",
+    "admit": "Ledger.admit",
+    "cut to the room": "Supervisor._fit",
+    "pack": "TaskSlots.write",
+    "push": "SharedTaskQueue.push",
+    "place": "Ledger.placed",
+    "harvest": "SharedTaskQueue.harvest",
+    "unpack outcomes": "Slots.get",
+    "settle": "Ledger.settle",
+    "wake": "Crew.ring",
+    "look": "Supervisor._look",
+    "wait": "Supervisor._wait",
+    "start workers": "Crew.start",
+    "other turns": "Supervisor._turn",
+}
+WORKER = {"claim": "SharedTaskQueue.claim", "unpack": "Slots.get", "run": "Worker.run", "wait, ring": "Worker.serve"}
+
+
+class Meter:
+    """Processor time by part, each without the parts inside it."""
+
+    def __init__(self) -> None:
+        self.spent: collections.Counter[str] = collections.Counter()
+        self._inner = [0]
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            start = clock()
+            self._inner.append(0)
+            try:
+                return function(*arguments, **options)
+            finally:
+                whole = clock() - start
+                self.spent[name] += whole - self._inner.pop()
+                self._inner[-1] += whole
+
+        return timed
+
+    def install(self, parts: dict[str, str]) -> None:
+        for name, where in parts.items():
+            owner, _, attribute = where.partition(".")
+            kind = getattr(shmqueue, owner, None)
+            if attribute in vars(kind or object):
+                setattr(kind, attribute, self.wrap(name, vars(kind)[attribute]))
+
+
+def ours_costs(job: str, tasks: int) -> dict[str, dict[str, float]]:
+    """Nanoseconds of processor time a task: of the supervisor, and of the workers (all of them together)."""
+    items, meter, starting = payloads(tasks), Meter(), shmqueue.Worker.serve
+    with tempfile.TemporaryDirectory() as folder:
+
+        def serve(worker: Any) -> None:
+            """In a worker, which was forked with the supervisor's meter: put its own in place."""
+            mine = Meter()
+            for _, where in SUPERVISOR.items():
+                owner, _, attribute = where.partition(".")
+                kind = getattr(shmqueue, owner, None)
+                if hasattr(vars(kind or object).get(attribute), "__wrapped__"):
+                    setattr(kind, attribute, vars(kind)[attribute].__wrapped__)
+            shmqueue.Worker.serve = starting  # type: ignore[method-assign]
+            mine.install(WORKER)
+            worker.serve()
+            Path(folder, str(time.monotonic_ns())).write_text(json.dumps(mine.spent))
+
+        meter.install(SUPERVISOR)
+        shmqueue.Worker.serve = serve  # type: ignore[method-assign]
+        start = clock()
+        values = shmqueue.parallel_map(JOBS[job], items, start_method="fork")
+        whole = clock() - start
+        workers: collections.Counter[str] = collections.Counter()
+        for file in Path(folder).iterdir():
+            workers.update(json.loads(file.read_text()))
+    check(job, items, values)
+    meter.spent["yield, collect"] = whole - sum(meter.spent.values())
+    return {
+        side: {name: nanoseconds / tasks for name, nanoseconds in spent.most_common()}
+        for side, spent in (("supervisor", meter.spent), ("workers", workers))
+    }

@@ -1,0 +1,59 @@
+"""Rows: how each cost grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks import ours, peers
+from benchmarks.harness import CORES, Case, Curve, Findings, Plan, Sample, case, row, samples
+
+
+def _grow(plan: Plan, title: str, label: str, points: Sequence[tuple[object, list[Case]]], plot: str = "") -> Findings:
+    """A curve with the same cases at every point."""
+    found = Findings()
+    series: dict[str, list[Sample | None]] = {}
+    for _, cases in points:
+        rates = samples(cases, plan.repetitions, found.notes)
+        for each in cases:
+            series.setdefault(each.name, []).append(rates.get(each.name))
+    found.curves.append(Curve(title, label, [x for x, _ in points], series, plot=plot))
+    return found
+
+
+@row("how it grows with tasks")
+def by_tasks(plan: Plan) -> Findings:
+    counts = [10**4, 10**5, 10**6, 10**7][: plan.size(4, 2)]
+    points = [(n, [case("shmqueue", ours.ours_stream, tasks=n)]) for n in counts]
+    return _grow(plan, "No-op tasks out of an iterator, results as they finish", "tasks", points, "tasks")
+
+
+@row("how it grows with workers")
+def by_workers(plan: Plan) -> Findings:
+    tasks = plan.size(300_000, 60_000)
+    points = []
+    for count in (1, 2, 4, 8, 16, 32, 64) if not plan.quick else (1, 2, 8, 64):
+        chunk = -(-tasks // (4 * max(count, CORES)))
+        shared = {"job": "noop", "tasks": tasks, "workers": count}
+        cases = [case("shmqueue", ours.ours_map, **shared), case("Pool.map", peers.pool_map, chunk=chunk, **shared)]
+        points.append((count, cases))
+    title = f"{tasks:,} no-op tasks of 100 bytes: rate against workers, their start and end included"
+    return _grow(plan, title, "workers", points, "workers")
+
+
+@row("how it grows with the payload")
+def by_payload(plan: Plan) -> Findings:
+    most, points = plan.size(200_000, 30_000), []
+    for size in (8, 32, 100, 119, 120, 1024, 16_384, 131_072, 1_048_576):
+        shared = {"job": "length", "tasks": min(most, plan.size(1 << 28, 1 << 26) // size), "size": size}
+        points.append((size, [case("shmqueue", ours.ours_map, **shared), case("Pool.map", peers.pool_map, **shared)]))
+    title = f"Rate against bytes of a payload (at most {most:,} tasks, Pool.map at its default chunk size)"
+    return _grow(plan, title, "bytes", points, "payload")
+
+
+@row("how it grows with the batch")
+def by_batch(plan: Plan) -> Findings:
+    tasks, points = plan.size(100_000, 20_000), []
+    for batch in (1, 4, 16, 64, 256, 1024, None):
+        cases = [case("shmqueue", ours.ours_map, job="noop", tasks=tasks, batch=batch)]
+        points.append((batch or "by itself", cases))
+    return _grow(plan, f"{tasks:,} no-op tasks: rate against the batch", "batch", points)

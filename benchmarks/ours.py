@@ -1,0 +1,126 @@
+"""What is measured of shmqueue inside a Python process. Each function checks all values before it returns a figure."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import shmqueue
+from benchmarks.harness import CORES
+from benchmarks.jobs import JOBS, NANOSECONDS, WrongError, check, payloads, uneven
+
+clock = time.perf_counter
+
+
+def strategies() -> dict[str, type[shmqueue.SharedTaskQueue]]:
+    """The ways to synchronize: the built-in one, and those that variants/ registers (a mapping of names to classes)."""
+    found = {shmqueue.SharedTaskQueue.strategy: shmqueue.SharedTaskQueue}
+    with contextlib.suppress(ModuleNotFoundError):
+        import variants
+
+        for registry in vars(variants).values():
+            if isinstance(registry, Mapping) and not isinstance(registry, type(vars(type))):
+                classes = {k: v for k, v in registry.items() if isinstance(v, type)}
+                found.update({k: v for k, v in classes.items() if issubclass(v, shmqueue.SharedTaskQueue)})
+    return found
+
+
+def _queue(strategy: str | None) -> dict[str, Any]:
+    return {"queue": strategies()[strategy]} if strategy else {}
+
+
+def _warm(supervisor: shmqueue.Supervisor) -> None:
+    """Wait until every worker has answered."""
+    workers = len(supervisor.stats()["workers"])
+    deadline = clock() + 30
+    seen: set[Any] = set()
+    while len(seen) < workers:
+        seen |= {result.value for result in supervisor.run([("whoami", b"")] * (4 * workers))}
+        if clock() > deadline:
+            raise WrongError(f"{workers} workers, and {len(seen)} answered in 30 s")
+
+
+def ours_map(job: str, tasks: int, size: int = 100, strategy: str | None = None, **options: Any) -> float:
+    """Tasks a second, values in input order, from before the workers start until they have left."""
+    items = payloads(tasks, size)
+    start = clock()
+    values = shmqueue.parallel_map(JOBS[job], items, **_queue(strategy), **options)
+    seconds = clock() - start
+    check(job, items, values)
+    return tasks / seconds
+
+
+def ours_run(job: str, tasks: int, size: int = 100, **options: Any) -> float:
+    """Tasks a second, TaskResults as they finish, from before the workers start until they have left."""
+    items = payloads(tasks, size)
+    start = clock()
+    with shmqueue.Supervisor([JOBS[job]], **options) as supervisor:
+        values = [result.value for result in supervisor.run(items)]
+        counts = supervisor.stats()
+    seconds = clock() - start
+    check(job, items, values, ordered=False)
+    if counts["ok"] != tasks:
+        raise WrongError(f"{tasks:,} tasks, {counts['ok']:,} ok")
+    return tasks / seconds
+
+
+def ours_steady(tasks: int, workers: int, strategy: str | None = None) -> float:
+    """No-op tasks a second once all workers have started."""
+    with shmqueue.Supervisor([JOBS["noop"], JOBS["whoami"]], workers=workers, **_queue(strategy)) as supervisor:
+        _warm(supervisor)
+        items = payloads(tasks)
+        start = clock()
+        values = list(supervisor.map(JOBS["noop"], items))
+        seconds = clock() - start
+    check("noop", items, values)
+    return tasks / seconds
+
+
+def ours_stream(tasks: int) -> float:
+    """No-op tasks a second out of an iterator that holds no list, results counted as they come."""
+    start = clock()
+    with shmqueue.Supervisor([JOBS["noop"]]) as supervisor:
+        done = sum(result.status == "ok" for result in supervisor.run(itertools.repeat(bytes(100), tasks)))
+    seconds = clock() - start
+    if done != tasks:
+        raise WrongError(f"{tasks:,} tasks, {done:,} ok")
+    return tasks / seconds
+
+
+def ours_uneven() -> float:
+    """The makespan of the uneven tasks over the ideal one, once all workers have started."""
+    items = uneven()
+    with shmqueue.Supervisor([JOBS["spin"], JOBS["whoami"]], workers=CORES) as supervisor:
+        _warm(supervisor)
+        start = clock()
+        values = list(supervisor.map(JOBS["spin"], items))
+        seconds = clock() - start
+    check("spin", items, values)
+    return seconds / (sum(map(int, items)) / 1e6 / CORES)
+
+
+def ours_wake(times: int, strategy: str | None = None) -> float:
+    """Microseconds from submit to the function's first line in an idle worker: the median."""
+    waits = []
+    with shmqueue.Supervisor([JOBS["monotonic"], JOBS["whoami"]], **_queue(strategy)) as supervisor:
+        _warm(supervisor)
+        for _ in range(times):
+            time.sleep(0.002)
+            before = time.monotonic_ns()
+            supervisor.submit("monotonic", b"")
+            (result,) = supervisor.results()
+            waits.append((NANOSECONDS.unpack(result.value)[0] - before) / 1000)
+    if min(waits) < 0:
+        raise WrongError("a task began before it was submitted")
+    return statistics.median(waits)
+
+
+def ours_messages(producers: int, consumers: int, messages: int) -> float:
+    """Seconds for a queue benchmark's scenario: as many tasks as all its producers send, of 40 bytes, through as
+    many workers as it has consumers."""
+    tasks = producers * messages
+    return tasks / ours_map("noop", tasks, size=40, workers=consumers)

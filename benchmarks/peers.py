@@ -1,0 +1,264 @@
+"""The other systems, doing the same work. Each function checks all values before it returns a figure.
+
+Rates include the start and the end of the workers, as ours do.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import multiprocessing
+import os
+import queue
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.harness import CORES
+from benchmarks.jobs import JOBS, NANOSECONDS, WrongError, check, payloads, uneven
+
+clock = time.perf_counter
+PATIENCE = 20.0  # seconds without a message after which one is lost
+
+
+def _rate(job: str, tasks: int, collect: Callable[[list[bytes]], list[Any]], ordered: bool = True) -> float:
+    items = payloads(tasks)
+    start = clock()
+    values = collect(items)
+    seconds = clock() - start
+    check(job, items, values, ordered)
+    return tasks / seconds
+
+
+def pool_map(job: str, tasks: int, chunk: int | None = None, workers: int = CORES, size: int = 100) -> float:
+    items = payloads(tasks, size)
+    start = clock()
+    with multiprocessing.Pool(workers) as pool:
+        values = pool.map(JOBS[job], items, chunk)
+    seconds = clock() - start
+    check(job, items, values)
+    return tasks / seconds
+
+
+def pool_imap_unordered(job: str, tasks: int, chunk: int = 1) -> float:
+    def collect(items: list[bytes]) -> list[Any]:
+        with multiprocessing.Pool(CORES) as pool:
+            return list(pool.imap_unordered(JOBS[job], items, chunk))
+
+    return _rate(job, tasks, collect, ordered=False)
+
+
+def executor_map(job: str, tasks: int, chunk: int) -> float:
+    def collect(items: list[bytes]) -> list[Any]:
+        with concurrent.futures.ProcessPoolExecutor(CORES) as executor:
+            return list(executor.map(JOBS[job], items, chunksize=chunk))
+
+    return _rate(job, tasks, collect)
+
+
+def joblib_map(job: str, tasks: int, batch: int | str) -> float:
+    import joblib
+
+    def collect(items: list[bytes]) -> list[Any]:
+        function = joblib.delayed(JOBS[job])
+        return list(joblib.Parallel(n_jobs=CORES, batch_size=batch)(function(item) for item in items))
+
+    return _rate(job, tasks, collect)
+
+
+def mpire_map(job: str, tasks: int, chunk: int | None) -> float:
+    import mpire
+
+    def collect(items: list[bytes]) -> list[Any]:
+        with mpire.WorkerPool(n_jobs=CORES) as pool:
+            return list(pool.map_unordered(JOBS[job], items, chunk_size=chunk))
+
+    return _rate(job, tasks, collect, ordered=False)
+
+
+def pebble_map(job: str, tasks: int, chunk: int) -> float:
+    import pebble
+
+    def collect(items: list[bytes]) -> list[Any]:
+        with pebble.ProcessPool(max_workers=CORES) as pool:
+            return list(pool.map(JOBS[job], items, chunksize=chunk).result())
+
+    return _rate(job, tasks, collect)
+
+
+def _serve_many(inbox: Any, outbox: Any, job: str, most: int) -> None:
+    """A consumer of faster-fifo: None ends it; a second None in the same hand is for another one."""
+    function, ended = JOBS[job], 0
+    while not ended:
+        messages = inbox.get_many(timeout=PATIENCE, max_messages_to_get=most)
+        ended = messages.count(None)
+        values = [function(message) for message in messages if message is not None]
+        if values:
+            outbox.put_many(values, timeout=PATIENCE)
+    for _ in range(ended - 1):
+        inbox.put(None)
+
+
+def fifo_many(job: str, tasks: int, many: int) -> float:
+    """faster-fifo there and back, `many` messages a call."""
+    import faster_fifo
+
+    def collect(items: list[bytes]) -> list[Any]:
+        room = 1 << 27
+        inbox, outbox = faster_fifo.Queue(room), faster_fifo.Queue(room)
+        consumers = _start(CORES, _serve_many, (inbox, outbox, job, many))
+        values: list[Any] = []
+        for at in range(0, len(items), many):
+            inbox.put_many(items[at : at + many], timeout=PATIENCE)
+            try:
+                values += outbox.get_many(block=False, max_messages_to_get=many)
+            except queue.Empty:
+                continue
+        inbox.put_many([None] * CORES)
+        while len(values) < len(items):
+            values += _patient(outbox.get_many, timeout=PATIENCE, max_messages_to_get=many)
+        _join(consumers)
+        return values
+
+    return _rate(job, tasks, collect, ordered=False)
+
+
+def _serve_queue(inbox: Any, outbox: Any, job: str) -> None:
+    function = JOBS[job]
+    for message in iter(inbox.get, None):
+        outbox.put(function(message))
+
+
+def queue_one(job: str, tasks: int) -> float:
+    """multiprocessing.Queue there and back; it has no call for many messages."""
+
+    def collect(items: list[bytes]) -> list[Any]:
+        inbox: Any = multiprocessing.Queue()
+        outbox: Any = multiprocessing.Queue()
+        consumers = _start(CORES, _serve_queue, (inbox, outbox, job))
+        for item in [*items, *[None] * CORES]:
+            inbox.put(item)
+        values = [_patient(outbox.get, timeout=PATIENCE) for _ in items]
+        _join(consumers)
+        return values
+
+    return _rate(job, tasks, collect, ordered=False)
+
+
+def _patient(get: Callable[..., Any], **arguments: Any) -> Any:
+    try:
+        return get(**arguments)
+    except queue.Empty:
+        raise WrongError(f"no message for {PATIENCE:g} s: some are lost") from None
+
+
+def _start(count: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> list[Any]:
+    processes = [multiprocessing.Process(target=function, args=arguments, daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _join(processes: list[Any]) -> None:
+    for process in processes:
+        process.join()
+
+
+# Uneven tasks, and one task to idle workers.
+
+
+def pool_uneven(method: str, chunk: int | None) -> float:
+    """The makespan of the uneven tasks over the ideal one, once all workers have started."""
+    items = uneven()
+    with multiprocessing.Pool(CORES) as pool:
+        pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
+        start = clock()
+        values = list(getattr(pool, method)(JOBS["spin"], items, *([chunk] if chunk else [])))
+        seconds = clock() - start
+    check("spin", items, values, ordered=method != "imap_unordered")
+    return seconds / (sum(map(int, items)) / 1e6 / CORES)
+
+
+def pool_wake(times: int) -> float:
+    """Microseconds from Pool.apply to the function's first line in an idle worker: the median."""
+    waits = []
+    with multiprocessing.Pool(CORES) as pool:
+        pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
+        for _ in range(times):
+            time.sleep(0.002)
+            before = time.monotonic_ns()
+            waits.append((NANOSECONDS.unpack(pool.apply(JOBS["monotonic"], (b"",)))[0] - before) / 1000)
+    return statistics.median(waits)
+
+
+def pipe_wake(times: int) -> float:
+    """Microseconds from a write to the return of a read in another process: the median."""
+    there, back, waits = os.pipe(), os.pipe(), []
+    if os.fork() == 0:
+        while os.read(there[0], 1) == b"!":
+            os.write(back[1], NANOSECONDS.pack(time.monotonic_ns()))
+        os._exit(0)
+    for _ in range(times):
+        time.sleep(0.002)
+        before = time.monotonic_ns()
+        os.write(there[1], b"!")
+        waits.append((NANOSECONDS.unpack(os.read(back[0], 8))[0] - before) / 1000)
+    os.write(there[1], b"q")
+    os.wait()
+    return statistics.median(waits)
+
+
+# faster-fifo's own benchmark: messages of five numbers from some producers to some consumers, nothing sent back.
+
+
+def _produce(inbox: Any, messages: int) -> None:
+    for number in range(messages):
+        while True:
+            try:
+                inbox.put((number,) * 5, timeout=0.01)
+                break
+            except queue.Full:
+                continue
+
+
+def _consume(inbox: Any, counts: Any, index: int, many: int, ended: Any) -> None:
+    received: collections.Counter[int] = collections.Counter()
+    while True:
+        try:
+            messages = (
+                inbox.get_many(timeout=0.001, max_messages_to_get=many) if many > 1 else [inbox.get(timeout=0.001)]
+            )
+            received.update(message[0] for message in messages)
+        except queue.Empty:
+            if ended.value:
+                break
+    counts[2 * index : 2 * index + 2] = [sum(received.values()), sum(n * c for n, c in received.items())]
+
+
+def messages(kind: str, producers: int, consumers: int, messages: int, many: int) -> float:
+    """Seconds for a scenario of faster-fifo's benchmark; the sum of all numbers received is checked."""
+    if kind == "faster-fifo":
+        import faster_fifo
+
+        inbox: Any = faster_fifo.Queue(100_000)
+    else:
+        inbox = multiprocessing.Queue(30_000)
+    counts = multiprocessing.RawArray("Q", 2 * consumers)
+    ended = multiprocessing.RawValue("b", 0)
+    start = clock()
+    sending = _start(producers, _produce, (inbox, messages))
+    receiving = [
+        multiprocessing.Process(target=_consume, args=(inbox, counts, index, many, ended)) for index in range(consumers)
+    ]
+    for process in receiving:
+        process.start()
+    _join(sending)
+    ended.value = 1
+    _join(receiving)
+    seconds = clock() - start
+    got, total = sum(itertools.islice(counts, 0, None, 2)), sum(itertools.islice(counts, 1, None, 2))
+    if (got, total) != (producers * messages, producers * (messages * (messages - 1) // 2)):
+        raise WrongError(f"{producers * messages:,} messages sent, {got:,} received, or not the same ones")
+    return seconds

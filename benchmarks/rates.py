@@ -1,0 +1,160 @@
+"""Rows: tasks a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks import costs, ours, peers
+from benchmarks.floor import floor as floor_rate
+from benchmarks.harness import (
+    CORES, Case, Curve, Findings, Goal, Line, Plan, Sample, alternate, at_least, at_most, best_setting, case, fastest,
+    row, samples,
+)  # fmt: skip
+
+CHUNKS = (100, 500, 2_000, 10_000, 50_000, 0)  # 0: one chunk a worker
+
+
+def _versus(found: dict[str, Sample], names: Sequence[str], goal: Goal | None, what: str = "") -> Line:
+    """shmqueue against the fastest of `names`."""
+    best = fastest(found, names)
+    us, them = found["shmqueue"], found[best]
+    return Line(what or best, us, "tasks/s", them, us.over(them), "×", goal)
+
+
+def _chunks(tasks: int) -> list[int]:
+    return [chunk or -(-tasks // CORES) for chunk in CHUNKS]
+
+
+def _against_pool(plan: Plan, job: str, plot: str) -> Findings:
+    """Values in input order, against Pool.map at each chunk size."""
+    tasks, found = plan.size(1_000_000, 150_000), Findings()
+    chunks = _chunks(tasks)
+    cases = [case("shmqueue", ours.ours_map, job=job, tasks=tasks)]
+    cases += [case(f"Pool.map, chunks of {n:,}", peers.pool_map, job=job, tasks=tasks, chunk=n) for n in chunks]
+    rates = samples(cases, plan.repetitions, found.notes)
+    found.lines.append(_versus(rates, [each.name for each in cases[1:]], at_least(1.3)))
+    series: dict[str, list[Sample | None]] = {
+        "shmqueue": [rates["shmqueue"]] * len(chunks),
+        "Pool.map": [rates.get(each.name) for each in cases[1:]],
+    }
+    title = f"{tasks:,} tasks of 100 bytes, function {job}: rate against chunk size"
+    found.curves.append(Curve(title, "chunk size", chunks, series, plot=plot))
+    return found
+
+
+@row("1,000,000 no-op tasks of 100 bytes", "the supervisor is the limit: see what a task costs, below")
+def noop(plan: Plan) -> Findings:
+    return _against_pool(plan, "noop", "chunks-noop")
+
+
+@row("the same, value returned, in order", "one outcome a task is written, and read again by the supervisor")
+def returned(plan: Plan) -> Findings:
+    return _against_pool(plan, "echo", "chunks-echo")
+
+
+@row(
+    "value returned, as they finish", "a TaskResult with nine fields is made for every task; Pool gives the value alone"
+)
+def finish(plan: Plan) -> Findings:
+    tasks, found = plan.size(1_000_000, 150_000), Findings()
+    chunks = _chunks(tasks)
+    kind = "Pool.imap_unordered"
+    cases = [case("shmqueue", ours.ours_run, job="echo", tasks=tasks)]
+    cases += [
+        case(f"{kind}, chunks of {n:,}", peers.pool_imap_unordered, job="echo", tasks=tasks, chunk=n) for n in chunks
+    ]
+    default = case(f"{kind}, default", peers.pool_imap_unordered, job="echo", tasks=tasks // 20)
+    rates = samples([*cases, default], plan.repetitions, found.notes)
+    found.lines.append(_versus(rates, [each.name for each in cases[1:]], at_least(2)))
+    found.lines.append(_versus(rates, [default.name], at_least(40)))
+    found.notes.append(f"{kind} at its default was given {tasks // 20:,} tasks")
+    return found
+
+
+@row("value returned, against queues and other pools")
+def queues(plan: Plan) -> Findings:
+    """Each system at the best of a few settings, which are tried once each with fewer tasks."""
+    tasks, found = plan.size(400_000, 60_000), Findings()
+
+    def settings(name: str, function: object, option: str, values: Sequence[object]) -> list[Case]:
+        return [
+            Case(f"{name}, {option}={v}", function, {"job": "echo", "tasks": tasks // 4, option: v})  # type: ignore[arg-type]
+            for v in values
+        ]
+
+    systems = {
+        "faster-fifo": settings("faster-fifo put_many, get_many", peers.fifo_many, "many", (100, 1000)),
+        "queue": [case("multiprocessing.Queue", peers.queue_one, job="echo", tasks=tasks)],
+        "mpire": settings("mpire", peers.mpire_map, "chunk", (None, 1000, 10_000)),
+        "joblib": settings("joblib", peers.joblib_map, "batch", ("auto", 1000, 10_000)),
+        "pebble": settings("Pebble", peers.pebble_map, "chunk", (1000, 10_000)),
+        "executor": settings("ProcessPoolExecutor", peers.executor_map, "chunk", (1000, 10_000)),
+    }
+    chosen = [case("shmqueue", ours.ours_run, job="echo", tasks=tasks)]
+    for cases in systems.values():
+        for best in best_setting(cases, found.notes) if len(cases) > 1 else cases:
+            chosen.append(Case(best.name, best.function, {**best.arguments, "tasks": tasks}))
+    rates = samples(chosen, plan.repetitions, found.notes)
+    for each in chosen[1:]:
+        if each.name in rates:
+            judged = each.function not in (peers.pebble_map, peers.executor_map)
+            found.lines.append(_versus(rates, [each.name], at_least(8) if judged else None))
+    return found
+
+
+@row("floor: packing loop plus dispatch loop, no synchronization, over the cores", "see what a task costs, below")
+def floor(plan: Plan) -> Findings:
+    tasks, found = plan.size(1_000_000, 150_000), Findings()
+    cases = [case("shmqueue", ours.ours_map, job="noop", tasks=tasks), case("the loops alone", floor_rate, tasks=tasks)]
+    rates = samples(cases, plan.repetitions, found.notes)
+    us, them = rates["shmqueue"], rates["the loops alone"]
+    found.lines.append(Line("the loops alone", us, "tasks/s", them, them.over(us), "×", at_most(1.3)))
+    return found
+
+
+@row("64 workers on these cores, against as many as there are cores")
+def workers(plan: Plan) -> Findings:
+    tasks, found = plan.size(500_000, 150_000), Findings()
+    cases = [
+        case("shmqueue", ours.ours_steady, tasks=tasks, workers=64),
+        case(f"shmqueue, {CORES} workers", ours.ours_steady, tasks=tasks, workers=CORES),
+    ]
+    rates = samples(cases, plan.repetitions, found.notes)
+    found.lines.append(_versus(rates, [cases[1].name], at_least(0.8)))
+    found.notes.append("measured once all workers have started")
+    return found
+
+
+@row("each way to synchronize")
+def variants(plan: Plan) -> Findings:
+    """No-op tasks, values returned, and one task to idle workers, for every strategy."""
+    tasks, times, found = plan.size(300_000, 60_000), plan.size(300, 100), Findings()
+    names = list(ours.strategies())
+    series: dict[str, list[Sample | None]] = {}
+    for title, function, arguments in (
+        ("no-op, tasks/s", ours.ours_map, {"job": "noop", "tasks": tasks}),
+        ("value returned, tasks/s", ours.ours_map, {"job": "echo", "tasks": tasks}),
+        ("submit to start, µs", ours.ours_wake, {"times": times}),
+    ):
+        cases = [Case(name, function, {**arguments, "strategy": name}) for name in names]
+        measured = samples(cases, plan.repetitions, found.notes)
+        series[title] = [measured.get(name) for name in names]
+    found.curves.append(Curve("Each way to synchronize", "strategy", names, series, unit=""))
+    if len(names) == 1:
+        found.notes.append("no variants are registered: only the built-in way was measured")
+    return found
+
+
+@row("where the processor time of a task goes")
+def task_costs(plan: Plan) -> Findings:
+    tasks, found = plan.size(500_000, 150_000), Findings()
+    for job in ("noop", "echo"):
+        runs = alternate([case("shmqueue", costs.ours_costs, job=job, tasks=tasks)], plan.repetitions, found.notes)
+        for side in ("supervisor", "workers"):
+            parts = [run[side] for run in runs["shmqueue"]]
+            names = sorted(parts[0], key=lambda name: -parts[0][name])
+            spent: list[Sample | None] = [Sample([part.get(name, 0.0) for part in parts]) for name in names]
+            whole = Sample([sum(part.values()) for part in parts])
+            title = f"Processor time a task, function {job}: {side}, ns"
+            found.curves.append(Curve(title, "part", [*names, "in all"], {"ns": [*spent, whole]}, unit="ns"))
+    return found

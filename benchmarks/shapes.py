@@ -1,0 +1,149 @@
+"""Rows: what is not a rate. Balance, latency, memory, commands, idling, the screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import commands, ours, peers
+from benchmarks.harness import (
+    Curve, Findings, Goal, Line, Plan, Sample, alternate, at_most, case, number, row, samples,
+)  # fmt: skip
+
+
+def _figures(runs: list[Any], name: str) -> Sample:
+    return Sample([run[name] for run in runs])
+
+
+@row("uneven tasks (4,000 of 50 µs, then 40 of 20 ms): makespan over ideal")
+def uneven(plan: Plan) -> Findings:
+    found = Findings()
+    cases = [
+        case("shmqueue", ours.ours_uneven),
+        case("Pool.map", peers.pool_uneven, method="map", chunk=None),
+        case("Pool.map, chunks of 10", peers.pool_uneven, method="map", chunk=10),
+        case("Pool.imap_unordered", peers.pool_uneven, method="imap_unordered", chunk=None),
+    ]
+    over = samples(cases, plan.repetitions, found.notes)
+    us = over["shmqueue"]
+    for name in list(over)[1:]:
+        found.lines.append(Line(name, us, "", over[name], us, "", at_most(1.08, "")))
+    found.notes.append("tasks keep a core busy for a time by the clock; measured once all workers have started")
+    return found
+
+
+@row("one task to idle workers, submit to start, median")
+def latency(plan: Plan) -> Findings:
+    times, found = plan.size(1000, 200), Findings()
+    cases = [
+        case("shmqueue", ours.ours_wake, times=times),
+        case("Pool.apply", peers.pool_wake, times=times),
+        case("a bare pipe", peers.pipe_wake, times=times),
+    ]
+    waits = samples(cases, plan.repetitions, found.notes)
+    us = waits["shmqueue"]
+    for name in list(waits)[1:]:
+        found.lines.append(Line(name, us, "µs", waits[name], us, "µs", at_most(25, "µs")))
+    return found
+
+
+@row("supervisor's peak memory, by lines of a task file")
+def memory(plan: Plan) -> Findings:
+    found = Findings()
+    for lines in (100_000, plan.size(5_000_000, 500_000)):
+        cases = [
+            case("shmqueue", commands.ours_memory, lines=lines),
+            case("Pool.map", commands.pool_memory, lines=lines),
+        ]
+        peaks = samples(cases, plan.repetitions, found.notes)
+        us, them = peaks["shmqueue"], peaks.get("Pool.map")
+        found.lines.append(Line(f"Pool.map, {lines:,} lines", us, "MiB", them, us, "MiB", at_most(40, "MiB")))
+    few, many = found.lines[0].ours, found.lines[1].ours
+    found.lines.append(Line("itself, with fewer lines", many, "MiB", few, many.over(few), "×", at_most(1.05)))
+    return found
+
+
+@row("2,000 lines of `true` with --shell", "the worker starts each shell through subprocess, in Python")
+def shell(plan: Plan) -> Findings:
+    lines, found = plan.size(2000, 400), Findings()
+    cases = [
+        case("shmqueue", commands.ours_shell, lines=lines),
+        case("xargs -P", commands.xargs_shell, lines=lines),
+        case("GNU parallel", commands.parallel_shell, lines=lines),
+    ]
+    times = samples(cases, plan.repetitions, found.notes)
+    for name, goal in (("xargs -P", at_most(1.2)), ("GNU parallel", None)):
+        if name in times:
+            us, them = times["shmqueue"], times[name]
+            found.lines.append(Line(name, us, "s", them, us.over(them), "×", goal))
+    return found
+
+
+@row("idle, 8 workers, share of a core")
+def idle(plan: Plan) -> Findings:
+    seconds, found = plan.size(20, 4), Findings()
+    shares = samples([case("shmqueue", commands.ours_idle, workers=8, seconds=seconds)], plan.repetitions, found.notes)
+    us = shares["shmqueue"]
+    found.lines.append(Line("–", us, "%", None, us, "%", Goal("<", 0.5, "%")))
+    found.notes.append(f"a command whose input, a pipe, is silent for {seconds} s; supervisor and workers together")
+    return found
+
+
+@row("the screen, on against off")
+def screen(plan: Plan) -> Findings:
+    lines, found = plan.size(1_500_000, 300_000), Findings()
+    cases = [case(f"screen {state}", commands.ours_screen, lines=lines, screen=state) for state in ("on", "off")]
+    runs = alternate(cases, plan.repetitions + 2, found.notes)
+    for name, unit, sign in (("rate", "tasks/s", -1), ("cpu", "µs", 1)):
+        on, off = (_figures(runs[each.name], name) for each in cases)
+        share = Sample([sign * 100 * (value - 1) for value in on.over(off).values])
+        what = "off, by time" if name == "rate" else "off, by processor time a task"
+        found.lines.append(Line(what, on, unit, off, share, "%", at_most(2, "%")))
+    return found
+
+
+@row("from the command to the first task, and to the end of 100 tasks")
+def start(plan: Plan) -> Findings:
+    tasks, found = 100, Findings()
+    cases = [
+        case("shmqueue --call", commands.ours_start, tasks=tasks),
+        case("script with Pool.map", commands.pool_start, tasks=tasks),
+        case("shmqueue --shell", commands.ours_start_shell, tasks=tasks),
+        case("xargs -P", commands.xargs_start, tasks=tasks),
+    ]
+    runs = alternate(cases, plan.repetitions + 2, found.notes)
+    for until in ("first", "all"):
+        for us, them in ((cases[0].name, cases[1].name), (cases[2].name, cases[3].name)):
+            if us in runs and them in runs:
+                mine, other = (_figures(runs[name], until).scaled(1000) for name in (us, them))
+                what = f"{them} ({us}), " + ("first task" if until == "first" else f"all {tasks}")
+                found.lines.append(Line(what, mine, "ms", other, mine.over(other)))
+    return found
+
+
+@row("faster-fifo's own scenarios, in small")
+def scenarios(plan: Plan) -> Findings:
+    """Messages from some producers to some consumers, a tenth of what faster-fifo publishes; seconds."""
+    found, part = Findings(), plan.size(10, 100)
+    shapes = [(1, 1, 200_000), (1, 2, 200_000), (1, 10, 200_000), (10, 1, 100_000), (3, 20, 100_000)]
+    shapes += [] if plan.quick else [(20, 3, 50_000), (20, 20, 50_000)]
+    series: dict[str, list[Sample | None]] = {}
+    labels = []
+    for producers, consumers, published in shapes:
+        count = published // part
+        shape = {"producers": producers, "consumers": consumers, "messages": count}
+        cases = [
+            case("shmqueue", ours.ours_messages, **shape),
+            case("faster-fifo get", peers.messages, kind="faster-fifo", many=1, **shape),
+            case("faster-fifo get_many", peers.messages, kind="faster-fifo", many=100, **shape),
+            case("multiprocessing.Queue", peers.messages, kind="multiprocessing", many=1, **shape),
+        ]
+        measured = samples(cases, plan.repetitions, found.notes)
+        labels.append(f"{producers} to {consumers}, {number(producers * count)} messages")
+        for each in cases:
+            series.setdefault(each.name, []).append(measured.get(each.name))
+    title = "faster-fifo's own scenarios, in small: producers to consumers, seconds"
+    found.curves.append(Curve(title, "scenario", labels, series, unit="s"))
+    found.notes.append(
+        "shmqueue has one producer: it sends what all producers send, and also knows afterwards that each was received"
+    )
+    return found

@@ -1,0 +1,1002 @@
+"""What is left after every ending: processes, files in shared memory and for the time being, standard error.
+
+Each run is a process in a session of its own, so that whatever it started can be found: by session, by the pids its
+functions wrote down, or by the run's mark in the environment, which a session of its own does not shed.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+
+import pytest
+from conftest import HANG, ROOT, SCRIPT, is_running, segments_of, wait_until
+
+import shmqueue
+
+METHODS = ("fork", "spawn", "forkserver")
+MARK = "SHMQUEUE_TEST_RUN"
+
+JOB = '''
+"""Functions and a run of them, for the library and for the command line."""
+import contextlib, os, pathlib, signal, subprocess, sys, time
+import shmqueue
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+def note(name, text):
+    with open(HERE / name, "ab", buffering=0) as file:
+        file.write(b"%s\\n" % str(text).encode())
+
+def work(payload: bytes) -> bytes:
+    note("pids", os.getpid())
+    time.sleep(0.02)
+    return payload
+
+def hang(payload: bytes) -> None:
+    note("pids", os.getpid())
+    while True:
+        time.sleep(1)
+
+def fail(payload: bytes) -> None:
+    raise ValueError("on purpose")
+
+def ordinary(payload: bytes) -> None:
+    note("children", subprocess.Popen(["sleep", "600"]).pid)
+
+def background(payload: bytes) -> None:
+    subprocess.run(["sh", "-c", "sleep 600 & echo $! >>" + str(HERE / "children")], check=True)
+
+def session(payload: bytes) -> None:
+    note("children", subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
+
+def child_then_hang(payload: bytes) -> None:
+    globals()[payload.decode()](b"")
+    hang(b"")
+
+def child(payload: bytes) -> None:
+    globals()[payload.decode()](b"")
+
+def main(method, ending, count, function="work", payload=""):
+    functions = [globals()[function]]
+    tasks = [payload.encode() or b"%d" % i for i in range(int(count))]
+    with shmqueue.Supervisor(functions, workers=2, start_method=method, batch=4) as supervisor:
+        statuses = []
+        for result in supervisor.run(tasks):
+            statuses.append(result.status)
+            if len(statuses) == 8:
+                note("ready", os.getpid())
+                if ending == "exception":
+                    raise RuntimeError("in the consumer")
+            if ending == "print":
+                print("x" * 10000, flush=True)
+    note("statuses", " ".join(statuses))
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+'''
+CTTY = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def state_of(pid):
+    """A process's state as ps shows it; "" where it is gone."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return stat.rpartition(b")")[2].split()[0].decode()
+
+
+def processes_in(session, mark):
+    """The living processes of a session, or with the run's mark in their environment."""
+    found = []
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        with contextlib.suppress(OSError):
+            stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            marked = mark.encode() in pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if stat[0] not in (b"Z", b"X") and (marked or int(stat[3]) == session):
+                found.append(pid)
+    return found
+
+
+class Terminal:
+    """A terminal: what is typed into it, and what appears."""
+
+    def __init__(self):
+        self.master, self.slave = os.openpty()
+        self.before = termios.tcgetattr(self.slave)
+        self.output = bytearray()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._end, self._stop = os.pipe()
+        self._reader.start()
+
+    def _read(self):
+        while True:
+            ready, _, _ = select.select([self.master, self._end], [], [])
+            if self._end in ready:
+                return
+            with contextlib.suppress(OSError):
+                self.output += os.read(self.master, 65536)
+
+    def type(self, data):
+        os.write(self.master, data)
+
+    def close(self):
+        """As a window is closed."""
+        if self.master >= 0:
+            os.write(self._stop, b"x")
+            self._reader.join()
+            for descriptor in (self.master, self.slave, self._end, self._stop):
+                os.close(descriptor)
+            self.master = -1
+
+
+class Scene:
+    """One run, started in one of several ways, and what is left of it."""
+
+    def __init__(self, cli, folder):
+        self.cli, self.folder, self.terminal = cli, folder, None
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        self.errors = folder / "errors"
+        self.mark = f"{MARK}={folder}"
+        self.job = cli.file("job.py", JOB)
+        self.ctty = cli.file("ctty.py", CTTY)
+        self.process = None
+
+    def environment(self, **more):
+        return {
+            **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary), "TERM": "xterm",
+            MARK: str(self.folder), **more,
+        }  # fmt: skip
+
+    def start(self, *arguments, terminal=False, screen=False, script=SCRIPT, **options):
+        """Start a script: without a terminal its error stream is a file."""
+        options = {"stdin": subprocess.DEVNULL, "env": self.environment(), **options}
+        with open(self.errors, "ab") as errors:
+            if terminal:
+                self.terminal = Terminal()
+                options["stdin"] = self.terminal.slave
+                options.setdefault("stderr", self.terminal.slave if screen else errors)
+                options.setdefault("stdout", self.terminal.slave)
+                command = [sys.executable, "-W", "default", str(script), *arguments]
+                self.process = self.cli.start(*command, script=self.ctty, **options)
+            else:
+                options.setdefault("stderr", errors)
+                self.process = self.cli.start(*arguments, script=script, start_new_session=True, **options)
+        return self.process
+
+    def library(self, method="fork", ending="", count=100_000, function="work", payload="", **options):
+        return self.start(method, ending, str(count), function, payload, script=self.job, **options)
+
+    def command(self, *arguments, count=100_000, function="work", line="", **options):
+        """The command line over the job's functions."""
+        tasks = "".join(f"{function} {line or i}\n" for i in range(int(count)))
+        path = self.cli.file("tasks", tasks)
+        more = ("--handlers", self.job, "-w", "2", "--batch", "4", *arguments)
+        return self.start(path, *more, **options)
+
+    def lines(self, name):
+        path = self.folder / name
+        return path.read_text().split() if path.exists() else []
+
+    def wait_for(self, name, count=1):
+        assert wait_until(lambda: len(self.lines(name)) >= count, HANG / 2), self.told()
+
+    def wait_ready(self):
+        """Until several tasks have run, in both workers."""
+        assert wait_until(lambda: len(set(self.lines("pids"))) >= 2 and len(self.lines("pids")) >= 8, HANG / 2), (
+            self.told()
+        )
+
+    def workers(self):
+        """Those that live and have had a task."""
+        return sorted({int(pid) for pid in self.lines("pids") if is_running(int(pid))})
+
+    def told(self):
+        return self.errors.read_text("utf-8", "replace") if self.errors.exists() else ""
+
+    def left(self):
+        return processes_in(self.process.pid, self.mark)
+
+    def ended(self):
+        """The exit code, once it has one."""
+        return self.process.wait(timeout=HANG / 2)
+
+    def check_nothing_is_left(self, errors=""):
+        """Now that the run has ended: no process, no file, and nothing said but `errors`, a pattern."""
+        assert wait_until(lambda: not self.left(), 20), [
+            pathlib.Path(f"/proc/{p}/cmdline").read_bytes() for p in self.left()
+        ]
+        assert segments_of([self.process.pid]) == []
+        assert os.listdir(self.temporary) == []
+        assert re.fullmatch(errors, self.told(), re.DOTALL), self.told()
+
+    def close(self):
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            for pid in self.left():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for name in segments_of([self.process.pid]):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"/dev/shm/{name}")
+        if self.terminal is not None:
+            self.terminal.close()
+
+
+@pytest.fixture
+def scene(cli):
+    with tempfile.TemporaryDirectory(prefix="shmqueue-endings-") as folder:  # short: sockets lie in it
+        cli.folder = pathlib.Path(folder)
+        here = Scene(cli, cli.folder)
+        yield here
+        here.close()
+
+
+# The library: a script that uses a Supervisor in a `with` block.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_library_normal(scene, method):
+    scene.library(method, count=50)
+    assert scene.ended() == 0
+    assert scene.lines("statuses") == ["ok"] * 50
+    scene.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_library_exception_in_the_consumer(scene, method):
+    scene.library(method, "exception")
+    assert scene.ended() == 1
+    scene.check_nothing_is_left(r"Traceback [^\n]*\n((?!Traceback).)*\nRuntimeError: in the consumer\n")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_library_signal(scene, method, number, code):
+    scene.library(method)
+    scene.wait_for("ready")
+    scene.process.send_signal(number)
+    assert scene.ended() == code
+    scene.check_nothing_is_left()
+
+
+INTERRUPTED = r"(Traceback .*)?KeyboardInterrupt\n"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_library_ctrl_c(scene, method, times):
+    scene.library(method, terminal=True)
+    scene.wait_for("ready")
+    for _ in range(times):
+        scene.terminal.type(b"\x03")
+    assert scene.ended() == -signal.SIGINT
+    scene.check_nothing_is_left(INTERRUPTED)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.0005, 0.001, 0.002, 0.004, 0.008])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_library_impatient_signals(scene, number, pause):
+    """While the first one is being obeyed, more come."""
+    scene.library()
+    scene.wait_for("ready")
+    for _ in range(20):
+        with contextlib.suppress(ProcessLookupError):
+            scene.process.send_signal(number)
+        threading.Event().wait(pause)
+    assert scene.ended() in (-number, 128 + number, 1)
+    scene.check_nothing_is_left(r".*")
+
+
+def test_library_closed_terminal(scene):
+    scene.library(terminal=True)
+    scene.wait_for("ready")
+    scene.terminal.close()
+    assert scene.ended() == 129
+    scene.check_nothing_is_left()
+
+
+def test_library_closed_standard_output(scene):
+    process = scene.library(ending="print")
+    process.stdout.read(10_000)
+    process.stdout.close()
+    assert scene.ended() in (1, 120)
+    scene.check_nothing_is_left(r".*BrokenPipeError: [^\n]*\n")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_library_a_worker_is_killed(scene, method):
+    scene.library(method, count=150)
+    scene.wait_ready()
+    os.kill(scene.workers()[0], signal.SIGKILL)
+    assert scene.ended() == 0
+    statuses = scene.lines("statuses")
+    assert len(statuses) == 150
+    assert statuses.count("ok") >= 149
+    scene.check_nothing_is_left()
+
+
+def test_library_stopped_and_continued(scene):
+    """By SIGSTOP, which nobody can catch."""
+    scene.library(count=100)
+    scene.wait_for("ready")
+    scene.process.send_signal(signal.SIGSTOP)
+    assert wait_until(lambda: state_of(scene.process.pid) == "T")
+    scene.process.send_signal(signal.SIGCONT)
+    assert scene.ended() == 0
+    assert scene.lines("statuses") == ["ok"] * 100
+    scene.check_nothing_is_left()
+
+
+# The command line.
+
+
+def counts_of(text):
+    """The counts in the last lines."""
+    found = re.findall(r"([\d,]+) (ok|failed|timed out|crashed|cancelled)", text)
+    return {name: int(number.replace(",", "")) for number, name in found}
+
+
+@pytest.mark.parametrize(("function", "code"), [("work", 0), ("fail", 1)])
+def test_command_normal(scene, function, code):
+    process = scene.command(count=50, function=function)
+    out = process.communicate(timeout=HANG / 2)[0].decode()
+    assert process.returncode == code
+    assert counts_of(out)["failed" if code else "ok"] == 50
+    scene.check_nothing_is_left()
+
+
+def test_command_bad_usage(scene):
+    scene.command("--slots", "1", count=1)
+    assert scene.ended() == 2
+    scene.check_nothing_is_left(r"shmqueue: num_slots=1: must be from [^\n]*\n")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_command_signal(scene, method, number, code):
+    """After it, each task still has its outcome in the last lines; what hangs in a worker does not hold it up."""
+    process = scene.command("--start-method", method, count=2000, function="work" if code == 130 else "hang")
+    scene.wait_for("pids", 2)
+    process.send_signal(number)
+    out = process.communicate(timeout=HANG / 2)[0].decode()
+    assert process.returncode == code
+    counts = counts_of(out)
+    assert sum(counts.values()) == 2000
+    assert counts["cancelled"] == 2000 - counts["ok"] > 0
+    scene.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("screen", [False, True])
+def test_command_ctrl_c_once_finishes_what_is_in_hand(scene, screen):
+    results = scene.folder / "results.jsonl"
+    scene.command("--results", str(results), count=2000, terminal=True, screen=screen)
+    scene.wait_ready()
+    scene.terminal.type(b"\x03")
+    assert scene.ended() == 130
+    statuses = [json.loads(line)["status"] for line in results.read_text().splitlines()]
+    assert len(statuses) == 2000
+    assert statuses.count("ok") == len(scene.lines("pids"))
+    assert statuses.count("cancelled") == 2000 - statuses.count("ok") > 0
+    scene.check_nothing_is_left()
+    check_terminal(scene, screen)
+
+
+@pytest.mark.parametrize("screen", [False, True])
+def test_command_ctrl_c_twice_ends_what_hangs(scene, screen):
+    scene.command(count=50, function="hang", terminal=True, screen=screen)
+    scene.wait_for("pids", 2)
+    scene.terminal.type(b"\x03")
+    assert not wait_until(lambda: scene.process.poll() is not None, 0.5)
+    scene.terminal.type(b"\x03")
+    assert scene.ended() == 130
+    scene.check_nothing_is_left()
+    check_terminal(scene, screen)
+    assert wait_until(lambda: counts_of(scene.terminal.output.decode()).get("cancelled") == 50, 5)
+
+
+def check_terminal(scene, screen):
+    """It is as it was: its modes, its screen, its cursor."""
+    assert termios.tcgetattr(scene.terminal.slave) == scene.terminal.before
+    assert wait_until(lambda: b"tasks/s" in scene.terminal.output.rpartition(b"\x1b")[2], 5), scene.terminal.output[
+        -500:
+    ]
+    if screen:
+        for on, off in ((b"\x1b[?1049h", b"\x1b[?1049l"), (b"\x1b[?25l", b"\x1b[?25h"), (b"\x1b[?7l", b"\x1b[?7h")):
+            assert scene.terminal.output.rfind(on) < scene.terminal.output.rfind(off)
+
+
+def test_command_closed_terminal(scene):
+    results = scene.folder / "results.jsonl"
+    scene.command("--results", str(results), count=2000, terminal=True, screen=True)
+    scene.wait_ready()
+    scene.terminal.close()
+    assert scene.ended() in (129, 1)
+    assert len(results.read_text().splitlines()) == 2000
+    scene.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_command_ctrl_z_stops_the_workers_too_and_they_go_on(scene, method):
+    """Twice; and the time that they stand still is not counted as a task's."""
+    arguments = ("--start-method", method, "--timeout", "3")
+    scene.command(*arguments, count=300, terminal=True, screen=True)
+    for already in (8, 40):
+        scene.wait_for("pids", already)
+        scene.wait_ready()
+        scene.terminal.type(b"\x1a")
+        everybody = [scene.process.pid, *scene.workers()]
+        assert wait_until(lambda: {state_of(pid) for pid in everybody} == {"T"}), list(map(state_of, everybody))
+        began = len(scene.lines("pids"))
+        threading.Event().wait(0.3)
+        assert len(scene.lines("pids")) == began
+        check_modes(scene)
+        scene.process.send_signal(signal.SIGCONT)
+    assert scene.ended() == 0
+    scene.check_nothing_is_left()
+    check_terminal(scene, True)
+
+
+def check_modes(scene):
+    output = scene.terminal.output
+    assert wait_until(lambda: output.rfind(b"\x1b[?1049l") >= output.rfind(b"\x1b[?1049h"), 5)
+    assert termios.tcgetattr(scene.terminal.slave) == scene.terminal.before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_command_ends_while_it_is_stopped(scene, number):
+    scene.command(terminal=True)
+    scene.wait_ready()
+    workers = scene.workers()
+    scene.terminal.type(b"\x1a")
+    assert wait_until(lambda: {state_of(pid) for pid in [scene.process.pid, *workers]} == {"T"})
+    scene.process.send_signal(number)
+    scene.process.send_signal(signal.SIGCONT)
+    assert scene.ended() == (143 if number == signal.SIGTERM else -number)
+    assert wait_until(lambda: not scene.left(), 20), scene.left()
+    assert scene.told() == ""
+
+
+def test_command_closed_standard_output_loses_results_and_says_so(scene):
+    """The work is finished."""
+    process = scene.command("--results", "-", count=600)
+    process.stdout.read(10)
+    process.stdout.close()
+    assert scene.ended() == 1
+    assert len(scene.lines("pids")) == 600
+    scene.check_nothing_is_left(r".*results were not written\n.*")
+    assert counts_of(scene.told())["ok"] == 600
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
+def test_command_with_streams_closed_from_the_start(scene, closed):
+    closing = {"stdout": ">&-", "stderr": "2>&-", "both": ">&- 2>&-"}[closed]
+    results = scene.folder / "results.jsonl"
+    tasks = scene.cli.file("tasks", "work x\n" * 50)
+    line = f'exec "$0" "$@" {closing}'
+    arguments = [tasks, "--handlers", scene.job, "-w", "2", "--results", str(results)]
+    shell = ["-c", "import os, sys; os.execv('/bin/sh', ['sh', '-c', *sys.argv[1:]])", line]
+    command = [sys.executable, *shell, sys.executable, str(SCRIPT), *arguments]
+    with open(scene.errors, "ab") as errors:
+        scene.process = subprocess.Popen(
+            command, env=scene.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+            start_new_session=True,
+        )  # fmt: skip
+    scene.process.stdout.close()
+    assert scene.ended() in (0, 1)
+    assert len(results.read_text().splitlines()) == 50
+    scene.check_nothing_is_left(r"((?!Traceback).)*")
+
+
+def test_command_a_worker_is_killed(scene):
+    process = scene.command(count=150)
+    scene.wait_ready()
+    os.kill(scene.workers()[0], signal.SIGKILL)
+    out = process.communicate(timeout=HANG / 2)[0].decode()
+    counts = counts_of(out)
+    assert sum(counts.values()) == 150
+    assert counts["ok"] >= 149
+    assert process.returncode == int(counts["ok"] < 150)
+    scene.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("way", ["library", "command"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_starts(scene, way, number):
+    """At a moment in the life of a short run that differs each time: nothing is left."""
+    for tenth in range(10):
+        if scene.process is not None:
+            scene.errors.unlink()
+        scene.library(count=20) if way == "library" else scene.command(count=20)
+        run = scene.process
+        wait_until(lambda run=run: segments_of([run.pid]) or run.poll() is not None, 20)
+        threading.Event().wait(0.004 * tenth)
+        with contextlib.suppress(ProcessLookupError):
+            run.send_signal(number)
+        code = scene.ended()
+        assert code in (0, 1, 128 + number, -number), (code, scene.told())
+        scene.check_nothing_is_left(r".*")
+        if way == "command":
+            assert "Traceback" not in scene.told()
+
+
+# SIGKILL of the supervisor, or of all of them.
+
+
+@pytest.mark.parametrize("function", ["work", "hang"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_supervisor_is_killed(scene, method, function):
+    """The workers go by themselves, and the next start removes the segment."""
+    scene.library(method, function=function)
+    scene.wait_for("pids", 2)
+    scene.process.send_signal(signal.SIGKILL)
+    assert scene.ended() == -signal.SIGKILL
+    assert wait_until(lambda: not scene.left(), 20), scene.left()
+    with shmqueue.Supervisor([len], workers=1, start_method="fork"):
+        assert segments_of([scene.process.pid]) == []
+    assert re.fullmatch(r"", scene.told()), scene.told()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_whole_group_is_killed(scene, method, number):
+    """With the fork server, and with multiprocessing's resource tracker."""
+    scene.library(method)
+    scene.wait_for("ready")
+    os.killpg(scene.process.pid, number)
+    assert scene.ended() == (-number if number == signal.SIGKILL else 128 + number)
+    assert wait_until(lambda: not scene.left(), 20), scene.left()
+    if number == signal.SIGKILL:
+        assert shmqueue.sweep() is not None
+    assert segments_of([scene.process.pid]) == []
+    assert scene.told() == ""
+
+
+def test_everybody_is_killed_at_once(scene):
+    scene.command()
+    scene.wait_ready()
+    for pid in scene.left():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    scene.ended()
+    assert wait_until(lambda: not scene.left(), 20)
+    assert scene.cli.run("--clean").code == 0
+    assert segments_of([scene.process.pid]) == []
+
+
+def test_the_supervisor_is_killed_while_a_worker_is_stopped(scene):
+    """What is stopped cannot see it; the kernel continues it when its group is orphaned."""
+    scene.library()
+    scene.wait_ready()
+    for pid in scene.workers():
+        os.kill(pid, signal.SIGSTOP)
+    scene.process.send_signal(signal.SIGKILL)
+    scene.ended()
+    assert wait_until(lambda: not scene.left(), 20), scene.left()
+
+
+# The sweep.
+
+
+def dead_pid():
+    """The pid of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+class Planted:
+    """Files in shared memory that look like a run's."""
+
+    def __init__(self):
+        self.paths = []
+
+    def file(self, pid, label="abc123", *, start=0, magic=shmqueue.MAGIC, size=4096):
+        path = pathlib.Path(f"/dev/shm/shmq-{pid}-{label}")
+        header = bytes(shmqueue.QueueHeader(magic=magic, version=1, owner_pid=pid, owner_start=start))
+        path.write_bytes(header.ljust(size, b"\0")[:size])
+        self.paths.append(path)
+        return path
+
+    def close(self):
+        for path in self.paths:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+@pytest.fixture
+def planted():
+    files = Planted()
+    yield files
+    files.close()
+
+
+def test_clean_removes_what_dead_runs_left(cli, planted):
+    pid = dead_pid()
+    whole, empty = planted.file(pid), planted.file(pid, "def456", size=0)
+    beside = pathlib.Path(f"{whole}.p1")
+    beside.write_bytes(b"x")
+    planted.paths.append(beside)
+    run = cli.run("--clean")
+    assert (run.code, run.err) == (0, "")
+    assert not whole.exists()
+    assert not empty.exists()
+    assert not beside.exists()
+    assert cli.run("--clean").code == 0
+
+
+def test_clean_knows_a_later_process_with_the_same_pid(cli, planted):
+    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        start = shmqueue.process_status(stranger.pid)[1]
+        reused = planted.file(stranger.pid, "aaa111", start=start - 1)
+        living = planted.file(stranger.pid, "bbb222", start=start)
+        unready = planted.file(stranger.pid, "ccc333", magic=0, size=0)
+        assert cli.run("--clean").code == 0
+        assert not reused.exists()
+        assert living.exists()
+        assert unready.exists()
+    finally:
+        stranger.communicate(b"\n")
+
+
+@pytest.mark.parametrize("way", ["--clean", "a start"])
+def test_a_live_run_is_not_touched(scene, planted, way):
+    scene.library(count=300)
+    scene.wait_ready()
+    (name,) = segments_of([scene.process.pid])
+    dead = planted.file(dead_pid())
+    if way == "--clean":
+        scene.cli.run("--clean")
+    else:
+        scene.cli.tasks("noop\n")
+    assert not dead.exists()
+    assert segments_of([scene.process.pid]) == [name]
+    os.kill(scene.workers()[0], signal.SIGKILL)  # its successor needs the segment
+    assert scene.ended() == 0
+    assert len(scene.lines("statuses")) == 300
+    scene.check_nothing_is_left()
+
+
+def test_what_only_looks_like_a_segment_is_no_trouble(cli, planted):
+    pid = dead_pid()
+    folder, fifo = (pathlib.Path(f"/dev/shm/shmq-{pid}-{label}") for label in ("0f0f0f", "1f1f1f"))
+    folder.mkdir()
+    os.mkfifo(fifo)
+    try:
+        run = cli.run("--clean")
+        assert (run.code, run.err) == (0, "")
+        assert folder.exists()
+    finally:
+        folder.rmdir()
+        fifo.unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user")
+def test_another_users_segment_is_not_touched(cli, planted):
+    path, mine = planted.file(dead_pid()), planted.file(dead_pid(), "fff999")
+    os.chown(path, 12345, 12345)
+    path.chmod(0o666)
+    assert cli.run("--clean").code == 0
+    assert path.exists()
+    assert not mine.exists()
+    roots = planted.file(dead_pid(), "eee888")
+    roots.chmod(0o666)
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); import shmqueue; os.seteuid(12346); print(shmqueue.sweep())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+    assert path.exists()
+
+
+# Strangers.
+
+
+STRANGERS = {
+    "shared_memory": "from multiprocessing import shared_memory\nmemory = shared_memory.SharedMemory(sys.argv[1])\n"
+    "assert memory.size > 4096\nmemory.close()",
+    "open": "file = open('/dev/shm/' + sys.argv[1], 'r+b')\nfile.read(4096)\nfile.close()",
+    "killed": "from multiprocessing import shared_memory\nmemory = shared_memory.SharedMemory(sys.argv[1])\nos.kill(os.getpid(), 9)",
+}
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_stranger_that_attaches_and_exits_leaves_the_run_alone(scene, stranger, method):
+    """Workers that start afterwards too; a stranger's resource tracker unlinks what its process had attached to."""
+    scene.library(method, count=300)
+    scene.wait_ready()
+    (name,) = segments_of([scene.process.pid])
+    with open(scene.folder / "stranger's errors", "wb") as errors:
+        subprocess.run(
+            [sys.executable, "-c", "import os, sys\n" + STRANGERS[stranger], name], stderr=errors, check=False
+        )
+    wait_until(lambda: not segments_of([scene.process.pid]), 1.0)  # the tracker of a killed process takes a moment
+    os.kill(scene.workers()[0], signal.SIGKILL)
+    assert scene.ended() == 0, scene.told()
+    statuses = scene.lines("statuses")
+    assert len(statuses) == 300
+    assert statuses.count("ok") >= 299
+    scene.check_nothing_is_left()
+
+
+# A worker that is stopped while it holds the lock. Strategies, importable by workers that are not forked.
+
+
+def stop_once(marker):
+    """Stop this process, the first that comes here."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+STOPPERS = """
+import contextlib, os, signal
+import shmqueue
+
+MARKER = os.environ["STOP_MARKER"]
+SUPERVISOR = os.environ.get("STOP_SUPERVISOR")
+
+def stop(times=1):
+    for number in range(times):
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(f"{MARKER}{number}", os.O_CREAT | os.O_EXCL))
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+class Inside(shmqueue.SharedTaskQueue):
+    def _copy_to_lane(self, worker, first, count):
+        stop()
+        super()._copy_to_lane(worker, first, count)
+
+class Unsigned(shmqueue.SharedTaskQueue):
+    def _enter(self, worker):
+        if worker is not None:
+            acquire = self._lock.acquire
+            def acquire_and_stop(timeout=None):
+                had = acquire(timeout)
+                stop()
+                return had
+            self._lock.acquire = acquire_and_stop
+        super()._enter(worker)
+
+class Leaving(shmqueue.SharedTaskQueue):
+    def _leave(self):
+        if os.getpid() != self.owner_pid:
+            self.words[shmqueue.DIRTY] = 0
+            stop()
+        super()._leave()
+
+class Stubborn(shmqueue.SharedTaskQueue):
+    def _copy_to_lane(self, worker, first, count):
+        stop(1000)
+        super()._copy_to_lane(worker, first, count)
+"""
+HOLDER = """
+import sys, jobs_of_stoppers as stoppers
+import shmqueue
+def work(payload: bytes) -> bytes:
+    return payload
+if __name__ == "__main__":
+    queue = getattr(stoppers, sys.argv[1])
+    with shmqueue.Supervisor([work], workers=3, start_method=sys.argv[2], queue=queue) as supervisor:
+        print(*(result.status for result in supervisor.run([b"x"] * 500)))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("where", ["Inside", "Unsigned", "Leaving", "Stubborn"])
+def test_a_worker_stopped_while_it_holds_the_lock_does_not_hold_up_the_run(scene, where, method):
+    """It is continued, and killed if that does not help (Stubborn)."""
+    scene.cli.file("jobs_of_stoppers.py", STOPPERS)
+    path = os.pathsep.join([str(ROOT), str(scene.folder)])
+    environment = scene.environment(STOP_MARKER=str(scene.folder / "marker"), PYTHONPATH=path)
+    process = scene.start(where, method, script=scene.cli.file("holder.py", HOLDER), env=environment)
+    out = process.communicate(timeout=HANG / 2)[0].decode()
+    assert (scene.folder / "marker0").exists()
+    assert process.returncode == 0
+    assert out.split() == ["ok"] * 500
+    scene.check_nothing_is_left()
+
+
+# Too little shared memory: in a mount namespace with a small /dev/shm of its own.
+
+
+def in_small_memory(scene, size, *command):
+    unshare = shutil.which("unshare")
+    allowed = unshare and subprocess.run([unshare, "-m", "true"], capture_output=True, check=False).returncode == 0
+    if not allowed:
+        pytest.skip("unshare -m is not permitted here")
+    mount = f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"'
+    with open(scene.errors, "ab") as errors:
+        scene.process = subprocess.Popen(
+            [unshare, "-m", "sh", "-c", mount, "sh", *map(str, command)], cwd=scene.folder, env=scene.environment(),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+        )  # fmt: skip
+    out = scene.process.communicate(timeout=HANG / 2)[0]
+    return scene.process.returncode, out.decode()
+
+
+@pytest.mark.parametrize("size", ["64k", "1m"])
+def test_no_room_for_the_segment_is_a_clear_error(scene, size):
+    code, out = in_small_memory(scene, size, sys.executable, SCRIPT, scene.cli.file("tasks", "noop\n"), "-w", "2")
+    assert (code, out) == (2, "")
+    scene.check_nothing_is_left(
+        r"shmqueue: /dev/shm is too small: [\d,]+ bytes needed, [\d,]+ free; [^\n]*--slots[^\n]*\n"
+    )
+
+
+SMALL = """
+import os, sys
+import shmqueue
+def grow(payload: str) -> bytes:
+    return b"v" * int(payload)
+def measure(payload: bytes) -> str:
+    return str(len(payload))
+def both(payload: bytes) -> bytes:
+    return payload
+if __name__ == "__main__":
+    sizes = [int(size) for size in sys.argv[2:]]
+    function = globals()[sys.argv[1]]
+    tasks = [str(size) if function is grow else b"p" * size for size in sizes]
+    with shmqueue.Supervisor([function], workers=2, num_slots=256, start_method="fork") as supervisor:
+        for result in supervisor.run(iter(tasks)):
+            assert result.status != "ok" or len(result.value) in sizes or int(result.value) in sizes
+            print(result.status, result.error or "")
+        left = [name for name in os.listdir("/dev/shm") if ".p" in name]
+    print("left", left + os.listdir("/dev/shm"))
+"""
+
+
+@pytest.mark.parametrize("function", ["grow", "measure", "both"])
+@pytest.mark.parametrize("sizes", [[1 << 20] * 40, [100_000] * 200, [8 << 20] * 5, [10, 8 << 20, 10, 1 << 20] * 8])
+def test_values_and_payloads_in_little_memory_go_through_or_say_why_not(scene, function, sizes):
+    script = scene.cli.file("small.py", SMALL)
+    code, out = in_small_memory(scene, "4m", sys.executable, "-W", "default", script, function, *sizes)
+    assert code == 0, scene.told()
+    *lines, last = out.splitlines()
+    assert last == "left []"
+    assert len(lines) == len(sizes)
+    statuses = [line.split()[0] for line in lines]
+    assert set(statuses) <= {"ok", "failed"}, lines
+    assert all("No space left" in line and "room" in line for line in lines if line.startswith("failed")), set(lines)
+    assert statuses.count("failed") >= sizes.count(8 << 20)
+    assert statuses.count("ok") >= sizes.count(10)
+    if function == "measure" and max(sizes) < 2 << 20:
+        assert statuses.count("failed") == 0  # payloads wait for room
+    scene.check_nothing_is_left()
+
+
+# Flipped bits.
+
+FLIPS = '''
+"""Runs one after the other; in each, some bits of one part of the segment are flipped while it goes on."""
+import faulthandler, mmap, os, random, signal, sys, time
+import shmqueue
+
+COUNT = 3000
+
+def work(payload: bytes) -> bytes | None:
+    number = int(payload) if payload.isdigit() else 0
+    if number % 50 == 0:
+        time.sleep(0.002)
+    return b"v" * 300 if number % 97 == 0 else payload if number % 2 else None
+
+def main(part, seed, trials):
+    for trial in range(trials):
+        chance = random.Random(f"{part} {seed} {trial}")
+        faulthandler.dump_traceback_later(40, exit=True)
+        outcome = spoil(part, chance)
+        faulthandler.cancel_dump_traceback_later()
+        print(outcome, flush=True)
+
+def spoil(part, chance):
+    supervisor = shmqueue.Supervisor(
+        [work], workers=2, num_slots=256, batch=32, start_method="fork", retries=chance.choice([0, 3]),
+        timeout=chance.choice([None, 30]))
+    path = "/dev/shm/" + supervisor.name
+    layout = shmqueue.segment_layout(256, 128, 2, 32, 0)
+    field = getattr(layout, part)
+    told, seen = [], set()
+    with open(path, "r+b") as file:  # opened and closed by another process, or the locks of this one would go
+        pass_through = os.dup(file.fileno())
+        mapped = mmap.mmap(pass_through, 0)
+    tasks = [b"%d" % number for number in range(COUNT)]
+    flips = chance.choice([1, 1, 1, 4, 50])
+    at = sorted(chance.randrange(COUNT // 2) for _ in range(flips))
+    kill = chance.random() < 0.4
+    try:
+        with supervisor:
+            for result in supervisor.run(tasks):
+                told.append(result.status)
+                assert result.tsk_id not in seen, "twice"
+                seen.add(result.tsk_id)
+                while at and len(told) > at[0]:
+                    at.pop(0)
+                    word = chance.randrange(field.offset // 8, (field.offset + field.size) // 8)
+                    if chance.random() < 0.5 and part in ("header", "status"):  # one of those that are used
+                        words = [shmqueue.PUSHED, shmqueue.CLAIMED, shmqueue.DIRTY, shmqueue.SUPERVISOR_ASLEEP, shmqueue.CONTROL]
+                        if part == "status":
+                            step = shmqueue.ctypes.sizeof(shmqueue.WorkerStatus) // 8
+                            words = [field.offset // 8 + chance.randrange(2) * step + each for each in range(6)]
+                        word = chance.choice(words)
+                    old = int.from_bytes(mapped[8 * word : 8 * word + 8], "little")
+                    new = old ^ 1 << chance.choice([chance.randrange(64), chance.randrange(8)])
+                    mapped[8 * word : 8 * word + 8] = new.to_bytes(8, "little")
+                    if kill:
+                        pid = chance.choice(supervisor.stats()["workers"])["pid"]
+                        os.kill(pid, signal.SIGKILL)
+                        kill = False
+    except shmqueue.SpoiledSegmentError as error:
+        end = "spoiled"
+    except shmqueue.WorkersFailedError as error:
+        end = "workers failed"
+    else:
+        end = "through"
+    if len(told) != COUNT:
+        return f"LOST {COUNT - len(told)} {end}"
+    return end + " " + " ".join(f"{told.count(status)}_{status}" for status in sorted(set(told)))
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+'''
+
+
+@pytest.mark.parametrize("part", ["header", "status", "local", "ring"])
+def test_flipped_bits_are_a_clear_error_or_nothing(scene, part):
+    trials = int(os.environ.get("SHMQUEUE_FLIPS", "25"))
+    seed = os.environ.get("SHMQUEUE_SEED", "1")
+    process = scene.start(part, seed, str(trials), script=scene.cli.file("flips.py", FLIPS))
+    out = process.communicate(timeout=HANG * trials / 25)[0].decode()
+    lines = out.splitlines()
+    assert process.returncode == 0, f"trial {len(lines)}: {scene.told()[-3000:]}"
+    assert len(lines) == trials
+    assert [line for line in lines if not line.startswith(("through", "spoiled", "workers failed"))] == []
+    scene.check_nothing_is_left()
+
+
+# What functions start.
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "background", "session"])
+@pytest.mark.parametrize("ending", ["normal", "SIGTERM", "worker killed", "supervisor killed"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_processes_that_functions_started_end_with_the_run(scene, method, ending, kind):
+    normal = ending == "normal"
+    scene.library(method, count=4, function="child" if normal else "child_then_hang", payload=kind)
+    scene.wait_for("children", 4 if normal else 2)
+    if not normal:
+        scene.wait_for("pids", 2)
+    if ending == "SIGTERM":
+        scene.process.send_signal(signal.SIGTERM)
+    elif ending == "worker killed":  # its own children end, and the rest with the run
+        victims = scene.workers()
+        children = list(map(int, scene.lines("children")))
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        assert wait_until(lambda: not any(map(is_running, children)), 10), "a killed worker's children live on"
+        scene.process.send_signal(signal.SIGTERM)
+    elif ending == "supervisor killed":
+        scene.process.send_signal(signal.SIGKILL)
+    scene.ended()
+    children = list(map(int, scene.lines("children")))
+    assert wait_until(lambda: not any(map(is_running, children)), 10)
+    assert wait_until(lambda: not scene.left(), 10)
