@@ -41,6 +41,7 @@ The segment, in bytes
   QueueHeader          what and whose it is | pushed | claimed | dirty | asleep | control     a line of 128 bytes each
   WorkerStatus x W     the worker's line: first end progress records published asleep ready
                        the supervisor's line: harvested pid completed failed started
+  (a strategy's own)   nothing here; see variants/
   LocalTaskQueue x W   a lane of `batch` task slots, and a ring of 2 x `batch` outcome slots
   TaskSlot128 x N      the ring
 
@@ -261,13 +262,13 @@ class LocalTaskQueue(ctypes.Structure):
 
 @functools.cache
 def segment_layout(num_slots: int, slot_size: int, num_workers: int, batch: int, extra: int) -> Any:
-    """The whole segment as one ctypes type; `extra` bytes at its end are for a strategy's own state."""
+    """The whole segment as one ctypes type; `extra` bytes, on lines of their own, are for a strategy's own state."""
     fields = [
         ("header", QueueHeader),
         ("status", WorkerStatus * num_workers),
+        ("extra", ctypes.c_uint8 * (-(-extra // LINE) * LINE)),
         ("local", LocalTaskQueue.sized(slot_size, batch) * num_workers),
         ("ring", task_slot(slot_size) * num_slots),
-        ("extra", ctypes.c_uint8 * extra),
     ]
     return type("SegmentLayout", (ctypes.Structure,), {"_fields_": fields})
 
@@ -547,6 +548,11 @@ def sweep() -> list[str]:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
                 if not _owner_lives(int(pid), file.read(ctypes.sizeof(QueueHeader))):
                     end_strays(name)
+                    for link in glob.glob(glob.escape(path) + ".sem.*"):  # another name of a semaphore, which goes too
+                        named = os.path.join(shared_directory(), link[len(path) + 1 :])
+                        with contextlib.suppress(FileNotFoundError):
+                            if os.path.samefile(link, named):
+                                os.unlink(named)
                     remove_segment(path)
                     removed.append(name)
     return removed
@@ -567,8 +573,8 @@ class KernelLock:
     segment once.
     """
 
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
+    def __init__(self, segment: Segment, byte: int = LOCK_BYTE) -> None:
+        self._segment, self._byte = segment, byte
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Wait for the lock, for `timeout` seconds at most; whether it was had.
@@ -577,12 +583,12 @@ class KernelLock:
         because a blocked lockf can only be cut short by a signal.
         """
         if timeout is None:
-            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, LOCK_BYTE)
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
             return True
         deadline = time.monotonic() + timeout
         for attempt in itertools.count():
             try:
-                fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, LOCK_BYTE)
+                fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
                 return True
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
@@ -593,16 +599,22 @@ class KernelLock:
         raise AssertionError("unreachable")
 
     def release(self) -> None:
-        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, LOCK_BYTE)
+        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The queue: every access to a shared word that more than one process may write or wait for
 # ---------------------------------------------------------------------------------------------------------------------
 
+LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not get the lock
+
 
 class SpoiledSegmentError(RuntimeError):
     """A word in the segment has a value that no process of this run wrote."""
+
+
+class LockLostError(Exception):
+    """The lock's holder died, and the lock with it: a worker that waits for it leaves, with nothing in hand."""
 
 
 class Remains(NamedTuple):
@@ -622,8 +634,8 @@ class SharedTaskQueue:
     """The ring and the workers' lanes, guarded by one lock that the kernel releases.
 
     Each process makes its own object: the supervisor by `create`, a worker by `attach`. Methods are marked with
-    who calls them. A strategy overrides `make_primitives`, `make_lock`, or the five hooks push, room, claim, harvest,
-    recover, and keeps what they promise:
+    who calls them. A strategy overrides `prepare`, `make_primitives`, `make_lock`, or the hooks push, room, claim,
+    harvest, recover, take_back, and keeps what they promise:
 
     - a position names one push of one task; those of a claim follow each other, those of one worker grow;
     - a claim is had by one worker or by none, wherever anybody is killed;
@@ -631,7 +643,9 @@ class SharedTaskQueue:
     """
 
     strategy: ClassVar[str] = "lockf"
-    first_position: ClassVar[int] = 0
+    if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
+    kernel_unlocks: ClassVar[bool] = True  # else the supervisor calls renew_lock when a holder has died
+    first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
 
     @classmethod
     def create(
@@ -639,7 +653,9 @@ class SharedTaskQueue:
     ) -> SharedTaskQueue:
         """Make the segment and its primitives (supervisor). Sizes in slots, bytes, processes and slots.
 
-        Raises OSError (ENOSPC) where shared memory is too small."""
+        Raises OSError: ENOSPC where shared memory is too small, ENOTSUP where the strategy is not right here."""
+        if reason := cls.refusal():
+            raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
         extra = cls.extra_bytes(num_slots, num_workers)
         layout = segment_layout(num_slots, slot_size, num_workers, batch, extra)
         name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
@@ -652,6 +668,7 @@ class SharedTaskQueue:
             segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
             segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
             queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
+            queue.prepare()
             segment.words[0] = MAGIC
         except BaseException:
             segment.close()
@@ -684,12 +701,17 @@ class SharedTaskQueue:
         self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
         note = WorkerStatus.note
         self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
-        self.stuck: Callable[[int, int], None] = lambda holder, seconds: None  # called each second without the lock
+        self.stuck: Callable[[int, float], None] = lambda holder, seconds: None  # called while the lock is not had
         self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
         self._sleeps = 0
         self._lock = self.make_lock()
 
     # What a strategy is made of; overridden by variants.
+
+    @classmethod
+    def refusal(cls) -> str:
+        """Why this strategy is not right on this machine, after a test of its own; empty where it is."""
+        return ""
 
     @classmethod
     def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
@@ -701,9 +723,17 @@ class SharedTaskQueue:
         """What the supervisor makes and every worker is given at its start (supervisor)."""
         return None
 
+    def prepare(self) -> None:
+        """Give what the strategy keeps in the segment its first value (supervisor)."""
+
     def make_lock(self) -> Any:
         """An object with acquire(timeout) -> bool and release()."""
         return KernelLock(self.segment)
+
+    def renew_lock(self, context: Any) -> None:
+        """Put another lock in the place of one whose holder died (supervisor), unless the kernel unlocks.
+
+        From here on, whoever waits for the old one gets LockLostError, and so does whoever asks for it later."""
 
     # The lock. Between _enter and _leave there is no `with` and no `finally`: an exception there ends a worker, and
     # then the kernel releases the lock and the next holder repairs.
@@ -715,10 +745,9 @@ class SharedTaskQueue:
         which asks for the lock several times a second.
         """
         if worker is None:
-            seconds = 0
-            while not self._lock.acquire(1.0):
-                seconds += 1
-                self.stuck(self.words[DIRTY] - 1, seconds)
+            since = time.monotonic()
+            while not self._lock.acquire(LOCK_PATIENCE):
+                self.stuck(self.words[DIRTY] - 1, time.monotonic() - since)
         else:
             self._lock.acquire()
         if self.words[DIRTY]:
@@ -746,10 +775,8 @@ class SharedTaskQueue:
     def push(self, tasks: Encoded) -> list[tuple[int, int]]:
         """Put `tasks`, no more than `room()`, into the ring (supervisor); their positions as (first, count)."""
         words, count = self.words, len(tasks.data)
-        first, start = self._pushed, 0
-        for index, length in pieces(first, count, self.num_slots):  # beyond `pushed`: nobody reads there
-            self.ring.write(index, tasks if length == count else tasks.part(start, start + length))
-            start += length
+        first = self._pushed
+        self._write(pieces(first, count, self.num_slots), tasks)  # beyond `pushed`: nobody reads there
         self._enter(None)
         words[PUSHED] = self._pushed = first + count
         self._leave()
@@ -769,7 +796,7 @@ class SharedTaskQueue:
         free = 2 * self.batch - (records - words[status + HARVESTED])
         count = min(limit, self.batch, free, -(-available // (2 * self.num_workers)))
         if count > 0:
-            self._copy_to_lane(worker, first, count)
+            self._copy_to_lane(worker, pieces(first, count, self.num_slots))
             words[status + FIRST] = first
             words[status + PROGRESS] = first
             words[status + END] = first + count  # from here to the next line the claim is not committed
@@ -806,11 +833,24 @@ class SharedTaskQueue:
         self._leave()
         return self._clear(worker)
 
+    def take_back(self, worker: int) -> list[tuple[int, int]]:
+        """Take back what only `worker` could claim, and has not (supervisor); positions as (first, count).
+
+        Asked while it is slow or dead and others have nothing to do. From one ring everybody can claim."""
+        return []
+
     # What all strategies share.
 
-    def _copy_to_lane(self, worker: int, first: int, count: int) -> None:
+    def _write(self, places: Iterable[tuple[int, int]], tasks: Encoded) -> None:
+        """Write tasks into the ring, at these (index, count)."""
+        done = 0
+        for index, length in places:
+            self.ring.write(index, tasks if length == len(tasks.data) else tasks.part(done, done + length))
+            done += length
+
+    def _copy_to_lane(self, worker: int, places: Iterable[tuple[int, int]]) -> None:
         size, done = self.slot_size, 0
-        for index, length in pieces(first, count, self.num_slots):
+        for index, length in places:
             part = self.ring.bytes[index * size : (index + length) * size]
             self.lanes[worker].bytes[done * size : (done + length) * size] = part
             done += length
@@ -856,6 +896,17 @@ class SharedTaskQueue:
         every sleep that began before them; one that began later saw what they did."""
         sleeps = [self.words[status + ASLEEP] for status in self.status]
         return [(worker, number) for worker, number in enumerate(sleeps) if number]
+
+    def wakeable(self) -> list[tuple[int, int]]:
+        """The sleepers that could claim something, each where there is anything (supervisor)."""
+        return self.sleepers()
+
+    def may_hold_lock(self, worker: int) -> bool:
+        """Whether a worker that lives may be inside the lock, or on its way there (supervisor): not while it has a
+        task in hand."""
+        words, status = self.words, self.status[worker]
+        in_hand = words[status + PROGRESS] < words[status + END] <= words[CLAIMED]
+        return not in_hand or bool(words[DIRTY] == worker + 1)
 
     def backlog(self) -> int:
         """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
@@ -1035,6 +1086,8 @@ def worker_main(
     try:
         worker.start()
         worker.serve()
+    except LockLostError:
+        os._exit(0)
     except BaseException as error:
         if not worker.disowned:
             queue.leave_note(index, describe(error))
@@ -1977,7 +2030,7 @@ class Crew:
     def ring(self, tasks: int) -> None:
         """Wake sleepers, as many as there are tasks in the ring, and each once a sleep."""
         if tasks > 0:
-            sleepers = [(self.handles[index], number) for index, number in self._queue.sleepers()]
+            sleepers = [(self.handles[index], number) for index, number in self._queue.wakeable()]
             fresh = [(handle, number) for handle, number in sleepers if handle.rung != number]
             for handle, number in fresh[: max(0, tasks - (len(sleepers) - len(fresh)))]:
                 handle.rung = number
@@ -2031,6 +2084,11 @@ class Crew:
             handle.end_since = now
             self.order(handle, STOP_BATCH)
         return waiting
+
+    def is_slow(self, handle: Handle, now: float) -> bool:
+        """Whether a worker has not claimed for a while."""
+        end = self._queue.words[self._queue.status[handle.index] + END]
+        return end == handle.seen[0] and now - handle.end_since >= HUNGRY_SECONDS
 
     def _weigh(self, handle: Handle, now: float) -> None:
         """Read a worker's memory and processor time; replace it if it is too large."""
@@ -2136,13 +2194,30 @@ class Crew:
                 standing.append(handle)
         return standing
 
-    def free_lock(self, holder: int, seconds: int) -> None:
-        """The lock has not been had for so long: its holder, or somebody if none has signed, must have been stopped."""
-        for handle in self.living():
-            if holder in (handle.index, -1):
+    def free_lock(self, holder: int, seconds: float) -> None:
+        """The lock has not been had for so long: its holder, or somebody if none has signed, was stopped or killed."""
+        living = [handle for handle in self.living() if not self.is_dead(handle)]
+        for handle in living:
+            if seconds >= 1 and holder in (handle.index, -1):
                 signal_group(handle.pid, signal.SIGCONT)
                 if holder >= 0 and seconds >= STOP_SECONDS:
                     self.kill(handle, ("crashed", "its worker held the lock and did not go on"))
+        lost = seconds >= 1 if holder < 0 else all(handle.index != holder for handle in living)
+        if lost and not self._queue.kernel_unlocks:
+            self._replace_lock(living)
+
+    def _replace_lock(self, living: Sequence[Handle]) -> None:
+        """The lock went with its holder. Workers that want it leave, and are waited for; those with a task in hand
+        finish it, and leave without asking for the lock."""
+        self._queue.renew_lock(self._context)
+        for handle in living:
+            self.order(handle, LEAVE)
+        deadline = time.monotonic() + 1
+        while inside := [h for h in living if self._queue.may_hold_lock(h.index) and not self.is_dead(h)]:
+            if time.monotonic() > deadline:
+                for handle in inside:
+                    self.kill(handle)
+            time.sleep(0.001)
 
     def living(self) -> list[Handle]:
         return [handle for handle in self.handles if handle.process is not None]
@@ -2583,6 +2658,9 @@ class Supervisor:
         """Look after the workers, and draw. Whether one had died."""
         sleepers = len(self._queue.sleepers())
         hungry = self._holding or sleepers > 0
+        for handle in self._crew.handles if hungry else ():
+            if handle.process is None or self._crew.is_slow(handle, now):
+                self._take_back(handle)
         self._queue.words[CONTROL] = GIVE_BACK if self._holding else RUN  # what it is, unless somebody spoiled it
         stalled = sleepers == len(self._crew.handles) and not self._holding and now - self._moved_at > STALL_SECONDS
         if stalled and self._ledger.in_queue():
@@ -2592,6 +2670,7 @@ class Supervisor:
             self._bury(handle)
         for handle in self._crew.standing(now):
             self._look_behind(handle)
+        waiting = waiting or self._queue.backlog() > 0
         self._next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS)
         self.on_look()
         self._progress.draw(self.snapshot)
@@ -2619,8 +2698,14 @@ class Supervisor:
             self._ledger.charge(index, remains.done, status, error, time.monotonic() - handle.progress_since)
         if remains.begun < remains.end:
             self._ledger.give_back(remains.begun, remains.end - remains.begun)
+        self._take_back(handle)
         if not self._crew.closing:
             self._crew.replace(handle, code, remains.asleep or remains.end != handle.first_end, note)
+
+    def _take_back(self, handle: Handle) -> None:
+        """What only this worker could claim, and has not, goes to others."""
+        for first, count in self._queue.take_back(handle.index):
+            self._ledger.give_back(first, count)
 
     def _take_in(self, handle: Handle, remains: Remains) -> None:
         """Settle what a dead or stopped worker has finished, with and without outcome slots."""

@@ -1,0 +1,410 @@
+"""What every strategy keeps, whichever it is: one suite over the registry of variants/. At the end, for each strategy
+one mistake in its own file, which the suite finds."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import glob
+import importlib
+import itertools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jobs
+import pytest
+
+import shmqueue
+from variants import strategies
+
+ROOT = Path(shmqueue.__file__).parent
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(params=list(strategies))
+def queue(request):
+    strategy = strategies[request.param]
+    if reason := strategy.refusal():
+        pytest.skip(reason)
+    return strategy
+
+
+def start(functions, queue, **options):
+    options = {"workers": 3, "start_method": "fork", **options}
+    return shmqueue.Supervisor(functions, queue=queue, **options)
+
+
+def numbers(count):
+    return [b"%d" % number for number in range(count)]
+
+
+def slow_echo(payload: bytes) -> bytes:
+    time.sleep(0.001)
+    return payload
+
+
+@contextlib.contextmanager
+def limit(seconds):
+    """TimeoutError in here after so long."""
+
+    def give_up(number, frame):
+        raise TimeoutError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def asleep(supervisor):
+    return len(supervisor._queue.sleepers()) == len(supervisor._crew.handles)
+
+
+def wait_until(condition):
+    while not condition():  # the test's own time limit ends it
+        time.sleep(0.001)
+
+
+# Every task has one outcome, in order where that is asked for.
+
+
+@pytest.mark.parametrize(("workers", "num_slots", "batch"), [(1, 2, None), (3, 4, 1), (3, 64, 7), (16, 16384, None)])
+def test_values_come_in_order_and_results_once(queue, workers, num_slots, batch):
+    payloads = numbers(3000)
+    with start([jobs.echo], queue, workers=workers, num_slots=num_slots, batch=batch) as supervisor:
+        assert list(supervisor.map(jobs.echo, payloads)) == payloads
+        results = list(supervisor.run(payloads))
+    assert sorted(result.payload for result in results) == sorted(payloads)
+    assert {(result.status, result.attempts, result.value == result.payload) for result in results} == {("ok", 1, True)}
+
+
+@pytest.mark.parametrize("first", [2**32 - 100, 2**63 - 100])
+def test_positions_go_on_past_large_numbers(queue, first):
+    late = type("Late", (queue,), {"first_position": first})
+    with start([jobs.echo, jobs.quiet], late, num_slots=16) as supervisor:
+        assert list(supervisor.map(jobs.echo, numbers(1000))) == numbers(1000)
+        for handle in supervisor._crew.handles:
+            supervisor._crew.kill(handle)
+        assert list(supervisor.map(jobs.quiet, numbers(1000))) == [None] * 1000
+
+
+def test_a_full_ring_takes_more_as_there_is_room(queue, tmp_path):
+    door = str(tmp_path / "door")
+    with start([jobs.wait_for_file], queue, num_slots=8) as supervisor:
+        for _ in range(8):
+            supervisor.submit(jobs.wait_for_file, door)
+        threading.Timer(0.1, Path(door).touch).start()
+        for _ in range(100):  # more than there is room for while nobody finishes
+            supervisor.submit(jobs.wait_for_file, door)
+        assert [result.status for result in supervisor.results()] == ["ok"] * 108
+
+
+def test_who_sleeps_is_woken(queue):
+    """A worker looks by itself once a second, so a wake that is lost now and then does not fit into the time limit."""
+    with start([jobs.echo], queue) as supervisor:
+        for number in range(200):
+            if number % 10 == 0:
+                wait_until(lambda: asleep(supervisor))
+            supervisor.submit(jobs.echo, b"%d" % number)
+            assert [result.value for result in supervisor.results()] == [b"%d" % number]
+        wait_until(lambda: asleep(supervisor))
+
+
+def test_a_slow_task_keeps_no_other_from_its_outcome(queue, tmp_path):
+    door = tmp_path / "door"
+    tasks = [(jobs.wait_for_file, str(door)), *((jobs.echo, payload) for payload in numbers(2000))]
+    with start([jobs.wait_for_file, jobs.echo], queue) as supervisor:
+        results = supervisor.run(tasks)
+        assert {result.status for result in itertools.islice(results, 2000)} == {"ok"}  # while one is held up
+        door.touch()
+        assert [result.value for result in results] == ["there"]
+
+
+def test_payloads_and_values_of_all_sizes(queue):
+    payloads = [jobs.pattern(size) for size in (0, 1, 8, 109, 110, 119, 120, 255, 256, 5000, 1 << 20) for _ in range(3)]
+    with start([jobs.echo], queue, num_slots=8) as supervisor:
+        assert list(supervisor.map(jobs.echo, payloads)) == payloads
+
+
+def test_a_run_after_one_that_was_closed_early(queue):
+    with start([jobs.echo], queue, num_slots=64) as supervisor:
+        for _ in range(5):
+            results = supervisor.run(numbers(500))
+            assert len(list(itertools.islice(results, 10))) == 10
+            results.close()
+            assert list(supervisor.map(jobs.echo, numbers(200))) == numbers(200)
+
+
+def test_two_queues_in_two_threads(queue):
+    values = {}
+
+    def use(name):
+        with start([jobs.echo], queue, workers=2, num_slots=64, start_method="forkserver") as supervisor:
+            values[name] = list(supervisor.map(jobs.echo, numbers(2000)))
+
+    threads = [threading.Thread(target=use, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert values == {"a": numbers(2000), "b": numbers(2000)}
+
+
+def test_retries(queue, tmp_path):
+    with start([jobs.fail_twice, jobs.note_and_die], queue, retries=2) as supervisor:
+        tasks = [(jobs.fail_twice, f"{tmp_path / str(number)}|") for number in range(5)]
+        tasks.append((jobs.note_and_die, f"{tmp_path / 'dead'}|"))
+        results = collections.Counter((r.function, r.status, r.attempts) for r in supervisor.run(tasks))
+    assert results == {("fail_twice", "ok", 3): 5, ("note_and_die", "crashed", 3): 1}
+    assert (tmp_path / "dead").read_bytes().count(b"\n") == 3
+
+
+# Deaths.
+
+
+def check_outcomes(results, payloads, kills):
+    """Each task once; no more crashes than kills, since a death is charged to the task in hand alone."""
+    assert sorted(result.payload for result in results) == sorted(payloads)
+    statuses = collections.Counter(result.status for result in results)
+    assert set(statuses) <= {"ok", "crashed"}
+    assert statuses["crashed"] <= kills
+
+
+def test_a_storm_of_kills(queue, tmp_path):
+    chance, kills, path = random.Random(4), 0, tmp_path / "notes"  # noqa: S311
+    with start([jobs.note], queue, num_slots=128) as supervisor:
+        results, due = [], time.monotonic()
+        source = (  # as long as the storm goes on
+            f"{path}|{number}" for number in itertools.takewhile(lambda _: kills < 60, itertools.count())
+        )
+        for result in supervisor.run(source):
+            results.append(result)
+            if time.monotonic() > due:
+                due = time.monotonic() + chance.uniform(0, 0.02)
+                if living := supervisor._crew.living():
+                    supervisor._crew.kill(chance.choice(living))
+                    kills += 1
+    check_outcomes(results, [f"{path}|{number}" for number in range(len(results))], kills)
+    notes = path.read_text().split()
+    assert len(notes) == len(set(notes)), "a task was started twice"
+
+
+class DeadlyWords:
+    """The words of a segment, of which the n-th store kills its process."""
+
+    def __init__(self, words, left):
+        self._words, self._left = words, left
+
+    def __getitem__(self, index):
+        return self._words[index]
+
+    def __setitem__(self, index, value):
+        self._words[index] = value
+        self._left -= 1
+        if not self._left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DeadlyLock:
+    """A lock whose first holder is killed."""
+
+    def __init__(self, lock):
+        self._lock = lock
+
+    def acquire(self, *timeout):
+        self._lock.acquire(*timeout)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def deadly(queue, flag, what):
+    """`queue`, for which one worker, whoever is first, dies: at its n-th store, or where `what` says."""
+
+    def attach(cls, name, primitives):
+        made = super(strategy, cls).attach(name, primitives)
+        try:
+            os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return made
+        if isinstance(what, int):
+            made.words = DeadlyWords(made.words, what)
+        elif what == "in the copy":
+            made._copy_to_lane = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            several = isinstance(made._lock, list)
+            made._lock = [DeadlyLock(lock) for lock in made._lock] if several else DeadlyLock(made._lock)
+        return made
+
+    strategy = type("Deadly", (queue,), {"attach": classmethod(attach)})
+    return strategy
+
+
+def check_death(queue, flag, what, function=jobs.echo):
+    payloads = numbers(300)
+    with start([function], deadly(queue, flag, what), num_slots=64) as supervisor:
+        results = list(supervisor.run(payloads))
+        supervisor.close()
+    assert os.path.exists(flag)
+    check_outcomes(results, payloads, 1)
+
+
+@pytest.mark.parametrize("function", [jobs.quiet, slow_echo])
+@pytest.mark.parametrize("what", ["in the lock", "in the copy"])
+def test_a_worker_is_killed_in_the_critical_section(queue, tmp_path, what, function):
+    for number in range(2):
+        check_death(queue, tmp_path / str(number), what, function)
+
+
+def test_a_worker_is_killed_at_each_store(queue, tmp_path):
+    for number in range(1, 17):
+        check_death(queue, tmp_path / str(number), number)
+
+
+def test_workers_are_killed_and_replaced_without_a_pause(queue, tmp_path):
+    """The successor of a worker that died in the critical section dies there, too."""
+
+    def dying(*arguments):
+        if sum(1 for _ in tmp_path.iterdir()) < 5:
+            (tmp_path / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return queue._copy_to_lane(*arguments)
+
+    strategy = type("Dying", (queue,), {"_copy_to_lane": dying})
+    with start([jobs.echo], strategy) as supervisor:
+        results = list(supervisor.run(numbers(300)))
+    check_outcomes(results, numbers(300), 0)
+
+
+# Ends.
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_leave_by_themselves_and_nothing_is_left(queue, method, capfd):
+    kills = []
+    with start([jobs.echo], queue, start_method=method) as supervisor:
+        assert len(list(supervisor.run(numbers(100)))) == 100
+        path = supervisor._queue.segment.path
+        named = [os.path.join(os.path.dirname(path), file[len(path) + 1 :]) for file in glob.glob(path + ".sem.*")]
+        kill = supervisor._crew.kill
+        supervisor._crew.kill = lambda *arguments: (kills.append(arguments), kill(*arguments))
+    assert kills == []
+    assert glob.glob(path + "*") == []
+    assert [file for file in named if os.path.exists(file)] == []
+    assert capfd.readouterr().err == ""
+
+
+def run_module(module, folder, *arguments):
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=50)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_command_line_of_each(queue, tmp_path, method):
+    (tmp_path / "tasks").write_text("".join(f"echo {number}\n" for number in range(500)))
+    arguments = (tmp_path / "tasks", "--screen", "off", "-w", 2, "--start-method", method)
+    done = run_module(queue.__module__, ROOT, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "500 tasks: 500 ok" in done.stdout
+
+
+def test_a_copy_in_another_package_works(queue, tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for module in {shmqueue, sys.modules[queue.__module__]}:
+        shutil.copy(module.__file__, package)
+    (tmp_path / "tasks").write_text("noop\n" * 50)
+    done = run_module(f"package.{queue.__module__.rpartition('.')[2]}", tmp_path, "tasks", "-w", 2, "--screen", "off")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "50 tasks: 50 ok" in done.stdout
+
+
+def test_a_refusal_is_a_clear_error(queue, capsys):
+    strategy = type("Refused", (queue,), {"refusal": classmethod(lambda cls: "not on a Tuesday")})
+    assert shmqueue.main(argv=["-"], queue=strategy) == 2
+    assert f"{queue.strategy}: not on a Tuesday" in capsys.readouterr().err
+
+
+def test_each_says_what_it_is():
+    for name, strategy in strategies.items():
+        assert strategy.strategy == name
+        assert strategy.if_killed
+        text = sys.modules[strategy.__module__].__doc__.splitlines()
+        headings = ["Idea", "Extra state", "Lock order", "If the holder dies", "When to use it"]
+        assert strategy.__module__ == "shmqueue" or [line for line in text if line in headings] == headings
+
+
+# One mistake in each.
+
+
+def lockf_without_repair():
+    return type("Mistaken", (strategies["lockf"],), {"_repair_locked": lambda self: None})
+
+
+def single_lock_kept():
+    return type("Mistaken", (strategies["single_lock"],), {"kernel_unlocks": True})
+
+
+def robust_mutex_never_made_consistent(monkeypatch):
+    module = importlib.import_module("variants.robust_mutex")
+    monkeypatch.setattr(module.RobustMutex, "_revive", lambda self: 0)
+    return type("Mistaken", (strategies["robust_mutex"],), {"refusal": classmethod(lambda cls: "")})
+
+
+def semaphore_not_counted_anew():
+    recover = shmqueue.SharedTaskQueue.recover
+    return type("Mistaken", (strategies["semaphore"],), {"recover": recover})
+
+
+def slot_state_that_forgets_what_was_taken_back():
+    def head(self, worker):
+        return int(self.words[self.status[worker] + shmqueue.END])
+
+    return type("Mistaken", (strategies["slot_state"],), {"_head": head})
+
+
+def worker_lanes_taken_back_and_left_there():
+    def take_back(self, worker):
+        first, count = self._unclaimed(worker)
+        return [(first, count)] if count else []
+
+    return type("Mistaken", (strategies["worker_lanes"],), {"take_back": take_back})
+
+
+MISTAKES = {
+    "lockf": lockf_without_repair,
+    "single_lock": single_lock_kept,
+    "robust_mutex": robust_mutex_never_made_consistent,
+    "semaphore": semaphore_not_counted_anew,
+    "slot_state": slot_state_that_forgets_what_was_taken_back,
+    "worker_lanes": worker_lanes_taken_back_and_left_there,
+}
+
+
+def suite(mistaken, folder):
+    """Those tests that are likely to find a mistake."""
+    for what in ("in the lock", "in the copy"):
+        check_death(mistaken, folder / what, what, slow_echo)
+    for number in range(1, 12):
+        check_death(mistaken, folder / str(number), number)
+    (folder / "door").mkdir()
+    test_a_slow_task_keeps_no_other_from_its_outcome(mistaken, folder / "door")
+
+
+@pytest.mark.parametrize("name", list(strategies))
+def test_the_suite_finds_a_mistake(name, tmp_path, monkeypatch):
+    if reason := strategies[name].refusal():
+        pytest.skip(reason)
+    mistake = MISTAKES[name]
+    mistaken = mistake(monkeypatch) if "monkeypatch" in mistake.__code__.co_varnames else mistake()
+    with pytest.raises((AssertionError, TimeoutError, OSError, shmqueue.SpoiledSegmentError)), limit(6):
+        suite(mistaken, tmp_path)
