@@ -7,7 +7,8 @@
     costs.py     where the processor time of a task goes
     rates.py, shapes.py, growth.py    the rows, one function each
     report.py, plots.py               BENCHMARKS.md and its drawings
-    storm.py     workers killed under load
+    storm.py     workers killed under load              compare.py   the strategies, by their tests and rates
+    screen.py    makes screen.svg, the picture in the README
 
 Every measurement checks what came back before it has a rate. One that finds a task missing or a value wrong prints
 no rate, and the command exits with 1.

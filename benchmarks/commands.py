@@ -209,8 +209,8 @@ def _drain(terminal: int, into: list[bytes]) -> None:
 def ours_idle(workers: int, seconds: float) -> float:
     """Per cent of a core that a command and its workers take while their input, a pipe, is silent."""
     command = [*SHMQUEUE, "-", "-w", str(workers), "--screen", "off"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdin is not None and child.stdout is not None  # noqa: S101
+    child: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with child:
         child.stdin.write(b"sleep 0.2\n" * workers)
         child.stdin.flush()
         time.sleep(2)

@@ -18,14 +18,16 @@ from benchmarks.jobs import JOBS, check, payloads
 
 clock = time.thread_time_ns
 SUPERVISOR = {  # what a reader calls it: the function, where it exists
-    "take": "Supervisor._take",
+    "take": "IterableSource.take",
     "admit": "Ledger.admit",
-    "cut to the room": "Supervisor._fit",
+    "fit": "Feeder._fit",
+    "make columns, push": "Feeder._push",
     "pack": "TaskSlots.write",
-    "push": "SharedTaskQueue.push",
+    "lock, push": "SharedTaskQueue.push",
     "place": "Ledger.placed",
     "harvest": "SharedTaskQueue.harvest",
     "unpack outcomes": "Slots.get",
+    "find outcomes": "Supervisor._settle",
     "settle": "Ledger.settle",
     "wake": "Crew.ring",
     "look": "Supervisor._look",
@@ -42,6 +44,7 @@ class Meter:
     def __init__(self) -> None:
         self.spent: collections.Counter[str] = collections.Counter()
         self._inner = [0]
+        self._before: list[tuple[Any, str, Any]] = []
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -61,8 +64,13 @@ class Meter:
         for name, where in parts.items():
             owner, _, attribute = where.partition(".")
             kind = getattr(shmqueue, owner, None)
-            if attribute in vars(kind or object):
+            if kind is not None and attribute in vars(kind):
+                self._before.append((kind, attribute, vars(kind)[attribute]))
                 setattr(kind, attribute, self.wrap(name, vars(kind)[attribute]))
+
+    def remove(self) -> None:
+        while self._before:
+            setattr(*self._before.pop())
 
 
 def ours_costs(job: str, tasks: int) -> dict[str, dict[str, float]]:
@@ -73,18 +81,14 @@ def ours_costs(job: str, tasks: int) -> dict[str, dict[str, float]]:
         def serve(worker: Any) -> None:
             """In a worker, which was forked with the supervisor's meter: put its own in place."""
             mine = Meter()
-            for _, where in SUPERVISOR.items():
-                owner, _, attribute = where.partition(".")
-                kind = getattr(shmqueue, owner, None)
-                if hasattr(vars(kind or object).get(attribute), "__wrapped__"):
-                    setattr(kind, attribute, vars(kind)[attribute].__wrapped__)
+            meter.remove()
             shmqueue.Worker.serve = starting  # type: ignore[method-assign]
             mine.install(WORKER)
             worker.serve()
             Path(folder, str(time.monotonic_ns())).write_text(json.dumps(mine.spent))
 
         meter.install(SUPERVISOR)
-        shmqueue.Worker.serve = serve  # type: ignore[method-assign]
+        shmqueue.Worker.serve = serve  # type: ignore[method-assign, assignment]
         start = clock()
         values = shmqueue.parallel_map(JOBS[job], items, start_method="fork")
         whole = clock() - start

@@ -20,6 +20,7 @@ from benchmarks.jobs import WrongError
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WRONG, MISSING = 3, 4  # exit codes of a child
+TIMES = "\u00d7"  # the unit of a ratio
 RESULT = "result: "  # before the line that says what was measured
 
 
@@ -35,7 +36,7 @@ class Case:
     name: str
     function: Callable[..., Any]
     arguments: Mapping[str, Any]
-    seconds: float = 120.0
+    seconds: float = 300.0
 
     @property
     def is_ours(self) -> bool:
@@ -126,10 +127,10 @@ class Goal:
 
 
 def at_least(value: float) -> Goal:
-    return Goal("≥", value, "×")
+    return Goal("≥", value, TIMES)
 
 
-def at_most(value: float, unit: str = "×") -> Goal:
+def at_most(value: float, unit: str = TIMES) -> Goal:
     return Goal("≤", value, unit)
 
 
@@ -142,7 +143,7 @@ class Line:
     unit: str
     theirs: Sample | None
     figure: Sample
-    figure_unit: str = "×"
+    figure_unit: str = TIMES
     goal: Goal | None = None
 
     @property

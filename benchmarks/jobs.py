@@ -1,4 +1,4 @@
-"""The functions that tasks call, and their payloads. It imports nothing of this package: `--call` loads it as a file."""
+"""The functions that tasks call, and their payloads. It imports nothing of this package: --call loads it as a file."""
 
 from __future__ import annotations
 

@@ -16,17 +16,13 @@ from benchmarks.jobs import JOBS, NANOSECONDS, WrongError, check, payloads, unev
 clock = time.perf_counter
 
 
-def strategies() -> dict[str, type[shmqueue.SharedTaskQueue]]:
-    """The ways to synchronize: the built-in one, and those that variants/ registers (a mapping of names to classes)."""
-    found = {shmqueue.SharedTaskQueue.strategy: shmqueue.SharedTaskQueue}
+def strategies() -> Mapping[str, type[shmqueue.SharedTaskQueue]]:
+    """The ways to synchronize by name: those of variants/, the built-in one first; that one alone without variants/."""
     with contextlib.suppress(ModuleNotFoundError):
         import variants
 
-        for registry in vars(variants).values():
-            if isinstance(registry, Mapping) and not isinstance(registry, type(vars(type))):
-                classes = {k: v for k, v in registry.items() if isinstance(v, type)}
-                found.update({k: v for k, v in classes.items() if issubclass(v, shmqueue.SharedTaskQueue)})
-    return found
+        return variants.strategies
+    return {shmqueue.SharedTaskQueue.strategy: shmqueue.SharedTaskQueue}
 
 
 def _queue(strategy: str | None) -> dict[str, Any]:
@@ -116,7 +112,7 @@ def ours_wake(times: int, strategy: str | None = None) -> float:
             waits.append((NANOSECONDS.unpack(result.value)[0] - before) / 1000)
     if min(waits) < 0:
         raise WrongError("a task began before it was submitted")
-    return statistics.median(waits)
+    return float(statistics.median(waits))
 
 
 def ours_messages(producers: int, consumers: int, messages: int) -> float:

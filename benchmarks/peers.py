@@ -190,7 +190,7 @@ def pool_wake(times: int) -> float:
             time.sleep(0.002)
             before = time.monotonic_ns()
             waits.append((NANOSECONDS.unpack(pool.apply(JOBS["monotonic"], (b"",)))[0] - before) / 1000)
-    return statistics.median(waits)
+    return float(statistics.median(waits))
 
 
 def pipe_wake(times: int) -> float:
@@ -207,7 +207,7 @@ def pipe_wake(times: int) -> float:
         waits.append((NANOSECONDS.unpack(os.read(back[0], 8))[0] - before) / 1000)
     os.write(there[1], b"q")
     os.wait()
-    return statistics.median(waits)
+    return float(statistics.median(waits))
 
 
 # faster-fifo's own benchmark: messages of five numbers from some producers to some consumers, nothing sent back.

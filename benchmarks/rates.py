@@ -7,9 +7,23 @@ from collections.abc import Sequence
 from benchmarks import costs, ours, peers
 from benchmarks.floor import floor as floor_rate
 from benchmarks.harness import (
-    CORES, Case, Curve, Findings, Goal, Line, Plan, Sample, alternate, at_least, at_most, best_setting, case, fastest,
-    row, samples,
-)  # fmt: skip
+    CORES,
+    Case,
+    Curve,
+    Findings,
+    Goal,
+    Line,
+    Plan,
+    Sample,
+    alternate,
+    at_least,
+    at_most,
+    best_setting,
+    case,
+    fastest,
+    row,
+    samples,
+)
 
 CHUNKS = (100, 500, 2_000, 10_000, 50_000, 0)  # 0: one chunk a worker
 
@@ -18,7 +32,7 @@ def _versus(found: dict[str, Sample], names: Sequence[str], goal: Goal | None, w
     """shmqueue against the fastest of `names`."""
     best = fastest(found, names)
     us, them = found["shmqueue"], found[best]
-    return Line(what or best, us, "tasks/s", them, us.over(them), "×", goal)
+    return Line(what or best, us, "tasks/s", them, us.over(them), goal=goal)
 
 
 def _chunks(tasks: int) -> list[int]:
@@ -42,7 +56,10 @@ def _against_pool(plan: Plan, job: str, plot: str) -> Findings:
     return found
 
 
-@row("1,000,000 no-op tasks of 100 bytes", "the supervisor is the limit: see what a task costs, below")
+@row(
+    "1,000,000 no-op tasks of 100 bytes",
+    "the Python code around a task costs more than pickle, which is C; the table of costs says where",
+)
 def noop(plan: Plan) -> Findings:
     return _against_pool(plan, "noop", "chunks-noop")
 
@@ -102,13 +119,16 @@ def queues(plan: Plan) -> Findings:
     return found
 
 
-@row("floor: packing loop plus dispatch loop, no synchronization, over the cores", "see what a task costs, below")
+@row(
+    "floor: packing loop plus dispatch loop, no synchronization, over the cores",
+    "the floor has no clock, no outcome and no account of tasks; the table of costs says what each takes",
+)
 def floor(plan: Plan) -> Findings:
     tasks, found = plan.size(1_000_000, 150_000), Findings()
     cases = [case("shmqueue", ours.ours_map, job="noop", tasks=tasks), case("the loops alone", floor_rate, tasks=tasks)]
     rates = samples(cases, plan.repetitions, found.notes)
     us, them = rates["shmqueue"], rates["the loops alone"]
-    found.lines.append(Line("the loops alone", us, "tasks/s", them, them.over(us), "×", at_most(1.3)))
+    found.lines.append(Line("the loops alone", us, "tasks/s", them, them.over(us), goal=at_most(1.3)))
     return found
 
 

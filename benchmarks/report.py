@@ -45,7 +45,7 @@ def machine() -> dict[str, str]:
         "processor": f"{_processor()}, {CORES} cores used",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
-        "start method": f"{multiprocessing.get_start_method()} (multiprocessing), fork (shmqueue, in a process with one thread)",
+        "start method": f"{multiprocessing.get_start_method()} (multiprocessing), fork (shmqueue)",
         "commit": _commit(),
         "compared": ", ".join(versions),
     }
@@ -134,10 +134,10 @@ def write(path: Path, plan: Plan, done: Mapping[str, Findings], failed: Mapping[
     """Write BENCHMARKS.md, and the plots where matplotlib is there."""
     pieces = [
         "# Benchmarks",
-        f"Written by `python -m benchmarks{' --quick' if plan.quick else ''}` in {seconds / 60:.0f} minutes. Figures are "
-        f"medians of {plan.repetitions} or more repetitions, the systems taking turns, with the range in parentheses; a "
-        "ratio is taken repetition by repetition. All values were checked before a rate was printed."
-        + (" With `--quick` there are fewer tasks than the rows say." if plan.quick else ""),
+        f"Written by `python -m benchmarks{' --quick' if plan.quick else ''}` in {seconds / 60:.1f} minutes.\n"
+        f"Figures are medians of {plan.repetitions} or more repetitions, the systems taking turns, with the range in\n"
+        "parentheses; a ratio is taken repetition by repetition. All values were checked before a rate was printed."
+        + ("\nWith `--quick` there are fewer tasks than the rows say." if plan.quick else ""),
         "\n".join(f"- {name}: {value}" for name, value in machine().items()),
         "## Goals and figures",
         summary(done, failed),
@@ -147,8 +147,8 @@ def write(path: Path, plan: Plan, done: Mapping[str, Findings], failed: Mapping[
     if absent := [row.title for name, row in ROWS.items() if name not in done and name not in failed]:
         pieces += ["Not measured in this run: " + "; ".join(absent) + "."]
     pieces += ["## What is not equivalent", NOT_EQUIVALENT.strip(), "## Curves and tables"]
-    notes = []
-    for name, found in done.items():
+    notes: list[str] = []
+    for found in done.values():
         for curve in found.curves:
             pieces += [f"### {curve.title}", *_plot(curve, path.parent, notes), curve_table(curve)]
     for name, found in done.items():
