@@ -39,7 +39,7 @@ The processes, and what goes between them
 The segment, in bytes
 ---------------------
   QueueHeader          what and whose it is | pushed | claimed | dirty | asleep | control     a line of 128 bytes each
-  WorkerStatus x W     the worker's line: first end progress records published asleep ready
+  WorkerStatus x W     the worker's line: first end progress records published asleep ready limit
                        the supervisor's line: harvested pid completed failed started
   (a strategy's own)   nothing here; see variants/
   LocalTaskQueue x W   a lane of `batch` task slots, and a ring of 2 x `batch` outcome slots
@@ -94,10 +94,8 @@ import array
 import bisect
 import collections
 import contextlib
-import csv
 import ctypes
 import dataclasses
-import difflib
 import errno
 import functools
 import glob
@@ -116,7 +114,6 @@ import secrets
 import select
 import shutil
 import signal
-import sqlite3
 import stat
 import struct
 import subprocess
@@ -127,7 +124,6 @@ import threading
 import time
 import tty
 import typing
-import urllib.parse
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -197,6 +193,7 @@ class WorkerStatus(ctypes.Structure):
     [first, end) are the positions of its lane; those below `progress` are finished, `progress` itself is in hand
     (if it is below `end`). records: outcome slots written so far; published and harvested follow it. asleep: 0, or
     the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
+    limit: how many tasks it wants to claim.
     """
 
     _fields_ = [
@@ -207,7 +204,8 @@ class WorkerStatus(ctypes.Structure):
         ("published", ctypes.c_uint64),
         ("asleep", ctypes.c_uint64),
         ("ready", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 56)),
+        ("limit", ctypes.c_uint64),
+        ("_unused", ctypes.c_uint8 * (LINE - 64)),
         ("harvested", ctypes.c_uint64),
         ("pid", ctypes.c_uint64),
         ("completed", ctypes.c_uint64),
@@ -282,10 +280,10 @@ PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP, CONTROL = (
     _word(getattr(QueueHeader, name)) for name in ("pushed", "claimed", "dirty", "asleep", "control")
 )
 # and these from the start of a worker's status.
-FIRST, END, PROGRESS, RECORDS, PUBLISHED, ASLEEP, READY, HARVESTED, PID, COMPLETED, FAILURES, STARTED = (
+FIRST, END, PROGRESS, RECORDS, PUBLISHED, ASLEEP, READY, LIMIT, HARVESTED, PID, COMPLETED, FAILURES, STARTED = (
     _word(getattr(WorkerStatus, name))
     for name in (
-        *("first", "end", "progress", "records", "published", "asleep", "ready"),
+        *("first", "end", "progress", "records", "published", "asleep", "ready", "limit"),
         *("harvested", "pid", "completed", "failed", "started"),
     )
 )
@@ -785,8 +783,8 @@ class SharedTaskQueue:
     def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
         """Publish, and take up to `limit` tasks into the lane (worker): (first, count), or None after going to sleep.
 
-        The lane must be finished. A claim is no more than a fair share of what is there, ceil(available / 2W), and
-        no more than the outcome slots that are free.
+        The lane must be finished. A claim is no more than the share of what is there, and than the outcome slots
+        that are free.
         """
         words, status = self.words, self.status[worker]
         self._enter(worker)
@@ -794,7 +792,7 @@ class SharedTaskQueue:
         first = words[CLAIMED]
         available = words[PUSHED] - first
         free = 2 * self.batch - (records - words[status + HARVESTED])
-        count = min(limit, self.batch, free, -(-available // (2 * self.num_workers)))
+        count = min(self.batch, free, self.share(available, limit))
         if count > 0:
             self._copy_to_lane(worker, pieces(first, count, self.num_slots))
             words[status + FIRST] = first
@@ -840,6 +838,11 @@ class SharedTaskQueue:
         return []
 
     # What all strategies share.
+
+    def share(self, available: int, limit: int) -> int:
+        """How many of the available tasks a worker takes that wants `limit` (worker): ceil(available / 2W), so that
+        the others find some, but not less than an eighth of what it wants: short tasks are not worth a claim each."""
+        return int(min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8)))
 
     def _write(self, places: Iterable[tuple[int, int]], tasks: Encoded) -> None:
         """Write tasks into the ring, at these (index, count)."""
@@ -1047,6 +1050,7 @@ REFERENCE = struct.Struct("=QQQ")  # what stands for bytes out of line: the file
 BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
 QUIET_SECONDS = 20e-6  # a task that returned None and took less shares an outcome with its like, and their mean time
 SPILL_BYTES = 16 << 20  # out-of-line values of one worker that may wait to be harvested
+READ_WHOLE = 1 << 20  # bytes of a file of payloads that are read at once
 SPILL_TRIES = 100  # to write one when nothing of this worker's waits and there is no room all the same
 LEAVE, STOP_BATCH = ord("q"), ord("r")  # orders on the recall pipe, obeyed after the task in hand
 ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
@@ -1144,6 +1148,7 @@ class Worker:
         self._left = options.max_tasks if options.max_tasks is not None else math.inf
         self._limit = options.batch or 1  # tasks to claim next
         self._spilled = 0  # bytes in the file of values out of line
+        self._file = (0, b"")  # the last file of payloads out of line: its number, and how it begins
         self.disowned = False  # true in a process that a function forked
 
     def start(self) -> None:
@@ -1163,7 +1168,8 @@ class Worker:
         queue, words, poll = self._queue, self._words, select.poll()
         poll.register(self._pipes.wake, select.POLLIN)
         while not self._leaving:
-            claim = queue.claim(self._index, self._claimable())
+            limit = words[self._status + LIMIT] = self._claimable()
+            claim = queue.claim(self._index, limit)
             if words[SUPERVISOR_ASLEEP]:
                 self._ring()
             if claim is None:
@@ -1275,8 +1281,13 @@ class Worker:
         return status, kind | VALUE_OUT_OF_LINE, reference
 
     def _call_with_file(self, call: Callable[[bytes], Any], reference: bytes) -> Any:
+        """Call with a payload out of line. A small file of them is read once, for the next tasks use it too."""
         number, offset, length = REFERENCE.unpack(reference)
-        return call(read_at(self._queue.segment.beside(f"p{number}"), offset, length))
+        path = self._queue.segment.beside(f"p{number}")
+        if self._file[0] != number:
+            self._file = (number, read_at(path, 0, READ_WHOLE, short=True))
+        payload = self._file[1][offset : offset + length]
+        return call(payload if len(payload) == length else read_at(path, offset, length))
 
     # What others want of this process.
 
@@ -1353,22 +1364,19 @@ def write_at(path: str, offset: int, parts: Iterable[bytes]) -> None:
         os.close(file)
 
 
-def read_at(path: str, offset: int, length: int) -> bytes:
-    """`length` bytes of a file from `offset` on. Raises SpoiledSegmentError where they are not there."""
+def read_at(path: str, offset: int, length: int, short: bool = False) -> bytes:
+    """`length` bytes of a file from `offset` on, or as many as there are if `short` will do.
+
+    Raises SpoiledSegmentError where they are not there."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(min(length, max(0, os.fstat(file.fileno()).st_size - offset)))
+    except (OSError, OverflowError) as error:
         raise SpoiledSegmentError(f"bytes out of line are gone: {describe(error)}") from None
-    try:
-        data = os.pread(file, length, offset) if length <= os.fstat(file).st_size else b""
-        while len(data) < length:
-            more = os.pread(file, length - len(data), offset + len(data))
-            if not more:
-                raise SpoiledSegmentError(f"bytes out of line are missing: {length:,} at {offset:,} of {path}")
-            data += more
-        return data
-    finally:
-        os.close(file)
+    if len(data) < length and not short:
+        raise SpoiledSegmentError(f"bytes out of line are missing: {length:,} at {offset:,} of {path}")
+    return data
 
 
 def process_exists(pid: int) -> bool:
@@ -1924,6 +1932,8 @@ class Feeder:
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
+    import difflib  # here, like csv and sqlite3 below: a run seldom needs it, and starts sooner without
+
     near = difflib.get_close_matches(name, list(names), 3, 0.5)
     return f"LookupError: no function {name!r}; " + (
         f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(names)}"
@@ -1940,6 +1950,7 @@ def function_name(function: Any) -> str:
 
 
 LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding
+IDLE_SECONDS = 0.25  # the same while none are
 HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
 STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
 MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
@@ -2028,14 +2039,17 @@ class Crew:
         queue.words[status + STARTED] += 1
 
     def ring(self, tasks: int) -> None:
-        """Wake sleepers, as many as there are tasks in the ring, and each once a sleep."""
-        if tasks > 0:
-            sleepers = [(self.handles[index], number) for index, number in self._queue.wakeable()]
-            fresh = [(handle, number) for handle, number in sleepers if handle.rung != number]
-            for handle, number in fresh[: max(0, tasks - (len(sleepers) - len(fresh)))]:
+        """Wake sleepers for so many tasks in the ring: as many as have work for a batch, each once a sleep."""
+        words = self._queue.words
+        for index, number in self._queue.wakeable() if tasks > 0 else ():
+            handle = self.handles[index]
+            if handle.rung != number:
                 handle.rung = number
                 if handle.process is not None:
                     self._write(handle.wake, b"!")
+            tasks -= max(1, words[self._queue.status[index] + LIMIT])
+            if tasks <= 0:
+                return
 
     def order(self, handle: Handle, order: int) -> None:
         """Send LEAVE or STOP_BATCH; the worker obeys after the task in its hand."""
@@ -2671,7 +2685,8 @@ class Supervisor:
         for handle in self._crew.standing(now):
             self._look_behind(handle)
         waiting = waiting or self._queue.backlog() > 0
-        self._next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS)
+        busy = self._ledger.unfinished() > 0
+        self._next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS if busy else IDLE_SECONDS)
         self.on_look()
         self._progress.draw(self.snapshot)
         if now >= self._next_share:
@@ -3214,6 +3229,9 @@ class QuerySource(Source):
     """Tasks from the rows of a SQLite query: one column is a line, two are a function and its payload."""
 
     def __init__(self, path: str, query: str, parse: LineParser) -> None:
+        import sqlite3
+        import urllib.parse
+
         self._parse, self.tasks, self._rows = parse, 0, None
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
@@ -3289,7 +3307,7 @@ class Results:
     """
 
     FIELDS = TaskResult._fields
-    BROKEN = (OSError, sqlite3.Error)
+    broken: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
 
     def __init__(self, path: str, resume: bool) -> None:
         self.path, self.lost, self.problem = path, 0, ""
@@ -3298,7 +3316,9 @@ class Results:
             for status, function, payload in self.begin(resume):
                 if status == "ok":
                     self.done[task_digest(function, encode_text(payload))] += 1
-        except (*self.BROKEN, ValueError) as error:
+        except Exception as error:
+            if not isinstance(error, (*self.broken, ValueError)):
+                raise
             raise UsageError(f"--results {path}: cannot be used: {describe(error)}") from None
 
     def begin(self, resume: bool) -> Iterable[Sequence[str]]:
@@ -3323,9 +3343,9 @@ class Results:
         if not self.problem:
             try:
                 action(*arguments)
-            except self.BROKEN as error:
+            except self.broken as error:
                 self.problem = describe(error)
-                with contextlib.suppress(*self.BROKEN):
+                with contextlib.suppress(*self.broken):
                     self.close()
         return not self.problem
 
@@ -3362,6 +3382,8 @@ class Csv(JsonLines):
     """Comma-separated values with a header; bytes as they are."""
 
     def begin(self, resume: bool) -> Iterable[Sequence[str]]:
+        import csv
+
         old = resume and os.path.exists(self.path)
         binary = open(self.path, "r+b" if old else "wb")  # noqa: SIM115
         self._file = io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
@@ -3387,6 +3409,9 @@ class Sqlite(Results):
     """The table `results` of a SQLite file; what is not UTF-8 is a blob."""
 
     def begin(self, resume: bool) -> Iterable[Sequence[str]]:
+        import sqlite3
+
+        self.broken = (OSError, sqlite3.Error)
         self._file = sqlite3.connect(self.path, isolation_level=None)
         self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
         if not resume:
@@ -3399,9 +3424,10 @@ class Sqlite(Results):
 
     def put(self, row: list[Any]) -> None:
         for at in (2, 4):
-            if row[at] is not None and not row[at].isascii():
-                data = encode_text(row[at])
-                row[at] = data if "\ufffd" in data.decode("utf-8", "replace") else row[at]
+            with contextlib.suppress(UnicodeEncodeError, AttributeError):
+                row[at].encode()
+                continue
+            row[at] = row[at] and encode_text(row[at])
         self._file.execute(f"INSERT INTO results VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
 
     def flush(self) -> None:

@@ -106,8 +106,7 @@ class SemaphoreQueue(shmqueue.SharedTaskQueue):
 
     def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
         while True:
-            share = -(-self._filled.value() // (2 * self.num_workers))
-            tokens = self._filled.take(min(limit, self.batch, share))
+            tokens = self._filled.take(min(self.batch, self.share(self._filled.value(), limit)))
             claim = super().claim(worker, tokens)  # without a token: note that it sleeps
             count = claim[1] if claim else 0
             self._free.post(count)
