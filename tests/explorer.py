@@ -127,10 +127,9 @@ class Actor:
         self.state, self.stopped, self.hint = READY, False, 0
         self.trace, self.effect, self.at = 0, False, "start"
         self.rings, self.recall, self.time = 0, b"", 0.0
-        self.lane: tuple[int, int] = (0, 0)  # what it copied last, as (first, count),
-        self.settled: set[int] = set()  # those of it whose outcome is certain,
+        self.lane = [0, 0]  # the positions that it stored as `first` and `end` of its lane,
+        self.settled: set[int] = set()  # those of them whose outcome is certain,
         self.packed: tuple[int, int] = (0, 0)  # and what the last outcome slot speaks of
-        self.running: int | None = None
         self.body: Any = None
         self.greenlet: Any = None
 
@@ -140,8 +139,7 @@ class Actor:
 
     def hand(self) -> int | None:
         """The position of the task in hand: the first of the lane without a certain outcome."""
-        first, count = self.lane
-        return next((p for p in range(first, first + count) if p not in self.settled), None)
+        return next((position for position in range(*self.lane) if position not in self.settled), None)
 
 
 # The doubles.
@@ -156,7 +154,7 @@ class Words:
 
     def __getitem__(self, place: int) -> int:
         actor, world = self.actor, self.world
-        world.step(actor, "read", place, place in world.shared)
+        world.step(actor, world.reads[place], place in world.shared)
         world.order(actor, place, False)
         value = self.memory[place]
         actor.trace = hash((actor.trace, value))
@@ -164,7 +162,7 @@ class Words:
 
     def __setitem__(self, place: int, value: int) -> None:
         actor, world = self.actor, self.world
-        world.step(actor, "store", place, place in world.shared and self.memory[place] != value)
+        world.step(actor, world.stores[place], place in world.shared and self.memory[place] != value)
         world.order(actor, place, True)
         self.memory[place] = value
         actor.trace = hash((actor.trace, place))
@@ -191,7 +189,7 @@ class Lock:
 
     def acquire(self, actor: Actor) -> bool:
         world = self.world
-        world.step(actor, "lock", 0, True)
+        world.step(actor, "lock", True)
         while self.holder is not None:
             world.block(actor, LOCKED)
         self.holder = actor
@@ -201,7 +199,7 @@ class Lock:
         return True
 
     def release(self, actor: Actor) -> None:
-        self.world.step(actor, "unlock", 0, False)
+        self.world.step(actor, "unlock", False)
         if self.holder is not actor:
             self.world.fail(f"{actor.name} released a lock that it did not have")
         self.let_go(actor)
@@ -297,6 +295,10 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
             with world.hints():
                 return super().standing(now)
 
+        def is_slow(self, handle: Any, now: float) -> bool:
+            with world.hints():
+                return super().is_slow(handle, now)
+
         def kill(self, handle: Any, why: Any = None) -> None:
             world.fail(f"the supervisor kills worker {handle.index}: {why}")
 
@@ -314,6 +316,9 @@ def steered_supervisor(world: World, base: type[shmqueue.Supervisor]) -> type[sh
         def _turn(self, job: Any) -> None:
             world.supervisor.trace = world.between_turns(self, job)
             super()._turn(job)
+
+        def _give_up(self, error: Exception) -> None:
+            world.fail(f"the supervisor gave up: {shmqueue.describe(error)}")
 
         def _share(self) -> None:
             """What --watch reads is no part of the protocol."""
@@ -335,9 +340,6 @@ def steered_worker(world: World, base: type[shmqueue.Worker]) -> type[shmqueue.W
 
 def steered_ledger(world: World, base: type[shmqueue.Ledger]) -> type[shmqueue.Ledger]:
     class SteeredLedger(base):  # type: ignore[misc,valid-type]
-        def placed(self, tasks: Any, places: Any, file: Any) -> None:
-            super().placed(tasks, places, file)
-
         def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
             if status == "crashed":
                 world.charged(worker, position)
@@ -364,7 +366,7 @@ class Seat:
 
             def guarded(*arguments: Any) -> Any:
                 actor = words.actor
-                world.step(actor, kind, 0, False)
+                world.step(actor, kind, False)
                 for place in of(*arguments):
                     world.order(actor, begin + place, write)
                 value = original(*arguments)
@@ -398,16 +400,15 @@ class Seat:
     def _guard_lane(self, world: World, queue: Any) -> None:
         copy, words = queue._copy_to_lane, self.words
 
-        def guarded(worker: int, first: int, count: int) -> None:
-            actor = words.actor
-            world.step(actor, "copy to the lane", 0, False)
-            for index, length in shmqueue.pieces(first, count, queue.num_slots):
+        def guarded(worker: int, places: Any) -> None:
+            actor, places = words.actor, list(places)
+            world.step(actor, "copy to the lane", False)
+            for index, length in places:
                 for place in range(index, index + length):
                     world.order(actor, RING + place, False)
             world.order(actor, LANE + worker, True)
-            copy(worker, first, count)
-            actor.lane, actor.effect = (first, count), True
-            actor.settled.clear()
+            copy(worker, places)
+            actor.effect = True
 
         queue._copy_to_lane = guarded
 
@@ -504,16 +505,18 @@ class World:
         self.memory = made.segment.window(0, made.segment.words.nbytes)
         self._image = bytes(self.memory)
         self._seats: dict[tuple[int, int], Seat] = {(-1, 0): Seat(self, made, False)}
-        asleep = [status + shmqueue.ASLEEP for status in made.status]
-        self.unordered = {shmqueue.SUPERVISOR_ASLEEP, shmqueue.CONTROL}
-        self.shared = {*self.unordered, shmqueue.CLAIMED, *asleep}
-        self.finishing = {s + word for s in made.status for word in (shmqueue.PROGRESS, shmqueue.RECORDS)}
-        self._names = {
-            getattr(shmqueue, name): name for name in ("PUSHED", "CLAIMED", "DIRTY", "SUPERVISOR_ASLEEP", "CONTROL")
-        }
-        own = ("FIRST", "END", "PROGRESS", "RECORDS", "PUBLISHED", "ASLEEP", "HARVESTED", "PID", "STARTED")
-        for status in made.status:
-            self._names.update({status + getattr(shmqueue, name): name for name in own})
+        limits = {status + shmqueue.LIMIT for status in made.status}
+        self.unordered = {shmqueue.SUPERVISOR_ASLEEP, shmqueue.CONTROL, *limits}
+        self.shared = {*self.unordered, shmqueue.CLAIMED, *(status + shmqueue.ASLEEP for status in made.status)}
+        own = (shmqueue.FIRST, shmqueue.END, shmqueue.PROGRESS, shmqueue.RECORDS)
+        self.finishing = {status + word for status in made.status for word in own}
+        header = ("PUSHED", "CLAIMED", "DIRTY", "SUPERVISOR_ASLEEP", "CONTROL")
+        fields = ("FIRST", "END", "PROGRESS", "RECORDS", "PUBLISHED", "ASLEEP", "LIMIT", "HARVESTED", "PID", "STARTED")
+        names = {getattr(shmqueue, name): name for name in header}
+        names.update((status + getattr(shmqueue, name), name) for status in made.status for name in fields)
+        words = range(len(made.segment.words))
+        self.reads = [f"read {names.get(word, word)}" for word in words]
+        self.stores = [f"store {names.get(word, word)}" for word in words]
         context = types.SimpleNamespace(Process=lambda target, args, name: Process(self, args), Pipe=None)
         clocks = {"monotonic": lambda: self.now, "perf_counter": lambda: self.current.time}
         doubles = {
@@ -638,7 +641,7 @@ class World:
     def task(self, payload: bytes) -> bytes | None:
         """What the workers call."""
         actor, number = self.current, self.payloads.index(payload)
-        self.step(actor, "call", 0, self.every)
+        self.step(actor, "call", self.every)
         self.started[number] += 1
         actor.effect = True
         if self.started[number] > self.scenario.retries + 1:
@@ -649,12 +652,12 @@ class World:
 
     # A step of a process, and who goes on after it.
 
-    def step(self, actor: Actor, kind: str, place: int, shared: bool) -> None:
+    def step(self, actor: Actor, kind: str, shared: bool) -> None:
         """`actor` is about to do this; it may be preempted or killed before."""
         if actor is not self.current:
             raise Gone
         self.steps += 1
-        actor.at = f"{kind} {self._names.get(place, place)}" if place else kind
+        actor.at = kind
         if actor.worker >= 0:
             self.kinds.add(actor.at)
         if self.logging:
@@ -829,14 +832,14 @@ class World:
 
     def lives(self, actor: Actor) -> bool:
         """Asked by the supervisor."""
-        self.step(self.supervisor, "see who lives", 0, True)
+        self.step(self.supervisor, "see who lives", True)
         self.supervisor.trace = hash((self.supervisor.trace, actor.alive))
         return actor.alive
 
     def sleep(self, seconds: float) -> list[tuple[Any, int]]:
         """The current process waits to be woken."""
         actor = self.current
-        self.step(actor, "sleep", 0, True)
+        self.step(actor, "sleep", True)
         actor.effect = True
         if actor.worker >= 0:
             if not actor.rings:
@@ -865,7 +868,7 @@ class World:
 
     def send(self, actor: Actor, data: bytes, wake: bool) -> None:
         """The supervisor writes to a worker's pipe."""
-        self.step(self.supervisor, "wake" if wake else "order", 0, True)
+        self.step(self.supervisor, "wake" if wake else "order", True)
         if wake:
             actor.rings = 1
         else:
@@ -880,12 +883,12 @@ class World:
         actor.trace = hash((actor.trace, orders))
 
     def ring_bell(self, actor: Actor) -> None:
-        self.step(actor, "ring the bell", 0, True)
+        self.step(actor, "ring the bell", True)
         self.bell = actor.effect = True
 
     def stop(self, actor: Actor) -> bool:
         """The supervisor stops a worker, wherever it is."""
-        self.step(self.supervisor, "stop a worker", 0, True)
+        self.step(self.supervisor, "stop a worker", True)
         if not actor.alive:
             return False
         actor.stopped = True
@@ -930,12 +933,14 @@ class World:
         self._writes[place] = number, clock[number]
 
     def finished(self, actor: Actor, place: int, value: int) -> None:
-        """A worker stored its `progress` or `records`: these tasks have their outcome."""
-        if actor.worker < 0:
+        """A worker stored a word of its own: its lane, or that tasks have their outcome."""
+        if actor.worker < 0 or not 0 <= place - self.status[actor.worker] < shmqueue.HARVESTED:
             return
-        first, count = actor.lane
-        if place == self.status[actor.worker] + shmqueue.PROGRESS:
-            actor.settled.update(range(first, min(value, first + count)))
+        word = place - self.status[actor.worker]
+        if word in (shmqueue.FIRST, shmqueue.END):
+            actor.lane[word == shmqueue.END] = value
+        elif word == shmqueue.PROGRESS:
+            actor.settled.update(range(actor.lane[0], min(value, actor.lane[1])))
         else:
             position, count = actor.packed
             actor.settled.update(range(position, position + count))

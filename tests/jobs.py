@@ -279,6 +279,11 @@ def start_child(payload: bytes) -> str:
     return str(subprocess.Popen(["sleep", "600"]).pid)  # noqa: S607
 
 
+def start_child_in_session(payload: bytes) -> str:
+    """The same, out of the worker's group and session."""
+    return str(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)  # noqa: S607
+
+
 def print_much(payload: bytes) -> bytes:
     for _ in range(100):
         print("\x1b[2Jprinted" * 50)

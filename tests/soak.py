@@ -189,8 +189,9 @@ class Worker:
         ) // 8
         self.pid, self.fd, self.hit, self.known = 0, -1, False, 0  # hit: it has been killed; known: its lane at first
         self.hit_at = self.stopped_until = 0.0
+        self.early = False  # may be killed before it has begun to work
 
-    def look(self, session: int) -> bool:
+    def look(self, session: int, chance: random.Random) -> bool:
         """Learn of a new process; whether there is one that has not been killed yet."""
         pid = self.words[self.at + shmqueue.PID]
         if pid != self.pid:
@@ -201,6 +202,7 @@ class Worker:
                 except ProcessLookupError:
                     return False
                 self.pid, self.hit, self.known, self.stopped_until = pid, False, self.words[self.at + shmqueue.END], 0.0
+                self.early = chance.random() < 0.1
         return self.fd >= 0 and not self.hit
 
     def works(self) -> bool:
@@ -306,7 +308,7 @@ class Storm:
                 if worker.stopped_until and now >= worker.stopped_until:
                     worker.stopped_until = 0.0
                     worker.send(signal.SIGCONT)
-                if worker.look(process.pid):
+                if worker.look(process.pid, chance):
                     ready.append(worker)
                     if worker.hit_at and worker.works():
                         back, worker.hit_at = 0.9 * back + 0.1 * min(1.0, now - worker.hit_at), 0.0
@@ -314,7 +316,7 @@ class Storm:
                 continue
             due = now + chance.expovariate(1.0) * 1.5 * back / len(workers)
             worker = chance.choice(ready)
-            if not worker.works() and chance.random() > 0.1:
+            if not worker.works() and not worker.early:
                 continue
             if chance.random() < 0.25:
                 if not worker.stopped_until and worker.send(signal.SIGSTOP):

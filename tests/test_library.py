@@ -653,8 +653,9 @@ def test_a_function_that_misbehaves_has_its_own_outcome(capfd, function, status,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_processes_that_a_function_started_end_with_the_run(method):
-    pids = [int(value) for value in parallel_map(jobs.start_child, [b""] * 3, workers=2, start_method=method)]
+@pytest.mark.parametrize("function", [jobs.start_child, jobs.start_child_in_session])
+def test_processes_that_a_function_started_end_with_the_run(function, method):
+    pids = [int(value) for value in parallel_map(function, [b""] * 3, workers=2, start_method=method)]
     assert wait_until(lambda: not any(map(is_running, pids)))
 
 

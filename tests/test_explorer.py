@@ -1,0 +1,425 @@
+"""The product's code under every interleaving, with kills at every step; and deliberate mistakes, which are found."""
+
+import shmqueue
+import pytest
+from explorer import SCENARIOS, Bounds, Scenario, explore, first_failure
+from shmqueue import (
+    ASLEEP,
+    CLAIMED,
+    DIRTY,
+    END,
+    FIRST,
+    HARVESTED,
+    PROGRESS,
+    PUBLISHED,
+    PUSHED,
+    RECORDS,
+    Ledger,
+    SharedTaskQueue,
+    Supervisor,
+    Worker,
+)
+
+SMALL = [Bounds(0, 1), Bounds(1, 0)]
+LARGE = [
+    ("mixed", Bounds(1, 1)),
+    ("mixed", Bounds(0, 2)),
+    ("values", Bounds(0, 2)),
+    ("nothing returned", Bounds(2, 0)),
+    ("retries", Bounds(0, 2)),
+]
+
+
+@pytest.mark.parametrize("bounds", SMALL, ids=str)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_no_schedule_goes_wrong(name, bounds):
+    check(name, bounds)
+
+
+@pytest.mark.parametrize(("name", "bounds"), LARGE, ids=str)
+def test_no_schedule_goes_wrong_within_larger_bounds(name, bounds):
+    check(name, bounds)
+
+
+def check(name, bounds):
+    report = explore(SCENARIOS[name], bounds)
+    print(f"{name}, {bounds}: {report.schedules:,} schedules, {report.states:,} states")
+    assert report.failure is None, str(report.failure)
+    assert report.schedules > 100
+
+
+def test_workers_are_killed_before_every_kind_of_step():
+    kinds, kills = set(), set()
+    for name in ("mixed", "paused"):
+        report = explore(SCENARIOS[name], Bounds(0, 1), kill_anywhere=True)
+        assert report.failure is None, str(report.failure)
+        kinds |= report.kinds
+        kills |= set(report.kills)
+    assert kills == kinds
+    words = ("DIRTY", "FIRST", "END", "PROGRESS", "CLAIMED", "RECORDS", "PUBLISHED", "ASLEEP")
+    assert {f"store {word}" for word in words} < kills
+    assert {"lock", "unlock", "call", "copy to the lane", "write an outcome", "sleep", "ring the bell"} < kills
+
+
+def test_workers_are_killed_while_they_repair():
+    report = explore(Scenario("two", "qq"), Bounds(0, 2))
+    assert report.failure is None, str(report.failure)
+    assert report.kills["store END"] > 1
+
+
+def test_a_schedule_that_goes_wrong_is_told_step_by_step():
+    failure = first_failure([SCENARIOS["mixed"]], queue=WithoutRepair)
+    assert "KILLED" in str(failure)
+    assert "nobody goes on" in str(failure) or "no task is" in str(failure)
+
+
+# Mistakes. Each is the product's own code with something left out, or in another order.
+
+
+class CommitsFirst(SharedTaskQueue):
+    """Stores `claimed` before `end`: a death in between loses the tasks."""
+
+    def claim(self, worker, limit):
+        return claim(self, worker, limit, order=(FIRST, PROGRESS, CLAIMED, END))
+
+
+class ForgetsProgress(SharedTaskQueue):
+    """Leaves `progress` where the last batch ended."""
+
+    def claim(self, worker, limit):
+        return claim(self, worker, limit, order=(FIRST, END, CLAIMED))
+
+
+class ProgressAfterCommit(SharedTaskQueue):
+    """Says what is in hand only once the claim is committed."""
+
+    def claim(self, worker, limit):
+        return claim(self, worker, limit, order=(END, CLAIMED, FIRST, PROGRESS))
+
+
+class ReleasesEarly(SharedTaskQueue):
+    """Lets go of the lock before the claim is committed."""
+
+    def claim(self, worker, limit):
+        return claim(self, worker, limit, order=(FIRST, PROGRESS, END, "release", CLAIMED))
+
+
+class CopiesLate(SharedTaskQueue):
+    """Copies the tasks out of the ring after letting go of the lock."""
+
+    def claim(self, worker, limit):
+        return claim(self, worker, limit, order=(FIRST, PROGRESS, END, CLAIMED, "release", "copy"))
+
+
+class SaysAsleepLate(SharedTaskQueue):
+    """Stores its asleep word after letting go of the lock."""
+
+    def claim(self, worker, limit):
+        return claim(self, worker, limit, asleep="late")
+
+
+class NeverSaysAsleep(SharedTaskQueue):
+    def claim(self, worker, limit):
+        return claim(self, worker, limit, asleep="never")
+
+
+class CountsNoFreeSlots(SharedTaskQueue):
+    """Writes over outcomes that were not read."""
+
+    def claim(self, worker, limit):
+        return claim(self, worker, limit, free=1000)
+
+
+class PublishesLater(SharedTaskQueue):
+    """Stores `published` without the lock."""
+
+    def claim(self, worker, limit):
+        self.words[self.status[worker] + PUBLISHED] = self.words[self.status[worker] + RECORDS]
+        return claim(self, worker, limit)
+
+
+def claim(queue, worker, limit, order=(FIRST, PROGRESS, END, CLAIMED), asleep="", free=None):
+    """SharedTaskQueue.claim, with its stores in this order."""
+    words, status = queue.words, queue.status[worker]
+    queue._enter(worker)
+    records = words[status + PUBLISHED] = words[status + RECORDS]
+    first = words[CLAIMED]
+    available = words[PUSHED] - first
+    free = free or 2 * queue.batch - (records - words[status + HARVESTED])
+    count = min(queue.batch, free, queue.share(available, limit))
+    if count > 0:
+        if "copy" not in order:
+            queue._copy_to_lane(worker, shmqueue.pieces(first, count, queue.num_slots))
+        for step in order:
+            if step == "release":
+                words[status + ASLEEP] = 0
+                queue._leave()
+            elif step == "copy":
+                queue._copy_to_lane(worker, shmqueue.pieces(first, count, queue.num_slots))
+            else:
+                words[step if step == CLAIMED else status + step] = first + count * (step in (END, CLAIMED))
+        if "release" in order:
+            return first, count
+        words[status + ASLEEP] = 0
+        queue._leave()
+        return first, count
+    queue._sleeps += 1
+    if not asleep:
+        words[status + ASLEEP] = queue._sleeps
+    queue._leave()
+    if asleep == "late":
+        words[status + ASLEEP] = queue._sleeps
+    return None
+
+
+class WithoutRepair(SharedTaskQueue):
+    def _repair_locked(self):
+        pass
+
+
+class WithoutDirty(SharedTaskQueue):
+    """Does not sign that it is inside, so that nobody knows that there is something to repair."""
+
+    def _enter(self, worker):
+        self._lock.acquire()
+
+
+class CleanBeforeRepair(SharedTaskQueue):
+    """Clears `dirty` before the repair: a death inside it leaves half of it."""
+
+    def _repair_locked(self):
+        self.words[DIRTY] = 0
+        super()._repair_locked()
+
+
+class SignsLate(SharedTaskQueue):
+    """Clears `dirty` after letting go of the lock, when another may have signed."""
+
+    def _leave(self):
+        self._lock.release()
+        self.words[DIRTY] = 0
+
+
+class HarvestsUnlocked(SharedTaskQueue):
+    """Reads `published` without the lock."""
+
+    def harvest(self, harvested):
+        super().harvest(harvested)
+        return [self.words[status + PUBLISHED] for status in self.status]
+
+
+class HarvestsTooFar(SharedTaskQueue):
+    """Reads what is not published yet."""
+
+    def harvest(self, harvested):
+        super().harvest(harvested)
+        return [self.words[status + RECORDS] for status in self.status]
+
+
+class PushesUnlocked(SharedTaskQueue):
+    def push(self, tasks):
+        first, count = self._pushed, len(tasks.data)
+        self._write(shmqueue.pieces(first, count, self.num_slots), tasks)
+        self.words[PUSHED] = self._pushed = first + count
+        return [(first, count)]
+
+
+class WritesTheRingLate(SharedTaskQueue):
+    """Moves `pushed` before the slots are written."""
+
+    def push(self, tasks):
+        first, count = self._pushed, len(tasks.data)
+        self._enter(None)
+        self.words[PUSHED] = self._pushed = first + count
+        self._leave()
+        self._write(shmqueue.pieces(first, count, self.num_slots), tasks)
+        return [(first, count)]
+
+
+class AsksSleepersFirst(SharedTaskQueue):
+    """Asks who sleeps before there is something to do."""
+
+    _early = None
+
+    def push(self, tasks):
+        self._early = super().sleepers()
+        return super().push(tasks)
+
+    def sleepers(self):
+        early, self._early = self._early, None
+        return super().sleepers() if early is None else early
+
+
+class NeverSaysTheSupervisorSleeps(SharedTaskQueue):
+    def harvest(self, harvested):
+        published = super().harvest(harvested)
+        self.words[shmqueue.SUPERVISOR_ASLEEP] = 0
+        return published
+
+
+class RecoversUnlocked(SharedTaskQueue):
+    """Reads a dead worker's lane without having had the lock."""
+
+    def recover(self, worker):
+        return self._clear(worker)
+
+
+class KeepsTheLane(SharedTaskQueue):
+    """Does not empty a dead worker's lane: its successor's death counts it again."""
+
+    def _clear(self, worker):
+        remains = self.remains(worker)
+        self.words[self.status[worker] + PUBLISHED] = remains.records
+        self.words[self.status[worker] + ASLEEP] = 0
+        return remains
+
+
+class KeepsFirst(SharedTaskQueue):
+    """Leaves `first` of a dead worker's lane."""
+
+    def _clear(self, worker):
+        first = self.words[self.status[worker] + FIRST]
+        remains = super()._clear(worker)
+        self.words[self.status[worker] + FIRST] = first
+        return remains
+
+
+class KeepsAsleep(SharedTaskQueue):
+    """Leaves a dead worker asleep, with a number that its successor's sleep has, too."""
+
+    def _clear(self, worker):
+        asleep = self.words[self.status[worker] + ASLEEP]
+        remains = super()._clear(worker)
+        self.words[self.status[worker] + ASLEEP] = asleep
+        return remains
+
+
+class ChargesNobody(SharedTaskQueue):
+    """Takes the task in hand for one that never began."""
+
+    def remains(self, worker):
+        remains = super().remains(worker)
+        return remains._replace(begun=remains.done)
+
+
+class ChargesTheNext(SharedTaskQueue):
+    """Takes the task after the one in hand for it."""
+
+    def remains(self, worker):
+        remains = super().remains(worker)
+        later = remains.done < remains.begun < remains.end
+        return remains._replace(done=remains.done + later, begun=remains.begun + later)
+
+
+class TrustsProgressAlone(SharedTaskQueue):
+    """Does not ask the last outcome slot, which may be ahead of progress."""
+
+    def remains(self, worker):
+        status, remains = self.status[worker], super().remains(worker)
+        done = min(remains.end, self.words[status + PROGRESS])
+        return remains._replace(done=done, begun=min(remains.end, done + 1))
+
+
+class CountsOutcomesFirst(SharedTaskQueue):
+    """Stores `records` before the outcome slot is written."""
+
+    def outcome_writer(self, worker):
+        words, records, outcomes = self.words, self.status[worker] + RECORDS, self.outcomes[worker]
+
+        def put(position, count, seconds, status, kind, value):
+            number = words[records]
+            words[records] = number + 1
+            at = number % outcomes.count * outcomes.size
+            outcomes.pack(outcomes.bytes, at, position, count, seconds, status, kind, value)
+
+        return put
+
+
+class ProgressFirst(Worker):
+    """Moves `progress` before the outcome is written."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        put, words, progress = self._put, self._words, self._status + PROGRESS
+
+        def late(position, count, *outcome):
+            words[progress] = max(words[progress], position + count)
+            put(position, count, *outcome)
+
+        self._put = late
+
+
+class NeverRings(Worker):
+    def serve(self):
+        self._ring = lambda: None
+        super().serve()
+
+
+class RunsWhatIsReturned(Worker):
+    """Gives a batch back and runs it all the same."""
+
+    def _give_back(self, position, count):
+        super()._give_back(position, count)
+        if self._payloads == []:
+            self.run(position, count)
+
+
+class ForgetsToGiveBack(Worker):
+    def _give_back(self, position, count):
+        self._words[self._status + PROGRESS] = position + count
+
+
+class ChargesWrong(Ledger):
+    """Charges the task before the one in hand where there is one."""
+
+    def charge(self, worker, position, status, error, seconds):
+        super().charge(worker, max(self._firsts[0], position - 1), status, error, seconds)
+
+
+class GivesBackTooMuch(Supervisor):
+    """Pushes the task in hand again, too."""
+
+    def _bury(self, handle):
+        recover = self._queue.recover
+        self._queue.recover = lambda worker: recover(worker)._replace(begun=recover(worker).begun)
+        super()._bury(handle)
+
+
+class ForgetsWhatWasQuiet(Supervisor):
+    """Does not remember what it took in without outcomes while the worker was stopped."""
+
+    def _take_in(self, handle, remains):
+        super()._take_in(handle, remains)
+        handle.quiet = 0
+
+
+class RingsOnce(Supervisor):
+    """Rings a worker for its first sleep only."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        sleepers = self._queue.sleepers
+        self._queue.sleepers = lambda: [(worker, 1) for worker, _ in sleepers()]
+
+
+MISTAKES = {
+    "queue": [
+        *(CommitsFirst, ForgetsProgress, ProgressAfterCommit, ReleasesEarly, CopiesLate, SaysAsleepLate),
+        *(NeverSaysAsleep, CountsNoFreeSlots, PublishesLater, WithoutRepair, WithoutDirty, CleanBeforeRepair),
+        *(SignsLate, HarvestsUnlocked, HarvestsTooFar, PushesUnlocked, WritesTheRingLate, AsksSleepersFirst),
+        *(NeverSaysTheSupervisorSleeps, RecoversUnlocked, KeepsTheLane, KeepsFirst, KeepsAsleep, ChargesNobody),
+        *(ChargesTheNext, TrustsProgressAlone, CountsOutcomesFirst),
+    ],
+    "worker": [ProgressFirst, NeverRings, RunsWhatIsReturned, ForgetsToGiveBack],
+    "ledger": [ChargesWrong],
+    "supervisor": [ForgetsWhatWasQuiet, RingsOnce],
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "mistake"), [(part, mistake) for part, mistakes in MISTAKES.items() for mistake in mistakes], ids=str
+)
+def test_a_mistake_is_found(part, mistake):
+    failure = first_failure(SCENARIOS.values(), **{part: mistake})
+    assert failure is not None
+    print(failure.scenario, failure.bounds, failure.message)

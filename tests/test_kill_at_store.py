@@ -1,0 +1,91 @@
+"""A worker that kills itself just before its n-th store into the segment, for every n, in real processes."""
+
+import os
+import signal
+
+import pytest
+from conftest import segments_of
+from shmqueue import SharedTaskQueue, Supervisor
+
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),  # a runner's own threads
+]
+NUMBER, MARKER = "SHMQUEUE_TEST_KILL_AT", "SHMQUEUE_TEST_KILL_MARKER"
+MOST_STORES = 1000
+
+
+class DeadlyWords:
+    """The segment's words; the store before which so many others were made is the last thing that is tried."""
+
+    def __init__(self, words, stores):
+        self._words, self._left = words, stores
+
+    def __getitem__(self, place):
+        return self._words[place]
+
+    def __setitem__(self, place, value):
+        self._left -= 1
+        if self._left == 0:
+            with open(os.environ[MARKER] + ".killed", "wb"):
+                os.kill(os.getpid(), signal.SIGKILL)
+        self._words[place] = value
+
+    def release(self):
+        self._words.release()
+
+
+class DiesAtStore(SharedTaskQueue):
+    """The first process that attaches dies at its n-th store; those after it live."""
+
+    @classmethod
+    def attach(cls, name, primitives):
+        queue = super().attach(name, primitives)
+        try:
+            os.close(os.open(os.environ[MARKER], os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return queue
+        queue.words = DeadlyWords(queue.words, int(os.environ[NUMBER]))
+        return queue
+
+
+def value_or_nothing(payload: bytes) -> bytes | None:
+    return payload.upper() if payload.startswith(b"v") else None
+
+
+TASKS = {
+    "nothing returned": ([b"q%d" % number for number in range(5)], 2),
+    "values": ([b"v%d" % number for number in range(5)], 2),
+    "mixed": ([b"q0", b"v1", b"q2", b"q3", b"v4"], 5),
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", TASKS)
+def test_a_kill_at_any_store_loses_nothing(name, workers, tmp_path, monkeypatch):
+    payloads, batch = TASKS[name]
+    crashes = 0
+    for number in range(1, MOST_STORES):
+        marker = tmp_path / str(number)
+        monkeypatch.setenv(NUMBER, str(number))
+        monkeypatch.setenv(MARKER, str(marker))
+        options = {"workers": workers, "batch": batch, "num_slots": 8, "start_method": "fork", "queue": DiesAtStore}
+        with Supervisor([value_or_nothing], **options) as supervisor:
+            segment = supervisor.name
+            results = sorted(supervisor.run(payloads))
+        crashed = [result for result in results if result.status == "crashed"]
+        ended = [(result.tsk_id, result.payload) for result in results]
+        assert ended == list(enumerate(payloads, 1)), f"killed at store {number}"
+        assert len(crashed) <= 1, f"killed at store {number}"
+        for result in results:
+            if result.status != "crashed":
+                assert (result.status, result.value) == ("ok", value_or_nothing(result.payload)), f"store {number}"
+            assert result.attempts == 1
+        assert not [left for left in segments_of({os.getpid()}) if left.startswith(segment)]
+        assert marker.exists()
+        crashes += len(crashed)
+        if not (tmp_path / f"{number}.killed").exists():
+            break
+    least = 20 if workers == 1 else 5  # of two, the other may do most
+    assert least < number < MOST_STORES - 1, "it was killed at few stores, or at all of them"
+    assert crashes > 0 or workers > 1, "no kill met a task in hand"
