@@ -970,16 +970,15 @@ def describe(error: BaseException) -> str:
 def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
     """The types that a function's first parameter and its return value name, unions taken apart; [] for none."""
     try:
-        parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-        hints = typing.get_type_hints(inspect.unwrap(function))
-    except (TypeError, ValueError, NameError, AttributeError):  # built in, or its annotations cannot be resolved
+        signature = inspect.signature(function, eval_str=True)
+    except (TypeError, ValueError, NameError, AttributeError, SyntaxError):  # built in, or it cannot be resolved
         return [], []
-    named = hints.get(parameters[0].name) if parameters else None
-    return _members(named), _members(hints.get("return"))
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    return _members(parameters[0].annotation if parameters else None), _members(signature.return_annotation)
 
 
 def _members(hint: Any) -> list[Any]:
-    return [] if hint is None else list(typing.get_args(hint)) or [hint]
+    return list(typing.get_args(hint)) or [hint]
 
 
 def _is_structure(kind: Any) -> bool:
@@ -1149,6 +1148,7 @@ class Worker:
         self._limit = options.batch or 1  # tasks to claim next
         self._spilled = 0  # bytes in the file of values out of line
         self._file = (0, b"")  # the last file of payloads out of line: its number, and how it begins
+        self._log: TaskLog | None = None
         self.disowned = False  # true in a process that a function forked
 
     def start(self) -> None:
@@ -1156,7 +1156,9 @@ class Worker:
         os.register_at_fork(after_in_child=self._disown)
         threading.Thread(target=self._watch, name="shmqueue-watch", daemon=True).start()
         if self._options.log:
-            sys.stdout = sys.stderr = TaskLog(self._index, self._task_in_hand)
+            self._log = TaskLog(self._index, self._task_in_hand)
+            text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
+            sys.stdout = sys.stderr = text
         else:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         if self._options.initializer is not None:
@@ -1179,6 +1181,8 @@ class Worker:
                 self._give_back(*claim)
             else:
                 self.run(*claim)
+        if self._log is not None:
+            self._log.end_line()
 
     def _claimable(self) -> int:
         """How many tasks to claim: none while too many bytes of values wait to be harvested."""
@@ -1249,7 +1253,10 @@ class Worker:
     # Outcomes.
 
     def _encode(self, value: Any) -> tuple[int, int, bytes]:
-        status, kind, data = encode_value(value, self._structures)
+        try:
+            status, kind, data = encode_value(value, self._structures)
+        except Exception as error:  # such as text that is not Unicode
+            status, kind, data = encode_value(_Failure(describe(error)), self._structures)
         return (status, kind, data) if len(data) <= self._capacity else self._spill(status, kind, data)
 
     def _give_back(self, position: int, count: int) -> None:
@@ -1327,11 +1334,11 @@ class Worker:
         return self._lane.tsk_id(min(words[status + PROGRESS] - words[status + FIRST], self._lane.count - 1))
 
 
-class TaskLog(io.TextIOBase):
+class TaskLog(io.RawIOBase):
     """What functions print, line by line, each with its worker and task; a line is one write, so none are mixed."""
 
     def __init__(self, worker: int, task: Callable[[], int]) -> None:
-        self._worker, self._task, self._line = worker, task, ""
+        self._worker, self._task, self._line, self._owner = worker, task, b"", 0
 
     def writable(self) -> bool:
         return True
@@ -1339,15 +1346,21 @@ class TaskLog(io.TextIOBase):
     def fileno(self) -> int:
         return 1
 
-    def write(self, text: str) -> int:
-        *lines, self._line = (self._line + text).split("\n")
+    def write(self, data: Any) -> int:
+        task = self._task()
+        if self._line and task != self._owner:
+            self.end_line()
+        *lines, self._line = (self._line + bytes(data)).split(b"\n")
+        self._owner = task
         for line in lines:
-            os.write(1, encode_text(f"[worker {self._worker} task {self._task()}] {line}\n"))
-        return len(text)
+            os.write(1, b"[worker %d task %d] %s\n" % (self._worker, task, line))
+        return len(data)
 
-    def flush(self) -> None:
+    def end_line(self) -> None:
+        """Write the line that has no end yet."""
         if self._line:
-            self.write("\n")
+            os.write(1, b"[worker %d task %d] %s\n" % (self._worker, self._owner, self._line))
+            self._line = b""
 
 
 def write_at(path: str, offset: int, parts: Iterable[bytes]) -> None:
@@ -1440,11 +1453,12 @@ class Rejected(NamedTuple):
 class Source:
     """Where a job's tasks come from.
 
-    exhausted: there are no more. finite: all of them can be read at once."""
+    exhausted: there are no more. finite: all of them can be read at once. problem: why it ended early, if it did."""
 
     BLOCK = 2048
     exhausted = False
     finite = False
+    problem = ""
 
     def take(self, room: int) -> Sequence[Any]:
         """Up to `room` items, those that are there; they are payloads, (function, payload) pairs or Rejected."""
@@ -1664,7 +1678,9 @@ class Ledger:
         """Why an item cannot be sent."""
         pair = not job.fn_id and isinstance(item, tuple) and len(item) == 2
         function, payload = item if pair else (self.names.get(job.fn_id or self._only, ""), item)
-        name, text = function if isinstance(function, str) else function_name(function), describe(error)
+        name, text = function_name(function), describe(error)
+        if not pair and (isinstance(item, tuple) or not (job.fn_id or self._only)):
+            text = f"TypeError: an item is (function, payload), not {item!r:.100}"
         return Rejected(
             name, payload, no_such_function(name, self.names.values()) if isinstance(error, KeyError) else text
         )
@@ -1863,6 +1879,7 @@ class Feeder:
 
     def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
         self._queue, self._ledger, self._files, self._limit = queue, ledger, itertools.count(1), OUT_OF_LINE_BYTES
+        self.starved = False  # there was no room for payloads out of line
 
     def has_room(self) -> bool:
         return self._queue.room() > 0 and self._ledger.file_bytes <= self._limit
@@ -1886,8 +1903,8 @@ class Feeder:
             return most, 0
         for count, length in enumerate(map(len, tasks.data[:most])):
             more = length if length > capacity else 0
-            if size + more > self._limit - self._ledger.file_bytes and (size or self._ledger.file_bytes):
-                return count, size
+            if more and size + more > self._limit - self._ledger.file_bytes:  # such a one goes when nothing else does
+                return (1, more) if not (count or self._ledger.file_bytes) else (count, size)
             size += more
         return most, size
 
@@ -1899,6 +1916,7 @@ class Feeder:
             except OSError as error:
                 self._no_room(tasks, size, error)
                 return False
+            self.starved, self._limit = False, min(2 * self._limit, OUT_OF_LINE_BYTES)
         places = self._queue.push(Encoded(as_u32(tasks.tsk_ids), fn_ids, data))
         self._ledger.placed(tasks, places, file)
         return True
@@ -1923,6 +1941,7 @@ class Feeder:
 
     def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
         """Payloads out of line found no room: try fewer at a time, and fail the one that does not fit alone."""
+        self.starved = True
         if self._ledger.file_bytes or len(tasks.data) > 1:
             self._limit = max(1, size // 2)
             self._ledger.requeued.appendleft(tasks)
@@ -1941,6 +1960,8 @@ def no_such_function(name: str, names: Iterable[str]) -> str:
 
 
 def function_name(function: Any) -> str:
+    if isinstance(function, str):
+        return function
     return str(getattr(function, "__name__", None) or type(function).__name__)
 
 
@@ -2019,16 +2040,17 @@ class Crew:
         recall, handle.recall = self._pipe()
         queue, mine = self._queue, Pipes(wake, recall, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, handle.index, self._options, mine)
-        handle.process = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{handle.index}")
-        handle.process.daemon = False  # or its functions could not start processes
+        process = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{handle.index}")
+        process.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         try:
-            handle.process.start()
-        finally:
+            process.start()
+            handle.process, handle.pid = process, process.pid
+        finally:  # interrupted before it is in the books, a process finds its pipes closed, and leaves
             _supervisor_ends.add(self._bell_end)
             wake.close()
             recall.close()
-        status, handle.pid, handle.started = queue.status[handle.index], handle.process.pid, time.monotonic()
+        status, handle.started = queue.status[handle.index], time.monotonic()
         with contextlib.suppress(OSError):  # as the child does: whoever comes first
             os.setpgid(handle.pid, handle.pid)
         self.poll.register(handle.process.sentinel, select.POLLIN)
@@ -2057,6 +2079,11 @@ class Crew:
             self._write(handle.recall, bytes([order]))
             if order == LEAVE:
                 self._write(handle.wake, b"!")
+
+    def nudge(self) -> None:
+        """Wake every worker: awake, it gives up room that it does not need any more."""
+        for handle in self.living():
+            self._write(handle.wake, b"!")
 
     def wake_supervisor(self) -> None:
         self._write(self._bell_end, b"!")
@@ -2289,14 +2316,15 @@ LIMITS: dict[str, tuple[float, float]] = {
     "max_rss": (1 << 20, 1 << 50),
     "max_tasks": (1, 1 << 50),
 }
+OPTIONAL = {"batch", "timeout", "max_rss", "max_tasks"}
 
 
 def check_numbers(**values: Any) -> None:
-    """Raise TypeError or ValueError, with value and limit, for an argument out of LIMITS; None is not checked."""
+    """Raise TypeError or ValueError, with value and limit, for an argument out of LIMITS; OPTIONAL ones may be None."""
     for name, value in values.items():
         low, high = LIMITS[name]
         whole = isinstance(low, int)
-        if value is None:
+        if value is None and name in OPTIONAL:
             continue
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             raise TypeError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
@@ -2373,12 +2401,14 @@ class Supervisor:
         method = start_method or ("fork" if threading.active_count() == 1 else "forkserver")
         context = multiprocessing.get_context(method)
         most = batch or max(16, min(1024, num_slots // (2 * workers)))
-        self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
-        self._feeder = Feeder(self._queue, self._ledger)
         worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
-        self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
+        with signals_held():  # or an interrupt would leave the segment behind
+            handlers = exit_on_signals()
+            self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
+            self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
+            self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue, handlers)
         self._queue.stuck = self._crew.free_lock
-        self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue, exit_on_signals())
+        self._feeder = Feeder(self._queue, self._ledger)
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
         try:
             for handle in self._crew.handles:
@@ -2524,7 +2554,11 @@ class Supervisor:
         living = self._crew.living()
         for handle in living:
             signal_group(handle.pid, signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGSTOP)
+        for handle in living:
+            self._crew.stop(handle)  # and wait: if this process is killed now, the kernel ends those that are stopped
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
         for handle in living:
             signal_group(handle.pid, signal.SIGCONT)
             handle.progress_since += time.monotonic() - since
@@ -2558,7 +2592,7 @@ class Supervisor:
                 if not job.results:
                     self._turn(job)
                 elif isinstance(job.results[0], TaskError):
-                    raise job.results[0] from self._failure
+                    raise self._failure or job.results[0]
                 else:
                     yield job.results[0]  # if the reader stops in its midst, the rest is there for the next one
                     job.results.popleft()
@@ -2682,6 +2716,8 @@ class Supervisor:
         dead, waiting = self._crew.look(now, hungry)
         for handle in dead:
             self._bury(handle)
+        if self._feeder.starved:
+            self._crew.nudge()
         for handle in self._crew.standing(now):
             self._look_behind(handle)
         waiting = waiting or self._queue.backlog() > 0
@@ -2783,7 +2819,8 @@ class Supervisor:
     def _stop(self) -> None:
         """Kill whoever is left, and remove everything."""
         self._closed = True
-        self._dispose()
+        with signals_held():
+            self._dispose()
         self._progress.close()
 
 
@@ -2800,17 +2837,30 @@ def _exit(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals that would raise an exception here come after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def dispose(owner: int, crew: Crew, queue: SharedTaskQueue, handlers: dict[int, Any]) -> None:
     """Kill the workers, remove the segment, restore the signal handlers: once, at the latest when Python exits."""
     if os.getpid() != owner:  # a child that the user forked
         return
-    crew.close()
-    end_strays(queue.name)
-    queue.close()
-    queue.segment.unlink()
-    if handlers and threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with signals_held():
+        try:
+            crew.close()
+            end_strays(queue.name)
+        finally:
+            queue.close()
+            queue.segment.unlink()
+        if handlers and threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def parallel_map(
@@ -2928,9 +2978,10 @@ def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
 def _render_head(snapshot: Snapshot, width: int) -> list[str]:
     counts, done = snapshot.counts, sum(snapshot.counts.values())
     rate = snapshot.rates[-1] if snapshot.rates else 0.0
-    about = f"{len(snapshot.workers)} workers · {snapshot.strategy} · {snapshot.name}"
+    crew = f"{len(snapshot.workers)} worker{'s' * (len(snapshot.workers) != 1)}"
+    about = printable(f"{crew} · {snapshot.strategy} · {snapshot.name}")
     title = printable(snapshot.title)[: max(8, width // 2)]
-    state = f"  [{snapshot.state}]" if snapshot.state else ""
+    state = printable(f"  [{snapshot.state}]") if snapshot.state else ""
     first = spread(f"shmqueue  {title}{state}", f"{about}      {clock(snapshot.seconds)}", width)
     if snapshot.total:
         left = f"eta {clock((snapshot.total - done) / rate)}" if rate > 0 else "eta –"
@@ -2970,7 +3021,7 @@ def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[st
     if fit < len(rows):
         rest = rows[fit:]
         busy, done = sum(row.state == "run" for row in rest), sum(row.done for row in rest)
-        table.append(f"and {len(rest)} more: {busy} run, {done:,} done, {sum(row.rate for row in rest):,.0f} tasks/s")
+        table.append(f"and {len(rest):,} more: {busy} run, {done:,} done, {sum(row.rate for row in rest):,.0f} tasks/s")
     return table[: max(0, height)]
 
 
@@ -3043,19 +3094,19 @@ class Screen(Progress):
     _entered = False
 
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
-        if self.due(self.SECONDS):
+        if self.due(self.SECONDS) and in_foreground(2):
             width, height = self.size()
-            lines = render(snapshot(), width, height)
+            lines = [line if len(line) == width else line + "\x1b[K" for line in render(snapshot(), width, height)]
             enter, self._entered = "" if self._entered else self.ENTER, True
-            self.write(enter + "\x1b[H" + "\r\n".join(line + "\x1b[K" for line in lines) + "\x1b[J")
+            self.write(enter + "\x1b[H" + "\r\n".join(lines) + ("\x1b[J" if len(lines) < height else ""))
 
     @staticmethod
     def size() -> tuple[int, int]:
         try:
             width, height = os.get_terminal_size(sys.__stderr__.fileno())  # type: ignore[union-attr]
         except (OSError, ValueError, AttributeError):
-            width, height = shutil.get_terminal_size()
-        return max(20, width), max(5, height)
+            width, height = 0, 0
+        return (width, height) if width > 0 and height > 0 else shutil.get_terminal_size()
 
     def close(self) -> None:
         if self._entered:
@@ -3063,13 +3114,29 @@ class Screen(Progress):
             self.write(self.LEAVE)
 
 
+def in_foreground(descriptor: int) -> bool:
+    """Whether this process may write to the terminal; yes where it is not its controlling terminal."""
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:
+        return True
+
+
 def watch(name: str) -> None:
     """Show the screen of another supervisor's run until it ends or Ctrl-C; reads its file, and nothing else."""
-    path, screen = os.path.join(shared_directory(), name), Screen()
+    screen = Screen()
+
+    def pause(number: int, frame: object) -> None:
+        screen.close()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, _exit)
+    signal.signal(signal.SIGTSTP, pause)
     try:
-        while os.path.exists(path):
-            with contextlib.suppress(OSError, ValueError):  # it is just ending
-                with open(f"{path}.watch", encoding="utf-8") as file:
+        while name in runs():
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, LookupError):  # not of our making
+                with open(os.path.join(shared_directory(), f"{name}.watch"), encoding="utf-8") as file:
                     shot = Snapshot(*json.load(file))
                 shot = shot._replace(workers=[WorkerRow(*row) for row in shot.workers], keys="Ctrl-C leaves")
                 screen.draw(functools.partial(Snapshot._make, shot))
@@ -3087,9 +3154,9 @@ def runs() -> list[str]:
         with contextlib.suppress(OSError, ValueError):
             name = os.path.basename(path)
             with open(path, "rb") as file:
-                alive = _owner_lives(int(name.split("-")[1]), file.read(ctypes.sizeof(QueueHeader)))
-            if alive and "." not in name:
-                names.append(name)
+                mine = os.fstat(file.fileno()).st_uid == os.geteuid() and "." not in name
+                if mine and _owner_lives(int(name.split("-")[1]), file.read(ctypes.sizeof(QueueHeader))):
+                    names.append(name)
     return sorted(names)
 
 
@@ -3147,9 +3214,8 @@ class LineParser:
         items: list[Any] = []
         for line in lines:
             self._line += 1
-            if line[:1] in b" \t":
-                line = line.lstrip(b" \t")
-            if line and not line.startswith(b"#"):
+            line = line.lstrip(b" \t") if line[:1] in b" \t" else line
+            if line.strip() and not line.startswith(b"#"):
                 word = line.split(None, 1)[0]
                 items.append(self.pair(word, line[len(word) + 1 :], f"line {self._line:,}: "))
         return items
@@ -3161,6 +3227,9 @@ class LineParser:
             return name, payload
         text = decode_text(word)
         return Rejected(text, payload, where + no_such_function(text, self._known.values()))
+
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LineSource(Source):
@@ -3180,6 +3249,7 @@ class LineSource(Source):
         self.finite = stat.S_ISREG(self._info.st_mode)
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLIN)
+        self._start: bytes | None = b""  # what was read, until it is known whether it is a byte order mark
         self._parts: list[bytes] = []  # of the line that is not yet whole
         self._items: list[Any] = []  # read, the next one last
         self._bytes = 0
@@ -3189,12 +3259,13 @@ class LineSource(Source):
 
     def total(self) -> int | None:
         """How many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
-        if self.exhausted:
-            return self.tasks
-        return int(self.tasks * self._info.st_size / self._bytes) if self.finite and self._bytes else None
+        known = self.tasks + len(self._items)
+        if self._file < 0:
+            return known
+        return int(known * self._info.st_size / self._bytes) if self.finite and self._bytes else None
 
     def take(self, room: int) -> Sequence[Any]:
-        if not self._items and (self.finite or self._poll.poll(0)):
+        while not self._items and self._file >= 0 and (self.finite or self._poll.poll(0)):
             self._read()
         room = min(room, self.BLOCK)
         items = self._items[-room:][::-1]
@@ -3204,21 +3275,32 @@ class LineSource(Source):
         return items
 
     def _read(self) -> None:
-        block = os.read(self._file, 1 << 18)
-        if not self._bytes and block.startswith(b"\xef\xbb\xbf"):
-            block, self._bytes = block[3:], 3
-            if not block:
-                return
+        try:
+            block = os.read(self._file, 1 << 18)
+        except OSError as error:
+            block, self.problem = b"", f"reading the tasks stopped: {error.strerror}"
         self._bytes += len(block)
         if not block:
             os.close(self._file)
             self._file = -1
-        elif b"\n" not in block:
+        if self._start is not None:
+            self._start += block
+            if block and len(self._start) < 3 and BYTE_ORDER_MARK.startswith(self._start):
+                return
+            start, self._start = self._start, None
+            self._split(start.removeprefix(BYTE_ORDER_MARK))
+        else:
+            self._split(block)
+
+    def _split(self, block: bytes) -> None:
+        """Make tasks of the lines that are whole now."""
+        ended = self._file < 0
+        if b"\n" not in block and not ended:
             self._parts.append(block)
             return
         *lines, rest = b"".join([*self._parts, block]).split(b"\n")
-        self._parts = [rest] if block else []
-        if rest and not block:
+        self._parts = [] if ended else [rest]
+        if rest and ended:
             lines.append(rest)
         if any(line.endswith(b"\r") for line in lines):
             lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
@@ -3238,6 +3320,8 @@ class QuerySource(Source):
         try:
             base = sqlite3.connect(f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro", uri=True)
             base.text_factory = bytes
+            deny, attach, allow = sqlite3.SQLITE_DENY, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_OK
+            base.set_authorizer(lambda action, *_: deny if action == attach else allow)  # that would make a file
             deadline = time.monotonic() + 0.2
             base.set_progress_handler(lambda: time.monotonic() > deadline, 10000)
             with contextlib.suppress(sqlite3.OperationalError):  # it takes too long to count; a wrong query fails below
@@ -3245,7 +3329,8 @@ class QuerySource(Source):
             base.set_progress_handler(None, 0)
             self._cursor = base.execute(query)
         except (sqlite3.Error, sqlite3.Warning) as error:
-            raise UsageError(f"--query {query!r}: {describe(error)}") from None
+            raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
+        self._error = sqlite3.Error
         columns = len(self._cursor.description or ())
         if columns not in (1, 2):
             raise UsageError(f"--query {query!r}: {columns} columns; one is a line, two are a function and its payload")
@@ -3256,8 +3341,13 @@ class QuerySource(Source):
         return self.tasks if self.exhausted else self._rows
 
     def take(self, room: int) -> Sequence[Any]:
-        rows = [tuple(map(_as_bytes, row)) for row in self._cursor.fetchmany(min(room, self.BLOCK))]
-        self.exhausted = not rows
+        rows: list[tuple[bytes, ...]] = []
+        try:
+            for row in itertools.islice(self._cursor, min(room, self.BLOCK)):
+                rows.append(tuple(map(_as_bytes, row)))
+        except self._error as error:
+            self.problem = f"reading the tasks stopped: {describe(error)}"
+        self.exhausted = not rows or bool(self.problem)
         one = rows and len(rows[0]) == 1
         items = (
             self._parse([line for (line,) in rows])
@@ -3288,14 +3378,15 @@ class Remaining(Source):
 
     def take(self, room: int) -> Sequence[Any]:
         items = [item for item in self._source.take(room) if not self._is_done(item)]
-        self.exhausted = self._source.exhausted
+        self.exhausted, self.problem = self._source.exhausted, self._source.problem
         return items
 
     def _is_done(self, item: Any) -> bool:
         digest = task_digest(*((self._only, item) if isinstance(item, bytes) else item[:2]))
-        known = bool(self._done[digest])
-        self._done[digest] -= known
-        self.left_out += known
+        known = self._done.get(digest, 0) > 0
+        if known:
+            self._done[digest] -= 1
+            self.left_out += 1
         return known
 
 
@@ -3311,13 +3402,17 @@ class Results:
 
     def __init__(self, path: str, resume: bool) -> None:
         self.path, self.lost, self.problem = path, 0, ""
+        self._held = self._written = self._unsafe = 0  # records before the run; in it; and since the last flush
         self.done: collections.Counter[bytes] = collections.Counter()  # of the tasks that the file holds as ok
         try:
-            for status, function, payload in self.begin(resume):
+            for status, function, payload in self.begin(resume and os.path.getsize(path) > 0):
+                self._held += 1
                 if status == "ok":
                     self.done[task_digest(function, encode_text(payload))] += 1
         except Exception as error:
-            if not isinstance(error, (*self.broken, ValueError)):
+            with contextlib.suppress(Exception):
+                self.close()
+            if not isinstance(error, (*self.broken, ValueError, LookupError, TypeError, AttributeError)):
                 raise
             raise UsageError(f"--results {path}: cannot be used: {describe(error)}") from None
 
@@ -3336,18 +3431,34 @@ class Results:
     def write(self, result: TaskResult) -> None:
         row = list(result)
         row[2], row[4] = _as_text(result.payload), _as_text(result.value)
-        self.lost += not self.attempt(self.put, row)
+        self._unsafe += 1
+        self._written += 1
+        self._attempt(self.put, row)
+        if self._unsafe >= 256:
+            self.save()
 
-    def attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
+    def save(self, close: bool = False) -> bool:
+        """Bring what was written to the file; whether all is well."""
+        if self._attempt(self.flush):
+            self._unsafe = 0
+        if close and not self._attempt(self.close) and self.path != "-":
+            kept = type(self)(self.path, True)  # read again: what is whole in the file
+            kept.close()
+            self.lost = self._held + self._written - kept._held
+        return not self.problem
+
+    def _attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
         """Do something with the file, unless that has failed before; after a failure the run goes on without it."""
         if not self.problem:
             try:
                 action(*arguments)
+                return True
             except self.broken as error:
                 self.problem = describe(error)
                 with contextlib.suppress(*self.broken):
                     self.close()
-        return not self.problem
+        self.lost, self._unsafe = self.lost + self._unsafe, 0
+        return False
 
 
 class JsonLines(Results):
@@ -3357,7 +3468,7 @@ class JsonLines(Results):
         if self.path == "-":
             self._file: Any = os.fdopen(os.dup(1), "wb")
             return
-        self._file = open(self.path, "r+b" if resume and os.path.exists(self.path) else "wb")  # noqa: SIM115
+        self._file = open(self.path, "r+b" if resume else "wb")  # noqa: SIM115
         end = 0
         for line in self._file if resume else ():
             if not line.endswith(b"\n"):
@@ -3384,18 +3495,25 @@ class Csv(JsonLines):
     def begin(self, resume: bool) -> Iterable[Sequence[str]]:
         import csv
 
-        old = resume and os.path.exists(self.path)
-        binary = open(self.path, "r+b" if old else "wb")  # noqa: SIM115
+        self.broken = (OSError, csv.Error)
+        csv.field_size_limit(sys.maxsize)
+        binary = open(self.path, "r+b" if resume else "wb")  # noqa: SIM115
         self._file = io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        good, text = 0, ""
-        if old:
-            for line in self._file:  # a record may go over several lines
-                text += line
-                row = next(csv.reader([text], strict=True), []) if text.count('"') % 2 == 0 else []
-                if line.endswith("\n") and len(row) == len(self.FIELDS):
-                    good, text = good + len(encode_text(text)), ""
+        self._writer = csv.writer(self._file)
+        good, lines, quotes = 0, [], 0
+        for line in self._file if resume else ():  # a record may go over several lines
+            lines.append(line)
+            quotes += line.count('"')
+            if line.endswith("\r\n") and quotes % 2 == 0:
+                text = "".join(lines)
+                (row,) = csv.reader([text], strict=True)
+                if not good and tuple(row) != self.FIELDS:
+                    raise ValueError(f"it begins with {text[:80]!r}, not with the header of results")
+                if good:
                     yield row[3], row[1], row[2]
+                good, lines, quotes = good + len(encode_text(text)), [], 0
+        if lines and not good and not ",".join(self.FIELDS).startswith("".join(lines).rstrip("\r\n")):
+            raise ValueError("it does not begin with the header of results")
         self._file.seek(good)
         self._file.truncate()
         if not good:
@@ -3413,21 +3531,25 @@ class Sqlite(Results):
 
         self.broken = (OSError, sqlite3.Error)
         self._file = sqlite3.connect(self.path, isolation_level=None)
+        columns = tuple(name for _, name, *_ in self._file.execute("PRAGMA table_info(results)"))
+        if resume and columns not in ((), self.FIELDS):
+            raise ValueError(f"its table results has the columns {', '.join(columns)}")
+        self._file.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
         self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
         if not resume:
             self._file.execute("DROP TABLE IF EXISTS results")
-        columns = ", ".join(self.FIELDS)
-        self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({columns})")
+        self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(self.FIELDS)})")
         for row in self._file.execute("SELECT status, function, payload FROM results"):
             yield tuple(decode_text(x) if isinstance(x, bytes) else x for x in row)
         self._file.execute("BEGIN")
 
     def put(self, row: list[Any]) -> None:
-        for at in (2, 4):
-            with contextlib.suppress(UnicodeEncodeError, AttributeError):
-                row[at].encode()
-                continue
-            row[at] = row[at] and encode_text(row[at])
+        for at, value in enumerate(row):
+            if isinstance(value, str):
+                try:
+                    value.encode()
+                except UnicodeEncodeError:
+                    row[at] = encode_text(value)
         self._file.execute(f"INSERT INTO results VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
 
     def flush(self) -> None:
@@ -3439,19 +3561,23 @@ class Sqlite(Results):
         self._file.close()
 
 
-def open_results(path: str, resume: bool) -> Results:
+def results_kind(path: str) -> type[Results]:
     kinds = {"-": JsonLines, ".jsonl": JsonLines, ".csv": Csv, ".sqlite": Sqlite}
     kind = kinds.get(path if path == "-" else os.path.splitext(path)[1])
     if kind is None:
         raise UsageError(
             f"--results {path}: the name must end with .jsonl, .csv or .sqlite, or be - for standard output"
         )
-    return kind(path, resume)
+    return kind
+
+
+def open_results(path: str, resume: bool) -> Results:
+    return results_kind(path)(path, resume)
 
 
 def task_digest(function: str, payload: bytes) -> bytes:
     """Sixteen bytes by which a recorded task is known again."""
-    return hashlib.blake2b(payload, digest_size=16, key=function.encode()[:64]).digest()
+    return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
 
 
 def _as_text(value: Any) -> str | None:
@@ -3503,7 +3629,7 @@ def parse_size(text: str) -> int:
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("K", "M", "G", "T") else (text, "")
     try:
         return int(float(number) * 1024 ** ("KMGT".index(unit) + 1 if unit else 0))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
 
 
@@ -3576,20 +3702,25 @@ class Keys:
             self.active = wanted and sys.stdin.isatty() and os.tcgetpgrp(0) == os.getpgrp()
 
     def enter(self) -> None:
-        if self.active and self._before is None:
-            self._before = termios.tcgetattr(0)
-            tty.setcbreak(0)
+        if self.active and self._before is None and in_foreground(0):
+            with contextlib.suppress(OSError, termios.error):
+                self._before = termios.tcgetattr(0)
+                tty.setcbreak(0)
 
     def leave(self) -> None:
         if self._before is not None:
-            termios.tcsetattr(0, termios.TCSADRAIN, self._before)
+            with contextlib.suppress(OSError, termios.error):  # the terminal is gone
+                termios.tcsetattr(0, termios.TCSADRAIN, self._before)
             self._before = None
 
     def read(self) -> str:
         """The keys that were pressed."""
-        if self._before is None or not select.select([0], [], [], 0)[0]:
+        self.enter()  # again, after the run was in the background
+        try:
+            ready = self._before is not None and in_foreground(0) and select.select([0], [], [], 0)[0]
+            return os.read(0, 64).decode("ascii", "replace") if ready else ""
+        except OSError:  # the terminal is gone
             return ""
-        return os.read(0, 64).decode("ascii", "replace")
 
 
 class CommandLine:
@@ -3600,22 +3731,15 @@ class CommandLine:
         numbered, whole = choose_functions(options, functions)
         names = [function_name(function) for function in numbered.values()]
         parse = LineParser(None if whole else names, comments=not options.call)
+        query = options.query
         self.source: Any = (
-            QuerySource(options.tasks, options.query, parse) if options.query else LineSource(options.tasks, parse)
+            LineSource(options.tasks, parse) if query is None else QuerySource(options.tasks, query, parse)
         )
-        if options.summary:
-            with _usage_error(f"--summary {options.summary}"), open(options.summary, "ab"):
-                pass
-        self.results = open_results(options.results, options.resume) if options.results else None
-        if self.results is not None and options.resume:
-            self.source = Remaining(self.source, self.results.done, names[0])
-        terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        drawn = options.screen == "on" or (options.screen == "auto" and terminal)
-        kind = Screen if drawn else PlainLines if options.screen == "auto" else Progress
-        title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
-        self.progress = kind(title, self.source.total)
-        self.keys = Keys(drawn and options.tasks != "-")
-        self.progress.keys = Keys.TEXT if self.keys.active else ""
+        self._check_arguments()
+        resumed = open_results(options.results, True) if options.resume else None
+        if resumed is not None:
+            self.source = Remaining(self.source, resumed.done, names[0])
+        self.progress, self.keys = self._choose_screen()
         self.signals: list[int] = []
         self.stopped_by = 0
         with _usage_error(""):
@@ -3626,12 +3750,42 @@ class CommandLine:
                 start_method=options.start_method,
             )  # fmt: skip
         self.supervisor.on_look = self.look
+        # Last, since it empties a file that was there: nothing can go wrong with the arguments any more.
+        self.results = open_results(options.results, False) if options.results and resumed is None else resumed
+
+    def _check_arguments(self) -> None:
+        """Everything that can be known to be wrong before a file is touched or a worker started."""
+        options = self.options
+        with _usage_error(""):
+            check_numbers(workers=options.workers or 1, num_slots=options.slots, slot_size=options.slot_size)
+            check_numbers(workers=1 if options.workers is None else options.workers)
+            check_numbers(batch=options.batch, timeout=options.timeout, retries=options.retries)
+            check_numbers(max_rss=options.max_rss, max_tasks=options.max_tasks)
+        if options.results is not None:
+            results_kind(options.results)
+        for option in ("results", "log", "summary"):
+            path = getattr(options, option)
+            if path not in (None, "-"):
+                with _usage_error(f"--{option} {path}"), open(path, "ab"):
+                    pass
+
+    def _choose_screen(self) -> tuple[Progress, Keys]:
+        options, both = self.options, False
+        terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+        if options.results == "-" and terminal and sys.stdout is not None:
+            both = sys.stdout.isatty()  # results would be written into the screen
+        drawn = options.screen == "on" or (options.screen == "auto" and terminal and not both)
+        kind = Screen if drawn else PlainLines if options.screen == "auto" else Progress
+        title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
+        progress, keys = kind(title, self.source.total), Keys(drawn and options.tasks != "-")
+        progress.keys = Keys.TEXT if keys.active else ""
+        return progress, keys
 
     def run(self) -> int:
         """Put the tasks through, and say how it went; the exit code."""
         problem, bad, halt, results = "", 0, self.options.halt, self.results
-        numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP) if not _ignored(n)]
-        handlers = {number: signal.signal(number, self.note_signal) for number in numbers}
+        caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
+        handlers = {n: signal.signal(n, self.note_signal) for n in caught if not _ignored(n)}
         self.keys.enter()
         try:
             with self.supervisor:
@@ -3651,9 +3805,8 @@ class CommandLine:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if results is not None:
-            results.attempt(results.flush)
-            results.attempt(results.close)
-        return self.report(problem)
+            results.save(close=True)
+        return self.report(problem or self.source.problem)
 
     def note_signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
@@ -3664,7 +3817,7 @@ class CommandLine:
     def look(self) -> None:
         """Several times a second: do what signals and keys asked for, and bring results to their file."""
         results = self.results
-        if results is not None and not results.attempt(results.flush) and results.path != "-":
+        if results is not None and not results.save() and results.path != "-":
             self.supervisor.cancel()  # what cannot be kept need not be done
         for key in self.keys.read():
             if key == "p" and not self.supervisor.cancelled:
@@ -3699,10 +3852,14 @@ class CommandLine:
             problem += f"--results {results.path}: {results.problem}; {lost:,} results were not written"
             problem += ": run again with --resume" if results.path != "-" else ""
         left_out = getattr(self.source, "left_out", 0)
+        if self.options.summary is not None:
+            try:
+                with open(self.options.summary, "w", encoding="utf-8") as file:
+                    whole = {**summary, "problem": problem, "left_out": left_out}
+                    json.dump(whole, file, default=_as_text, indent=1)
+            except OSError as error:
+                problem += f"--summary {self.options.summary}: {error.strerror}"
         lines = summary_lines(summary, problem, left_out)
-        if self.options.summary:
-            with contextlib.suppress(OSError), open(self.options.summary, "w", encoding="utf-8") as file:
-                json.dump({**summary, "problem": problem, "left_out": left_out}, file, default=_as_text, indent=1)
         stream = sys.stderr if self.options.results == "-" else sys.stdout
         try:
             print("\n".join(map(printable, lines)), file=stream, flush=True)
@@ -3769,6 +3926,8 @@ def watch_run(name: str) -> None:
         raise UsageError(
             f"--watch {name}: no such run; " + (f"alive: {', '.join(alive)}" if alive else "none is alive")
         )
+    if not sys.stderr.isatty() or os.environ.get("TERM", "") in ("", "dumb"):
+        raise UsageError("--watch: draws on the error stream, which is not a terminal that can be drawn on")
     watch(name or alive[0])
 
 
@@ -3799,6 +3958,9 @@ def check_options(options: argparse.Namespace) -> None:
     """What argparse does not check, before anything is opened."""
     if options.tasks is None:
         raise UsageError("TASKS is missing: give a file of tasks, or - for standard input (--help lists the options)")
+    for name in ("handlers", "call", "query", "results", "log", "summary"):
+        if getattr(options, name) == "":
+            raise UsageError(f"--{name}: the value is empty")
     if options.halt is not None and options.halt < 1:
         raise UsageError(f"--halt {options.halt}: must be 1 or more")
     if options.resume and options.results in (None, "-"):

@@ -53,7 +53,8 @@ class Scenario(NamedTuple):
     """What is put through the queue. tasks, a letter each: q returns None at once, s after a while, v a value.
 
     alone: a worker's fair share is that of one who is alone, so that few tasks make batches of several.
-    then: what the supervisor does after the first result. ticks: how often it may wake because time has passed."""
+    then: what the supervisor does after the first result. ticks: how often it may wake because time has passed.
+    close: it has the workers leave at the end."""
 
     name: str
     tasks: str
@@ -64,6 +65,7 @@ class Scenario(NamedTuple):
     then: str = ""
     ticks: int = 0
     close: bool = False
+    workers: int = 2
 
 
 SCENARIOS = {
@@ -82,7 +84,6 @@ SCENARIOS = {
         Scenario("looked behind", "qvq", batch=3, ticks=3),
     )
 }
-WORKERS = 2
 
 
 class Bounds(NamedTuple):
@@ -500,7 +501,7 @@ class World:
         scenario, queue = self.scenario, self._classes[0]
         self.main = getcurrent()
         batch = min(scenario.batch, scenario.num_slots)
-        made = queue.create(scenario.num_slots, 64, WORKERS, batch, multiprocessing.get_context("fork"))
+        made = queue.create(scenario.num_slots, 64, scenario.workers, batch, multiprocessing.get_context("fork"))
         self._made, self._primitives, self.status = made, made.primitives, made.status
         self.memory = made.segment.window(0, made.segment.words.nbytes)
         self._image = bytes(self.memory)
@@ -603,7 +604,7 @@ class World:
         scenario, queue = self.scenario, self._seat(actor)
         strategy = types.SimpleNamespace(create=lambda *_: queue)
         supervisor = self._classes[2](
-            [self.task], workers=WORKERS, num_slots=scenario.num_slots, slot_size=64, batch=scenario.batch,
+            [self.task], workers=scenario.workers, num_slots=scenario.num_slots, slot_size=64, batch=scenario.batch,
             retries=scenario.retries, start_method="fork", queue=strategy,
         )  # fmt: skip
         with contextlib.closing(supervisor.run(self.payloads)) as results:
@@ -864,7 +865,7 @@ class World:
             self.now = max(self.now + seconds, *due)
         else:
             self.ticks -= 1
-            self.now += seconds
+            self.now += max(seconds, 2 * shmqueue.LOOK_SECONDS)
 
     def send(self, actor: Actor, data: bytes, wake: bool) -> None:
         """The supervisor writes to a worker's pipe."""

@@ -111,13 +111,6 @@ class CopiesLate(SharedTaskQueue):
         return claim(self, worker, limit, order=(FIRST, PROGRESS, END, CLAIMED, "release", "copy"))
 
 
-class SaysAsleepLate(SharedTaskQueue):
-    """Stores its asleep word after letting go of the lock."""
-
-    def claim(self, worker, limit):
-        return claim(self, worker, limit, asleep="late")
-
-
 class NeverSaysAsleep(SharedTaskQueue):
     def claim(self, worker, limit):
         return claim(self, worker, limit, asleep="never")
@@ -236,20 +229,6 @@ class WritesTheRingLate(SharedTaskQueue):
         return [(first, count)]
 
 
-class AsksSleepersFirst(SharedTaskQueue):
-    """Asks who sleeps before there is something to do."""
-
-    _early = None
-
-    def push(self, tasks):
-        self._early = super().sleepers()
-        return super().push(tasks)
-
-    def sleepers(self):
-        early, self._early = self._early, None
-        return super().sleepers() if early is None else early
-
-
 class NeverSaysTheSupervisorSleeps(SharedTaskQueue):
     def harvest(self, harvested):
         published = super().harvest(harvested)
@@ -281,16 +260,6 @@ class KeepsFirst(SharedTaskQueue):
         first = self.words[self.status[worker] + FIRST]
         remains = super()._clear(worker)
         self.words[self.status[worker] + FIRST] = first
-        return remains
-
-
-class KeepsAsleep(SharedTaskQueue):
-    """Leaves a dead worker asleep, with a number that its successor's sleep has, too."""
-
-    def _clear(self, worker):
-        asleep = self.words[self.status[worker] + ASLEEP]
-        remains = super()._clear(worker)
-        self.words[self.status[worker] + ASLEEP] = asleep
         return remains
 
 
@@ -355,6 +324,23 @@ class NeverRings(Worker):
         super().serve()
 
 
+class SaysAsleepLast(Worker):
+    """Stores its asleep word after it has rung the supervisor."""
+
+    def serve(self):
+        queue, words, asleep, poll = self._queue, self._words, self._status + ASLEEP, shmqueue.select.poll()
+        while not self._leaving:
+            claim = queue.claim(self._index, self._claimable())
+            number, words[asleep] = words[asleep], 0
+            if words[shmqueue.SUPERVISOR_ASLEEP]:
+                self._ring()
+            words[asleep] = number
+            if claim is None:
+                poll.poll(1000)
+            else:
+                self.run(*claim)
+
+
 class RunsWhatIsReturned(Worker):
     """Gives a batch back and runs it all the same."""
 
@@ -376,15 +362,6 @@ class ChargesWrong(Ledger):
         super().charge(worker, max(self._firsts[0], position - 1), status, error, seconds)
 
 
-class GivesBackTooMuch(Supervisor):
-    """Pushes the task in hand again, too."""
-
-    def _bury(self, handle):
-        recover = self._queue.recover
-        self._queue.recover = lambda worker: recover(worker)._replace(begun=recover(worker).begun)
-        super()._bury(handle)
-
-
 class ForgetsWhatWasQuiet(Supervisor):
     """Does not remember what it took in without outcomes while the worker was stopped."""
 
@@ -398,28 +375,66 @@ class RingsOnce(Supervisor):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        sleepers = self._queue.sleepers
-        self._queue.sleepers = lambda: [(worker, 1) for worker, _ in sleepers()]
+        wakeable = self._queue.wakeable
+        self._queue.wakeable = lambda: [(worker, 1) for worker, _ in wakeable()]
 
 
-MISTAKES = {
-    "queue": [
-        *(CommitsFirst, ForgetsProgress, ProgressAfterCommit, ReleasesEarly, CopiesLate, SaysAsleepLate),
-        *(NeverSaysAsleep, CountsNoFreeSlots, PublishesLater, WithoutRepair, WithoutDirty, CleanBeforeRepair),
-        *(SignsLate, HarvestsUnlocked, HarvestsTooFar, PushesUnlocked, WritesTheRingLate, AsksSleepersFirst),
-        *(NeverSaysTheSupervisorSleeps, RecoversUnlocked, KeepsTheLane, KeepsFirst, KeepsAsleep, ChargesNobody),
-        *(ChargesTheNext, TrustsProgressAlone, CountsOutcomesFirst),
-    ],
-    "worker": [ProgressFirst, NeverRings, RunsWhatIsReturned, ForgetsToGiveBack],
-    "ledger": [ChargesWrong],
-    "supervisor": [ForgetsWhatWasQuiet, RingsOnce],
-}
+class RingsFirst(Supervisor):
+    """Asks who sleeps before it makes work for them."""
+
+    def _turn(self, job):
+        self._crew.ring(self._queue.backlog())
+        self._crew.ring = lambda tasks: None
+        super()._turn(job)
+        del self._crew.ring
+
+
+NO_KILL, ONE_KILL, TWO_KILLS, ONE_PREEMPTION = Bounds(0, 0), Bounds(0, 1), Bounds(0, 2), Bounds(1, 0)
+NOTHING, VALUES, PAUSED, SMALL_RING = (
+    SCENARIOS[name] for name in ("nothing returned", "values", "paused", "small ring")
+)
+ONE_WORKER = SMALL_RING._replace(workers=1)
+MISTAKES = [
+    ("queue", CommitsFirst, NOTHING, ONE_KILL),
+    ("queue", ForgetsProgress, SCENARIOS["one at a time"], ONE_KILL),
+    ("queue", ProgressAfterCommit, SCENARIOS["one at a time"], ONE_KILL),
+    ("queue", ReleasesEarly, NOTHING, ONE_KILL),
+    ("queue", CopiesLate, SMALL_RING, ONE_PREEMPTION),
+    ("queue", NeverSaysAsleep, NOTHING, NO_KILL),
+    ("queue", CountsNoFreeSlots, SCENARIOS["one at a time"], NO_KILL),
+    ("queue", PublishesLater, NOTHING, NO_KILL),
+    ("queue", WithoutRepair, NOTHING, ONE_KILL),
+    ("queue", WithoutDirty, NOTHING, ONE_KILL),
+    ("queue", CleanBeforeRepair, NOTHING, TWO_KILLS),
+    ("queue", SignsLate, NOTHING, NO_KILL),
+    ("queue", HarvestsUnlocked, NOTHING, NO_KILL),
+    ("queue", HarvestsTooFar, NOTHING, NO_KILL),
+    ("queue", PushesUnlocked, NOTHING, ONE_PREEMPTION),
+    ("queue", WritesTheRingLate, NOTHING, ONE_PREEMPTION),
+    ("queue", NeverSaysTheSupervisorSleeps, NOTHING, NO_KILL),
+    ("queue", RecoversUnlocked, NOTHING, Bounds(1, 1)),
+    ("queue", KeepsTheLane, NOTHING, TWO_KILLS),
+    ("queue", KeepsFirst, NOTHING, TWO_KILLS),
+    ("queue", ChargesNobody, NOTHING, ONE_KILL),
+    ("queue", ChargesTheNext, NOTHING, ONE_KILL),
+    ("queue", TrustsProgressAlone, VALUES, ONE_KILL),
+    ("queue", CountsOutcomesFirst, VALUES, ONE_KILL),
+    ("worker", ProgressFirst, VALUES, ONE_KILL),
+    ("worker", NeverRings, NOTHING, NO_KILL),
+    ("worker", SaysAsleepLast, ONE_WORKER, ONE_PREEMPTION),
+    ("worker", RunsWhatIsReturned, PAUSED, ONE_KILL),
+    ("worker", ForgetsToGiveBack, PAUSED, ONE_KILL),
+    ("ledger", ChargesWrong, NOTHING, ONE_KILL),
+    ("supervisor", ForgetsWhatWasQuiet, SCENARIOS["looked behind"], Bounds(1, 1)),
+    ("supervisor", RingsOnce, SMALL_RING, ONE_PREEMPTION),
+    ("supervisor", RingsFirst, SMALL_RING, ONE_PREEMPTION),
+]
 
 
 @pytest.mark.parametrize(
-    ("part", "mistake"), [(part, mistake) for part, mistakes in MISTAKES.items() for mistake in mistakes], ids=str
+    ("part", "mistake", "scenario", "bounds"), MISTAKES, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_a_mistake_is_found(part, mistake):
-    failure = first_failure(SCENARIOS.values(), **{part: mistake})
+def test_a_mistake_is_found(part, mistake, scenario, bounds):
+    failure = explore(scenario, bounds, **{part: mistake}).failure
     assert failure is not None
-    print(failure.scenario, failure.bounds, failure.message)
+    print(failure)
