@@ -3466,7 +3466,7 @@ class JsonLines(Results):
 
     def begin(self, resume: bool) -> Iterable[Sequence[str]]:
         if self.path == "-":
-            self._file: Any = os.fdopen(os.dup(1), "wb")
+            self._file: Any = os.fdopen(os.dup(1), "wb", 1 << 20)  # no part of it goes before flush()
             return
         self._file = open(self.path, "r+b" if resume else "wb")  # noqa: SIM115
         end = 0
