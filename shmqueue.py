@@ -1319,9 +1319,16 @@ class Worker:
                     self._leaving = self._leaving or LEAVE in orders
                     self._payloads.clear()
                 else:
-                    end_own_group()
+                    self._end_all()
             if not process_exists(self._queue.owner_pid):
-                end_own_group()
+                self._end_all()
+
+    def _end_all(self) -> None:
+        """The supervisor is gone: end this process, and what the run's functions have started."""
+        end_strays(self._queue.name)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
 
     def _disown(self) -> None:
         """In a child that a function forked: make every later access to the queue an error, so that it can do what
@@ -1400,13 +1407,6 @@ def process_exists(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def end_own_group() -> None:
-    """End this process and what its functions have started."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2881,6 +2881,10 @@ def parallel_map(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class UsageError(Exception):
+    """Bad usage or input: what is printed before exit code 2."""
+
+
 class WorkerRow(NamedTuple):
     """A worker on the screen. state: run, sleep or dead. in_hand: tsk_id, None for nothing; for `held` seconds."""
 
@@ -3135,7 +3139,7 @@ def watch(name: str) -> None:
     signal.signal(signal.SIGTSTP, pause)
     try:
         while name in runs():
-            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, LookupError):  # not of our making
+            with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
                 with open(os.path.join(shared_directory(), f"{name}.watch"), encoding="utf-8") as file:
                     shot = Snapshot(*json.load(file))
                 shot = shot._replace(workers=[WorkerRow(*row) for row in shot.workers], keys="Ctrl-C leaves")
@@ -3143,6 +3147,8 @@ def watch(name: str) -> None:
             time.sleep(Screen.SECONDS)
     except KeyboardInterrupt:
         pass
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise UsageError(f"--watch {name}: its snapshot cannot be shown: {describe(error)}") from None
     finally:
         screen.close()
 
@@ -3195,10 +3201,6 @@ def shell(payload: bytes) -> bytes:
         errors = decode_text(done.stderr[-1000:]).strip()
         raise RuntimeError(f"exit code {done.returncode}" + (f": {errors}" if errors else ""))
     return done.stdout
-
-
-class UsageError(Exception):
-    """Bad usage or input: what is printed before exit code 2."""
 
 
 class LineParser:

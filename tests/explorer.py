@@ -38,11 +38,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
-import shmqueue
 from greenlet import getcurrent, greenlet
 
+import shmqueue
+
 FIRST_PID = 1 << 22  # beyond what Linux gives, so that no signal to a process that is played here can reach a real one
-MOST_ACTORS, MOST_STEPS = 16, 4000
+MOST_ACTORS, MOST_STEPS, MOST_SHOWN = 16, 4000, 400
 READY, LOCKED, ASLEEP, WAITING, DRAINING, LEFT, DEAD = range(7)
 STATES = ("ready", "waits for the lock", "asleep", "waits for a bell", "done", "left", "dead")
 STAY, KILL, SWITCH, DELIVER = range(4)
@@ -82,6 +83,9 @@ SCENARIOS = {
         Scenario("paused", "vqv", then="pause"),
         Scenario("left", "vq", close=True),
         Scenario("looked behind", "qvq", batch=3, ticks=3),
+        Scenario("two tasks", "qq"),
+        Scenario("one worker", "qvq", num_slots=2, workers=1),
+        Scenario("one worker looked behind", "qqv", batch=3, ticks=3, workers=1),
     )
 }
 
@@ -100,8 +104,7 @@ class Failure(NamedTuple):
     steps: list[str]
 
     def __str__(self) -> str:
-        shown = [*(["..."] if len(self.steps) > 120 else []), *self.steps[-120:]]
-        return "\n".join([f"{self.scenario}, {self.bounds}: {self.message}", *shown])
+        return "\n".join([f"{self.scenario}, {self.bounds}: {self.message}", *self.steps[-MOST_SHOWN:]])
 
 
 class Report(NamedTuple):
@@ -281,10 +284,6 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
                 if handle.process is not None and pipe in (handle.wake, handle.recall):
                     world.send(handle.process.actor, data, pipe is handle.wake)
 
-        def start(self, handle: Any) -> None:  # TEMPORARY
-            with world.hints():
-                super().start(handle)
-
         def is_dead(self, handle: Any) -> bool:
             return not world.lives(handle.process.actor)
 
@@ -379,7 +378,7 @@ class Seat:
 
         guard(queue.ring, "write", "write the ring", RING, True, lambda i, tasks: range(i, i + len(tasks.data)))
         for worker, (lane, outcomes) in enumerate(zip(queue.lanes, queue.outcomes)):
-            at, count, size = OUTCOMES + (worker << 10), outcomes.count, outcomes.size
+            at, size = OUTCOMES + (worker << 10), outcomes.size
             guard(lane, "get", "read the lane", LANE + worker, False, lambda *_: (0,))
             guard(outcomes, "get", "read outcomes", at, False, lambda i, n: range(i, i + n))
             guard(outcomes, "pack", "write an outcome", at, True, lambda _, offset, *__, size=size: (offset // size,))
@@ -527,7 +526,7 @@ class World:
             "time": types.SimpleNamespace(**clocks),
             "multiprocessing": types.SimpleNamespace(get_context=lambda method: context),
             "psutil": None,
-            "sweep": lambda: [],
+            "sweep": list,
             "dispose": lambda *_: None,
             "exit_on_signals": dict,
             "_annotations": functools.cache(shmqueue._annotations),
@@ -919,7 +918,7 @@ class World:
     def order(self, actor: Actor, place: int, write: bool) -> None:
         """Each access comes after the last store, and each store after all accesses, by way of the lock, a start or
         a death that was waited for: only then does every processor show what was stored."""
-        if actor.hint and not write or place in self.unordered or not self.ordered:
+        if (actor.hint and not write) or place in self.unordered or not self.ordered:
             return
         clock, number = actor.clock, actor.number
         last = self._writes.get(place)

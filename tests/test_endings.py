@@ -88,6 +88,15 @@ CTTY = """
 import fcntl, os, sys, termios
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+if os.fork() == 0:  # as a shell does, ties the group to its session: Ctrl-Z does nothing to an orphaned group
+    import ctypes, signal
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # goes with its parent
+    os.setpgid(0, 0)
+    if os.fork() == 0:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        os.setpgid(0, os.getsid(0))
+    while True:
+        signal.pause()
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
@@ -450,7 +459,7 @@ def test_command_ctrl_z_stops_the_workers_too_and_they_go_on(scene, method):
         threading.Event().wait(0.3)
         assert len(scene.lines("pids")) == began
         check_modes(scene)
-        scene.process.send_signal(signal.SIGCONT)
+        os.killpg(scene.process.pid, signal.SIGCONT)  # as fg does
     assert scene.ended() == 0
     scene.check_nothing_is_left()
     check_terminal(scene, True)

@@ -1,8 +1,11 @@
 """The product's code under every interleaving, with kills at every step; and deliberate mistakes, which are found."""
 
-import shmqueue
+import collections
+
 import pytest
-from explorer import SCENARIOS, Bounds, Scenario, explore, first_failure
+from explorer import SCENARIOS, Bounds, explore, first_failure
+
+import shmqueue
 from shmqueue import (
     ASLEEP,
     CLAIMED,
@@ -24,7 +27,6 @@ SMALL = [Bounds(0, 1), Bounds(1, 0)]
 LARGE = [
     ("mixed", Bounds(1, 1)),
     ("mixed", Bounds(0, 2)),
-    ("values", Bounds(0, 2)),
     ("nothing returned", Bounds(2, 0)),
     ("retries", Bounds(0, 2)),
 ]
@@ -45,26 +47,21 @@ def check(name, bounds):
     report = explore(SCENARIOS[name], bounds)
     print(f"{name}, {bounds}: {report.schedules:,} schedules, {report.states:,} states")
     assert report.failure is None, str(report.failure)
-    assert report.schedules > 100
+    assert report.schedules > 20
 
 
 def test_workers_are_killed_before_every_kind_of_step():
-    kinds, kills = set(), set()
-    for name in ("mixed", "paused"):
-        report = explore(SCENARIOS[name], Bounds(0, 1), kill_anywhere=True)
+    kinds, kills = set(), collections.Counter()
+    for name, bounds in (("mixed", Bounds(0, 1)), ("paused", Bounds(0, 1)), ("two tasks", Bounds(0, 2))):
+        report = explore(SCENARIOS[name], bounds, kill_anywhere=True)
         assert report.failure is None, str(report.failure)
         kinds |= report.kinds
-        kills |= set(report.kills)
-    assert kills == kinds
+        kills += report.kills
+    assert set(kills) == kinds | {"start"}
     words = ("DIRTY", "FIRST", "END", "PROGRESS", "CLAIMED", "RECORDS", "PUBLISHED", "ASLEEP")
-    assert {f"store {word}" for word in words} < kills
-    assert {"lock", "unlock", "call", "copy to the lane", "write an outcome", "sleep", "ring the bell"} < kills
-
-
-def test_workers_are_killed_while_they_repair():
-    report = explore(Scenario("two", "qq"), Bounds(0, 2))
-    assert report.failure is None, str(report.failure)
-    assert report.kills["store END"] > 1
+    assert {f"store {word}" for word in words} < set(kills)
+    assert {"lock", "unlock", "call", "copy to the lane", "write an outcome", "sleep", "ring the bell"} < set(kills)
+    assert kills["read END"] > 0  # inside a repair, which is the only place where workers read it
 
 
 def test_a_schedule_that_goes_wrong_is_told_step_by_step():
@@ -379,21 +376,10 @@ class RingsOnce(Supervisor):
         self._queue.wakeable = lambda: [(worker, 1) for worker, _ in wakeable()]
 
 
-class RingsFirst(Supervisor):
-    """Asks who sleeps before it makes work for them."""
-
-    def _turn(self, job):
-        self._crew.ring(self._queue.backlog())
-        self._crew.ring = lambda tasks: None
-        super()._turn(job)
-        del self._crew.ring
-
-
 NO_KILL, ONE_KILL, TWO_KILLS, ONE_PREEMPTION = Bounds(0, 0), Bounds(0, 1), Bounds(0, 2), Bounds(1, 0)
 NOTHING, VALUES, PAUSED, SMALL_RING = (
     SCENARIOS[name] for name in ("nothing returned", "values", "paused", "small ring")
 )
-ONE_WORKER = SMALL_RING._replace(workers=1)
 MISTAKES = [
     ("queue", CommitsFirst, NOTHING, ONE_KILL),
     ("queue", ForgetsProgress, SCENARIOS["one at a time"], ONE_KILL),
@@ -412,7 +398,7 @@ MISTAKES = [
     ("queue", PushesUnlocked, NOTHING, ONE_PREEMPTION),
     ("queue", WritesTheRingLate, NOTHING, ONE_PREEMPTION),
     ("queue", NeverSaysTheSupervisorSleeps, NOTHING, NO_KILL),
-    ("queue", RecoversUnlocked, NOTHING, Bounds(1, 1)),
+    ("queue", RecoversUnlocked, SCENARIOS["two tasks"], Bounds(1, 1)),
     ("queue", KeepsTheLane, NOTHING, TWO_KILLS),
     ("queue", KeepsFirst, NOTHING, TWO_KILLS),
     ("queue", ChargesNobody, NOTHING, ONE_KILL),
@@ -421,13 +407,12 @@ MISTAKES = [
     ("queue", CountsOutcomesFirst, VALUES, ONE_KILL),
     ("worker", ProgressFirst, VALUES, ONE_KILL),
     ("worker", NeverRings, NOTHING, NO_KILL),
-    ("worker", SaysAsleepLast, ONE_WORKER, ONE_PREEMPTION),
+    ("worker", SaysAsleepLast, SCENARIOS["one worker"], ONE_PREEMPTION),
     ("worker", RunsWhatIsReturned, PAUSED, ONE_KILL),
     ("worker", ForgetsToGiveBack, PAUSED, ONE_KILL),
     ("ledger", ChargesWrong, NOTHING, ONE_KILL),
-    ("supervisor", ForgetsWhatWasQuiet, SCENARIOS["looked behind"], Bounds(1, 1)),
+    ("supervisor", ForgetsWhatWasQuiet, SCENARIOS["one worker looked behind"], Bounds(1, 1)),
     ("supervisor", RingsOnce, SMALL_RING, ONE_PREEMPTION),
-    ("supervisor", RingsFirst, SMALL_RING, ONE_PREEMPTION),
 ]
 
 

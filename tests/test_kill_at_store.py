@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from conftest import segments_of
+
 from shmqueue import SharedTaskQueue, Supervisor
 
 pytestmark = [
