@@ -58,7 +58,8 @@ def draw(lines: list[str]) -> str:
     wide, high = 8.4, 19
     width, height = round(COLUMNS * wide + 24), len(lines) * high + 20
     rows = "\n".join(
-        f'<text x="12" y="{20 + high * at}" xml:space="preserve" textLength="{len(line) * wide:.1f}">{html.escape(line)}</text>'
+        f'<text x="12" y="{20 + high * at}" xml:space="preserve" textLength="{len(line) * wide:.1f}">'
+        f"{html.escape(line)}</text>"
         for at, line in enumerate(lines)
         if line.strip()
     )
