@@ -135,3 +135,13 @@ def cli(tmp_path, own_pids):
     command_line = CommandLine(tmp_path, own_pids)
     yield command_line
     command_line.close()
+
+
+SLOW = {"test_contract", "test_endings", "test_explorer", "test_kill_at_store", "test_screen", "test_storm"}
+
+
+def pytest_collection_modifyitems(items):
+    """Left out where a quick run is enough: what they test does not depend on Python's version."""
+    for item in items:
+        if item.module.__name__.rpartition(".")[2] in SLOW:
+            item.add_marker(pytest.mark.slow)

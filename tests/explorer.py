@@ -83,7 +83,9 @@ SCENARIOS = {
         Scenario("paused", "vqv", then="pause"),
         Scenario("left", "vq", close=True),
         Scenario("looked behind", "qvq", batch=3, ticks=3),
+        Scenario("one task", "q"),
         Scenario("two tasks", "qq"),
+        Scenario("two tasks retried", "qv", retries=1),
         Scenario("one worker", "qvq", num_slots=2, workers=1),
         Scenario("one worker looked behind", "qqv", batch=3, ticks=3, workers=1),
     )

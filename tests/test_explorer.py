@@ -28,7 +28,7 @@ LARGE = [
     ("mixed", Bounds(1, 1)),
     ("mixed", Bounds(0, 2)),
     ("nothing returned", Bounds(2, 0)),
-    ("retries", Bounds(0, 2)),
+    ("two tasks retried", Bounds(0, 2)),
 ]
 
 
@@ -52,7 +52,7 @@ def check(name, bounds):
 
 def test_workers_are_killed_before_every_kind_of_step():
     kinds, kills = set(), collections.Counter()
-    for name, bounds in (("mixed", Bounds(0, 1)), ("paused", Bounds(0, 1)), ("two tasks", Bounds(0, 2))):
+    for name, bounds in (("mixed", Bounds(0, 1)), ("paused", Bounds(0, 1)), ("one task", Bounds(0, 2))):
         report = explore(SCENARIOS[name], bounds, kill_anywhere=True)
         assert report.failure is None, str(report.failure)
         kinds |= report.kinds
@@ -398,7 +398,7 @@ MISTAKES = [
     ("queue", PushesUnlocked, NOTHING, ONE_PREEMPTION),
     ("queue", WritesTheRingLate, NOTHING, ONE_PREEMPTION),
     ("queue", NeverSaysTheSupervisorSleeps, NOTHING, NO_KILL),
-    ("queue", RecoversUnlocked, SCENARIOS["two tasks"], Bounds(1, 1)),
+    ("queue", RecoversUnlocked, SCENARIOS["one task"], Bounds(1, 1)),
     ("queue", KeepsTheLane, NOTHING, TWO_KILLS),
     ("queue", KeepsFirst, NOTHING, TWO_KILLS),
     ("queue", ChargesNobody, NOTHING, ONE_KILL),
@@ -417,7 +417,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    ("part", "mistake", "scenario", "bounds"), MISTAKES, ids=lambda value: getattr(value, "__name__", "")
+    ("part", "mistake", "scenario", "bounds"), MISTAKES, ids=[mistake.__name__ for _, mistake, _, _ in MISTAKES]
 )
 def test_a_mistake_is_found(part, mistake, scenario, bounds):
     failure = explore(scenario, bounds, **{part: mistake}).failure
