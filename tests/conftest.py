@@ -23,10 +23,15 @@ settings.register_profile("shmqueue", deadline=None, derandomize=True, database=
 settings.load_profile("shmqueue")
 
 
+SLOW = {"test_contract", "test_endings", "test_explorer", "test_kill_at_store", "test_screen", "test_storm"}
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(HANG))
+        if item.module.__name__.rpartition(".")[2] in SLOW:  # what they test does not depend on Python's version
+            item.add_marker(pytest.mark.slow)
 
 
 def segments_of(pids):
@@ -135,13 +140,3 @@ def cli(tmp_path, own_pids):
     command_line = CommandLine(tmp_path, own_pids)
     yield command_line
     command_line.close()
-
-
-SLOW = {"test_contract", "test_endings", "test_explorer", "test_kill_at_store", "test_screen", "test_storm"}
-
-
-def pytest_collection_modifyitems(items):
-    """Left out where a quick run is enough: what they test does not depend on Python's version."""
-    for item in items:
-        if item.module.__name__.rpartition(".")[2] in SLOW:
-            item.add_marker(pytest.mark.slow)
