@@ -123,6 +123,7 @@ import termios
 import threading
 import time
 import tty
+import types
 import typing
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -2043,6 +2044,7 @@ class Crew:
         process = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{handle.index}")
         process.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
+        handle.first_end = queue.words[queue.status[handle.index] + END]  # before the new one can have claimed
         try:
             process.start()
             handle.process, handle.pid = process, process.pid
@@ -2054,7 +2056,7 @@ class Crew:
         with contextlib.suppress(OSError):  # as the child does: whoever comes first
             os.setpgid(handle.pid, handle.pid)
         self.poll.register(handle.process.sentinel, select.POLLIN)
-        handle.first_end, handle.rung, handle.killed_for, handle.monitor = queue.words[status + END], 0, None, None
+        handle.rung, handle.killed_for, handle.monitor = 0, None, None
         handle.end_since = handle.progress_since = time.monotonic()
         handle.retiring = 0.0
         queue.words[status + PID] = handle.pid
@@ -3330,7 +3332,7 @@ class QuerySource(Source):
                 self._rows = base.execute(f"SELECT count(*) FROM ({query.strip().rstrip(';')})").fetchone()[0]  # noqa: S608
             base.set_progress_handler(None, 0)
             self._cursor = base.execute(query)
-        except (sqlite3.Error, sqlite3.Warning) as error:
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
         self._error = sqlite3.Error
         columns = len(self._cursor.description or ())
@@ -3491,6 +3493,9 @@ class JsonLines(Results):
         self._file.close()
 
 
+NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which takes none: not a character
+
+
 class Csv(JsonLines):
     """Comma-separated values with a header; bytes as they are."""
 
@@ -3500,15 +3505,16 @@ class Csv(JsonLines):
         self.broken = (OSError, csv.Error)
         csv.field_size_limit(sys.maxsize)
         binary = open(self.path, "r+b" if resume else "wb")  # noqa: SIM115
-        self._file = io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
-        self._writer = csv.writer(self._file)
+        self._file = file = io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
+        self._row = csv.writer(types.SimpleNamespace(write=lambda text: file.write(text.replace(NUL, "\0")))).writerow
         good, lines, quotes = 0, [], 0
         for line in self._file if resume else ():  # a record may go over several lines
             lines.append(line)
             quotes += line.count('"')
             if line.endswith("\r\n") and quotes % 2 == 0:
                 text = "".join(lines)
-                (row,) = csv.reader([text], strict=True)
+                (row,) = csv.reader([text.replace("\0", NUL)], strict=True)
+                row = [field.replace(NUL, "\0") for field in row]
                 if not good and tuple(row) != self.FIELDS:
                     raise ValueError(f"it begins with {text[:80]!r}, not with the header of results")
                 if good:
@@ -3519,10 +3525,10 @@ class Csv(JsonLines):
         self._file.seek(good)
         self._file.truncate()
         if not good:
-            self._writer.writerow(self.FIELDS)
+            self._row(self.FIELDS)
 
     def put(self, row: list[Any]) -> None:
-        self._writer.writerow(row)
+        self._row([x.replace("\0", NUL) if isinstance(x, str) else x for x in row])
 
 
 class Sqlite(Results):

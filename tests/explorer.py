@@ -110,14 +110,15 @@ class Failure(NamedTuple):
 
 
 class Report(NamedTuple):
-    """schedules: run, those that were cut short at a known state included. kinds: steps that workers took; kills: by
-    the kind of step that the victim did not take any more."""
+    """schedules: run, those that were cut short at a known state included; complete: they are all that there are.
+    kinds: steps that workers took; kills: by the kind of step that the victim did not take any more."""
 
     schedules: int
     states: int
     kinds: set[str]
     kills: collections.Counter[str]
     failure: Failure | None
+    complete: bool
 
 
 class Gone(BaseException):
@@ -435,7 +436,8 @@ class Seat:
 class World:
     """One scenario, explored within bounds with these classes of the product (or mistaken ones made from them).
 
-    locks: the attributes of a queue object that hold locks."""
+    locks: the attributes of a queue object that hold locks. ordered: whether accesses must be ordered by a lock.
+    one_ring: whether the words at the end must be those of a queue whose positions all come from one ring."""
 
     def __init__(
         self,
@@ -450,9 +452,10 @@ class World:
         every: bool = False,
         kill_anywhere: bool = False,
         ordered: bool = True,
+        one_ring: bool = True,
     ) -> None:
         self.scenario, self.bounds, self.every = scenario, bounds, every or scenario.ticks > 0
-        self.kill_anywhere, self.ordered = kill_anywhere, ordered
+        self.kill_anywhere, self.ordered, self.one_ring = kill_anywhere, ordered, one_ring
         self.lock_names, self.locks = locks, {name: Lock(self) for name in locks}
         self._classes = queue, steered_worker(self, worker), steered_supervisor(self, supervisor)
         self._ledger = ledger
@@ -486,7 +489,7 @@ class World:
                     self.path[-1][0] += 1
             finally:
                 self._close()
-        return Report(self.schedules, self.states, self.kinds, self.kills, failure)
+        return Report(self.schedules, self.states, self.kinds, self.kills, failure, not self.path)
 
     def _explain(self) -> Failure:
         """Run the schedule again, noting its steps."""
@@ -975,7 +978,7 @@ class World:
         ledger = supervisor._ledger
         if left := [tasks.tsk_ids for tasks in (*ledger.requeued, *ledger._placed) if tasks.job is not None]:
             self.fail(f"tasks are left: {left}")
-        if not scenario.close:
+        if self.one_ring and not scenario.close:
             self._check_words(supervisor._crew.handles)
 
     def _check_words(self, handles: Any) -> None:
@@ -1029,7 +1032,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began = time.monotonic()
         report = explore(SCENARIOS[name], bounds, every=options.every, seconds=options.seconds)
         took, failed = time.monotonic() - began, failed or report.failure is not None
-        print(f"{name}: {report.schedules:,} schedules, {report.states:,} states, {took:.1f} s", flush=True)
+        rest = "" if report.complete or report.failure else ", and more when time was up"
+        print(f"{name}: {report.schedules:,} schedules{rest}, {report.states:,} states, {took:.1f} s", flush=True)
         if report.failure is not None:
             print(report.failure, flush=True)
     return int(failed)

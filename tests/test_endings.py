@@ -90,6 +90,7 @@ os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 if os.fork() == 0:  # as a shell does, ties the group to its session: Ctrl-Z does nothing to an orphaned group
     import ctypes, signal
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # goes with its parent
     os.setpgid(0, 0)
     if os.fork() == 0:

@@ -47,6 +47,7 @@ def check(name, bounds):
     report = explore(SCENARIOS[name], bounds)
     print(f"{name}, {bounds}: {report.schedules:,} schedules, {report.states:,} states")
     assert report.failure is None, str(report.failure)
+    assert report.complete
     assert report.schedules > 20
 
 

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import csv
 import functools
-import io
 import json
 import os
 import random
@@ -18,7 +17,7 @@ import time
 
 import pytest
 from conftest import ROOT, is_running, wait_until
-from test_cli import FORMATS, rows_of, summary, usage_error
+from test_cli import FORMATS, csv_rows, rows_of, summary, usage_error
 
 import shmqueue
 
@@ -586,7 +585,7 @@ def rows_of_copy(path):
         return [line for line in path.read_bytes().split(b"\n")[:-1] if line]
     if path.suffix == ".csv":
         data = path.read_text("utf-8", "surrogateescape")
-        return list(csv.DictReader(io.StringIO(data[: data.rfind("\n") + 1], newline="")))
+        return csv_rows(data[: data.rfind("\n") + 1])
     return rows_of(path)
 
 
