@@ -215,6 +215,24 @@ class DeadlyWords:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class DeadlyBefore:
+    """The words of a process that dies before it stores one of them."""
+
+    def __init__(self, words, index):
+        self._words, self._index = words, index
+
+    def __getitem__(self, index):
+        return self._words[index]
+
+    def __setitem__(self, index, value):
+        if index == self._index:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._words[index] = value
+
+    def release(self):
+        self._words.release()
+
+
 class DeadlyLock:
     """A lock whose first holder is killed."""
 
@@ -237,6 +255,8 @@ def deadly(queue, flag, what):
             return made
         if isinstance(what, int):
             made.words = DeadlyWords(made.words, what)
+        elif what == "before the commit":
+            made.words = DeadlyBefore(made.words, shmqueue.CLAIMED)
         elif what == "in the copy":
             made._copy_to_lane = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
         else:
@@ -258,7 +278,7 @@ def check_death(queue, flag, what, function=jobs.echo):
 
 
 @pytest.mark.parametrize("function", [jobs.quiet, slow_echo])
-@pytest.mark.parametrize("what", ["in the lock", "in the copy"])
+@pytest.mark.parametrize("what", ["in the lock", "in the copy", "before the commit"])
 def test_a_worker_is_killed_in_the_critical_section(queue, tmp_path, what, function):
     for number in range(2):
         check_death(queue, tmp_path / str(number), what, function)
@@ -392,7 +412,7 @@ MISTAKES = {
 
 def suite(mistaken, folder):
     """Those tests that are likely to find a mistake."""
-    for what in ("in the lock", "in the copy"):
+    for what in ("in the lock", "in the copy", "before the commit"):
         check_death(mistaken, folder / what, what, slow_echo)
     for number in range(1, 17):  # two claims, if the first finds nothing
         check_death(mistaken, folder / str(number), number)
