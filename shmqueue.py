@@ -3676,6 +3676,12 @@ def make_parser() -> Parser:
     )
     add("--max-tasks", type=int, metavar="N", help="replace a worker after so many tasks")
     add("--halt", type=int, metavar="N", help="stop after so many tasks were not ok")
+    _add_more_options(add)
+    return parser
+
+
+def _add_more_options(add: Callable[..., Any]) -> None:
+    """The queue, what is written, and what is looked at."""
     add("--slots", type=int, default=16384, metavar="N", help="tasks the ring holds (default: %(default)s)")
     add("--slot-size", type=int, default=128, metavar="BYTES", help="bytes of a slot (default: %(default)s)")
     add("--batch", type=int, metavar="N", help="tasks a worker claims at once (default: sized by itself)")
@@ -3693,7 +3699,6 @@ def make_parser() -> Parser:
     add("--watch", metavar="NAME", nargs="?", const="", help="show the screen of a run in another terminal, and exit")
     add("--clean", action="store_true", help="remove what dead runs left behind, and exit")
     add("--version", action="version", version=f"shmqueue {__version__}")
-    return parser
 
 
 class Keys:
