@@ -1545,7 +1545,9 @@ class Job:
     `results` holds iterators of TaskResults; if ordered, in input order, iterators of values, and TaskErrors.
     """
 
-    _new_result = functools.partial(tuple.__new__, TaskResult)  # in C; TaskResult() itself takes twice as long
+    _new_result = staticmethod(
+        functools.partial(tuple.__new__, TaskResult)
+    )  # in C; TaskResult() itself takes twice as long
 
     def __init__(self, source: Source | None, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
         self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
@@ -3323,6 +3325,7 @@ class QuerySource(Source):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
         try:
             base = sqlite3.connect(f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro", uri=True)
+            weakref.finalize(self, base.close)
             base.text_factory = bytes
             deny, attach, allow = sqlite3.SQLITE_DENY, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_OK
             base.set_authorizer(lambda action, *_: deny if action == attach else allow)  # that would make a file
@@ -3539,6 +3542,7 @@ class Sqlite(Results):
 
         self.broken = (OSError, sqlite3.Error)
         self._file = sqlite3.connect(self.path, isolation_level=None)
+        weakref.finalize(self, self._file.close)
         columns = tuple(name for _, name, *_ in self._file.execute("PRAGMA table_info(results)"))
         if resume and columns not in ((), self.FIELDS):
             raise ValueError(f"its table results has the columns {', '.join(columns)}")
