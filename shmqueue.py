@@ -935,7 +935,6 @@ class SharedTaskQueue:
 # ---------------------------------------------------------------------------------------------------------------------
 
 Function = Callable[..., Any]
-Payload = bytes | str | ctypes.Structure if typing.TYPE_CHECKING else Any
 ERROR_LENGTH = 4000  # characters of an error's text that are kept
 
 
