@@ -254,7 +254,13 @@ def test_a_reader_of_the_database_who_takes_long_loses_no_results(cli):
     path = cli.folder / "out.sqlite"
     process = cli.start("-", "--results", path, "-w", "1", "--screen", "off")
     process.stdin.write(b"echo a\n")
-    assert wait_until(lambda: path.exists() and path.stat().st_size and len(rows_of(path)) == 1)
+
+    def is_recorded():
+        with contextlib.suppress(sqlite3.OperationalError):  # the file is there before its table
+            return path.exists() and len(rows_of(path)) == 1
+        return False
+
+    assert wait_until(is_recorded)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM results").fetchone() == (1,)
