@@ -194,7 +194,7 @@ class WorkerStatus(ctypes.Structure):
     [first, end) are the positions of its lane; those below `progress` are finished, `progress` itself is in hand
     (if it is below `end`). records: outcome slots written so far; published and harvested follow it. asleep: 0, or
     the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
-    limit: how many tasks it wants to claim.
+    limit: how many tasks make a batch of BATCH_SECONDS.
     """
 
     _fields_ = [
@@ -1205,7 +1205,9 @@ class Worker:
         fn_ids, self._payloads = self._lane.get(0, count)
         uniform = fn_ids.count(fn_ids[0]) == count
         tasks = zip(itertools.repeat(self._call(fn_ids[0])) if uniform else map(self._call, fn_ids), self._payloads)
-        words, progress, put, capacity = self._words, self._status + PROGRESS, self._put, self._capacity
+        words, progress, records = self._words, self._status + PROGRESS, self._status + RECORDS
+        put, capacity, outcomes = self._put, self._capacity, self._queue.outcomes[self._index]
+        pack, buffer, slots, size = outcomes.pack, outcomes.bytes, outcomes.count, outcomes.size
         clock, position, covered = time.perf_counter, first, first  # tasks below `covered` have their outcome slots
         began = since = last = clock()  # since: when the task at `covered` began; last: when the one in hand did
         for call, payload in tasks:
@@ -1217,8 +1219,10 @@ class Worker:
             if value is not None or now - last > QUIET_SECONDS:
                 if covered < position:
                     put(covered, position - covered, (last - since) / (position - covered), OK, NONE, b"")
-                if type(value) is bytes and len(value) <= capacity:  # what is common does not pay for the rest
-                    put(position, 1, now - last, OK, BYTES, value)
+                if type(value) is bytes and len(value) <= capacity:  # as `put` does, without its call
+                    number = words[records]
+                    pack(buffer, number % slots * size, position, 1, now - last, OK, BYTES, value)
+                    words[records] = number + 1
                 else:
                     put(position, 1, now - last, *self._encode(value))
                 covered, since = position + 1, now
@@ -1246,9 +1250,7 @@ class Worker:
         self._left -= count
         self._leaving = self._leaving or self._left <= 0
         if self._options.batch is None and count:
-            self._limit = max(
-                1, min(2 * self._limit, int(BATCH_SECONDS * count / max(seconds, 1e-9)), self._queue.batch)
-            )
+            self._limit = max(1, min(2 * self._limit, int(BATCH_SECONDS * count / max(seconds, 1e-9))))
 
     # Outcomes.
 
@@ -1974,6 +1976,7 @@ def function_name(function: Any) -> str:
 
 LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding
 IDLE_SECONDS = 0.25  # the same while none are
+WAKE_SHARE = 5  # the part of a batch's time for which it pays to wake a worker
 HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
 STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
 MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
@@ -2064,7 +2067,7 @@ class Crew:
         queue.words[status + STARTED] += 1
 
     def ring(self, tasks: int) -> None:
-        """Wake sleepers for so many tasks in the ring: as many as have work for a batch, each once a sleep."""
+        """Wake sleepers for so many tasks in the ring: one for each millisecond of work, each once a sleep."""
         words = self._queue.words
         for index, number in self._queue.wakeable() if tasks > 0 else ():
             handle = self.handles[index]
@@ -2072,7 +2075,7 @@ class Crew:
                 handle.rung = number
                 if handle.process is not None:
                     self._write(handle.wake, b"!")
-            tasks -= max(1, words[self._queue.status[index] + LIMIT])
+            tasks -= max(1, words[self._queue.status[index] + LIMIT] // WAKE_SHARE)
             if tasks <= 0:
                 return
 
@@ -2653,10 +2656,7 @@ class Supervisor:
         if self._holding and not self.paused and not self._queue.backlog():
             self._holding = False
             self._queue.words[CONTROL] = RUN
-        if self._holding or not self._feeder.feed():
-            return False
-        self._crew.ring(self._queue.backlog())
-        return True
+        return not self._holding and self._feeder.feed()
 
     def _harvest(self) -> bool:
         """Take in what workers have published. Whether there was anything, or there is more room."""
@@ -2679,7 +2679,7 @@ class Supervisor:
             )
         for index, length in pieces(handle.harvested, count, outcomes.count) if count else ():
             columns = outcomes.get(index, length)
-            if min(columns[1]) < 1:
+            if columns[1].count(1) < length and min(columns[1]) < 1:
                 raise SpoiledSegmentError(f"an outcome of worker {handle.index} is for no task")
             early = min(handle.quiet - columns[0][0], columns[1][0])
             if early > 0 and columns[4][0] == NONE:  # some of these tasks were taken in before
