@@ -2459,6 +2459,7 @@ class Supervisor:
         if tasks is not None:
             self._ledger.requeued.append(tasks)
             self._feed()
+            self._crew.ring(self._queue.backlog())
             while self._ledger.requeued:
                 self._turn(self._submitted)
         return tsk_id

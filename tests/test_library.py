@@ -303,6 +303,15 @@ def test_submitted_tasks_come_back_from_results():
         assert [(result.tsk_id, result.payload) for result in supervisor.results()] == [(last, "x")]
 
 
+def test_submit_wakes_a_worker_that_sleeps():
+    """It must not wait until somebody asks for results."""
+    with start([jobs.echo], workers=1) as supervisor:
+        assert wait_until(lambda: supervisor._queue.sleepers())
+        ((_, number),) = supervisor._queue.sleepers()
+        supervisor.submit(jobs.echo, b"x")
+        assert supervisor._crew.handles[0].rung == number
+
+
 def test_submit_blocks_while_the_ring_is_full(tmp_path):
     gate = tmp_path / "gate"
     with start([jobs.wait_for_file], workers=1, num_slots=2, batch=1) as supervisor:
