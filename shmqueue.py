@@ -1611,6 +1611,55 @@ class Job:
             self.results.append(values)
 
 
+class Tally:
+    """What became of the tasks: how many had which outcome, and the most remarkable of them.
+
+    kinds: how many were not ok, by function, status and the kind of error. failures: the first and the last five of
+    them, without payloads. slowest: the five that took longest, and `slow`, the seconds one of them must take. For each
+    worker: completed and failed tasks, and busy, the seconds that functions ran.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.counts = dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), 0)
+        self.retried, self.completed, self.failed, self.busy = 0, [0] * workers, [0] * workers, [0.0] * workers
+        self.kinds: collections.Counter[str] = collections.Counter()
+        self.failures: list[TaskResult] = []
+        self.slowest: list[TaskResult] = []
+        self.slow = 0.0
+
+    def add_ok(self, worker: int, count: int, seconds: float) -> None:
+        """`count` tasks of a worker are ok, and took so many seconds together."""
+        self.counts["ok"] += count
+        self.completed[worker] += count
+        self.busy[worker] += seconds
+
+    def add_slow(self, result: TaskResult) -> None:
+        """A task that is ok took longer than `slow`."""
+        self.slowest = sorted([*self.slowest, result], key=lambda result: -result.seconds)[:5]
+        self.slow = self.slowest[-1].seconds if len(self.slowest) == 5 else 0.0
+
+    def add_bad(self, result: TaskResult) -> None:
+        """A task is not ok."""
+        self.counts[result.status] += 1
+        if result.worker is not None:
+            self.failed[result.worker] += 1
+            self.busy[result.worker] += result.seconds
+        if result.status != "cancelled":
+            kind = (result.error or "").partition(":")[0]
+            self.kinds[f"{result.function} {result.status}: {kind}"[:100]] += 1
+            self.failures.append(result._replace(payload=None))
+            del self.failures[5:-5]
+
+    def summary(self, seconds: float, starting: float) -> dict[str, Any]:
+        """After so many seconds, of which the workers together spent `starting`; see Supervisor.summary."""
+        whole = max(1e-9, seconds * len(self.busy))
+        run, start = sum(self.busy) / whole, starting / whole
+        shares = {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)}
+        slowest = [result._asdict() for result in self.slowest]
+        failures = [result._asdict() for result in self.failures[:5]]
+        return {"shares": shares, "slowest": slowest, "failures": failures, "kinds": dict(self.kinds)}
+
+
 class Ledger:
     """Which task is where: gives each its tsk_id, knows who holds which position, and sees to its one outcome."""
 
@@ -1619,13 +1668,7 @@ class Ledger:
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self.structures = structures_of(functions.values())
-        self.counts = dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), 0)
-        self.retried, self.completed, self.failed = 0, [0] * workers, [0] * workers
-        self.failures: list[TaskResult] = []  # the first five and the last five that were not ok, without payloads
-        self.kinds: collections.Counter[str] = collections.Counter()  # of those
-        self.slowest: list[TaskResult] = []  # the five that took longest
-        self.busy = [0.0] * workers  # seconds that functions ran
-        self._slow = 0.0  # what a task must have taken to be one of them
+        self.tally = Tally(workers)
         self.requeued: collections.deque[Tasks] = collections.deque()  # to be pushed before anything new is read
         self.file_bytes = 0  # payloads out of line in the queue
         self.stopping = False  # nothing more begins, in any job
@@ -1790,18 +1833,16 @@ class Ledger:
             done += stop - start
             if tasks.job is None:
                 continue
-            self.counts["ok"] += stop - start
-            self.completed[worker] += stop - start
             attempts: Iterable[int] = same(1)
             if self._attempts:
                 attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
                 times: Any = same(seconds)
-                self.busy[worker] += seconds * (stop - start)
+                self.tally.add_ok(worker, stop - start, seconds * (stop - start))
             else:
                 times = seconds[part]
-                self.busy[worker] += sum(times)
-                if max(times) > self._slow:
+                self.tally.add_ok(worker, stop - start, sum(times))
+                if max(times) > self.tally.slow:
                     self._note_slow(worker, tasks, start, times)
             each = same(None, stop - start) if values is None else iter(values[part])
             tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker)
@@ -1809,11 +1850,9 @@ class Ledger:
     def _note_slow(self, worker: int, tasks: Tasks, start: int, times: Sequence[float]) -> None:
         """Keep the tasks that took longest."""
         for at, seconds in enumerate(times, start):
-            if seconds > self._slow:
-                name, payload = self.names[tasks.fn_ids[at]], to_bytes(tasks.payloads[at])[:200]
-                self.slowest.append(TaskResult(tasks.tsk_ids[at], name, payload, "ok", None, None, 1, worker, seconds))
-                self.slowest = sorted(self.slowest, key=lambda result: -result.seconds)[:5]
-                self._slow = self.slowest[-1].seconds if len(self.slowest) == 5 else 0.0
+            if seconds > self.tally.slow:
+                tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], to_bytes(tasks.payloads[at])
+                self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
 
     def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
         """The task at `position` was started and is not ok: it goes round again, or that is its outcome."""
@@ -1824,11 +1863,9 @@ class Ledger:
             attempts = self._attempts.pop(tsk_id, 0) + 1
             if attempts <= self._retries and not self.is_cancelled(tasks.job):
                 self._attempts[tsk_id] = attempts
-                self.retried += 1
+                self.tally.retried += 1
                 self.requeued.append(tasks.part(at, at + 1))
             else:
-                self.failed[worker] += 1
-                self.busy[worker] += seconds
                 name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
                 self._finish(
                     tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
@@ -1860,12 +1897,7 @@ class Ledger:
             self.end(self.requeued.popleft(), error=error)
 
     def _finish(self, job: Job, result: TaskResult) -> None:
-        self.counts[result.status] += 1
-        if result.status != "cancelled":
-            kind = (result.error or "").partition(":")[0]
-            self.kinds[f"{result.function} {result.status}: {kind}"[:100]] += 1
-            self.failures.append(result._replace(payload=None))
-            del self.failures[5:-5]
+        self.tally.add_bad(result)
         job.add_one(result)
 
     def in_queue(self) -> int:
@@ -1952,6 +1984,75 @@ class Feeder:
         else:
             where = shared_directory()
             self._ledger.end(tasks, "failed", f"{describe(error)}: no room in {where} for a payload of {size:,} bytes")
+
+
+class Harvester:
+    """Brings outcomes from the queue to the ledger: of workers that live, and what the dead have left."""
+
+    def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
+        self._queue, self._ledger = queue, ledger
+
+    def harvest(self, handles: Sequence[Handle]) -> bool:
+        """Take in what workers have published. Whether there was anything."""
+        published = self._queue.harvest([handle.harvested for handle in handles])
+        news = [(handle, records) for handle, records in zip(handles, published) if records > handle.harvested]
+        for handle, records in news:
+            self._settle(handle, records)
+        return bool(news)
+
+    def recover(self, handle: Handle, code: int) -> tuple[bool, str]:
+        """See to the tasks of a worker that ended with this exit code, and was reaped: those it finished are settled,
+        the one in its hand is charged, the others go round again. Whether it had claimed any, and its last words."""
+        index = handle.index
+        remains, note = self._queue.recover(index), self._queue.take_note(index)
+        self.take_in(handle, remains)
+        if remains.done < remains.begun:
+            status, error = handle.killed_for or ("crashed", note or exit_text(code))
+            self._ledger.charge(index, remains.done, status, error, time.monotonic() - handle.progress_since)
+        if remains.begun < remains.end:
+            self._ledger.give_back(remains.begun, remains.end - remains.begun)
+        self.take_back(handle)
+        return remains.asleep or remains.end != handle.first_end, note
+
+    def take_back(self, handle: Handle) -> None:
+        """What only this worker could claim, and has not, goes to others."""
+        for first, count in self._queue.take_back(handle.index):
+            self._ledger.give_back(first, count)
+
+    def take_in(self, handle: Handle, remains: Remains) -> None:
+        """Settle what a dead or stopped worker has finished, with and without outcome slots."""
+        self._settle(handle, remains.records)
+        quiet = max(remains.quiet, handle.quiet)
+        if quiet < remains.done:
+            self._ledger.quiet(handle.index, quiet, remains.done - quiet)
+            handle.quiet = remains.done
+
+    def look_behind(self, handle: Handle) -> None:
+        """Take in what a stopped worker has finished before a long task in the same batch, and has not published.
+
+        It stands still for that, so that all it wrote is seen, on any processor."""
+        remains = self._queue.remains(handle.index)
+        if remains.begun > remains.done:  # and not beside the loop that runs tasks
+            self.take_in(handle, remains)
+
+    def _settle(self, handle: Handle, records: int) -> None:
+        """Read the outcomes of a worker up to the `records`-th."""
+        outcomes, count = self._queue.outcomes[handle.index], records - handle.harvested
+        if not 0 <= count <= outcomes.count:
+            raise SpoiledSegmentError(
+                f"worker {handle.index} says {records:,} outcomes; {handle.harvested:,} were read"
+            )
+        for index, length in pieces(handle.harvested, count, outcomes.count) if count else ():
+            columns = outcomes.get(index, length)
+            if columns[1].count(1) < length and min(columns[1]) < 1:
+                raise SpoiledSegmentError(f"an outcome of worker {handle.index} is for no task")
+            early = min(handle.quiet - columns[0][0], columns[1][0])
+            if early > 0 and columns[4][0] == NONE:  # some of these tasks were taken in before
+                columns[0][0] += early
+                columns[1][0] -= early
+            start = int(columns[1][0] == 0)
+            self._ledger.settle(handle.index, [column[start:] for column in columns], self._queue.segment)
+        handle.harvested = records
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
@@ -2414,7 +2515,7 @@ class Supervisor:
             self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
             self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue, handlers)
         self._queue.stuck = self._crew.free_lock
-        self._feeder = Feeder(self._queue, self._ledger)
+        self._feeder, self._harvester = Feeder(self._queue, self._ledger), Harvester(self._queue, self._ledger)
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
         try:
             for handle in self._crew.handles:
@@ -2513,47 +2614,42 @@ class Supervisor:
     def stats(self) -> dict[str, Any]:
         """Counts of outcomes (ok, failed, timeout, crashed, cancelled), of retried and outstanding tasks and of
         respawned workers, seconds since the start, and for each worker its pid, completed and failed tasks."""
-        ledger = self._ledger
+        tally, crew = self._ledger.tally, self._crew
         workers = [
-            {"pid": handle.pid, "completed": ledger.completed[i], "failed": ledger.failed[i]}
-            for i, handle in enumerate(self._crew.handles)
+            {"pid": handle.pid, "completed": tally.completed[handle.index], "failed": tally.failed[handle.index]}
+            for handle in crew.handles
         ]
-        more = {"retried": ledger.retried, "respawned": self._crew.respawned, "outstanding": ledger.unfinished()}
-        return {**ledger.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
+        more = {"retried": tally.retried, "respawned": crew.respawned, "outstanding": self._ledger.unfinished()}
+        return {**tally.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
 
     def snapshot(self) -> Snapshot:
         """What the screen shows."""
-        ledger, queue, now, rows = self._ledger, self._queue, time.monotonic(), []
+        tally, queue, now, rows = self._ledger.tally, self._queue, time.monotonic(), []
         progress = self._progress
-        rates, worker_rates = progress.rates([a + b for a, b in zip(ledger.completed, ledger.failed)])
+        rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
         for handle in self._crew.handles:
             i, (end, position) = handle.index, handle.seen
             busy = handle.process is not None and position < end
             lane, first = queue.lanes[i], queue.words[queue.status[i] + FIRST]
             at = min(max(0, position - first), lane.count - 1)
             state = "dead" if handle.process is None else "run" if busy else "sleep"
-            function = ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
+            function = self._ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
             cpu, rss = (handle.cpu, handle.rss) if handle.rss else (None, None)
             rate = worker_rates[i] if worker_rates else 0.0
             held = (lane.tsk_id(at), now - handle.progress_since) if busy else (None, 0.0)
             rows.append(
-                WorkerRow(i, handle.pid, state, function, ledger.completed[i], ledger.failed[i], rate, cpu, rss, *held)
+                WorkerRow(i, handle.pid, state, function, tally.completed[i], tally.failed[i], rate, cpu, rss, *held)
             )
-        failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in ledger.failures[-5:]]
-        about = (progress.title, queue.name, queue.strategy, now - self._began, ledger.counts, ledger.retried)
+        failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]]
+        about = (progress.title, queue.name, queue.strategy, now - self._began, tally.counts, tally.retried)
         amounts = (progress.total(), rates, queue.backlog(), queue.num_slots)
         return Snapshot(*about, *amounts, rows, failures, progress.state, progress.keys)
 
     def summary(self) -> dict[str, Any]:
         """stats(), and: the shares of the workers' time that they ran functions, started and waited; the slowest
         tasks and the first that were not ok, five each; how many failed in which way."""
-        ledger, crew, stats = self._ledger, self._crew, self.stats()
-        whole = max(1e-9, stats["seconds"] * len(crew.handles))
-        run, start = sum(ledger.busy) / whole, crew.starting_seconds() / whole
-        shares = {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)}
-        slowest = [result._asdict() for result in ledger.slowest]
-        failures = [result._asdict() for result in ledger.failures[:5]]
-        return {**stats, "shares": shares, "slowest": slowest, "failures": failures, "kinds": dict(ledger.kinds)}
+        stats = self.stats()
+        return {**stats, **self._ledger.tally.summary(stats["seconds"], self._crew.starting_seconds())}
 
     def suspend(self) -> None:
         """Stop the workers and this process, as Ctrl-Z does, and go on with them."""
@@ -2661,34 +2757,11 @@ class Supervisor:
 
     def _harvest(self) -> bool:
         """Take in what workers have published. Whether there was anything, or there is more room."""
-        handles, room = self._crew.handles, self._queue.room()
-        harvested = [handle.harvested for handle in handles]
-        published = self._queue.harvest(harvested)
-        news = [(handle, records) for handle, records in zip(handles, published) if records > handle.harvested]
-        for handle, records in news:
-            self._settle(handle, records)
+        room = self._queue.room()
+        news = self._harvester.harvest(self._crew.handles)
         if news:
             self._crew.worked()
-        return bool(news) or self._queue.room() > room
-
-    def _settle(self, handle: Handle, records: int) -> None:
-        """Read the outcomes of a worker up to the `records`-th."""
-        outcomes, count = self._queue.outcomes[handle.index], records - handle.harvested
-        if not 0 <= count <= outcomes.count:
-            raise SpoiledSegmentError(
-                f"worker {handle.index} says {records:,} outcomes; {handle.harvested:,} were read"
-            )
-        for index, length in pieces(handle.harvested, count, outcomes.count) if count else ():
-            columns = outcomes.get(index, length)
-            if columns[1].count(1) < length and min(columns[1]) < 1:
-                raise SpoiledSegmentError(f"an outcome of worker {handle.index} is for no task")
-            early = min(handle.quiet - columns[0][0], columns[1][0])
-            if early > 0 and columns[4][0] == NONE:  # some of these tasks were taken in before
-                columns[0][0] += early
-                columns[1][0] -= early
-            start = int(columns[1][0] == 0)
-            self._ledger.settle(handle.index, [column[start:] for column in columns], self._queue.segment)
-        handle.harvested = records
+        return news or self._queue.room() > room
 
     def _wait(self, job: Job) -> None:
         """Sleep until a worker rings or dies, input comes, or it is time to look."""
@@ -2712,7 +2785,7 @@ class Supervisor:
         hungry = self._holding or sleepers > 0
         for handle in self._crew.handles if hungry else ():
             if handle.process is None or self._crew.is_slow(handle, now):
-                self._take_back(handle)
+                self._harvester.take_back(handle)
         self._queue.words[CONTROL] = GIVE_BACK if self._holding else RUN  # what it is, unless somebody spoiled it
         stalled = sleepers == len(self._crew.handles) and not self._holding and now - self._moved_at > STALL_SECONDS
         if stalled and self._ledger.in_queue():
@@ -2723,7 +2796,9 @@ class Supervisor:
         if self._feeder.starved:
             self._crew.nudge()
         for handle in self._crew.standing(now):
-            self._look_behind(handle)
+            if self._crew.stop(handle):
+                self._harvester.look_behind(handle)
+            self._crew.go_on(handle)
         waiting = waiting or self._queue.backlog() > 0
         busy = self._ledger.unfinished() > 0
         self._next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS if busy else IDLE_SECONDS)
@@ -2736,8 +2811,8 @@ class Supervisor:
 
     def _share(self) -> None:
         """Leave a snapshot beside the segment, for --watch, and the counters in it."""
-        words, path = self._queue.words, self._queue.segment.beside("watch")
-        for status, completed, failed in zip(self._queue.status, self._ledger.completed, self._ledger.failed):
+        words, path, tally = self._queue.words, self._queue.segment.beside("watch"), self._ledger.tally
+        for status, completed, failed in zip(self._queue.status, tally.completed, tally.failed):
             words[status + COMPLETED], words[status + FAILURES] = completed, failed
         with contextlib.suppress(OSError):  # no room: nobody can watch, and the run goes on
             write_at(path + ".new", 0, [json.dumps(self.snapshot()).encode()])
@@ -2745,40 +2820,10 @@ class Supervisor:
 
     def _bury(self, handle: Handle) -> None:
         """See to the tasks of a dead worker, and to its successor."""
-        code, index = self._crew.bury(handle), handle.index
-        remains, note = self._queue.recover(index), self._queue.take_note(index)
-        self._take_in(handle, remains)
-        if remains.done < remains.begun:
-            status, error = handle.killed_for or ("crashed", note or exit_text(code))
-            self._ledger.charge(index, remains.done, status, error, time.monotonic() - handle.progress_since)
-        if remains.begun < remains.end:
-            self._ledger.give_back(remains.begun, remains.end - remains.begun)
-        self._take_back(handle)
+        code = self._crew.bury(handle)
+        claimed, note = self._harvester.recover(handle, code)
         if not self._crew.closing:
-            self._crew.replace(handle, code, remains.asleep or remains.end != handle.first_end, note)
-
-    def _take_back(self, handle: Handle) -> None:
-        """What only this worker could claim, and has not, goes to others."""
-        for first, count in self._queue.take_back(handle.index):
-            self._ledger.give_back(first, count)
-
-    def _take_in(self, handle: Handle, remains: Remains) -> None:
-        """Settle what a dead or stopped worker has finished, with and without outcome slots."""
-        self._settle(handle, remains.records)
-        quiet = max(remains.quiet, handle.quiet)
-        if quiet < remains.done:
-            self._ledger.quiet(handle.index, quiet, remains.done - quiet)
-            handle.quiet = remains.done
-
-    def _look_behind(self, handle: Handle) -> None:
-        """Take in what a worker has finished before a long task in the same batch, which it has not published.
-
-        It is stopped for that, so that all it wrote is seen, on any processor."""
-        if self._crew.stop(handle):
-            remains = self._queue.remains(handle.index)
-            if remains.begun > remains.done:  # and not beside the loop that runs tasks
-                self._take_in(handle, remains)
-        self._crew.go_on(handle)
+            self._crew.replace(handle, code, claimed, note)
 
     # Ends.
 

@@ -27,7 +27,7 @@ SUPERVISOR = {  # what a reader calls it: the function, where it exists
     "place": "Ledger.placed",
     "harvest": "SharedTaskQueue.harvest",
     "unpack outcomes": "Slots.get",
-    "find outcomes": "Supervisor._settle",
+    "find outcomes": "Harvester._settle",
     "settle": "Ledger.settle",
     "wake": "Crew.ring",
     "look": "Supervisor._look",

@@ -1,6 +1,7 @@
 """The product's code under every interleaving, with kills at every step; and deliberate mistakes, which are found."""
 
 import collections
+import functools
 
 import pytest
 from explorer import SCENARIOS, Bounds, explore, first_failure
@@ -287,33 +288,30 @@ class TrustsProgressAlone(SharedTaskQueue):
         return remains._replace(done=done, begun=min(remains.end, done + 1))
 
 
-class CountsOutcomesFirst(SharedTaskQueue):
+class CountsOutcomesFirst(Worker):
     """Stores `records` before the outcome slot is written."""
 
-    def outcome_writer(self, worker):
-        words, records, outcomes = self.words, self.status[worker] + RECORDS, self.outcomes[worker]
+    def __init__(self, queue, index, *arguments):
+        outcomes, words, records = queue.outcomes[index], queue.words, queue.status[index] + RECORDS
+        outcomes.pack = functools.partial(self._early, outcomes.pack, words, records)
+        super().__init__(queue, index, *arguments)
 
-        def put(position, count, seconds, status, kind, value):
-            number = words[records]
-            words[records] = number + 1
-            at = number % outcomes.count * outcomes.size
-            outcomes.pack(outcomes.bytes, at, position, count, seconds, status, kind, value)
-
-        return put
+    def _early(self, pack, words, records, *outcome):
+        words[records] += 1
+        pack(*outcome)
 
 
 class ProgressFirst(Worker):
     """Moves `progress` before the outcome is written."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        put, words, progress = self._put, self._words, self._status + PROGRESS
+    def __init__(self, queue, index, *arguments):
+        outcomes, words, progress = queue.outcomes[index], queue.words, queue.status[index] + PROGRESS
+        outcomes.pack = functools.partial(self._late, outcomes.pack, words, progress)
+        super().__init__(queue, index, *arguments)
 
-        def late(position, count, *outcome):
-            words[progress] = max(words[progress], position + count)
-            put(position, count, *outcome)
-
-        self._put = late
+    def _late(self, pack, words, progress, buffer, at, position, count, *outcome):
+        words[progress] = max(words[progress], position + count)
+        pack(buffer, at, position, count, *outcome)
 
 
 class NeverRings(Worker):
@@ -363,9 +361,15 @@ class ChargesWrong(Ledger):
 class ForgetsWhatWasQuiet(Supervisor):
     """Does not remember what it took in without outcomes while the worker was stopped."""
 
-    def _take_in(self, handle, remains):
-        super()._take_in(handle, remains)
-        handle.quiet = 0
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        take_in = self._harvester.take_in
+
+        def forgetful(handle, remains):
+            take_in(handle, remains)
+            handle.quiet = 0
+
+        self._harvester.take_in = forgetful
 
 
 class RingsOnce(Supervisor):
@@ -405,7 +409,7 @@ MISTAKES = [
     ("queue", ChargesNobody, NOTHING, ONE_KILL),
     ("queue", ChargesTheNext, NOTHING, ONE_KILL),
     ("queue", TrustsProgressAlone, VALUES, ONE_KILL),
-    ("queue", CountsOutcomesFirst, VALUES, ONE_KILL),
+    ("worker", CountsOutcomesFirst, VALUES, ONE_KILL),
     ("worker", ProgressFirst, VALUES, ONE_KILL),
     ("worker", NeverRings, NOTHING, NO_KILL),
     ("worker", SaysAsleepLast, SCENARIOS["one worker"], ONE_PREEMPTION),
