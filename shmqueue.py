@@ -2968,29 +2968,38 @@ class Snapshot(NamedTuple):
     state: str = ""
     keys: str = ""
 
+    @property
+    def done(self) -> int:
+        return sum(self.counts.values())
 
-BLOCKS = "▏▎▍▌▋▊▉█"
-SPARKS = "▁▂▃▄▅▆▇█"
-# The columns of the table: name, width, text of a row; and their order of importance, the first to go last.
-COLUMNS: dict[str, tuple[int, Callable[[WorkerRow], str]]] = {
-    "worker": (6, lambda row: str(row.number)),
-    "pid": (7, lambda row: str(row.pid)),
-    "state": (5, lambda row: row.state),
-    "function": (12, lambda row: row.function or "–"),
-    "done": (11, lambda row: f"{row.done:,}"),
-    "failed": (6, lambda row: f"{row.failed:,}"),
-    "tasks/s": (9, lambda row: f"{row.rate:,.0f}"),
-    "cpu": (5, lambda row: "" if row.cpu is None else f"{row.cpu:.0f} %"),
-    "rss": (7, lambda row: "" if row.rss is None else f"{row.rss / 2**20:,.0f} MB"),
-    "in hand": (20, lambda row: "–" if row.in_hand is None else f"#{row.in_hand:,}  {row.held:.2f} s"),
+    @property
+    def rate(self) -> float:
+        return self.rates[-1] if self.rates else 0.0
+
+
+# The columns of the table: side, width, text of a row; and their order of importance, the first to go last.
+COLUMNS: dict[str, tuple[str, int, Callable[[WorkerRow], str]]] = {
+    "worker": (">", 6, lambda row: str(row.number)),
+    "pid": (">", 7, lambda row: str(row.pid)),
+    "state": ("<", 5, lambda row: row.state),
+    "function": ("<", 12, lambda row: row.function or "–"),
+    "done": (">", 11, lambda row: f"{row.done:,}"),
+    "failed": (">", 6, lambda row: f"{row.failed:,}"),
+    "tasks/s": (">", 9, lambda row: f"{row.rate:,.0f}"),
+    "cpu": (">", 5, lambda row: "" if row.cpu is None else f"{row.cpu:.0f} %"),
+    "rss": (">", 7, lambda row: "" if row.rss is None else f"{row.rss / 2**20:,.0f} MB"),
+    "in hand": ("<", 20, lambda row: "–" if row.in_hand is None else f"#{row.in_hand:,}  {row.held:.2f} s"),
 }
 IMPORTANCE = ("worker", "state", "done", "tasks/s", "failed", "in hand", "function", "cpu", "rss", "pid")
-LEFT = ("state", "function", "in hand")
 
 
 def printable(text: str) -> str:
     """`text` without what could command a terminal: controls, C1, direction marks and the like become "�"."""
     return "".join(c if c.isprintable() else " " if c in "\t\n" else "�" for c in text)
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def clock(seconds: float) -> str:
@@ -3000,13 +3009,12 @@ def clock(seconds: float) -> str:
 
 def bar(fraction: float, width: int) -> str:
     eighths = round(max(0.0, min(1.0, fraction)) * width * 8)
-    full, part = divmod(eighths, 8)
-    return ("█" * full + (BLOCKS[part - 1] if part else "")).ljust(width, "░")
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()).ljust(width, "░")
 
 
 def sparkline(rates: Sequence[float]) -> str:
     top = max(rates, default=0.0) or 1.0
-    return "".join(SPARKS[min(7, int(rate / top * 7.999))] for rate in rates)
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(rate / top * 8))] for rate in rates)
 
 
 def spread(left: str, right: str, width: int) -> str:
@@ -3018,41 +3026,33 @@ def spread(left: str, right: str, width: int) -> str:
 def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
     """A frame of at most `height` lines of at most `width` characters; pure, so that it can be tested line by line."""
     head = _render_head(snapshot, width - 2)
-    foot = [printable(snapshot.keys)] if snapshot.keys and height >= len(head) + 6 else []
+    foot = [snapshot.keys] if snapshot.keys and height >= len(head) + 6 else []
     free = height - len(head) - 1 - len(foot)
     most = min(5, max(0, (free - 2) // 3))
-    failures = [printable(text) for text in snapshot.failures][-most:] if most else []
-    table = _render_table(snapshot.workers, width - 2, free - len(failures) - bool(failures))
-    lines = [*head, "", *table, *([""] if failures else []), *failures]
-    lines += [""] * (height - len(foot) - len(lines)) + foot if foot else []
-    return [(" " + line)[:width].rstrip() for line in lines[:height]]
+    failures = ["", *snapshot.failures[-most:]] if most and snapshot.failures else []
+    lines = [*head, "", *_render_table(snapshot.workers, width - 2, free - len(failures)), *failures]
+    lines += [""] * (height - 1 - len(lines)) + foot if foot else []
+    return [(" " + printable(line))[:width].rstrip() for line in lines[:height]]
 
 
 def _render_head(snapshot: Snapshot, width: int) -> list[str]:
-    counts, done = snapshot.counts, sum(snapshot.counts.values())
-    rate = snapshot.rates[-1] if snapshot.rates else 0.0
-    crew = f"{len(snapshot.workers)} worker{'s' * (len(snapshot.workers) != 1)}"
-    about = printable(f"{crew} · {snapshot.strategy} · {snapshot.name}")
-    title = printable(snapshot.title)[: max(8, width // 2)]
-    state = printable(f"  [{snapshot.state}]") if snapshot.state else ""
-    first = spread(f"shmqueue  {title}{state}", f"{about}      {clock(snapshot.seconds)}", width)
-    if snapshot.total:
-        left = f"eta {clock((snapshot.total - done) / rate)}" if rate > 0 else "eta –"
-        parts = [f"{done / snapshot.total:6.1%}", f"{done:,} / {snapshot.total:,}", left]
-        while len("   ".join(parts)) > width - 10 and len(parts) > 1:
+    counts, done, total, rate = snapshot.counts, snapshot.done, snapshot.total, snapshot.rate
+    title = snapshot.title[: max(8, width // 2)] + (f"  [{snapshot.state}]" if snapshot.state else "")
+    about = f"{counted(len(snapshot.workers), 'worker')} · {snapshot.strategy} · {snapshot.name}"
+    first = spread(f"shmqueue  {title}", f"{about}      {clock(snapshot.seconds)}", width)
+    second = f"{done:,} tasks done"
+    if total:
+        left = f"eta {clock((total - done) / rate)}" if rate > 0 else "eta –"
+        parts = [f"  {done / total:6.1%}", f"{done:,} / {total:,}", left]
+        while len("   ".join(parts)) > width - 8 and len(parts) > 1:
             parts.pop()
-        tail = "  " + "   ".join(parts)
-        second = bar(done / snapshot.total, max(4, width - len(tail))) + tail
-    else:
-        second = f"{done:,} tasks done"
-    bad = "  ".join(
-        f"{name} {counts[name]:,}" for name in ("failed", "timeout", "crashed", "cancelled") if counts[name]
-    )
-    used = f"ring {bar(snapshot.ring / snapshot.num_slots, 10)} {snapshot.ring:,} / {snapshot.num_slots:,}"
-    outcomes = f"ok {counts['ok']:,}  {bad or 'failed 0'}" + (
-        f"  retried {snapshot.retried:,}" if snapshot.retried else ""
-    )
+        tail = "   ".join(parts)
+        second = bar(done / total, max(4, width - len(tail))) + tail
+    bad = [f"{name} {count:,}" for name, count in counts.items() if name != "ok" and count] or ["failed 0"]
+    retried = [f"retried {snapshot.retried:,}"] if snapshot.retried else []
+    outcomes = "  ".join([f"ok {counts['ok']:,}", *bad, *retried])
     speed = f"{rate:,.0f} tasks/s  {sparkline(snapshot.rates[-12:])}"
+    used = f"ring {bar(snapshot.ring / snapshot.num_slots, 10)} {snapshot.ring:,} / {snapshot.num_slots:,}"
     third = "   ".join((speed, used, outcomes))
     return [first, second, third] if len(third) <= width else [first, second, spread(speed, used, width), outcomes]
 
@@ -3061,61 +3061,58 @@ def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[st
     """As many columns and rows as fit; workers that do not are summed up in a line."""
     names: list[str] = []
     for name in IMPORTANCE:
-        if sum(COLUMNS[each][0] + 2 for each in [*names, name]) <= width + 2:
+        if sum(COLUMNS[each][1] + 2 for each in [*names, name]) <= width + 2:
             names.append(name)
-    shown = [name for name in COLUMNS if name in names]
+    columns = {name: column for name, column in COLUMNS.items() if name in names}
 
     def line(texts: Iterable[str]) -> str:
-        cells = zip(shown, texts)
-        return "  ".join(t.ljust(COLUMNS[n][0]) if n in LEFT else t.rjust(COLUMNS[n][0]) for n, t in cells)
+        return "  ".join(f"{text:{side}{size}.{size}}" for text, (side, size, _) in zip(texts, columns.values()))
 
     fit = len(rows) if len(rows) <= height - 1 else max(0, height - 2)
-    table = [line(shown)] + [line(printable(COLUMNS[n][1](row))[: COLUMNS[n][0]] for n in shown) for row in rows[:fit]]
-    if fit < len(rows):
-        rest = rows[fit:]
-        busy, done = sum(row.state == "run" for row in rest), sum(row.done for row in rest)
-        table.append(f"and {len(rest):,} more: {busy} run, {done:,} done, {sum(row.rate for row in rest):,.0f} tasks/s")
+    table = [line(columns)] + [line(text(row) for _, _, text in columns.values()) for row in rows[:fit]]
+    if rest := rows[fit:]:
+        busy, done, rate = sum(r.state == "run" for r in rest), sum(r.done for r in rest), sum(r.rate for r in rest)
+        table.append(f"and {len(rest):,} more: {busy} run, {done:,} done, {rate:,.0f} tasks/s")
     return table[: max(0, height)]
 
 
 class Progress:
     """Keeps the rates, and draws nothing; base of what does."""
 
+    SECONDS = math.inf  # from one drawing to the next
+
     def __init__(self, title: str = "", total: Callable[[], int | None] = lambda: None) -> None:
         self.title, self.total = title, total
         self.state = self.keys = ""  # what the run is doing, if not its work; the keys it listens to
         self._rates: collections.deque[float] = collections.deque(maxlen=64)
         self._worker_rates: list[float] = []
-        self._sample: tuple[float, int, list[int]] = (time.monotonic(), 0, [])
-        self._next = 0.0
+        self._sample: tuple[float, Iterable[int]] = (time.monotonic(), itertools.repeat(0))
+        self._next = time.monotonic() + self.SECONDS
 
     def rates(self, done: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
         """Note what each worker has done until now; tasks a second, of all over time and of each just now."""
-        now, total = time.monotonic(), sum(done)
-        before, total_before, done_before = self._sample
+        now, (before, done_before) = time.monotonic(), self._sample
         if now - before >= 1.0 or not self._rates:
-            seconds = max(now - before, 0.1)
-            self._rates.append((total - total_before) / seconds)
-            self._worker_rates = [(a - b) / seconds for a, b in zip(done, done_before or [0] * len(done))]
-            self._sample = (now, total, list(done))
+            self._worker_rates = [(a - b) / max(now - before, 0.1) for a, b in zip(done, done_before)]
+            self._rates.append(sum(self._worker_rates))
+            self._sample = (now, list(done))
         return list(self._rates), self._worker_rates
-
-    def due(self, seconds: float) -> bool:
-        """Whether it is time to draw again, so many seconds after the last time."""
-        if time.monotonic() < self._next:
-            return False
-        self._next = time.monotonic() + seconds
-        return True
 
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
         """Show a snapshot, if it is time to; called several times a second."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self.SECONDS
+            self.show(snapshot())
+
+    def show(self, shot: Snapshot) -> None:
+        raise NotImplementedError
 
     def write(self, text: str) -> None:
         """Write to the error stream in one piece; if it is closed, no more."""
         data = text.encode("utf-8", "replace")
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            while data:
-                data = data[os.write(sys.__stderr__.fileno(), data) :]  # type: ignore[union-attr]
+        with contextlib.suppress(OSError):
+            while data and sys.__stderr__ is not None:
+                data = data[os.write(2, data) :]
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -3126,17 +3123,9 @@ class PlainLines(Progress):
 
     SECONDS = 5.0
 
-    def __init__(self, title: str = "", total: Callable[[], int | None] = lambda: None) -> None:
-        super().__init__(title, total)
-        self.due(self.SECONDS)
-
-    def draw(self, snapshot: Callable[[], Snapshot]) -> None:
-        if self.due(self.SECONDS):
-            shot = snapshot()
-            counts, rate = shot.counts, shot.rates[-1] if shot.rates else 0.0
-            of = f" of {shot.total:,}" if shot.total else ""
-            bad = sum(counts.values()) - counts["ok"]
-            self.write(f"shmqueue: {sum(counts.values()):,}{of} tasks done, {bad:,} not ok, {rate:,.0f} tasks/s\n")
+    def show(self, shot: Snapshot) -> None:
+        of, bad = f" of {shot.total:,}" if shot.total else "", shot.done - shot.counts["ok"]
+        self.write(f"shmqueue: {shot.done:,}{of} tasks done, {bad:,} not ok, {shot.rate:,.0f} tasks/s\n")
 
 
 class Screen(Progress):
@@ -3146,25 +3135,29 @@ class Screen(Progress):
     ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J", "\x1b[?7h\x1b[?25h\x1b[?1049l"
     _entered = False
 
-    def draw(self, snapshot: Callable[[], Snapshot]) -> None:
-        if self.due(self.SECONDS) and in_foreground(2):
+    def show(self, shot: Snapshot) -> None:
+        if in_foreground(2):
             width, height = self.size()
-            lines = [line if len(line) == width else line + "\x1b[K" for line in render(snapshot(), width, height)]
+            lines = [line if len(line) == width else line + "\x1b[K" for line in render(shot, width, height)]
             enter, self._entered = "" if self._entered else self.ENTER, True
             self.write(enter + "\x1b[H" + "\r\n".join(lines) + ("\x1b[J" if len(lines) < height else ""))
 
     @staticmethod
     def size() -> tuple[int, int]:
-        try:
-            width, height = os.get_terminal_size(sys.__stderr__.fileno())  # type: ignore[union-attr]
-        except (OSError, ValueError, AttributeError):
-            width, height = 0, 0
-        return (width, height) if width > 0 and height > 0 else shutil.get_terminal_size()
+        with contextlib.suppress(OSError):
+            if all(size := os.get_terminal_size(2)):
+                return size
+        return shutil.get_terminal_size()
 
     def close(self) -> None:
         if self._entered:
             self._entered = False  # a later frame enters again
             self.write(self.LEAVE)
+
+
+def can_draw() -> bool:
+    """Whether the error stream is a terminal that knows commands."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def in_foreground(descriptor: int) -> bool:
@@ -3173,6 +3166,17 @@ def in_foreground(descriptor: int) -> bool:
         return os.tcgetpgrp(descriptor) == os.getpgrp()
     except OSError:
         return True
+
+
+def choose_run(name: str) -> str:
+    """The run of this name that is alive; without a name, the only one."""
+    alive = runs()
+    found = [each for each in alive if name in ("", each)]
+    if len(found) != 1:
+        raise UsageError(f"--watch {name}: " + (f"give one of {', '.join(alive)}" if alive else "no run is alive"))
+    if not can_draw():
+        raise UsageError("--watch: draws on the error stream, which is not a terminal that can be drawn on")
+    return found[0]
 
 
 def watch(name: str) -> None:
@@ -3191,8 +3195,7 @@ def watch(name: str) -> None:
             with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
                 with open(os.path.join(shared_directory(), f"{name}.watch"), encoding="utf-8") as file:
                     shot = Snapshot(*json.load(file))
-                shot = shot._replace(workers=[WorkerRow(*row) for row in shot.workers], keys="Ctrl-C leaves")
-                screen.draw(functools.partial(Snapshot._make, shot))
+                screen.show(shot._replace(workers=[WorkerRow(*row) for row in shot.workers], keys="Ctrl-C leaves"))
             time.sleep(Screen.SECONDS)
     except KeyboardInterrupt:
         pass
@@ -3832,11 +3835,9 @@ class CommandLine:
                     pass
 
     def _choose_screen(self) -> tuple[Progress, Keys]:
-        options, both = self.options, False
-        terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
-        if options.results == "-" and terminal and sys.stdout is not None:
-            both = sys.stdout.isatty()  # results would be written into the screen
-        drawn = options.screen == "on" or (options.screen == "auto" and terminal and not both)
+        options = self.options
+        results_shown = options.results == "-" and sys.stdout is not None and sys.stdout.isatty()
+        drawn = options.screen == "on" or (options.screen == "auto" and can_draw() and not results_shown)
         kind = Screen if drawn else PlainLines if options.screen == "auto" else Progress
         title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
         progress, keys = kind(title, self.source.total), Keys(drawn and options.tasks != "-")
@@ -3979,20 +3980,6 @@ def _usage_error(what: str) -> Iterator[None]:
         raise UsageError(f"{what}: {text}" if what else text) from None
 
 
-def watch_run(name: str) -> None:
-    """--watch: find the run, and show it."""
-    alive = runs()
-    if not name and len(alive) != 1:
-        raise UsageError("--watch: " + (f"give one of {', '.join(alive)}" if alive else "no run is alive"))
-    if name and name not in alive:
-        raise UsageError(
-            f"--watch {name}: no such run; " + (f"alive: {', '.join(alive)}" if alive else "none is alive")
-        )
-    if not sys.stderr.isatty() or os.environ.get("TERM", "") in ("", "dumb"):
-        raise UsageError("--watch: draws on the error stream, which is not a terminal that can be drawn on")
-    watch(name or alive[0])
-
-
 def main(
     functions: Any = None, argv: Sequence[str] | None = None, *, queue: type[SharedTaskQueue] = SharedTaskQueue
 ) -> int:
@@ -4004,7 +3991,7 @@ def main(
         if options.clean:
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
         elif options.watch is not None:
-            watch_run(options.watch)
+            watch(choose_run(options.watch))
         else:
             check_options(options)
             return CommandLine(options, functions, queue).run()
