@@ -3266,24 +3266,22 @@ class LineParser:
         if self.names is None:
             return [line for line in lines if line and not (self._comments and line.startswith(b"#"))]
         items: list[Any] = []
-        for line in lines:
-            self._line += 1
-            line = line.lstrip(b" \t") if line[:1] in b" \t" else line
-            if line.strip() and not line.startswith(b"#"):
+        for number, line in enumerate(lines, self._line + 1):
+            word, _, payload = line.partition(b" ")
+            if word in self._known:
+                items.append((self._known[word], payload))
+            elif (line := line.lstrip()) and not line.startswith(b"#"):
                 word = line.split(None, 1)[0]
-                items.append(self.pair(word, line[len(word) + 1 :], f"line {self._line:,}: "))
+                items.append(self.pair(word, line[len(word) + 1 :], f"line {number:,}: "))
+        self._line += len(lines)
         return items
 
     def pair(self, word: bytes, payload: bytes, where: str = "") -> Any:
         """A task of a function's name and its payload."""
-        name = self._known.get(word)
-        if name is not None:
-            return name, payload
+        if word in self._known:
+            return self._known[word], payload
         text = decode_text(word)
         return Rejected(text, payload, where + no_such_function(text, self._known.values()))
-
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LineSource(Source):
@@ -3294,16 +3292,16 @@ class LineSource(Source):
         self._parse, self.tasks = parse, 0
         try:
             self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._info = os.fstat(self._file)
+            info = os.fstat(self._file)
         except OSError as error:
             why = f"cannot read {path!r}: {error.strerror}"
             raise UsageError(f"{why}; give a file of tasks, or - for standard input") from None
-        if stat.S_ISDIR(self._info.st_mode):
+        if stat.S_ISDIR(info.st_mode):
             raise UsageError(f"{path!r} is a directory; give a file of tasks, or - for standard input")
-        self.finite = stat.S_ISREG(self._info.st_mode)
+        self.finite, self._size = stat.S_ISREG(info.st_mode), info.st_size
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLIN)
-        self._start: bytes | None = b""  # what was read, until it is known whether it is a byte order mark
+        self._mark = b"\xef\xbb\xbf"  # a byte order mark, which the first line may begin with
         self._parts: list[bytes] = []  # of the line that is not yet whole
         self._items: list[Any] = []  # read, the next one last
         self._bytes = 0
@@ -3316,10 +3314,10 @@ class LineSource(Source):
         known = self.tasks + len(self._items)
         if self._file < 0:
             return known
-        return int(known * self._info.st_size / self._bytes) if self.finite and self._bytes else None
+        return int(known * self._size / self._bytes) if self.finite and self._bytes else None
 
     def take(self, room: int) -> Sequence[Any]:
-        while not self._items and self._file >= 0 and (self.finite or self._poll.poll(0)):
+        while not self._items and self._file >= 0 and self._poll.poll(0):
             self._read()
         room = min(room, self.BLOCK)
         items = self._items[-room:][::-1]
@@ -3329,6 +3327,7 @@ class LineSource(Source):
         return items
 
     def _read(self) -> None:
+        """Read a block, and make tasks of the lines that are whole now."""
         try:
             block = os.read(self._file, 1 << 18)
         except OSError as error:
@@ -3336,39 +3335,24 @@ class LineSource(Source):
         self._bytes += len(block)
         if not block:
             os.close(self._file)
-            self._file = -1
-        if self._start is not None:
-            self._start += block
-            if block and len(self._start) < 3 and BYTE_ORDER_MARK.startswith(self._start):
-                return
-            start, self._start = self._start, None
-            self._split(start.removeprefix(BYTE_ORDER_MARK))
-        else:
-            self._split(block)
-
-    def _split(self, block: bytes) -> None:
-        """Make tasks of the lines that are whole now."""
-        ended = self._file < 0
-        if b"\n" not in block and not ended:
-            self._parts.append(block)
-            return
-        *lines, rest = b"".join([*self._parts, block]).split(b"\n")
-        self._parts = [] if ended else [rest]
-        if rest and ended:
-            lines.append(rest)
-        if any(line.endswith(b"\r") for line in lines):
-            lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
-        self._items = self._parse(lines)[::-1]
+            self._file, block = -1, b"\n"  # the last line ends with the file
+        self._parts.append(block)
+        if b"\n" in block:
+            lines = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n")
+            self._parts = [lines.pop()]
+            lines[0] = lines[0].removeprefix(self._mark)
+            self._mark = b""
+            self._items = self._parse(lines)[::-1]
 
 
 class QuerySource(Source):
     """Tasks from the rows of a SQLite query: one column is a line, two are a function and its payload."""
 
     def __init__(self, path: str, query: str, parse: LineParser) -> None:
-        import sqlite3
+        import sqlite3  # here, since few runs need it
         import urllib.parse
 
-        self._parse, self.tasks, self._rows = parse, 0, None
+        self._parse, self.tasks, self._rows, self._error = parse, 0, None, sqlite3.Error
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
         try:
@@ -3385,7 +3369,6 @@ class QuerySource(Source):
             self._cursor = base.execute(query)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
-        self._error = sqlite3.Error
         columns = len(self._cursor.description or ())
         if columns not in (1, 2):
             raise UsageError(f"--query {query!r}: {columns} columns; one is a line, two are a function and its payload")
@@ -3403,12 +3386,9 @@ class QuerySource(Source):
         except self._error as error:
             self.problem = f"reading the tasks stopped: {describe(error)}"
         self.exhausted = not rows or bool(self.problem)
-        one = rows and len(rows[0]) == 1
-        items = (
-            self._parse([line for (line,) in rows])
-            if one
-            else [self._parse.pair(name, payload) for name, payload in rows]
-        )
+        lines = bool(rows) and len(rows[0]) == 1
+        pair = self._parse.pair
+        items = self._parse([row[0] for row in rows]) if lines else [pair(name, payload) for name, payload in rows]
         self.tasks += len(items)
         return items
 
@@ -3429,7 +3409,7 @@ class Remaining(Source):
 
     def total(self) -> int | None:
         total = self._source.total()
-        return None if total is None else total - self.left_out
+        return total and total - self.left_out
 
     def take(self, room: int) -> Sequence[Any]:
         items = [item for item in self._source.take(room) if not self._is_done(item)]
@@ -3438,7 +3418,7 @@ class Remaining(Source):
 
     def _is_done(self, item: Any) -> bool:
         digest = task_digest(*((self._only, item) if isinstance(item, bytes) else item[:2]))
-        known = self._done.get(digest, 0) > 0
+        known = self._done[digest] > 0
         if known:
             self._done[digest] -= 1
             self.left_out += 1
