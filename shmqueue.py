@@ -94,6 +94,7 @@ import array
 import bisect
 import collections
 import contextlib
+import csv
 import ctypes
 import dataclasses
 import errno
@@ -123,7 +124,6 @@ import termios
 import threading
 import time
 import tty
-import types
 import typing
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -2056,7 +2056,7 @@ class Harvester:
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
-    import difflib  # here, like csv and sqlite3 below: a run seldom needs it, and starts sooner without
+    import difflib  # here, like sqlite3 below: a run seldom needs it, and starts sooner without
 
     near = difflib.get_close_matches(name, list(names), 3, 0.5)
     return f"LookupError: no function {name!r}; " + (
@@ -3434,22 +3434,22 @@ class Results:
 
     FIELDS = TaskResult._fields
     broken: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
+    _file: Any
 
     def __init__(self, path: str, resume: bool) -> None:
-        self.path, self.lost, self.problem = path, 0, ""
-        self._held = self._written = self._unsafe = 0  # records before the run; in it; and since the last flush
+        self.path, self.problem = path, ""
+        self._records = self._safe = 0  # all there are, and those that the file holds for certain
         self.done: collections.Counter[bytes] = collections.Counter()  # of the tasks that the file holds as ok
         try:
             for status, function, payload in self.begin(resume and os.path.getsize(path) > 0):
-                self._held += 1
+                self._records += 1
                 if status == "ok":
                     self.done[task_digest(function, encode_text(payload))] += 1
-        except Exception as error:
+        except Exception as error:  # whatever a foreign file leads to
             with contextlib.suppress(Exception):
                 self.close()
-            if not isinstance(error, (*self.broken, ValueError, LookupError, TypeError, AttributeError)):
-                raise
             raise UsageError(f"--results {path}: cannot be used: {describe(error)}") from None
+        self._safe = self._records
 
     def begin(self, resume: bool) -> Iterable[Sequence[str]]:
         raise NotImplementedError
@@ -3458,29 +3458,36 @@ class Results:
         raise NotImplementedError
 
     def flush(self) -> None:
-        raise NotImplementedError
+        self._file.flush()
 
     def close(self) -> None:
-        raise NotImplementedError
+        self._file.close()
+
+    @property
+    def lost(self) -> int:
+        return self._records - self._safe
 
     def write(self, result: TaskResult) -> None:
         row = list(result)
         row[2], row[4] = _as_text(result.payload), _as_text(result.value)
-        self._unsafe += 1
-        self._written += 1
+        self._records += 1
         self._attempt(self.put, row)
-        if self._unsafe >= 256:
+        if self.lost >= 256:
             self.save()
 
-    def save(self, close: bool = False) -> bool:
+    def save(self) -> bool:
         """Bring what was written to the file; whether all is well."""
         if self._attempt(self.flush):
-            self._unsafe = 0
-        if close and not self._attempt(self.close) and self.path != "-":
-            kept = type(self)(self.path, True)  # read again: what is whole in the file
-            kept.close()
-            self.lost = self._held + self._written - kept._held
+            self._safe = self._records
         return not self.problem
+
+    def finish(self) -> None:
+        """Save and close; if that failed, find out what the file holds."""
+        self.save()
+        if not self._attempt(self.close) and self.path != "-":
+            kept = type(self)(self.path, True)
+            kept.close()
+            self._safe = kept._records
 
     def _attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
         """Do something with the file, unless that has failed before; after a failure the run goes on without it."""
@@ -3492,36 +3499,42 @@ class Results:
                 self.problem = describe(error)
                 with contextlib.suppress(*self.broken):
                     self.close()
-        self.lost, self._unsafe = self.lost + self._unsafe, 0
         return False
 
 
 class JsonLines(Results):
     """A JSON object a line; bytes are text by surrogateescape."""
 
+    HEADER = b""
+
     def begin(self, resume: bool) -> Iterable[Sequence[str]]:
-        if self.path == "-":
-            self._file: Any = os.fdopen(os.dup(1), "wb", 1 << 20)  # no part of it goes before flush()
-            return
-        self._file = open(self.path, "r+b" if resume else "wb")  # noqa: SIM115
-        end = 0
+        where, mode = os.dup(1) if self.path == "-" else self.path, "r+b" if resume else "wb"
+        self._file = open(where, mode, 1 << 20)  # noqa: SIM115
+        head = self._file.read(len(self.HEADER)) if resume else b""
+        if not self.HEADER.startswith(head):
+            raise ValueError(f"it begins with {head!r}, not with the header of results")
+        end, lines = len(head), []
         for line in self._file if resume else ():
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
-            record = json.loads(line)
-            yield record["status"], record["function"], record["payload"]
-        self._file.seek(end)
-        self._file.truncate() if self._file.seekable() and os.path.isfile(self.path) else None
+            lines.append(line)
+            if self.is_end(line):
+                record, lines = b"".join(lines), []
+                yield self.parse(record)
+                end += len(record)
+        if resume:
+            self._file.seek(end)
+            self._file.truncate()
+        self._file.write(self.HEADER[len(head) :])
+
+    def is_end(self, line: bytes) -> bool:
+        """Whether a record ends with the next line of the file."""
+        return line.endswith(b"\n")
+
+    def parse(self, record: bytes) -> Sequence[str]:
+        fields = json.loads(record)
+        return fields["status"], fields["function"], fields["payload"]
 
     def put(self, row: list[Any]) -> None:
         self._file.write(json.dumps(dict(zip(self.FIELDS, row))).encode() + b"\n")
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which takes none: not a character
@@ -3530,36 +3543,23 @@ NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which tak
 class Csv(JsonLines):
     """Comma-separated values with a header; bytes as they are."""
 
-    def begin(self, resume: bool) -> Iterable[Sequence[str]]:
-        import csv
+    HEADER = (",".join(Results.FIELDS) + "\r\n").encode()
+    _quotes = 0
 
-        self.broken = (OSError, csv.Error)
+    def is_end(self, line: bytes) -> bool:
+        self._quotes += line.count(b'"')
+        return line.endswith(b"\r\n") and self._quotes % 2 == 0
+
+    def parse(self, record: bytes) -> Sequence[str]:
         csv.field_size_limit(sys.maxsize)
-        binary = open(self.path, "r+b" if resume else "wb")  # noqa: SIM115
-        self._file = file = io.TextIOWrapper(binary, "utf-8", "surrogateescape", newline="")
-        self._row = csv.writer(types.SimpleNamespace(write=lambda text: file.write(text.replace(NUL, "\0")))).writerow
-        good, lines, quotes = 0, [], 0
-        for line in self._file if resume else ():  # a record may go over several lines
-            lines.append(line)
-            quotes += line.count('"')
-            if line.endswith("\r\n") and quotes % 2 == 0:
-                text = "".join(lines)
-                (row,) = csv.reader([text.replace("\0", NUL)], strict=True)
-                row = [field.replace(NUL, "\0") for field in row]
-                if not good and tuple(row) != self.FIELDS:
-                    raise ValueError(f"it begins with {text[:80]!r}, not with the header of results")
-                if good:
-                    yield row[3], row[1], row[2]
-                good, lines, quotes = good + len(encode_text(text)), [], 0
-        if lines and not good and not ",".join(self.FIELDS).startswith("".join(lines).rstrip("\r\n")):
-            raise ValueError("it does not begin with the header of results")
-        self._file.seek(good)
-        self._file.truncate()
-        if not good:
-            self._row(self.FIELDS)
+        (row,) = csv.reader([decode_text(record).replace("\0", NUL)], strict=True)
+        _, function, payload, status, *_ = (field.replace(NUL, "\0") for field in row)
+        return status, function, payload
 
     def put(self, row: list[Any]) -> None:
-        self._row([x.replace("\0", NUL) if isinstance(x, str) else x for x in row])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerow([x.replace("\0", NUL) if isinstance(x, str) else x for x in row])
+        self._file.write(encode_text(text.getvalue().replace(NUL, "\0")))
 
 
 class Sqlite(Results):
@@ -3569,8 +3569,7 @@ class Sqlite(Results):
         import sqlite3
 
         self.broken = (OSError, sqlite3.Error)
-        self._file = sqlite3.connect(self.path, isolation_level=None)
-        weakref.finalize(self, self._file.close)
+        self._file = sqlite3.connect(self.path)
         columns = tuple(name for _, name, *_ in self._file.execute("PRAGMA table_info(results)"))
         if resume and columns not in ((), self.FIELDS):
             raise ValueError(f"its table results has the columns {', '.join(columns)}")
@@ -3581,7 +3580,6 @@ class Sqlite(Results):
         self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(self.FIELDS)})")
         for row in self._file.execute("SELECT status, function, payload FROM results"):
             yield tuple(decode_text(x) if isinstance(x, bytes) else x for x in row)
-        self._file.execute("BEGIN")
 
     def put(self, row: list[Any]) -> None:
         for at, value in enumerate(row):
@@ -3593,17 +3591,18 @@ class Sqlite(Results):
         self._file.execute(f"INSERT INTO results VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
 
     def flush(self) -> None:
-        self._file.execute("COMMIT")
-        self._file.execute("BEGIN")
+        self._file.commit()
 
     def close(self) -> None:
-        self._file.execute("COMMIT")
-        self._file.close()
+        with contextlib.closing(self._file):
+            self._file.commit()
 
 
-def results_kind(path: str) -> type[Results]:
-    kinds = {"-": JsonLines, ".jsonl": JsonLines, ".csv": Csv, ".sqlite": Sqlite}
-    kind = kinds.get(path if path == "-" else os.path.splitext(path)[1])
+KINDS: dict[str, type[Results]] = {"-": JsonLines, ".jsonl": JsonLines, ".csv": Csv, ".sqlite": Sqlite}
+
+
+def kind_of_results(path: str) -> type[Results]:
+    kind = KINDS.get(path if path == "-" else os.path.splitext(path)[1])
     if kind is None:
         raise UsageError(
             f"--results {path}: the name must end with .jsonl, .csv or .sqlite, or be - for standard output"
@@ -3612,7 +3611,7 @@ def results_kind(path: str) -> type[Results]:
 
 
 def open_results(path: str, resume: bool) -> Results:
-    return results_kind(path)(path, resume)
+    return kind_of_results(path)(path, resume)
 
 
 def task_digest(function: str, payload: bytes) -> bytes:
@@ -3807,7 +3806,7 @@ class CommandLine:
             check_numbers(batch=options.batch, timeout=options.timeout, retries=options.retries)
             check_numbers(max_rss=options.max_rss, max_tasks=options.max_tasks)
         if options.results is not None:
-            results_kind(options.results)
+            kind_of_results(options.results)
         for option in ("results", "log", "summary"):
             path = getattr(options, option)
             if path not in (None, "-"):
@@ -3848,7 +3847,7 @@ class CommandLine:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if results is not None:
-            results.save(close=True)
+            results.finish()
         return self.report(problem or self.source.problem)
 
     def note_signal(self, number: int, frame: object) -> None:
