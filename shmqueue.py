@@ -3665,9 +3665,9 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
 
 def parse_size(text: str) -> int:
     """A number of bytes, with K, M, G or T for powers of 1024."""
-    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("K", "M", "G", "T") else (text, "")
+    unit = "KMGT".find(text[-1:].upper()) + 1
     try:
-        return int(float(number) * 1024 ** ("KMGT".index(unit) + 1 if unit else 0))
+        return int(float(text[:-1] if unit else text) * 1024**unit)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
 
@@ -3686,40 +3686,26 @@ def make_parser() -> Parser:
         "sleep SECONDS, sha256 PATH, noop. Exit code: 0 all ok; 1 some task was not; 2 bad usage or input; 128+n "
         "stopped by signal n.",
     )
-    add = parser.add_argument
+    add, what, methods = (
+        parser.add_argument,
+        parser.add_mutually_exclusive_group(),
+        multiprocessing.get_all_start_methods(),
+    )
     add("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
-    what = parser.add_mutually_exclusive_group()
     what.add_argument("--handlers", metavar="MODULE_OR_FILE.py", help="the functions that lines may name")
-    what.add_argument(
-        "--call", metavar="MODULE_OR_FILE.py:FUNCTION", help="each line, whole, is the payload of this function"
-    )
-    what.add_argument(
-        "--shell", action="store_true", help="each line, whole, is a shell command; its output is the value"
-    )
+    what.add_argument("--call", metavar="MODULE_OR_FILE.py:FUNCTION", help="each line is a payload of this function")
+    what.add_argument("--shell", action="store_true", help="each line is a shell command; its output is the value")
+    add("--query", metavar="SQL", help="TASKS is a SQLite file: one column is a line, two are function and payload")
     add("-w", "--workers", type=int, metavar="N", help="worker processes (default: the processors there are)")
     add("--timeout", type=float, metavar="S", help="seconds a task may run")
     add("--retries", type=int, default=0, metavar="N", help="start a task that is not ok again, so often")
-    add(
-        "--max-rss",
-        type=parse_size,
-        metavar="SIZE",
-        help="replace a worker that holds more memory, as 500M; needs psutil",
-    )
+    add("--max-rss", type=parse_size, metavar="SIZE", help="replace workers that hold more, as 500M; needs psutil")
     add("--max-tasks", type=int, metavar="N", help="replace a worker after so many tasks")
     add("--halt", type=int, metavar="N", help="stop after so many tasks were not ok")
-    _add_more_options(add)
-    return parser
-
-
-def _add_more_options(add: Callable[..., Any]) -> None:
-    """The queue, what is written, and what is looked at."""
-    add("--slots", type=int, default=16384, metavar="N", help="tasks the ring holds (default: %(default)s)")
-    add("--slot-size", type=int, default=128, metavar="BYTES", help="bytes of a slot (default: %(default)s)")
+    add("--slots", type=int, dest="num_slots", default=16384, metavar="N", help="tasks the ring holds (%(default)s)")
+    add("--slot-size", type=int, default=128, metavar="BYTES", help="bytes of a slot (%(default)s)")
     add("--batch", type=int, metavar="N", help="tasks a worker claims at once (default: sized by itself)")
-    add(
-        "--start-method", choices=multiprocessing.get_all_start_methods(), metavar="M", help="fork, spawn or forkserver"
-    )
-    add("--query", metavar="SQL", help="TASKS is a SQLite file: one column is a line, two are function and payload")
+    add("--start-method", choices=methods, metavar="M", help="fork, spawn or forkserver")
     add(
         "--results", metavar="FILE", help="write results as they come: .jsonl, .csv, .sqlite; - is JSON lines on stdout"
     )
@@ -3730,6 +3716,39 @@ def _add_more_options(add: Callable[..., Any]) -> None:
     add("--watch", metavar="NAME", nargs="?", const="", help="show the screen of a run in another terminal, and exit")
     add("--clean", action="store_true", help="remove what dead runs left behind, and exit")
     add("--version", action="version", version=f"shmqueue {__version__}")
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """What argparse does not check, before anything is opened."""
+    if options.tasks is None:
+        raise UsageError("TASKS is missing: give a file of tasks, or - for standard input (--help lists the options)")
+    for name, value in vars(options).items():
+        if value == "" and name != "tasks":
+            raise UsageError(f"--{name}: the value is empty")
+        with _usage_error():
+            check_numbers(**{name: value} if name in LIMITS and value is not None else {})
+    if options.halt is not None and options.halt < 1:
+        raise UsageError(f"--halt {options.halt}: must be 1 or more")
+    if options.results is not None:
+        kind_of_results(options.results)
+    if options.resume and options.results in (None, "-"):
+        raise UsageError("--resume: needs --results FILE, the file of the run to go on with")
+    if options.query is not None and options.tasks == "-":
+        raise UsageError("--query: TASKS must be a SQLite file, not standard input")
+
+
+@contextlib.contextmanager
+def _usage_error(what: str = "") -> Iterator[None]:
+    """What Supervisor and open raise for bad arguments, as a UsageError."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        name, found, rest = text.partition("=")
+        if found and name.isidentifier():  # an argument of Supervisor: say the option
+            text = f"--{name.replace('num_', '').replace('_', '-')} {rest}"
+        raise UsageError(what + text) from None
 
 
 class Keys:
@@ -3741,30 +3760,27 @@ class Keys:
 
     def __init__(self, wanted: bool) -> None:
         self._before: Any = None
-        self.active = False
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not this process's terminal
-            self.active = wanted and sys.stdin.isatty() and os.tcgetpgrp(0) == os.getpgrp()
+        self.active = wanted and os.isatty(0) and in_foreground(0)
 
     def enter(self) -> None:
         if self.active and self._before is None and in_foreground(0):
-            with contextlib.suppress(OSError, termios.error):
+            with contextlib.suppress(termios.error):
                 self._before = termios.tcgetattr(0)
                 tty.setcbreak(0)
 
     def leave(self) -> None:
         if self._before is not None:
-            with contextlib.suppress(OSError, termios.error):  # the terminal is gone
+            with contextlib.suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(0, termios.TCSADRAIN, self._before)
             self._before = None
 
     def read(self) -> str:
         """The keys that were pressed."""
         self.enter()  # again, after the run was in the background
-        try:
-            ready = self._before is not None and in_foreground(0) and select.select([0], [], [], 0)[0]
-            return os.read(0, 64).decode("ascii", "replace") if ready else ""
-        except OSError:  # the terminal is gone
-            return ""
+        with contextlib.suppress(OSError):  # the terminal is gone
+            if self._before is not None and in_foreground(0) and select.select([0], [], [], 0)[0]:
+                return os.read(0, 64).decode("ascii", "replace")
+        return ""
 
 
 class CommandLine:
@@ -3775,43 +3791,34 @@ class CommandLine:
         numbered, whole = choose_functions(options, functions)
         names = [function_name(function) for function in numbered.values()]
         parse = LineParser(None if whole else names, comments=not options.call)
-        query = options.query
         self.source: Any = (
-            LineSource(options.tasks, parse) if query is None else QuerySource(options.tasks, query, parse)
+            QuerySource(options.tasks, options.query, parse) if options.query else LineSource(options.tasks, parse)
         )
-        self._check_arguments()
-        resumed = open_results(options.results, True) if options.resume else None
-        if resumed is not None:
-            self.source = Remaining(self.source, resumed.done, names[0])
-        self.progress, self.keys = self._choose_screen()
-        self.signals: list[int] = []
-        self.stopped_by = 0
-        with _usage_error(""):
-            self.supervisor = Supervisor(
-                numbered, workers=options.workers, num_slots=options.slots, slot_size=options.slot_size,
-                batch=options.batch, timeout=options.timeout, retries=options.retries, max_rss=options.max_rss,
-                max_tasks=options.max_tasks, screen=self.progress, log=options.log, queue=queue,
-                start_method=options.start_method,
-            )  # fmt: skip
-        self.supervisor.on_look = self.look
-        # Last, since it empties a file that was there: nothing can go wrong with the arguments any more.
-        self.results = open_results(options.results, False) if options.results and resumed is None else resumed
-
-    def _check_arguments(self) -> None:
-        """Everything that can be known to be wrong before a file is touched or a worker started."""
-        options = self.options
-        with _usage_error(""):
-            check_numbers(workers=options.workers or 1, num_slots=options.slots, slot_size=options.slot_size)
-            check_numbers(workers=1 if options.workers is None else options.workers)
-            check_numbers(batch=options.batch, timeout=options.timeout, retries=options.retries)
-            check_numbers(max_rss=options.max_rss, max_tasks=options.max_tasks)
-        if options.results is not None:
-            kind_of_results(options.results)
         for option in ("results", "log", "summary"):
             path = getattr(options, option)
             if path not in (None, "-"):
-                with _usage_error(f"--{option} {path}"), open(path, "ab"):
+                with _usage_error(f"--{option} {path}: "), open(path, "ab"):
                     pass
+        self.results: Results | None = None
+        if options.resume:
+            self.results = open_results(options.results, True)
+            self.source = Remaining(self.source, self.results.done, names[0])
+        self.progress, self.keys = self._choose_screen()
+        self.signals: list[int] = []
+        self.stopped_by = 0
+        numbers = {name: value for name, value in vars(options).items() if name in LIMITS}
+        with _usage_error():
+            self.supervisor = Supervisor(
+                numbered,
+                screen=self.progress,
+                log=options.log,
+                queue=queue,
+                start_method=options.start_method,
+                **numbers,
+            )
+        self.supervisor.on_look = self.look
+        if options.results and not options.resume:  # last, since it empties a file that was there
+            self.results = open_results(options.results, False)
 
     def _choose_screen(self) -> tuple[Progress, Keys]:
         options = self.options
@@ -3825,9 +3832,10 @@ class CommandLine:
 
     def run(self) -> int:
         """Put the tasks through, and say how it went; the exit code."""
-        problem, bad, halt, results = "", 0, self.options.halt, self.results
+        problem, bad, results = "", 0, self.results
         caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
-        handlers = {n: signal.signal(n, self.note_signal) for n in caught if not _ignored(n)}
+        heard = [n for n in caught if signal.getsignal(n) is not signal.SIG_IGN]  # SIGHUP stays ignored under nohup
+        handlers = {number: signal.signal(number, self.note_signal) for number in heard}
         self.keys.enter()
         try:
             with self.supervisor:
@@ -3836,7 +3844,7 @@ class CommandLine:
                         results.write(result)
                     if result.status not in ("ok", "cancelled"):
                         bad += 1
-                        if bad == halt:
+                        if bad == self.options.halt:
                             self.supervisor.cancel()
         except (WorkersFailedError, SpoiledSegmentError) as error:
             problem = str(error)
@@ -3858,26 +3866,26 @@ class CommandLine:
 
     def look(self) -> None:
         """Several times a second: do what signals and keys asked for, and bring results to their file."""
-        results = self.results
+        results, supervisor = self.results, self.supervisor
         if results is not None and not results.save() and results.path != "-":
-            self.supervisor.cancel()  # what cannot be kept need not be done
+            supervisor.cancel()  # what cannot be kept need not be done
         for key in self.keys.read():
-            if key == "p" and not self.supervisor.cancelled:
-                self.supervisor.pause(not self.supervisor.paused)
+            if key == "p" and not supervisor.cancelled:
+                supervisor.pause(not supervisor.paused)
             elif key == "q":
-                self.supervisor.cancel()
+                supervisor.cancel()
         while self.signals:
             number = self.signals.pop(0)
             if number == signal.SIGTSTP:
                 self.suspend()
             elif number == signal.SIGINT and not self.stopped_by:
                 self.stopped_by = number
-                self.supervisor.cancel()
+                supervisor.cancel()
             else:
                 self.stopped_by = self.stopped_by or number
-                self.supervisor.abort()
-        ending = "ending: what is begun is finished" if self.supervisor.cancelled else ""
-        self.progress.state = ending or ("paused" if self.supervisor.paused else "")
+                supervisor.abort()
+        ending = "ending: what is begun is finished" if supervisor.cancelled else ""
+        self.progress.state = ending or ("paused" if supervisor.paused else "")
 
     def suspend(self) -> None:
         """Ctrl-Z: give the terminal back, stop, and take it again."""
@@ -3888,75 +3896,56 @@ class CommandLine:
 
     def report(self, problem: str) -> int:
         """Say how it went, on the standard output, unless results go there; the exit code."""
-        summary, results = self.supervisor.summary(), self.results
-        lost = results.lost if results is not None else 0
+        results, path, summary = self.results, self.options.summary, self.supervisor.summary()
+        problems, left_out = [problem] if problem else [], getattr(self.source, "left_out", 0)
         if results is not None and results.problem:
-            problem += f"--results {results.path}: {results.problem}; {lost:,} results were not written"
-            problem += ": run again with --resume" if results.path != "-" else ""
-        left_out = getattr(self.source, "left_out", 0)
-        if self.options.summary is not None:
+            remedy = ": run again with --resume" if results.path != "-" else ""
+            lost = f"{results.lost:,} results were not written{remedy}"
+            problems.append(f"--results {results.path}: {results.problem}; {lost}")
+        if path is not None:
+            whole = {**summary, "problem": "; ".join(problems), "left_out": left_out}
             try:
-                with open(self.options.summary, "w", encoding="utf-8") as file:
-                    whole = {**summary, "problem": problem, "left_out": left_out}
+                with open(path, "w", encoding="utf-8") as file:
                     json.dump(whole, file, default=_as_text, indent=1)
             except OSError as error:
-                problem += f"--summary {self.options.summary}: {error.strerror}"
-        lines = summary_lines(summary, problem, left_out)
+                problems.append(f"--summary {path}: {error.strerror}")
+        lines = summary_lines(summary, "; ".join(problems), left_out)
         stream = sys.stderr if self.options.results == "-" else sys.stdout
         try:
             print("\n".join(map(printable, lines)), file=stream, flush=True)
-        except (OSError, ValueError, AttributeError):  # closed: point it elsewhere, or Python complains at exit
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            lost += 1
+        except (OSError, ValueError) as error:  # closed: point it elsewhere, or Python complains at exit
+            problems.append(describe(error))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if self.stopped_by:
             return 128 + self.stopped_by
-        return int(
-            bool(problem or lost or any(summary[name] for name in ("failed", "timeout", "crashed", "cancelled")))
-        )
+        return int(bool(problems) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
+
+
+# The outcomes of tasks, as the summary calls them.
+OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
 
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
     """What one wants to know at the end: what went wrong first, which tasks took long, and the totals last."""
     lines = [f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}" for r in summary["failures"]]
-    bad = sum(summary["kinds"].values())
-    if bad > len(lines):
-        kinds = sorted(summary["kinds"].items(), key=lambda item: -item[1])
-        lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds[:5]))
-    slow = [
-        (r["seconds"], f"#{r['tsk_id']:,} {r['function']} {decode_text(r['payload'])[:30]}") for r in summary["slowest"]
-    ]
-    if slow and slow[0][0] >= 0.01:
-        lines.append("slowest: " + "; ".join(f"{seconds:.3f} s {what}" for seconds, what in slow))
-    shares, seconds, workers = summary["shares"], summary["seconds"], len(summary["workers"])
+    kinds, slowest, seconds = collections.Counter(summary["kinds"]), summary["slowest"], summary["seconds"]
+    if sum(kinds.values()) > len(lines):
+        lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5)))
+    if slowest and slowest[0]["seconds"] >= 0.01:
+        each = (
+            f"{r['seconds']:.3f} s #{r['tsk_id']:,} {r['function']} {decode_text(r['payload'])[:30]}" for r in slowest
+        )
+        lines.append("slowest: " + "; ".join(each))
     if seconds >= 1:
-        spent = ", ".join(f"{what} {shares[what]:.0%}" for what in ("run", "wait", "start"))
+        spent = ", ".join(f"{what} {summary['shares'][what]:.0%}" for what in ("run", "wait", "start"))
         lines.append(f"workers: {spent} of the time")
     lines += [f"{left_out:,} tasks left out: the results file holds them as ok"] if left_out else []
     lines += [f"shmqueue: {problem}"] if problem else []
-    names = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
-    total = sum(summary[name] for name in names)
-    each = ", ".join(f"{summary[name]:,} {word}" for name, word in names.items())
-    tasks = f"{total:,} task{'s' * (total != 1)}: {each}" if total else "no tasks"
-    return [*lines, f"{tasks}; {seconds:.2f} s, {total / seconds:,.0f} tasks/s, {workers} worker{'s' * (workers != 1)}"]
-
-
-def _ignored(number: int) -> bool:
-    """Whether a signal was ignored at the start, as SIGHUP is under nohup; it stays so."""
-    return signal.getsignal(number) is signal.SIG_IGN
-
-
-@contextlib.contextmanager
-def _usage_error(what: str) -> Iterator[None]:
-    """What Supervisor and open raise for bad arguments, as a UsageError."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError) as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        name, found, rest = text.partition("=")
-        if found and name.isidentifier():  # an argument of Supervisor: say the option
-            text = f"--{name.replace('num_', '').replace('_', '-')} {rest}"
-        raise UsageError(f"{what}: {text}" if what else text) from None
+    total = sum(summary[name] for name in OUTCOMES)
+    each = (f"{summary[name]:,} {word}" for name, word in OUTCOMES.items())
+    tasks = f"{counted(total, 'task')}: {', '.join(each)}" if total else "no tasks"
+    workers = counted(len(summary["workers"]), "worker")
+    return [*lines, f"{tasks}; {seconds:.2f} s, {total / seconds:,.0f} tasks/s, {workers}"]
 
 
 def main(
@@ -3980,21 +3969,6 @@ def main(
     except KeyboardInterrupt:  # before the run had begun
         return 128 + signal.SIGINT
     return 0
-
-
-def check_options(options: argparse.Namespace) -> None:
-    """What argparse does not check, before anything is opened."""
-    if options.tasks is None:
-        raise UsageError("TASKS is missing: give a file of tasks, or - for standard input (--help lists the options)")
-    for name in ("handlers", "call", "query", "results", "log", "summary"):
-        if getattr(options, name) == "":
-            raise UsageError(f"--{name}: the value is empty")
-    if options.halt is not None and options.halt < 1:
-        raise UsageError(f"--halt {options.halt}: must be 1 or more")
-    if options.resume and options.results in (None, "-"):
-        raise UsageError("--resume: needs --results FILE, the file of the run to go on with")
-    if options.query is not None and options.tasks == "-":
-        raise UsageError("--query: TASKS must be a SQLite file, not standard input")
 
 
 if __name__ == "__main__":
