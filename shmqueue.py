@@ -3293,11 +3293,11 @@ class LineSource(Source):
         try:
             self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             info = os.fstat(self._file)
+            if stat.S_ISDIR(info.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except OSError as error:
             why = f"cannot read {path!r}: {error.strerror}"
             raise UsageError(f"{why}; give a file of tasks, or - for standard input") from None
-        if stat.S_ISDIR(info.st_mode):
-            raise UsageError(f"{path!r} is a directory; give a file of tasks, or - for standard input")
         self.finite, self._size = stat.S_ISREG(info.st_mode), info.st_size
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLIN)
@@ -3369,7 +3369,7 @@ class QuerySource(Source):
             self._cursor = base.execute(query)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
-        columns = len(self._cursor.description or ())
+        self._columns = columns = len(self._cursor.description or ())
         if columns not in (1, 2):
             raise UsageError(f"--query {query!r}: {columns} columns; one is a line, two are a function and its payload")
         if columns == 2 and parse.names is None:
@@ -3386,9 +3386,10 @@ class QuerySource(Source):
         except self._error as error:
             self.problem = f"reading the tasks stopped: {describe(error)}"
         self.exhausted = not rows or bool(self.problem)
-        lines = bool(rows) and len(rows[0]) == 1
-        pair = self._parse.pair
-        items = self._parse([row[0] for row in rows]) if lines else [pair(name, payload) for name, payload in rows]
+        if self._columns == 1:
+            items = self._parse([line for (line,) in rows])
+        else:
+            items = [self._parse.pair(name, payload) for name, payload in rows]
         self.tasks += len(items)
         return items
 
@@ -3604,9 +3605,7 @@ KINDS: dict[str, type[Results]] = {"-": JsonLines, ".jsonl": JsonLines, ".csv": 
 def kind_of_results(path: str) -> type[Results]:
     kind = KINDS.get(path if path == "-" else os.path.splitext(path)[1])
     if kind is None:
-        raise UsageError(
-            f"--results {path}: the name must end with .jsonl, .csv or .sqlite, or be - for standard output"
-        )
+        raise UsageError(f"--results {path}: must end with .jsonl, .csv or .sqlite, or be - for standard output")
     return kind
 
 
@@ -3638,12 +3637,6 @@ def load_module(where: str) -> Any:
     return module
 
 
-def public_functions(module: Any) -> list[Function]:
-    """The functions that a module defines and does not hide."""
-    named = [value for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")]
-    return [function for function in named if function.__module__ == module.__name__]
-
-
 def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[int, Function], bool]:
     """The functions by fn_id, and whether a line is a payload, rather than FUNCTION PAYLOAD."""
     if options.shell:
@@ -3657,7 +3650,9 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
             raise UsageError(f"--call {options.call}: {no_such_function(name, [n for n in loaded if n[0] != '_'])}")
         return {1: loaded[name]}, True
     if options.handlers:
-        functions = public_functions(load_module(options.handlers))
+        own = vars(module := load_module(options.handlers)).items()
+        public = [value for name, value in own if inspect.isfunction(value) and not name.startswith("_")]
+        functions = [function for function in public if function.__module__ == module.__name__]
         if not functions:
             raise UsageError(f"--handlers {options.handlers}: it has no public functions")
     return number_functions([echo, sleep, sha256, noop] if functions is None else functions), False
@@ -3686,11 +3681,7 @@ def make_parser() -> Parser:
         "sleep SECONDS, sha256 PATH, noop. Exit code: 0 all ok; 1 some task was not; 2 bad usage or input; 128+n "
         "stopped by signal n.",
     )
-    add, what, methods = (
-        parser.add_argument,
-        parser.add_mutually_exclusive_group(),
-        multiprocessing.get_all_start_methods(),
-    )
+    add, what = parser.add_argument, parser.add_mutually_exclusive_group()
     add("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
     what.add_argument("--handlers", metavar="MODULE_OR_FILE.py", help="the functions that lines may name")
     what.add_argument("--call", metavar="MODULE_OR_FILE.py:FUNCTION", help="each line is a payload of this function")
@@ -3705,10 +3696,8 @@ def make_parser() -> Parser:
     add("--slots", type=int, dest="num_slots", default=16384, metavar="N", help="tasks the ring holds (%(default)s)")
     add("--slot-size", type=int, default=128, metavar="BYTES", help="bytes of a slot (%(default)s)")
     add("--batch", type=int, metavar="N", help="tasks a worker claims at once (default: sized by itself)")
-    add("--start-method", choices=methods, metavar="M", help="fork, spawn or forkserver")
-    add(
-        "--results", metavar="FILE", help="write results as they come: .jsonl, .csv, .sqlite; - is JSON lines on stdout"
-    )
+    add("--start-method", choices=multiprocessing.get_all_start_methods(), help="how workers are started")
+    add("--results", metavar="FILE", help="write results as they come: .jsonl, .csv, .sqlite; -: JSON lines on stdout")
     add("--resume", action="store_true", help="leave out the tasks that the results file already holds as ok")
     add("--summary", metavar="FILE", help="write the summary as JSON, too")
     add("--log", metavar="FILE", help="write what the functions print, which is dropped otherwise")
@@ -3806,16 +3795,10 @@ class CommandLine:
         self.progress, self.keys = self._choose_screen()
         self.signals: list[int] = []
         self.stopped_by = 0
-        numbers = {name: value for name, value in vars(options).items() if name in LIMITS}
+        wanted = {*LIMITS, "log", "start_method"}
+        arguments = {name: value for name, value in vars(options).items() if name in wanted}
         with _usage_error():
-            self.supervisor = Supervisor(
-                numbered,
-                screen=self.progress,
-                log=options.log,
-                queue=queue,
-                start_method=options.start_method,
-                **numbers,
-            )
+            self.supervisor = Supervisor(numbered, screen=self.progress, queue=queue, **arguments)
         self.supervisor.on_look = self.look
         if options.results and not options.resume:  # last, since it empties a file that was there
             self.results = open_results(options.results, False)
