@@ -3773,7 +3773,7 @@ class Keys:
 
 
 class CommandLine:
-    """One run from the command line."""
+    """One run from the command line. A subclass may run it elsewhere, by `make_supervisor`."""
 
     def __init__(self, options: argparse.Namespace, functions: Any, queue: type[SharedTaskQueue]) -> None:
         self.options = options
@@ -3798,7 +3798,7 @@ class CommandLine:
         wanted = {*LIMITS, "log", "start_method"}
         arguments = {name: value for name, value in vars(options).items() if name in wanted}
         with _usage_error():
-            self.supervisor = Supervisor(numbered, screen=self.progress, queue=queue, **arguments)
+            self.supervisor = self.make_supervisor(numbered, screen=self.progress, queue=queue, **arguments)
         self.supervisor.on_look = self.look
         if options.results and not options.resume:  # last, since it empties a file that was there
             self.results = open_results(options.results, False)
@@ -3812,6 +3812,10 @@ class CommandLine:
         progress, keys = kind(title, self.source.total), Keys(drawn and options.tasks != "-")
         progress.keys = Keys.TEXT if keys.active else ""
         return progress, keys
+
+    def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
+        """A Supervisor, or what has its public names."""
+        return Supervisor(functions, **arguments)
 
     def run(self) -> int:
         """Put the tasks through, and say how it went; the exit code."""

@@ -1,0 +1,677 @@
+# SPDX-License-Identifier: MIT
+"""dask_cluster: more than one machine; the same command line, its tasks dealt to the nodes of a Dask cluster.
+
+    python -m variants.dask_cluster tasks.txt --handlers jobs.py --scheduler tcp://HOST:8786 --results out.jsonl
+
+Idea
+    Two levels: the network sees chunks, the ring sees tasks. This process reads the input and deals chunks of about a
+    second's work, two for a node; Dask carries them. On each node (a Dask worker) one process of its own, kept for the
+    whole run, puts the tasks of all chunks that are there through one Supervisor, with as many workers as that Dask
+    worker has threads (or --workers). A chunk that turns out slow gives back what it has not begun. shmqueue.py, this
+    file, the file of --handlers or --call and those of --upload travel by Client.upload_file; other modules must be
+    importable there, and paths mean that machine's files. Without --scheduler, a LocalCluster on this machine.
+
+Extra state
+    Here: the chunks that are on the cluster, with their tasks, until their outcomes are back. Memory is bounded by
+    them. On a node: its chunks, and the outcomes of those that are not finished. The uploaded files outlive the run,
+    since Dask keeps them for nodes that come later.
+
+Lock order
+    None: here one thread reads, sends and settles; on a node Dask's event loop and the process talk through two pipes.
+
+If the holder dies
+    A node: Dask gives its chunks to another. Every task still gets exactly one outcome, since this process takes one
+    reply for each chunk. But tasks of those chunks may have been done, or be under way (a node that is cut off works
+    on until it notices): they are started AGAIN, also with --retries 0, which holds within a node only. `attempts`
+    counts on the last node. No network can promise more; tasks that must not run twice need a mark of their own, or
+    one machine. A chunk whose nodes died four times (distributed.scheduler.allowed-failures) is `crashed`.
+    The scheduler: the run ends; what is on the cluster is `crashed`, since it may have run, the rest `cancelled`.
+    Results written are kept: start a scheduler, and run again with --resume. Nodes stop what they do.
+    This process, by Ctrl-C: once, nodes finish what is in hand; twice, they stop. By SIGKILL: Dask tells the nodes,
+    which stop. The process on a node sees the end of its pipe, whatever ends the Dask worker, and leaves nothing.
+
+When to use it
+    When one machine is not enough, and tasks bear to be started again. A chunk comes back with its longest task. Who
+    reaches the scheduler's port can run code on every node (Dask unpickles): use its TLS, or a network of your own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import importlib
+import logging
+import math
+import os
+import pickle
+import secrets
+import select
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import shmqueue
+
+CHUNK_SECONDS = 1.0  # of work in a chunk: long against the network's 10 ms, short against what a lost node costs
+GROWTH = 8  # times the size of the chunks before, at most
+CHUNK_BYTES = 4 << 20  # of payloads in a chunk, unless it is one task
+LIMIT_SECONDS = 4.0  # after which a chunk gives back what it has not begun, and no longer counts as on its way
+AHEAD_SECONDS = 0.1  # of work that is in a node's ring, and cannot be given back
+IDLE_SECONDS = 30.0  # a node without chunks for so long ends its process until the next one
+STOP_SECONDS = 10.0  # how long nodes may take to be reached, and to stop
+CENSUS_SECONDS = 1.0  # how often the nodes are counted
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On a node, in the Dask worker. This part is sent by value: nothing is imported there, and no two versions meet.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+async def run_chunk(name: str, key: str, spec: bytes, data: bytes) -> bytes:
+    """What Dask calls on a node: pass a chunk to the run's process there, and its reply back."""
+    import distributed
+
+    class Plugin(Node, distributed.WorkerPlugin):  # type: ignore[misc]
+        """A Node that Dask tells what becomes of its chunks and of the Dask worker."""
+
+    worker = distributed.get_worker()
+    if name not in worker.plugins:
+        await worker.plugin_add(plugin=Plugin(name, spec, worker), name=name)
+    node: Node = worker.plugins[name]
+    return await node.work(key, data)
+
+
+async def tell(name: str, order: str, dask_worker: Any) -> None:
+    """What Dask calls on every node: `cancel` begins no more tasks, `forget` ends the run's process."""
+    if name in dask_worker.plugins:
+        if order == "cancel":
+            await dask_worker.plugins[name].send(("", b""))
+        else:
+            await dask_worker.plugin_remove(name=name)
+
+
+def pack(message: Any) -> bytes:
+    """A pickle with its length before it, as multiprocessing.connection reads it."""
+    data = pickle.dumps(message)
+    return len(data).to_bytes(4, "big") + data
+
+
+class Node:
+    """A node's part of one run: the process that works (see `serve`), and who waits for its replies."""
+
+    def __init__(self, name: str, spec: bytes, worker: Any) -> None:
+        self._name, self._spec, self._worker = name, spec, worker
+        self._idle: asyncio.TimerHandle | None = None
+        self._waiting: dict[str, asyncio.Future[bytes]] = {}  # by Dask's key of the chunk
+        self._process = asyncio.ensure_future(self._start())
+
+    async def work(self, key: str, data: bytes) -> bytes:
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[bytes] = loop.create_future()
+        self._waiting[key] = reply
+        if self._idle is not None:
+            self._idle.cancel()
+        try:
+            await self.send((key, data))
+            return await reply
+        finally:
+            del self._waiting[key]
+            if not self._waiting:
+                self._idle = loop.call_later(IDLE_SECONDS, self._leave)
+
+    async def send(self, message: Any) -> None:
+        (await self._process).stdin.write(pack(message))
+
+    async def teardown(self, worker: Any) -> None:
+        """This run is over here, or this Dask worker is: the process sees the end of its input, and leaves."""
+        process = await self._process
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        except asyncio.TimeoutError:
+            process.kill()
+
+    def transition(self, key: str, start: str, finish: str, **more: Any) -> None:
+        if finish == "released" and key in self._waiting:  # nobody wants it any more: the client has stopped, or died
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._worker.plugins.get(self._name) is self:
+            self._leaving = asyncio.ensure_future(self._worker.plugin_remove(name=self._name))
+
+    async def _start(self) -> Any:
+        path = [self._worker.local_directory, *sys.path]  # there is what was uploaded
+        code = f"import sys; sys.path[:] = {path!r}; import dask_cluster; dask_cluster.serve()"
+        command, pipe = (sys.executable, "-B", "-c", code), asyncio.subprocess.PIPE
+        process: Any = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+        process.stdin.write(pack((self._spec, self._worker.address, self._worker.state.nthreads)))
+        self._listening = asyncio.ensure_future(self._listen(process))
+        return process
+
+    async def _listen(self, process: Any) -> None:
+        """Hand out the process's replies until it ends; who still waits then gets an error."""
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                size = int.from_bytes(await process.stdout.readexactly(4), "big")
+                key, reply = pickle.loads(await process.stdout.readexactly(size))  # noqa: S301
+                self._waiting[key].set_result(reply)
+        error = RuntimeError(f"{self._worker.address}: its process ended with code {await process.wait()}")
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+        self._leave()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On a node, in the process that Node starts.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(eq=False)
+class Load:
+    """A chunk on a node. first: the tsk_id of its first task there; taken: how many are in the ring or done."""
+
+    key: str
+    items: Sequence[Any]
+    came: float
+    began: float = 0.0
+    first: int = 0
+    taken: int = 0
+    whole: bool = False  # no more of it is taken
+    outcomes: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
+
+
+class Feed(shmqueue.Source):
+    """The chunks that come on standard input, as the source of one Supervisor's run. Raises EOFError at its end."""
+
+    def __init__(self) -> None:
+        self._input, self._output = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
+        os.dup2(2, 1)  # what a module prints when it is imported
+        spec, self._address, threads = self._input.recv()
+        self.spec = pickle.loads(spec)  # noqa: S301
+        self.spec["options"]["workers"] = self._workers = self.spec["options"]["workers"] or threads
+        self.supervisor: Any = None
+        self._cancelled, self._loads, self._last = False, list[Load](), Load("", (), 0.0)  # last: of the last outcome
+        self._next, self._ring, self._ahead, self._finished, self._respawned = 1, 0, 2 * self._workers, 0, 0
+        self._ended = self._looked = time.monotonic()
+
+    def fileno(self) -> int:
+        return self._input.fileno()
+
+    def receive(self) -> None:
+        """Read a message: a chunk, or the order to begin no more tasks."""
+        key, data = self._input.recv()
+        if key:
+            self._loads.append(Load(key, pickle.loads(data), time.monotonic()))  # noqa: S301
+        self._cancelled = self._cancelled or not key
+
+    def take(self, room: int) -> Sequence[Any]:
+        self.look()
+        load = next((load for load in self._loads if not load.whole), None)
+        room = min(room, self.BLOCK, self._ahead - self._ring)
+        if load is None or room <= 0 or self.supervisor.cancelled:  # by what has just come
+            return ()
+        if not load.taken:
+            load.first, load.began = self._next, time.monotonic()
+        items = load.items[load.taken : load.taken + room]
+        load.taken += len(items)
+        self._next += len(items)
+        self._ring += len(items)
+        self._close(load, load.taken == len(load.items))
+        return items
+
+    def look(self) -> None:
+        """Several times a second: see what has come, and which chunk is slow."""
+        while self._input.poll():
+            self.receive()
+        if self._cancelled and not self.supervisor.cancelled:
+            self.supervisor.cancel()
+        now = time.monotonic()
+        if now - self._looked > AHEAD_SECONDS:
+            self._looked, self._ahead, self._finished = now, max(2 * self._workers, self._finished), 0
+        for load in list(self._loads):
+            self._close(load, now - load.came > LIMIT_SECONDS)
+
+    def settle(self, result: shmqueue.TaskResult) -> None:
+        tsk_id, _, _, status, value, error, attempts, worker, seconds = result
+        if not self._last.first <= tsk_id < self._last.first + self._last.taken:
+            self._last = next(load for load in self._loads if load.first <= tsk_id < load.first + load.taken)
+        value = bytes(value) if isinstance(value, ctypes.Structure) else value
+        self._last.outcomes.append((tsk_id - self._last.first, status, value, error, attempts, worker, seconds))
+        self._ring -= 1
+        self._finished += 1
+        self._close(self._last, False)
+
+    def _close(self, load: Load, whole: bool) -> None:
+        """If nothing more of this chunk is taken, and all that was is done, it goes back."""
+        load.whole = load.whole or whole
+        if load.whole and len(load.outcomes) == load.taken:
+            self.reply(load, "")
+
+    def reply(self, load: Load, problem: str) -> None:
+        """Send a chunk back: its outcomes, how long it took, and what ended this node, if something did."""
+        now, respawned = time.monotonic(), self.supervisor.stats()["respawned"] if self.supervisor else 0
+        node = (self._address, os.getppid(), self._workers, respawned - self._respawned)
+        seconds = now - max(load.began, self._ended)
+        self._output.send((load.key, pickle.dumps((node, load.outcomes, seconds, problem))))
+        self._loads.remove(load)
+        self._ended, self._respawned = now, respawned
+
+    def reply_all(self, problem: str) -> None:
+        """Send back what is there; and so whatever comes, until standard input ends."""
+        while True:
+            while self._loads:
+                self.reply(self._loads[0], problem)
+            self.receive()
+
+
+def serve() -> None:
+    """What a node's process does, until its standard input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the Dask worker, which closes the pipe
+        signal.signal(number, signal.SIG_IGN)
+    problem = ""
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        feed = Feed()
+        try:
+            for name, digest in feed.spec["files"].items():
+                if digest_of(os.path.join(sys.path[0], name)) != digest:
+                    raise RuntimeError(f"{name} here is that of another run: wait for its end, or rename the file")
+            places = feed.spec["functions"].items()
+            functions = {fn_id: getattr(importlib.import_module(module), name) for fn_id, (module, name) in places}
+            with shmqueue.Supervisor(functions, **feed.spec["options"]) as feed.supervisor:
+                feed.supervisor.on_look = feed.look
+                for result in feed.supervisor.run(feed):
+                    feed.settle(result)
+        except (EOFError, BrokenPipeError):
+            raise
+        except Exception as error:  # whatever it is, the client is told
+            problem = shmqueue.describe(error)
+        feed.reply_all(problem)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On the machine that reads the tasks.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(eq=False)
+class Chunk:
+    """Tasks on their way: the tsk_id of the first, and the items; when they were sent, and Dask's future of them."""
+
+    first: int
+    items: Sequence[Any]
+    sent: float = 0.0
+    future: Any = None
+
+
+class Tally(shmqueue.Tally):
+    """The counts of a run; its workers are those of all nodes, in the order in which nodes reply first."""
+
+    def __init__(self, functions: Mapping[int, shmqueue.Function]) -> None:
+        super().__init__(0)
+        self.workers: list[tuple[str, int]] = []  # of each: the node, and the pid of its Dask worker
+        self.respawned = 0
+        self._first_name = shmqueue.function_name(functions[min(functions)])
+
+    def task(self, item: Any) -> tuple[str, Any]:
+        """The function's name and the payload of an item."""
+        return (self._first_name, item) if isinstance(item, bytes) else (item[0], item[1])
+
+    def first_worker(self, node: str, pid: int, workers: int, respawned: int) -> int:
+        """The number of a node's first worker; its workers are made room for."""
+        self.respawned += respawned
+        if (node, pid) not in self.workers:
+            self.workers += [(node, pid)] * workers
+            for column in (self.completed, self.failed, self.busy):
+                column.extend([0] * workers)
+        return self.workers.index((node, pid))
+
+    def note(self, result: shmqueue.TaskResult) -> shmqueue.TaskResult:
+        """Count an outcome, and give it back."""
+        self.retried += max(0, result.attempts - 1)
+        if result.status != "ok" or result.worker is None:
+            self.add_bad(result)
+            return result
+        self.add_ok(result.worker, 1, result.seconds)
+        if result.seconds > self.slow:
+            self.add_slow(result._replace(payload=shmqueue.to_bytes(result.payload)[:200], value=None))
+        return result
+
+
+class Cluster:
+    """What CommandLine needs of a Supervisor, over a cluster; its public names are those of Supervisor."""
+
+    def __init__(self, functions: Any, client: Any, spec: bytes, where: str, wait: float, screen: Any) -> None:
+        self._client, self._spec, self._where, self._wait_seconds, self._progress = client, spec, where, wait, screen
+        self._tally = Tally(functions)
+        self.name, self.paused, self.cancelled = f"shmqueue-{secrets.token_hex(4)}", False, False
+        self.on_look: Any = lambda: None
+        self._began, self._next_look, self._next_census = time.monotonic(), 0.0, 0.0
+        self._nodes: dict[str, int] = client.nthreads()  # those that are there, and their threads
+        self._nodes_at = self._began  # when there was one
+        self._failure, self._stopped = "", False
+        self._flying: dict[Chunk, None] = {}
+        self._back: collections.deque[Chunk] = collections.deque()  # given back, to be sent again
+        self._arrived: collections.deque[tuple[Chunk, bytes, BaseException | None]] = collections.deque()
+        self._size, self._pace, self._next_id, self._sent = 64, (0.0, 0.0), 1, 0  # pace: tasks, seconds
+        self._ear, self._bell = os.pipe()
+        os.set_blocking(self._bell, False)
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Have the nodes forget this run, and leave."""
+        client = self._client
+        with contextlib.suppress(Exception):  # the scheduler is gone
+            if client.status == "running":
+                client.sync(client.run, tell, self.name, "forget", on_error="ignore", callback_timeout=STOP_SECONDS)
+        with contextlib.suppress(Exception):
+            client.close(timeout=STOP_SECONDS)
+        self._progress.close()
+
+    def run(self, source: Any) -> Iterator[shmqueue.TaskResult]:
+        """The TaskResults of `source` as chunks come back; never raises for a task."""
+        while not self._stopped:
+            self._send(source)
+            if not self._flying and (self.cancelled or (source.exhausted and not self._back)):
+                break
+            self._wait(source)
+            while self._arrived:
+                yield from self._settle(*self._arrived.popleft())
+            self._look()
+        text = f"{self._failure or 'stopped while it was on the cluster'}: it may have run"
+        for chunk in self._flying:
+            yield from self._end(chunk, "crashed" if self._failure else "cancelled", text)
+        self._flying.clear()
+        for chunk in self._back:
+            yield from self._end(chunk, "cancelled", "cancelled before it began")
+        while source.finite and not source.exhausted:
+            yield from self._end(self._number(source.take(source.BLOCK)), "cancelled", "cancelled before it began")
+        if self._failure:
+            raise shmqueue.WorkersFailedError(self._failure)
+
+    def cancel(self) -> None:
+        """Send no more, and have the nodes finish what is in hand."""
+        self.cancelled, self._next_census = True, 0.0
+
+    def abort(self) -> None:
+        """Have the nodes stop now, by taking the chunks from Dask."""
+        self.cancelled = self._stopped = True
+        self._client.loop.add_callback(self._client.cancel, [chunk.future for chunk in self._flying])
+
+    def pause(self, paused: bool) -> None:
+        self.paused = paused
+
+    def wake(self) -> None:
+        """Have on_look called soon; for signal handlers and Dask's thread."""
+        self._next_look = 0.0
+        with contextlib.suppress(BlockingIOError):  # full: it will wake
+            os.write(self._bell, b"!")
+
+    def suspend(self) -> None:
+        """Stop this process, as Ctrl-Z does; the nodes finish the chunks they have."""
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def stats(self) -> dict[str, Any]:
+        """As Supervisor.stats(); pid is that of the node's Dask worker."""
+        tally = self._tally
+        columns = zip(tally.workers, tally.completed, tally.failed)
+        workers = [{"node": node, "pid": pid, "completed": done, "failed": bad} for (node, pid), done, bad in columns]
+        outstanding = sum(len(chunk.items) for chunk in [*self._flying, *self._back])
+        more = {"retried": tally.retried, "respawned": tally.respawned, "outstanding": outstanding}
+        return {**tally.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
+
+    def summary(self) -> dict[str, Any]:
+        """As Supervisor.summary(); the time that nodes took to start counts as waiting."""
+        stats = self.stats()
+        return {**stats, **self._tally.summary(stats["seconds"], 0.0)}
+
+    def snapshot(self) -> shmqueue.Snapshot:
+        """What the screen shows: in place of the ring, the tasks that are on the cluster."""
+        tally, progress, rows = self._tally, self._progress, []
+        rates, each = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
+        for i, (node, pid) in enumerate(tally.workers):
+            state, rate = "run" if node in self._nodes else "dead", each[i] if i < len(each) else 0.0
+            counts = (tally.completed[i], tally.failed[i])
+            rows.append(shmqueue.WorkerRow(i, pid, state, "", *counts, rate, None, None, None, 0.0))
+        failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]]
+        seconds, flying = time.monotonic() - self._began, sum(len(chunk.items) for chunk in self._flying)
+        about = (progress.title, self._where, "dask", seconds, tally.counts, tally.retried, progress.total(), rates)
+        most = max(1, flying, 2 * len(self._nodes) * self._size)
+        return shmqueue.Snapshot(*about, flying, most, rows, failures, progress.state, progress.keys)
+
+    # Out.
+
+    def _send(self, source: Any) -> None:
+        while self._has_room():
+            chunk = self._back.popleft() if self._back else self._read(source)
+            if not chunk.items:
+                return
+            self._sent += 1
+            chunk.sent, key = time.monotonic(), f"{self.name}-{self._sent}"
+            self._flying[chunk] = None
+            arguments = (self.name, key, self._spec, pickle.dumps(chunk.items))
+            chunk.future = self._client.submit(run_chunk, *arguments, key=key, pure=False)
+            self._client.loop.add_callback(self._follow, chunk)
+
+    def _has_room(self) -> bool:
+        """Two chunks for each node, or a task for each thread; those that take long do not count, up to a bound."""
+        now, nodes, threads = time.monotonic(), len(self._nodes), sum(self._nodes.values())
+        fresh = [len(chunk.items) for chunk in self._flying if now - chunk.sent < 2 * LIMIT_SECONDS]
+        few = (len(fresh) < 2 * nodes or sum(fresh) < threads) and len(self._flying) < threads + 2 * nodes
+        return few and not (self.cancelled or self.paused)
+
+    def _read(self, source: Any) -> Chunk:
+        """A chunk of the right size; in the end, a fair share of what is left; of a stream, what is there."""
+        total, nodes = source.total(), max(1, len(self._nodes))
+        left = math.inf if total is None else max(0, total - self._next_id)
+        least = max(1, sum(self._nodes.values()) // nodes)
+        size = int(max(least, min(self._size, left / (2 * nodes))))
+        items: list[Any] = []
+        length = 0
+        while len(items) < size and length < CHUNK_BYTES and not source.exhausted:
+            more = source.take(size - len(items))
+            if not more and source.fileno() >= 0:
+                break
+            items += more
+            length += sum(len(self._tally.task(item)[1]) for item in more)
+        return self._number(items)
+
+    def _number(self, items: Sequence[Any]) -> Chunk:
+        self._next_id += len(items)
+        return Chunk(self._next_id - len(items), items)
+
+    async def _follow(self, chunk: Chunk) -> None:
+        """Wait for a chunk's reply, in the event loop of Dask's client."""
+        try:
+            self._arrived.append((chunk, await chunk.future, None))
+        except BaseException as error:  # asyncio's and Dask's CancelledError among them
+            self._arrived.append((chunk, b"", error))
+        self.wake()
+
+    # Back.
+
+    def _settle(self, chunk: Chunk, data: bytes, error: BaseException | None) -> Iterator[shmqueue.TaskResult]:
+        if error is not None:
+            yield from self._lost(chunk, error)
+            return
+        del self._flying[chunk]
+        chunk.future = None  # Dask forgets it
+        node, outcomes, seconds, problem = pickle.loads(data)  # noqa: S301
+        first = self._tally.first_worker(*node)
+        for at, status, value, text, attempts, worker, took in outcomes:
+            number = None if worker is None else first + worker
+            about = (chunk.first + at, *self._tally.task(chunk.items[at]))
+            yield self._tally.note(shmqueue.TaskResult(*about, status, value, text, attempts, number, took))
+        if problem:  # what has no outcome may have begun
+            for at in set(range(len(chunk.items))) - {outcome[0] for outcome in outcomes}:
+                yield from self._end(Chunk(chunk.first + at, chunk.items[at : at + 1]), "crashed", problem)
+            self._give_up(f"{node[0]}: {problem}")
+            return
+        done = len(outcomes)
+        if done < len(chunk.items):
+            self._back.append(Chunk(chunk.first + done, chunk.items[done:]))
+        if done:
+            tasks, spent = self._pace = self._pace[0] / 2 + done, self._pace[1] / 2 + seconds
+            self._size = min(GROWTH * self._size, max(1, int(CHUNK_SECONDS * tasks / max(spent, 1e-9))))
+
+    def _lost(self, chunk: Chunk, error: BaseException) -> Iterator[shmqueue.TaskResult]:
+        """A chunk that has no reply, and will not have one."""
+        if type(error).__name__ == "KilledWorker":
+            del self._flying[chunk]
+            yield from self._end(chunk, "crashed", "KilledWorker: every node that had it died")
+        elif "Cancelled" in type(error).__name__:
+            self._give_up(f"the scheduler at {self._where} was lost")
+        else:
+            self._give_up(shmqueue.describe(error))
+
+    def _end(self, chunk: Chunk, status: str, text: str) -> Iterator[shmqueue.TaskResult]:
+        for tsk_id, item in enumerate(chunk.items, chunk.first):
+            name, payload = self._tally.task(item)
+            yield self._tally.note(shmqueue.TaskResult(tsk_id, name, payload, status, None, text, 0, None, 0.0))
+
+    # Waiting, and what is seen to several times a second.
+
+    def _wait(self, source: Any) -> None:
+        """Sleep until a chunk is back, input comes, or it is time to look."""
+        poll, stream = select.poll(), source.fileno()
+        poll.register(self._ear, select.POLLIN)
+        if stream >= 0 and not source.exhausted and self._has_room():
+            poll.register(stream, select.POLLIN)
+        events = poll.poll(max(0.0, self._next_look - time.monotonic()) * 1000)
+        if self._ear in dict(events):
+            os.read(self._ear, 4096)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + shmqueue.LOOK_SECONDS
+        self.on_look()
+        self._progress.draw(self.snapshot)
+        if self._client.status != "running":
+            self._give_up(f"the scheduler at {self._where} was lost")
+        elif now - self._nodes_at > self._wait_seconds and not self.cancelled:
+            self._give_up(f"no node at {self._where} for {self._wait_seconds:g} s: start one, `dask worker ADDRESS`")
+        elif now > self._next_census:
+            self._next_census = now + CENSUS_SECONDS
+            self._client.loop.add_callback(self._census)
+
+    async def _census(self) -> None:
+        """See which nodes there are; all of them, also those that have come since, hear of a cancellation."""
+        with contextlib.suppress(Exception):  # then it is old, and `_look` sees that
+            self._nodes = await self._client.nthreads()
+            self._nodes_at = time.monotonic() if self._nodes else self._nodes_at
+            if self.cancelled:
+                await self._client.run(tell, self.name, "cancel", on_error="ignore")
+
+    def _give_up(self, problem: str) -> None:
+        self._failure = self._failure or problem
+        self.abort()
+
+
+def connect(address: str | None, threads: int) -> Any:
+    """A client of the cluster at this address, or of one of its own. Raises UsageError."""
+    import distributed
+
+    logging.disable()  # what Dask logs would go through the screen; what matters is said here
+    warnings.filterwarnings("ignore", module="distributed")
+    common = {"set_as_default": False, "name": "shmqueue", "timeout": STOP_SECONDS}
+    try:
+        if address:
+            return distributed.Client(address, **common)
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited there: Ctrl-C is for this process
+        try:
+            return distributed.Client(n_workers=1, threads_per_worker=threads, dashboard_address=None, **common)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        where = f"--scheduler {address}: cannot be reached" if address else "a LocalCluster cannot be started"
+        raise shmqueue.UsageError(f"{where}: {shmqueue.describe(error)}") from None
+
+
+def digest_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+class ClusterLine(shmqueue.CommandLine):
+    """The command line, run on a cluster."""
+
+    def make_supervisor(self, functions: Mapping[int, shmqueue.Function], **arguments: Any) -> Any:
+        options, screen = self.options, arguments.pop("screen")
+        del arguments["queue"]
+        source = options.handlers or (options.call or "").rpartition(":")[0]
+        files = [shmqueue.__file__, __file__, *([source] if source.endswith(".py") else []), *options.upload]
+        for function in functions.values():
+            if not hasattr(function, "__qualname__"):
+                raise shmqueue.UsageError(f"{function!r}: on a cluster it must be a function that a module defines")
+        places = {fn_id: (function.__module__, function.__qualname__) for fn_id, function in functions.items()}
+        digests = {os.path.basename(path): digest_of(path) for path in files if path.endswith(".py")}
+        spec = pickle.dumps({"functions": places, "files": digests, "options": arguments})
+        client = connect(options.scheduler, arguments["workers"] or shmqueue.available_processors())
+        try:
+            for path in files:
+                client.upload_file(path, load=not path.endswith(".py"))  # archives must be, to be found
+            return Cluster(functions, client, spec, options.scheduler or "LocalCluster", options.wait, screen)
+        except BaseException:
+            client.close(timeout=STOP_SECONDS)
+            raise
+
+    def report(self, problem: str) -> int:
+        if problem and self.results is not None and self.results.path != "-":
+            problem += f"; {self.results.path} has what was finished: run again with --resume"
+        return super().report(problem)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of shmqueue.py and those of the cluster. Raises UsageError."""
+    parser = shmqueue.make_parser()
+    parser.prog = "python -m variants.dask_cluster"
+    add = parser.add_argument_group("cluster").add_argument
+    add("--scheduler", metavar="ADDRESS", help="of a Dask scheduler, as tcp://HOST:8786 (default: a LocalCluster)")
+    add("--upload", metavar="FILE", action="append", default=[], help="send this .py, .zip or .egg to the nodes, too")
+    add("--wait", metavar="S", type=float, default=60.0, help="seconds to go on without a node (default: %(default)g)")
+    options = parser.parse_args(argv)
+    for name in ("watch", "clean"):
+        if getattr(options, name) not in (None, False):
+            raise shmqueue.UsageError(f"--{name}: is for one machine's runs; use `python shmqueue.py --{name}` there")
+    for path in options.upload:
+        if not path.endswith((".py", ".zip", ".egg")) or not os.path.isfile(path):
+            raise shmqueue.UsageError(f"--upload {path}: must be a file that ends with .py, .zip or .egg")
+    if not options.wait >= 0:
+        raise shmqueue.UsageError(f"--wait {options.wait:g}: must be 0 or more seconds")
+    shmqueue.check_options(options)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; the exit code."""
+    try:
+        import cloudpickle
+        import distributed  # noqa: F401
+    except ImportError:
+        print("shmqueue: a cluster needs Dask, which is not installed: pip install distributed", file=sys.stderr)
+        return 2
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        return ClusterLine(parse(argv), None, shmqueue.SharedTaskQueue).run()
+    except shmqueue.UsageError as error:
+        print(shmqueue.printable(f"shmqueue: {error}"), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before the run had begun
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
