@@ -139,6 +139,7 @@ class Actor:
         self.packed: tuple[int, int] = (0, 0)  # and what the last outcome slot speaks of
         self.body: Any = None
         self.greenlet: Any = None
+        self.wants: Any = None  # the lock that it waits for
 
     @property
     def alive(self) -> bool:
@@ -198,6 +199,7 @@ class Lock:
         world = self.world
         world.step(actor, "lock", True)
         while self.holder is not None:
+            actor.wants = self
             world.block(actor, LOCKED)
         self.holder = actor
         join(actor.clock, self.clock)
@@ -358,7 +360,10 @@ class Seat:
         self.queue, self.words = queue, Words(world, queue.words)
         queue.words = self.words
         for name in world.lock_names:
-            setattr(queue, name, world.locks[name].seat(self.words))
+            locks = getattr(queue, name)
+            names = [f"{name} {i}" for i in range(len(locks))] if isinstance(locks, list) else []
+            seats = [world.locks[name].seat(self.words) for name in names or [name]]
+            setattr(queue, name, seats if names else seats[0])
         if alone:
             queue.num_workers = 1
         words = self.words
@@ -456,7 +461,7 @@ class World:
     ) -> None:
         self.scenario, self.bounds, self.every = scenario, bounds, every or scenario.ticks > 0
         self.kill_anywhere, self.ordered, self.one_ring = kill_anywhere, ordered, one_ring
-        self.lock_names, self.locks = locks, {name: Lock(self) for name in locks}
+        self.lock_names, self.locks = locks, collections.defaultdict[str, Lock](lambda: Lock(self))
         self._classes = queue, steered_worker(self, worker), steered_supervisor(self, supervisor)
         self._ledger = ledger
         self.payloads = [b"%c%d" % (ord(letter), i) for i, letter in enumerate(scenario.tasks)]
@@ -717,7 +722,7 @@ class World:
         if state == READY:
             return True
         if state == LOCKED:
-            return all(lock.holder is None for lock in self.locks.values())
+            return actor.wants.holder is None
         if state == ASLEEP:
             return actor.rings > 0
         return state == WAITING and (self.bell or self._unburied() or self._paused())

@@ -23,6 +23,7 @@ from shmqueue import (
     Supervisor,
     Worker,
 )
+from variants import strategies
 
 SMALL = [Bounds(0, 1), Bounds(1, 0)]
 LARGE = [
@@ -419,6 +420,18 @@ MISTAKES = [
     ("supervisor", ForgetsWhatWasQuiet, SCENARIOS["one worker looked behind"], Bounds(1, 1)),
     ("supervisor", RingsOnce, SMALL_RING, ONE_PREEMPTION),
 ]
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if "looked behind" not in name and name != "paused"])
+@pytest.mark.parametrize("strategy", strategies)
+def test_every_strategy_bears_a_kill_or_a_preemption_anywhere(strategy, name):
+    """Where a strategy keeps words of its own, any access may matter. A lock goes with its holder here: what happens
+    where the kernel does not see to that is for the contract suite."""
+    for bounds in (ONE_KILL, ONE_PREEMPTION):
+        options = {"ordered": False, "one_ring": False, "every": True}
+        report = explore(SCENARIOS[name], bounds, queue=strategies[strategy], **options)
+        assert report.failure is None, report.failure
+        assert report.complete
 
 
 @pytest.mark.parametrize(

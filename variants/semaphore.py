@@ -114,6 +114,10 @@ class SemaphoreQueue(shmqueue.SharedTaskQueue):
             if claim or tokens or limit <= 0 or not self._filled.value():
                 return claim
 
+    def wakeable(self) -> list[tuple[int, int]]:
+        """Nobody, where there is no token; who has taken one is about to claim, or to put it back."""
+        return super().wakeable() if self._filled.value() else []
+
     def recover(self, worker: int) -> shmqueue.Remains:
         remains = super().recover(worker)
         self._enter(None)

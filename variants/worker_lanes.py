@@ -140,19 +140,15 @@ class WorkerLanes(shmqueue.SharedTaskQueue):
     def harvest(self, harvested: Sequence[int]) -> list[int]:
         """Only lanes where something seems to be new are looked into; where none is, all, before going to sleep."""
         words, published = self.words, list(harvested)
-        lanes = list(zip(range(self.num_workers), self.status, harvested, strict=True))
-        news = [
-            (worker, status, count)
-            for worker, status, count in lanes
-            if words[status + shmqueue.PUBLISHED] > count or words[status + shmqueue.HARVESTED] != count
-        ]
-        words[shmqueue.SUPERVISOR_ASLEEP] = not news
-        for worker, status, count in news or lanes:
-            self._enter_lane(worker)
-            words[status + shmqueue.HARVESTED] = count
-            published[worker] = words[status + shmqueue.PUBLISHED]
-            self._lock[worker].release()
-        words[shmqueue.SUPERVISOR_ASLEEP] = not news and published <= list(harvested)
+        new = [words[status + shmqueue.PUBLISHED] > count for status, count in zip(self.status, harvested, strict=True)]
+        words[shmqueue.SUPERVISOR_ASLEEP] = not any(new)  # who publishes once its lane was looked into will see it
+        for worker, (status, count) in enumerate(zip(self.status, harvested, strict=True)):
+            if new[worker] or not any(new) or words[status + shmqueue.HARVESTED] != count:
+                self._enter_lane(worker)
+                words[status + shmqueue.HARVESTED] = count
+                published[worker] = words[status + shmqueue.PUBLISHED]
+                self._lock[worker].release()
+        words[shmqueue.SUPERVISOR_ASLEEP] = published == list(harvested)
         return published
 
     def recover(self, worker: int) -> shmqueue.Remains:
