@@ -605,6 +605,7 @@ class KernelLock:
 # The queue: every access to a shared word that more than one process may write or wait for
 # ---------------------------------------------------------------------------------------------------------------------
 
+WAKE_SHARE = 5  # into so many parts a batch is divided; one of them is worth waking a worker for
 LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not get the lock
 
 
@@ -902,8 +903,14 @@ class SharedTaskQueue:
         return [(worker, number) for worker, number in enumerate(sleeps) if number]
 
     def wakeable(self) -> list[tuple[int, int]]:
-        """The sleepers that could claim something, each where there is anything (supervisor)."""
-        return self.sleepers()
+        """The sleepers that it pays to wake (supervisor): one for each millisecond of work in the ring."""
+        tasks, worth = self.backlog(), []
+        for worker, number in self.sleepers() if tasks else ():
+            worth.append((worker, number))
+            tasks -= max(1, self.words[self.status[worker] + LIMIT] // WAKE_SHARE)
+            if tasks <= 0:
+                break
+        return worth
 
     def may_hold_lock(self, worker: int) -> bool:
         """Whether a worker that lives may be inside the lock, or on its way there (supervisor): not while it has a
@@ -2077,7 +2084,6 @@ def function_name(function: Any) -> str:
 
 LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding
 IDLE_SECONDS = 0.25  # the same while none are
-WAKE_SHARE = 5  # the part of a batch's time for which it pays to wake a worker
 HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
 STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
 MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
@@ -2167,18 +2173,14 @@ class Crew:
         queue.words[status + PID] = handle.pid
         queue.words[status + STARTED] += 1
 
-    def ring(self, tasks: int) -> None:
-        """Wake sleepers for so many tasks in the ring: one for each millisecond of work, each once a sleep."""
-        words = self._queue.words
-        for index, number in self._queue.wakeable() if tasks > 0 else ():
+    def ring(self) -> None:
+        """Wake those sleepers that it pays to wake, each once a sleep."""
+        for index, number in self._queue.wakeable():
             handle = self.handles[index]
             if handle.rung != number:
                 handle.rung = number
                 if handle.process is not None:
                     self._write(handle.wake, b"!")
-            tasks -= max(1, words[self._queue.status[index] + LIMIT] // WAKE_SHARE)
-            if tasks <= 0:
-                return
 
     def order(self, handle: Handle, order: int) -> None:
         """Send LEAVE or STOP_BATCH; the worker obeys after the task in its hand."""
@@ -2560,7 +2562,7 @@ class Supervisor:
         if tasks is not None:
             self._ledger.requeued.append(tasks)
             self._feed()
-            self._crew.ring(self._queue.backlog())
+            self._crew.ring()
             while self._ledger.requeued:
                 self._turn(self._submitted)
         return tsk_id
@@ -2718,7 +2720,7 @@ class Supervisor:
             if moved or now - self._turned_at > 1.0:  # or the caller was away
                 self._moved_at = now
             self._turned_at = now
-            self._crew.ring(self._queue.backlog())
+            self._crew.ring()
             if now >= self._next_look:
                 moved = self._look(now) or moved
         except (WorkersFailedError, SpoiledSegmentError) as error:
@@ -2838,7 +2840,7 @@ class Supervisor:
         if ledger.in_queue() or self.paused:
             self._holding = True
             self._queue.words[CONTROL] = GIVE_BACK
-            self._crew.ring(self._queue.backlog())
+            self._crew.ring()
             for handle in self._crew.handles:
                 self._crew.order(handle, STOP_BATCH)
 

@@ -69,6 +69,20 @@ def returned(plan: Plan) -> Findings:
     return _against_pool(plan, "echo", "chunks-echo")
 
 
+@row("both again, the third time in one process")
+def again(plan: Plan) -> Findings:
+    """Pool gains more than shmqueue where an earlier run has left memory that is mapped already."""
+    tasks, found = plan.size(1_000_000, 150_000), Findings()
+    for job in ("noop", "echo"):
+        shared = {"job": job, "tasks": tasks, "times": 3}
+        cases = [case("shmqueue", ours.ours_map, **shared)]
+        cases += [case(f"Pool.map, chunks of {n:,}", peers.pool_map, **shared, chunk=n) for n in (500, 4_000, 10_000)]
+        rates = samples(cases, plan.repetitions, found.notes)
+        them = fastest(rates, [each.name for each in cases[1:]])
+        found.lines.append(_versus(rates, [them], None, f"{job}: {them}"))
+    return found
+
+
 @row(
     "value returned, as they finish", "a TaskResult with nine fields is made for every task; Pool gives the value alone"
 )
