@@ -21,8 +21,8 @@ If the holder dies
     above it READY again; what it had not claimed is taken back and dealt to others.
 
 When to use it
-    x86, many processors, tasks of a few microseconds: a claim costs no system call. It needs at least one slot for
-    each worker.
+    x86, many processors, tasks of a few microseconds: a claim costs no system call. On two processors the one ring is
+    as fast; more were not measured. It needs at least one slot for each worker.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ If the holder dies
     so nothing is ever half-done. What the dead worker had not claimed is taken back and dealt to others.
 
 When to use it
-    Many workers on many processors, and tasks of a few microseconds. Tasks of very different lengths are better off in
-    the one ring: there nobody has to take anything back. It needs at least one slot for each worker.
+    Many processors, and tasks of a few microseconds that are alike. On two processors the one ring is as fast; more
+    were not measured. Tasks of very different lengths are better off in the one ring: there nobody has to take
+    anything back. It needs at least one slot for each worker.
 """
 
 from __future__ import annotations
