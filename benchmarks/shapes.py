@@ -86,7 +86,7 @@ def idle(plan: Plan) -> Findings:
     return found
 
 
-@row("the screen, on against off")
+@row("the screen, on against off", "the difference is less than that from one run to the next")
 def screen(plan: Plan) -> Findings:
     lines, found = plan.size(1_500_000, 300_000), Findings()
     cases = [case(f"screen {state}", commands.ours_screen, lines=lines, screen=state) for state in ("on", "off")]
