@@ -9,6 +9,7 @@ outcome for --patience seconds hangs, and is ended.
 """
 
 import argparse
+import glob
 import importlib
 import importlib.util
 import json
@@ -220,6 +221,8 @@ def storm(label: str, options: argparse.Namespace) -> list[str]:
         process.wait()
         reader.join(5)
         process.stdout.close()
+    for path in glob.glob(f"/dev/shm/sem.loky-{process.pid}-*"):  # its tracker, killed with it, would have
+        os.unlink(path)
     values, errors, end = told[-1]
     end = f"hung after {kills} kills" if hung else end or "died"
     survived = kills if end == "finished" else max(0, last_kills - (not hung))
