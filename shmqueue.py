@@ -1423,6 +1423,10 @@ def process_exists(pid: int) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+# What the status of a task may be, and how the summary calls it.
+OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
+
+
 class TaskResult(NamedTuple):
     """The one outcome of a task.
 
@@ -1627,7 +1631,7 @@ class Tally:
     """
 
     def __init__(self, workers: int) -> None:
-        self.counts = dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), 0)
+        self.counts = dict.fromkeys(OUTCOMES, 0)
         self.retried, self.completed, self.failed, self.busy = 0, [0] * workers, [0] * workers, [0.0] * workers
         self.kinds: collections.Counter[str] = collections.Counter()
         self.failures: list[TaskResult] = []
@@ -3908,10 +3912,6 @@ class CommandLine:
         if self.stopped_by:
             return 128 + self.stopped_by
         return int(bool(problems) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
-
-
-# The outcomes of tasks, as the summary calls them.
-OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
 
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
