@@ -162,6 +162,11 @@ class Word(ctypes.Structure):
     _fields_ = [("value", ctypes.c_uint64), ("_unused", ctypes.c_uint8 * (LINE - 8))]
 
 
+SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep", "control")
+WORKER_WORDS = ("first", "end", "progress", "records", "published", "asleep", "ready", "limit")
+SUPERVISOR_WORDS = ("harvested", "pid", "completed", "failed", "started")
+
+
 class QueueHeader(ctypes.Structure):
     """What the segment is, and the words that everybody shares.
 
@@ -180,11 +185,7 @@ class QueueHeader(ctypes.Structure):
         ("owner_pid", ctypes.c_uint32),
         ("owner_start", ctypes.c_uint64),  # see process_status: tells a pid from a later process with the same pid
         ("_unused", ctypes.c_uint8 * (LINE - 40)),
-        ("pushed", Word),
-        ("claimed", Word),
-        ("dirty", Word),
-        ("asleep", Word),
-        ("control", Word),
+        *((name, Word) for name in SHARED_WORDS),
     ]
 
 
@@ -194,25 +195,14 @@ class WorkerStatus(ctypes.Structure):
     [first, end) are the positions of its lane; those below `progress` are finished, `progress` itself is in hand
     (if it is below `end`). records: outcome slots written so far; published and harvested follow it. asleep: 0, or
     the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
-    limit: how many tasks make a batch of BATCH_SECONDS.
+    limit: how many tasks make a batch of BATCH_SECONDS. started: how many processes have been this worker.
     """
 
     _fields_ = [
-        ("first", ctypes.c_uint64),
-        ("end", ctypes.c_uint64),
-        ("progress", ctypes.c_uint64),
-        ("records", ctypes.c_uint64),
-        ("published", ctypes.c_uint64),
-        ("asleep", ctypes.c_uint64),
-        ("ready", ctypes.c_uint64),
-        ("limit", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 64)),
-        ("harvested", ctypes.c_uint64),
-        ("pid", ctypes.c_uint64),
-        ("completed", ctypes.c_uint64),
-        ("failed", ctypes.c_uint64),
-        ("started", ctypes.c_uint64),  # how many processes have been this worker
-        ("_unused2", ctypes.c_uint8 * (LINE - 40)),
+        *((name, ctypes.c_uint64) for name in WORKER_WORDS),
+        ("_unused", ctypes.c_uint8 * (LINE - 8 * len(WORKER_WORDS))),
+        *((name, ctypes.c_uint64) for name in SUPERVISOR_WORDS),
+        ("_unused2", ctypes.c_uint8 * (LINE - 8 * len(SUPERVISOR_WORDS))),
         ("note", ctypes.c_char * (2 * LINE)),
     ]
 
@@ -272,22 +262,14 @@ def segment_layout(num_slots: int, slot_size: int, num_workers: int, batch: int,
     return type("SegmentLayout", (ctypes.Structure,), {"_fields_": fields})
 
 
-def _word(field: Any) -> int:
-    return int(field.offset) // 8
+def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
+    return (int(getattr(structure, name).offset) // 8 for name in names)
 
 
-# Indices of 64-bit words: these from the start of the segment,
-PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP, CONTROL = (
-    _word(getattr(QueueHeader, name)) for name in ("pushed", "claimed", "dirty", "asleep", "control")
-)
-# and these from the start of a worker's status.
-FIRST, END, PROGRESS, RECORDS, PUBLISHED, ASLEEP, READY, LIMIT, HARVESTED, PID, COMPLETED, FAILURES, STARTED = (
-    _word(getattr(WorkerStatus, name))
-    for name in (
-        *("first", "end", "progress", "records", "published", "asleep", "ready", "limit"),
-        *("harvested", "pid", "completed", "failed", "started"),
-    )
-)
+# Indices of 64-bit words: these from the start of the segment, and the others from the start of a worker's status.
+PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP, CONTROL = _indices(QueueHeader, SHARED_WORDS)
+FIRST, END, PROGRESS, RECORDS, PUBLISHED, ASLEEP, READY, LIMIT = _indices(WorkerStatus, WORKER_WORDS)
+HARVESTED, PID, COMPLETED, FAILURES, STARTED = _indices(WorkerStatus, SUPERVISOR_WORDS)
 RUN, GIVE_BACK = range(2)  # the values of the control word
 
 
@@ -370,27 +352,18 @@ class TaskSlots(Slots):
         return int(self._fn_ids[index])
 
 
+BLOCK = 2048  # tasks that are read, and pushed, at once
+RAMP, ONES = (  # the words 0, 1, 2, … and 1, 1, 1, … as one big integer each
+    int.from_bytes(array.array("I", words).tobytes(), sys.byteorder)
+    for words in (range(BLOCK), itertools.repeat(1, BLOCK))
+)
+
+
 def as_u32(numbers: Sequence[int]) -> array.array[int]:
-    """Numbers as 32-bit words. A long range is one addition of big integers, at a fifth of the cost."""
-    if (
-        isinstance(numbers, range)
-        and 256 <= len(numbers) <= 2048
-        and numbers[-1] < 1 << 32
-        and sys.byteorder == "little"
-    ):
-        ramp, ones = _ramp(2048)
-        return array.array("I", (ramp + numbers[0] * ones).to_bytes(4 * 2048 + 4, "little"))[: len(numbers)]
-    try:
-        return array.array("I", numbers)
-    except OverflowError:
-        return array.array("I", [number & 0xFFFFFFFF for number in numbers])
-
-
-@functools.cache
-def _ramp(count: int) -> tuple[int, int]:
-    """The words 0, 1, 2, … and 1, 1, 1, … as big integers."""
-    ramp, ones = array.array("I", range(count)), array.array("I", [1]) * count
-    return int.from_bytes(ramp.tobytes(), "little"), int.from_bytes(ones.tobytes(), "little")
+    """The lower 32 bits of numbers. A long range is one addition of big integers, at a fifth of the cost."""
+    if isinstance(numbers, range) and BLOCK // 8 <= len(numbers) <= BLOCK and numbers.start + BLOCK < 1 << 32:
+        return array.array("I", (RAMP + numbers.start * ONES).to_bytes(4 * BLOCK, sys.byteorder))[: len(numbers)]
+    return array.array("I", [number & 0xFFFFFFFF for number in numbers])
 
 
 class Encoded(NamedTuple):
@@ -537,30 +510,48 @@ def sweep() -> list[str]:
     drop the locks that this process holds on it.
     """
     removed = []
-    for path in glob.glob(os.path.join(shared_directory(), PREFIX + "*-*")):
-        name = os.path.basename(path)
-        pid = name.split("-")[1]
-        if "." in name or not pid.isdigit() or int(pid) == os.getpid():
+    for name, path, pid in _own_segments():
+        if pid == os.getpid():
             continue
         with contextlib.suppress(OSError), open(path, "r+b") as file:
-            if os.fstat(file.fileno()).st_uid == os.geteuid():
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
-                if not _owner_lives(int(pid), file.read(ctypes.sizeof(QueueHeader))):
-                    end_strays(name)
-                    for link in glob.glob(glob.escape(path) + ".sem.*"):  # another name of a semaphore, which goes too
-                        named = os.path.join(shared_directory(), link[len(path) + 1 :])
-                        with contextlib.suppress(FileNotFoundError):
-                            if os.path.samefile(link, named):
-                                os.unlink(named)
-                    remove_segment(path)
-                    removed.append(name)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
+            if not _owner_lives(pid, file):
+                end_strays(name)
+                for link in glob.glob(glob.escape(path) + ".sem.*"):  # another name of a semaphore, which goes too
+                    named = os.path.join(shared_directory(), link[len(path) + 1 :])
+                    with contextlib.suppress(FileNotFoundError):
+                        if os.path.samefile(link, named):
+                            os.unlink(named)
+                remove_segment(path)
+                removed.append(name)
     return removed
 
 
-def _owner_lives(pid: int, head: bytes) -> bool:
-    """Whether the process `pid` made the segment that starts with `head`, or is about to make it."""
-    (state, start), whole = process_status(pid), len(head) == ctypes.sizeof(QueueHeader)
-    header = QueueHeader.from_buffer_copy(head) if whole else QueueHeader()
+def runs() -> list[str]:
+    """The names of the segments of this user's supervisors that are alive."""
+    names = []
+    for name, path, pid in _own_segments():
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            names += [name] if _owner_lives(pid, file) else []
+    return names
+
+
+def _own_segments() -> list[tuple[str, str, int]]:
+    """This user's segments: name, path, and the owner's pid."""
+    owned, found = os.geteuid(), []
+    for path in sorted(glob.glob(os.path.join(shared_directory(), PREFIX + "*-*"))):
+        name = os.path.basename(path)
+        pid = name.split("-")[1]
+        with contextlib.suppress(OSError):
+            if "." not in name and pid.isdigit() and os.lstat(path).st_uid == owned:
+                found.append((name, path, int(pid)))
+    return found
+
+
+def _owner_lives(pid: int, file: Any) -> bool:
+    """Whether the process `pid` made the segment in this file, or is about to make it."""
+    head, (state, start) = file.read(ctypes.sizeof(QueueHeader)), process_status(pid)
+    header = QueueHeader.from_buffer_copy(head) if len(head) == ctypes.sizeof(QueueHeader) else QueueHeader()
     return state not in ("", "Z", "X") and (header.magic != MAGIC or header.owner_start == start)
 
 
@@ -584,8 +575,8 @@ class KernelLock:
         if timeout is None:
             fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
             return True
-        deadline = time.monotonic() + timeout
-        for attempt in itertools.count():
+        deadline, tries = time.monotonic() + timeout, 0
+        while True:
             try:
                 fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
                 return True
@@ -594,8 +585,8 @@ class KernelLock:
                     raise
             if time.monotonic() > deadline:
                 return False
-            os.sched_yield() if attempt < 20 else time.sleep(0.0005)
-        raise AssertionError("unreachable")
+            tries += 1
+            os.sched_yield() if tries <= 20 else time.sleep(0.0005)
 
     def release(self) -> None:
         fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
@@ -1447,6 +1438,9 @@ class TaskResult(NamedTuple):
     seconds: float
 
 
+_new_result = functools.partial(tuple.__new__, TaskResult)  # of a tuple, in C: TaskResult() takes twice as long
+
+
 class TaskError(Exception):
     """A task was not ok; `result` is its TaskResult."""
 
@@ -1468,7 +1462,6 @@ class Source:
 
     exhausted: there are no more. finite: all of them can be read at once. problem: why it ended early, if it did."""
 
-    BLOCK = 2048
     exhausted = False
     finite = False
     problem = ""
@@ -1493,7 +1486,7 @@ class IterableSource(Source):
 
     def take(self, room: int) -> Sequence[Any]:
         """Up to `room` items. Where the iterable pauses for more than a millisecond, those before the pause."""
-        room = min(room, self.BLOCK)
+        room = min(room, BLOCK)
         if self._sequence is not None:
             items = self._sequence[self._taken : self._taken + room]
             self._taken += len(items)
@@ -1509,6 +1502,7 @@ class IterableSource(Source):
         return taken
 
 
+@dataclasses.dataclass(slots=True)
 class Tasks:
     """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
 
@@ -1516,20 +1510,15 @@ class Tasks:
     in the queue. settled: there, a byte for each, 1 once it has its outcome; left: how many have none.
     """
 
-    __slots__ = ("data", "file", "first", "fn_ids", "job", "left", "payloads", "settled", "tsk_ids")
-
-    def __init__(
-        self,
-        job: Job | None,
-        tsk_ids: Sequence[int],
-        fn_ids: array.array[int],
-        payloads: Sequence[Any],
-        data: Sequence[bytes],
-    ) -> None:
-        self.job, self.tsk_ids, self.fn_ids, self.payloads, self.data = job, tsk_ids, fn_ids, payloads, data
-        self.first = self.left = 0
-        self.settled = bytearray()
-        self.file: PayloadFile | None = None
+    job: Job | None
+    tsk_ids: Sequence[int]
+    fn_ids: array.array[int]
+    payloads: Sequence[Any]
+    data: Sequence[bytes]
+    first: int = 0
+    left: int = 0
+    settled: bytearray = dataclasses.field(default_factory=bytearray)
+    file: PayloadFile | None = None
 
     def part(self, start: int, stop: int) -> Tasks:
         """Some of them, to be pushed."""
@@ -1556,10 +1545,6 @@ class Job:
 
     `results` holds iterators of TaskResults; if ordered, in input order, iterators of values, and TaskErrors.
     """
-
-    _new_result = staticmethod(
-        functools.partial(tuple.__new__, TaskResult)
-    )  # in C; TaskResult() itself takes twice as long
 
     def __init__(self, source: Source | None, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
         self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
@@ -1592,7 +1577,7 @@ class Job:
             one = len(self._names) == 1
             names = same(*self._names.values()) if one else map(self._names.__getitem__, tasks.fn_ids[piece])
             columns = (tsk_ids, names, tasks.payloads[piece], same("ok"), values, same(None), attempts, same(worker))
-            self._deliver(map(self._new_result, zip(*columns, seconds)))
+            self._deliver(map(_new_result, zip(*columns, seconds)))
         elif isinstance(tsk_ids, range):
             self._order(tsk_ids[0], len(tsk_ids), values)
         else:
@@ -1692,16 +1677,27 @@ class Ledger:
 
     # Into the queue.
 
-    def admit(self, job: Job, items: Sequence[Any]) -> Tasks | None:
-        """Tasks of `items`, each with its tsk_id; None if there are none. What cannot be sent is a failed result."""
+    def admit(self, job: Job, items: Sequence[Any]) -> list[Tasks]:
+        """Tasks of `items`, each with its tsk_id. One that cannot be sent is found by halving: a failed result."""
+        if len(items) == 0:
+            return []
         try:
             fn_ids, payloads, data = self._encode(job, items)
-        except (KeyError, TypeError, ValueError):
-            return self._admit_singly(job, items)
-        tsk_ids = range(self.next_id, self.next_id + len(data))
-        self.next_id += len(data)
-        job.admit(tsk_ids.start, len(data))
-        return Tasks(job, tsk_ids, fn_ids, payloads, data) if data else None
+        except (KeyError, TypeError, ValueError) as error:
+            if len(items) > 1:
+                half = len(items) // 2
+                return self.admit(job, items[:half]) + self.admit(job, items[half:])
+            (tsk_id,), (name, payload, text) = self._number(job, 1), self._explain(job, items[0], error)
+            self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
+            return []
+        return [Tasks(job, self._number(job, len(items)), fn_ids, payloads, data)]
+
+    def _number(self, job: Job, count: int) -> range:
+        """The tsk_ids of this job's next tasks."""
+        tsk_ids = range(self.next_id, self.next_id + count)
+        self.next_id = tsk_ids.stop
+        job.admit(tsk_ids.start, count)
+        return tsk_ids
 
     def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
         """The columns of `items`. Raises KeyError, TypeError or ValueError where one of them cannot be sent."""
@@ -1716,32 +1712,18 @@ class Ledger:
             fn_ids = array.array("I", [fn_id or self._only]) * len(items)
         return fn_ids, payloads, payloads if kinds <= {bytes} else list(map(to_bytes, payloads))
 
-    def _admit_singly(self, job: Job, items: Sequence[Any]) -> Tasks | None:
-        accepted = []
-        for item in items:
-            tsk_id = self.next_id
-            self.next_id += 1
-            job.admit(tsk_id, 1)
-            try:
-                accepted.append((tsk_id, *(column[0] for column in self._encode(job, [item]))))
-            except (KeyError, TypeError, ValueError) as error:
-                name, payload, text = item if isinstance(item, Rejected) else self._explain(job, item, error)
-                self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
-        if not accepted:
-            return None
-        tsk_ids, fn_ids, payloads, data = zip(*accepted)
-        return Tasks(job, tsk_ids, array.array("I", fn_ids), payloads, data)
-
     def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
         """Why an item cannot be sent."""
-        pair = not job.fn_id and isinstance(item, tuple) and len(item) == 2
-        function, payload = item if pair else (self.names.get(job.fn_id or self._only, ""), item)
+        if isinstance(item, Rejected):
+            return item
+        fn_id, pair = job.fn_id or self._only, not job.fn_id and isinstance(item, tuple) and len(item) == 2
+        function, payload = item if pair else (self.names.get(fn_id, ""), item)
         name, text = function_name(function), describe(error)
-        if not pair and (isinstance(item, tuple) or not (job.fn_id or self._only)):
+        if isinstance(error, KeyError):
+            text = no_such_function(name, self.names.values())
+        elif not pair and (isinstance(item, tuple) or not fn_id):
             text = f"TypeError: an item is (function, payload), not {item!r:.100}"
-        return Rejected(
-            name, payload, no_such_function(name, self.names.values()) if isinstance(error, KeyError) else text
-        )
+        return Rejected(name, payload, text)
 
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]], file: PayloadFile | None) -> None:
         """`tasks` are in the queue now, at these positions, (first, count) each."""
@@ -1798,23 +1780,14 @@ class Ledger:
             if kinds[0] <= BYTES and kinds.count(kinds[0]) == statuses.count(OK) == len(kinds):
                 count = counts[start] if stop - start == 1 else stop - start
                 times = seconds[0] if counts[start] > 1 else seconds
-                self._ok(worker, positions[start], count, values if kinds[0] == BYTES else None, times)
+                self.complete(worker, positions[start], count, values if kinds[0] == BYTES else None, times)
             else:
-                for position, count, second, status, kind, value in zip(*stretch):
-                    self._settle_one(worker, position, count, second, status, kind, value, segment)
+                for outcome in zip(*stretch):
+                    self._settle_one(worker, segment, *outcome)
             start = stop
 
-    def _settle_one(
-        self,
-        worker: int,
-        position: int,
-        count: int,
-        seconds: float,
-        status: int,
-        kind: int,
-        data: bytes,
-        segment: Segment,
-    ) -> None:
+    def _settle_one(self, worker: int, segment: Segment, *outcome: Any) -> None:
+        position, count, seconds, status, kind, data = outcome
         if status == RETURNED:
             self.give_back(position, count)
             return
@@ -1826,18 +1799,12 @@ class Ledger:
         except (struct.error, IndexError, ValueError) as error:
             raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
         if status == OK:
-            self._ok(worker, position, 1, [value], [seconds])
+            self.complete(worker, position, 1, [value], [seconds])
         else:
             self.charge(worker, position, "failed", str(value), seconds)
 
-    def quiet(self, worker: int, position: int, count: int) -> None:
-        """Tasks that a dead worker had finished with None, without an outcome slot."""
-        self._ok(worker, position, count, None, 0.0)
-
-    def _ok(
-        self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Sequence[float] | float
-    ) -> None:
-        """Tasks from `position` on are ok; no values are so many None, one time is that of each."""
+    def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
+        """Tasks from `position` on are ok. No values are so many None; seconds are a sequence, or a float for each."""
         done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
             part = slice(done, done + stop - start)
@@ -2035,7 +2002,7 @@ class Harvester:
         self._settle(handle, remains.records)
         quiet = max(remains.quiet, handle.quiet)
         if quiet < remains.done:
-            self._ledger.quiet(handle.index, quiet, remains.done - quiet)
+            self._ledger.complete(handle.index, quiet, remains.done - quiet, None, 0.0)
             handle.quiet = remains.done
 
     def look_behind(self, handle: Handle) -> None:
@@ -2562,13 +2529,11 @@ class Supervisor:
         """Add one task, and return its tsk_id; results() has its outcome. Blocks while the ring is full."""
         self._check_open()
         tsk_id = self._ledger.next_id
-        tasks = self._ledger.admit(self._submitted, [(function, payload)])
-        if tasks is not None:
-            self._ledger.requeued.append(tasks)
-            self._feed()
-            self._crew.ring()
-            while self._ledger.requeued:
-                self._turn(self._submitted)
+        self._ledger.requeued += self._ledger.admit(self._submitted, [(function, payload)])
+        self._feed()
+        self._crew.ring()
+        while self._ledger.requeued:
+            self._turn(self._submitted)
         return tsk_id
 
     def results(self) -> Iterator[TaskResult]:
@@ -2743,16 +2708,12 @@ class Supervisor:
             return
         if ledger.stopping:
             source.exhausted = source.exhausted or not source.finite
-            tasks = None if source.exhausted else ledger.admit(job, source.take(source.BLOCK))
-            if tasks is not None:
+            for tasks in [] if source.exhausted else ledger.admit(job, source.take(BLOCK)):
                 ledger.end(tasks)
             return
         far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
         if self._feeder.has_room() and not (far or self._holding):
-            items = source.take(self._queue.room())
-            tasks = ledger.admit(job, items) if items else None
-            if tasks is not None:
-                ledger.requeued.append(tasks)
+            ledger.requeued += ledger.admit(job, source.take(self._queue.room()))
 
     def _feed(self) -> bool:
         """Push tasks, unless the workers give back what they have. Whether anything was pushed."""
@@ -3211,19 +3172,6 @@ def watch(name: str) -> None:
         screen.close()
 
 
-def runs() -> list[str]:
-    """The names of the segments of this user's supervisors that are alive."""
-    names = []
-    for path in glob.glob(os.path.join(shared_directory(), PREFIX + "*-*")):
-        with contextlib.suppress(OSError, ValueError):
-            name = os.path.basename(path)
-            with open(path, "rb") as file:
-                mine = os.fstat(file.fileno()).st_uid == os.geteuid() and "." not in name
-                if mine and _owner_lives(int(name.split("-")[1]), file.read(ctypes.sizeof(QueueHeader))):
-                    names.append(name)
-    return sorted(names)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3325,7 +3273,7 @@ class LineSource(Source):
     def take(self, room: int) -> Sequence[Any]:
         while not self._items and self._file >= 0 and self._poll.poll(0):
             self._read()
-        room = min(room, self.BLOCK)
+        room = min(room, BLOCK)
         items = self._items[-room:][::-1]
         del self._items[-room:]
         self.exhausted = self._file < 0 and not self._items
@@ -3387,7 +3335,7 @@ class QuerySource(Source):
     def take(self, room: int) -> Sequence[Any]:
         rows: list[tuple[bytes, ...]] = []
         try:
-            for row in itertools.islice(self._cursor, min(room, self.BLOCK)):
+            for row in itertools.islice(self._cursor, min(room, BLOCK)):
                 rows.append(tuple(map(_as_bytes, row)))
         except self._error as error:
             self.problem = f"reading the tasks stopped: {describe(error)}"

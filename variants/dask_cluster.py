@@ -217,7 +217,7 @@ class Feed(shmqueue.Source):
     def take(self, room: int) -> Sequence[Any]:
         self.look()
         load = next((load for load in self._loads if not load.whole), None)
-        room = min(room, self.BLOCK, self._ahead - self._ring)
+        room = min(room, shmqueue.BLOCK, self._ahead - self._ring)
         if load is None or room <= 0 or self.supervisor.cancelled:  # by what has just come
             return ()
         if not load.taken:
@@ -396,7 +396,7 @@ class Cluster:
         for chunk in self._back:
             yield from self._end(chunk, "cancelled", "cancelled before it began")
         while source.finite and not source.exhausted:
-            yield from self._end(self._number(source.take(source.BLOCK)), "cancelled", "cancelled before it began")
+            yield from self._end(self._number(source.take(shmqueue.BLOCK)), "cancelled", "cancelled before it began")
         if self._failure:
             raise shmqueue.WorkersFailedError(self._failure)
 
