@@ -621,7 +621,112 @@ class Remains(NamedTuple):
     asleep: bool
 
 
-class SharedTaskQueue:
+class QueueMemory:
+    """The parts of a queue's segment, and what every strategy does with them in the same way.
+
+    num_slots, slot_size, num_workers, batch, owner_pid: from the header. words: the whole as 64-bit words. status: the
+    index of each worker's first word. ring, lanes, outcomes: slots. extra_offset: where the strategy's own bytes are.
+    """
+
+    def __init__(self, segment: Segment, extra: Callable[[int, int], int]) -> None:
+        header = QueueHeader.from_buffer_copy(segment.window(0, ctypes.sizeof(QueueHeader)))
+        self.num_slots, self.slot_size = header.num_slots, header.slot_size
+        self.num_workers, self.batch, self.owner_pid = header.num_workers, header.batch, header.owner_pid
+        extra_bytes = extra(self.num_slots, self.num_workers)
+        layout = segment_layout(self.num_slots, self.slot_size, self.num_workers, self.batch, extra_bytes)
+        if header.version != LAYOUT_VERSION or ctypes.sizeof(layout) != segment.words.nbytes:
+            raise SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
+        self.segment, self.name, self.words = segment, segment.name, segment.words
+        self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
+        self.extra_offset = layout.extra.offset
+        local = LocalTaskQueue.sized(self.slot_size, self.batch)
+        starts = [layout.local.offset + i * ctypes.sizeof(local) for i in range(self.num_workers)]
+        lane, outcomes = local.lane.offset, local.outcomes.offset
+        self.lanes = [TaskSlots(segment, start + lane, self.batch, self.slot_size) for start in starts]
+        self.outcomes = [Slots(segment, at + outcomes, 2 * self.batch, self.slot_size, "QIfBB") for at in starts]
+        step = ctypes.sizeof(WorkerStatus) // 8
+        self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
+        note = WorkerStatus.note
+        self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
+
+    def _write(self, places: Iterable[tuple[int, int]], tasks: Encoded) -> None:
+        """Write tasks into the ring, at these (index, count)."""
+        done = 0
+        for index, length in places:
+            self.ring.write(index, tasks if length == len(tasks.data) else tasks.part(done, done + length))
+            done += length
+
+    def _copy_to_lane(self, worker: int, places: Iterable[tuple[int, int]]) -> None:
+        size, done = self.slot_size, 0
+        for index, length in places:
+            part = self.ring.bytes[index * size : (index + length) * size]
+            self.lanes[worker].bytes[done * size : (done + length) * size] = part
+            done += length
+
+    def outcome_writer(self, worker: int) -> Callable[[int, int, float, int, int, bytes], None]:
+        """A function that writes what became of tasks (worker): position, count, seconds, status, kind, value.
+
+        The slot first, then the count of slots: a death in between leaves nothing, a death after it leaves the
+        outcome, whatever `progress` says. A closure, because this is most of the cost of a short task's value."""
+        words, records = self.words, self.status[worker] + RECORDS
+        outcomes = self.outcomes[worker]
+        pack, buffer, slots, size = outcomes.pack, outcomes.bytes, outcomes.count, outcomes.size
+
+        def put(position: int, count: int, seconds: float, status: int, kind: int, value: bytes) -> None:
+            number = words[records]
+            pack(buffer, number % slots * size, position, count, seconds, status, kind, value)
+            words[records] = number + 1
+
+        return put
+
+    def remains(self, worker: int) -> Remains:
+        """Read the lane of a worker that is dead or stopped (supervisor)."""
+        words, status, outcomes = self.words, self.status[worker], self.outcomes[worker]
+        first, end, progress = words[status + FIRST], words[status + END], words[status + PROGRESS]
+        records, settled = words[status + RECORDS], 0  # settled: the position up to which outcome slots speak
+        if records:
+            position, count, *_ = (column[0] for column in outcomes.get((records - 1) % outcomes.count, 1))
+            settled = position + count
+        done = min(end, max(progress, settled))
+        begun = min(end, done + 1) if settled <= progress else done  # an outcome ahead of progress: none is in hand
+        return Remains(records, max(first, settled), done, begun, end, words[status + ASLEEP] > 0)
+
+    def _clear(self, worker: int) -> Remains:
+        """What a dead worker left; its lane is empty then, and nothing of it is read again."""
+        remains, words, status = self.remains(worker), self.words, self.status[worker]
+        words[status + FIRST] = words[status + PROGRESS] = remains.end
+        words[status + PUBLISHED] = remains.records
+        words[status + ASLEEP] = 0
+        return remains
+
+    def sleepers(self) -> list[tuple[int, int]]:
+        """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
+        every sleep that began before them; one that began later saw what they did."""
+        sleeps = [self.words[status + ASLEEP] for status in self.status]
+        return [(worker, number) for worker, number in enumerate(sleeps) if number]
+
+    def may_hold_lock(self, worker: int) -> bool:
+        """Whether a worker that lives may be inside the lock, or on its way there (supervisor): not while it has a
+        task in hand."""
+        words, status = self.words, self.status[worker]
+        in_hand = words[status + PROGRESS] < words[status + END] <= words[CLAIMED]
+        return not in_hand or bool(words[DIRTY] == worker + 1)
+
+    def leave_note(self, worker: int, text: str) -> None:
+        """Say why this process ends (worker); read by the supervisor once it is reaped."""
+        note = WorkerStatus.note.size
+        self._notes[worker][:] = text.encode("utf-8", "replace")[: note - 1].ljust(note, b"\0")
+
+    def take_note(self, worker: int) -> str:
+        text = bytes(self._notes[worker]).partition(b"\0")[0].decode("utf-8", "replace")
+        self.leave_note(worker, "")
+        return text
+
+    def close(self) -> None:
+        self.segment.close()
+
+
+class SharedTaskQueue(QueueMemory):
     """The ring and the workers' lanes, guarded by one lock that the kernel releases.
 
     Each process makes its own object: the supervisor by `create`, a worker by `attach`. Methods are marked with
@@ -673,25 +778,8 @@ class SharedTaskQueue:
         return cls(Segment(name), primitives)
 
     def __init__(self, segment: Segment, primitives: Any) -> None:
-        header = QueueHeader.from_buffer_copy(segment.window(0, ctypes.sizeof(QueueHeader)))
-        self.num_slots, self.slot_size = header.num_slots, header.slot_size
-        self.num_workers, self.batch, self.owner_pid = header.num_workers, header.batch, header.owner_pid
-        extra = self.extra_bytes(self.num_slots, self.num_workers)
-        layout = segment_layout(self.num_slots, self.slot_size, self.num_workers, self.batch, extra)
-        if header.version != LAYOUT_VERSION or ctypes.sizeof(layout) != segment.words.nbytes:
-            raise SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
-        self.segment, self.name, self.words, self.primitives = segment, segment.name, segment.words, primitives
-        self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
-        self.extra_offset = layout.extra.offset
-        local = LocalTaskQueue.sized(self.slot_size, self.batch)
-        starts = [layout.local.offset + i * ctypes.sizeof(local) for i in range(self.num_workers)]
-        lane, outcomes = local.lane.offset, local.outcomes.offset
-        self.lanes = [TaskSlots(segment, start + lane, self.batch, self.slot_size) for start in starts]
-        self.outcomes = [Slots(segment, at + outcomes, 2 * self.batch, self.slot_size, "QIfBB") for at in starts]
-        step = ctypes.sizeof(WorkerStatus) // 8
-        self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
-        note = WorkerStatus.note
-        self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
+        super().__init__(segment, self.extra_bytes)
+        self.primitives = primitives
         self.stuck: Callable[[int, float], None] = lambda holder, seconds: None  # called while the lock is not had
         self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
         self._sleeps = 0
@@ -830,68 +918,10 @@ class SharedTaskQueue:
         Asked while it is slow or dead and others have nothing to do. From one ring everybody can claim."""
         return []
 
-    # What all strategies share.
-
     def share(self, available: int, limit: int) -> int:
         """How many of the available tasks a worker takes that wants `limit` (worker): ceil(available / 2W), so that
         the others find some, but not less than an eighth of what it wants: short tasks are not worth a claim each."""
         return int(min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8)))
-
-    def _write(self, places: Iterable[tuple[int, int]], tasks: Encoded) -> None:
-        """Write tasks into the ring, at these (index, count)."""
-        done = 0
-        for index, length in places:
-            self.ring.write(index, tasks if length == len(tasks.data) else tasks.part(done, done + length))
-            done += length
-
-    def _copy_to_lane(self, worker: int, places: Iterable[tuple[int, int]]) -> None:
-        size, done = self.slot_size, 0
-        for index, length in places:
-            part = self.ring.bytes[index * size : (index + length) * size]
-            self.lanes[worker].bytes[done * size : (done + length) * size] = part
-            done += length
-
-    def remains(self, worker: int) -> Remains:
-        """Read the lane of a worker that is dead or stopped (supervisor)."""
-        words, status, outcomes = self.words, self.status[worker], self.outcomes[worker]
-        first, end, progress = words[status + FIRST], words[status + END], words[status + PROGRESS]
-        records, settled = words[status + RECORDS], 0  # settled: the position up to which outcome slots speak
-        if records:
-            position, count, *_ = (column[0] for column in outcomes.get((records - 1) % outcomes.count, 1))
-            settled = position + count
-        done = min(end, max(progress, settled))
-        begun = min(end, done + 1) if settled <= progress else done  # an outcome ahead of progress: none is in hand
-        return Remains(records, max(first, settled), done, begun, end, words[status + ASLEEP] > 0)
-
-    def _clear(self, worker: int) -> Remains:
-        """What a dead worker left; its lane is empty then, and nothing of it is read again."""
-        remains, words, status = self.remains(worker), self.words, self.status[worker]
-        words[status + FIRST] = words[status + PROGRESS] = remains.end
-        words[status + PUBLISHED] = remains.records
-        words[status + ASLEEP] = 0
-        return remains
-
-    def outcome_writer(self, worker: int) -> Callable[[int, int, float, int, int, bytes], None]:
-        """A function that writes what became of tasks (worker): position, count, seconds, status, kind, value.
-
-        The slot first, then the count of slots: a death in between leaves nothing, a death after it leaves the
-        outcome, whatever `progress` says. A closure, because this is most of the cost of a short task's value."""
-        words, records = self.words, self.status[worker] + RECORDS
-        outcomes = self.outcomes[worker]
-        pack, buffer, slots, size = outcomes.pack, outcomes.bytes, outcomes.count, outcomes.size
-
-        def put(position: int, count: int, seconds: float, status: int, kind: int, value: bytes) -> None:
-            number = words[records]
-            pack(buffer, number % slots * size, position, count, seconds, status, kind, value)
-            words[records] = number + 1
-
-        return put
-
-    def sleepers(self) -> list[tuple[int, int]]:
-        """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
-        every sleep that began before them; one that began later saw what they did."""
-        sleeps = [self.words[status + ASLEEP] for status in self.status]
-        return [(worker, number) for worker, number in enumerate(sleeps) if number]
 
     def wakeable(self) -> list[tuple[int, int]]:
         """The sleepers that it pays to wake (supervisor): one for each millisecond of work in the ring."""
@@ -903,29 +933,9 @@ class SharedTaskQueue:
                 break
         return worth
 
-    def may_hold_lock(self, worker: int) -> bool:
-        """Whether a worker that lives may be inside the lock, or on its way there (supervisor): not while it has a
-        task in hand."""
-        words, status = self.words, self.status[worker]
-        in_hand = words[status + PROGRESS] < words[status + END] <= words[CLAIMED]
-        return not in_hand or bool(words[DIRTY] == worker + 1)
-
     def backlog(self) -> int:
         """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
         return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
-
-    def leave_note(self, worker: int, text: str) -> None:
-        """Say why this process ends (worker); read by the supervisor once it is reaped."""
-        note = WorkerStatus.note.size
-        self._notes[worker][:] = text.encode("utf-8", "replace")[: note - 1].ljust(note, b"\0")
-
-    def take_note(self, worker: int) -> str:
-        text = bytes(self._notes[worker]).partition(b"\0")[0].decode("utf-8", "replace")
-        self.leave_note(worker, "")
-        return text
-
-    def close(self) -> None:
-        self.segment.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2428,6 +2438,179 @@ def number_functions(functions: Any) -> dict[int, Function]:
     return numbered
 
 
+class Engine:
+    """Moves tasks from their source into the queue, and outcomes out of it, a turn at a time, in its user's thread.
+
+    paused: nothing new begins. failure: why the run was given up, or None. over: why there are no more turns, or "".
+    next_look: when to see to the workers again.
+    """
+
+    def __init__(self, queue: SharedTaskQueue, crew: Crew, ledger: Ledger) -> None:
+        self._queue, self._crew, self._ledger = queue, crew, ledger
+        self._feeder, self._harvester = Feeder(queue, ledger), Harvester(queue, ledger)
+        self.paused, self.over, self.next_look = False, "", 0.0
+        self.failure: Exception | None = None
+        self._holding = False  # workers give back what they claim, and nothing is pushed
+        self._moved_at = self._turned_at = time.monotonic()
+
+    def check_open(self) -> None:
+        if self.over:
+            raise RuntimeError(self.over)
+
+    def turn(self, job: Job, report: Callable[[], None]) -> None:
+        """Move what can be moved, and wait for news where nothing could be; `report` is called after a look."""
+        self.check_open()
+        self._take(job)  # runs the user's iterable, which may raise: nothing is under way then
+        try:
+            moved = self.feed()
+            moved = self.harvest() or moved
+            now = time.monotonic()
+            if moved or now - self._turned_at > 1.0:  # or the caller was away
+                self._moved_at = now
+            self._turned_at = now
+            self._crew.ring()
+            if now >= self.next_look:
+                moved = self.look(now) or moved
+                report()
+        except (WorkersFailedError, SpoiledSegmentError) as error:
+            self._give_up(error)
+        except BaseException:
+            self.over = "this Supervisor was interrupted: close it"
+            raise
+        else:
+            if not moved and not job.results:
+                self._wait(job)
+
+    def _take(self, job: Job) -> None:
+        """Read tasks, where there is room for them."""
+        source, ledger = job.source, self._ledger
+        if source is None or source.exhausted or ledger.requeued:
+            return
+        if ledger.stopping:
+            source.exhausted = source.exhausted or not source.finite
+            for tasks in [] if source.exhausted else ledger.admit(job, source.take(BLOCK)):
+                ledger.end(tasks)
+            return
+        far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
+        if self._feeder.has_room() and not (far or self._holding):
+            ledger.requeued += ledger.admit(job, source.take(self._queue.room()))
+
+    def feed(self) -> bool:
+        """Push tasks, unless the workers give back what they have. Whether anything was pushed."""
+        if self._holding and not self.paused and not self._queue.backlog():
+            self._holding = False
+            self._queue.words[CONTROL] = RUN
+        return not self._holding and self._feeder.feed()
+
+    def harvest(self) -> bool:
+        """Take in what workers have published. Whether there was anything, or there is more room."""
+        room = self._queue.room()
+        news = self._harvester.harvest(self._crew.handles)
+        if news:
+            self._crew.worked()
+        return news or self._queue.room() > room
+
+    def _wait(self, job: Job) -> None:
+        """Sleep until a worker rings or dies, input comes, or it is time to look."""
+        poll, source, bell = self._crew.poll, job.source, self._crew.bell.fileno()
+        wanted = source is not None and not source.exhausted and not self._holding and self._queue.room() > 0
+        stream = source.fileno() if source is not None and wanted else -1
+        if stream >= 0:
+            poll.register(stream, select.POLLIN)
+        events = poll.poll(max(0.0, self.next_look - time.monotonic()) * 1000)
+        if stream >= 0:
+            poll.unregister(stream)
+        for descriptor, _ in events:
+            if descriptor == bell:
+                os.read(bell, 4096)
+            elif descriptor != stream:
+                self.next_look = 0.0
+
+    def look(self, now: float) -> bool:
+        """Look after the workers. Whether one had died."""
+        sleepers = len(self._queue.sleepers())
+        hungry = self._holding or sleepers > 0
+        for handle in self._crew.handles if hungry else ():
+            if handle.process is None or self._crew.is_slow(handle, now):
+                self._harvester.take_back(handle)
+        self._queue.words[CONTROL] = GIVE_BACK if self._holding else RUN  # what it is, unless somebody spoiled it
+        stalled = sleepers == len(self._crew.handles) and not self._holding and now - self._moved_at > STALL_SECONDS
+        if stalled and self._ledger.in_queue():
+            raise SpoiledSegmentError(f"{self._ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
+        dead, waiting = self._crew.look(now, hungry)
+        for handle in dead:
+            self._bury(handle)
+        if self._feeder.starved:
+            self._crew.nudge()
+        for handle in self._crew.standing(now):
+            if self._crew.stop(handle):
+                self._harvester.look_behind(handle)
+            self._crew.go_on(handle)
+        waiting = waiting or self._queue.backlog() > 0
+        busy = self._ledger.unfinished() > 0
+        self.next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS if busy else IDLE_SECONDS)
+        return bool(dead)
+
+    def _bury(self, handle: Handle) -> None:
+        """See to the tasks of a dead worker, and to its successor."""
+        code = self._crew.bury(handle)
+        claimed, note = self._harvester.recover(handle, code)
+        if not self._crew.closing:
+            self._crew.replace(handle, code, claimed, note)
+
+    # Ends.
+
+    def withdraw(self) -> None:
+        """Have the workers give back what they have not begun; cancelled jobs' tasks are cancelled as they come."""
+        ledger, requeued = self._ledger, self._ledger.requeued
+        for tasks in [requeued.popleft() for _ in range(len(requeued))]:
+            if ledger.is_cancelled(tasks.job):
+                ledger.end(tasks)
+            else:
+                requeued.append(tasks)
+        if ledger.in_queue() or self.paused:
+            self._holding = True
+            self._queue.words[CONTROL] = GIVE_BACK
+            self._crew.ring()
+            for handle in self._crew.handles:
+                self._crew.order(handle, STOP_BATCH)
+
+    def abort(self, status: str, error: str) -> None:
+        """Kill the workers and cancel the rest; the tasks in their hands have the given outcome."""
+        self._ledger.stopping = self._crew.closing = True
+        for handle in self._crew.living():
+            self._crew.kill(handle, (status, error))
+        for handle in self._crew.living():
+            self._bury(handle)
+        self._ledger.end_all()
+
+    def _give_up(self, error: Exception) -> None:
+        """Kill the workers; every task still gets its outcome, and the iterators raise `error` at their end."""
+        self.failure, text = error, describe(error)
+        if isinstance(error, SpoiledSegmentError):  # no word in it can be trusted
+            self._ledger.stopping = self._crew.closing = True
+            for handle in self._crew.living():
+                self._crew.kill(handle)
+                self._crew.bury(handle)
+            self._ledger.end_all(text)
+        else:
+            self.abort("crashed", text)
+
+    def finish(self, job: Job, report: Callable[[], None]) -> None:
+        """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
+        self.paused = False
+        while self._ledger.unfinished() and not self.over:
+            self.turn(job, report)
+        self._crew.closing = True
+        count = len(self._crew.living())
+        empty = [b""] * count
+        if count:
+            self._ledger.requeued.append(Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty))
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._crew.living() and time.monotonic() < deadline and not self.over:
+            self.turn(job, report)
+
+
 class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
@@ -2468,11 +2651,7 @@ class Supervisor:
         check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
         self._ledger = Ledger(numbered, retries, workers)
         self._submitted = Job(None, self._ledger.names)
-        self._holding = False  # workers give back what they claim, and nothing is pushed
-        self.paused = self._closed = self._broken = False
-        self._failure: Exception | None = None  # why the run was given up
-        self._began = self._moved_at = self._turned_at = time.monotonic()
-        self._next_look = self._next_share = 0.0
+        self._began, self._next_share = time.monotonic(), 0.0
         self.on_look: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
         if log:
             with open(log, "ab"):  # or nobody would hear that it cannot be written
@@ -2488,7 +2667,7 @@ class Supervisor:
             self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
             self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue, handlers)
         self._queue.stuck = self._crew.free_lock
-        self._feeder, self._harvester = Feeder(self._queue, self._ledger), Harvester(self._queue, self._ledger)
+        self._engine = Engine(self._queue, self._crew, self._ledger)
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
         try:
             for handle in self._crew.handles:
@@ -2527,55 +2706,52 @@ class Supervisor:
 
     def submit(self, function: Any, payload: Any) -> int:
         """Add one task, and return its tsk_id; results() has its outcome. Blocks while the ring is full."""
-        self._check_open()
+        self._engine.check_open()
         tsk_id = self._ledger.next_id
         self._ledger.requeued += self._ledger.admit(self._submitted, [(function, payload)])
-        self._feed()
+        self._engine.feed()
         self._crew.ring()
         while self._ledger.requeued:
-            self._turn(self._submitted)
+            self._engine.turn(self._submitted, self._report)
         return tsk_id
 
     def results(self) -> Iterator[TaskResult]:
         """The TaskResults of submitted tasks as they finish, until none is outstanding."""
-        self._check_open()
+        self._engine.check_open()
         return self._read(self._submitted)
 
     def cancel(self) -> None:
         """Let what has begun finish and cancel the rest, in all runs, for good; their iterators go on to the end."""
         self._ledger.stopping = True
-        self._withdraw()
+        self._engine.withdraw()
 
     def pause(self, paused: bool) -> None:
         """Begin no more tasks; go on."""
-        self.paused = paused
+        self._engine.paused = paused
         if paused:
-            self._withdraw()
+            self._engine.withdraw()
 
-    def abort(self, status: str = "cancelled", error: str = "stopped while it ran") -> None:
-        """Kill the workers and cancel the rest; the tasks in their hands have the given outcome."""
-        self._ledger.stopping = self._crew.closing = True
-        for handle in self._crew.living():
-            self._crew.kill(handle, (status, error))
-        for handle in self._crew.living():
-            self._bury(handle)
-        self._ledger.end_all()
+    def abort(self) -> None:
+        """Kill the workers, and cancel what they have in hand and the rest."""
+        self._engine.abort("cancelled", "stopped while it ran")
 
     def close(self) -> None:
         """Finish what is outstanding, have the workers leave, and remove the segment. May be called again."""
         try:
-            self.paused = False
-            while not self._closed and not self._broken and self._ledger.unfinished():
-                self._turn(self._submitted)
-            if not self._closed and not self._broken:
-                self._terminate()
+            if not self._engine.over:
+                self._engine.finish(self._submitted, self._report)
         finally:
             self._stop()
 
     def wake(self) -> None:
         """Have on_look called soon; for signal handlers."""
-        self._next_look = 0.0
+        self._engine.next_look = 0.0
         self._crew.wake_supervisor()
+
+    @property
+    def paused(self) -> bool:
+        """Whether pause(True) was called."""
+        return self._engine.paused
 
     @property
     def cancelled(self) -> bool:
@@ -2638,18 +2814,10 @@ class Supervisor:
             handle.progress_since += time.monotonic() - since
             handle.end_since += time.monotonic() - since
 
-    # One turn of the work: read, push, harvest, look after the workers; and wait if nothing moved.
-
     def _open(self, tasks: Iterable[Any] | Source, ordered: bool = False, fn_id: int = 0) -> Job:
-        self._check_open()
+        self._engine.check_open()
         source = tasks if isinstance(tasks, Source) else IterableSource(tasks)
         return Job(source, self._ledger.names, ordered, fn_id)
-
-    def _check_open(self) -> None:
-        if self._closed or self._broken:
-            raise RuntimeError(
-                "this Supervisor is closed" if self._closed else "this Supervisor was interrupted: close it"
-            )
 
     def _read(self, job: Job) -> Iterator[Any]:
         parts = self._parts(job)
@@ -2664,117 +2832,28 @@ class Supervisor:
         try:
             while not job.finished:
                 if not job.results:
-                    self._turn(job)
+                    self._engine.turn(job, self._report)
                 elif isinstance(job.results[0], TaskError):
-                    raise self._failure or job.results[0]
+                    raise self._engine.failure or job.results[0]
                 else:
                     yield job.results[0]  # if the reader stops in its midst, the rest is there for the next one
                     job.results.popleft()
-            if self._failure is not None:
-                raise self._failure
+            if self._engine.failure is not None:
+                raise self._engine.failure
         finally:
             if job is not self._submitted and not job.finished:
                 job.closed = job.cancelled = True
                 job.results.clear()
-                if not self._closed and not self._broken:
-                    self._withdraw()
+                if not self._engine.over:
+                    self._engine.withdraw()
 
-    def _turn(self, job: Job) -> None:
-        self._check_open()
-        self._take(job)  # runs the user's iterable, which may raise: nothing is under way then
-        try:
-            moved = self._feed()
-            moved = self._harvest() or moved
-            now = time.monotonic()
-            if moved or now - self._turned_at > 1.0:  # or the caller was away
-                self._moved_at = now
-            self._turned_at = now
-            self._crew.ring()
-            if now >= self._next_look:
-                moved = self._look(now) or moved
-        except (WorkersFailedError, SpoiledSegmentError) as error:
-            self._give_up(error)
-            return
-        except BaseException:
-            self._broken = True
-            raise
-        if not moved and not job.results:
-            self._wait(job)
-
-    def _take(self, job: Job) -> None:
-        """Read tasks, where there is room for them."""
-        source, ledger = job.source, self._ledger
-        if source is None or source.exhausted or ledger.requeued:
-            return
-        if ledger.stopping:
-            source.exhausted = source.exhausted or not source.finite
-            for tasks in [] if source.exhausted else ledger.admit(job, source.take(BLOCK)):
-                ledger.end(tasks)
-            return
-        far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
-        if self._feeder.has_room() and not (far or self._holding):
-            ledger.requeued += ledger.admit(job, source.take(self._queue.room()))
-
-    def _feed(self) -> bool:
-        """Push tasks, unless the workers give back what they have. Whether anything was pushed."""
-        if self._holding and not self.paused and not self._queue.backlog():
-            self._holding = False
-            self._queue.words[CONTROL] = RUN
-        return not self._holding and self._feeder.feed()
-
-    def _harvest(self) -> bool:
-        """Take in what workers have published. Whether there was anything, or there is more room."""
-        room = self._queue.room()
-        news = self._harvester.harvest(self._crew.handles)
-        if news:
-            self._crew.worked()
-        return news or self._queue.room() > room
-
-    def _wait(self, job: Job) -> None:
-        """Sleep until a worker rings or dies, input comes, or it is time to look."""
-        poll, source, bell = self._crew.poll, job.source, self._crew.bell.fileno()
-        wanted = source is not None and not source.exhausted and not self._holding and self._queue.room() > 0
-        stream = source.fileno() if source is not None and wanted else -1
-        if stream >= 0:
-            poll.register(stream, select.POLLIN)
-        events = poll.poll(max(0.0, self._next_look - time.monotonic()) * 1000)
-        if stream >= 0:
-            poll.unregister(stream)
-        for descriptor, _ in events:
-            if descriptor == bell:
-                os.read(bell, 4096)
-            elif descriptor != stream:
-                self._next_look = 0.0
-
-    def _look(self, now: float) -> bool:
-        """Look after the workers, and draw. Whether one had died."""
-        sleepers = len(self._queue.sleepers())
-        hungry = self._holding or sleepers > 0
-        for handle in self._crew.handles if hungry else ():
-            if handle.process is None or self._crew.is_slow(handle, now):
-                self._harvester.take_back(handle)
-        self._queue.words[CONTROL] = GIVE_BACK if self._holding else RUN  # what it is, unless somebody spoiled it
-        stalled = sleepers == len(self._crew.handles) and not self._holding and now - self._moved_at > STALL_SECONDS
-        if stalled and self._ledger.in_queue():
-            raise SpoiledSegmentError(f"{self._ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
-        dead, waiting = self._crew.look(now, hungry)
-        for handle in dead:
-            self._bury(handle)
-        if self._feeder.starved:
-            self._crew.nudge()
-        for handle in self._crew.standing(now):
-            if self._crew.stop(handle):
-                self._harvester.look_behind(handle)
-            self._crew.go_on(handle)
-        waiting = waiting or self._queue.backlog() > 0
-        busy = self._ledger.unfinished() > 0
-        self._next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS if busy else IDLE_SECONDS)
+    def _report(self) -> None:
+        """After each look at the workers: draw, and from time to time leave a snapshot beside the segment."""
         self.on_look()
         self._progress.draw(self.snapshot)
-        if now >= self._next_share:
-            self._next_share = now + SHARE_SECONDS
+        if time.monotonic() >= self._next_share:
+            self._next_share = time.monotonic() + SHARE_SECONDS
             self._share()
-        return bool(dead)
 
     def _share(self) -> None:
         """Leave a snapshot beside the segment, for --watch, and the counters in it."""
@@ -2785,56 +2864,9 @@ class Supervisor:
             write_at(path + ".new", 0, [json.dumps(self.snapshot()).encode()])
             os.replace(path + ".new", path)
 
-    def _bury(self, handle: Handle) -> None:
-        """See to the tasks of a dead worker, and to its successor."""
-        code = self._crew.bury(handle)
-        claimed, note = self._harvester.recover(handle, code)
-        if not self._crew.closing:
-            self._crew.replace(handle, code, claimed, note)
-
-    # Ends.
-
-    def _withdraw(self) -> None:
-        """Have the workers give back what they have not begun; cancelled jobs' tasks are cancelled as they come."""
-        ledger, requeued = self._ledger, self._ledger.requeued
-        for tasks in [requeued.popleft() for _ in range(len(requeued))]:
-            if ledger.is_cancelled(tasks.job):
-                ledger.end(tasks)
-            else:
-                requeued.append(tasks)
-        if ledger.in_queue() or self.paused:
-            self._holding = True
-            self._queue.words[CONTROL] = GIVE_BACK
-            self._crew.ring()
-            for handle in self._crew.handles:
-                self._crew.order(handle, STOP_BATCH)
-
-    def _give_up(self, error: Exception) -> None:
-        """Kill the workers; every task still gets its outcome, and the iterators raise `error` at their end."""
-        self._failure, text = error, describe(error)
-        if isinstance(error, SpoiledSegmentError):  # no word in it can be trusted
-            self._ledger.stopping = self._crew.closing = True
-            for handle in self._crew.living():
-                self._crew.kill(handle)
-                self._crew.bury(handle)
-            self._ledger.end_all(text)
-        else:
-            self.abort("crashed", text)
-
-    def _terminate(self) -> None:
-        """Send TERMINATE to every worker, and wait until they have left."""
-        self._crew.closing = True
-        count = len(self._crew.living())
-        empty = [b""] * count
-        if count:
-            self._ledger.requeued.append(Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty))
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._crew.living() and time.monotonic() < deadline:
-            self._turn(self._submitted)
-
     def _stop(self) -> None:
         """Kill whoever is left, and remove everything."""
-        self._closed = True
+        self._engine.over = "this Supervisor is closed"
         with signals_held():
             self._dispose()
         self._progress.close()

@@ -30,10 +30,10 @@ SUPERVISOR = {  # what a reader calls it: the function, where it exists
     "find outcomes": "Harvester._settle",
     "settle": "Ledger.settle",
     "wake": "Crew.ring",
-    "look": "Supervisor._look",
-    "wait": "Supervisor._wait",
+    "look": "Engine.look",
+    "wait": "Engine._wait",
     "start workers": "Crew.start",
-    "other turns": "Supervisor._turn",
+    "other turns": "Engine.turn",
 }
 WORKER = {"claim": "SharedTaskQueue.claim", "unpack": "Slots.get", "run": "Worker.run", "wait, ring": "Worker.serve"}
 

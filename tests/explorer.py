@@ -316,19 +316,16 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
     return SteeredCrew
 
 
-def steered_supervisor(world: World, base: type[shmqueue.Supervisor]) -> type[shmqueue.Supervisor]:
-    class SteeredSupervisor(base):  # type: ignore[misc,valid-type]
-        def _turn(self, job: Any) -> None:
+def steered_engine(world: World, base: type[shmqueue.Engine]) -> type[shmqueue.Engine]:
+    class SteeredEngine(base):  # type: ignore[misc,valid-type]
+        def turn(self, job: Any, report: Any) -> None:
             world.supervisor.trace = world.between_turns(self, job)
-            super()._turn(job)
+            super().turn(job, lambda: None)  # the screen, and what --watch reads, are no part of the protocol
 
         def _give_up(self, error: Exception) -> None:
             world.fail(f"the supervisor gave up: {shmqueue.describe(error)}")
 
-        def _share(self) -> None:
-            """What --watch reads is no part of the protocol."""
-
-    return SteeredSupervisor
+    return SteeredEngine
 
 
 def steered_worker(world: World, base: type[shmqueue.Worker]) -> type[shmqueue.Worker]:
@@ -451,7 +448,7 @@ class World:
         *,
         queue: type[shmqueue.SharedTaskQueue] = shmqueue.SharedTaskQueue,
         worker: type[shmqueue.Worker] = shmqueue.Worker,
-        supervisor: type[shmqueue.Supervisor] = shmqueue.Supervisor,
+        engine: type[shmqueue.Engine] = shmqueue.Engine,
         ledger: type[shmqueue.Ledger] = shmqueue.Ledger,
         locks: Sequence[str] = ("_lock",),
         every: bool = False,
@@ -462,7 +459,7 @@ class World:
         self.scenario, self.bounds, self.every = scenario, bounds, every or scenario.ticks > 0
         self.kill_anywhere, self.ordered, self.one_ring = kill_anywhere, ordered, one_ring
         self.lock_names, self.locks = locks, collections.defaultdict[str, Lock](lambda: Lock(self))
-        self._classes = queue, steered_worker(self, worker), steered_supervisor(self, supervisor)
+        self._classes = queue, steered_worker(self, worker), steered_engine(self, engine)
         self._ledger = ledger
         self.payloads = [b"%c%d" % (ord(letter), i) for i, letter in enumerate(scenario.tasks)]
         self.path: list[list[int]] = []  # of the schedule: what was chosen, and of how many
@@ -531,6 +528,7 @@ class World:
         clocks = {"monotonic": lambda: self.now, "perf_counter": lambda: self.current.time}
         doubles = {
             "Crew": steered_crew(self),
+            "Engine": self._classes[2],
             "Ledger": steered_ledger(self, self._ledger),
             "select": types.SimpleNamespace(poll=lambda: Poll(self), POLLIN=1),
             "time": types.SimpleNamespace(**clocks),
@@ -612,7 +610,7 @@ class World:
         """The whole life of the supervisor: the run, and what is left after it."""
         scenario, queue = self.scenario, self._seat(actor)
         strategy = types.SimpleNamespace(create=lambda *_: queue)
-        supervisor = self._classes[2](
+        supervisor = shmqueue.Supervisor(
             [self.task], workers=scenario.workers, num_slots=scenario.num_slots, slot_size=64, batch=scenario.batch,
             retries=scenario.retries, start_method="fork", queue=strategy,
         )  # fmt: skip
@@ -639,9 +637,9 @@ class World:
             self._stop_here()
         self.calm = True
         self.block(actor, DRAINING)
-        supervisor._look(self.now)
+        supervisor._engine.look(self.now)
         self.block(actor, DRAINING)
-        supervisor._harvest()
+        supervisor._engine.harvest()
 
     def _serve(self, options: Any, actor: Actor) -> None:
         queue = self._seat(actor)
@@ -823,11 +821,11 @@ class World:
         actor.time = 0.0
         actor.trace = hash((scalars(actor.body), scalars(actor.body._queue)))
 
-    def between_turns(self, supervisor: Any, job: Any) -> int:
-        ledger = supervisor._ledger
+    def between_turns(self, engine: Any, job: Any) -> int:
+        ledger = engine._ledger
         return hash((
-            scalars(supervisor), scalars(supervisor._queue), scalars(ledger), scalars(job), scalars(supervisor._crew),
-            tuple((scalars(handle), handle.process is None) for handle in supervisor._crew.handles),
+            scalars(engine), scalars(engine._queue), scalars(ledger), scalars(job), scalars(engine._crew),
+            tuple((scalars(handle), handle.process is None) for handle in engine._crew.handles),
             tuple(tuple(tasks.tsk_ids) for tasks in ledger.requeued),
             tuple((tasks.first, bytes(tasks.settled), tuple(tasks.tsk_ids)) for tasks in ledger._placed),
             tuple(sorted(ledger._attempts.items())), tuple(self.results),

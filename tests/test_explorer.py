@@ -18,9 +18,9 @@ from shmqueue import (
     PUBLISHED,
     PUSHED,
     RECORDS,
+    Engine,
     Ledger,
     SharedTaskQueue,
-    Supervisor,
     Worker,
 )
 from variants import strategies
@@ -359,7 +359,7 @@ class ChargesWrong(Ledger):
         super().charge(worker, max(self._firsts[0], position - 1), status, error, seconds)
 
 
-class ForgetsWhatWasQuiet(Supervisor):
+class ForgetsWhatWasQuiet(Engine):
     """Does not remember what it took in without outcomes while the worker was stopped."""
 
     def __init__(self, *arguments, **options):
@@ -373,7 +373,7 @@ class ForgetsWhatWasQuiet(Supervisor):
         self._harvester.take_in = forgetful
 
 
-class RingsOnce(Supervisor):
+class RingsOnce(Engine):
     """Rings a worker for its first sleep only."""
 
     def __init__(self, *arguments, **options):
@@ -417,8 +417,8 @@ MISTAKES = [
     ("worker", RunsWhatIsReturned, PAUSED, ONE_KILL),
     ("worker", ForgetsToGiveBack, PAUSED, ONE_KILL),
     ("ledger", ChargesWrong, NOTHING, ONE_KILL),
-    ("supervisor", ForgetsWhatWasQuiet, SCENARIOS["one worker looked behind"], Bounds(1, 1)),
-    ("supervisor", RingsOnce, SMALL_RING, ONE_PREEMPTION),
+    ("engine", ForgetsWhatWasQuiet, SCENARIOS["one worker looked behind"], Bounds(1, 1)),
+    ("engine", RingsOnce, SMALL_RING, ONE_PREEMPTION),
 ]
 
 
