@@ -2102,6 +2102,36 @@ class Handle:
     cpu: float = 0.0
     retiring: float = 0.0  # since when it has been told to leave for its memory
 
+    def is_dead(self) -> bool:
+        """Whether the process has ended. It is not reaped here, so that its pid still names its group."""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # the fork server's child, or reaped by multiprocessing as it started another
+            return not self.process.is_alive()
+
+    def kill(self, why: tuple[str, str] | None = None) -> None:
+        """Kill it and what its functions started; `why` is the status and error of the task in its hand."""
+        self.killed_for = self.killed_for or why
+        signal_group(self.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)  # where it has no group yet
+
+    def stop(self) -> bool:
+        """Stop it, and wait until it stands still; whether it does."""
+        self._signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 0.05
+        while (state := process_status(self.pid)[0]) not in ("T", "t"):
+            if state in ("", "Z", "X") or time.monotonic() > deadline:
+                return False
+            time.sleep(0.0002)
+        return True
+
+    def go_on(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
 
 class Crew:
     """Starts, wakes, orders, kills and buries worker processes."""
@@ -2189,7 +2219,7 @@ class Crew:
             if handle.process is None:
                 if now >= handle.due and not self.closing:
                     self.start(handle)
-            elif self.is_dead(handle):
+            elif handle.is_dead():
                 dead.append(handle)
             else:
                 waiting |= self._watch(handle, now, hungry)
@@ -2233,14 +2263,7 @@ class Crew:
             self.order(handle, LEAVE)
         elif now - handle.retiring >= MEMORY_SECONDS:
             why = f"its worker held {handle.rss:,} bytes of memory, more than max_rss={self._max_rss:,}"
-            self.kill(handle, ("crashed", why))
-
-    def is_dead(self, handle: Handle) -> bool:
-        """Whether the process has ended. It is not reaped here, so that its pid still names its group."""
-        try:
-            return os.waitid(os.P_PID, handle.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:  # the fork server's child, or reaped by multiprocessing as it started another
-            return not handle.process.is_alive()
+            handle.kill(("crashed", why))
 
     def bury(self, handle: Handle) -> int:
         """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
@@ -2285,33 +2308,11 @@ class Crew:
         """Some worker has had tasks."""
         self._worked_at, self._failed_starts = time.monotonic(), 0
 
-    def kill(self, handle: Handle, why: tuple[str, str] | None = None) -> None:
-        """Kill a worker and what its functions started; `why` is the status and error of the task in its hand."""
-        handle.killed_for = handle.killed_for or why
-        signal_group(handle.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(handle.pid, signal.SIGKILL)  # where it has no group yet
-
     def _kill_at(self, handle: Handle, position: int, why: tuple[str, str]) -> None:
         """Kill a worker unless it has gone on from the task at `position`: stop it, look, then kill or continue."""
-        if self.stop(handle) and self._queue.words[self._queue.status[handle.index] + PROGRESS] == position:
-            self.kill(handle, why)
-        self.go_on(handle)
-
-    def stop(self, handle: Handle) -> bool:
-        """Stop a worker, and wait until it stands still; whether it does."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(handle.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 0.05
-        while (state := process_status(handle.pid)[0]) not in ("T", "t"):
-            if state in ("", "Z", "X") or time.monotonic() > deadline:
-                return False
-            time.sleep(0.0002)
-        return True
-
-    def go_on(self, handle: Handle) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(handle.pid, signal.SIGCONT)
+        if handle.stop() and self._queue.words[self._queue.status[handle.index] + PROGRESS] == position:
+            handle.kill(why)
+        handle.go_on()
 
     def standing(self, now: float) -> list[Handle]:
         """Workers whose task in hand takes so long that what they finished before it should not wait for it; each
@@ -2327,12 +2328,12 @@ class Crew:
 
     def free_lock(self, holder: int, seconds: float) -> None:
         """The lock has not been had for so long: its holder, or somebody if none has signed, was stopped or killed."""
-        living = [handle for handle in self.living() if not self.is_dead(handle)]
+        living = [handle for handle in self.living() if not handle.is_dead()]
         for handle in living:
             if seconds >= 1 and holder in (handle.index, -1):
                 signal_group(handle.pid, signal.SIGCONT)
                 if holder >= 0 and seconds >= STOP_SECONDS:
-                    self.kill(handle, ("crashed", "its worker held the lock and did not go on"))
+                    handle.kill(("crashed", "its worker held the lock and did not go on"))
         lost = seconds >= 1 if holder < 0 else all(handle.index != holder for handle in living)
         if lost and not self._queue.kernel_unlocks:
             self._replace_lock(living)
@@ -2344,10 +2345,10 @@ class Crew:
         for handle in living:
             self.order(handle, LEAVE)
         deadline = time.monotonic() + 1
-        while inside := [h for h in living if self._queue.may_hold_lock(h.index) and not self.is_dead(h)]:
+        while inside := [h for h in living if self._queue.may_hold_lock(h.index) and not h.is_dead()]:
             if time.monotonic() > deadline:
                 for handle in inside:
-                    self.kill(handle)
+                    handle.kill()
             time.sleep(0.001)
 
     def living(self) -> list[Handle]:
@@ -2356,7 +2357,7 @@ class Crew:
     def close(self) -> None:
         """Kill and bury whoever is left, and close the pipes."""
         for handle in self.living():
-            self.kill(handle)
+            handle.kill()
         for handle in self.living():
             self.bury(handle)
         self.bell.close()
@@ -2543,9 +2544,9 @@ class Engine:
         if self._feeder.starved:
             self._crew.nudge()
         for handle in self._crew.standing(now):
-            if self._crew.stop(handle):
+            if handle.stop():
                 self._harvester.look_behind(handle)
-            self._crew.go_on(handle)
+            handle.go_on()
         waiting = waiting or self._queue.backlog() > 0
         busy = self._ledger.unfinished() > 0
         self.next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS if busy else IDLE_SECONDS)
@@ -2579,7 +2580,7 @@ class Engine:
         """Kill the workers and cancel the rest; the tasks in their hands have the given outcome."""
         self._ledger.stopping = self._crew.closing = True
         for handle in self._crew.living():
-            self._crew.kill(handle, (status, error))
+            handle.kill((status, error))
         for handle in self._crew.living():
             self._bury(handle)
         self._ledger.end_all()
@@ -2590,7 +2591,7 @@ class Engine:
         if isinstance(error, SpoiledSegmentError):  # no word in it can be trusted
             self._ledger.stopping = self._crew.closing = True
             for handle in self._crew.living():
-                self._crew.kill(handle)
+                handle.kill()
                 self._crew.bury(handle)
             self._ledger.end_all(text)
         else:
@@ -2805,7 +2806,7 @@ class Supervisor:
         for handle in living:
             signal_group(handle.pid, signal.SIGSTOP)
         for handle in living:
-            self._crew.stop(handle)  # and wait: if this process is killed now, the kernel ends those that are stopped
+            handle.stop()  # and wait: if this process is killed now, the kernel ends those that are stopped
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)

@@ -289,9 +289,6 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
                 if handle.process is not None and pipe in (handle.wake, handle.recall):
                     world.send(handle.process.actor, data, pipe is handle.wake)
 
-        def is_dead(self, handle: Any) -> bool:
-            return not world.lives(handle.process.actor)
-
         def look(self, *arguments: Any) -> Any:
             with world.hints():
                 return super().look(*arguments)
@@ -304,16 +301,24 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
             with world.hints():
                 return super().is_slow(handle, now)
 
-        def kill(self, handle: Any, why: Any = None) -> None:
-            world.fail(f"the supervisor kills worker {handle.index}: {why}")
-
-        def stop(self, handle: Any) -> bool:
-            return world.stop(handle.process.actor)
-
-        def go_on(self, handle: Any) -> None:
-            world.go_on(handle.process.actor)
-
     return SteeredCrew
+
+
+def steered_handle(world: World) -> type[shmqueue.Handle]:
+    class SteeredHandle(shmqueue.Handle):
+        def is_dead(self) -> bool:
+            return not world.lives(self.process.actor)
+
+        def kill(self, why: Any = None) -> None:
+            world.fail(f"the supervisor kills worker {self.index}: {why}")
+
+        def stop(self) -> bool:
+            return world.stop(self.process.actor)
+
+        def go_on(self) -> None:
+            world.go_on(self.process.actor)
+
+    return SteeredHandle
 
 
 def steered_engine(world: World, base: type[shmqueue.Engine]) -> type[shmqueue.Engine]:
@@ -529,6 +534,7 @@ class World:
         doubles = {
             "Crew": steered_crew(self),
             "Engine": self._classes[2],
+            "Handle": steered_handle(self),
             "Ledger": steered_ledger(self, self._ledger),
             "select": types.SimpleNamespace(poll=lambda: Poll(self), POLLIN=1),
             "time": types.SimpleNamespace(**clocks),

@@ -94,7 +94,7 @@ def test_positions_go_on_past_large_numbers(queue, first):
     with start([jobs.echo, jobs.quiet], late, num_slots=16) as supervisor:
         assert list(supervisor.map(jobs.echo, numbers(1000))) == numbers(1000)
         for handle in supervisor._crew.handles:
-            supervisor._crew.kill(handle)
+            handle.kill()
         assert list(supervisor.map(jobs.quiet, numbers(1000))) == [None] * 1000
 
 
@@ -192,7 +192,7 @@ def test_a_storm_of_kills(queue, tmp_path):
             if time.monotonic() > due:
                 due = time.monotonic() + chance.uniform(0, 0.02)
                 if living := supervisor._crew.living():
-                    supervisor._crew.kill(chance.choice(living))
+                    chance.choice(living).kill()
                     kills += 1
     check_outcomes(results, [f"{path}|{number}" for number in range(len(results))], kills)
     notes = path.read_text().split()
@@ -308,14 +308,13 @@ def test_workers_are_killed_and_replaced_without_a_pause(queue, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_workers_leave_by_themselves_and_nothing_is_left(queue, method, capfd):
-    kills = []
+def test_workers_leave_by_themselves_and_nothing_is_left(queue, method, capfd, monkeypatch):
+    kills, kill = [], shmqueue.Handle.kill
+    monkeypatch.setattr(shmqueue.Handle, "kill", lambda handle, *why: (kills.append(why), kill(handle, *why)))
     with start([jobs.echo], queue, start_method=method) as supervisor:
         assert len(list(supervisor.run(numbers(100)))) == 100
         path = supervisor._queue.segment.path
         named = [os.path.join(os.path.dirname(path), file[len(path) + 1 :]) for file in glob.glob(path + ".sem.*")]
-        kill = supervisor._crew.kill
-        supervisor._crew.kill = lambda *arguments: (kills.append(arguments), kill(*arguments))
     assert kills == []
     assert glob.glob(path + "*") == []
     assert [file for file in named if os.path.exists(file)] == []
