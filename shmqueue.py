@@ -2078,9 +2078,11 @@ class WorkersFailedError(RuntimeError):
 
 @dataclasses.dataclass
 class Handle:
-    """What the supervisor keeps of one worker."""
+    """What the supervisor keeps of one worker, and does to its process."""
 
     index: int
+    words: Any  # of the segment
+    status: int  # the first of this worker's
     process: Any = None  # None while it is dead
     pid: int = 0
     started: float = 0.0
@@ -2101,6 +2103,9 @@ class Handle:
     rss: int = 0
     cpu: float = 0.0
     retiring: float = 0.0  # since when it has been told to leave for its memory
+
+    def word(self, word: int) -> int:
+        return int(self.words[self.status + word])
 
     def is_dead(self) -> bool:
         """Whether the process has ended. It is not reaped here, so that its pid still names its group."""
@@ -2145,7 +2150,7 @@ class Crew:
         self.respawned = self._failed_starts = 0
         self.starting = 0.0  # seconds that workers, now dead, took to start
         self._worked_at, self._next_memory = time.monotonic(), 0.0
-        self.handles = [Handle(index) for index in range(queue.num_workers)]
+        self.handles = [Handle(index, queue.words, status) for index, status in enumerate(queue.status)]
         self.bell, self._bell_end = self._pipe()
         self.poll = select.poll()
         self.poll.register(self.bell, select.POLLIN)
@@ -2166,7 +2171,7 @@ class Crew:
         process = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{handle.index}")
         process.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
-        handle.first_end = queue.words[queue.status[handle.index] + END]  # before the new one can have claimed
+        handle.first_end = handle.word(END)  # before the new one can have claimed
         try:
             process.start()
             handle.process, handle.pid = process, process.pid
@@ -2174,15 +2179,14 @@ class Crew:
             _supervisor_ends.add(self._bell_end)
             wake.close()
             recall.close()
-        status, handle.started = queue.status[handle.index], time.monotonic()
+        handle.started = time.monotonic()
         with contextlib.suppress(OSError):  # as the child does: whoever comes first
             os.setpgid(handle.pid, handle.pid)
         self.poll.register(handle.process.sentinel, select.POLLIN)
-        handle.rung, handle.killed_for, handle.monitor = 0, None, None
-        handle.end_since = handle.progress_since = time.monotonic()
-        handle.retiring = 0.0
-        queue.words[status + PID] = handle.pid
-        queue.words[status + STARTED] += 1
+        handle.rung, handle.killed_for, handle.monitor, handle.retiring = 0, None, None, 0.0
+        handle.end_since = handle.progress_since = handle.started
+        queue.words[handle.status + PID] = handle.pid
+        queue.words[handle.status + STARTED] += 1
 
     def ring(self) -> None:
         """Wake those sleepers that it pays to wake, each once a sleep."""
@@ -2231,8 +2235,7 @@ class Crew:
 
     def _watch(self, handle: Handle, now: float, hungry: bool) -> bool:
         """End a task that runs too long, and a batch that keeps tasks from others. Whether it holds such tasks."""
-        words, status = self._queue.words, self._queue.status[handle.index]
-        end, progress = seen = words[status + END], words[status + PROGRESS]
+        end, progress = seen = handle.word(END), handle.word(PROGRESS)
         if seen != handle.seen:
             handle.progress_since = now
         if end != handle.seen[0]:
@@ -2248,8 +2251,7 @@ class Crew:
 
     def is_slow(self, handle: Handle, now: float) -> bool:
         """Whether a worker has not claimed for a while."""
-        end = self._queue.words[self._queue.status[handle.index] + END]
-        return end == handle.seen[0] and now - handle.end_since >= HUNGRY_SECONDS
+        return handle.word(END) == handle.seen[0] and now - handle.end_since >= HUNGRY_SECONDS
 
     def _weigh(self, handle: Handle, now: float) -> None:
         """Read a worker's memory and processor time; replace it if it is too large."""
@@ -2284,7 +2286,7 @@ class Crew:
 
     def _start_time(self, handle: Handle) -> float:
         """Seconds until this process was ready, or until now."""
-        ready = self._queue.words[self._queue.status[handle.index] + READY] / 1e9
+        ready = handle.word(READY) / 1e9
         return (ready if ready > handle.started else time.monotonic()) - handle.started
 
     def replace(self, handle: Handle, code: int, claimed: bool, note: str) -> None:
@@ -2310,7 +2312,7 @@ class Crew:
 
     def _kill_at(self, handle: Handle, position: int, why: tuple[str, str]) -> None:
         """Kill a worker unless it has gone on from the task at `position`: stop it, look, then kill or continue."""
-        if handle.stop() and self._queue.words[self._queue.status[handle.index] + PROGRESS] == position:
+        if handle.stop() and handle.word(PROGRESS) == position:
             handle.kill(why)
         handle.go_on()
 
@@ -2319,7 +2321,7 @@ class Crew:
         is named once for a task."""
         standing = []
         for handle in self.living():
-            (end, progress), first = handle.seen, self._queue.words[self._queue.status[handle.index] + FIRST]
+            (end, progress), first = handle.seen, handle.word(FIRST)
             long = now - handle.progress_since >= LOOK_SECONDS and handle.looked_behind != progress
             if first < progress < end and long and process_status(handle.pid)[0] not in ("T", "t"):
                 handle.looked_behind = progress
@@ -2778,7 +2780,7 @@ class Supervisor:
         for handle in self._crew.handles:
             i, (end, position) = handle.index, handle.seen
             busy = handle.process is not None and position < end
-            lane, first = queue.lanes[i], queue.words[queue.status[i] + FIRST]
+            lane, first = queue.lanes[i], handle.word(FIRST)
             at = min(max(0, position - first), lane.count - 1)
             state = "dead" if handle.process is None else "run" if busy else "sleep"
             function = self._ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
