@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
+import os
+import pty
 import statistics
+import struct
+import termios
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import shmqueue
@@ -116,6 +122,51 @@ def ours_wake(times: int, strategy: str | None = None) -> float:
     if min(waits) < 0:
         raise WrongError("a task began before it was submitted")
     return float(statistics.median(waits))
+
+
+def ours_drawing(tasks: int) -> float:
+    """How much of the time the supervisor spends on drawing, in percent: processor time over all the time of a run.
+
+    The error stream of this process is a terminal meanwhile."""
+    error_stream, (master, slave) = os.dup(2), pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    threading.Thread(target=_drain, args=(master,), daemon=True).start()
+    os.dup2(slave, 2)
+    screen = TimedScreen("drawing", lambda: tasks)
+    try:
+        with shmqueue.Supervisor([JOBS["noop"]], screen=screen, start_method="fork") as supervisor:
+            items, seconds = payloads(tasks, 100), 0.0
+            for _ in range(5):
+                start = clock()
+                values = list(supervisor.map("noop", items))
+                seconds += clock() - start
+                check("noop", items, values)
+    finally:
+        os.dup2(error_stream, 2)
+    if screen.frames < 5:
+        raise WrongError(f"{screen.frames} frames were drawn in {seconds:.1f} s")
+    return 100 * screen.spent / seconds
+
+
+class TimedScreen(shmqueue.Screen):
+    """A screen that knows what it costs: the processor time of this thread, from the snapshot to the last byte."""
+
+    spent, frames = 0.0, 0
+
+    def draw(self, snapshot: Callable[[], shmqueue.Snapshot]) -> None:
+        before = time.thread_time()
+        super().draw(snapshot)
+        self.spent += time.thread_time() - before
+
+    def show(self, shot: shmqueue.Snapshot) -> None:
+        self.frames += 1
+        super().show(shot)
+
+
+def _drain(terminal: int) -> None:
+    with contextlib.suppress(OSError):  # it is closed
+        while os.read(terminal, 65536):
+            pass
 
 
 def ours_messages(producers: int, consumers: int, messages: int) -> float:

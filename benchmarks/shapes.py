@@ -89,6 +89,8 @@ def idle(plan: Plan) -> Findings:
 @row("the screen, on against off", "the difference is less than that from one run to the next")
 def screen(plan: Plan) -> Findings:
     lines, found = plan.size(1_500_000, 300_000), Findings()
+    drawing = samples([case("drawing", ours.ours_drawing, tasks=lines)], plan.repetitions, found.notes)["drawing"]
+    found.lines.append(Line("all the time, by the time it draws", drawing, "%", None, drawing, "%", at_most(2, "%")))
     cases = [case(f"screen {state}", commands.ours_screen, lines=lines, screen=state) for state in ("on", "off")]
     runs = alternate(cases, plan.repetitions + 2, found.notes)
     for name, unit, sign in (("rate", "tasks/s", -1), ("cpu", "µs", 1)):
