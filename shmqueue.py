@@ -1683,7 +1683,6 @@ class Ledger:
         self._retries = retries
         self._attempts: dict[int, int] = {}  # tsk_id: how often it was started, for those that go round again
         self._placed: list[Tasks] = []  # what is in the queue, by position
-        self._firsts: list[int] = []
 
     # Into the queue.
 
@@ -1741,9 +1740,7 @@ class Ledger:
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
             part.place(first, file)
-            at = bisect.bisect(self._firsts, first)
-            self._firsts.insert(at, first)
-            self._placed.insert(at, part)
+            bisect.insort(self._placed, part, key=operator.attrgetter("first"))
             start += count
         if file is not None:
             file.users = len(places)
@@ -1757,7 +1754,7 @@ class Ledger:
         Raises SpoiledSegmentError for positions that hold no task, or one that was taken before."""
         until = position + count
         while position < until:
-            at = bisect.bisect(self._firsts, position) - 1
+            at = bisect.bisect(self._placed, position, key=operator.attrgetter("first")) - 1
             tasks = self._placed[at] if at >= 0 else None
             if tasks is None or position >= tasks.first + len(tasks.payloads):
                 raise SpoiledSegmentError(f"an outcome for position {position:,}, where no task is")
@@ -1767,7 +1764,7 @@ class Ledger:
             tasks.settled[start:stop] = b"\1" * (stop - start)
             tasks.left -= stop - start
             if not tasks.left:
-                del self._placed[at], self._firsts[at]
+                del self._placed[at]
                 self._drop_file(tasks.file)
             yield tasks, start, stop
             position = tasks.first + stop

@@ -356,7 +356,7 @@ class ChargesWrong(Ledger):
     """Charges the task before the one in hand where there is one."""
 
     def charge(self, worker, position, status, error, seconds):
-        super().charge(worker, max(self._firsts[0], position - 1), status, error, seconds)
+        super().charge(worker, max(self._placed[0].first, position - 1), status, error, seconds)
 
 
 class ForgetsWhatWasQuiet(Engine):
