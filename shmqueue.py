@@ -1559,7 +1559,7 @@ class Job:
     def __init__(self, source: Source | None, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
         self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
         self.outstanding = 0  # tasks that have a tsk_id and no outcome yet
-        self.cancelled = self.closed = False  # nothing more begins; nobody reads the results
+        self.cancelled = False  # nobody reads its results, and nothing more of it begins
         self.results: collections.deque[Any] = collections.deque()
         self.waiting = 0  # ordered: tasks whose results wait for those of earlier ones
         self._names = names
@@ -1613,7 +1613,7 @@ class Job:
                 self._due.popleft()
 
     def _deliver(self, values: Any) -> None:
-        if not self.closed:
+        if not self.cancelled:
             self.results.append(values)
 
 
@@ -1846,7 +1846,7 @@ class Ledger:
                 return
             tsk_id = tasks.tsk_ids[at]
             attempts = self._attempts.pop(tsk_id, 0) + 1
-            if attempts <= self._retries and not self.is_cancelled(tasks.job):
+            if attempts <= self._retries and not self._is_cancelled(tasks.job):
                 self._attempts[tsk_id] = attempts
                 self.tally.retried += 1
                 self.requeued.append(tasks.part(at, at + 1))
@@ -1857,13 +1857,15 @@ class Ledger:
                 )
 
     def give_back(self, position: int, count: int) -> None:
-        """Tasks that never began: they go round again, or are cancelled with their job."""
+        """Tasks that never began."""
         for tasks, start, stop in self._take(position, count):
-            self.requeued.append(tasks.part(start, stop))
-            if self.is_cancelled(tasks.job):
-                self.end(self.requeued.pop())
+            self.requeue(tasks.part(start, stop))
 
-    def is_cancelled(self, job: Job | None) -> bool:
+    def requeue(self, tasks: Tasks) -> None:
+        """They go round again, or are cancelled with their job."""
+        self.end(tasks) if self._is_cancelled(tasks.job) else self.requeued.append(tasks)
+
+    def _is_cancelled(self, job: Job | None) -> bool:
         return job is not None and (job.cancelled or self.stopping)
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = "cancelled before it began") -> None:
@@ -2563,11 +2565,8 @@ class Engine:
     def withdraw(self) -> None:
         """Have the workers give back what they have not begun; cancelled jobs' tasks are cancelled as they come."""
         ledger, requeued = self._ledger, self._ledger.requeued
-        for tasks in [requeued.popleft() for _ in range(len(requeued))]:
-            if ledger.is_cancelled(tasks.job):
-                ledger.end(tasks)
-            else:
-                requeued.append(tasks)
+        for _ in range(len(requeued)):
+            ledger.requeue(requeued.popleft())
         if ledger.in_queue() or self.paused:
             self._holding = True
             self._queue.words[CONTROL] = GIVE_BACK
@@ -2842,7 +2841,7 @@ class Supervisor:
                 raise self._engine.failure
         finally:
             if job is not self._submitted and not job.finished:
-                job.closed = job.cancelled = True
+                job.cancelled = True
                 job.results.clear()
                 if not self._engine.over:
                     self._engine.withdraw()
