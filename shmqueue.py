@@ -1666,6 +1666,9 @@ class Tally:
         return {"shares": shares, "slowest": slowest, "failures": failures, "kinds": dict(self.kinds)}
 
 
+CANCELLED = "cancelled before it began"  # the error of a task that was
+
+
 class Ledger:
     """Which task is where: gives each its tsk_id, knows who holds which position, and sees to its one outcome."""
 
@@ -1868,14 +1871,14 @@ class Ledger:
     def _is_cancelled(self, job: Job | None) -> bool:
         return job is not None and (job.cancelled or self.stopping)
 
-    def end(self, tasks: Tasks, status: str = "cancelled", error: str = "cancelled before it began") -> None:
+    def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
         """The outcome of tasks that do not begin, or do not begin again."""
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
                 attempts, name = self._attempts.pop(tsk_id, 0), self.names[fn_id]
                 self._finish(tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, None, 0.0))
 
-    def end_all(self, error: str = "cancelled before it began") -> None:
+    def end_all(self, error: str) -> None:
         """End everything in the queue and on its way there; for when no worker is left."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
@@ -2556,6 +2559,8 @@ class Engine:
     def _bury(self, handle: Handle) -> None:
         """See to the tasks of a dead worker, and to its successor."""
         code = self._crew.bury(handle)
+        if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
+            return
         claimed, note = self._harvester.recover(handle, code)
         if not self._crew.closing:
             self._crew.replace(handle, code, claimed, note)
@@ -2574,26 +2579,19 @@ class Engine:
             for handle in self._crew.handles:
                 self._crew.order(handle, STOP_BATCH)
 
-    def abort(self, status: str, error: str) -> None:
-        """Kill the workers and cancel the rest; the tasks in their hands have the given outcome."""
+    def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
+        """Kill the workers; tasks in their hands have this outcome, and the others are cancelled, with `rest`."""
         self._ledger.stopping = self._crew.closing = True
         for handle in self._crew.living():
             handle.kill((status, error))
         for handle in self._crew.living():
             self._bury(handle)
-        self._ledger.end_all()
+        self._ledger.end_all(rest)
 
     def _give_up(self, error: Exception) -> None:
         """Kill the workers; every task still gets its outcome, and the iterators raise `error` at their end."""
         self.failure, text = error, describe(error)
-        if isinstance(error, SpoiledSegmentError):  # no word in it can be trusted
-            self._ledger.stopping = self._crew.closing = True
-            for handle in self._crew.living():
-                handle.kill()
-                self._crew.bury(handle)
-            self._ledger.end_all(text)
-        else:
-            self.abort("crashed", text)
+        self.abort("crashed", text, text)
 
     def finish(self, job: Job, report: Callable[[], None]) -> None:
         """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
