@@ -1316,25 +1316,17 @@ class Worker:
         """In a thread: end the batch, or leave, when told to; end the group when the supervisor is gone.
 
         Gone is: its end of a pipe is closed, or (where something else holds a copy of that end) its pid is."""
-        parent = multiprocessing.parent_process()
-        poll = select.poll()
-        poll.register(self._pipes.recall, select.POLLIN)
-        if parent is not None:
-            poll.register(_out_of_reach(os.dup(int(parent.sentinel))), select.POLLIN)
-        while True:
-            for descriptor, event in poll.poll(ORPHAN_SECONDS * 1000):
+        recall, gone, poll = self._pipes.recall, False, select.poll()
+        poll.register(recall, select.POLLIN)
+        while not gone and process_exists(self._queue.owner_pid):
+            for _, event in poll.poll(ORPHAN_SECONDS * 1000):
                 if event & select.POLLNVAL:  # a function closed it
-                    poll.unregister(descriptor)
-                elif orders := descriptor == self._pipes.recall and os.read(descriptor, 4096):
-                    self._leaving = self._leaving or LEAVE in orders
-                    self._payloads.clear()
-                else:
-                    self._end_all()
-            if not process_exists(self._queue.owner_pid):
-                self._end_all()
-
-    def _end_all(self) -> None:
-        """The supervisor is gone: end this process, and what the run's functions have started."""
+                    poll.unregister(recall)
+                    break
+                orders = os.read(recall, 4096)
+                gone = not orders
+                self._leaving = self._leaving or LEAVE in orders
+                self._payloads.clear()
         end_strays(self._queue.name)
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
