@@ -1916,15 +1916,12 @@ class Feeder:
 
     def _fit(self, tasks: Tasks, room: int) -> tuple[int, int]:
         """How many of `tasks` can be pushed, and how many bytes of them travel out of line."""
-        size, capacity, most = 0, self._queue.ring.capacity, min(room, len(tasks.data))
-        if max(map(len, tasks.data)) <= capacity:
-            return most, 0
-        for count, length in enumerate(map(len, tasks.data[:most])):
-            more = length if length > capacity else 0
-            if more and size + more > self._limit - self._ledger.file_bytes:  # such a one goes when nothing else does
-                return (1, more) if not (count or self._ledger.file_bytes) else (count, size)
-            size += more
-        return most, size
+        data, capacity, before = tasks.data[:room], self._queue.ring.capacity, self._ledger.file_bytes
+        if max(map(len, data)) <= capacity:
+            return len(data), 0
+        sizes = list(itertools.accumulate(length if length > capacity else 0 for length in map(len, data)))
+        count = bisect.bisect(sizes, max(0, self._limit - before)) or int(before == 0)  # too large alone: goes alone
+        return count, sizes[count - 1] if count else 0
 
     def _push(self, tasks: Tasks, size: int) -> bool:
         file, fn_ids, data = None, tasks.fn_ids, tasks.data
