@@ -765,6 +765,8 @@ class SharedTaskQueue(QueueMemory):
             segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
             queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
             queue.prepare()
+            for worker in range(num_workers):  # here: an orphan that made one after the next start would leave it
+                write_at(segment.beside(f"v{worker}"), 0, ())
             segment.words[0] = MAGIC
         except BaseException:
             segment.close()
@@ -1281,7 +1283,7 @@ class Worker:
         path, alone = self._queue.segment.beside(f"v{self._index}"), 0
         while True:
             try:
-                write_at(path, self._spilled, [data])
+                write_at(path, self._spilled, [data], create=0)
                 break
             except OSError as error:
                 if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
@@ -1372,9 +1374,9 @@ class TaskLog(io.RawIOBase):
             self._line = b""
 
 
-def write_at(path: str, offset: int, parts: Iterable[bytes]) -> None:
-    """Write `parts` one after the other into a file of our own, which is made anew for offset 0."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if offset else os.O_TRUNC)
+def write_at(path: str, offset: int, parts: Iterable[bytes], create: int = os.O_CREAT) -> None:
+    """Write `parts` one after the other into a file of our own, which is emptied for offset 0."""
+    flags = os.O_WRONLY | create | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if offset else os.O_TRUNC)
     file = os.open(path, flags, 0o600)
     try:
         for part in parts:

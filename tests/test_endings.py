@@ -613,6 +613,18 @@ def test_the_supervisor_is_killed_while_a_worker_is_stopped(scene):
 # The sweep.
 
 
+def test_an_orphan_makes_no_file_once_a_sweep_has_removed_the_run():
+    """Nobody would find it: a file beside a segment goes with the segment."""
+    queue = shmqueue.SharedTaskQueue.create(4, 128, 1, 2)
+    worker = shmqueue.Worker(
+        queue, 0, shmqueue.WorkerOptions({1: len}, None, None, None, None), shmqueue.Pipes(0, 0, 0)
+    )
+    shmqueue.remove_segment(queue.segment.path)
+    status, _, text = worker._encode(b"x" * 1000)
+    queue.close()
+    assert (status, text[:17]) == (shmqueue.FAILED, b"FileNotFoundError")
+
+
 def dead_pid():
     """The pid of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
