@@ -2456,9 +2456,9 @@ class Engine:
     def turn(self, job: Job, report: Callable[[], None]) -> None:
         """Move what can be moved, and wait for news where nothing could be; `report` is called after a look."""
         self.check_open()
-        self._take(job)  # runs the user's iterable, which may raise: nothing is under way then
+        more = self._take(job)  # runs the user's iterable, which may raise: nothing is under way then
         try:
-            moved = self.feed()
+            moved = self.feed() or more
             moved = self.harvest() or moved
             now = time.monotonic()
             if moved or now - self._turned_at > 1.0:  # or the caller was away
@@ -2477,19 +2477,21 @@ class Engine:
             if not moved and not job.results:
                 self._wait(job)
 
-    def _take(self, job: Job) -> None:
-        """Read tasks, where there is room for them."""
+    def _take(self, job: Job) -> bool:
+        """Read tasks, where there is room for them. Whether there may be more at once, also where there were none."""
         source, ledger = job.source, self._ledger
         if source is None or source.exhausted or ledger.requeued:
-            return
+            return False
+        far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
         if ledger.stopping:
             source.exhausted = source.exhausted or not source.finite
             for tasks in [] if source.exhausted else ledger.admit(job, source.take(BLOCK)):
                 ledger.end(tasks)
-            return
-        far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
-        if self._feeder.has_room() and not (far or self._holding):
+        elif self._feeder.has_room() and not (far or self._holding):
             ledger.requeued += ledger.admit(job, source.take(self._queue.room()))
+        else:
+            return False
+        return source.fileno() < 0 and not source.exhausted
 
     def feed(self) -> bool:
         """Push tasks, unless the workers give back what they have. Whether anything was pushed."""

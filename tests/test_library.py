@@ -303,6 +303,24 @@ def test_submitted_tasks_come_back_from_results():
         assert [(result.tsk_id, result.payload) for result in supervisor.results()] == [(last, "x")]
 
 
+def test_a_source_that_gives_nothing_for_now_is_asked_again_at_once(monkeypatch):
+    """As where --resume leaves out whole blocks of a file; one that has a descriptor is waited for."""
+
+    class Sparse(shmqueue.Source):
+        asked = 0
+
+        def take(self, room):
+            self.asked += 1
+            self.exhausted = self.asked == 50
+            return [b"x"] if self.exhausted else []
+
+    wait, waits, source = shmqueue.Engine._wait, [], Sparse()
+    monkeypatch.setattr(shmqueue.Engine, "_wait", lambda self, job: waits.append(source.asked) or wait(self, job))
+    with start([jobs.echo], workers=1) as supervisor:
+        assert [result.value for result in supervisor.run(source)] == [b"x"]
+    assert set(waits) <= {50}
+
+
 def test_submit_wakes_a_worker_that_sleeps():
     """It must not wait until somebody asks for results."""
     with start([jobs.echo], workers=1) as supervisor:
