@@ -3232,15 +3232,18 @@ def shell(payload: bytes) -> bytes:
 
 
 class LineParser:
-    """Makes tasks of lines: of FUNCTION PAYLOAD, or, without names, of a payload as it is. Empty lines are skipped, and
-    lines that start with #, if those are comments."""
+    """Makes tasks of lines: of FUNCTION PAYLOAD, or, if a line is `whole`, of a payload for the first function. Empty
+    lines are skipped, and lines that start with #, if those are comments; and tasks that are done, as often as that."""
 
-    def __init__(self, names: Sequence[str] | None, comments: bool) -> None:
-        self.names, self._known, self._comments, self._line = names, {n.encode(): n for n in names or ()}, comments, 0
+    def __init__(self, names: Sequence[str], comments: bool, whole: bool = False) -> None:
+        self.whole, self._comments, self._only, self._line = whole, comments, names[0], 0
+        self._known = {name.encode(): name for name in names}
+        self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest
+        self.left_out = 0
 
     def __call__(self, lines: Sequence[bytes]) -> list[Any]:
-        if self.names is None:
-            return [line for line in lines if line and not (self._comments and line.startswith(b"#"))]
+        if self.whole:
+            return self.rest([line for line in lines if line and not (self._comments and line.startswith(b"#"))])
         items: list[Any] = []
         for number, line in enumerate(lines, self._line + 1):
             word, _, payload = line.partition(b" ")
@@ -3250,7 +3253,19 @@ class LineParser:
                 word = line.split(None, 1)[0]
                 items.append(self.pair(word, line[len(word) + 1 :], f"line {number:,}: "))
         self._line += len(lines)
-        return items
+        return self.rest(items)
+
+    def rest(self, items: list[Any]) -> list[Any]:
+        """Those of these tasks that are not done."""
+        return [item for item in items if not self._is_done(item)] if self.done else items
+
+    def _is_done(self, item: Any) -> bool:
+        digest = task_digest(*((self._only, item) if self.whole else item[:2]))
+        known = self.done[digest] > 0
+        if known:
+            self.done[digest] -= 1
+            self.left_out += 1
+        return known
 
     def pair(self, word: bytes, payload: bytes, where: str = "") -> Any:
         """A task of a function's name and its payload."""
@@ -3287,13 +3302,13 @@ class LineSource(Source):
 
     def total(self) -> int | None:
         """How many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
-        known = self.tasks + len(self._items)
+        known, left_out = self.tasks + len(self._items), self._parse.left_out
         if self._file < 0:
             return known
-        return int(known * self._size / self._bytes) if self.finite and self._bytes else None
+        return int((known + left_out) * self._size / self._bytes) - left_out if self.finite and self._bytes else None
 
     def take(self, room: int) -> Sequence[Any]:
-        while not self._items and self._file >= 0 and self._poll.poll(0):
+        if not self._items and self._file >= 0 and self._poll.poll(0):
             self._read()
         room = min(room, BLOCK)
         items = self._items[-room:][::-1]
@@ -3348,11 +3363,11 @@ class QuerySource(Source):
         self._columns = columns = len(self._cursor.description or ())
         if columns not in (1, 2):
             raise UsageError(f"--query {query!r}: {columns} columns; one is a line, two are a function and its payload")
-        if columns == 2 and parse.names is None:
+        if columns == 2 and parse.whole:
             raise UsageError(f"--query {query!r}: two columns name functions; --call and --shell take one")
 
     def total(self) -> int | None:
-        return self.tasks if self.exhausted else self._rows
+        return self.tasks if self.exhausted else self._rows and self._rows - self._parse.left_out
 
     def take(self, room: int) -> Sequence[Any]:
         rows: list[tuple[bytes, ...]] = []
@@ -3365,41 +3380,13 @@ class QuerySource(Source):
         if self._columns == 1:
             items = self._parse([line for (line,) in rows])
         else:
-            items = [self._parse.pair(name, payload) for name, payload in rows]
+            items = self._parse.rest([self._parse.pair(name, payload) for name, payload in rows])
         self.tasks += len(items)
         return items
 
 
 def _as_bytes(value: Any) -> bytes:
     return b"" if value is None else value if isinstance(value, bytes) else str(value).encode()
-
-
-class Remaining(Source):
-    """The tasks of another source without those that are done, each as often as it is done."""
-
-    def __init__(self, source: LineSource | QuerySource, done: collections.Counter[bytes], only: str) -> None:
-        self._source, self._done, self._only, self.left_out = source, done, only, 0
-        self.finite = source.finite
-
-    def fileno(self) -> int:
-        return self._source.fileno()
-
-    def total(self) -> int | None:
-        total = self._source.total()
-        return total and total - self.left_out
-
-    def take(self, room: int) -> Sequence[Any]:
-        items = [item for item in self._source.take(room) if not self._is_done(item)]
-        self.exhausted, self.problem = self._source.exhausted, self._source.problem
-        return items
-
-    def _is_done(self, item: Any) -> bool:
-        digest = task_digest(*((self._only, item) if isinstance(item, bytes) else item[:2]))
-        known = self._done[digest] > 0
-        if known:
-            self._done[digest] -= 1
-            self.left_out += 1
-        return known
 
 
 class Results:
@@ -3755,8 +3742,8 @@ class CommandLine:
         self.options = options
         numbered, whole = choose_functions(options, functions)
         names = [function_name(function) for function in numbered.values()]
-        parse = LineParser(None if whole else names, comments=not options.call)
-        self.source: Any = (
+        self.parse = parse = LineParser(names, comments=not options.call, whole=whole)
+        self.source = (
             QuerySource(options.tasks, options.query, parse) if options.query else LineSource(options.tasks, parse)
         )
         for option in ("results", "log", "summary"):
@@ -3767,7 +3754,7 @@ class CommandLine:
         self.results: Results | None = None
         if options.resume:
             self.results = open_results(options.results, True)
-            self.source = Remaining(self.source, self.results.done, names[0])
+            parse.done = self.results.done
         self.progress, self.keys = self._choose_screen()
         self.signals: list[int] = []
         self.stopped_by = 0
@@ -3860,7 +3847,7 @@ class CommandLine:
     def report(self, problem: str) -> int:
         """Say how it went, on the standard output, unless results go there; the exit code."""
         results, path, summary = self.results, self.options.summary, self.supervisor.summary()
-        problems, left_out = [problem] if problem else [], getattr(self.source, "left_out", 0)
+        problems, left_out = [problem] if problem else [], self.parse.left_out
         if results is not None and results.problem:
             remedy = ": run again with --resume" if results.path != "-" else ""
             lost = f"{results.lost:,} results were not written{remedy}"

@@ -97,7 +97,8 @@ def handlers(cli):
 
 
 def open_source(path, names=None):
-    return shmqueue.LineSource(str(path), shmqueue.LineParser(names, comments=names is not None))
+    parse = shmqueue.LineParser(names or ["whole"], comments=names is not None, whole=names is None)
+    return shmqueue.LineSource(str(path), parse)
 
 
 def read_all(path, names=None, room=1000):

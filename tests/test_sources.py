@@ -445,12 +445,14 @@ def test_what_is_left_out_needs_no_memory_for_what_is_not(base):
     """--resume remembers what the results hold, and nothing of what it reads."""
     sql = endless("SELECT 'noop', n FROM i LIMIT 20000")
     done = collections.Counter(shmqueue.task_digest("noop", str(n).encode()) for n in range(1, 101))
-    source = shmqueue.Remaining(query_source(base(), sql), done, "noop")
+    parse = shmqueue.LineParser(["noop"], comments=True)
+    source = shmqueue.QuerySource(base(), sql, parse)
+    parse.done = done
     items, most = 0, 0
     while not source.exhausted:
         items += len(source.take(1000))
         most = max(most, len(done))
-    assert (items, source.left_out) == (19_900, 100)
+    assert (items, parse.left_out) == (19_900, 100)
     assert most <= 100
 
 
