@@ -1683,20 +1683,21 @@ class Ledger:
 
     # Into the queue.
 
-    def admit(self, job: Job, items: Sequence[Any]) -> list[Tasks]:
-        """Tasks of `items`, each with its tsk_id. One that cannot be sent is found by halving: a failed result."""
+    def admit(self, job: Job, items: Sequence[Any]) -> None:
+        """Make tasks of `items`, each with its tsk_id. One that cannot be sent is found by halving: a failed result."""
         if len(items) == 0:
-            return []
+            return
         try:
             fn_ids, payloads, data = self._encode(job, items)
         except (KeyError, TypeError, ValueError) as error:
             if len(items) > 1:
-                half = len(items) // 2
-                return self.admit(job, items[:half]) + self.admit(job, items[half:])
-            (tsk_id,), (name, payload, text) = self._number(job, 1), self._explain(job, items[0], error)
-            self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
-            return []
-        return [Tasks(job, self._number(job, len(items)), fn_ids, payloads, data)]
+                self.admit(job, items[: len(items) // 2])
+                self.admit(job, items[len(items) // 2 :])
+            else:
+                (tsk_id,), (name, payload, text) = self._number(job, 1), self._explain(job, items[0], error)
+                self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
+        else:
+            self.requeue(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data))
 
     def _number(self, job: Job, count: int) -> range:
         """The tsk_ids of this job's next tasks."""
@@ -1859,7 +1860,7 @@ class Ledger:
             self.requeue(tasks.part(start, stop))
 
     def requeue(self, tasks: Tasks) -> None:
-        """They go round again, or are cancelled with their job."""
+        """They are to be pushed, or are cancelled with their job."""
         self.end(tasks) if self._is_cancelled(tasks.job) else self.requeued.append(tasks)
 
     def _is_cancelled(self, job: Job | None) -> bool:
@@ -2483,15 +2484,12 @@ class Engine:
         if source is None or source.exhausted or ledger.requeued:
             return False
         far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
-        if ledger.stopping:
-            source.exhausted = source.exhausted or not source.finite
-            for tasks in [] if source.exhausted else ledger.admit(job, source.take(BLOCK)):
-                ledger.end(tasks)
-        elif self._feeder.has_room() and not (far or self._holding):
-            ledger.requeued += ledger.admit(job, source.take(self._queue.room()))
-        else:
-            return False
-        return source.fileno() < 0 and not source.exhausted
+        if ledger.stopping and not source.finite:
+            source.exhausted = True
+        elif ledger.stopping or (self._feeder.has_room() and not (far or self._holding)):
+            ledger.admit(job, source.take(BLOCK if ledger.stopping else self._queue.room()))
+            return source.fileno() < 0 and not source.exhausted
+        return False
 
     def feed(self) -> bool:
         """Push tasks, unless the workers give back what they have. Whether anything was pushed."""
@@ -2698,7 +2696,7 @@ class Supervisor:
         """Add one task, and return its tsk_id; results() has its outcome. Blocks while the ring is full."""
         self._engine.check_open()
         tsk_id = self._ledger.next_id
-        self._ledger.requeued += self._ledger.admit(self._submitted, [(function, payload)])
+        self._ledger.admit(self._submitted, [(function, payload)])
         self._engine.feed()
         self._crew.ring()
         while self._ledger.requeued:

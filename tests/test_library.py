@@ -321,6 +321,13 @@ def test_a_source_that_gives_nothing_for_now_is_asked_again_at_once(monkeypatch)
     assert set(waits) <= {50}
 
 
+def test_what_is_submitted_after_an_abort_is_cancelled():
+    with start([jobs.echo]) as supervisor:
+        supervisor.abort()
+        tsk_id = supervisor.submit(jobs.echo, b"x")
+        assert [(result.tsk_id, result.status) for result in supervisor.results()] == [(tsk_id, "cancelled")]
+
+
 def test_submit_wakes_a_worker_that_sleeps():
     """It must not wait until somebody asks for results."""
     with start([jobs.echo], workers=1) as supervisor:
