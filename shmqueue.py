@@ -725,6 +725,11 @@ class QueueMemory:
     def close(self) -> None:
         self.segment.close()
 
+    def remove(self) -> None:
+        """Close it, and remove its files (supervisor)."""
+        self.close()
+        self.segment.unlink()
+
 
 class SharedTaskQueue(QueueMemory):
     """The ring and the workers' lanes, guarded by one lock that the kernel releases.
@@ -2650,10 +2655,13 @@ class Supervisor:
         most = batch or max(16, min(1024, num_slots // (2 * workers)))
         worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
         with signals_held():  # or an interrupt would leave the segment behind
-            handlers = exit_on_signals()
             self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
-            self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
-            self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue, handlers)
+            try:
+                self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
+            except BaseException:
+                self._queue.remove()
+                raise
+            self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue, exit_on_signals())
         self._queue.stuck = self._crew.free_lock
         self._engine = Engine(self._queue, self._crew, self._ledger)
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
@@ -2892,8 +2900,7 @@ def dispose(owner: int, crew: Crew, queue: SharedTaskQueue, handlers: dict[int, 
             crew.close()
             end_strays(queue.name)
         finally:
-            queue.close()
-            queue.segment.unlink()
+            queue.remove()
         if handlers and threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import functools
 import gc
 import itertools
@@ -869,6 +870,22 @@ def test_an_argument_out_of_range_is_named_with_its_limit(name, value, error, li
 def test_functions_that_are_none(functions, error, words):
     with pytest.raises(error, match=words):
         Supervisor(functions)
+
+
+def test_nothing_is_left_where_there_are_no_descriptors_for_pipes(monkeypatch):
+    """Neither the segment (see conftest) nor the handler of a signal."""
+
+    def no_pipe(self):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(shmqueue.Crew, "_pipe", no_pipe)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            start([jobs.echo])
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_too_little_shared_memory_is_a_clear_error():
