@@ -1016,11 +1016,8 @@ def adapt(function: Function) -> Callable[[bytes], Any]:
     return function
 
 
-class _Failure:
+class _Failure(str):
     """In place of a value: the task failed, with this text."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
 
 
 def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]]) -> tuple[int, int, bytes]:
@@ -1029,10 +1026,10 @@ def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]]) -> tu
         return OK, BYTES, value
     if value is None:
         return OK, NONE, b""
+    if isinstance(value, _Failure):
+        return FAILED, STR, value.encode("utf-8", "backslashreplace")
     if isinstance(value, str):
         return OK, STR, encode_text(value)
-    if isinstance(value, _Failure):
-        return FAILED, STR, value.text.encode("utf-8", "backslashreplace")
     if type(value) in structures:
         return OK, STRUCTURE + structures.index(type(value)), bytes(value)
     name = type(value).__name__
@@ -2241,7 +2238,9 @@ class Crew:
             handle.end_since = now
         handle.seen = seen
         if self._timeout and progress < end and now - handle.progress_since >= self._timeout:
-            self._kill_at(handle, progress, ("timeout", f"ran longer than {self._timeout:g} s"))
+            if handle.stop() and handle.word(PROGRESS) == progress:  # it has not gone on since
+                handle.kill(("timeout", f"ran longer than {self._timeout:g} s"))
+            handle.go_on()
         waiting = bool(progress + 1 < end)
         if waiting and now - handle.end_since >= (HUNGRY_SECONDS if hungry else LOOK_SECONDS):
             handle.end_since = now
@@ -2308,12 +2307,6 @@ class Crew:
     def worked(self) -> None:
         """Some worker has had tasks."""
         self._worked_at, self._failed_starts = time.monotonic(), 0
-
-    def _kill_at(self, handle: Handle, position: int, why: tuple[str, str]) -> None:
-        """Kill a worker unless it has gone on from the task at `position`: stop it, look, then kill or continue."""
-        if handle.stop() and handle.word(PROGRESS) == position:
-            handle.kill(why)
-        handle.go_on()
 
     def standing(self, now: float) -> list[Handle]:
         """Workers whose task in hand takes so long that what they finished before it should not wait for it; each
@@ -2816,12 +2809,9 @@ class Supervisor:
         return Job(source, self._ledger.names, ordered, fn_id)
 
     def _read(self, job: Job) -> Iterator[Any]:
-        parts = self._parts(job)
-        try:
+        with contextlib.closing(self._parts(job)) as parts:
             for part in parts:
                 yield from part
-        finally:
-            parts.close()
 
     def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
         """The results of a job as they come, as iterators of several; closed early, it cancels what has not begun."""
@@ -3571,14 +3561,11 @@ KINDS: dict[str, type[Results]] = {"-": JsonLines, ".jsonl": JsonLines, ".csv": 
 
 
 def kind_of_results(path: str) -> type[Results]:
+    """The class that writes results to a file of this name."""
     kind = KINDS.get(path if path == "-" else os.path.splitext(path)[1])
     if kind is None:
         raise UsageError(f"--results {path}: must end with .jsonl, .csv or .sqlite, or be - for standard output")
     return kind
-
-
-def open_results(path: str, resume: bool) -> Results:
-    return kind_of_results(path)(path, resume)
 
 
 def task_digest(function: str, payload: bytes) -> bytes:
@@ -3758,7 +3745,7 @@ class CommandLine:
                     pass
         self.results: Results | None = None
         if options.resume:
-            self.results = open_results(options.results, True)
+            self.results = kind_of_results(options.results)(options.results, True)
             parse.done = self.results.done
         self.progress, self.keys = self._choose_screen()
         self.signals: list[int] = []
@@ -3769,7 +3756,7 @@ class CommandLine:
             self.supervisor = self.make_supervisor(numbered, screen=self.progress, queue=queue, **arguments)
         self.supervisor.on_look = self.look
         if options.results and not options.resume:  # last, since it empties a file that was there
-            self.results = open_results(options.results, False)
+            self.results = kind_of_results(options.results)(options.results, False)
 
     def _choose_screen(self) -> tuple[Progress, Keys]:
         options = self.options

@@ -325,7 +325,7 @@ def test_functions_whose_long_names_begin_alike_are_told_apart(cli, handlers, na
 
 def read_back(path):
     """What --resume knows of a file: how many tasks it holds as ok. It cuts off the rest."""
-    results = shmqueue.open_results(str(path), True)
+    results = shmqueue.kind_of_results(str(path))(str(path), True)
     results.close()
     return +results.done
 
@@ -334,7 +334,7 @@ LAST = {"plain": b"last", "odd": b'"la,st"\xff\n"",\n,"\r\n,ok,"', "like a recor
 
 
 def write_records(path, *payloads, resume=False):
-    results = shmqueue.open_results(str(path), resume)
+    results = shmqueue.kind_of_results(str(path))(str(path), resume)
     for number, payload in enumerate(payloads, 1):
         results.write(shmqueue.TaskResult(number, "echo", payload, "ok", payload, "", 1, 0, 0.5))
     results.flush()
@@ -400,7 +400,7 @@ def test_a_killed_writers_journal_is_rolled_back(tmp_path):
         import os, sys
         sys.path.insert(0, {str(ROOT)!r})
         import shmqueue
-        results = shmqueue.open_results({str(path)!r}, True)
+        results = shmqueue.kind_of_results({str(path)!r})({str(path)!r}, True)
         for i in range(20_000):
             results.write(shmqueue.TaskResult(i, "echo", b"x" * 500, "ok", b"x" * 500, "", 1, 0, 0.5))
         os.kill(os.getpid(), 9)
@@ -494,7 +494,7 @@ def read_only_oks(path):
     copy = path.with_name("copy" + path.suffix)
     for file in path.parent.glob(path.name + "*"):
         copy.with_name(copy.name + file.name[len(path.name) :]).write_bytes(file.read_bytes())
-    results = shmqueue.open_results(str(copy), True)
+    results = shmqueue.kind_of_results(str(copy))(str(copy), True)
     results.close()
     found = oks(copy)
     for file in path.parent.glob(copy.name + "*"):
