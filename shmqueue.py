@@ -2299,7 +2299,7 @@ class Crew:
             return
         handle.deaths += 1
         self._failed_starts += 1
-        handle.due = time.monotonic() + min(1.0, 0.02 * 2**handle.deaths)
+        handle.due = time.monotonic() + min(1.0, 0.02 * 2 ** min(handle.deaths, 6))
         if self._failed_starts >= FAILED_STARTS and (note or time.monotonic() - self._worked_at > FAILED_SECONDS):
             why = note or exit_text(code)
             raise WorkersFailedError(f"{self._failed_starts} workers in a row died before they took a task: {why}")

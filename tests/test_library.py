@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import jobs
 import pytest
@@ -320,6 +321,14 @@ def test_a_source_that_gives_nothing_for_now_is_asked_again_at_once(monkeypatch)
     with start([jobs.echo], workers=1) as supervisor:
         assert [result.value for result in supervisor.run(source)] == [b"x"]
     assert set(waits) <= {50}
+
+
+def test_a_worker_may_die_at_its_start_for_hours_while_others_work():
+    with start([jobs.echo]) as supervisor:
+        handle = supervisor._crew.handles[0]
+        handle.deaths = 5000
+        supervisor._crew.replace(handle, 1, False, "")
+        assert 0 < handle.due - time.monotonic() <= 1.0
 
 
 def test_what_is_submitted_after_an_abort_is_cancelled():
