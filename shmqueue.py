@@ -1616,9 +1616,9 @@ class Job:
 class Tally:
     """What became of the tasks: how many had which outcome, and the most remarkable of them.
 
-    kinds: how many were not ok, by function, status and the kind of error. failures: the first and the last five of
-    them, without payloads. slowest: the five that took longest, and `slow`, the seconds one of them must take. For each
-    worker: completed and failed tasks, and busy, the seconds that functions ran.
+    kinds: how many were not ok, by function (where it was started), status and the kind of error. failures: the first
+    and the last five of them, without payloads. slowest: the five that took longest, and `slow`, the seconds one of
+    them must take. For each worker: completed and failed tasks, and busy, the seconds that functions ran.
     """
 
     def __init__(self, workers: int) -> None:
@@ -1647,8 +1647,10 @@ class Tally:
             self.failed[result.worker] += 1
             self.busy[result.worker] += result.seconds
         if result.status != "cancelled":
-            kind = (result.error or "").partition(":")[0]
-            self.kinds[f"{result.function} {result.status}: {kind}"[:100]] += 1
+            where, _, rest = (result.error or "").partition(": ")
+            kind = (rest if where.startswith("line ") else where).partition(":")[0]
+            what = f"{result.function} {result.status}" if result.attempts else result.status  # else: of any name
+            self.kinds[f"{what}: {kind}"[:100]] += 1
             self.failures.append(result._replace(payload=None))
             del self.failures[5:-5]
 

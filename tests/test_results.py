@@ -658,6 +658,12 @@ def test_the_summary_of_a_run_that_was_stopped(cli):
     assert json.loads(path.read_text())["cancelled"] == 4
 
 
+def test_lines_that_name_no_function_are_one_kind_of_failure(cli):
+    """Whatever the lines and the names are: what is counted must not grow with them."""
+    run = cli.run(cli.file("tasks", "".join(f"ecko{i} x\n" for i in range(20))), "-w", "1", "--screen", "off")
+    assert "in all: 20 failed: LookupError\n" in run.out
+
+
 def test_the_lines_of_the_summary(cli, handlers):
     """What went wrong first, in which ways, what took long, what was left out, and the totals last."""
     tasks = "fail a\n" * 6 + "die\necko\n" + "".join(f"slow {i}\n" for i in range(8))
