@@ -339,10 +339,10 @@ class TaskSlots(Slots):
         words = segment.window(offset, count * size, "I")
         self._tsk_ids, self._fn_ids = segment.keep(words[0::stride]), segment.keep(words[1::stride])
 
-    def write(self, index: int, tasks: Encoded) -> None:
+    def write(self, index: int, tasks: Tasks) -> None:
         """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
         self.put_bytes(index, tasks.data)
-        self._tsk_ids[index : index + len(tasks.data)] = tasks.tsk_ids
+        self._tsk_ids[index : index + len(tasks.data)] = as_u32(tasks.tsk_ids)
         self._fn_ids[index : index + len(tasks.data)] = tasks.fn_ids
 
     def tsk_id(self, index: int) -> int:
@@ -366,15 +366,35 @@ def as_u32(numbers: Sequence[int]) -> array.array[int]:
     return array.array("I", [number & 0xFFFFFFFF for number in numbers])
 
 
-class Encoded(NamedTuple):
-    """Tasks as they go into slots: columns of equal length."""
+@dataclasses.dataclass(slots=True)
+class Tasks:
+    """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
 
-    tsk_ids: array.array[int]  # u32 each
-    fn_ids: array.array[int]  # u32 each
+    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel, until they are
+    in the queue. settled: there, a byte for each, 1 once it has its outcome; left: how many have none.
+    """
+
+    job: Job | None
+    tsk_ids: Sequence[int]
+    fn_ids: array.array[int]
+    payloads: Sequence[Any]
     data: Sequence[bytes]
+    first: int = 0
+    left: int = 0
+    settled: bytearray = dataclasses.field(default_factory=bytearray)
+    file: PayloadFile | None = None
 
-    def part(self, start: int, stop: int) -> Encoded:
-        return Encoded(self.tsk_ids[start:stop], self.fn_ids[start:stop], self.data[start:stop])
+    def part(self, start: int, stop: int) -> Tasks:
+        """Some of them, to be pushed."""
+        piece = slice(start, stop)
+        payloads = self.payloads[piece]
+        data = self.data[piece] if self.data else list(map(to_bytes, payloads))
+        return Tasks(self.job, self.tsk_ids[piece], self.fn_ids[piece], payloads, data)
+
+    def place(self, first: int, file: PayloadFile | None) -> None:
+        """They are in the queue now, from position `first` on."""
+        self.first, self.left, self.settled = first, len(self.payloads), bytearray(len(self.payloads))
+        self.data, self.file = (), file
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -649,7 +669,7 @@ class QueueMemory:
         note = WorkerStatus.note
         self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
 
-    def _write(self, places: Iterable[tuple[int, int]], tasks: Encoded) -> None:
+    def _write(self, places: Iterable[tuple[int, int]], tasks: Tasks) -> None:
         """Write tasks into the ring, at these (index, count)."""
         done = 0
         for index, length in places:
@@ -858,7 +878,7 @@ class SharedTaskQueue(QueueMemory):
         """How many tasks can be pushed now, at the least (supervisor)."""
         return int(self.num_slots - (self._pushed - self._claimed))
 
-    def push(self, tasks: Encoded) -> list[tuple[int, int]]:
+    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
         """Put `tasks`, no more than `room()`, into the ring (supervisor); their positions as (first, count)."""
         words, count = self.words, len(tasks.data)
         first = self._pushed
@@ -1508,37 +1528,6 @@ class IterableSource(Source):
         return taken
 
 
-@dataclasses.dataclass(slots=True)
-class Tasks:
-    """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
-
-    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel, until they are
-    in the queue. settled: there, a byte for each, 1 once it has its outcome; left: how many have none.
-    """
-
-    job: Job | None
-    tsk_ids: Sequence[int]
-    fn_ids: array.array[int]
-    payloads: Sequence[Any]
-    data: Sequence[bytes]
-    first: int = 0
-    left: int = 0
-    settled: bytearray = dataclasses.field(default_factory=bytearray)
-    file: PayloadFile | None = None
-
-    def part(self, start: int, stop: int) -> Tasks:
-        """Some of them, to be pushed."""
-        piece = slice(start, stop)
-        payloads = self.payloads[piece]
-        data = self.data[piece] if self.data else list(map(to_bytes, payloads))
-        return Tasks(self.job, self.tsk_ids[piece], self.fn_ids[piece], payloads, data)
-
-    def place(self, first: int, file: PayloadFile | None) -> None:
-        """They are in the queue now, from position `first` on."""
-        self.first, self.left, self.settled = first, len(self.payloads), bytearray(len(self.payloads))
-        self.data, self.file = (), file
-
-
 class PayloadFile:
     """A file of payloads that did not fit their slots; it goes when the last tasks that use it are done."""
 
@@ -1931,20 +1920,20 @@ class Feeder:
         return count, sizes[count - 1] if count else 0
 
     def _push(self, tasks: Tasks, size: int) -> bool:
-        file, fn_ids, data = None, tasks.fn_ids, tasks.data
+        file, sent = None, tasks
         if size:
             try:
-                file, fn_ids, data = self._put_beside(tasks, size)
+                file, sent = self._put_beside(tasks, size)
             except OSError as error:
                 self._no_room(tasks, size, error)
                 return False
             self.starved, self._limit = False, min(2 * self._limit, OUT_OF_LINE_BYTES)
-        places = self._queue.push(Encoded(as_u32(tasks.tsk_ids), fn_ids, data))
+        places = self._queue.push(sent)
         self._ledger.placed(tasks, places, file)
         return True
 
-    def _put_beside(self, tasks: Tasks, size: int) -> tuple[PayloadFile, array.array[int], list[bytes]]:
-        """Put the payloads that do not fit a slot into a file; the columns with references in their place."""
+    def _put_beside(self, tasks: Tasks, size: int) -> tuple[PayloadFile, Tasks]:
+        """Put the payloads that do not fit a slot into a file; the tasks with references in their place."""
         number, offset, fn_ids, data, big = next(self._files), 0, tasks.fn_ids[:], list(tasks.data), []
         for at, item in enumerate(data):
             if len(item) > self._queue.ring.capacity:
@@ -1959,7 +1948,7 @@ class Feeder:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             raise
-        return PayloadFile(path, size), fn_ids, data
+        return PayloadFile(path, size), dataclasses.replace(tasks, fn_ids=fn_ids, data=data)
 
     def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
         """Payloads out of line found no room: try fewer at a time, and fail the one that does not fit alone."""

@@ -34,8 +34,8 @@ def make_queue():
 
 
 def encoded(payloads, first_id=1, fn_id=1):
-    tsk_ids = array.array("I", range(first_id, first_id + len(payloads)))
-    return shmqueue.Encoded(tsk_ids, array.array("I", [fn_id] * len(payloads)), payloads)
+    tsk_ids, fn_ids = range(first_id, first_id + len(payloads)), array.array("I", [fn_id] * len(payloads))
+    return shmqueue.Tasks(None, tsk_ids, fn_ids, payloads, payloads)
 
 
 def offsets(structure):

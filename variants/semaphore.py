@@ -99,7 +99,7 @@ class SemaphoreQueue(shmqueue.SharedTaskQueue):
     def room(self) -> int:
         return min(super().room(), self._free.value())
 
-    def push(self, tasks: shmqueue.Encoded) -> list[tuple[int, int]]:
+    def push(self, tasks: shmqueue.Tasks) -> list[tuple[int, int]]:
         self._free.take(len(tasks.data))
         self._filled.post(len(tasks.data))
         return super().push(tasks)

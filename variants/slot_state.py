@@ -158,7 +158,7 @@ class SlotState(shmqueue.SharedTaskQueue):
     def room(self) -> int:
         return sum(self._rooms())
 
-    def push(self, tasks: shmqueue.Encoded) -> list[tuple[int, int]]:
+    def push(self, tasks: shmqueue.Tasks) -> list[tuple[int, int]]:
         loads = [
             pushed - max(self.words[status + shmqueue.PROGRESS], self.words[start])
             for pushed, status, start in zip(self._pushed_to, self.status, self._start, strict=True)

@@ -103,7 +103,7 @@ class WorkerLanes(shmqueue.SharedTaskQueue):
     def room(self) -> int:
         return sum(self._rooms())
 
-    def push(self, tasks: shmqueue.Encoded) -> list[tuple[int, int]]:
+    def push(self, tasks: shmqueue.Tasks) -> list[tuple[int, int]]:
         words, done, positions = self.words, 0, []
         loads = [
             words[pushed] - max(words[status + shmqueue.PROGRESS], words[pushed + 1])
