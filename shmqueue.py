@@ -3733,7 +3733,8 @@ class CommandLine:
             path = getattr(options, option)
             if path not in (None, "-"):
                 with _usage_error(f"--{option} {path}: "), open(path, "ab"):
-                    pass
+                    if not options.query and os.path.isfile(options.tasks) and os.path.samefile(path, options.tasks):
+                        raise ValueError("is the file of tasks")
         self.results: Results | None = None
         if options.resume:
             self.results = kind_of_results(options.results)(options.results, True)

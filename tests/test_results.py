@@ -637,6 +637,14 @@ def test_the_summary_holds_what_was_left_out_and_payloads_that_are_no_text(cli, 
     assert [result["payload"] for result in found["slowest"]] == ["\udcff\0"]
 
 
+@pytest.mark.parametrize("option", ["--results", "--log", "--summary"])
+def test_the_file_of_tasks_is_not_written_over(cli, option):
+    tasks = cli.file("tasks.csv", "echo a\n")
+    run = cli.run(tasks, option, "./tasks.csv", "-w", "1")
+    assert (run.code, run.err) == (2, f"shmqueue: {option} ./tasks.csv: is the file of tasks\n")
+    assert (cli.folder / "tasks.csv").read_bytes() == b"echo a\n"
+
+
 @pytest.mark.parametrize("where", ["absent/summary.json", ".", "tasks/x", ""])
 def test_a_summary_that_cannot_be_written_is_exit_2(cli, where):
     error = usage_error(cli.run(cli.file("tasks", "noop\n"), "--summary", where, "-w", "1"))
