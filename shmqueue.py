@@ -2098,7 +2098,8 @@ class Handle:
         """Whether the process has ended. It is not reaped here, so that its pid still names its group."""
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:  # the fork server's child, or reaped by multiprocessing as it started another
+        except (ChildProcessError, AttributeError):
+            # the fork server's child, or reaped by multiprocessing as it started another; macOS before Python 3.13
             return not self.process.is_alive()
 
     def kill(self, why: tuple[str, str] | None = None) -> None:
