@@ -391,11 +391,6 @@ class Tasks:
         data = self.data[piece] if self.data else list(map(to_bytes, payloads))
         return Tasks(self.job, self.tsk_ids[piece], self.fn_ids[piece], payloads, data)
 
-    def place(self, first: int, file: PayloadFile | None) -> None:
-        """They are in the queue now, from position `first` on."""
-        self.first, self.left, self.settled = first, len(self.payloads), bytearray(len(self.payloads))
-        self.data, self.file = (), file
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Segment and lock
@@ -1153,13 +1148,9 @@ def _out_of_reach(end: Any) -> int:
     """A descriptor's duplicate with a high number: a function that closes descriptors and opens files of its own
     must not find itself, or us, with the wrong file."""
     old = end if isinstance(end, int) else end.fileno()
-    new = fcntl.fcntl(old, fcntl.F_DUPFD_CLOEXEC, min(512, resource_limit() // 2))
+    new = fcntl.fcntl(old, fcntl.F_DUPFD_CLOEXEC, min(512, os.sysconf("SC_OPEN_MAX") // 2))
     os.close(old) if isinstance(end, int) else end.close()
     return new
-
-
-def resource_limit() -> int:
-    return int(os.sysconf("SC_OPEN_MAX"))
 
 
 class Worker:
@@ -1730,7 +1721,7 @@ class Ledger:
         start = 0
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
-            part.place(first, file)
+            part.first, part.left, part.settled, part.data, part.file = first, count, bytearray(count), (), file
             bisect.insort(self._placed, part, key=operator.attrgetter("first"))
             start += count
         if file is not None:
@@ -2001,14 +1992,6 @@ class Harvester:
         if quiet < remains.done:
             self._ledger.complete(handle.index, quiet, remains.done - quiet, None, 0.0)
             handle.quiet = remains.done
-
-    def look_behind(self, handle: Handle) -> None:
-        """Take in what a stopped worker has finished before a long task in the same batch, and has not published.
-
-        It stands still for that, so that all it wrote is seen, on any processor."""
-        remains = self._queue.remains(handle.index)
-        if remains.begun > remains.done:  # and not beside the loop that runs tasks
-            self.take_in(handle, remains)
 
     def _settle(self, handle: Handle, records: int) -> None:
         """Read the outcomes of a worker up to the `records`-th."""
@@ -2300,17 +2283,15 @@ class Crew:
         """Some worker has had tasks."""
         self._worked_at, self._failed_starts = time.monotonic(), 0
 
-    def standing(self, now: float) -> list[Handle]:
-        """Workers whose task in hand takes so long that what they finished before it should not wait for it; each
-        is named once for a task."""
-        standing = []
+    def standing(self, now: float) -> Iterator[Handle]:
+        """Workers whose task in hand takes so long that what they finished before it, and have not published, should
+        not wait for it; each is named once for a task."""
         for handle in self.living():
             (end, progress), first = handle.seen, handle.word(FIRST)
             long = now - handle.progress_since >= LOOK_SECONDS and handle.looked_behind != progress
             if first < progress < end and long and process_status(handle.pid)[0] not in ("T", "t"):
                 handle.looked_behind = progress
-                standing.append(handle)
-        return standing
+                yield handle
 
     def free_lock(self, holder: int, seconds: float) -> None:
         """The lock has not been had for so long: its holder, or somebody if none has signed, was stopped or killed."""
@@ -2528,9 +2509,9 @@ class Engine:
             self._bury(handle)
         if self._feeder.starved:
             self._crew.nudge()
-        for handle in self._crew.standing(now):
-            if handle.stop():
-                self._harvester.look_behind(handle)
+        for handle in self._crew.standing(now):  # stopped, so that all it wrote is seen, on any processor
+            if handle.stop() and (remains := self._queue.remains(handle.index)).begun > remains.done:
+                self._harvester.take_in(handle, remains)  # if it was stopped in the task, not beside it in the loop
             handle.go_on()
         waiting = waiting or self._queue.backlog() > 0
         busy = self._ledger.unfinished() > 0

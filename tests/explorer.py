@@ -295,7 +295,7 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
 
         def standing(self, now: float) -> Any:
             with world.hints():
-                return super().standing(now)
+                return list(super().standing(now))
 
         def is_slow(self, handle: Any, now: float) -> bool:
             with world.hints():
