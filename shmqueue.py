@@ -2627,7 +2627,8 @@ class Supervisor:
             except BaseException:
                 self._queue.remove()
                 raise
-            self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue, exit_on_signals())
+            self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue)
+            exit_on_signals(self._queue.name)
         self._queue.stuck = self._crew.free_lock
         self._engine = Engine(self._queue, self._crew, self._ledger)
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
@@ -2831,13 +2832,22 @@ class Supervisor:
         self._progress.close()
 
 
-def exit_on_signals() -> dict[int, Any]:
-    """Have SIGTERM and SIGHUP raise SystemExit where they would kill the process without its clean-up; what to
-    restore. In the main thread only, and only where nobody else handles them."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
-    return {number: signal.signal(number, _exit) for number in numbers}
+_open: set[str] = set()  # the segments of this process's Supervisors
+
+
+def exit_on_signals(name: str) -> None:
+    """While Supervisors are open, of which this is one, SIGTERM and SIGHUP raise SystemExit where they would kill the
+    process without its clean-up."""
+    _open.add(name)
+    _exchange_handlers(signal.SIG_DFL, _exit)
+
+
+def _exchange_handlers(old: Any, new: Any) -> None:
+    """In the main thread only, and only where nobody else handles these signals."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is old:
+                signal.signal(number, new)
 
 
 def _exit(number: int, frame: object) -> None:
@@ -2854,7 +2864,7 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def dispose(owner: int, crew: Crew, queue: SharedTaskQueue, handlers: dict[int, Any]) -> None:
+def dispose(owner: int, crew: Crew, queue: SharedTaskQueue) -> None:
     """Kill the workers, remove the segment, restore the signal handlers: once, at the latest when Python exits."""
     if os.getpid() != owner:  # a child that the user forked
         return
@@ -2864,9 +2874,9 @@ def dispose(owner: int, crew: Crew, queue: SharedTaskQueue, handlers: dict[int, 
             end_strays(queue.name)
         finally:
             queue.remove()
-        if handlers and threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        _open.discard(queue.name)
+        if not _open:
+            _exchange_handlers(_exit, signal.SIG_DFL)
 
 
 def parallel_map(

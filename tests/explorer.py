@@ -542,7 +542,7 @@ class World:
             "psutil": None,
             "sweep": list,
             "dispose": lambda *_: None,
-            "exit_on_signals": dict,
+            "exit_on_signals": lambda *_: None,
             "_annotations": functools.cache(shmqueue._annotations),
         }
         with mock.patch.multiple(shmqueue, **doubles):

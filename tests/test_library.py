@@ -794,6 +794,18 @@ def test_a_copy_inside_another_package_works(tmp_path, own_pids, method):
     assert python(own_pids, "-c", program, cwd=tmp_path, env=environment) == "['A', 'B'] app.vendor.shmqueue\n"
 
 
+def test_the_first_of_two_supervisors_to_close_leaves_the_other_its_signals(own_pids):
+    program = textwrap.dedent("""
+        import signal, jobs, shmqueue
+        first, second = (shmqueue.Supervisor([jobs.echo], workers=1) for _ in range(2))
+        for supervisor in first, second:
+            supervisor.close()
+            print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    """)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert python(own_pids, "-c", program, env=environment) == "False\nTrue\n"
+
+
 def test_it_works_without_psutil(own_pids):
     program = textwrap.dedent("""
         import sys
