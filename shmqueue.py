@@ -91,6 +91,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import atexit
 import bisect
 import collections
 import contextlib
@@ -111,6 +112,7 @@ import mmap
 import multiprocessing
 import operator
 import os
+import reprlib
 import secrets
 import select
 import shutil
@@ -370,8 +372,9 @@ def as_u32(numbers: Sequence[int]) -> array.array[int]:
 class Tasks:
     """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
 
-    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel, until they are
-    in the queue. settled: there, a byte for each, 1 once it has its outcome; left: how many have none.
+    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel, also if they go
+    round again: a Structure may have changed since. settled: in the queue, a byte for each, 1 once it has its outcome;
+    left: how many have none.
     """
 
     job: Job | None
@@ -387,9 +390,7 @@ class Tasks:
     def part(self, start: int, stop: int) -> Tasks:
         """Some of them, to be pushed."""
         piece = slice(start, stop)
-        payloads = self.payloads[piece]
-        data = self.data[piece] if self.data else list(map(to_bytes, payloads))
-        return Tasks(self.job, self.tsk_ids[piece], self.fn_ids[piece], payloads, data)
+        return Tasks(self.job, self.tsk_ids[piece], self.fn_ids[piece], self.payloads[piece], self.data[piece])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -407,14 +408,17 @@ def shared_directory() -> str:
 
 
 def process_status(pid: int) -> tuple[str, int]:
-    """A process's state, as the letter that ps shows, and when it started, in the kernel's ticks.
-
-    ("", 0) where the process is gone, or /proc does not say."""
+    """A process's state, as the letter that ps shows, and when it started, in units of the system's own; ("", 0)
+    where it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return fields[0].decode(), int(fields[19])
-    except (OSError, IndexError, ValueError):
+        if os.path.isdir("/proc/self"):
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            return fields[0].decode(), int(fields[19])
+        command = ["/bin/ps", "-o", "state=,lstart=", "-p", str(pid)]
+        state, started = subprocess.check_output(command, env={"LC_ALL": "C"}, text=True).split(None, 1)
+        return state[0], int(time.mktime(time.strptime(started.strip())))
+    except (OSError, IndexError, ValueError, subprocess.CalledProcessError):
         return "", 0
 
 
@@ -1000,14 +1004,23 @@ def describe(error: BaseException) -> str:
 def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
     """The types that a function's first parameter and its return value name, unions taken apart; [] for none."""
     try:
-        signature = inspect.signature(function, eval_str=True)
-    except (TypeError, ValueError, NameError, AttributeError, SyntaxError):  # built in, or it cannot be resolved
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # built in
         return [], []
     parameters = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    return _members(parameters[0].annotation if parameters else None), _members(signature.return_annotation)
+    given = parameters[0].annotation if parameters else None
+    return _members(given, function), _members(signature.return_annotation, function)
 
 
-def _members(hint: Any) -> list[Any]:
+def _members(hint: Any, function: Any) -> list[Any]:
+    """The types of an annotation. Text is evaluated, as inspect would, which gives up all for one that cannot be."""
+    if isinstance(hint, str):
+        function = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+        names = getattr(function, "__globals__", None) or getattr(type(function).__call__, "__globals__", {})
+        try:
+            hint = eval(hint, names)  # noqa: S307
+        except Exception:  # whatever is not there at run time
+            return []
     return list(typing.get_args(hint)) or [hint]
 
 
@@ -1101,6 +1114,17 @@ class Pipes(NamedTuple):
 
 
 _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
+HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals that would raise an exception here come after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker_main(
@@ -1109,9 +1133,10 @@ def worker_main(
     """The whole life of a worker process."""
     for end in list(_supervisor_ends):
         end.close()
+    ends = Pipes(*(_out_of_reach(end) for end in pipes))  # first: they may have the numbers of the standard streams
     _isolate(name, options.log)
     queue = strategy.attach(name, primitives)
-    worker = Worker(queue, index, options, Pipes(*(_out_of_reach(end) for end in pipes)))
+    worker = Worker(queue, index, options, ends)
     queue.segment.fd = _out_of_reach(queue.segment.fd)
     try:
         worker.start()
@@ -1136,6 +1161,7 @@ def _isolate(run: str, log: str | None) -> None:
     for caught in (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
         signal.signal(caught, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # see Crew.start
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
     for old, new in ((0, null), (1, output), (2, output)):
@@ -1179,7 +1205,7 @@ class Worker:
         os.register_at_fork(after_in_child=self._disown)
         threading.Thread(target=self._watch, name="shmqueue-watch", daemon=True).start()
         if self._options.log:
-            self._log = TaskLog(self._index, self._task_in_hand)
+            self._log = TaskLog(self._options.log, self._index, self._task_in_hand)
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
             sys.stdout = sys.stderr = text
         else:
@@ -1361,8 +1387,8 @@ class Worker:
 class TaskLog(io.RawIOBase):
     """What functions print, line by line, each with its worker and task; a line is one write, so none are mixed."""
 
-    def __init__(self, worker: int, task: Callable[[], int]) -> None:
-        self._worker, self._task, self._line, self._owner = worker, task, b"", 0
+    def __init__(self, path: str, worker: int, task: Callable[[], int]) -> None:
+        self._path, self._worker, self._task, self._line, self._owner = path, worker, task, b"", 0
 
     def writable(self) -> bool:
         return True
@@ -1377,14 +1403,20 @@ class TaskLog(io.RawIOBase):
         *lines, self._line = (self._line + bytes(data)).split(b"\n")
         self._owner = task
         for line in lines:
-            os.write(1, b"[worker %d task %d] %s\n" % (self._worker, task, line))
+            self._put(line)
         return len(data)
 
     def end_line(self) -> None:
         """Write the line that has no end yet."""
         if self._line:
-            os.write(1, b"[worker %d task %d] %s\n" % (self._worker, self._owner, self._line))
-            self._line = b""
+            line, self._line = self._line, b""
+            self._put(line)
+
+    def _put(self, line: bytes) -> None:
+        try:
+            os.write(1, b"[worker %d task %d] %s\n" % (self._worker, self._owner, line))
+        except OSError as error:  # the task that prints fails, and says why
+            raise OSError(error.errno, error.strerror, self._path) from None
 
 
 def write_at(path: str, offset: int, parts: Iterable[bytes], create: int = os.O_CREAT) -> None:
@@ -1693,7 +1725,7 @@ class Ledger:
     def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
         """The columns of `items`. Raises KeyError, TypeError or ValueError where one of them cannot be sent."""
         kinds, payloads, fn_id = set(map(type, items)), items, job.fn_id
-        if fn_id == 0 and kinds == {tuple}:
+        if fn_id == 0 and all(issubclass(kind, tuple) for kind in kinds):
             functions, payloads = zip(*items, strict=True)
             kinds = set(map(type, payloads))
             fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
@@ -1713,7 +1745,7 @@ class Ledger:
         if isinstance(error, KeyError):
             text = no_such_function(name, self.names.values())
         elif not pair and (isinstance(item, tuple) or not fn_id):
-            text = f"TypeError: an item is (function, payload), not {item!r:.100}"
+            text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
         return Rejected(name, payload, text)
 
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]], file: PayloadFile | None) -> None:
@@ -1721,7 +1753,7 @@ class Ledger:
         start = 0
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
-            part.first, part.left, part.settled, part.data, part.file = first, count, bytearray(count), (), file
+            part.first, part.left, part.settled, part.file = first, count, bytearray(count), file
             bisect.insort(self._placed, part, key=operator.attrgetter("first"))
             start += count
         if file is not None:
@@ -2072,7 +2104,8 @@ class Handle:
     monitor: Any = None  # its psutil.Process
     rss: int = 0
     cpu: float = 0.0
-    retiring: float = 0.0  # since when it has been told to leave for its memory
+    told: bool = False  # to leave
+    retiring: float = 0.0  # since when, for its memory
 
     def word(self, word: int) -> int:
         return int(self.words[self.status + word])
@@ -2103,6 +2136,9 @@ class Handle:
 
     def go_on(self) -> None:
         self._signal(signal.SIGCONT)
+
+    def is_stopped(self) -> bool:
+        return process_status(self.pid)[0] in ("T", "t")
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -2143,18 +2179,18 @@ class Crew:
         process.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         handle.first_end = handle.word(END)  # before the new one can have claimed
-        try:
-            process.start()
-            handle.process, handle.pid = process, process.pid
-        finally:  # interrupted before it is in the books, a process finds its pipes closed, and leaves
-            _supervisor_ends.add(self._bell_end)
-            wake.close()
-            recall.close()
-        handle.started = time.monotonic()
+        with signals_held():  # until it is in the books; the child would run our handlers, in our caller's code
+            try:
+                process.start()
+            finally:
+                _supervisor_ends.add(self._bell_end)
+                wake.close()
+                recall.close()
+            handle.process, handle.pid, handle.started = process, int(process.pid or 0), time.monotonic()
+            self.poll.register(process.sentinel, select.POLLIN)
         with contextlib.suppress(OSError):  # as the child does: whoever comes first
             os.setpgid(handle.pid, handle.pid)
-        self.poll.register(handle.process.sentinel, select.POLLIN)
-        handle.rung, handle.killed_for, handle.monitor, handle.retiring = 0, None, None, 0.0
+        handle.rung, handle.killed_for, handle.monitor, handle.retiring, handle.told = 0, None, None, 0.0, False
         handle.end_since = handle.progress_since = handle.started
         queue.words[handle.status + PID] = handle.pid
         queue.words[handle.status + STARTED] += 1
@@ -2173,6 +2209,7 @@ class Crew:
         if handle.process is not None:
             self._write(handle.recall, bytes([order]))
             if order == LEAVE:
+                handle.told = True
                 self._write(handle.wake, b"!")
 
     def nudge(self) -> None:
@@ -2267,7 +2304,7 @@ class Crew:
 
         Raises WorkersFailedError where one after the other does, and nothing else happens."""
         self.respawned += 1
-        if claimed or code == 0:
+        if claimed or handle.told:
             self.worked()
             handle.deaths = 0
             self.start(handle)
@@ -2289,9 +2326,16 @@ class Crew:
         for handle in self.living():
             (end, progress), first = handle.seen, handle.word(FIRST)
             long = now - handle.progress_since >= LOOK_SECONDS and handle.looked_behind != progress
-            if first < progress < end and long and process_status(handle.pid)[0] not in ("T", "t"):
+            if first < progress < end and long and not handle.is_stopped():
                 handle.looked_behind = progress
                 yield handle
+
+    def continue_stopped(self) -> bool:
+        """Continue workers that somebody has stopped, in their sleep. Whether there were any."""
+        stopped = [handle for handle in self.living() if handle.is_stopped()]
+        for handle in stopped:
+            signal_group(handle.pid, signal.SIGCONT)
+        return bool(stopped)
 
     def free_lock(self, holder: int, seconds: float) -> None:
         """The lock has not been had for so long: its holder, or somebody if none has signed, was stopped or killed."""
@@ -2401,8 +2445,8 @@ def number_functions(functions: Any) -> dict[int, Function]:
         raise ValueError("functions is empty: at least one is needed")
     for fn_id, function in numbered.items():
         check_numbers(fn_id=fn_id)
-        if not callable(function):
-            raise TypeError(f"functions: {function!r} is not callable")
+        if not callable(function) or not isinstance(function, collections.abc.Hashable):
+            raise TypeError(f"functions: {function!r} is not a callable with a hash")
     return numbered
 
 
@@ -2502,7 +2546,7 @@ class Engine:
                 self._harvester.take_back(handle)
         self._queue.words[CONTROL] = GIVE_BACK if self._holding else RUN  # what it is, unless somebody spoiled it
         stalled = sleepers == len(self._crew.handles) and not self._holding and now - self._moved_at > STALL_SECONDS
-        if stalled and self._ledger.in_queue():
+        if stalled and self._ledger.in_queue() and not self._crew.continue_stopped():
             raise SpoiledSegmentError(f"{self._ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
         dead, waiting = self._crew.look(now, hungry)
         for handle in dead:
@@ -2613,6 +2657,7 @@ class Supervisor:
         self._began, self._next_share = time.monotonic(), 0.0
         self.on_look: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
         if log:
+            log = os.path.abspath(log)  # its workers may be started elsewhere
             with open(log, "ab"):  # or nobody would hear that it cannot be written
                 pass
         sweep()
@@ -2628,6 +2673,7 @@ class Supervisor:
                 self._queue.remove()
                 raise
             self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue)
+            atexit.register(self._dispose)  # now, so that it runs before multiprocessing waits for its children
             exit_on_signals(self._queue.name)
         self._queue.stuck = self._crew.free_lock
         self._engine = Engine(self._queue, self._crew, self._ledger)
@@ -2656,8 +2702,8 @@ class Supervisor:
         """The TaskResults of `tasks` as they finish; never raises for a task.
 
         An item is a payload, where there is one function, or (function, payload), with a function or its name.
-        `tasks` is read as there is room, in the caller's thread: while it blocks, nothing is yielded. Closing the
-        iterator early cancels what has not begun."""
+        `tasks` is read as there is room, in the caller's thread: while it blocks, nothing is yielded; a Structure it
+        has yielded must not be changed. Closing the iterator early cancels what has not begun."""
         return self._read(self._open(tasks))
 
     def map(self, function: Any, payloads: Iterable[Any]) -> Iterator[Any]:
@@ -2674,7 +2720,7 @@ class Supervisor:
         self._ledger.admit(self._submitted, [(function, payload)])
         self._engine.feed()
         self._crew.ring()
-        while self._ledger.requeued:
+        while self._ledger.requeued and not self._engine.paused:
             self._engine.turn(self._submitted, self._report)
         return tsk_id
 
@@ -2690,6 +2736,7 @@ class Supervisor:
 
     def pause(self, paused: bool) -> None:
         """Begin no more tasks; go on."""
+        self._engine.check_open()
         self._engine.paused = paused
         if paused:
             self._engine.withdraw()
@@ -2796,15 +2843,19 @@ class Supervisor:
                 elif isinstance(job.results[0], TaskError):
                     raise self._engine.failure or job.results[0]
                 else:
-                    yield job.results[0]  # if the reader stops in its midst, the rest is there for the next one
-                    job.results.popleft()
+                    part = job.results.popleft()
+                    try:
+                        yield part
+                    except GeneratorExit:  # the reader stopped in its midst: the rest is there for the next one
+                        job.results.appendleft(part)
+                        raise
             if self._engine.failure is not None:
                 raise self._engine.failure
         finally:
             if job is not self._submitted and not job.finished:
                 job.cancelled = True
                 job.results.clear()
-                if not self._engine.over:
+                if self._dispose.alive and not self._engine.over:
                     self._engine.withdraw()
 
     def _report(self) -> None:
@@ -2829,6 +2880,7 @@ class Supervisor:
         self._engine.over = "this Supervisor is closed"
         with signals_held():
             self._dispose()
+            atexit.unregister(self._dispose)
         self._progress.close()
 
 
@@ -2852,16 +2904,6 @@ def _exchange_handlers(old: Any, new: Any) -> None:
 
 def _exit(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Signals that would raise an exception here come after the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def dispose(owner: int, crew: Crew, queue: SharedTaskQueue) -> None:

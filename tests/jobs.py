@@ -361,3 +361,19 @@ class Starts32(StartsLate):
 
 class Starts63(StartsLate):
     start = 2**63 - 100
+
+
+def signal_mask(payload: bytes) -> str:
+    return str(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+
+class Stalling:
+    """Says the x of a point; of the first it takes its time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.__name__ = seconds, "stalling"
+
+    def __call__(self, point: Point) -> bytes:
+        if point.x == 0:
+            time.sleep(self.seconds)
+        return b"%d" % point.x

@@ -497,13 +497,14 @@ def test_command_closed_standard_output_loses_results_and_says_so(scene):
     assert counts_of(scene.told())["ok"] == 200
 
 
-@pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
-def test_command_with_streams_closed_from_the_start(scene, closed):
-    closing = {"stdout": ">&-", "stderr": "2>&-", "both": ">&- 2>&-"}[closed]
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_command_with_streams_closed_from_the_start(scene, closing, method):
+    """Pipes and files have their numbers then."""
     results = scene.folder / "results.jsonl"
-    tasks = scene.cli.file("tasks", "work x\n" * 50)
+    tasks = scene.cli.file("tasks", "sleep 0.02\n" * 50)
     line = f'exec "$0" "$@" {closing}'
-    arguments = [tasks, "--handlers", scene.job, "-w", "2", "--results", str(results)]
+    arguments = [tasks, "-w", "2", "--results", str(results), "--start-method", method]
     shell = ["-c", "import os, sys; os.execv('/bin/sh', ['sh', '-c', *sys.argv[1:]])", line]
     command = [sys.executable, *shell, sys.executable, str(SCRIPT), *arguments]
     with open(scene.errors, "ab") as errors:
@@ -513,7 +514,7 @@ def test_command_with_streams_closed_from_the_start(scene, closed):
         )  # fmt: skip
     scene.process.stdout.close()
     assert scene.ended() in (0, 1)
-    assert len(results.read_text().splitlines()) == 50
+    assert results.read_text().count('"status": "ok"') == 50
     scene.check_nothing_is_left(r"((?!Traceback).)*")
 
 
@@ -547,6 +548,42 @@ def test_a_signal_while_it_starts(scene, way, number):
         scene.check_nothing_is_left(r".*")
         if way == "command":
             assert "Traceback" not in scene.told()
+
+
+UNCLOSED = """
+import os, signal, sys, weakref
+weakref.finalize(sys, int)  # from here on weakref's own work at exit comes after that of multiprocessing
+import shmqueue
+
+def echo(payload: bytes) -> bytes:
+    return payload
+
+def interrupt(when):
+    import multiprocessing.context
+    start, calls = multiprocessing.context.ForkProcess.start, []
+    def interrupted(process):
+        start(process)
+        calls.append(process)
+        if len(calls) == 2:
+            os.kill(os.getpid(), getattr(signal, when))
+    multiprocessing.context.ForkProcess.start = interrupted
+
+if __name__ == "__main__":
+    if sys.argv[1] != "run":
+        interrupt(sys.argv[1])
+    supervisor = shmqueue.Supervisor([echo], workers=3, start_method="fork")
+    results = supervisor.run(b"%d" % i for i in range(10**6))
+    print(next(results).status)
+"""
+
+
+@pytest.mark.parametrize(("way", "code", "said"), [("run", 0, "ok\n"), ("SIGINT", -2, ""), ("SIGTERM", 143, "")])
+def test_a_supervisor_that_nobody_closes_ends_with_its_process(cli, way, code, said):
+    """Also where it is interrupted between the start of a process and the note of it."""
+    script, environment = cli.file("unclosed.py", UNCLOSED), {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    run = cli.run(way, script=script, env=environment)
+    assert (run.code, run.out) == (code, said)
+    assert "KeyboardInterrupt" in run.err if way == "SIGINT" else run.err == ""
 
 
 # SIGKILL of the supervisor, or of all of them.

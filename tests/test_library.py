@@ -1,5 +1,6 @@
 """The library as a user calls it: functions, payloads, values, outcomes, and how a Supervisor is told what to do."""
 
+import collections
 import contextlib
 import ctypes
 import errno
@@ -7,6 +8,7 @@ import functools
 import gc
 import itertools
 import math
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -303,6 +305,133 @@ def test_submitted_tasks_come_back_from_results():
         assert list(supervisor.results()) == []
         last = supervisor.submit("quiet", "x")
         assert [(result.tsk_id, result.payload) for result in supervisor.results()] == [(last, "x")]
+
+
+def test_results_that_two_iterators_read_are_each_read_once():
+    with start([jobs.echo], workers=1) as supervisor:
+        supervisor.submit(jobs.echo, b"1")
+        read = []
+        for result in supervisor.results():
+            read.append(result.tsk_id)
+            if len(read) == 1:
+                read += [inner.tsk_id for inner in supervisor.results()]
+                supervisor.submit(jobs.echo, b"2")
+                assert len(list(supervisor.run([b"x"] * 100))) == 100  # it brings the outcome of 2 as well
+        assert read + [result.tsk_id for result in supervisor.results()] == [1, 2]
+
+
+def test_submitting_to_a_paused_supervisor_does_not_wait():
+    with start([jobs.echo]) as supervisor:
+        supervisor.pause(True)
+        ids = [supervisor.submit(jobs.echo, b"x") for _ in range(3)]
+        supervisor.pause(False)
+        assert sorted(result.tsk_id for result in supervisor.results()) == ids
+    with pytest.raises(RuntimeError, match="closed"):
+        supervisor.pause(True)
+
+
+def test_cancelled_is_for_good():
+    with start([jobs.echo]) as supervisor:
+        supervisor.cancel()
+        supervisor.submit(jobs.echo, b"x")
+        assert [result.status for result in supervisor.results()] == ["cancelled"]
+
+
+@pytest.mark.parametrize("options", [{}, {"retries": 1}])
+def test_a_task_that_goes_round_again_has_the_payload_it_had(options):
+    """Of a Structure that its user fills again for the next task."""
+    point, function = Point(), jobs.Stalling(0.2)
+    with start([function], workers=1, batch=10, **options) as supervisor:
+        for number in range(10):
+            point.x = number
+            supervisor.submit(function, point)
+        values = [int(result.value) for result in supervisor.results()]
+    assert sorted(values) == list(range(10))
+
+
+def test_pairs_may_be_tuples_with_names():
+    pair = collections.namedtuple("pair", "function payload")
+    results = outcomes([jobs.echo, jobs.quiet], [pair(jobs.echo, b"a"), (jobs.quiet, b"b"), pair("echo", b"c")])
+    assert [result.value for result in results] == [b"a", None, b"c"]
+
+
+def test_an_item_whose_repr_raises_is_a_failed_task():
+    class Hostile:
+        def __repr__(self):
+            raise RuntimeError("no")
+
+    (result,) = outcomes([jobs.echo, jobs.quiet], [Hostile()])
+    assert (result.status, "an item is (function, payload)" in result.error) == ("failed", True)
+
+
+def test_an_annotation_that_cannot_be_resolved_hides_no_other():
+    def length(text: str, places: "Decimal | None" = None) -> str:  # noqa: F821
+        return f"{type(text).__name__} {len(text)}"
+
+    def wrong(text: "no[1]") -> str:  # noqa: F821
+        return type(text).__name__
+
+    assert mapped(length, ["äö"]) == ["str 2"]
+    assert mapped(wrong, ["x"]) == ["bytes"]
+
+
+def test_a_relative_log_stays_where_it_was_when_it_was_named(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    with start([jobs.print_much], workers=1, log="log", max_tasks=1) as supervisor:
+        monkeypatch.chdir(elsewhere)
+        assert {result.status for result in supervisor.run([b""] * 3)} == {"ok"}
+    assert len({line[:17] for line in (tmp_path / "log").read_text().splitlines() if "printed" in line}) == 3
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_log_without_room_is_named_by_the_task_that_prints():
+    result = only(jobs.print_much, log="/dev/full")
+    assert (result.status, "No space left" in result.error, "/dev/full" in result.error) == ("failed", True, True)
+
+
+def test_workers_that_leave_before_they_take_a_task_end_the_run(monkeypatch):
+    """Whatever their exit code is; one that was told to leave is another matter."""
+    monkeypatch.setattr(shmqueue, "FAILED_SECONDS", 0.1)
+    leaves = functools.partial(os._exit, 0)
+    with pytest.raises(shmqueue.WorkersFailedError, match="exited with code 0"):
+        mapped(jobs.echo, [b"x"], initializer=leaves)
+
+
+def test_sleeping_workers_that_somebody_stopped_are_continued(monkeypatch):
+    monkeypatch.setattr(shmqueue, "STALL_SECONDS", 0.2)
+    with start([jobs.echo]) as supervisor:
+        assert len(list(supervisor.run([b"x"] * 10))) == 10
+        assert wait_until(lambda: len(supervisor._queue.sleepers()) == 2)
+        for worker in supervisor.stats()["workers"]:
+            os.kill(worker["pid"], signal.SIGSTOP)
+        assert [result.status for result in supervisor.run([b"x"] * 10)] == ["ok"] * 10
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_signals_are_held_while_a_worker_starts_and_not_in_it(method, monkeypatch):
+    """Interrupted there, a process would not be in the books; and a forked one would run the caller's handlers."""
+    kind, masks = multiprocessing.get_context(method).Process, []
+    real = kind.start
+
+    def watched(process):
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        real(process)
+
+    monkeypatch.setattr(kind, "start", watched)
+    assert only(jobs.signal_mask, start_method=method).value == "[]"
+    assert [mask >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} for mask in masks] == [True, True]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+def test_a_process_is_known_without_proc(monkeypatch):
+    """As on macOS: by ps."""
+    is_folder = os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda path: path != "/proc/self" and is_folder(path))
+    (state, started), again = shmqueue.process_status(os.getpid()), shmqueue.process_status(os.getpid())
+    assert (state in "RS", again[1] == started, abs(time.time() - started) < 86400) == (True, True, True)
+    assert shmqueue.process_status(2**22 + 1) == ("", 0)
 
 
 def test_a_source_that_gives_nothing_for_now_is_asked_again_at_once(monkeypatch):
