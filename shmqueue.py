@@ -3752,13 +3752,28 @@ class Keys:
         return ""
 
 
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # by a run, and by --watch
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """After the block, signals are handled as before it."""
+    before = {number: signal.getsignal(number) for number in HEARD}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # not one of Python's
+                signal.signal(number, handler)
+
+
 class CommandLine:
     """One run from the command line. A subclass may run it elsewhere, by `make_supervisor`."""
 
     def __init__(self, options: argparse.Namespace, functions: Any, queue: type[SharedTaskQueue]) -> None:
-        self.options = options
-        numbered, whole = choose_functions(options, functions)
-        names = [function_name(function) for function in numbered.values()]
+        self.options, self.queue = options, queue
+        self.functions, whole = choose_functions(options, functions)
+        names = [function_name(function) for function in self.functions.values()]
         self.parse = parse = LineParser(names, comments=not options.call, whole=whole)
         self.source = (
             QuerySource(options.tasks, options.query, parse) if options.query else LineSource(options.tasks, parse)
@@ -3776,13 +3791,7 @@ class CommandLine:
         self.progress, self.keys = self._choose_screen()
         self.signals: list[int] = []
         self.stopped_by = 0
-        wanted = {*LIMITS, "log", "start_method"}
-        arguments = {name: value for name, value in vars(options).items() if name in wanted}
-        with _usage_error():
-            self.supervisor = self.make_supervisor(numbered, screen=self.progress, queue=queue, **arguments)
-        self.supervisor.on_look = self.look
-        if options.results and not options.resume:  # last, since it empties a file that was there
-            self.results = kind_of_results(options.results)(options.results, False)
+        self.supervisor: Any = None
 
     def _choose_screen(self) -> tuple[Progress, Keys]:
         options = self.options
@@ -3800,35 +3809,48 @@ class CommandLine:
 
     def run(self) -> int:
         """Put the tasks through, and say how it went; the exit code."""
-        problem, bad, results = "", 0, self.results
-        caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
-        heard = [n for n in caught if signal.getsignal(n) is not signal.SIG_IGN]  # SIGHUP stays ignored under nohup
-        handlers = {number: signal.signal(number, self.note_signal) for number in heard}
-        self.keys.enter()
-        try:
-            with self.supervisor:
-                for result in self.supervisor.run(self.source):
-                    if results is not None:
-                        results.write(result)
-                    if result.status not in ("ok", "cancelled"):
-                        bad += 1
-                        if bad == self.options.halt:
-                            self.supervisor.cancel()
-        except (WorkersFailedError, SpoiledSegmentError) as error:
-            problem = str(error)
-        except KeyboardInterrupt:
-            self.stopped_by = signal.SIGINT
-        finally:
-            self.keys.leave()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        if results is not None:
-            results.finish()
+        problem = ""
+        with handlers_kept():
+            for number in HEARD:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # SIGHUP stays ignored under nohup
+                    signal.signal(number, self.note_signal)  # first: a Supervisor leaves signals alone that are handled
+            wanted = {*LIMITS, "log", "start_method"}
+            arguments: dict[str, Any] = {name: value for name, value in vars(self.options).items() if name in wanted}
+            with _usage_error():
+                self.supervisor = self.make_supervisor(
+                    self.functions, screen=self.progress, queue=self.queue, **arguments
+                )
+            try:
+                with self.supervisor:
+                    self._put_through()
+            except (WorkersFailedError, SpoiledSegmentError) as error:
+                problem = str(error)
+            except KeyboardInterrupt:
+                self.stopped_by = signal.SIGINT
+            finally:
+                self.keys.leave()
+        if self.results is not None:
+            self.results.finish()
         return self.report(problem or self.source.problem)
+
+    def _put_through(self) -> None:
+        options, bad = self.options, 0
+        self.supervisor.on_look = self.look
+        if options.results and not options.resume:  # not before, since it empties a file that was there
+            self.results = kind_of_results(options.results)(options.results, False)
+        self.keys.enter()
+        for result in self.supervisor.run(self.source):
+            if self.results is not None:
+                self.results.write(result)
+            if result.status not in ("ok", "cancelled"):
+                bad += 1
+                if bad == options.halt:
+                    self.supervisor.cancel()
 
     def note_signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
-        self.supervisor.wake()
+        if self.supervisor is not None:  # else it is done at the first look
+            self.supervisor.wake()
         if self.signals.count(signal.SIGINT) > 2:  # whatever it is that does not come back to look()
             raise KeyboardInterrupt
 
@@ -3923,7 +3945,8 @@ def main(
         if options.clean:
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
         elif options.watch is not None:
-            watch(choose_run(options.watch))
+            with handlers_kept():
+                watch(choose_run(options.watch))
         else:
             check_options(options)
             return CommandLine(options, functions, queue).run()

@@ -866,6 +866,50 @@ def test_main_in_process_takes_arguments_and_returns_the_exit_code(tmp_path, cap
     assert multiprocessing.active_children() == []
 
 
+SIGNALLED = """
+    import os
+    import sys
+    import shmqueue
+
+    class Line(shmqueue.CommandLine):
+        def make_supervisor(self, *arguments, **options):
+            number, late = int(sys.argv.pop()), sys.argv.pop() == "late"
+            late or os.kill(os.getpid(), number)
+            supervisor = super().make_supervisor(*arguments, **options)
+            late and os.kill(os.getpid(), number)
+            return supervisor
+
+    shmqueue.CommandLine = Line
+    raise SystemExit(shmqueue.main(argv=sys.argv[1:-2]))
+"""
+
+
+@pytest.mark.parametrize("when", ["early", "late"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_while_the_workers_start_ends_the_run_and_leaves_nothing(cli, number, when):
+    shutil.copy(shmqueue.__file__, cli.folder)
+    script, tasks = cli.file("own.py", textwrap.dedent(SIGNALLED)), cli.file("tasks", "sleep 0.3\n" * 50)
+    run = cli.run(tasks, "-w", "2", "--screen", "off", when, int(number), script=script)
+    assert run.code == 128 + number, run
+    assert summary(run.out)["cancelled"] > 0
+
+
+def handled():
+    return {number: signal.getsignal(number) for number in shmqueue.HEARD}
+
+
+def test_after_main_signals_are_handled_as_before(tmp_path, capfd, monkeypatch):
+    tasks = tmp_path / "tasks"
+    tasks.write_text("noop\n")
+    before = handled()
+    for more, code in (([], 0), (["-w", "0"], 2), (["--results", str(tasks) + "/x.jsonl"], 2)):
+        assert shmqueue.main(argv=[str(tasks), "-w", "1", "--screen", "off", *more]) == code
+        assert handled() == before
+    monkeypatch.setattr(shmqueue, "choose_run", lambda name: name)
+    assert shmqueue.main(argv=["--watch", "shmq-1-absent"]) == 0
+    assert handled() == before
+
+
 # Bad usage.
 
 
