@@ -3412,8 +3412,9 @@ def _as_bytes(value: Any) -> bytes:
 class Results:
     """Where results are written as they come; flushed often, so that a killed run keeps what was finished.
 
-    A subclass knows a format: `begin` opens the file and returns what it already holds as (status, function, payload)
-    if it is to be resumed, cutting off what a kill has left of a last record.
+    Made, it has read what the file holds, if that is to be resumed, and changed nothing; it is written from `begin` on.
+    A subclass knows a format: `read` returns (status, function, payload) of each record; `open` empties the file, or
+    cuts off what a kill has left of a last record.
     """
 
     FIELDS = TaskResult._fields
@@ -3424,18 +3425,30 @@ class Results:
         self.path, self.problem = path, ""
         self._records = self._safe = 0  # all there are, and those that the file holds for certain
         self.done: collections.Counter[bytes] = collections.Counter()  # of the tasks that the file holds as ok
-        try:
-            for status, function, payload in self.begin(resume and os.path.getsize(path) > 0):
+        self._resume = resume and os.path.getsize(path) > 0
+        with self._usable():
+            for status, function, payload in self.read():
                 self._records += 1
                 if status == "ok":
                     self.done[task_digest(function, encode_text(payload))] += 1
-        except Exception as error:  # whatever a foreign file leads to
-            with contextlib.suppress(Exception):
-                self.close()
-            raise UsageError(f"--results {path}: cannot be used: {describe(error)}") from None
         self._safe = self._records
 
-    def begin(self, resume: bool) -> Iterable[Sequence[str]]:
+    def begin(self) -> None:
+        with self._usable():
+            self.open()
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a foreign file leads to
+            text = str(error) if isinstance(error, ValueError) else describe(error)
+            raise UsageError(f"--results {self.path}: cannot be used: {text}") from None
+
+    def read(self) -> Iterable[Sequence[str]]:
+        raise NotImplementedError
+
+    def open(self) -> None:
         raise NotImplementedError
 
     def put(self, row: list[Any]) -> None:
@@ -3469,9 +3482,8 @@ class Results:
         """Save and close; if that failed, find out what the file holds."""
         self.save()
         if not self._attempt(self.close) and self.path != "-":
-            kept = type(self)(self.path, True)
-            kept.close()
-            self._safe = kept._records
+            with contextlib.suppress(UsageError):  # it cannot be read: what was flushed counts
+                self._safe = type(self)(self.path, True)._records
 
     def _attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
         """Do something with the file, unless that has failed before; after a failure the run goes on without it."""
@@ -3489,33 +3501,66 @@ class Results:
 class JsonLines(Results):
     """A JSON object a line; bytes are text by surrogateescape."""
 
-    HEADER = b""
+    HEADER, END = b"", b"\n"
+    START = b'{"tsk_id": '  # of a record
 
-    def begin(self, resume: bool) -> Iterable[Sequence[str]]:
-        where, mode = os.dup(1) if self.path == "-" else self.path, "r+b" if resume else "wb"
-        self._file = open(where, mode, 1 << 20)  # noqa: SIM115
-        head = self._file.read(len(self.HEADER)) if resume else b""
-        if not self.HEADER.startswith(head):
-            raise ValueError(f"it begins with {head!r}, not with the header of results")
-        end, lines = len(head), []
-        for line in self._file if resume else ():
+    def read(self) -> Iterator[Sequence[str]]:
+        self._end, self._lead = 0, self.HEADER  # what is kept of the file, and what the next record needs before it
+        if not self._resume:
+            return
+        with open(self.path, "rb") as file:
+            head = file.read(len(self.HEADER))
+            if not self.HEADER.startswith(head):
+                raise ValueError(f"it begins with {head!r}, not with the header of results")
+            if head == self.HEADER:
+                self._end, self._lead = len(head), b""
+                yield from self._read_records(file)
+
+    def _read_records(self, file: Iterable[bytes]) -> Iterator[Sequence[str]]:
+        number, lines = 1 + self.HEADER.count(b"\n"), []
+        for line in file:
             lines.append(line)
             if self.is_end(line):
-                record, lines = b"".join(lines), []
-                yield self.parse(record)
-                end += len(record)
-        if resume:
-            self._file.seek(end)
+                yield self.parse(b"".join(lines)) or self.refuse(number)
+                self._end += sum(map(len, lines))
+                number, lines = number + len(lines), []
+        last = b"".join(lines).rstrip(b"\r\n")
+        if record := self.parse(last):  # whole, but for its end, which an editor may have taken
+            yield record
+            self._end, self._lead = self._end + len(last), self.END
+        elif lines and not self.is_torn(lines):
+            self.refuse(number)
+
+    def open(self) -> None:
+        where = os.dup(1) if self.path == "-" else self.path
+        self._file = open(where, "r+b" if self._end else "wb", 1 << 20)  # noqa: SIM115
+        if self._end:
+            self._file.seek(self._end)
             self._file.truncate()
-        self._file.write(self.HEADER[len(head) :])
+        self._file.write(self._lead)
 
     def is_end(self, line: bytes) -> bool:
         """Whether a record ends with the next line of the file."""
         return line.endswith(b"\n")
 
-    def parse(self, record: bytes) -> Sequence[str]:
-        fields = json.loads(record)
-        return fields["status"], fields["function"], fields["payload"]
+    def is_torn(self, lines: Sequence[bytes]) -> bool:
+        """Whether these last lines, which do not end as a record does, are the beginning of one."""
+        return self.START.startswith(lines[0][: len(self.START)])
+
+    def parse(self, record: bytes) -> Sequence[str] | None:
+        """Its status, function and payload; None for what is not a record."""
+        try:
+            fields = self.fields(record)
+            found = [fields[name] for name in ("status", "function", "payload")]
+        except (ValueError, TypeError, LookupError, RecursionError, csv.Error):
+            return None
+        return found if all(isinstance(text, str) for text in found) and found[0] in OUTCOMES else None
+
+    def refuse(self, number: int) -> typing.NoReturn:
+        raise ValueError(f"what begins in line {number:,} is not a record of results; mend it, or give another file")
+
+    def fields(self, record: bytes) -> Any:
+        return json.loads(record)
 
     def put(self, row: list[Any]) -> None:
         self._file.write(json.dumps(dict(zip(self.FIELDS, row))).encode() + b"\n")
@@ -3527,18 +3572,23 @@ NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which tak
 class Csv(JsonLines):
     """Comma-separated values with a header; bytes as they are."""
 
-    HEADER = (",".join(Results.FIELDS) + "\r\n").encode()
+    HEADER, END = (",".join(Results.FIELDS) + "\r\n").encode(), b"\r\n"
     _quotes = 0
 
     def is_end(self, line: bytes) -> bool:
         self._quotes += line.count(b'"')
         return line.endswith(b"\r\n") and self._quotes % 2 == 0
 
-    def parse(self, record: bytes) -> Sequence[str]:
+    def is_torn(self, lines: Sequence[bytes]) -> bool:
+        """A kill tears the last record only: if whole ones follow its first line, a quote there is wrong."""
+        return not any(self.parse(line) for line in lines[1:] if line.endswith(self.END))
+
+    def fields(self, record: bytes) -> Any:
         csv.field_size_limit(sys.maxsize)
         (row,) = csv.reader([decode_text(record).replace("\0", NUL)], strict=True)
-        _, function, payload, status, *_ = (field.replace(NUL, "\0") for field in row)
-        return status, function, payload
+        fields = dict(zip(self.FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
+        float(fields["seconds"])  # or it is torn there
+        return fields
 
     def put(self, row: list[Any]) -> None:
         text = io.StringIO(newline="")
@@ -3549,21 +3599,35 @@ class Csv(JsonLines):
 class Sqlite(Results):
     """The table `results` of a SQLite file; what is not UTF-8 is a blob."""
 
-    def begin(self, resume: bool) -> Iterable[Sequence[str]]:
+    def read(self) -> Iterator[Sequence[str]]:
         import sqlite3
 
         self.broken = (OSError, sqlite3.Error)
-        self._file = sqlite3.connect(self.path)
-        columns = tuple(name for _, name, *_ in self._file.execute("PRAGMA table_info(results)"))
-        if resume and columns not in ((), self.FIELDS):
-            raise ValueError(f"its table results has the columns {', '.join(columns)}")
-        self._file.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
-        self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
-        if not resume:
-            self._file.execute("DROP TABLE IF EXISTS results")
-        self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(self.FIELDS)})")
-        for row in self._file.execute("SELECT status, function, payload FROM results"):
-            yield tuple(decode_text(x) if isinstance(x, bytes) else x for x in row)
+        self._connect = functools.partial(sqlite3.connect, self.path)
+        with contextlib.closing(self._connect()) as base:
+            columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
+            if self._resume and columns not in ((), self.FIELDS):
+                raise ValueError(f"its table results has the columns {', '.join(columns)}")
+            base.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
+            base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
+            query = "SELECT rowid, status, function, payload FROM results"
+            for number, *row in base.execute(query) if self._resume and columns else ():
+                if not all(isinstance(text, (str, bytes)) for text in row):
+                    raise ValueError(f"row {number:,} of its table results is not a record of results")
+                yield [decode_text(text) if isinstance(text, bytes) else text for text in row]
+
+    def open(self) -> None:
+        self._file = self._connect()
+        try:
+            self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
+            with self._file:
+                self._file.execute("BEGIN IMMEDIATE")
+                if not self._resume:
+                    self._file.execute("DROP TABLE IF EXISTS results")
+                self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(self.FIELDS)})")
+        except BaseException:
+            self._file.close()
+            raise
 
     def put(self, row: list[Any]) -> None:
         for at, value in enumerate(row):
@@ -3785,8 +3849,8 @@ class CommandLine:
                     if not options.query and os.path.isfile(options.tasks) and os.path.samefile(path, options.tasks):
                         raise ValueError("is the file of tasks")
         self.results: Results | None = None
-        if options.resume:
-            self.results = kind_of_results(options.results)(options.results, True)
+        if options.results:
+            self.results = kind_of_results(options.results)(options.results, options.resume)
             parse.done = self.results.done
         self.progress, self.keys = self._choose_screen()
         self.signals: list[int] = []
@@ -3834,17 +3898,17 @@ class CommandLine:
         return self.report(problem or self.source.problem)
 
     def _put_through(self) -> None:
-        options, bad = self.options, 0
+        results, bad = self.results, 0
+        if results is not None:
+            results.begin()  # not before, since it empties a file that was there
         self.supervisor.on_look = self.look
-        if options.results and not options.resume:  # not before, since it empties a file that was there
-            self.results = kind_of_results(options.results)(options.results, False)
         self.keys.enter()
         for result in self.supervisor.run(self.source):
-            if self.results is not None:
-                self.results.write(result)
+            if results is not None:
+                results.write(result)
             if result.status not in ("ok", "cancelled"):
                 bad += 1
-                if bad == options.halt:
+                if bad == self.options.halt:
                     self.supervisor.cancel()
 
     def note_signal(self, number: int, frame: object) -> None:

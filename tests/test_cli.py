@@ -737,11 +737,13 @@ def test_a_stream_closed_before_the_summary(cli, stream):
     assert "Exception ignored" not in run.err
 
 
-def test_a_full_disk_is_said_with_how_to_go_on(cli):
-    path = cli.folder / "out.jsonl"
+@pytest.mark.parametrize("name", FORMATS[:2])
+@pytest.mark.parametrize("count", [3, 2000])
+def test_a_full_disk_is_said_with_how_to_go_on(cli, name, count):
+    path = cli.folder / name
     path.symlink_to("/dev/full")
-    run = cli.tasks("echo a\n" * 2000, "--results", str(path))
-    assert run.code == 1
+    run = cli.tasks("echo a\n" * count, "--results", str(path))
+    assert (run.code, summary(run.out)["total"]) == (1, count)
     text = run.out + run.err
     assert str(path) in text
     assert "No space left" in text

@@ -324,8 +324,12 @@ def test_functions_whose_long_names_begin_alike_are_told_apart(cli, handlers, na
 
 
 def read_back(path):
-    """What --resume knows of a file: how many tasks it holds as ok. It cuts off the rest."""
+    """What --resume knows of a file: how many tasks it holds as ok. It cuts off the rest, once it begins."""
+    before = path.read_bytes()
     results = shmqueue.kind_of_results(str(path))(str(path), True)
+    assert path.suffix == ".sqlite" or path.read_bytes() == before
+    results.begin()
+    results.flush()
     results.close()
     return +results.done
 
@@ -335,6 +339,7 @@ LAST = {"plain": b"last", "odd": b'"la,st"\xff\n"",\n,"\r\n,ok,"', "like a recor
 
 def write_records(path, *payloads, resume=False):
     results = shmqueue.kind_of_results(str(path))(str(path), resume)
+    results.begin()
     for number, payload in enumerate(payloads, 1):
         results.write(shmqueue.TaskResult(number, "echo", payload, "ok", payload, "", 1, 0, 0.5))
     results.flush()
@@ -344,7 +349,8 @@ def write_records(path, *payloads, resume=False):
 @pytest.mark.parametrize("last", LAST)
 @pytest.mark.parametrize("name", FORMATS[:2])
 def test_a_last_record_torn_at_any_byte_is_cut_off(tmp_path, name, last):
-    """As a kill or a full disk leaves it; all before it is kept, and what is appended is read back."""
+    """As a kill or a full disk leaves it; all before it is kept, and what is appended is read back. It is whole if
+    only its end is missing, or digits of its seconds."""
     path, payloads = tmp_path / name, [b"first", LAST[last], b'"', LAST[last]]
     write_records(path, *payloads[:-1])
     start = path.stat().st_size
@@ -352,12 +358,17 @@ def test_a_last_record_torn_at_any_byte_is_cut_off(tmp_path, name, last):
     data = path.read_bytes()
     assert len(rows_of(path)) == 4
     kept = collections.Counter(shmqueue.task_digest("echo", payload) for payload in payloads[:-1])
-    for end in range(start, len(data)):
+    whole = len(data) - len("\n" if name == "out.jsonl" else ".5\r\n")
+    for end in range(start, whole):
         path.write_bytes(data[:end])
         assert read_back(path) == kept, data[start:end]
         assert path.read_bytes() == data[:start], data[start:end]
         write_records(path, payloads[-1], resume=True)
         assert [row["payload"] for row in rows_of(path)] == [os.fsdecode(payload) for payload in payloads]
+    for end in range(whole, len(data)):
+        path.write_bytes(data[:end])
+        write_records(path, b"more", resume=True)
+        assert [row["payload"] for row in rows_of(path)] == [*map(os.fsdecode, payloads), "more"]
 
 
 @pytest.mark.parametrize("name", FORMATS[:2])
@@ -369,7 +380,8 @@ def test_a_file_torn_at_any_byte_keeps_its_whole_records(tmp_path, name):
     for end in range(len(data) + 1):
         path.write_bytes(data[:end])
         count = sum(read_back(path).values())
-        assert count == max(0, data[:end].count(b"\n") - (name == "out.csv"))
+        ends = data[: end + 1].count(b"\n") if name == "out.jsonl" else len(re.findall(rb",1,0,\d", data[:end]))
+        assert count == ends, "one that lacks only its end is whole"
         write_records(path, b"c", resume=True)
         assert len(rows_of(path)) == count + 1
         assert {tuple(row) for row in rows_of(path)} == {FIELDS}
@@ -401,6 +413,7 @@ def test_a_killed_writers_journal_is_rolled_back(tmp_path):
         sys.path.insert(0, {str(ROOT)!r})
         import shmqueue
         results = shmqueue.kind_of_results({str(path)!r})({str(path)!r}, True)
+        results.begin()
         for i in range(20_000):
             results.write(shmqueue.TaskResult(i, "echo", b"x" * 500, "ok", b"x" * 500, "", 1, 0, 0.5))
         os.kill(os.getpid(), 9)
@@ -425,6 +438,113 @@ def test_foreign_files_are_not_resumed_and_stay_as_they_are(cli, name):
     error = usage_error(cli.run(cli.file("tasks", "echo a\n"), "--results", path, "--resume", "-w", "1"))
     assert name in error
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("where", ["at the start", "in its midst", "at the end"])
+@pytest.mark.parametrize("row", [0, 2, 998])
+def test_a_stray_quote_does_not_cost_the_records_after_it(tmp_path, where, row):
+    """One more quote makes a single unfinished record of all that follows; a kill leaves nothing after such a one."""
+    path = tmp_path / "out.csv"
+    write_records(path, *([b"1"] * 1000))
+    lines = path.read_bytes().split(b"\r\n")
+    line = lines[row + 1]
+    at = {"at the start": 0, "in its midst": line.index(b"echo") + 1, "at the end": len(line)}[where]
+    lines[row + 1] = line[:at] + b'"' + line[at:]
+    path.write_bytes(data := b"\r\n".join(lines))
+    with pytest.raises(shmqueue.UsageError, match=f"line {row + 2:,} is not a record"):
+        read_back(path)
+    assert path.read_bytes() == data
+
+
+GOOD = {"tsk_id": 1, "function": "echo", "payload": "1", "status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "line", ["xx", "", "[]", "1", "null", "{}", '"', "[" * 100_000]
+    + [json.dumps({**GOOD, name: value}) for name in ("function", "payload", "status") for value in (None, 1, [])]
+    + [json.dumps({**GOOD, "status": "OK"})],
+    ids=lambda line: line[:70],
+)  # fmt: skip
+def test_a_line_that_is_no_record_is_said_by_its_number(tmp_path, line):
+    path = tmp_path / "out.jsonl"
+    path.write_text(data := f"{json.dumps(GOOD)}\n{line}\n{json.dumps(GOOD)}\n")
+    with pytest.raises(shmqueue.UsageError, match="cannot be used: what begins in line 2 is not a record"):
+        read_back(path)
+    assert path.read_text() == data
+
+
+def test_a_last_line_that_no_kill_has_left_is_not_cut_off(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("notes of mine")
+    with pytest.raises(shmqueue.UsageError, match="line 1 is not a record"):
+        read_back(path)
+    assert path.read_text() == "notes of mine"
+
+
+@pytest.mark.parametrize(
+    "line", ["1,echo", "1,echo,1,ok,1,,1,0,0.5,more", "1,echo,1,OK,1,,1,0,0.5", '1,"echo"x,1,ok,,,,,0', ""]
+)
+def test_a_row_that_is_no_record_is_said_by_its_line(tmp_path, line):
+    path = tmp_path / "out.csv"
+    write_records(path, b"of\r\ntwo lines")
+    data = path.read_bytes() + line.encode() + b"\r\n4,echo,1,ok,1,,1,0,0.5\r\n"
+    path.write_bytes(data)
+    with pytest.raises(shmqueue.UsageError, match="line 5 is not a record"):
+        read_back(path)
+    assert path.read_bytes() == data
+
+
+def test_a_row_of_the_table_that_is_no_record_is_said_by_its_number(tmp_path):
+    path = tmp_path / "out.sqlite"
+    write_records(path, b"1", b"2", b"3")
+    with contextlib.closing(sqlite3.connect(path)) as base, base:
+        base.execute("UPDATE results SET payload = NULL WHERE rowid = 2")
+    with pytest.raises(shmqueue.UsageError, match="row 2 of its table results is not a record"):
+        read_back(path)
+
+
+def not_a_database(path):
+    path.write_text("no database, for all its length" * 10)
+
+
+def locked(path):
+    path.write_bytes(b"")
+    base = sqlite3.connect(path)
+    base.executescript("CREATE TABLE mine (x); BEGIN IMMEDIATE")
+    return base
+
+
+def a_view(path):
+    with contextlib.closing(sqlite3.connect(path)) as base, base:
+        base.execute("CREATE VIEW results AS SELECT 1 AS x")
+
+
+@pytest.mark.parametrize("make", [not_a_database, locked, a_view])
+def test_a_database_that_cannot_be_used_is_exit_2_and_leaves_nothing(cli, make):
+    path = cli.folder / "g.sqlite"
+    with contextlib.ExitStack() as stack:
+        if made := make(path):
+            stack.callback(made.close)
+        error = usage_error(cli.run(cli.file("tasks", "noop\n"), "--results", path, "-w", "1"))
+    assert "--results" in error
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_results_are_kept_when_the_workers_cannot_start(cli, monkeypatch, name):
+    """Unusable ones are found before that."""
+    path, tasks = cli.folder / name, cli.file("tasks", "noop\n")
+
+    def fail(*arguments, **options):
+        raise ValueError("no room")
+
+    monkeypatch.setattr(shmqueue, "Supervisor", fail)
+    write_records(path, b"1", b"2")
+    for more in ((), ("--resume",)):
+        assert shmqueue.main(argv=[tasks, "--results", str(path), *more]) == 2
+        assert len(rows_of(path)) == 2
+    path.write_text("no database, for all its length" * 10)
+    monkeypatch.setattr(shmqueue, "Supervisor", None)
+    assert shmqueue.main(argv=[tasks, "--results", str(path), "--resume"]) == 2
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -495,6 +615,7 @@ def read_only_oks(path):
     for file in path.parent.glob(path.name + "*"):
         copy.with_name(copy.name + file.name[len(path.name) :]).write_bytes(file.read_bytes())
     results = shmqueue.kind_of_results(str(copy))(str(copy), True)
+    results.begin()
     results.close()
     found = oks(copy)
     for file in path.parent.glob(copy.name + "*"):
@@ -586,12 +707,13 @@ def test_when_the_disk_is_full_it_stops_says_how_to_go_on_and_resume_does(cli, h
 
 
 def rows_of_copy(path):
-    """All whole records of a file whose last one may be torn."""
+    """All whole records of a file whose last one may be torn; it is whole if only its end is missing."""
     if path.suffix == ".jsonl":
-        return [line for line in path.read_bytes().split(b"\n")[:-1] if line]
+        return [line for line in path.read_bytes().split(b"\n") if line.endswith(b"}")]
     if path.suffix == ".csv":
         data = path.read_text("utf-8", "surrogateescape")
-        return csv_rows(data[: data.rfind("\n") + 1])
+        whole = re.search(r",1,[01],\d[^,\n]*$", data)
+        return csv_rows(data if whole else data[: data.rfind("\n") + 1])
     return rows_of(path)
 
 
