@@ -3765,6 +3765,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError(f"--halt {options.halt}: must be 1 or more")
     if options.results is not None:
         kind_of_results(options.results)
+    if options.results == "-" and sys.stdout is None:
+        raise UsageError("--results -: standard output is closed")
+    if options.tasks == "-" and sys.stdin is None:
+        raise UsageError("cannot read '-': standard input is closed; give a file of tasks")
     if options.resume and options.results in (None, "-"):
         raise UsageError("--resume: needs --results FILE, the file of the run to go on with")
     if options.query is not None and options.tasks == "-":
@@ -3966,7 +3970,7 @@ class CommandLine:
         lines = summary_lines(summary, "; ".join(problems), left_out)
         stream = sys.stderr if self.options.results == "-" else sys.stdout
         try:
-            print("\n".join(map(printable, lines)), file=stream, flush=True)
+            say("\n".join(map(printable, lines)), stream)
         except (OSError, ValueError) as error:  # closed: point it elsewhere, or Python complains at exit
             problems.append(describe(error))
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -4004,7 +4008,8 @@ def main(
     """The command line, over `functions` instead of the built-in ones; the exit code.
 
     argv: without the program's name; None for sys.argv. queue: the strategy."""
-    try:
+
+    def run() -> int:
         options = make_parser().parse_args(argv)
         if options.clean:
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
@@ -4014,12 +4019,36 @@ def main(
         else:
             check_options(options)
             return CommandLine(options, functions, queue).run()
+        return 0
+
+    return exit_code(run)
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """What `run` returns, or 2 after a line that says what is wrong with its arguments."""
+    fill_streams()
+    try:
+        return run()
     except UsageError as error:
-        print(printable(f"shmqueue: {error}"), file=sys.stderr)
+        say(printable(f"shmqueue: {error}"), sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the run had begun
         return 128 + signal.SIGINT
-    return 0
+
+
+def fill_streams() -> None:
+    """Open standard streams that are closed, on nothing: or a file or pipe gets the number of one, and its output."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+
+
+def say(text: str, stream: Any) -> None:
+    """Print on a stream, unless it is None, closed from the start: `print` takes that for standard output."""
+    if stream is not None:
+        print(text, file=stream, flush=True)
 
 
 if __name__ == "__main__":

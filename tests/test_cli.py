@@ -442,6 +442,49 @@ def test_a_stream_that_is_closed_from_the_start(cli, closed):
     assert "Traceback" not in run.err
 
 
+def closed(*numbers):
+    """Options of a process that starts with these descriptors closed."""
+
+    def close():
+        for number in numbers:
+            os.close(number)
+
+    return {"preexec_fn": close}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("numbers", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_closed_streams_stay_silent_and_hurt_nothing(cli, numbers, method):
+    """No pipe, segment or file gets the number of one: what a function or Python itself prints would go there."""
+    results = cli.folder / "out.jsonl"
+    tasks = cli.file("tasks", "echo out; echo err >&2\n" * 3)
+    arguments = ("--shell", "--results", results, "-w", "2", "--start-method", method)
+    run = cli.finish(cli.start(tasks, *arguments, **closed(*numbers)))
+    assert run.code == 0, run
+    assert len(results.read_text().splitlines()) == 3
+    assert "Traceback" not in run.out + run.err
+
+
+def test_with_standard_error_closed_results_are_alone_on_standard_output(cli):
+    run = cli.finish(cli.start(cli.file("tasks", "echo a\n"), *STREAMED, **closed(2)))
+    assert (run.code, run.values, run.out.count("\n"), run.err) == (0, ["a"], 1, "")
+    run = cli.finish(cli.start("absent", *STREAMED, **closed(2)))
+    assert (run.code, run.out, run.err) == (2, "", "")
+
+
+def test_results_on_a_closed_standard_output_and_tasks_from_a_closed_input_are_refused(cli):
+    error = usage_error(cli.finish(cli.start(cli.file("tasks", "echo a\n"), *STREAMED, **closed(1))))
+    assert "--results -: standard output is closed" in error
+    error = usage_error(cli.finish(cli.start("-", "-w", "1", **closed(0))))
+    assert "standard input is closed" in error
+
+
+def test_main_fills_the_numbers_of_closed_streams(cli):
+    code = "import os, shmqueue; shmqueue.main(argv=['absent']); os._exit(os.open('/dev/null', os.O_RDONLY))"
+    script = cli.file("own.py", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}\n")
+    assert cli.finish(cli.start(script=script, **closed(0, 1, 2))).code >= 3
+
+
 # Options.
 
 

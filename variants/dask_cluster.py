@@ -664,13 +664,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("shmqueue: a cluster needs Dask, which is not installed: pip install distributed", file=sys.stderr)
         return 2
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        return ClusterLine(parse(argv), None, shmqueue.SharedTaskQueue).run()
-    except shmqueue.UsageError as error:
-        print(shmqueue.printable(f"shmqueue: {error}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before the run had begun
-        return 128 + signal.SIGINT
+    return shmqueue.exit_code(lambda: ClusterLine(parse(argv), None, shmqueue.SharedTaskQueue).run())
 
 
 if __name__ == "__main__":
