@@ -3846,12 +3846,7 @@ class CommandLine:
         self.source = (
             QuerySource(options.tasks, options.query, parse) if options.query else LineSource(options.tasks, parse)
         )
-        for option in ("results", "log", "summary"):
-            path = getattr(options, option)
-            if path not in (None, "-"):
-                with _usage_error(f"--{option} {path}: "), open(path, "ab"):
-                    if not options.query and os.path.isfile(options.tasks) and os.path.samefile(path, options.tasks):
-                        raise ValueError("is the file of tasks")
+        self._check_files()
         self.results: Results | None = None
         if options.results:
             self.results = kind_of_results(options.results)(options.results, options.resume)
@@ -3860,6 +3855,22 @@ class CommandLine:
         self.signals: list[int] = []
         self.stopped_by = 0
         self.supervisor: Any = None
+
+    def _check_files(self) -> None:
+        """Files can be written, and no two are the same; devices may be."""
+        options = self.options
+        uses: dict[tuple[int, int], str] = {}
+        if os.path.isfile(options.tasks):
+            info = os.stat(options.tasks)
+            uses[info.st_dev, info.st_ino] = "TASKS"
+        for option in ("results", "log", "summary"):
+            path = getattr(options, option)
+            if path not in (None, "-"):
+                with _usage_error(f"--{option} {path}: "), open(path, "ab") as file:
+                    info = os.fstat(file.fileno())
+                    other = uses.setdefault((info.st_dev, info.st_ino), f"--{option}")
+                    if other != f"--{option}" and stat.S_ISREG(info.st_mode):
+                        raise ValueError(f"is the file of {other}, too; give another one")
 
     def _choose_screen(self) -> tuple[Progress, Keys]:
         options = self.options

@@ -763,8 +763,31 @@ def test_the_summary_holds_what_was_left_out_and_payloads_that_are_no_text(cli, 
 def test_the_file_of_tasks_is_not_written_over(cli, option):
     tasks = cli.file("tasks.csv", "echo a\n")
     run = cli.run(tasks, option, "./tasks.csv", "-w", "1")
-    assert (run.code, run.err) == (2, f"shmqueue: {option} ./tasks.csv: is the file of tasks\n")
+    assert f"{option} ./tasks.csv: is the file of TASKS" in usage_error(run)
     assert (cli.folder / "tasks.csv").read_bytes() == b"echo a\n"
+
+
+def test_results_do_not_go_to_the_database_of_the_tasks(cli):
+    """Its reader is in the way of their writer."""
+    path = cli.folder / "tasks.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as base, base:
+        base.execute("CREATE TABLE mine AS SELECT 'noop' AS x")
+    run = cli.run(path, "--query", "SELECT x FROM mine", "--results", path, "-w", "1")
+    assert "is the file of TASKS" in usage_error(run)
+
+
+@pytest.mark.parametrize("options", [("--results", "--log"), ("--results", "--summary"), ("--log", "--summary")])
+def test_no_two_options_write_the_same_file(cli, options):
+    tasks, path = cli.file("tasks", "echo a\n"), cli.file("out.jsonl", "kept")
+    (cli.folder / "link").symlink_to("out.jsonl")
+    error = usage_error(cli.run(tasks, options[0], path, options[1], "link", "-w", "1"))
+    assert f"{options[1]} link: is the file of {options[0]}" in error
+    assert (cli.folder / "out.jsonl").read_text() == "kept"
+
+
+def test_two_options_may_write_the_same_device(cli):
+    run = cli.run(cli.file("tasks", "noop\n"), "--log", "/dev/null", "--summary", "/dev/null", "-w", "1")
+    assert run.code == 0, run
 
 
 @pytest.mark.parametrize("where", ["absent/summary.json", ".", "tasks/x", ""])
