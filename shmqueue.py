@@ -3346,11 +3346,11 @@ class LineSource(Source):
         self._bytes += len(block)
         if not block:
             os.close(self._file)
-            self._file, block = -1, b"\n"  # the last line ends with the file
+            self._file = -1
         self._parts.append(block)
-        if b"\n" in block:
+        if b"\n" in block or not block:  # the last line may end with the file
             lines = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n")
-            self._parts = [lines.pop()]
+            self._parts = [lines.pop()] if block else []
             lines[0] = lines[0].removeprefix(self._mark)
             self._mark = b""
             self._items = self._parse(lines)[::-1]
