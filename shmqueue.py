@@ -3668,12 +3668,17 @@ def _as_text(value: Any) -> str | None:
 
 def load_module(where: str) -> Any:
     """Import a module by its name, or a file that ends with .py; workers that are not forked import it by name, too."""
-    path = os.path.abspath(where) if where.endswith(".py") else ""
+    with _usage_error(f"{where!r}: the working directory cannot be found: "):
+        path = os.path.abspath(where) if where.endswith(".py") else ""
+        folder = os.path.dirname(path) if path else os.getcwd()
     if path and not os.path.isfile(path):
         raise UsageError(f"{where!r}: no such file")
-    sys.path.insert(0, os.path.dirname(path) if path else os.getcwd())
+    name = os.path.basename(path)[:-3] if path else where
+    if path and "." in name:
+        raise UsageError(f"{where!r}: is imported by its name, which must hold no dot but that of .py; rename the file")
+    sys.path.insert(0, folder)
     try:
-        module = importlib.import_module(os.path.basename(path)[:-3] if path else where)
+        module = importlib.import_module(name)
     except BaseException as error:
         raise UsageError(f"{where!r} cannot be imported: {describe(error)}") from None
     if path and os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(path):
@@ -3775,13 +3780,22 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--query: TASKS must be a SQLite file, not standard input")
 
 
+REMEDIES = {
+    errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
+    errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
+}
+
+
 @contextlib.contextmanager
 def _usage_error(what: str = "") -> Iterator[None]:
     """What Supervisor and open raise for bad arguments, as a UsageError."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            where = f"{error.filename}: " if error.filename and str(error.filename) not in what else ""
+            text = where + error.strerror + REMEDIES.get(error.errno or 0, "")
         name, found, rest = text.partition("=")
         if found and name.isidentifier():  # an argument of Supervisor: say the option
             text = f"--{name.replace('num_', '').replace('_', '-')} {rest}"

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import resource
 import select
 import shutil
 import signal
@@ -1048,6 +1049,37 @@ def test_bad_usage_is_one_line_and_exit_2(cli, request, arguments, words):
     assert [word for word in words if word not in error] == [], error
     left = {path.name for path in cli.folder.iterdir()} - set(before) - {"__pycache__"}
     assert left == set(), "nothing is made before the usage is known to be good"
+
+
+@pytest.mark.parametrize("option", ["--handlers", "--call"])
+def test_a_file_whose_name_has_a_dot_is_said_to_be_renamed(cli, option):
+    cli.file("my.jobs.py", "def good(payload): return None\n")
+    name = "my.jobs.py" + ":good" * (option == "--call")
+    error = usage_error(cli.run(cli.file("tasks", "good\n"), option, name))
+    assert "my.jobs.py" in error
+    assert "rename" in error
+
+
+@pytest.mark.parametrize("where", ["own.py", "own"])
+def test_a_working_directory_that_was_deleted(cli, where):
+    tasks, gone = cli.file("tasks", "good\n"), cli.folder / "gone"
+    gone.mkdir()
+    run = cli.finish(cli.start(tasks, "--handlers", where, cwd=gone, preexec_fn=gone.rmdir))
+    assert "working directory" in usage_error(run)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_too_few_descriptors_or_too_small_files_are_said_with_a_remedy(cli, method):
+    tasks = cli.file("tasks", "noop\n")
+    for limit, size, words in (
+        (resource.RLIMIT_NOFILE, 40, ["Too many open files", "-w", "ulimit -n"]),
+        (resource.RLIMIT_FSIZE, 4096, ["File too large", "--slots", "ulimit -f"]),
+    ):
+        limited = functools.partial(resource.setrlimit, limit, (size, size))
+        run = cli.finish(cli.start(tasks, "-w", "40", "--start-method", method, preexec_fn=limited))
+        last = run.err.splitlines()[-1]  # Python's forkserver may have said more
+        assert (run.code, run.out, last[:9]) == (2, "", "shmqueue:"), run
+        assert [word for word in words if word not in last] == [], last
 
 
 def test_max_rss_without_psutil_is_exit_2(cli):
