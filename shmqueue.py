@@ -3419,7 +3419,7 @@ class Results:
 
     FIELDS = TaskResult._fields
     broken: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
-    _file: Any
+    _file: Any = None
 
     def __init__(self, path: str, resume: bool) -> None:
         self.path, self.problem = path, ""
@@ -3480,6 +3480,8 @@ class Results:
 
     def finish(self) -> None:
         """Save and close; if that failed, find out what the file holds."""
+        if self._file is None:  # interrupted before it began
+            return
         self.save()
         if not self._attempt(self.close) and self.path != "-":
             with contextlib.suppress(UsageError):  # it cannot be read: what was flushed counts
