@@ -4057,7 +4057,8 @@ def exit_code(run: Callable[[], int]) -> int:
     try:
         return run()
     except UsageError as error:
-        say(printable(f"shmqueue: {error}"), sys.stderr)
+        with contextlib.suppress(OSError):  # the exit code says it, too
+            say(printable(f"shmqueue: {error}"), sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the run had begun
         return 128 + signal.SIGINT

@@ -473,6 +473,11 @@ def test_with_standard_error_closed_results_are_alone_on_standard_output(cli):
     assert (run.code, run.out, run.err) == (2, "", "")
 
 
+def test_bad_usage_is_exit_2_where_the_error_stream_is_full(cli):
+    with open("/dev/full", "wb") as full:
+        assert cli.finish(cli.start("absent", stderr=full)).code == 2
+
+
 def test_results_on_a_closed_standard_output_and_tasks_from_a_closed_input_are_refused(cli):
     error = usage_error(cli.finish(cli.start(cli.file("tasks", "echo a\n"), *STREAMED, **closed(1))))
     assert "--results -: standard output is closed" in error
