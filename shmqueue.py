@@ -1158,7 +1158,7 @@ def _isolate(run: str, log: str | None) -> None:
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
-    for caught in (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
+    for caught in (*HELD, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
         signal.signal(caught, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # see Crew.start
@@ -3840,11 +3840,12 @@ HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SI
 
 
 @contextlib.contextmanager
-def handlers_kept() -> Iterator[None]:
-    """After the block, signals are handled as before it."""
-    before = {number: signal.getsignal(number) for number in HEARD}
+def handlers_kept() -> Iterator[Iterable[int]]:
+    """After the block, signals are handled as before it. Yields those that can be: none beside the main thread."""
+    numbers = HEARD if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
-        yield
+        yield numbers
     finally:
         for number, handler in before.items():
             if handler is not None:  # not one of Python's
@@ -3905,8 +3906,8 @@ class CommandLine:
     def run(self) -> int:
         """Put the tasks through, and say how it went; the exit code."""
         problem = ""
-        with handlers_kept():
-            for number in HEARD:
+        with handlers_kept() as numbers:
+            for number in numbers:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):  # SIGHUP stays ignored under nohup
                     signal.signal(number, self.note_signal)  # first: a Supervisor leaves signals alone that are handled
             wanted = {*LIMITS, "log", "start_method"}

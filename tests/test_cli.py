@@ -16,6 +16,7 @@ import signal
 import socket
 import sqlite3
 import textwrap
+import threading
 
 import pytest
 from conftest import HANG, ROOT, is_running, segments_of, wait_until
@@ -1109,3 +1110,14 @@ def test_results_that_existed_are_kept_when_the_usage_is_bad(cli):
         cli.file("tasks", "noop\n")
         usage_error(cli.run(*arguments, "--results", "out.jsonl"))
         assert pathlib.Path(cli.folder, "out.jsonl").read_text() == "kept\n", arguments
+
+
+def test_main_runs_beside_the_main_thread_too(cli):
+    """Where no signal can be handled."""
+    codes = []
+    arguments = [cli.file("tasks", "echo x\n" * 10), "--screen", "off", "--results", str(cli.folder / "out.jsonl")]
+    thread = threading.Thread(target=lambda: codes.append(shmqueue.main(None, arguments)))
+    thread.start()
+    thread.join(60)
+    assert codes == [0]
+    assert len((cli.folder / "out.jsonl").read_text().splitlines()) == 10
