@@ -2330,6 +2330,22 @@ class Crew:
                 handle.looked_behind = progress
                 yield handle
 
+    def suspend(self) -> None:
+        """Stop the workers and then this process; go on with them when it is continued."""
+        since = time.monotonic()
+        living = self.living()
+        for handle in living:
+            signal_group(handle.pid, signal.SIGSTOP)
+        for handle in living:
+            handle.stop()  # and wait: if this process is killed now, the kernel ends those that are stopped
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
+        for handle in living:
+            signal_group(handle.pid, signal.SIGCONT)
+            handle.progress_since += time.monotonic() - since
+            handle.end_since += time.monotonic() - since
+
     def continue_stopped(self) -> bool:
         """Continue workers that somebody has stopped, in their sleep. Whether there were any."""
         stopped = [handle for handle in self.living() if handle.is_stopped()]
@@ -2781,24 +2797,13 @@ class Supervisor:
 
     def snapshot(self) -> Snapshot:
         """What the screen shows."""
-        tally, queue, now, rows = self._ledger.tally, self._queue, time.monotonic(), []
-        progress = self._progress
+        tally, queue, progress, crew = self._ledger.tally, self._queue, self._progress, self._crew
         rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
-        for handle in self._crew.handles:
-            i, (end, position) = handle.index, handle.seen
-            busy = handle.process is not None and position < end
-            lane, first = queue.lanes[i], handle.word(FIRST)
-            at = min(max(0, position - first), lane.count - 1)
-            state = "dead" if handle.process is None else "run" if busy else "sleep"
-            function = self._ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
-            cpu, rss = (handle.cpu, handle.rss) if handle.rss else (None, None)
-            rate = worker_rates[i] if worker_rates else 0.0
-            held = (lane.tsk_id(at), now - handle.progress_since) if busy else (None, 0.0)
-            rows.append(
-                WorkerRow(i, handle.pid, state, function, tally.completed[i], tally.failed[i], rate, cpu, rss, *held)
-            )
+        workers = zip(crew.handles, queue.lanes, worker_rates or itertools.repeat(0.0))
+        rows = [_worker_row(handle, lane, self._ledger, rate) for handle, lane, rate in workers]
         failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]]
-        about = (progress.title, queue.name, queue.strategy, now - self._began, tally.counts, tally.retried)
+        seconds = time.monotonic() - self._began
+        about = (progress.title, queue.name, queue.strategy, seconds, tally.counts, tally.retried)
         amounts = (progress.total(), rates, queue.backlog(), queue.num_slots)
         return Snapshot(*about, *amounts, rows, failures, progress.state, progress.keys)
 
@@ -2810,19 +2815,7 @@ class Supervisor:
 
     def suspend(self) -> None:
         """Stop the workers and this process, as Ctrl-Z does, and go on with them."""
-        since = time.monotonic()
-        living = self._crew.living()
-        for handle in living:
-            signal_group(handle.pid, signal.SIGSTOP)
-        for handle in living:
-            handle.stop()  # and wait: if this process is killed now, the kernel ends those that are stopped
-        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
-        os.kill(os.getpid(), signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, handler)
-        for handle in living:
-            signal_group(handle.pid, signal.SIGCONT)
-            handle.progress_since += time.monotonic() - since
-            handle.end_since += time.monotonic() - since
+        self._crew.suspend()
 
     def _open(self, tasks: Iterable[Any] | Source, ordered: bool = False, fn_id: int = 0) -> Job:
         self._engine.check_open()
@@ -2882,6 +2875,19 @@ class Supervisor:
             self._dispose()
             atexit.unregister(self._dispose)
         self._progress.close()
+
+
+def _worker_row(handle: Handle, lane: TaskSlots, ledger: Ledger, rate: float) -> WorkerRow:
+    """What the screen shows of a worker."""
+    index, (end, position), tally = handle.index, handle.seen, ledger.tally
+    busy = handle.process is not None and position < end
+    at = min(max(0, position - handle.word(FIRST)), lane.count - 1)
+    state = "dead" if handle.process is None else "run" if busy else "sleep"
+    function = ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
+    done = (tally.completed[index], tally.failed[index], rate)
+    load = (handle.cpu, handle.rss) if handle.rss else (None, None)
+    held = (lane.tsk_id(at), time.monotonic() - handle.progress_since) if busy else (None, 0.0)
+    return WorkerRow(index, handle.pid, state, function, *done, *load, *held)
 
 
 _open: set[str] = set()  # the segments of this process's Supervisors
