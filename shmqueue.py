@@ -4032,8 +4032,8 @@ def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> li
     total = sum(summary[name] for name in OUTCOMES)
     each = (f"{summary[name]:,} {word}" for name, word in OUTCOMES.items())
     tasks = f"{counted(total, 'task')}: {', '.join(each)}" if total else "no tasks"
-    workers = counted(len(summary["workers"]), "worker")
-    return [*lines, f"{tasks}; {seconds:.2f} s, {total / seconds:,.0f} tasks/s, {workers}"]
+    workers, rate = counted(len(summary["workers"]), "worker"), (total - summary["cancelled"]) / seconds
+    return [*lines, f"{tasks}; {seconds:.2f} s, {rate:,.0f} tasks/s, {workers}"]
 
 
 def main(
