@@ -91,7 +91,6 @@ from __future__ import annotations
 
 import argparse
 import array
-import atexit
 import bisect
 import collections
 import contextlib
@@ -109,7 +108,7 @@ import itertools
 import json
 import math
 import mmap
-import multiprocessing
+import multiprocessing.util
 import operator
 import os
 import reprlib
@@ -416,8 +415,8 @@ def process_status(pid: int) -> tuple[str, int]:
                 fields = file.read().rpartition(b")")[2].split()
             return fields[0].decode(), int(fields[19])
         command = ["/bin/ps", "-o", "state=,lstart=", "-p", str(pid)]
-        state, started = subprocess.check_output(command, env={"LC_ALL": "C"}, text=True).split(None, 1)
-        return state[0], int(time.mktime(time.strptime(started.strip())))
+        state, started = subprocess.check_output(command, env={"LC_ALL": "C", "TZ": "UTC"}, text=True).split(None, 1)
+        return state[0], int("".join(filter(str.isdigit, started)))  # the day, the time, the year: enough
     except (OSError, IndexError, ValueError, subprocess.CalledProcessError):
         return "", 0
 
@@ -1114,17 +1113,22 @@ class Pipes(NamedTuple):
 
 
 _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
-HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Signals that would raise an exception here come after the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
-    try:
+    """Signals that would raise an exception here, or end the process, come after the block.
+
+    Their handlers are exchanged. A mask would be one thread's, and every child's, the fork server among them, for ever.
+    """
+    with contextlib.ExitStack() as came, contextlib.ExitStack() as held:  # and each is had, whatever another raises
+        if threading.current_thread() is threading.main_thread():  # others run no handlers
+            for number in HELD:
+                if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):  # None: it is not Python's
+                    held.callback(signal.signal, number, handler)
+                    signal.signal(number, lambda number, frame: came.callback(signal.raise_signal, number))
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker_main(
@@ -1161,7 +1165,6 @@ def _isolate(run: str, log: str | None) -> None:
     for caught in (*HELD, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
         signal.signal(caught, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # see Crew.start
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
     for old, new in ((0, null), (1, output), (2, output)):
@@ -2179,7 +2182,7 @@ class Crew:
         process.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         handle.first_end = handle.word(END)  # before the new one can have claimed
-        with signals_held():  # until it is in the books; the child would run our handlers, in our caller's code
+        with signals_held():  # until it is in the books; and a forked child would run our caller's handlers
             try:
                 process.start()
             finally:
@@ -2279,15 +2282,16 @@ class Crew:
 
     def bury(self, handle: Handle) -> int:
         """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
-        signal_group(handle.pid, signal.SIGKILL)
-        self.poll.unregister(handle.process.sentinel)
-        handle.process.join()
-        self.starting += self._start_time(handle)
-        code = int(handle.process.exitcode)
-        handle.process.close()
-        handle.process = None
-        handle.wake.close()
-        handle.recall.close()
+        with signals_held():
+            signal_group(handle.pid, signal.SIGKILL)
+            self.poll.unregister(handle.process.sentinel)
+            handle.process.join()
+            self.starting += self._start_time(handle)
+            code = int(handle.process.exitcode)
+            handle.process.close()
+            handle.process = None
+            handle.wake.close()
+            handle.recall.close()
         return code
 
     def starting_seconds(self) -> float:
@@ -2304,7 +2308,7 @@ class Crew:
 
         Raises WorkersFailedError where one after the other does, and nothing else happens."""
         self.respawned += 1
-        if claimed or handle.told:
+        if claimed or (handle.told and code == 0):
             self.worked()
             handle.deaths = 0
             self.start(handle)
@@ -2489,7 +2493,8 @@ class Engine:
         """Move what can be moved, and wait for news where nothing could be; `report` is called after a look."""
         self.check_open()
         more = self._take(job)  # runs the user's iterable, which may raise: nothing is under way then
-        try:
+        moved = False
+        with self._whole():
             moved = self.feed() or more
             moved = self.harvest() or moved
             now = time.monotonic()
@@ -2500,14 +2505,25 @@ class Engine:
             if now >= self.next_look:
                 moved = self.look(now) or moved
                 report()
+        if not (moved or job.results or self.failure):
+            self._wait(job)
+
+    def push(self) -> None:
+        """Push what there is room for, and wake workers for it."""
+        with self._whole():
+            self.feed()
+            self._crew.ring()
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is interrupted in this block cannot be gone on with."""
+        try:
+            yield
         except (WorkersFailedError, SpoiledSegmentError) as error:
             self._give_up(error)
         except BaseException:
             self.over = "this Supervisor was interrupted: close it"
             raise
-        else:
-            if not moved and not job.results:
-                self._wait(job)
 
     def _take(self, job: Job) -> bool:
         """Read tasks, where there is room for them. Whether there may be more at once, also where there were none."""
@@ -2592,14 +2608,15 @@ class Engine:
     def withdraw(self) -> None:
         """Have the workers give back what they have not begun; cancelled jobs' tasks are cancelled as they come."""
         ledger, requeued = self._ledger, self._ledger.requeued
-        for _ in range(len(requeued)):
-            ledger.requeue(requeued.popleft())
-        if ledger.in_queue() or self.paused:
-            self._holding = True
-            self._queue.words[CONTROL] = GIVE_BACK
-            self._crew.ring()
-            for handle in self._crew.handles:
-                self._crew.order(handle, STOP_BATCH)
+        with self._whole():
+            for _ in range(len(requeued)):
+                ledger.requeue(requeued.popleft())
+            if ledger.in_queue() or self.paused:
+                self._holding = True
+                self._queue.words[CONTROL] = GIVE_BACK
+                self._crew.ring()
+                for handle in self._crew.handles:
+                    self._crew.order(handle, STOP_BATCH)
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
         """Kill the workers; tasks in their hands have this outcome, and the others are cancelled, with `rest`."""
@@ -2681,24 +2698,27 @@ class Supervisor:
         context = multiprocessing.get_context(method)
         most = batch or max(16, min(1024, num_slots // (2 * workers)))
         worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
-        with signals_held():  # or an interrupt would leave the segment behind
-            self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
-            try:
-                self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
-            except BaseException:
-                self._queue.remove()
-                raise
-            self._dispose = weakref.finalize(self, dispose, os.getpid(), self._crew, self._queue)
-            atexit.register(self._dispose)  # now, so that it runs before multiprocessing waits for its children
-            exit_on_signals(self._queue.name)
-        self._queue.stuck = self._crew.free_lock
-        self._engine = Engine(self._queue, self._crew, self._ledger)
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
+        resources, token = contextlib.ExitStack(), object()
+        self._dispose = weakref.finalize(self, dispose, os.getpid(), resources)
+        # At the latest when multiprocessing ends this process, before it waits for its children.
+        self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
+        _open.add(token)
+        resources.callback(_open.discard, token)
+        exit_on_signals()
         try:
+            with signals_held():  # or an interrupt would leave the segment behind
+                self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
+                resources.callback(self._queue.remove)
+                self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
+                resources.callback(end_strays, self._queue.name)
+                resources.callback(self._crew.close)
+            self._queue.stuck = self._crew.free_lock
+            self._engine = Engine(self._queue, self._crew, self._ledger)
             for handle in self._crew.handles:
                 self._crew.start(handle)
         except BaseException:
-            self._stop()
+            self._end()
             raise
 
     # What a user calls.
@@ -2734,8 +2754,7 @@ class Supervisor:
         self._engine.check_open()
         tsk_id = self._ledger.next_id
         self._ledger.admit(self._submitted, [(function, payload)])
-        self._engine.feed()
-        self._crew.ring()
+        self._engine.push()
         while self._ledger.requeued and not self._engine.paused:
             self._engine.turn(self._submitted, self._report)
         return tsk_id
@@ -2871,10 +2890,14 @@ class Supervisor:
     def _stop(self) -> None:
         """Kill whoever is left, and remove everything."""
         self._engine.over = "this Supervisor is closed"
+        self._end()
+        self._progress.close()
+
+    def _end(self) -> None:
         with signals_held():
             self._dispose()
-            atexit.unregister(self._dispose)
-        self._progress.close()
+            self._at_exit.cancel()
+        exit_on_signals()
 
 
 def _worker_row(handle: Handle, lane: TaskSlots, ledger: Ledger, rate: float) -> WorkerRow:
@@ -2890,18 +2913,14 @@ def _worker_row(handle: Handle, lane: TaskSlots, ledger: Ledger, rate: float) ->
     return WorkerRow(index, handle.pid, state, function, *done, *load, *held)
 
 
-_open: set[str] = set()  # the segments of this process's Supervisors
+_open: set[object] = set()  # a token for each of this process's Supervisors
+os.register_at_fork(after_in_child=_open.clear)
 
 
-def exit_on_signals(name: str) -> None:
-    """While Supervisors are open, of which this is one, SIGTERM and SIGHUP raise SystemExit where they would kill the
-    process without its clean-up."""
-    _open.add(name)
-    _exchange_handlers(signal.SIG_DFL, _exit)
-
-
-def _exchange_handlers(old: Any, new: Any) -> None:
-    """In the main thread only, and only where nobody else handles these signals."""
+def exit_on_signals() -> None:
+    """While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill the process without its
+    clean-up: in the main thread only, and only where nobody else handles them."""
+    old, new = (signal.SIG_DFL, _exit) if _open else (_exit, signal.SIG_DFL)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is old:
@@ -2912,19 +2931,14 @@ def _exit(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def dispose(owner: int, crew: Crew, queue: SharedTaskQueue) -> None:
+def dispose(owner: int, resources: contextlib.ExitStack) -> None:
     """Kill the workers, remove the segment, restore the signal handlers: once, at the latest when Python exits."""
-    if os.getpid() != owner:  # a child that the user forked
-        return
-    with signals_held():
+    if os.getpid() == owner:  # and not in a child that the user forked
         try:
-            crew.close()
-            end_strays(queue.name)
+            with signals_held():
+                resources.close()
         finally:
-            queue.remove()
-        _open.discard(queue.name)
-        if not _open:
-            _exchange_handlers(_exit, signal.SIG_DFL)
+            exit_on_signals()
 
 
 def parallel_map(
@@ -3194,17 +3208,19 @@ def choose_run(name: str) -> str:
     return found[0]
 
 
-def watch(name: str) -> None:
-    """Show the screen of another supervisor's run until it ends or Ctrl-C; reads its file, and nothing else."""
+def watch(name: str, signals: Iterable[int]) -> None:
+    """Show the screen of another supervisor's run until it ends or Ctrl-C; reads its file, and nothing else.
+
+    signals: those that this thread can handle."""
     screen = Screen()
 
     def pause(number: int, frame: object) -> None:
         screen.close()
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, _exit)
-    signal.signal(signal.SIGTSTP, pause)
+    for number in signals:
+        if number != signal.SIGINT:
+            signal.signal(number, pause if number == signal.SIGTSTP else _exit)
     try:
         while name in runs():
             with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
@@ -3509,7 +3525,7 @@ class Results:
 class JsonLines(Results):
     """A JSON object a line; bytes are text by surrogateescape."""
 
-    HEADER, END = b"", b"\n"
+    HEADER, END, CLOSE = b"", b"\n", b"}"  # CLOSE: what shows that a record is whole, if its END is not there
     START = b'{"tsk_id": '  # of a record
 
     def read(self) -> Iterator[Sequence[str]]:
@@ -3533,7 +3549,7 @@ class JsonLines(Results):
                 self._end += sum(map(len, lines))
                 number, lines = number + len(lines), []
         last = b"".join(lines).rstrip(b"\r\n")
-        if record := self.parse(last):  # whole, but for its end, which an editor may have taken
+        if last.endswith(self.CLOSE) and (record := self.parse(last)):  # an editor may have taken its end
             yield record
             self._end, self._lead = self._end + len(last), self.END
         elif lines and not self.is_torn(lines):
@@ -3580,7 +3596,7 @@ NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which tak
 class Csv(JsonLines):
     """Comma-separated values with a header; bytes as they are."""
 
-    HEADER, END = (",".join(Results.FIELDS) + "\r\n").encode(), b"\r\n"
+    HEADER, END, CLOSE = (",".join(Results.FIELDS) + "\r\n").encode(), b"\r\n", b"\r\n"
     _quotes = 0
 
     def is_end(self, line: bytes) -> bool:
@@ -3594,9 +3610,7 @@ class Csv(JsonLines):
     def fields(self, record: bytes) -> Any:
         csv.field_size_limit(sys.maxsize)
         (row,) = csv.reader([decode_text(record).replace("\0", NUL)], strict=True)
-        fields = dict(zip(self.FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
-        float(fields["seconds"])  # or it is torn there
-        return fields
+        return dict(zip(self.FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
 
     def put(self, row: list[Any]) -> None:
         text = io.StringIO(newline="")
@@ -3616,7 +3630,6 @@ class Sqlite(Results):
             columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
             if self._resume and columns not in ((), self.FIELDS):
                 raise ValueError(f"its table results has the columns {', '.join(columns)}")
-            base.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
             base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
             query = "SELECT rowid, status, function, payload FROM results"
             for number, *row in base.execute(query) if self._resume and columns else ():
@@ -3627,6 +3640,7 @@ class Sqlite(Results):
     def open(self) -> None:
         self._file = self._connect()
         try:
+            self._file.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
             self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
             with self._file:
                 self._file.execute("BEGIN IMMEDIATE")
@@ -4048,8 +4062,8 @@ def main(
         if options.clean:
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
         elif options.watch is not None:
-            with handlers_kept():
-                watch(choose_run(options.watch))
+            with handlers_kept() as numbers:
+                watch(choose_run(options.watch), numbers)
         else:
             check_options(options)
             return CommandLine(options, functions, queue).run()

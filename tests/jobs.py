@@ -377,3 +377,14 @@ class Stalling:
         if point.x == 0:
             time.sleep(self.seconds)
         return b"%d" % point.x
+
+
+def kill_self(number: str) -> None:
+    os.kill(os.getpid(), int(number))
+    time.sleep(10)
+
+
+def nested_handler(payload: bytes) -> str:
+    """How SIGTERM is handled after a Supervisor was open in here."""
+    shmqueue.parallel_map(echo, [b"1"], workers=1, start_method="fork")
+    return str(signal.getsignal(signal.SIGTERM))

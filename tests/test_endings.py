@@ -551,7 +551,8 @@ def test_a_signal_while_it_starts(scene, way, number):
 
 
 UNCLOSED = """
-import os, signal, sys, weakref
+import os, signal, sys, threading, time, warnings, weakref
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads
 weakref.finalize(sys, int)  # from here on weakref's own work at exit comes after that of multiprocessing
 import shmqueue
 
@@ -569,6 +570,8 @@ def interrupt(when):
     multiprocessing.context.ForkProcess.start = interrupted
 
 if __name__ == "__main__":
+    for _ in range(int(sys.argv[2])):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
     if sys.argv[1] != "run":
         interrupt(sys.argv[1])
     supervisor = shmqueue.Supervisor([echo], workers=3, start_method="fork")
@@ -577,11 +580,12 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.parametrize("threads", [0, 1])
 @pytest.mark.parametrize(("way", "code", "said"), [("run", 0, "ok\n"), ("SIGINT", -2, ""), ("SIGTERM", 143, "")])
-def test_a_supervisor_that_nobody_closes_ends_with_its_process(cli, way, code, said):
-    """Also where it is interrupted between the start of a process and the note of it."""
+def test_a_supervisor_that_nobody_closes_ends_with_its_process(cli, way, code, said, threads):
+    """Also where it is interrupted between the start of a process and the note of it, and another thread is told."""
     script, environment = cli.file("unclosed.py", UNCLOSED), {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
-    run = cli.run(way, script=script, env=environment)
+    run = cli.run(way, threads, script=script, env=environment)
     assert (run.code, run.out) == (code, said)
     assert "KeyboardInterrupt" in run.err if way == "SIGINT" else run.err == ""
 
