@@ -4017,11 +4017,8 @@ class CommandLine:
                 problems.append(f"--summary {path}: {error.strerror}")
         lines = summary_lines(summary, "; ".join(problems), left_out)
         stream = sys.stderr if self.options.results == "-" else sys.stdout
-        try:
-            say("\n".join(map(printable, lines)), stream)
-        except (OSError, ValueError) as error:  # closed: point it elsewhere, or Python complains at exit
-            problems.append(describe(error))
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if failure := say("\n".join(map(printable, lines)), stream):
+            problems.append(failure)
         if self.stopped_by:
             return 128 + self.stopped_by
         return int(bool(problems) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
@@ -4078,8 +4075,7 @@ def exit_code(run: Callable[[], int]) -> int:
     try:
         return run()
     except UsageError as error:
-        with contextlib.suppress(OSError):  # the exit code says it, too
-            say(printable(f"shmqueue: {error}"), sys.stderr)
+        say(printable(f"shmqueue: {error}"), sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the run had begun
         return 128 + signal.SIGINT
@@ -4094,10 +4090,16 @@ def fill_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
 
 
-def say(text: str, stream: Any) -> None:
-    """Print on a stream, unless it is None, closed from the start: `print` takes that for standard output."""
-    if stream is not None:
-        print(text, file=stream, flush=True)
+def say(text: str, stream: Any) -> str:
+    """Print on a stream, unless it is None, closed from the start: `print` takes that for standard output. What went
+    wrong, if anything did."""
+    try:
+        if stream is not None:
+            print(text, file=stream, flush=True)
+    except (OSError, ValueError) as error:  # closed: point it elsewhere, or Python complains at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return describe(error)
+    return ""
 
 
 if __name__ == "__main__":

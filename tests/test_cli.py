@@ -477,6 +477,7 @@ def test_with_standard_error_closed_results_are_alone_on_standard_output(cli):
 def test_bad_usage_is_exit_2_where_the_error_stream_is_full(cli):
     with open("/dev/full", "wb") as full:
         assert cli.finish(cli.start("absent", stderr=full)).code == 2
+        assert cli.finish(cli.start("absent", stderr=full, env={})).code == 2  # where Python keeps what it cannot write
 
 
 def test_results_on_a_closed_standard_output_and_tasks_from_a_closed_input_are_refused(cli):
