@@ -590,6 +590,32 @@ def test_a_supervisor_that_nobody_closes_ends_with_its_process(cli, way, code, s
     assert "KeyboardInterrupt" in run.err if way == "SIGINT" else run.err == ""
 
 
+IN_A_CHILD = """
+import multiprocessing, shmqueue
+
+def echo(payload: bytes) -> bytes:
+    return payload
+
+def child():
+    global supervisor
+    supervisor = shmqueue.Supervisor([echo], workers=2, start_method="fork")
+    print(len(list(supervisor.run([b"x"] * 100))), flush=True)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    print(process.exitcode)
+"""
+
+
+def test_a_supervisor_that_a_child_of_multiprocessing_does_not_close_ends_with_it(cli):
+    """Such a child waits for its own children as it ends, and runs nothing of atexit."""
+    script, environment = cli.file("inside.py", IN_A_CHILD), {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    run = cli.run(script=script, env=environment)
+    assert (run.code, run.out, run.err) == (0, "100\n0\n", "")
+
+
 # SIGKILL of the supervisor, or of all of them.
 
 
