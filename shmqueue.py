@@ -406,6 +406,9 @@ def shared_directory() -> str:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
 
 
+STOPPED, ENDED = ("T", "t"), ("", "Z", "X")  # states of a process: a zombie has ended, too
+
+
 def process_status(pid: int) -> tuple[str, int]:
     """A process's state, as the letter that ps shows, and when it started, in units of the system's own; ("", 0)
     where it is gone."""
@@ -570,7 +573,7 @@ def _owner_lives(pid: int, file: Any) -> bool:
     """Whether the process `pid` made the segment in this file, or is about to make it."""
     head, (state, start) = file.read(ctypes.sizeof(QueueHeader)), process_status(pid)
     header = QueueHeader.from_buffer_copy(head) if len(head) == ctypes.sizeof(QueueHeader) else QueueHeader()
-    return state not in ("", "Z", "X") and (header.magic != MAGIC or header.owner_start == start)
+    return state not in ENDED and (header.magic != MAGIC or header.owner_start == start)
 
 
 class KernelLock:
@@ -1162,9 +1165,9 @@ def _isolate(run: str, log: str | None) -> None:
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
-    for caught in (*HELD, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is the supervisor's, and at no moment the end of a worker
+    for caught in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
         signal.signal(caught, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
     for old, new in ((0, null), (1, output), (2, output)):
@@ -2131,8 +2134,8 @@ class Handle:
         """Stop it, and wait until it stands still; whether it does."""
         self._signal(signal.SIGSTOP)
         deadline = time.monotonic() + 0.05
-        while (state := process_status(self.pid)[0]) not in ("T", "t"):
-            if state in ("", "Z", "X") or time.monotonic() > deadline:
+        while (state := process_status(self.pid)[0]) not in STOPPED:
+            if state in ENDED or time.monotonic() > deadline:
                 return False
             time.sleep(0.0002)
         return True
@@ -2141,7 +2144,7 @@ class Handle:
         self._signal(signal.SIGCONT)
 
     def is_stopped(self) -> bool:
-        return process_status(self.pid)[0] in ("T", "t")
+        return process_status(self.pid)[0] in STOPPED
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -2897,7 +2900,7 @@ class Supervisor:
         with signals_held():
             self._dispose()
             self._at_exit.cancel()
-        exit_on_signals()
+        exit_on_signals()  # dispose has done so where it was called alone; within the block, handlers were exchanged
 
 
 def _worker_row(handle: Handle, lane: TaskSlots, ledger: Ledger, rate: float) -> WorkerRow:

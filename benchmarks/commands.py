@@ -5,23 +5,18 @@ code and what it says of its tasks are checked before there is a figure.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness import CORES, ROOT
+from benchmarks.harness import CORES, ROOT, terminal
 from benchmarks.jobs import WrongError
 
 SHMQUEUE = [sys.executable, str(ROOT / "shmqueue.py")]
@@ -181,26 +176,14 @@ def pool_start(tasks: int) -> dict[str, float]:
 
 def ours_screen(lines: int, screen: str) -> dict[str, float]:
     """Tasks a second, and microseconds of processor time a task, of a command whose error stream is a terminal."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
     drawn: list[bytes] = []
-    reader = threading.Thread(target=_drain, args=(master, drawn), daemon=True)
-    reader.start()
     os.environ["TERM"] = "xterm-256color"
-    with task_file("noop #", lines) as path:
-        ended = run([*SHMQUEUE, path, "--screen", screen], stderr=slave)
-    os.close(slave)
-    reader.join(10)
+    with task_file("noop #", lines) as path, terminal(drawn) as stream:
+        ended = run([*SHMQUEUE, path, "--screen", screen], stderr=stream)
     check_ok(ended.output, lines)
     if (len(b"".join(drawn)) > 1000) != (screen == "on"):
         raise WrongError(f"screen {screen}, and {len(b''.join(drawn))} bytes were drawn")
     return {"rate": lines / ended.seconds, "cpu": ended.cpu / lines * 1e6}
-
-
-def _drain(terminal: int, into: list[bytes]) -> None:
-    with contextlib.suppress(OSError):  # the other end is closed
-        while data := os.read(terminal, 65536):
-            into.append(data)
 
 
 # Idle.

@@ -4,14 +4,20 @@ is there for the next. Systems that are compared take turns, and the order of th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
+import pty
 import signal
 import statistics
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import termios
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +232,27 @@ def alternate(cases: Sequence[Case], repetitions: int, notes: list[str]) -> dict
 def samples(cases: Sequence[Case], repetitions: int, notes: list[str]) -> dict[str, Sample]:
     """`alternate`, for cases that return one number."""
     return {name: Sample(values) for name, values in alternate(cases, repetitions, notes).items()}
+
+
+@contextlib.contextmanager
+def terminal(drawn: list[bytes]) -> Iterator[int]:
+    """A terminal of 100 by 30 for a child to write to; what is written to it goes into `drawn`, whole after it."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while data := os.read(master, 65536):
+                drawn.append(data)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield slave
+    finally:
+        os.close(slave)
+        reader.join(10)
+        os.close(master)
 
 
 def best_setting(cases: Iterable[Case], notes: list[str]) -> list[Case]:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
-import pty
 import statistics
-import struct
-import termios
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import shmqueue
-from benchmarks.harness import CORES
+from benchmarks.harness import CORES, terminal
 from benchmarks.jobs import JOBS, NANOSECONDS, WrongError, check, payloads, uneven
 
 clock = time.perf_counter
@@ -128,21 +123,19 @@ def ours_drawing(tasks: int) -> float:
     """How much of the time the supervisor spends on drawing, in percent: processor time over all the time of a run.
 
     The error stream of this process is a terminal meanwhile."""
-    error_stream, (master, slave) = os.dup(2), pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    threading.Thread(target=_drain, args=(master,), daemon=True).start()
-    os.dup2(slave, 2)
-    screen = TimedScreen("drawing", lambda: tasks)
-    try:
-        with shmqueue.Supervisor([JOBS["noop"]], screen=screen, start_method="fork") as supervisor:
-            items, seconds = payloads(tasks, 100), 0.0
-            for _ in range(5):
-                start = clock()
-                values = list(supervisor.map("noop", items))
-                seconds += clock() - start
-                check("noop", items, values)
-    finally:
-        os.dup2(error_stream, 2)
+    screen, seconds, items = TimedScreen("drawing", lambda: tasks), 0.0, payloads(tasks, 100)
+    error_stream = os.dup(2)
+    with terminal([]) as stream:
+        os.dup2(stream, 2)
+        try:
+            with shmqueue.Supervisor([JOBS["noop"]], screen=screen, start_method="fork") as supervisor:
+                for _ in range(5):
+                    start = clock()
+                    values = list(supervisor.map("noop", items))
+                    seconds += clock() - start
+                    check("noop", items, values)
+        finally:
+            os.dup2(error_stream, 2)
     if screen.frames < 5:
         raise WrongError(f"{screen.frames} frames were drawn in {seconds:.1f} s")
     return 100 * screen.spent / seconds
@@ -161,12 +154,6 @@ class TimedScreen(shmqueue.Screen):
     def show(self, shot: shmqueue.Snapshot) -> None:
         self.frames += 1
         super().show(shot)
-
-
-def _drain(terminal: int) -> None:
-    with contextlib.suppress(OSError):  # it is closed
-        while os.read(terminal, 65536):
-            pass
 
 
 def ours_messages(producers: int, consumers: int, messages: int) -> float:

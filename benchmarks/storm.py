@@ -185,6 +185,15 @@ def session_members(session: int) -> list[int]:
     return [pid for pid in pids if stat_of(pid)[0] == session]
 
 
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a contender, and remove what only it would have removed."""
+    for pid in session_members(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    for path in glob.glob(f"/dev/shm/sem.loky-{process.pid}-*"):  # its tracker, killed with it, would have
+        os.unlink(path)
+
+
 def storm(label: str, options: argparse.Namespace) -> list[str]:
     """One contender; its row."""
     chance, kills, last_kills = random.Random(options.seed), 0, 0  # noqa: S311
@@ -216,13 +225,9 @@ def storm(label: str, options: argparse.Namespace) -> list[str]:
                 kills += 1
         seconds = time.monotonic() - began
         hung = process.poll() is None
-        for pid in session_members(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
+        end_session(process)
         reader.join(5)
         process.stdout.close()
-    for path in glob.glob(f"/dev/shm/sem.loky-{process.pid}-*"):  # its tracker, killed with it, would have
-        os.unlink(path)
     values, errors, end = told[-1]
     end = f"hung after {kills} kills" if hung else end or "died"
     survived = kills if end == "finished" else max(0, last_kills - (not hung))

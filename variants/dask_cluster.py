@@ -394,9 +394,9 @@ class Cluster:
             yield from self._end(chunk, "crashed" if self._failure else "cancelled", text)
         self._flying.clear()
         for chunk in self._back:
-            yield from self._end(chunk, "cancelled", "cancelled before it began")
+            yield from self._end(chunk, "cancelled", shmqueue.CANCELLED)
         while source.finite and not source.exhausted:
-            yield from self._end(self._number(source.take(shmqueue.BLOCK)), "cancelled", "cancelled before it began")
+            yield from self._end(self._number(source.take(shmqueue.BLOCK)), "cancelled", shmqueue.CANCELLED)
         if self._failure:
             raise shmqueue.WorkersFailedError(self._failure)
 
