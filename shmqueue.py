@@ -112,6 +112,7 @@ import multiprocessing.util
 import operator
 import os
 import reprlib
+import resource
 import secrets
 import select
 import shutil
@@ -148,13 +149,14 @@ __all__ = ["Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
 # ---------------------------------------------------------------------------------------------------------------------
 
 MAGIC = int.from_bytes(b"shmqueue", "little")
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 TERMINATE = 0  # the fn_id that makes the worker which takes it leave
-OUT_OF_LINE = 1 << 31  # set in a fn_id: the payload is a reference to a file beside the segment
-OK, FAILED, RETURNED = range(3)  # what an outcome slot says of its tasks; RETURNED: never begun, given back
-NONE, BYTES, STR, STRUCTURE = range(4)  # the type of a value; STRUCTURE + i for the i-th Structure that functions name
-VALUE_OUT_OF_LINE = 0x80  # set in a kind: the value is a reference to a file beside the segment
+OUT_OF_LINE = 1 << 31  # set in a fn_id: the slot holds a REFERENCE to the payload
+RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not plain bytes
+NEVER = (1 << 64) - 1  # the `leaving` word of a worker that goes on
 LINE = 128  # two cache lines, because processors fetch them in pairs; different writers keep to different lines
+LOG_BYTES = 16 << 10  # the smallest log
+HEAP_BYTES = 32 << 20
 
 
 class Word(ctypes.Structure):
@@ -163,9 +165,9 @@ class Word(ctypes.Structure):
     _fields_ = [("value", ctypes.c_uint64), ("_unused", ctypes.c_uint8 * (LINE - 8))]
 
 
-SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep", "control")
-WORKER_WORDS = ("first", "end", "progress", "records", "published", "asleep", "ready", "limit")
-SUPERVISOR_WORDS = ("harvested", "pid", "completed", "failed", "started")
+SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
+WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving")
+SUPERVISOR_WORDS = ("harvested", "leave", "pid", "completed", "failed", "started")
 
 
 class QueueHeader(ctypes.Structure):
@@ -173,7 +175,7 @@ class QueueHeader(ctypes.Structure):
 
     pushed, claimed: positions; the ring holds the tasks in [claimed, pushed). dirty: who is inside the lock
     (worker index + 1; num_workers + 1 is the supervisor), 0 for nobody. asleep: 1 while the supervisor has found
-    nothing to do. control: RUN, or GIVE_BACK while workers shall give back whatever they claim.
+    nothing to do.
     """
 
     _fields_ = [
@@ -185,7 +187,8 @@ class QueueHeader(ctypes.Structure):
         ("batch", ctypes.c_uint32),
         ("owner_pid", ctypes.c_uint32),
         ("owner_start", ctypes.c_uint64),  # see process_status: tells a pid from a later process with the same pid
-        ("_unused", ctypes.c_uint8 * (LINE - 40)),
+        ("heap_bytes", ctypes.c_uint64),
+        ("_unused", ctypes.c_uint8 * (LINE - 48)),
         *((name, Word) for name in SHARED_WORDS),
     ]
 
@@ -193,10 +196,11 @@ class QueueHeader(ctypes.Structure):
 class WorkerStatus(ctypes.Structure):
     """One worker's words. Its own line first, then the supervisor's line, then the last words of a dying worker.
 
-    [first, end) are the positions of its lane; those below `progress` are finished, `progress` itself is in hand
-    (if it is below `end`). records: outcome slots written so far; published and harvested follow it. asleep: 0, or
-    the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
-    limit: how many tasks make a batch of BATCH_SECONDS. started: how many processes have been this worker.
+    claims: batches claimed so far; published: how many of them are finished, as the supervisor may know. asleep: 0,
+    or the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
+    limit: how many tasks make a batch of BATCH_SECONDS. leaving: the position from which it will begin nothing, or
+    NEVER. harvested: batches that the supervisor has taken in. leave: 1 once the worker is to leave at its next
+    claim. started: how many processes have been this worker.
     """
 
     _fields_ = [
@@ -221,44 +225,56 @@ def task_slot(size: int) -> type[ctypes.Structure]:
 TaskSlot128 = task_slot(128)
 
 
-def outcome_slot(size: int) -> type[ctypes.Structure]:
-    """The outcome slot of `size` bytes: what became of `count` tasks from `position` on.
+def batch_half(slot_size: int, batch: int) -> type[ctypes.Structure]:
+    """One half of a worker's part of the segment: the tasks of one batch, and what became of them.
 
-    status: OK, FAILED (the value is the error's text) or RETURNED. seconds: for each task. value: with its length
-    before it, like the payload of a task slot.
+    first, end: the batch has the positions [first, end). began: when its first task began, in seconds of the worker's
+    clock. special: how many records the log has. lane: the tasks. ends[i]: 0 until task i is finished, then the index
+    in `log` where its value ends; RECORD is set if that is a record. stamps[i]: when task i was finished, in seconds
+    of the worker's clock, or 0. log: the values, one after the other, from index 1 on.
     """
-    fields = [
-        ("position", ctypes.c_uint64),
-        ("count", ctypes.c_uint32),
-        ("seconds", ctypes.c_float),
-        ("status", ctypes.c_uint8),
-        ("kind", ctypes.c_uint8),
-        ("value", ctypes.c_uint8 * (size - 18)),
+    fields: list[tuple[str, Any]] = [
+        ("first", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("began", ctypes.c_double),
+        ("special", ctypes.c_uint64),
+        ("_unused", ctypes.c_uint8 * (LINE - 32)),
+        ("lane", task_slot(slot_size) * batch),
+        ("ends", ctypes.c_uint64 * batch),
+        ("stamps", ctypes.c_double * batch),
+        ("log", ctypes.c_uint8 * max(LOG_BYTES, batch * slot_size)),
     ]
-    return type(f"OutcomeSlot{size}", (ctypes.Structure,), {"_fields_": fields, "__doc__": outcome_slot.__doc__})
+    size = sum(ctypes.sizeof(field) for _, field in fields)
+    fields.append(("_unused2", ctypes.c_uint8 * (-size % LINE)))
+    return type("BatchHalf", (ctypes.Structure,), {"_fields_": fields, "__doc__": batch_half.__doc__})
 
 
 class LocalTaskQueue(ctypes.Structure):
-    """One worker's part of the segment: `lane`, the batch of task slots it has claimed, and `outcomes`, a ring.
+    """One worker's part of the segment: two halves, so that it can run one batch while the last is being harvested.
 
-    The ring holds two batches of outcomes, so that a worker can run one while the last is being harvested.
+    Batch number n (1, 2, …) lies in half n % 2.
     """
 
     @classmethod
     def sized(cls, slot_size: int, batch: int) -> type[LocalTaskQueue]:
-        fields = [("lane", task_slot(slot_size) * batch), ("outcomes", outcome_slot(slot_size) * (2 * batch))]
-        return type("LocalTaskQueue", (cls,), {"_fields_": fields})
+        return type("LocalTaskQueue", (cls,), {"_fields_": [("halves", batch_half(slot_size, batch) * 2)]})
 
 
 @functools.cache
-def segment_layout(num_slots: int, slot_size: int, num_workers: int, batch: int, extra: int) -> Any:
+def segment_layout(
+    num_slots: int, slot_size: int, num_workers: int, batch: int, extra: int, heap_bytes: int = 0
+) -> Any:
     """The whole segment as one ctypes type; `extra` bytes, on lines of their own, are for a strategy's own state."""
+    before = ctypes.sizeof(QueueHeader) + num_workers * ctypes.sizeof(WorkerStatus) + -(-extra // LINE) * LINE
+    before += num_workers * ctypes.sizeof(LocalTaskQueue.sized(slot_size, batch)) + num_slots * slot_size
     fields = [
         ("header", QueueHeader),
         ("status", WorkerStatus * num_workers),
         ("extra", ctypes.c_uint8 * (-(-extra // LINE) * LINE)),
         ("local", LocalTaskQueue.sized(slot_size, batch) * num_workers),
         ("ring", task_slot(slot_size) * num_slots),
+        ("_unused", ctypes.c_uint8 * (-before % mmap.PAGESIZE)),
+        ("heap", ctypes.c_uint8 * heap_bytes),
     ]
     return type("SegmentLayout", (ctypes.Structure,), {"_fields_": fields})
 
@@ -268,10 +284,9 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
 
 
 # Indices of 64-bit words: these from the start of the segment, and the others from the start of a worker's status.
-PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP, CONTROL = _indices(QueueHeader, SHARED_WORDS)
-FIRST, END, PROGRESS, RECORDS, PUBLISHED, ASLEEP, READY, LIMIT = _indices(WorkerStatus, WORKER_WORDS)
-HARVESTED, PID, COMPLETED, FAILURES, STARTED = _indices(WorkerStatus, SUPERVISOR_WORDS)
-RUN, GIVE_BACK = range(2)  # the values of the control word
+PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
+CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING = _indices(WorkerStatus, WORKER_WORDS)
+HARVESTED, LEAVE, PID, COMPLETED, FAILURES, STARTED = _indices(WorkerStatus, SUPERVISOR_WORDS)
 
 
 def pieces(first: int, count: int, size: int) -> list[tuple[int, int]]:
@@ -290,67 +305,118 @@ def _rows(row: str, count: int) -> struct.Struct:
 ROWS = 64
 
 
-class Slots:
-    """An array of equal slots in the segment: some head fields (a struct format), then bytes with their length.
+class TaskSlots:
+    """An array of task slots in the segment: the ring, or a lane.
 
     A struct's `p` field (a length byte first) is trimmed in C, at a third of the cost of slicing in Python; it ends
     at 255 bytes. In longer slots the length takes two bytes and an `s` field follows.
     """
 
-    def __init__(self, segment: Segment, offset: int, count: int, size: int, head: str) -> None:
+    def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
         self.count, self.size, self.bytes = count, size, segment.window(offset, count * size)
-        area = size - struct.calcsize("=" + head)
+        area = size - 8
         self._short = area <= 256
         self.capacity = area - (1 if self._short else 2)
         tail = f"{area}p" if self._short else f"H{area - 2}s"
-        self._row, self._tail_row = head + tail, f"{size - area}x{tail}"
-        self._one = struct.Struct("=" + self._row)
-        self.pack = self._one.pack_into if self._short else self._pack_long  # (buffer, offset, *head fields, bytes)
-        self.fields = len(_rows(self._row, 1).unpack(bytes(size))) - (0 if self._short else 1)
-
-    def _pack_long(self, buffer: memoryview, offset: int, *fields: Any) -> None:
-        self._one.pack_into(buffer, offset, *fields[:-1], len(fields[-1]), fields[-1])
-
-    def put_bytes(self, index: int, items: Sequence[bytes]) -> None:
-        """Write the bytes of consecutive slots; their heads become zero."""
-        for start in range(0, len(items), ROWS):
-            block = items[start : start + ROWS]
-            values = block if self._short else [part for item in block for part in (len(item), item)]
-            _rows(self._tail_row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
-
-    def get(self, index: int, count: int) -> list[list[Any]]:
-        """The fields of consecutive slots, a list for each head field and one for the bytes."""
-        flat: list[Any] = []
-        for start in range(0, count, ROWS):
-            rows = _rows(self._row, min(ROWS, count - start))
-            flat += rows.unpack_from(self.bytes, (index + start) * self.size)
-        if self._short:
-            return [flat[field :: self.fields] for field in range(self.fields)]
-        step = self.fields + 1
-        lengths, texts = flat[step - 2 :: step], flat[step - 1 :: step]
-        return [flat[field::step] for field in range(step - 2)] + [[t[:n] for t, n in zip(texts, lengths)]]
-
-
-class TaskSlots(Slots):
-    """Task slots: the ring, or a lane."""
-
-    def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
-        super().__init__(segment, offset, count, size, "4xI")
+        self._row = "4xI" + tail
+        self._tail_row = "8x" + tail
         stride = size // 4
         words = segment.window(offset, count * size, "I")
         self._tsk_ids, self._fn_ids = segment.keep(words[0::stride]), segment.keep(words[1::stride])
 
     def write(self, index: int, tasks: Tasks) -> None:
         """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
-        self.put_bytes(index, tasks.data)
-        self._tsk_ids[index : index + len(tasks.data)] = as_u32(tasks.tsk_ids)
-        self._fn_ids[index : index + len(tasks.data)] = tasks.fn_ids
+        data = tasks.data
+        for start in range(0, len(data), ROWS):
+            block = data[start : start + ROWS]
+            values = block if self._short else [part for item in block for part in (len(item), item)]
+            _rows(self._tail_row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
+        self._tsk_ids[index : index + len(data)] = as_u32(tasks.tsk_ids)
+        self._fn_ids[index : index + len(data)] = tasks.marked or tasks.fn_ids
+
+    def get(self, index: int, count: int) -> tuple[list[int], list[bytes]]:
+        """The fn_ids and the payloads of consecutive slots."""
+        flat: list[Any] = []
+        for start in range(0, count, ROWS):
+            rows = _rows(self._row, min(ROWS, count - start))
+            flat += rows.unpack_from(self.bytes, (index + start) * self.size)
+        if self._short:
+            return flat[0::2], flat[1::2]
+        return flat[0::3], [text[:length] for length, text in zip(flat[1::3], flat[2::3])]
 
     def tsk_id(self, index: int) -> int:
         return int(self._tsk_ids[index])
 
     def fn_id(self, index: int) -> int:
         return int(self._fn_ids[index])
+
+
+class Half:
+    """One half of a worker's part of the segment, as `batch_half` lays it out.
+
+    first, end, special: the indices of these words. The worker writes here while it runs the batch. The supervisor
+    reads it when the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
+    """
+
+    def __init__(self, segment: Segment, offset: int, batch: int, slot_size: int) -> None:
+        layout: Any = batch_half(slot_size, batch)
+        self.first = (offset + layout.first.offset) // 8
+        self.end = (offset + layout.end.offset) // 8
+        self.special = (offset + layout.special.offset) // 8
+        self.began: Any = segment.window(offset + layout.began.offset, 8, "d")
+        self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, slot_size)
+        self.ends = segment.window(offset + layout.ends.offset, 8 * batch, "Q")
+        self.stamps: Any = segment.window(offset + layout.stamps.offset, 8 * batch, "d")
+        self.log = segment.window(offset + layout.log.offset, layout.log.size)
+        self._end_bytes = segment.window(offset + layout.ends.offset, 8 * batch)
+        self._stamp_bytes = segment.window(offset + layout.stamps.offset, 8 * batch)
+        self._zeros = bytes(8 * batch)
+        self._ones = array.array("Q", [1]).tobytes() * batch
+
+    def clear(self, count: int) -> None:
+        """Forget what became of the tasks of an earlier batch, before one of `count` comes here (worker)."""
+        size = 8 * count
+        self._end_bytes[:size] = self._zeros[:size]
+        self._stamp_bytes[:size] = self._zeros[:size]
+
+    def read_ends(self, start: int, stop: int) -> list[int]:
+        """The `ends` of the tasks [start, stop) of the batch."""
+        return self.ends[start:stop].tolist()
+
+    def read_log(self, start: int, stop: int) -> bytes:
+        return bytes(self.log[start:stop])
+
+    def all_returned_none(self, start: int, stop: int) -> bool:
+        """Return True if the tasks [start, stop) are finished, and the log is empty."""
+        part = slice(8 * start, 8 * stop)
+        return bytes(self._end_bytes[part]) == self._ones[part]
+
+    def done(self, count: int) -> int:
+        """How many of the first `count` tasks are finished, as far as can be seen now: a hint."""
+        return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
+
+    def seconds(self, start: int, stop: int) -> float | list[float]:
+        """How long each of the finished tasks [start, stop) took: one figure for each, or the mean of all of them."""
+        since = self.stamps[start - 1] if start else self.began[0]
+        quick = slice(8 * start, 8 * (stop - 1))
+        if bytes(self._stamp_bytes[quick]) == self._zeros[quick]:
+            last = self.stamps[stop - 1]
+            return max(0.0, (last - since) / (stop - start)) if last and since else 0.0
+        return _shares(since, self.stamps[start:stop].tolist())
+
+
+def _shares(since: float, stamps: Sequence[float]) -> list[float]:
+    """The seconds of each task: those between two stamps share the time between them."""
+    seconds: list[float] = []
+    waiting = 0
+    for stamp in stamps:
+        waiting += 1
+        if stamp:
+            each = max(0.0, (stamp - since) / waiting) if since else 0.0
+            seconds += [each] * waiting
+            since = stamp
+            waiting = 0
+    return seconds + [0.0] * waiting
 
 
 BLOCK = 2048  # tasks that are read, and pushed, at once
@@ -367,13 +433,30 @@ def as_u32(numbers: Sequence[int]) -> array.array[int]:
     return array.array("I", [number & 0xFFFFFFFF for number in numbers])
 
 
+class Block:
+    """Payloads that lie together outside the slots: in pages of the heap, or in a file.
+
+    users: how many tasks have not been settled. `free` is called when there are none any more.
+    """
+
+    def __init__(self, users: int, free: Callable[[], None]) -> None:
+        self._users, self._free = users, free
+
+    def release(self, count: int) -> None:
+        """So many of its tasks are settled."""
+        self._users -= count
+        if self._users == 0:
+            self._free()
+
+
 @dataclasses.dataclass(slots=True)
 class Tasks:
     """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
 
     job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel, also if they go
     round again: a Structure may have changed since. settled: in the queue, a byte for each, 1 once it has its outcome;
-    left: how many have none.
+    left: how many have none. block: where the payloads are that do not fit their slots; None if all fit, or if they
+    have not been packed yet. marked: the fn_ids as they travel then, with OUT_OF_LINE.
     """
 
     job: Job | None
@@ -381,15 +464,22 @@ class Tasks:
     fn_ids: array.array[int]
     payloads: Sequence[Any]
     data: Sequence[bytes]
+    block: Block | None = None
+    marked: array.array[int] | None = None
     first: int = 0
     left: int = 0
     settled: bytearray = dataclasses.field(default_factory=bytearray)
-    file: PayloadFile | None = None
 
     def part(self, start: int, stop: int) -> Tasks:
         """Some of them, to be pushed."""
         piece = slice(start, stop)
-        return Tasks(self.job, self.tsk_ids[piece], self.fn_ids[piece], self.payloads[piece], self.data[piece])
+        columns = (self.tsk_ids[piece], self.fn_ids[piece], self.payloads[piece], self.data[piece])
+        return Tasks(self.job, *columns, self.block, self.marked and self.marked[piece])
+
+    def release(self, count: int) -> None:
+        """So many of them are settled for good."""
+        if self.block is not None:
+            self.block.release(count)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -424,6 +514,19 @@ def process_status(pid: int) -> tuple[str, int]:
         return "", 0
 
 
+def state_and_switches(pid: int) -> tuple[str, int]:
+    """A process's state, as `process_status` has it, and how often it has been switched; 0 where nobody counts.
+
+    Read at once: if the state is "stopped", the process has not run since as long as the number stays the same."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            text = file.read()
+        state = text[text.index(b"State:") + 6 :].split(None, 1)[0].decode()
+        return state, sum(int(line.split()[1]) for line in text.splitlines()[-3:] if b"ctxt_switches" in line)
+    except (OSError, ValueError, IndexError):
+        return process_status(pid)[0], 0
+
+
 class Segment:
     """A file in shared memory, mapped, with every view of it, and values that do not fit in files beside it.
 
@@ -433,10 +536,11 @@ class Segment:
     unlinks it.
     """
 
-    def __init__(self, name: str, size: int = 0) -> None:
-        """Attach to the segment `name`, or create it if a size in bytes is given.
+    def __init__(self, name: str, size: int = 0, reserved: int = 0) -> None:
+        """Attach to the segment `name`, or create it with `size` bytes, the first `reserved` of which are there.
 
-        Raises OSError: ENOSPC where the memory cannot be reserved, ENOENT where there is no such segment.
+        The rest is address space, to be reserved as it is needed. Raises OSError: ENOSPC where the memory cannot be
+        reserved, ENOENT where there is no such segment.
         """
         self.name, self.path = name, os.path.join(shared_directory(), name)
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if size else 0)
@@ -445,22 +549,21 @@ class Segment:
         try:
             if size:
                 fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
-                self._reserve(size)
+                self._allocate(size, reserved)
             self._map = mmap.mmap(self.fd, 0)
         except BaseException:
             self.close()
             if size:
                 self.unlink()
             raise
-        self.words = self.window(0, len(self._map) // 8 * 8, "Q")
+        self.size = len(self._map)
+        self.words = self.window(0, self.size // 8 * 8, "Q")
 
-    def _reserve(self, size: int) -> None:
-        """Reserve the memory now: a page that cannot be had later is a SIGBUS (cpython#114390)."""
-        if not hasattr(os, "posix_fallocate"):
-            os.ftruncate(self.fd, size)
-            return
+    def _allocate(self, size: int, reserved: int) -> None:
+        """Give the file its size, and reserve what is needed at once."""
+        os.ftruncate(self.fd, size)
         try:
-            os.posix_fallocate(self.fd, 0, size)
+            self.reserve(0, reserved)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
@@ -469,8 +572,13 @@ class Segment:
             remedy = (
                 "take fewer slots (--slots), or enlarge it (docker run --shm-size=256m; mount -o remount,size=256m)"
             )
-            message = f"{where} is too small: {size:,} bytes needed, {free:,} free; {remedy}"
+            message = f"{where} is too small: {reserved:,} bytes needed, {free:,} free; {remedy}"
             raise OSError(errno.ENOSPC, message) from None
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Reserve memory before it is touched: a page that cannot be had is a SIGBUS (cpython#114390)."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self.fd, offset, size)
 
     def window(self, offset: int, size: int, unit: Any = "B") -> memoryview:
         """A view of part of the segment in units of a struct format; it lives as long as the segment is open."""
@@ -482,14 +590,18 @@ class Segment:
         self._views.append(view)
         return view
 
+    def release_views(self) -> None:
+        """Make every later access through a view an error; the latest first, since others stand on the earlier."""
+        while self._views:
+            self._views.pop().release()
+
     def beside(self, label: str) -> str:
         """The path of a file that belongs to the segment and goes with it."""
         return f"{self.path}.{label}"
 
     def close(self) -> None:
-        """Release every view, the latest first, and unmap: mmap refuses while a view lives."""
-        while self._views:
-            self._views.pop().release()
+        """Release every view, and unmap: mmap refuses while a view lives."""
+        self.release_views()
         if hasattr(self, "_map"):
             self._map.close()
         if self.fd >= 0:
@@ -501,8 +613,14 @@ class Segment:
 
 
 def remove_segment(path: str) -> None:
-    """Remove a segment's file after those beside it, so that what a kill leaves in between is found again."""
-    for file in [*glob.glob(glob.escape(path) + ".*"), path]:
+    """Remove a segment's file after those beside it, so that what a kill leaves in between is found again.
+
+    Look once more after it: an orphaned worker may have made another one (see `Worker._spill`)."""
+    beside = glob.escape(path) + ".*"
+    for file in [*glob.glob(beside), path]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file)
+    for file in glob.glob(beside):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(file)
 
@@ -629,24 +747,37 @@ class LockLostError(Exception):
     """The lock's holder died, and the lock with it: a worker that waits for it leaves, with nothing in hand."""
 
 
-class Remains(NamedTuple):
-    """What a worker has in its lane, as positions: [quiet, done) are finished without an outcome slot, [done, begun)
-    is the task in its hand, if there is one, and [begun, end) never began. The first `records` outcome slots are
-    written. asleep: it had found nothing to claim."""
+class Glance(NamedTuple):
+    """What a worker's current batch seems to hold: a hint, since the worker goes on meanwhile.
 
-    records: int
-    quiet: int
+    number: of the batch. The tasks at [first, first + done) are finished, the next one is in hand if it lies below
+    `end`, and the rest has not begun. began: when the batch began, in seconds of time.perf_counter().
+    """
+
+    number: int
+    first: int
     done: int
-    begun: int
     end: int
-    asleep: bool
+    began: float
+
+    @property
+    def in_hand(self) -> int | None:
+        """The position of the task in hand."""
+        position = self.first + self.done
+        return position if position < self.end else None
+
+    @property
+    def not_begun(self) -> int:
+        """How many tasks lie behind the one in hand."""
+        return max(0, self.end - self.first - self.done - 1)
 
 
 class QueueMemory:
     """The parts of a queue's segment, and what every strategy does with them in the same way.
 
     num_slots, slot_size, num_workers, batch, owner_pid: from the header. words: the whole as 64-bit words. status: the
-    index of each worker's first word. ring, lanes, outcomes: slots. extra_offset: where the strategy's own bytes are.
+    index of each worker's first word. ring: the slots. halves: two for each worker. heap: the window for payloads that
+    do not fit a slot. extra_offset: where the strategy's own bytes are.
     """
 
     def __init__(self, segment: Segment, extra: Callable[[int, int], int]) -> None:
@@ -654,17 +785,23 @@ class QueueMemory:
         self.num_slots, self.slot_size = header.num_slots, header.slot_size
         self.num_workers, self.batch, self.owner_pid = header.num_workers, header.batch, header.owner_pid
         extra_bytes = extra(self.num_slots, self.num_workers)
-        layout = segment_layout(self.num_slots, self.slot_size, self.num_workers, self.batch, extra_bytes)
-        if header.version != LAYOUT_VERSION or ctypes.sizeof(layout) != segment.words.nbytes:
-            raise SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
+        sizes = (self.num_slots, self.slot_size, self.num_workers, self.batch, extra_bytes, header.heap_bytes)
+        wrong = SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
+        if header.version != LAYOUT_VERSION or max(sizes) > segment.size:
+            raise wrong
+        layout = segment_layout(*sizes)
+        if ctypes.sizeof(layout) != segment.size:
+            raise wrong
         self.segment, self.name, self.words = segment, segment.name, segment.words
         self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
-        self.extra_offset = layout.extra.offset
-        local = LocalTaskQueue.sized(self.slot_size, self.batch)
-        starts = [layout.local.offset + i * ctypes.sizeof(local) for i in range(self.num_workers)]
-        lane, outcomes = local.lane.offset, local.outcomes.offset
-        self.lanes = [TaskSlots(segment, start + lane, self.batch, self.slot_size) for start in starts]
-        self.outcomes = [Slots(segment, at + outcomes, 2 * self.batch, self.slot_size, "QIfBB") for at in starts]
+        self.heap = segment.window(layout.heap.offset, header.heap_bytes)
+        self.heap_offset, self.extra_offset = layout.heap.offset, layout.extra.offset
+        half = ctypes.sizeof(batch_half(self.slot_size, self.batch))
+        starts = [layout.local.offset + 2 * worker * half for worker in range(self.num_workers)]
+        self.halves = [
+            [Half(segment, start + number * half, self.batch, self.slot_size) for number in range(2)]
+            for start in starts
+        ]
         step = ctypes.sizeof(WorkerStatus) // 8
         self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
         note = WorkerStatus.note
@@ -677,61 +814,56 @@ class QueueMemory:
             self.ring.write(index, tasks if length == len(tasks.data) else tasks.part(done, done + length))
             done += length
 
-    def _copy_to_lane(self, worker: int, places: Iterable[tuple[int, int]]) -> None:
+    def half(self, worker: int, number: int) -> Half:
+        """Where the batch of this number lies."""
+        return self.halves[worker][number & 1]
+
+    def _fill_half(self, worker: int, first: int, count: int, places: Iterable[tuple[int, int]]) -> None:
+        """Make the tasks at these places of the ring the worker's next batch (worker). Nothing is committed yet.
+
+        `claims` grows last: a death before leaves nothing, and a death after it leaves a batch that `end` bounds.
+        """
+        words, claims = self.words, self.status[worker] + CLAIMS
+        number = words[claims] + 1
+        half = self.half(worker, number)
+        self._copy_to_lane(half, places)
+        half.clear(count)
+        words[half.special] = 0
+        words[half.first] = first
+        words[half.end] = first + count
+        words[claims] = number
+
+    def _copy_to_lane(self, half: Half, places: Iterable[tuple[int, int]]) -> None:
         size, done = self.slot_size, 0
         for index, length in places:
             part = self.ring.bytes[index * size : (index + length) * size]
-            self.lanes[worker].bytes[done * size : (done + length) * size] = part
+            half.lane.bytes[done * size : (done + length) * size] = part
             done += length
 
-    def outcome_writer(self, worker: int) -> Callable[[int, int, float, int, int, bytes], None]:
-        """A function that writes what became of tasks (worker): position, count, seconds, status, kind, value.
+    def glance(self, worker: int) -> Glance:
+        """Look at a worker's current batch while the worker goes on (supervisor, watcher)."""
+        words = self.words
+        number = words[self.status[worker] + CLAIMS]
+        half = self.half(worker, number)
+        first, end = words[half.first], words[half.end]
+        count = min(max(0, end - first), self.batch)
+        return Glance(number, first, half.done(count), first + count, half.began[0])
 
-        The slot first, then the count of slots: a death in between leaves nothing, a death after it leaves the
-        outcome, whatever `progress` says. A closure, because this is most of the cost of a short task's value."""
-        words, records = self.words, self.status[worker] + RECORDS
-        outcomes = self.outcomes[worker]
-        pack, buffer, slots, size = outcomes.pack, outcomes.bytes, outcomes.count, outcomes.size
-
-        def put(position: int, count: int, seconds: float, status: int, kind: int, value: bytes) -> None:
-            number = words[records]
-            pack(buffer, number % slots * size, position, count, seconds, status, kind, value)
-            words[records] = number + 1
-
-        return put
-
-    def remains(self, worker: int) -> Remains:
-        """Read the lane of a worker that is dead or stopped (supervisor)."""
-        words, status, outcomes = self.words, self.status[worker], self.outcomes[worker]
-        first, end, progress = words[status + FIRST], words[status + END], words[status + PROGRESS]
-        records, settled = words[status + RECORDS], 0  # settled: the position up to which outcome slots speak
-        if records:
-            position, count, *_ = (column[0] for column in outcomes.get((records - 1) % outcomes.count, 1))
-            settled = position + count
-        done = min(end, max(progress, settled))
-        begun = min(end, done + 1) if settled <= progress else done  # an outcome ahead of progress: none is in hand
-        return Remains(records, max(first, settled), done, begun, end, words[status + ASLEEP] > 0)
-
-    def _clear(self, worker: int) -> Remains:
-        """What a dead worker left; its lane is empty then, and nothing of it is read again."""
-        remains, words, status = self.remains(worker), self.words, self.status[worker]
-        words[status + FIRST] = words[status + PROGRESS] = remains.end
-        words[status + PUBLISHED] = remains.records
+    def reset(self, worker: int) -> None:
+        """Make the words of a dead worker ready for its successor, once its batches have been read (supervisor)."""
+        words, status = self.words, self.status[worker]
+        for half in self.halves[worker]:
+            words[half.end] = words[half.first]
+        words[status + PUBLISHED] = words[status + HARVESTED] = words[status + CLAIMS]
+        words[status + LEAVING] = NEVER
+        words[status + LEAVE] = 0
         words[status + ASLEEP] = 0
-        return remains
 
     def sleepers(self) -> list[tuple[int, int]]:
         """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
         every sleep that began before them; one that began later saw what they did."""
         sleeps = [self.words[status + ASLEEP] for status in self.status]
         return [(worker, number) for worker, number in enumerate(sleeps) if number]
-
-    def may_hold_lock(self, worker: int) -> bool:
-        """Whether a worker that lives may be inside the lock, or on its way there (supervisor): not while it has a
-        task in hand."""
-        words, status = self.words, self.status[worker]
-        in_hand = words[status + PROGRESS] < words[status + END] <= words[CLAIMED]
-        return not in_hand or bool(words[DIRTY] == worker + 1)
 
     def leave_note(self, worker: int, text: str) -> None:
         """Say why this process ends (worker); read by the supervisor once it is reaped."""
@@ -752,16 +884,24 @@ class QueueMemory:
         self.segment.unlink()
 
 
+def heap_size(rest: int) -> int:
+    """Bytes of heap for a segment whose other parts have `rest` bytes: fewer where files may not be that large."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return HEAP_BYTES
+    return min(HEAP_BYTES, max(0, limit - rest) // mmap.PAGESIZE * mmap.PAGESIZE)
+
+
 class SharedTaskQueue(QueueMemory):
     """The ring and the workers' lanes, guarded by one lock that the kernel releases.
 
     Each process makes its own object: the supervisor by `create`, a worker by `attach`. Methods are marked with
     who calls them. A strategy overrides `prepare`, `make_primitives`, `make_lock`, or the hooks push, room, claim,
-    harvest, recover, take_back, and keeps what they promise:
+    harvest, recover, drain, is_claiming, and keeps what they promise:
 
     - a position names one push of one task; those of a claim follow each other, those of one worker grow;
-    - a claim is had by one worker or by none, wherever anybody is killed;
-    - who has nothing to do stores its asleep word in a way that whoever makes work afterwards will see it.
+    - each claim belongs to exactly one worker or to none, whichever process is killed, at any point;
+    - a worker with nothing to do stores its asleep word in a way that whoever makes work afterwards will see it.
     """
 
     strategy: ClassVar[str] = "lockf"
@@ -778,21 +918,23 @@ class SharedTaskQueue(QueueMemory):
         Raises OSError: ENOSPC where shared memory is too small, ENOTSUP where the strategy is not right here."""
         if reason := cls.refusal():
             raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
-        extra = cls.extra_bytes(num_slots, num_workers)
-        layout = segment_layout(num_slots, slot_size, num_workers, batch, extra)
+        sizes = (num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers))
+        rest = ctypes.sizeof(segment_layout(*sizes))
+        heap_bytes = heap_size(rest)
         name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
-        segment = Segment(name, ctypes.sizeof(layout))
+        segment = Segment(name, rest + heap_bytes, rest)
         try:
             header = QueueHeader(
                 version=LAYOUT_VERSION, num_slots=num_slots, slot_size=slot_size, num_workers=num_workers, batch=batch
             )
             header.owner_pid, header.owner_start = os.getpid(), process_status(os.getpid())[1]
+            header.heap_bytes = heap_bytes
             segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
             segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
             queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
             queue.prepare()
-            for worker in range(num_workers):  # here: an orphan that made one after the next start would leave it
-                write_at(segment.beside(f"v{worker}"), 0, ())
+            for worker in range(num_workers):
+                queue.reset(worker)
             segment.words[0] = MAGIC
         except BaseException:
             segment.close()
@@ -869,9 +1011,9 @@ class SharedTaskQueue(QueueMemory):
         """Take back a claim that was not committed. May be killed and run again."""
         words = self.words
         claimed = words[CLAIMED]
-        for status in self.status:
-            if words[status + END] > claimed:
-                words[status + END] = claimed
+        for half in itertools.chain.from_iterable(self.halves):
+            if words[half.end] > claimed:
+                words[half.end] = claimed
 
     # The hooks.
 
@@ -890,24 +1032,21 @@ class SharedTaskQueue(QueueMemory):
         return [(first, count)]
 
     def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
-        """Publish, and take up to `limit` tasks into the lane (worker): (first, count), or None after going to sleep.
+        """Take up to `limit` tasks into the lane, or go to sleep (worker). Return their positions as (first, count).
 
-        The lane must be finished. A claim is no more than the share of what is there, and than the outcome slots
-        that are free.
+        The current batch must be finished: a claim publishes it. A worker does not get more than its share of what is
+        there, and nothing while two of its batches wait to be harvested, or once it is told to leave.
         """
         words, status = self.words, self.status[worker]
         self._enter(worker)
-        records = words[status + PUBLISHED] = words[status + RECORDS]
+        claims = words[status + PUBLISHED] = words[status + CLAIMS]
         first = words[CLAIMED]
-        available = words[PUSHED] - first
-        free = 2 * self.batch - (records - words[status + HARVESTED])
-        count = min(self.batch, free, self.share(available, limit))
+        count = 0
+        if claims - words[status + HARVESTED] < 2 and not words[status + LEAVE]:
+            count = min(self.batch, self.share(words[PUSHED] - first, limit))
         if count > 0:
-            self._copy_to_lane(worker, pieces(first, count, self.num_slots))
-            words[status + FIRST] = first
-            words[status + PROGRESS] = first
-            words[status + END] = first + count  # from here to the next line the claim is not committed
-            words[CLAIMED] = first + count
+            self._fill_half(worker, first, count, pieces(first, count, self.num_slots))
+            words[CLAIMED] = first + count  # committed: from here on these tasks are the worker's
             words[status + ASLEEP] = 0
         else:
             self._sleeps += 1
@@ -916,7 +1055,7 @@ class SharedTaskQueue(QueueMemory):
         return (first, count) if count > 0 else None
 
     def harvest(self, harvested: Sequence[int]) -> list[int]:
-        """Tell each worker how many of its outcomes have been read, learn how many it has published (supervisor).
+        """Tell each worker how many of its batches have been read, learn how many it has finished (supervisor).
 
         Where there is nothing new the supervisor is noted as asleep: the next worker to publish rings.
         Raises SpoiledSegmentError where a counter cannot be."""
@@ -934,17 +1073,34 @@ class SharedTaskQueue(QueueMemory):
         self._claimed = claimed
         return published
 
-    def recover(self, worker: int) -> Remains:
-        """What a dead worker left, once it has been reaped (supervisor); its words are made ready for the next."""
+    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+        """Take back what no worker has claimed, as (first, count); with a worker, what only that one could claim.
+
+        Called by the supervisor. From one ring everybody can claim, so there is nothing that only one could.
+        """
+        if worker is not None:
+            return []
+        words = self.words
+        self._enter(None)
+        first = words[CLAIMED]
+        words[CLAIMED] = self._claimed = words[PUSHED]
+        self._leave()
+        return [(first, self._pushed - first)] if first < self._pushed else []
+
+    def recover(self, worker: int) -> None:
+        """Bring in order what a worker left that died, once it has been reaped (supervisor)."""
         self._enter(None)  # a claim that was not committed is taken back here
         self._leave()
-        return self._clear(worker)
 
-    def take_back(self, worker: int) -> list[tuple[int, int]]:
-        """Take back what only `worker` could claim, and has not (supervisor); positions as (first, count).
+    def tell_to_leave(self, worker: int) -> None:
+        """Have a worker leave at its next claim (supervisor)."""
+        self._enter(None)
+        self.words[self.status[worker] + LEAVE] = 1
+        self._leave()
 
-        Asked while it is slow or dead and others have nothing to do. From one ring everybody can claim."""
-        return []
+    def is_claiming(self, worker: int) -> bool:
+        """Return True if this worker, which stands still, is inside a claim (supervisor)."""
+        return bool(self.words[DIRTY] == worker + 1)
 
     def share(self, available: int, limit: int) -> int:
         """How many of the available tasks a worker takes that wants `limit` (worker): ceil(available / 2W), so that
@@ -955,11 +1111,17 @@ class SharedTaskQueue(QueueMemory):
         """The sleepers that it pays to wake (supervisor): one for each millisecond of work in the ring."""
         tasks, worth = self.backlog(), []
         for worker, number in self.sleepers() if tasks else ():
-            worth.append((worker, number))
-            tasks -= max(1, self.words[self.status[worker] + LIMIT] // WAKE_SHARE)
-            if tasks <= 0:
-                break
+            if self.has_free_half(worker):
+                worth.append((worker, number))
+                tasks -= max(1, self.words[self.status[worker] + LIMIT] // WAKE_SHARE)
+                if tasks <= 0:
+                    break
         return worth
+
+    def has_free_half(self, worker: int) -> bool:
+        """Return True if a worker that sleeps could claim a batch (supervisor)."""
+        status = self.status[worker]
+        return bool(self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2)
 
     def backlog(self) -> int:
         """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
@@ -1033,7 +1195,7 @@ def _is_structure(kind: Any) -> bool:
 def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]:
     """The Structures that the functions' annotations name, in order: only these can travel back as values."""
     named = [kind for function in functions for kinds in _annotations(function) for kind in kinds]
-    return list(dict.fromkeys(kind for kind in named if _is_structure(kind)))[: VALUE_OUT_OF_LINE - STRUCTURE]
+    return list(dict.fromkeys(kind for kind in named if _is_structure(kind)))[: IN_FILE - STRUCTURE]
 
 
 def adapt(function: Function) -> Callable[[bytes], Any]:
@@ -1050,38 +1212,44 @@ class _Failure(str):
     """In place of a value: the task failed, with this text."""
 
 
-def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]]) -> tuple[int, int, bytes]:
-    """A value as (status, kind, bytes). What cannot travel is a failure that says so."""
+# What a record in the log begins with: what its bytes are. STRUCTURE + i: of the i-th Structure that functions name.
+BYTES, STR, FAILURE, STRUCTURE = range(4)
+IN_FILE = 0x80  # added to it: they are in a file beside the segment, and the record has their number
+
+
+def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]]) -> tuple[int, bytes]:
+    """A value as the head and the bytes of a record. A value that cannot travel becomes a failure that says so."""
     if isinstance(value, bytes):
-        return OK, BYTES, value
-    if value is None:
-        return OK, NONE, b""
+        return BYTES, value
     if isinstance(value, _Failure):
-        return FAILED, STR, value.encode("utf-8", "backslashreplace")
+        return FAILURE, value.encode("utf-8", "backslashreplace")
     if isinstance(value, str):
-        return OK, STR, encode_text(value)
+        return STR, encode_text(value)
     if type(value) in structures:
-        return OK, STRUCTURE + structures.index(type(value)), bytes(value)
+        return STRUCTURE + structures.index(type(value)), bytes(value)
     name = type(value).__name__
     if isinstance(value, ctypes.Structure):
         text = f"TypeError: returned the Structure {name}, which no annotation names: annotate the function's return"
     else:
         text = f"TypeError: returned {name}: a function returns bytes, str, a ctypes.Structure or None"
-    return FAILED, STR, encode_text(text)
+    return FAILURE, encode_text(text)
 
 
-def decode_value(kind: int, data: bytes, structures: Sequence[type[ctypes.Structure]]) -> Any:
+def decode_value(head: int, data: bytes, structures: Sequence[type[ctypes.Structure]]) -> Any:
     """The value that `encode_value` encoded. Raises IndexError or ValueError where it is not one."""
-    if kind == BYTES:
+    if head == BYTES:
         return data
-    if kind == NONE:
-        return None
-    if kind == STR:
+    if head == STR:
         return decode_text(data)
-    return structures[kind - STRUCTURE].from_buffer_copy(data)
+    if head == FAILURE:
+        return _Failure(decode_text(data))
+    return structures[head - STRUCTURE].from_buffer_copy(data)
 
 
-REFERENCE = struct.Struct("=QQQ")  # what stands for bytes out of line: the file's number, offset and length in it
+REFERENCE = struct.Struct("=QQQ")  # what a slot holds of a payload out of line: the file's number, or 0 for the heap,
+# and the payload's offset and length there
+SIZE = struct.Struct("=Q")  # what a record holds of a value in a file: its length
+REFERRING = 1 + SIZE.size  # bytes of such a record
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1089,11 +1257,10 @@ REFERENCE = struct.Struct("=QQQ")  # what stands for bytes out of line: the file
 # ---------------------------------------------------------------------------------------------------------------------
 
 BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
-QUIET_SECONDS = 20e-6  # a task that returned None and took less shares an outcome with its like, and their mean time
-SPILL_BYTES = 16 << 20  # out-of-line values of one worker that may wait to be harvested
-READ_WHOLE = 1 << 20  # bytes of a file of payloads that are read at once
-SPILL_TRIES = 100  # to write one when nothing of this worker's waits and there is no room all the same
-LEAVE, STOP_BATCH = ord("q"), ord("r")  # orders on the recall pipe, obeyed after the task in hand
+QUIET_SECONDS = 20e-6  # a task that took longer has a time of its own, and the worker looks at `end` after it
+SPILL_BYTES = 32 << 20  # values of one worker in files that may wait to be taken in
+SPILL_TRIES = 100  # to write one when none of this worker's waits and there is no room all the same
+SPILL_SECONDS = 0.02  # from one such try to the next
 ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
 
 
@@ -1108,10 +1275,9 @@ class WorkerOptions(NamedTuple):
 
 
 class Pipes(NamedTuple):
-    """A worker's ends: `wake` and `recall` are read, `bell` is written to wake the supervisor."""
+    """A worker's ends: `wake` is read, and closed by the supervisor's end; `bell` is written to wake the supervisor."""
 
     wake: Any
-    recall: Any
     bell: Any
 
 
@@ -1190,28 +1356,28 @@ class Worker:
 
     def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, pipes: Pipes) -> None:
         self._queue, self._index, self._options, self._pipes = queue, index, options, pipes
-        self._words, self._status, self._put = queue.words, queue.status[index], queue.outcome_writer(index)
-        self._lane, self._capacity = queue.lanes[index], queue.outcomes[index].capacity
+        self._words, self._status = queue.words, queue.status[index]
         self._structures = structures_of(options.functions.values())
         self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
         for fn_id, function in options.functions.items():
             self._calls[fn_id] = call = adapt(function)
-            self._calls[fn_id | OUT_OF_LINE] = functools.partial(self._call_with_file, call)
-        self._payloads: list[bytes] = []  # of the batch that runs; whoever empties it ends the batch after this task
+            self._calls[fn_id | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
+        self._half = queue.half(index, 0)  # of the batch that runs
+        self._first = self._count = 0  # its positions are [first, first + count)
+        self._payloads: list[bytes] = []  # of that batch; whoever empties it ends the batch after this task
         self._leaving = False
         self._left = options.max_tasks if options.max_tasks is not None else math.inf
         self._limit = options.batch or 1  # tasks to claim next
-        self._spilled = 0  # bytes in the file of values out of line
-        self._file = (0, b"")  # the last file of payloads out of line: its number, and how it begins
+        self._spilled: collections.deque[tuple[str, int]] = collections.deque()  # files of values: path and bytes
         self._log: TaskLog | None = None
         self.disowned = False  # true in a process that a function forked
 
     def start(self) -> None:
-        """Make ready in the new process: watch for orders and for orphanhood, run the initializer."""
+        """Make ready in the new process: watch for orphanhood, run the initializer."""
         os.register_at_fork(after_in_child=self._disown)
         threading.Thread(target=self._watch, name="shmqueue-watch", daemon=True).start()
         if self._options.log:
-            self._log = TaskLog(self._options.log, self._index, self._task_in_hand)
+            self._log = TaskLog(self._options.log, self._index, self._tsk_id_in_hand)
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
             sys.stdout = sys.stderr = text
         else:
@@ -1225,70 +1391,76 @@ class Worker:
         queue, words, poll = self._queue, self._words, select.poll()
         poll.register(self._pipes.wake, select.POLLIN)
         while not self._leaving:
-            limit = words[self._status + LIMIT] = self._claimable()
+            limit = words[self._status + LIMIT] = int(min(self._limit, self._left))
             claim = queue.claim(self._index, limit)
             if words[SUPERVISOR_ASLEEP]:
                 self._ring()
-            if claim is None:
-                if poll.poll(1000):
-                    os.read(self._pipes.wake, 4096)
-            elif words[CONTROL] == GIVE_BACK:
-                self._give_back(*claim)
-            else:
+            if claim is not None:
                 self.run(*claim)
+            elif words[self._status + LEAVE]:
+                break
+            elif poll.poll(1000):
+                os.read(self._pipes.wake, 4096)
         if self._log is not None:
             self._log.end_line()
 
-    def _claimable(self) -> int:
-        """How many tasks to claim: none while too many bytes of values wait to be harvested."""
-        self._reclaim()
-        return 0 if self._spilled > SPILL_BYTES else int(min(self._limit, self._left))
-
-    def _reclaim(self) -> bool:
-        """Begin the file of values anew if all in it are harvested; whether it is empty."""
-        if self._spilled and self._words[self._status + HARVESTED] == self._words[self._status + RECORDS]:
-            os.truncate(self._queue.segment.beside(f"v{self._index}"), 0)
-            self._spilled = 0
-        return not self._spilled
-
     def run(self, first: int, count: int) -> None:
-        """Run the batch in the lane, task by task, and give back what is not begun when somebody ends it early.
+        """Run the batch that was just claimed, task by task, up to where its `end` is now.
 
-        This loop is the cost of a short task. One that returns None costs a look at the clock and the progress word;
-        a run of those has one outcome, which says their mean time.
+        This loop is the cost of a short task. The store to `ends` makes a task finished: whoever is killed before it
+        has not finished the task, and whoever is killed after it has.
+
+        The supervisor may stop this process anywhere, draw `end` back, and let it go on; the stop lasts longer than
+        QUIET_SECONDS. Between two looks at the clock lies exactly one call. So a stop between them is seen as a slow
+        task, and `end` is read before anything else begins. At most one task can begin between the stop and that
+        look: the first without its `ends`, which the supervisor never takes. This needs the order of the lines below:
+        the clock before the first look at `end`, and each commit before the clock.
         """
-        fn_ids, self._payloads = self._lane.get(0, count)
-        uniform = fn_ids.count(fn_ids[0]) == count
-        tasks = zip(itertools.repeat(self._call(fn_ids[0])) if uniform else map(self._call, fn_ids), self._payloads)
-        words, progress, records = self._words, self._status + PROGRESS, self._status + RECORDS
-        put, capacity, outcomes = self._put, self._capacity, self._queue.outcomes[self._index]
-        pack, buffer, slots, size = outcomes.pack, outcomes.bytes, outcomes.count, outcomes.size
-        clock, position, covered = time.perf_counter, first, first  # tasks below `covered` have their outcome slots
-        began = since = last = clock()  # since: when the task at `covered` began; last: when the one in hand did
-        for call, payload in tasks:
-            try:
-                value = call(payload)
-            except BaseException as error:
-                value = _Failure(describe(error))
-            now = clock()
-            if value is not None or now - last > QUIET_SECONDS:
-                if covered < position:
-                    put(covered, position - covered, (last - since) / (position - covered), OK, NONE, b"")
-                if type(value) is bytes and len(value) <= capacity:  # as `put` does, without its call
-                    number = words[records]
-                    pack(buffer, number % slots * size, position, 1, now - last, OK, BYTES, value)
-                    words[records] = number + 1
+        half = self._begin_batch(first, count)
+        calls, payloads = self._read_lane()
+        words, end, ends, stamps, log = self._words, half.end, half.ends, half.stamps, half.log
+        room = len(log) - REFERRING * count  # so that each task can leave a record
+        clock = time.perf_counter
+        last = began = half.began[0] = clock()
+        stop = words[end] - first
+        done, at = 0, 1
+        while done < stop and not self._leaving:
+            for task, call, payload in zip(range(done, stop), calls, payloads):
+                try:
+                    value = call(payload)
+                except BaseException as error:
+                    value = _Failure(describe(error))
+                if value is None:
+                    ends[task] = at
+                elif type(value) is bytes and 0 < len(value) <= room - at:
+                    log[at : at + len(value)] = value
+                    at += len(value)
+                    ends[task] = at
                 else:
-                    put(position, 1, now - last, *self._encode(value))
-                covered, since = position + 1, now
-            position += 1
-            words[progress] = position
-            last = now
-        if covered < position:
-            put(covered, position - covered, (last - since) / (position - covered), OK, NONE, b"")
-        if position < first + count:
-            self._give_back(position, first + count - position)
-        self._resize(position - first, last - began)
+                    at = self._put_record(task, at, value)
+                    ends[task] = at | RECORD
+                before, last = last, clock()
+                if last - before > QUIET_SECONDS:
+                    if task:
+                        stamps[task - 1] = before
+                    stamps[task] = last
+                    if words[end] - first < stop:
+                        break
+            done = task + 1
+            stop = words[end] - first
+        self._end_batch(done, at, began, last)
+
+    def _begin_batch(self, first: int, count: int) -> Half:
+        self._first, self._count = first, count
+        self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
+        return self._half
+
+    def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
+        """What to call, and with what, for each task of the batch."""
+        fn_ids, self._payloads = self._half.lane.get(0, self._count)
+        if fn_ids.count(fn_ids[0]) == len(fn_ids):
+            return itertools.repeat(self._call(fn_ids[0])), iter(self._payloads)
+        return map(self._call, fn_ids), iter(self._payloads)
 
     def _call(self, fn_id: int) -> Callable[[bytes], Any]:
         return self._calls.get(fn_id) or functools.partial(self._unknown, fn_id)
@@ -1296,62 +1468,80 @@ class Worker:
     def _unknown(self, fn_id: int, payload: bytes) -> None:
         raise SpoiledSegmentError(f"no function has fn_id {fn_id}")
 
+    def _call_out_of_line(self, call: Callable[[bytes], Any], reference: bytes) -> Any:
+        """Call with a payload that did not fit its slot."""
+        number, offset, length = REFERENCE.unpack(reference)
+        if number:
+            return call(read_file(self._queue.segment.beside(f"p{number}"), length))
+        payload = bytes(self._queue.heap[offset : offset + length])
+        if len(payload) < length:
+            raise SpoiledSegmentError(f"{length:,} bytes at {offset:,} are not in the heap")
+        return call(payload)
+
     def _terminate(self, payload: bytes) -> None:
-        self._leaving = True
+        """Begin no more: said before this task is finished, so that its death does not charge the next one."""
+        self._leave_before(self._half.done(self._count) + 1)
         self._payloads.clear()
 
-    def _resize(self, count: int, seconds: float) -> None:
-        """After a batch: how many tasks make BATCH_SECONDS, growing no faster than twofold."""
-        self._left -= count
-        self._leaving = self._leaving or self._left <= 0
-        if self._options.batch is None and count:
-            self._limit = max(1, min(2 * self._limit, int(BATCH_SECONDS * count / max(seconds, 1e-9))))
+    def _leave_before(self, task: int) -> None:
+        self._leaving = True
+        self._words[self._status + LEAVING] = self._first + task
 
-    # Outcomes.
+    def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
+        """After a batch: see how many tasks make BATCH_SECONDS and half a log, growing no faster than twofold."""
+        if done:
+            self._half.stamps[done - 1] = last
+        self._left -= done
+        if self._left <= 0:
+            self._leave_before(done)
+        if self._options.batch is None and done:
+            by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
+            by_room = len(self._half.log) // 2 * done // at
+            self._limit = max(1, min(2 * self._limit, by_time, by_room))
 
-    def _encode(self, value: Any) -> tuple[int, int, bytes]:
+    # Values that are neither plain bytes nor None.
+
+    def _put_record(self, task: int, at: int, value: Any) -> int:
+        """Append a value to the log as a record: a head, and its bytes. Return where it ends."""
         try:
-            status, kind, data = encode_value(value, self._structures)
+            head, data = encode_value(value, self._structures)
         except Exception as error:  # such as text that is not Unicode
-            status, kind, data = encode_value(_Failure(describe(error)), self._structures)
-        return (status, kind, data) if len(data) <= self._capacity else self._spill(status, kind, data)
+            head, data = encode_value(_Failure(describe(error)), self._structures)
+        half = self._half
+        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need some
+        if len(data) > room:
+            head, data = self._spill(self._first + task, head, data, room)
+        end = at + 1 + len(data)
+        half.log[at] = head
+        half.log[at + 1 : end] = data
+        self._words[half.special] += 1
+        return end
 
-    def _give_back(self, position: int, count: int) -> None:
-        self._put(position, count, 0.0, RETURNED, NONE, b"")
-        self._words[self._status + PROGRESS] = position + count
+    def _spill(self, position: int, head: int, data: bytes, room: int) -> tuple[int, bytes]:
+        """Put a value that does not fit the log into a file of its own; return the head and the bytes of its record.
 
-    def _spill(self, status: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
-        """Put a value that does not fit an outcome slot into a file, and end the batch where many bytes wait there.
-
-        Where there is no room, wait until what is there has been harvested. The file is opened anew each time: a
-        descriptor that is kept could be closed, and its number reused, by a function."""
-        path, alone = self._queue.segment.beside(f"v{self._index}"), 0
+        Where there is no room, wait: this worker is halted meanwhile like any slow one, and the supervisor takes in
+        what it has finished, which removes those files. The file is opened anew each time: a function could close a
+        descriptor that is kept, and reuse its number.
+        """
+        path, alone = self._queue.segment.beside(f"v{position}"), 0
         while True:
-            try:
-                write_at(path, self._spilled, [data], create=0)
-                break
-            except OSError as error:
-                if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
-                    text = f"{describe(error)}: no room for a value of {len(data):,} bytes in {shared_directory()}"
-                    return FAILED, STR, encode_text(text)[: self._capacity]
-            self._queue.claim(self._index, 0)  # publishes, and claims nothing
-            self._ring()
-            time.sleep(0.02)
-            alone += self._reclaim()
-        reference = REFERENCE.pack(self._index, self._spilled, len(data))
-        self._spilled += len(data)
-        if self._spilled > SPILL_BYTES:
-            self._payloads.clear()
-        return status, kind | VALUE_OUT_OF_LINE, reference
-
-    def _call_with_file(self, call: Callable[[bytes], Any], reference: bytes) -> Any:
-        """Call with a payload out of line. A small file of them is read once, for the next tasks use it too."""
-        number, offset, length = REFERENCE.unpack(reference)
-        path = self._queue.segment.beside(f"p{number}")
-        if self._file[0] != number:
-            self._file = (number, read_at(path, 0, READ_WHOLE, short=True))
-        payload = self._file[1][offset : offset + length]
-        return call(payload if len(payload) == length else read_at(path, offset, length))
+            while self._spilled and not os.path.exists(self._spilled[0][0]):
+                self._spilled.popleft()
+            if sum(size for _, size in self._spilled) <= SPILL_BYTES:
+                try:
+                    write_file(path, data)
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
+                        text = f"{describe(error)}: no room for a value of {len(data):,} bytes in {shared_directory()}"
+                        return FAILURE, encode_text(text)[:room]
+                alone += not self._spilled
+            time.sleep(SPILL_SECONDS)
+        self._spilled.append((path, len(data)))
+        if not os.path.exists(self._queue.segment.path):  # the run is over and swept; nobody would remove the file
+            os.unlink(path)
+        return head | IN_FILE, SIZE.pack(len(data))
 
     # What others want of this process.
 
@@ -1360,20 +1550,18 @@ class Worker:
             os.write(self._pipes.bell, b"!")
 
     def _watch(self) -> None:
-        """In a thread: end the batch, or leave, when told to; end the group when the supervisor is gone.
+        """In a thread: end the group when the supervisor is gone.
 
         Gone is: its end of a pipe is closed, or (where something else holds a copy of that end) its pid is."""
-        recall, gone, poll = self._pipes.recall, False, select.poll()
-        poll.register(recall, select.POLLIN)
+        poll = select.poll()
+        poll.register(self._pipes.wake, 0)  # only that it is closed
+        gone = False
         while not gone and process_exists(self._queue.owner_pid):
             for _, event in poll.poll(ORPHAN_SECONDS * 1000):
                 if event & select.POLLNVAL:  # a function closed it
-                    poll.unregister(recall)
-                    break
-                orders = os.read(recall, 4096)
-                gone = not orders
-                self._leaving = self._leaving or LEAVE in orders
-                self._payloads.clear()
+                    poll.unregister(self._pipes.wake)
+                else:
+                    gone = True
         end_strays(self._queue.name)
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
@@ -1383,11 +1571,10 @@ class Worker:
         """In a child that a function forked: make every later access to the queue an error, so that it can do what
         it was forked for, but not act as a second copy of this worker when the function returns."""
         self.disowned = True
-        self._words.release()
+        self._queue.segment.release_views()
 
-    def _task_in_hand(self) -> int:
-        words, status = self._words, self._status
-        return self._lane.tsk_id(min(words[status + PROGRESS] - words[status + FIRST], self._lane.count - 1))
+    def _tsk_id_in_hand(self) -> int:
+        return self._half.lane.tsk_id(min(self._half.done(self._count), self._half.lane.count - 1))
 
 
 class TaskLog(io.RawIOBase):
@@ -1425,32 +1612,30 @@ class TaskLog(io.RawIOBase):
             raise OSError(error.errno, error.strerror, self._path) from None
 
 
-def write_at(path: str, offset: int, parts: Iterable[bytes], create: int = os.O_CREAT) -> None:
-    """Write `parts` one after the other into a file of our own, which is emptied for offset 0."""
-    flags = os.O_WRONLY | create | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if offset else os.O_TRUNC)
-    file = os.open(path, flags, 0o600)
+def write_file(path: str, data: bytes) -> None:
+    """Make a file of our own. Raises OSError, and leaves none."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        for part in parts:
-            rest = memoryview(part)
-            while rest:
-                written = os.pwrite(file, rest, offset)
-                rest, offset = rest[written:], offset + written
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+    except BaseException:
+        os.unlink(path)
+        raise
     finally:
         os.close(file)
 
 
-def read_at(path: str, offset: int, length: int, short: bool = False) -> bytes:
-    """`length` bytes of a file from `offset` on, or as many as there are if `short` will do.
-
-    Raises SpoiledSegmentError where they are not there."""
+def read_file(path: str, length: int) -> bytes:
+    """The `length` bytes of a file. Raises SpoiledSegmentError where they are not there."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            file.seek(offset)
-            data = file.read(min(length, max(0, os.fstat(file.fileno()).st_size - offset)))
-    except (OSError, OverflowError) as error:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(length) if length == size else b""
+    except OSError as error:
         raise SpoiledSegmentError(f"bytes out of line are gone: {describe(error)}") from None
-    if len(data) < length and not short:
-        raise SpoiledSegmentError(f"bytes out of line are missing: {length:,} at {offset:,} of {path}")
+    if len(data) < length:
+        raise SpoiledSegmentError(f"bytes out of line are missing: {length:,} of {path}, which has {size:,}")
     return data
 
 
@@ -1555,13 +1740,6 @@ class IterableSource(Source):
                 return taken
         self.exhausted = True
         return taken
-
-
-class PayloadFile:
-    """A file of payloads that did not fit their slots; it goes when the last tasks that use it are done."""
-
-    def __init__(self, path: str, size: int) -> None:
-        self.path, self.size, self.users = path, size, 0
 
 
 class Job:
@@ -1694,8 +1872,8 @@ class Ledger:
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self.structures = structures_of(functions.values())
         self.tally = Tally(workers)
-        self.requeued: collections.deque[Tasks] = collections.deque()  # to be pushed before anything new is read
-        self.file_bytes = 0  # payloads out of line in the queue
+        self.fresh: collections.deque[Tasks] = collections.deque()  # read, and not pushed yet
+        self.again: collections.deque[Tasks] = collections.deque()  # were in the queue, and are pushed before those
         self.stopping = False  # nothing more begins, in any job
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0
@@ -1719,7 +1897,7 @@ class Ledger:
                 (tsk_id,), (name, payload, text) = self._number(job, 1), self._explain(job, items[0], error)
                 self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
         else:
-            self.requeue(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data))
+            self._put(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data), self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
         """The tsk_ids of this job's next tasks."""
@@ -1754,17 +1932,14 @@ class Ledger:
             text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
         return Rejected(name, payload, text)
 
-    def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]], file: PayloadFile | None) -> None:
+    def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
         """`tasks` are in the queue now, at these positions, (first, count) each."""
         start = 0
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
-            part.first, part.left, part.settled, part.file = first, count, bytearray(count), file
+            part.first, part.left, part.settled = first, count, bytearray(count)
             bisect.insort(self._placed, part, key=operator.attrgetter("first"))
             start += count
-        if file is not None:
-            file.users = len(places)
-            self.file_bytes += file.size
 
     # Out of the queue.
 
@@ -1785,50 +1960,8 @@ class Ledger:
             tasks.left -= stop - start
             if not tasks.left:
                 del self._placed[at]
-                self._drop_file(tasks.file)
             yield tasks, start, stop
             position = tasks.first + stop
-
-    def _drop_file(self, file: PayloadFile | None) -> None:
-        if file is not None:
-            file.users -= 1
-            if not file.users:
-                self.file_bytes -= file.size
-                os.unlink(file.path)
-
-    def settle(self, worker: int, columns: Sequence[Sequence[Any]], segment: Segment) -> None:
-        """Outcome slots of a worker, as the columns of `outcome_slot`: by stretches that follow each other."""
-        positions, counts, start = columns[0], columns[1], 0
-        while start < len(positions):
-            indices, shift = range(start, len(positions)), positions[start] - start
-            stop = start + bisect.bisect(indices, shift, key=lambda index: positions[index] - index)
-            stop = stop - 1 if counts[stop - 1] > 1 and stop - start > 1 else stop
-            _, _, seconds, statuses, kinds, values = stretch = [column[start:stop] for column in columns]
-            if kinds[0] <= BYTES and kinds.count(kinds[0]) == statuses.count(OK) == len(kinds):
-                count = counts[start] if stop - start == 1 else stop - start
-                times = seconds[0] if counts[start] > 1 else seconds
-                self.complete(worker, positions[start], count, values if kinds[0] == BYTES else None, times)
-            else:
-                for outcome in zip(*stretch):
-                    self._settle_one(worker, segment, *outcome)
-            start = stop
-
-    def _settle_one(self, worker: int, segment: Segment, *outcome: Any) -> None:
-        position, count, seconds, status, kind, data = outcome
-        if status == RETURNED:
-            self.give_back(position, count)
-            return
-        try:
-            if kind & VALUE_OUT_OF_LINE:
-                number, offset, length = REFERENCE.unpack(data)
-                data = read_at(segment.beside(f"v{number}"), offset, length)
-            value = decode_value(kind & ~VALUE_OUT_OF_LINE, data, self.structures)
-        except (struct.error, IndexError, ValueError) as error:
-            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
-        if status == OK:
-            self.complete(worker, position, 1, [value], [seconds])
-        else:
-            self.charge(worker, position, "failed", str(value), seconds)
 
     def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
         """Tasks from `position` on are ok. No values are so many None; seconds are a sequence, or a float for each."""
@@ -1836,6 +1969,7 @@ class Ledger:
         for tasks, start, stop in self._take(position, count):
             part = slice(done, done + stop - start)
             done += stop - start
+            tasks.release(stop - start)
             if tasks.job is None:
                 continue
             attempts: Iterable[int] = same(1)
@@ -1869,27 +2003,37 @@ class Ledger:
             if attempts <= self._retries and not self._is_cancelled(tasks.job):
                 self._attempts[tsk_id] = attempts
                 self.tally.retried += 1
-                self.requeued.append(tasks.part(at, at + 1))
+                self.again.append(tasks.part(at, at + 1))
             else:
+                tasks.release(1)
                 name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
                 self._finish(
                     tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
                 )
 
     def give_back(self, position: int, count: int) -> None:
-        """Tasks that never began."""
+        """Tasks that never began: they are pushed again, or are cancelled with their job."""
         for tasks, start, stop in self._take(position, count):
-            self.requeue(tasks.part(start, stop))
+            self._put(tasks.part(start, stop), self.again)
 
-    def requeue(self, tasks: Tasks) -> None:
-        """They are to be pushed, or are cancelled with their job."""
-        self.end(tasks) if self._is_cancelled(tasks.job) else self.requeued.append(tasks)
+    def drop_cancelled(self) -> None:
+        """End those tasks that wait to be pushed, and whose job is cancelled."""
+        for waiting in (self.again, self.fresh):
+            for _ in range(len(waiting)):
+                self._put(waiting.popleft(), waiting)
+
+    def _put(self, tasks: Tasks, waiting: collections.deque[Tasks]) -> None:
+        if self._is_cancelled(tasks.job):
+            self.end(tasks)
+        else:
+            waiting.append(tasks)
 
     def _is_cancelled(self, job: Job | None) -> bool:
         return job is not None and (job.cancelled or self.stopping)
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
         """The outcome of tasks that do not begin, or do not begin again."""
+        tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
                 attempts, name = self._attempts.pop(tsk_id, 0), self.names[fn_id]
@@ -1899,9 +2043,10 @@ class Ledger:
         """End everything in the queue and on its way there; for when no worker is left."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
-                self.requeued.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
-        while self.requeued:
-            self.end(self.requeued.popleft(), error=error)
+                self.again.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
+        for waiting in (self.again, self.fresh):
+            while waiting:
+                self.end(waiting.popleft(), error=error)
 
     def _finish(self, job: Job, result: TaskResult) -> None:
         self.tally.add_bad(result)
@@ -1911,144 +2056,365 @@ class Ledger:
         return sum(tasks.left for tasks in self._placed)
 
     def unfinished(self) -> int:
-        return self.in_queue() + sum(len(tasks.payloads) for tasks in self.requeued)
+        return self.in_queue() + sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
 
 
-OUT_OF_LINE_BYTES = 32 << 20  # payloads out of line that may be in the queue, unless it is a single one
+BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept together in blocks of this size
+FILE_BYTES = 64 << 20  # payloads in files that may be in the queue, unless it is a single one
+
+
+class Heap:
+    """The pages of the segment for payloads that do not fit their slots (supervisor)."""
+
+    def __init__(self, queue: SharedTaskQueue) -> None:
+        self._segment, self._bytes, self._offset = queue.segment, queue.heap, queue.heap_offset
+        self.size = len(queue.heap)
+        pages = self.size // mmap.PAGESIZE
+        self._in_use = bytearray(pages)  # a byte a page, so that `find` looks for free ones
+        self._reserved = bytearray(pages)
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self._in_use)
+
+    def put(self, payloads: Sequence[bytes], users: int) -> tuple[int, int, Block] | None:
+        """Copy payloads next to each other. Return 0, the offset of the first, and their block; None if it is full.
+
+        Raises OSError (ENOSPC) where the memory cannot be reserved.
+        """
+        size = sum(map(len, payloads))
+        count = -(-size // mmap.PAGESIZE)
+        first = self._in_use.find(bytes(count))
+        if first < 0:
+            return None
+        pages = slice(first, first + count)
+        offset = first * mmap.PAGESIZE
+        if not all(self._reserved[pages]):
+            self._segment.reserve(self._offset + offset, count * mmap.PAGESIZE)
+            self._reserved[pages] = b"\1" * count
+        self._in_use[pages] = b"\1" * count
+        self._bytes[offset : offset + size] = b"".join(payloads)
+        return 0, offset, Block(users, functools.partial(self._free, pages, count))
+
+    def _free(self, pages: slice, count: int) -> None:
+        self._in_use[pages] = bytes(count)
 
 
 class Feeder:
-    """Brings the ledger's tasks into the queue, and payloads that do not fit a slot into files beside it."""
+    """Brings the ledger's tasks into the queue, and payloads that do not fit their slots into the heap."""
 
     def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
-        self._queue, self._ledger, self._files, self._limit = queue, ledger, itertools.count(1), OUT_OF_LINE_BYTES
-        self.starved = False  # there was no room for payloads out of line
-
-    def has_room(self) -> bool:
-        return self._queue.room() > 0 and self._ledger.file_bytes <= self._limit
+        self._queue, self._ledger, self._heap = queue, ledger, Heap(queue)
+        self._files = itertools.count(1)
+        self._file_bytes = 0
+        self._block_bytes = BLOCK_BYTES  # smaller where shared memory is full
 
     def feed(self) -> bool:
-        """Push what was read, or goes round again, as far as there is room. Whether anything was pushed."""
-        requeued, room = self._ledger.requeued, self._queue.room()
-        if room <= 0 or not requeued:
+        """Push what waits to be pushed, as far as there is room. Return True if anything was pushed."""
+        ledger, room = self._ledger, self._queue.room()
+        if room <= 0:
             return False
-        tasks = requeued.popleft()
-        count, size = self._fit(tasks, room)
-        if count < len(tasks.data):
-            requeued.appendleft(tasks.part(count, len(tasks.data)))
-            tasks = tasks.part(0, count)
-        return count > 0 and self._push(tasks, size)
-
-    def _fit(self, tasks: Tasks, room: int) -> tuple[int, int]:
-        """How many of `tasks` can be pushed, and how many bytes of them travel out of line."""
-        data, capacity, before = tasks.data[:room], self._queue.ring.capacity, self._ledger.file_bytes
-        if max(map(len, data)) <= capacity:
-            return len(data), 0
-        sizes = list(itertools.accumulate(length if length > capacity else 0 for length in map(len, data)))
-        count = bisect.bisect(sizes, max(0, self._limit - before)) or int(before == 0)  # too large alone: goes alone
-        return count, sizes[count - 1] if count else 0
-
-    def _push(self, tasks: Tasks, size: int) -> bool:
-        file, sent = None, tasks
-        if size:
-            try:
-                file, sent = self._put_beside(tasks, size)
-            except OSError as error:
-                self._no_room(tasks, size, error)
-                return False
-            self.starved, self._limit = False, min(2 * self._limit, OUT_OF_LINE_BYTES)
-        places = self._queue.push(sent)
-        self._ledger.placed(tasks, places, file)
+        if ledger.again:  # first: it keeps its place in the heap, which it might wait for otherwise
+            self._push(self._take(ledger.again, room))
+            return True
+        if not ledger.fresh:
+            return False
+        tasks = self._take(ledger.fresh, self._fit(ledger.fresh[0], room))
+        packed = self._pack(tasks)
+        if packed is None:
+            return False
+        self._push(packed)
         return True
 
-    def _put_beside(self, tasks: Tasks, size: int) -> tuple[PayloadFile, Tasks]:
-        """Put the payloads that do not fit a slot into a file; the tasks with references in their place."""
-        number, offset, fn_ids, data, big = next(self._files), 0, tasks.fn_ids[:], list(tasks.data), []
-        for at, item in enumerate(data):
-            if len(item) > self._queue.ring.capacity:
-                data[at] = REFERENCE.pack(number, offset, len(item))
-                fn_ids[at] |= OUT_OF_LINE
-                offset += len(item)
-                big.append(item)
-        path = self._queue.segment.beside(f"p{number}")
+    def _take(self, waiting: collections.deque[Tasks], count: int) -> Tasks:
+        """Take the first `count` tasks, or fewer, from what waits."""
+        tasks = waiting.popleft()
+        if count < len(tasks.data):
+            waiting.appendleft(tasks.part(count, len(tasks.data)))
+            tasks = tasks.part(0, count)
+        return tasks
+
+    def _push(self, tasks: Tasks) -> None:
+        self._ledger.placed(tasks, self._queue.push(tasks))
+
+    def _fit(self, tasks: Tasks, room: int) -> int:
+        """How many of these tasks have payloads that make one block, or need none."""
+        data, capacity = tasks.data[:room], self._queue.ring.capacity
+        if max(map(len, data)) <= capacity:
+            return len(data)
+        sizes = itertools.accumulate(length if length > capacity else 0 for length in map(len, data))
+        return max(1, bisect.bisect(list(sizes), self._block_bytes))
+
+    def _pack(self, tasks: Tasks) -> Tasks | None:
+        """Put the payloads that do not fit their slots elsewhere, and references in their place.
+
+        Return None if there is no room for them now, or ever: then they wait, or have failed.
+        """
+        large = [item for item in tasks.data if len(item) > self._queue.ring.capacity]
+        if not large:
+            return tasks
+        size = sum(map(len, large))
         try:
-            write_at(path, 0, big)
-        except OSError:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            raise
-        return PayloadFile(path, size), dataclasses.replace(tasks, fn_ids=fn_ids, data=data)
+            if size > self._heap.size // 2 and len(tasks.data) == 1:
+                placed = self._put_in_file(large[0])
+            else:
+                placed = self._heap.put(large, len(tasks.data))
+        except OSError as error:
+            self._no_room(tasks, size, error)
+            return None
+        if placed is None:
+            self._ledger.fresh.appendleft(tasks)
+            return None
+        self._block_bytes = BLOCK_BYTES
+        return self._refer(tasks, *placed)
+
+    def _refer(self, tasks: Tasks, number: int, offset: int, block: Block) -> Tasks:
+        """The tasks with references in place of the payloads that lie in this block."""
+        marked, data, capacity = tasks.fn_ids[:], list(tasks.data), self._queue.ring.capacity
+        for at, item in enumerate(data):
+            if len(item) > capacity:
+                data[at] = REFERENCE.pack(number, offset, len(item))
+                marked[at] |= OUT_OF_LINE
+                offset += len(item)
+        return dataclasses.replace(tasks, data=data, block=block, marked=marked)
+
+    def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
+        """Make a file beside the segment for a payload that is too large for the heap."""
+        size = len(payload)
+        if self._file_bytes and self._file_bytes + size > FILE_BYTES:
+            return None
+        number = next(self._files)
+        path = self._queue.segment.beside(f"p{number}")
+        write_file(path, payload)
+        self._file_bytes += size
+        return number, 0, Block(1, functools.partial(self._remove_file, path, size))
+
+    def _remove_file(self, path: str, size: int) -> None:
+        self._file_bytes -= size
+        os.unlink(path)
 
     def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
-        """Payloads out of line found no room: try fewer at a time, and fail the one that does not fit alone."""
-        self.starved = True
-        if self._ledger.file_bytes or len(tasks.data) > 1:
-            self._limit = max(1, size // 2)
-            self._ledger.requeued.appendleft(tasks)
+        """There is no memory for payloads: try fewer at a time, and fail the one that does not fit alone."""
+        if len(tasks.data) > 1:
+            self._block_bytes = max(1, size // 2)
+            self._ledger.fresh.appendleft(tasks)
+        elif self._file_bytes or not self._heap.is_empty:  # there may be room once others are done
+            self._ledger.fresh.appendleft(tasks)
         else:
             where = shared_directory()
             self._ledger.end(tasks, "failed", f"{describe(error)}: no room in {where} for a payload of {size:,} bytes")
 
 
 class Harvester:
-    """Brings outcomes from the queue to the ledger: of workers that live, and what the dead have left."""
+    """Brings outcomes from the workers' lanes to the ledger, and takes back what they have not begun.
+
+    A batch ends at its bound: its `end` as it was claimed, and after a halt the task behind the one in hand. For
+    whatever is read of it here, `end` itself counts no more once a halt has drawn it back: a worker that somebody
+    continued in the midst of the halt may have stopped there, or gone on beyond it.
+    """
 
     def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
         self._queue, self._ledger = queue, ledger
 
     def harvest(self, handles: Sequence[Handle]) -> bool:
-        """Take in what workers have published. Whether there was anything."""
+        """Take in the batches that workers have published. Return True if there were any."""
         published = self._queue.harvest([handle.harvested for handle in handles])
-        news = [(handle, records) for handle, records in zip(handles, published) if records > handle.harvested]
-        for handle, records in news:
-            self._settle(handle, records)
-        return bool(news)
+        news = False
+        for handle, number in zip(handles, published):
+            if number != handle.harvested:
+                self._check_claims(handle, number)
+                self._take_in_batches(handle, number)
+                news = True
+        return news
+
+    def _check_claims(self, handle: Handle, number: int) -> None:
+        if not 0 <= number - handle.harvested <= 2:
+            raise SpoiledSegmentError(f"worker {handle.index} says {number:,} batches; {handle.harvested:,} were read")
+
+    def _take_in_batches(self, handle: Handle, number: int) -> None:
+        """Take in batches that a worker has left, up to this one. What it has not done there goes to others."""
+        while handle.harvested < number:
+            handle.harvested += 1
+            first, bound = self._span(handle, handle.harvested)
+            done = self._take_in(handle, handle.harvested, first, bound)
+            self._ledger.give_back(done, bound - done)
+
+    def _span(self, handle: Handle, number: int) -> tuple[int, int]:
+        """The positions [first, bound) of a batch."""
+        words, half = self._queue.words, self._queue.half(handle.index, number)
+        first = words[half.first]
+        bound = handle.bound if handle.bounded == number else words[half.end]
+        if not 0 <= bound - first <= self._queue.batch:
+            raise SpoiledSegmentError(f"worker {handle.index} has a batch of positions {first:,} to {bound:,}")
+        return first, bound
+
+    def _take_in(self, handle: Handle, number: int, first: int, bound: int) -> int:
+        """Settle what is finished of a batch and was not taken in before. Return the position behind it."""
+        half = self._queue.half(handle.index, number)
+        start = max(first, handle.taken)
+        if start >= bound:
+            return bound
+        if half.all_returned_none(start - first, bound - first):
+            handle.taken = bound
+            seconds = half.seconds(start - first, bound - first)
+            self._ledger.complete(handle.index, start, bound - start, None, seconds)
+            return bound
+        ends = half.read_ends(start - first, bound - first)
+        if 0 in ends:
+            del ends[ends.index(0) :]
+        if ends:
+            handle.taken = start + len(ends)
+            self._settle(handle.index, half, first, start, ends)
+        return start + len(ends)
+
+    def _settle(self, worker: int, half: Half, first: int, start: int, ends: list[int]) -> None:
+        """Settle finished tasks, from the position `start` on, whose values end in the log at `ends`."""
+        seconds = half.seconds(start - first, start - first + len(ends))
+        before = half.ends[start - first - 1] if start > first else 1
+        if self._queue.words[half.special]:
+            self._settle_records(worker, half, start, before, ends, seconds)
+            return
+        begin, end = before, ends[-1]
+        if not 1 <= begin <= end <= len(half.log):
+            raise SpoiledSegmentError(f"worker {worker} says that values end at {end:,} of its log")
+        data = half.read_log(begin, end)
+        places = [end - begin for end in ends]
+        values = [data[a:b] or None for a, b in zip([0, *places], places)]
+        self._ledger.complete(worker, start, len(ends), values, seconds)
+
+    def _settle_records(
+        self, worker: int, half: Half, start: int, before: int, ends: list[int], seconds: float | list[float]
+    ) -> None:
+        """The same where some of the values are records, failures among them."""
+        begin = before & ~RECORD
+        data = half.read_log(begin, max(begin, ends[-1] & ~RECORD))
+        values: list[Any] = []
+        at = 0
+        for position, end in enumerate(ends, start):
+            stop = (end & ~RECORD) - begin
+            value = data[at:stop] or None
+            values.append(self._read_record(data[at:stop], position) if end & RECORD else value)
+            at = stop
+        position = start
+        for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
+            part = list(group)
+            times = seconds
+            if not isinstance(seconds, float):
+                times = seconds[position - start : position - start + len(part)]
+            if failed:
+                for value, took in zip(part, itertools.repeat(times) if isinstance(times, float) else times):
+                    self._ledger.charge(worker, position, "failed", value, took)
+                    position += 1
+            else:
+                self._ledger.complete(worker, position, len(part), part, times)
+                position += len(part)
+
+    def _read_record(self, record: bytes, position: int) -> Any:
+        """The value of a record, which may have a file of its own."""
+        head, data = record[0] if record else IN_FILE, record[1:]
+        try:
+            if head & IN_FILE:
+                path = self._queue.segment.beside(f"v{position}")
+                data = read_file(path, *SIZE.unpack(data))
+                os.unlink(path)
+            return decode_value(head & ~IN_FILE, data, self._ledger.structures)
+        except (struct.error, IndexError, ValueError) as error:
+            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
+
+    def halt(self, handle: Handle, doomed: Doomed | None = None) -> bool:
+        """Stop a worker for a moment: settle what it has finished, and take back what it has not begun.
+
+        The one way to take tasks back. `doomed`: kill the worker if it has that task in hand. Return True if its
+        lane could be read; if not, it is worth another try.
+        """
+        if not handle.stop():
+            return False
+        try:
+            return self._take_back(handle, doomed)
+        finally:
+            handle.go_on()
+
+    def _take_back(self, handle: Handle, doomed: Doomed | None) -> bool:
+        """The part of a halt in which the worker stands still, unless somebody else continues or kills it.
+
+        Nothing that was read is used before a look that it still stands still.
+        """
+        queue, words = self._queue, self._queue.words
+        claiming = queue.is_claiming(handle.index)
+        number = words[handle.status + CLAIMS]
+        half = queue.half(handle.index, number)
+        extent = (words[half.first], words[half.end])
+        if claiming or not handle.stands_still():
+            return False
+        self._check_claims(handle, number)
+        if number == handle.harvested:
+            return True
+        self._take_in_batches(handle, number - 1)
+        first, bound = self._span(handle, number)
+        if (first, words[half.end]) != extent:
+            return False
+        in_hand = self._take_in(handle, number, first, bound)
+        if in_hand + 1 < bound and not self._draw_back(handle, number, in_hand, bound):
+            return False
+        if doomed is not None and in_hand < bound and in_hand == doomed.position and handle.stands_still():
+            handle.kill(doomed)
+        return True
+
+    def _draw_back(self, handle: Handle, number: int, in_hand: int, bound: int) -> bool:
+        """Have a batch end behind the task in hand, and give the rest to others. Return False if it may have run.
+
+        The worker looks at `end` if it sees that more than QUIET_SECONDS have passed, so it has to stand still for
+        longer. A halt never raises `end`. Only after the last look is anything given away: until then the batch
+        keeps its bound.
+        """
+        words, half = self._queue.words, self._queue.half(handle.index, number)
+        handle.bounded, handle.bound = number, bound
+        words[half.end] = min(words[half.end], in_hand + 1)
+        handle.stand_for(2 * QUIET_SECONDS)
+        if not handle.stands_still() or half.read_ends(in_hand - words[half.first], in_hand - words[half.first] + 1)[0]:
+            return False
+        handle.bound = in_hand + 1
+        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
+        return True
 
     def recover(self, handle: Handle, code: int) -> tuple[bool, str]:
-        """See to the tasks of a worker that ended with this exit code, and was reaped: those it finished are settled,
-        the one in its hand is charged, the others go round again. Whether it had claimed any, and its last words."""
-        index = handle.index
-        remains, note = self._queue.recover(index), self._queue.take_note(index)
-        self.take_in(handle, remains)
-        if remains.done < remains.begun:
-            status, error = handle.killed_for or ("crashed", note or exit_text(code))
-            self._ledger.charge(index, remains.done, status, error, time.monotonic() - handle.progress_since)
-        if remains.begun < remains.end:
-            self._ledger.give_back(remains.begun, remains.end - remains.begun)
-        self.take_back(handle)
-        return remains.asleep or remains.end != handle.first_end, note
+        """See to the tasks of a worker that ended with this exit code, and was reaped.
 
-    def take_back(self, handle: Handle) -> None:
+        What it finished is settled, the task in its hand is charged, the others go round again. Return True if it had
+        asked for tasks, and its last words.
+        """
+        index, words = handle.index, self._queue.words
+        self._queue.recover(index)
+        note = self._queue.take_note(index)
+        number = words[handle.status + CLAIMS]
+        self._check_claims(handle, number)
+        asked = number != handle.first_claims or words[handle.status + ASLEEP] > 0
+        if number > handle.harvested:
+            self._take_in_batches(handle, number - 1)
+            first, bound = self._span(handle, number)
+            done = self._take_in(handle, number, first, bound)
+            if done < min(bound, words[handle.status + LEAVING]) and number > words[handle.status + PUBLISHED]:
+                self._charge_in_hand(handle, done, note or exit_text(code))
+                done += 1
+            self._ledger.give_back(done, bound - done)
+            handle.harvested = number
+        self._queue.reset(index)
+        self.take_unclaimed(handle)
+        return asked, note
+
+    def _charge_in_hand(self, handle: Handle, position: int, error: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # it may have died while it wrote its value
+            os.unlink(self._queue.segment.beside(f"v{position}"))
+        status = "crashed"
+        doomed = handle.killed_for
+        if doomed is not None and doomed.position in (None, position):
+            status, error = doomed.status, doomed.error
+        self._ledger.charge(handle.index, position, status, error, time.monotonic() - handle.progress_since)
+
+    def take_unclaimed(self, handle: Handle) -> None:
         """What only this worker could claim, and has not, goes to others."""
-        for first, count in self._queue.take_back(handle.index):
+        for first, count in self._queue.drain(handle.index):
             self._ledger.give_back(first, count)
-
-    def take_in(self, handle: Handle, remains: Remains) -> None:
-        """Settle what a dead or stopped worker has finished, with and without outcome slots."""
-        self._settle(handle, remains.records)
-        quiet = max(remains.quiet, handle.quiet)
-        if quiet < remains.done:
-            self._ledger.complete(handle.index, quiet, remains.done - quiet, None, 0.0)
-            handle.quiet = remains.done
-
-    def _settle(self, handle: Handle, records: int) -> None:
-        """Read the outcomes of a worker up to the `records`-th."""
-        outcomes, count = self._queue.outcomes[handle.index], records - handle.harvested
-        if not 0 <= count <= outcomes.count:
-            raise SpoiledSegmentError(
-                f"worker {handle.index} says {records:,} outcomes; {handle.harvested:,} were read"
-            )
-        for index, length in pieces(handle.harvested, count, outcomes.count) if count else ():
-            columns = outcomes.get(index, length)
-            if columns[1].count(1) < length and min(columns[1]) < 1:
-                raise SpoiledSegmentError(f"an outcome of worker {handle.index} is for no task")
-            early = min(handle.quiet - columns[0][0], columns[1][0])
-            if early > 0 and columns[4][0] == NONE:  # some of these tasks were taken in before
-                columns[0][0] += early
-                columns[1][0] -= early
-            start = int(columns[1][0] == 0)
-            self._ledger.settle(handle.index, [column[start:] for column in columns], self._queue.segment)
-        handle.harvested = records
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
@@ -2071,9 +2437,10 @@ def function_name(function: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding
+LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding; no result waits longer
 IDLE_SECONDS = 0.25  # the same while none are
 HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
+STILL_SECONDS = 0.01  # how long a worker may take to stand still once it is stopped
 STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
 MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
 FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
@@ -2082,6 +2449,14 @@ FAILED_SECONDS = 3.0  # this time without one; at once where the initializer rai
 
 class WorkersFailedError(RuntimeError):
     """Workers die before they take a task, again and again."""
+
+
+class Doomed(NamedTuple):
+    """Why the supervisor kills a worker: what becomes of the task at this position; None for whichever is in hand."""
+
+    position: int | None
+    status: str
+    error: str
 
 
 @dataclasses.dataclass
@@ -2094,24 +2469,28 @@ class Handle:
     process: Any = None  # None while it is dead
     pid: int = 0
     started: float = 0.0
-    wake: Any = None  # our ends of its pipes
-    recall: Any = None
+    wake: Any = None  # our end of its pipe
     due: float = 0.0  # when to start it again
     deaths: int = 0  # in a row, before it claimed a task
-    first_end: int = 0  # its `end` word when it was started
+    first_claims: int = 0  # its `claims` word when it was started
     rung: int = 0  # the last sleep that was rung for
-    harvested: int = 0  # outcome slots read
-    seen: tuple[int, int] = (0, 0)  # its (end, progress) when last looked at,
-    quiet: int = 0  # the position up to which finished tasks were taken in without an outcome slot
-    looked_behind: int = 0  # the task in hand when that was last tried
-    end_since: float = 0.0  # and since when they are so
-    progress_since: float = 0.0
-    killed_for: tuple[str, str] | None = None  # status and error of the task in its hand, if the supervisor kills it
+    harvested: int = 0  # batches taken in
+    taken: int = 0  # outcomes below this position are taken in
+    bounded: int = 0  # the batch whose bound a halt has noted,
+    bound: int = 0  # and that bound
+    halted: float = 0.0  # when it was last halted,
+    halt_again: bool = False  # and whether that has to be done once more
+    seen: tuple[int, int] = (0, 0)  # its batch and how many of its tasks were done when last looked at,
+    progress_since: float = 0.0  # and since when
+    killed_for: Doomed | None = None
     monitor: Any = None  # its psutil.Process
     rss: int = 0
     cpu: float = 0.0
     told: bool = False  # to leave
     retiring: float = 0.0  # since when, for its memory
+    _stopped_before: bool = False  # it stood still when a halt began
+    _still_since: float = 0.0
+    _switches: int = 0  # its context switches at that time
 
     def word(self, word: int) -> int:
         return int(self.words[self.status + word])
@@ -2124,24 +2503,52 @@ class Handle:
             # the fork server's child, or reaped by multiprocessing as it started another; macOS before Python 3.13
             return not self.process.is_alive()
 
-    def kill(self, why: tuple[str, str] | None = None) -> None:
-        """Kill it and what its functions started; `why` is the status and error of the task in its hand."""
+    def kill(self, why: Doomed | None = None) -> None:
+        """Kill it and what its functions started."""
         self.killed_for = self.killed_for or why
         signal_group(self.pid, signal.SIGKILL)
         self._signal(signal.SIGKILL)  # where it has no group yet
 
     def stop(self) -> bool:
-        """Stop it, and wait until it stands still; whether it does."""
-        self._signal(signal.SIGSTOP)
-        deadline = time.monotonic() + 0.05
-        while (state := process_status(self.pid)[0]) not in STOPPED:
+        """Stop it, and wait until it stands still. Return True if it does; if not in time, it goes on."""
+        self._stopped_before = self.is_stopped()
+        if not self._stopped_before:
+            self._signal(signal.SIGSTOP)
+        if self.wait_until_stopped(STILL_SECONDS):
+            return True
+        self.go_on()
+        return False
+
+    def wait_until_stopped(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        tries = 0
+        while True:
+            state, self._switches = state_and_switches(self.pid)
+            if state in STOPPED:
+                self._still_since = time.perf_counter()
+                return True
             if state in ENDED or time.monotonic() > deadline:
                 return False
-            time.sleep(0.0002)
-        return True
+            tries += 1
+            if tries < 20:
+                os.sched_yield()
+            else:
+                time.sleep(0.0002)
+
+    def stands_still(self) -> bool:
+        """Return True if it has not run since stop(), although somebody may have continued and stopped it."""
+        state, switches = state_and_switches(self.pid)
+        return state in STOPPED and switches == self._switches
+
+    def stand_for(self, seconds: float) -> None:
+        """Wait until it has stood still for so long."""
+        while time.perf_counter() - self._still_since < seconds:
+            pass
 
     def go_on(self) -> None:
-        self._signal(signal.SIGCONT)
+        """Continue it, unless somebody else had stopped it."""
+        if not self._stopped_before:
+            self._signal(signal.SIGCONT)
 
     def is_stopped(self) -> bool:
         return process_status(self.pid)[0] in STOPPED
@@ -2154,11 +2561,8 @@ class Handle:
 class Crew:
     """Starts, wakes, orders, kills and buries worker processes."""
 
-    def __init__(
-        self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, timeout: float | None, max_rss: int | None
-    ) -> None:
-        self._queue, self._options, self._context = queue, options, context
-        self._timeout, self._max_rss = timeout, max_rss
+    def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
+        self._queue, self._options, self._context, self._max_rss = queue, options, context, max_rss
         self.closing = False  # start no more
         self.respawned = self._failed_starts = 0
         self.starting = 0.0  # seconds that workers, now dead, took to start
@@ -2178,26 +2582,24 @@ class Crew:
     def start(self, handle: Handle) -> None:
         """Start a process as this worker."""
         wake, handle.wake = self._pipe()
-        recall, handle.recall = self._pipe()
-        queue, mine = self._queue, Pipes(wake, recall, self._bell_end)
+        queue, mine = self._queue, Pipes(wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, handle.index, self._options, mine)
         process = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{handle.index}")
         process.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
-        handle.first_end = handle.word(END)  # before the new one can have claimed
+        handle.first_claims = handle.word(CLAIMS)  # before the new one can have claimed
         with signals_held():  # until it is in the books; and a forked child would run our caller's handlers
             try:
                 process.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
                 wake.close()
-                recall.close()
             handle.process, handle.pid, handle.started = process, int(process.pid or 0), time.monotonic()
             self.poll.register(process.sentinel, select.POLLIN)
         with contextlib.suppress(OSError):  # as the child does: whoever comes first
             os.setpgid(handle.pid, handle.pid)
         handle.rung, handle.killed_for, handle.monitor, handle.retiring, handle.told = 0, None, None, 0.0, False
-        handle.end_since = handle.progress_since = handle.started
+        handle.progress_since = handle.started
         queue.words[handle.status + PID] = handle.pid
         queue.words[handle.status + STARTED] += 1
 
@@ -2210,18 +2612,11 @@ class Crew:
                 if handle.process is not None:
                     self._write(handle.wake, b"!")
 
-    def order(self, handle: Handle, order: int) -> None:
-        """Send LEAVE or STOP_BATCH; the worker obeys after the task in its hand."""
-        if handle.process is not None:
-            self._write(handle.recall, bytes([order]))
-            if order == LEAVE:
-                handle.told = True
-                self._write(handle.wake, b"!")
-
-    def nudge(self) -> None:
-        """Wake every worker: awake, it gives up room that it does not need any more."""
-        for handle in self.living():
-            self._write(handle.wake, b"!")
+    def retire(self, handle: Handle) -> None:
+        """Have a worker leave after the task in its hand."""
+        handle.told = handle.halt_again = True
+        self._queue.tell_to_leave(handle.index)
+        self._write(handle.wake, b"!")
 
     def wake_supervisor(self) -> None:
         self._write(self._bell_end, b"!")
@@ -2230,44 +2625,20 @@ class Crew:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: enough is written; broken: it is dead
             os.write(pipe.fileno(), data)
 
-    def look(self, now: float, hungry: bool) -> tuple[list[Handle], bool]:
-        """See to slow, large and missing workers. Those that died, and whether some hold what others could begin."""
-        dead, waiting = [], False
+    def look(self, now: float) -> list[Handle]:
+        """See to large and missing workers. Return those that died."""
+        dead = []
         for handle in self.handles:
             if handle.process is None:
                 if now >= handle.due and not self.closing:
                     self.start(handle)
             elif handle.is_dead():
                 dead.append(handle)
-            else:
-                waiting |= self._watch(handle, now, hungry)
         if now >= self._next_memory and psutil is not None:
             self._next_memory = now + MEMORY_SECONDS
             for handle in self.living():
                 self._weigh(handle, now)
-        return dead, waiting
-
-    def _watch(self, handle: Handle, now: float, hungry: bool) -> bool:
-        """End a task that runs too long, and a batch that keeps tasks from others. Whether it holds such tasks."""
-        end, progress = seen = handle.word(END), handle.word(PROGRESS)
-        if seen != handle.seen:
-            handle.progress_since = now
-        if end != handle.seen[0]:
-            handle.end_since = now
-        handle.seen = seen
-        if self._timeout and progress < end and now - handle.progress_since >= self._timeout:
-            if handle.stop() and handle.word(PROGRESS) == progress:  # it has not gone on since
-                handle.kill(("timeout", f"ran longer than {self._timeout:g} s"))
-            handle.go_on()
-        waiting = bool(progress + 1 < end)
-        if waiting and now - handle.end_since >= (HUNGRY_SECONDS if hungry else LOOK_SECONDS):
-            handle.end_since = now
-            self.order(handle, STOP_BATCH)
-        return waiting
-
-    def is_slow(self, handle: Handle, now: float) -> bool:
-        """Whether a worker has not claimed for a while."""
-        return handle.word(END) == handle.seen[0] and now - handle.end_since >= HUNGRY_SECONDS
+        return dead
 
     def _weigh(self, handle: Handle, now: float) -> None:
         """Read a worker's memory and processor time; replace it if it is too large."""
@@ -2278,10 +2649,10 @@ class Crew:
             return
         if not handle.retiring:
             handle.retiring = now
-            self.order(handle, LEAVE)
+            self.retire(handle)
         elif now - handle.retiring >= MEMORY_SECONDS:
             why = f"its worker held {handle.rss:,} bytes of memory, more than max_rss={self._max_rss:,}"
-            handle.kill(("crashed", why))
+            handle.kill(Doomed(None, "crashed", why))
 
     def bury(self, handle: Handle) -> int:
         """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
@@ -2294,7 +2665,6 @@ class Crew:
             handle.process.close()
             handle.process = None
             handle.wake.close()
-            handle.recall.close()
         return code
 
     def starting_seconds(self) -> float:
@@ -2327,16 +2697,6 @@ class Crew:
         """Some worker has had tasks."""
         self._worked_at, self._failed_starts = time.monotonic(), 0
 
-    def standing(self, now: float) -> Iterator[Handle]:
-        """Workers whose task in hand takes so long that what they finished before it, and have not published, should
-        not wait for it; each is named once for a task."""
-        for handle in self.living():
-            (end, progress), first = handle.seen, handle.word(FIRST)
-            long = now - handle.progress_since >= LOOK_SECONDS and handle.looked_behind != progress
-            if first < progress < end and long and not handle.is_stopped():
-                handle.looked_behind = progress
-                yield handle
-
     def suspend(self) -> None:
         """Stop the workers and then this process; go on with them when it is continued."""
         since = time.monotonic()
@@ -2344,14 +2704,13 @@ class Crew:
         for handle in living:
             signal_group(handle.pid, signal.SIGSTOP)
         for handle in living:
-            handle.stop()  # and wait: if this process is killed now, the kernel ends those that are stopped
+            handle.wait_until_stopped(LOOK_SECONDS)  # then the kernel ends them if this process is killed
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
         for handle in living:
             signal_group(handle.pid, signal.SIGCONT)
             handle.progress_since += time.monotonic() - since
-            handle.end_since += time.monotonic() - since
 
     def continue_stopped(self) -> bool:
         """Continue workers that somebody has stopped, in their sleep. Whether there were any."""
@@ -2367,23 +2726,24 @@ class Crew:
             if seconds >= 1 and holder in (handle.index, -1):
                 signal_group(handle.pid, signal.SIGCONT)
                 if holder >= 0 and seconds >= STOP_SECONDS:
-                    handle.kill(("crashed", "its worker held the lock and did not go on"))
+                    handle.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
         lost = seconds >= 1 if holder < 0 else all(handle.index != holder for handle in living)
         if lost and not self._queue.kernel_unlocks:
             self._replace_lock(living)
 
     def _replace_lock(self, living: Sequence[Handle]) -> None:
-        """The lock went with its holder. Workers that want it leave, and are waited for; those with a task in hand
-        finish it, and leave without asking for the lock."""
+        """The lock went with its holder. A worker that asks for it leaves; one that may be inside is waited for."""
         self._queue.renew_lock(self._context)
-        for handle in living:
-            self.order(handle, LEAVE)
         deadline = time.monotonic() + 1
-        while inside := [h for h in living if self._queue.may_hold_lock(h.index) and not h.is_dead()]:
+        while inside := [handle for handle in living if not handle.is_dead() and self._may_hold_lock(handle)]:
             if time.monotonic() > deadline:
                 for handle in inside:
                     handle.kill()
             time.sleep(0.001)
+
+    def _may_hold_lock(self, handle: Handle) -> bool:
+        """Return True if a worker that lives may be inside the lock: not while it has a task in hand."""
+        return self._queue.is_claiming(handle.index) or self._queue.glance(handle.index).in_hand is None
 
     def living(self) -> list[Handle]:
         return [handle for handle in self.handles if handle.process is not None]
@@ -2480,12 +2840,12 @@ class Engine:
     next_look: when to see to the workers again.
     """
 
-    def __init__(self, queue: SharedTaskQueue, crew: Crew, ledger: Ledger) -> None:
-        self._queue, self._crew, self._ledger = queue, crew, ledger
+    def __init__(self, queue: SharedTaskQueue, crew: Crew, ledger: Ledger, timeout: float | None) -> None:
+        self._queue, self._crew, self._ledger, self._timeout = queue, crew, ledger, timeout
         self._feeder, self._harvester = Feeder(queue, ledger), Harvester(queue, ledger)
         self.paused, self.over, self.next_look = False, "", 0.0
         self.failure: Exception | None = None
-        self._holding = False  # workers give back what they claim, and nothing is pushed
+        self._sleepers: list[tuple[int, int]] = []  # at the last look
         self._moved_at = self._turned_at = time.monotonic()
 
     def check_open(self) -> None:
@@ -2505,6 +2865,8 @@ class Engine:
                 self._moved_at = now
             self._turned_at = now
             self._crew.ring()
+            if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
+                self.next_look = min(self.next_look, now + HUNGRY_SECONDS)
             if now >= self.next_look:
                 moved = self.look(now) or moved
                 report()
@@ -2531,22 +2893,19 @@ class Engine:
     def _take(self, job: Job) -> bool:
         """Read tasks, where there is room for them. Whether there may be more at once, also where there were none."""
         source, ledger = job.source, self._ledger
-        if source is None or source.exhausted or ledger.requeued:
+        if source is None or source.exhausted or ledger.again or ledger.fresh:
             return False
         far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
         if ledger.stopping and not source.finite:
             source.exhausted = True
-        elif ledger.stopping or (self._feeder.has_room() and not (far or self._holding)):
+        elif ledger.stopping or (self._queue.room() > 0 and not (far or self.paused)):
             ledger.admit(job, source.take(BLOCK if ledger.stopping else self._queue.room()))
             return source.fileno() < 0 and not source.exhausted
         return False
 
     def feed(self) -> bool:
-        """Push tasks, unless the workers give back what they have. Whether anything was pushed."""
-        if self._holding and not self.paused and not self._queue.backlog():
-            self._holding = False
-            self._queue.words[CONTROL] = RUN
-        return not self._holding and self._feeder.feed()
+        """Push tasks, unless this is paused. Return True if anything was pushed."""
+        return not self.paused and self._feeder.feed()
 
     def harvest(self) -> bool:
         """Take in what workers have published. Whether there was anything, or there is more room."""
@@ -2559,7 +2918,7 @@ class Engine:
     def _wait(self, job: Job) -> None:
         """Sleep until a worker rings or dies, input comes, or it is time to look."""
         poll, source, bell = self._crew.poll, job.source, self._crew.bell.fileno()
-        wanted = source is not None and not source.exhausted and not self._holding and self._queue.room() > 0
+        wanted = source is not None and not source.exhausted and not self.paused and self._queue.room() > 0
         stream = source.fileno() if source is not None and wanted else -1
         if stream >= 0:
             poll.register(stream, select.POLLIN)
@@ -2573,29 +2932,56 @@ class Engine:
                 self.next_look = 0.0
 
     def look(self, now: float) -> bool:
-        """Look after the workers. Whether one had died."""
-        sleepers = len(self._queue.sleepers())
-        hungry = self._holding or sleepers > 0
-        for handle in self._crew.handles if hungry else ():
-            if handle.process is None or self._crew.is_slow(handle, now):
-                self._harvester.take_back(handle)
-        self._queue.words[CONTROL] = GIVE_BACK if self._holding else RUN  # what it is, unless somebody spoiled it
-        stalled = sleepers == len(self._crew.handles) and not self._holding and now - self._moved_at > STALL_SECONDS
-        if stalled and self._ledger.in_queue() and not self._crew.continue_stopped():
-            raise SpoiledSegmentError(f"{self._ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
-        dead, waiting = self._crew.look(now, hungry)
-        for handle in dead:
+        """Look after the workers. Return True if tasks were moved."""
+        queue, ledger, crew = self._queue, self._ledger, self._crew
+        self._sleepers = queue.sleepers()
+        hungry = bool(self._sleepers) and not self.paused
+        stalled = len(self._sleepers) == len(crew.handles) and not self.paused and now - self._moved_at > STALL_SECONDS
+        if stalled and ledger.in_queue() and not crew.continue_stopped():
+            raise SpoiledSegmentError(f"{ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
+        moved = False
+        for handle in crew.look(now):
             self._bury(handle)
-        if self._feeder.starved:
-            self._crew.nudge()
-        for handle in self._crew.standing(now):  # stopped, so that all it wrote is seen, on any processor
-            if handle.stop() and (remains := self._queue.remains(handle.index)).begun > remains.done:
-                self._harvester.take_in(handle, remains)  # if it was stopped in the task, not beside it in the loop
-            handle.go_on()
-        waiting = waiting or self._queue.backlog() > 0
-        busy = self._ledger.unfinished() > 0
-        self.next_look = now + (HUNGRY_SECONDS if hungry and waiting else LOOK_SECONDS if busy else IDLE_SECONDS)
-        return bool(dead)
+            moved = True
+        soon = False
+        for handle in crew.handles:
+            if handle.process is None:
+                self._harvester.take_unclaimed(handle)
+            elif ledger.in_queue():
+                more, again = self._attend(handle, now, hungry)
+                moved = moved or more
+                soon = soon or again
+        busy = ledger.unfinished() > 0
+        self.next_look = now + (HUNGRY_SECONDS if soon else LOOK_SECONDS if busy else IDLE_SECONDS)
+        return moved
+
+    def _attend(self, handle: Handle, now: float, hungry: bool) -> tuple[bool, bool]:
+        """Halt a worker that is slow while others are idle or results wait, or whose task runs too long.
+
+        Return True if tasks were moved, and True if it has to be looked at again soon.
+        """
+        lane = self._queue.glance(handle.index)
+        if handle.seen != (lane.number, lane.done):
+            handle.seen = (lane.number, lane.done)
+            handle.progress_since = now
+        waited = time.perf_counter() - max(lane.began, handle.halted)
+        wanted = handle.halt_again or (hungry and waited >= HUNGRY_SECONDS)
+        finished = lane.first + lane.done > handle.taken and lane.number > handle.harvested
+        if self._timeout and lane.in_hand is not None and now - handle.progress_since >= self._timeout:
+            return self.halt(handle, Doomed(lane.in_hand, "timeout", f"ran longer than {self._timeout:g} s")), False
+        if hungry and waited >= HUNGRY_SECONDS:
+            self._harvester.take_unclaimed(handle)
+        if (wanted and lane.not_begun) or (finished and waited >= LOOK_SECONDS):
+            return self.halt(handle), handle.halt_again
+        if not lane.not_begun:
+            handle.halt_again = False
+        return False, handle.halt_again or (hungry and lane.not_begun > 0)
+
+    def halt(self, handle: Handle, doomed: Doomed | None = None) -> bool:
+        """Take back what a worker has not begun. Return True if its lane could be read."""
+        handle.halt_again = not self._harvester.halt(handle, doomed)
+        handle.halted = time.perf_counter()
+        return not handle.halt_again
 
     def _bury(self, handle: Handle) -> None:
         """See to the tasks of a dead worker, and to its successor."""
@@ -2609,23 +2995,22 @@ class Engine:
     # Ends.
 
     def withdraw(self) -> None:
-        """Have the workers give back what they have not begun; cancelled jobs' tasks are cancelled as they come."""
-        ledger, requeued = self._ledger, self._ledger.requeued
+        """Take back what has not begun; of cancelled jobs it ends here."""
+        ledger = self._ledger
         with self._whole():
-            for _ in range(len(requeued)):
-                ledger.requeue(requeued.popleft())
-            if ledger.in_queue() or self.paused:
-                self._holding = True
-                self._queue.words[CONTROL] = GIVE_BACK
-                self._crew.ring()
-                for handle in self._crew.handles:
-                    self._crew.order(handle, STOP_BATCH)
+            ledger.drop_cancelled()
+            if ledger.in_queue():
+                for first, count in self._queue.drain():
+                    ledger.give_back(first, count)
+                for handle in self._crew.living():
+                    self.halt(handle)
+                self.next_look = 0.0
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
         """Kill the workers; tasks in their hands have this outcome, and the others are cancelled, with `rest`."""
         self._ledger.stopping = self._crew.closing = True
         for handle in self._crew.living():
-            handle.kill((status, error))
+            handle.kill(Doomed(None, status, error))
         for handle in self._crew.living():
             self._bury(handle)
         self._ledger.end_all(rest)
@@ -2644,7 +3029,7 @@ class Engine:
         count = len(self._crew.living())
         empty = [b""] * count
         if count:
-            self._ledger.requeued.append(Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty))
+            self._ledger.again.append(Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty))
         deadline = time.monotonic() + STOP_SECONDS
         while self._crew.living() and time.monotonic() < deadline and not self.over:
             self.turn(job, report)
@@ -2713,11 +3098,11 @@ class Supervisor:
             with signals_held():  # or an interrupt would leave the segment behind
                 self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
                 resources.callback(self._queue.remove)
-                self._crew = Crew(self._queue, worker_options, context, timeout, max_rss)
+                self._crew = Crew(self._queue, worker_options, context, max_rss)
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._crew.close)
             self._queue.stuck = self._crew.free_lock
-            self._engine = Engine(self._queue, self._crew, self._ledger)
+            self._engine = Engine(self._queue, self._crew, self._ledger, timeout)
             for handle in self._crew.handles:
                 self._crew.start(handle)
         except BaseException:
@@ -2758,7 +3143,7 @@ class Supervisor:
         tsk_id = self._ledger.next_id
         self._ledger.admit(self._submitted, [(function, payload)])
         self._engine.push()
-        while self._ledger.requeued and not self._engine.paused:
+        while (self._ledger.again or self._ledger.fresh) and not self._engine.paused:
             self._engine.turn(self._submitted, self._report)
         return tsk_id
 
@@ -2821,8 +3206,8 @@ class Supervisor:
         """What the screen shows."""
         tally, queue, progress, crew = self._ledger.tally, self._queue, self._progress, self._crew
         rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
-        workers = zip(crew.handles, queue.lanes, worker_rates or itertools.repeat(0.0))
-        rows = [_worker_row(handle, lane, self._ledger, rate) for handle, lane, rate in workers]
+        workers = zip(crew.handles, worker_rates or itertools.repeat(0.0))
+        rows = [_worker_row(handle, queue, self._ledger, rate) for handle, rate in workers]
         failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]]
         seconds = time.monotonic() - self._began
         about = (progress.title, queue.name, queue.strategy, seconds, tally.counts, tally.retried)
@@ -2887,7 +3272,7 @@ class Supervisor:
         for status, completed, failed in zip(self._queue.status, tally.completed, tally.failed):
             words[status + COMPLETED], words[status + FAILURES] = completed, failed
         with contextlib.suppress(OSError):  # no room: nobody can watch, and the run goes on
-            write_at(path + ".new", 0, [json.dumps(self.snapshot()).encode()])
+            write_file(path + ".new", json.dumps(self.snapshot()).encode())
             os.replace(path + ".new", path)
 
     def _stop(self) -> None:
@@ -2903,11 +3288,11 @@ class Supervisor:
         exit_on_signals()  # dispose has done so where it was called alone; within the block, handlers were exchanged
 
 
-def _worker_row(handle: Handle, lane: TaskSlots, ledger: Ledger, rate: float) -> WorkerRow:
+def _worker_row(handle: Handle, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
     """What the screen shows of a worker."""
-    index, (end, position), tally = handle.index, handle.seen, ledger.tally
-    busy = handle.process is not None and position < end
-    at = min(max(0, position - handle.word(FIRST)), lane.count - 1)
+    index, tally, seen = handle.index, ledger.tally, queue.glance(handle.index)
+    lane, at = queue.half(index, seen.number).lane, seen.done
+    busy = handle.process is not None and seen.in_hand is not None
     state = "dead" if handle.process is None else "run" if busy else "sleep"
     function = ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
     done = (tally.completed[index], tally.failed[index], rate)
