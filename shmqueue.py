@@ -885,11 +885,16 @@ class QueueMemory:
 
 
 def heap_size(rest: int) -> int:
-    """Bytes of heap for a segment whose other parts have `rest` bytes: fewer where files may not be that large."""
+    """Bytes of heap for a segment whose other parts have `rest` bytes.
+
+    Fewer than HEAP_BYTES where a file may not be that large, and half of what is free, since large values need room.
+    """
+    space = os.statvfs(shared_directory())
+    size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit == resource.RLIM_INFINITY:
-        return HEAP_BYTES
-    return min(HEAP_BYTES, max(0, limit - rest) // mmap.PAGESIZE * mmap.PAGESIZE)
+    if limit != resource.RLIM_INFINITY:
+        size = min(size, limit - rest)
+    return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
 
 
 class SharedTaskQueue(QueueMemory):
@@ -1369,6 +1374,7 @@ class Worker:
         self._left = options.max_tasks if options.max_tasks is not None else math.inf
         self._limit = options.batch or 1  # tasks to claim next
         self._spilled: collections.deque[tuple[str, int]] = collections.deque()  # files of values: path and bytes
+        self._batch_spilled = 0  # bytes that this batch put into such files
         self._log: TaskLog | None = None
         self.disowned = False  # true in a process that a function forked
 
@@ -1451,7 +1457,7 @@ class Worker:
         self._end_batch(done, at, began, last)
 
     def _begin_batch(self, first: int, count: int) -> Half:
-        self._first, self._count = first, count
+        self._first, self._count, self._batch_spilled = first, count, 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
         return self._half
 
@@ -1488,7 +1494,10 @@ class Worker:
         self._words[self._status + LEAVING] = self._first + task
 
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
-        """After a batch: see how many tasks make BATCH_SECONDS and half a log, growing no faster than twofold."""
+        """After a batch: see how many tasks make the next one, growing no faster than twofold.
+
+        It should take BATCH_SECONDS, and its values should fill half a log, or a quarter of SPILL_BYTES in files.
+        """
         if done:
             self._half.stamps[done - 1] = last
         self._left -= done
@@ -1497,7 +1506,8 @@ class Worker:
         if self._options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
             by_room = len(self._half.log) // 2 * done // at
-            self._limit = max(1, min(2 * self._limit, by_time, by_room))
+            by_files = SPILL_BYTES // 4 * done // max(1, self._batch_spilled)
+            self._limit = max(1, min(2 * self._limit, by_time, by_room, by_files))
 
     # Values that are neither plain bytes nor None.
 
@@ -1539,6 +1549,7 @@ class Worker:
                 alone += not self._spilled
             time.sleep(SPILL_SECONDS)
         self._spilled.append((path, len(data)))
+        self._batch_spilled += len(data)
         if not os.path.exists(self._queue.segment.path):  # the run is over and swept; nobody would remove the file
             os.unlink(path)
         return head | IN_FILE, SIZE.pack(len(data))
@@ -1976,13 +1987,16 @@ class Ledger:
             if self._attempts:
                 attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
-                times: Any = same(seconds)
+                longest = seconds
+                times: Any = same(seconds, stop - start)
                 self.tally.add_ok(worker, stop - start, seconds * (stop - start))
             else:
                 times = seconds[part]
+                longest = max(times)
                 self.tally.add_ok(worker, stop - start, sum(times))
-                if max(times) > self.tally.slow:
-                    self._note_slow(worker, tasks, start, times)
+            if longest > self.tally.slow:
+                times = list(times)
+                self._note_slow(worker, tasks, start, times)
             each = same(None, stop - start) if values is None else iter(values[part])
             tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker)
 
