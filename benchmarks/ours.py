@@ -68,15 +68,17 @@ def ours_run(job: str, tasks: int, size: int = 100, **options: Any) -> float:
     return tasks / seconds
 
 
-def ours_steady(tasks: int, workers: int, strategy: str | None = None) -> float:
-    """No-op tasks a second once all workers have started."""
-    with shmqueue.Supervisor([JOBS["noop"], JOBS["whoami"]], workers=workers, **_queue(strategy)) as supervisor:
+def ours_steady(job: str, tasks: int, size: int = 100, workers: int = CORES, times: int = 1) -> float:
+    """Tasks a second, values in input order, once all workers have started; of the last time."""
+    seconds = 0.0
+    with shmqueue.Supervisor([JOBS[job], JOBS["whoami"]], workers=workers) as supervisor:
         _warm(supervisor)
-        items = payloads(tasks)
-        start = clock()
-        values = list(supervisor.map(JOBS["noop"], items))
-        seconds = clock() - start
-    check("noop", items, values)
+        items = payloads(tasks, size)
+        for _ in range(times):
+            start = clock()
+            values = list(supervisor.map(JOBS[job], items))
+            seconds = clock() - start
+            check(job, items, values)
     return tasks / seconds
 
 
