@@ -187,8 +187,9 @@ class QueueHeader(ctypes.Structure):
         ("batch", ctypes.c_uint32),
         ("owner_pid", ctypes.c_uint32),
         ("owner_start", ctypes.c_uint64),  # see process_status: tells a pid from a later process with the same pid
+        ("ring_end", ctypes.c_uint64),  # follows from the sizes above, and shows that they are right
         ("heap_bytes", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 48)),
+        ("_unused", ctypes.c_uint8 * (LINE - 56)),
         *((name, Word) for name in SHARED_WORDS),
     ]
 
@@ -790,7 +791,7 @@ class QueueMemory:
         if header.version != LAYOUT_VERSION or max(sizes) > segment.size:
             raise wrong
         layout = segment_layout(*sizes)
-        if ctypes.sizeof(layout) != segment.size:
+        if (ctypes.sizeof(layout), layout.ring.offset + layout.ring.size) != (segment.size, header.ring_end):
             raise wrong
         self.segment, self.name, self.words = segment, segment.name, segment.words
         self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
@@ -924,7 +925,8 @@ class SharedTaskQueue(QueueMemory):
         if reason := cls.refusal():
             raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
         sizes = (num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers))
-        rest = ctypes.sizeof(segment_layout(*sizes))
+        layout = segment_layout(*sizes)
+        rest = ctypes.sizeof(layout)
         heap_bytes = heap_size(rest)
         name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
         segment = Segment(name, rest + heap_bytes, rest)
@@ -933,7 +935,7 @@ class SharedTaskQueue(QueueMemory):
                 version=LAYOUT_VERSION, num_slots=num_slots, slot_size=slot_size, num_workers=num_workers, batch=batch
             )
             header.owner_pid, header.owner_start = os.getpid(), process_status(os.getpid())[1]
-            header.heap_bytes = heap_bytes
+            header.ring_end, header.heap_bytes = layout.ring.offset + layout.ring.size, heap_bytes
             segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
             segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
             queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
@@ -2949,7 +2951,7 @@ class Engine:
         """Look after the workers. Return True if tasks were moved."""
         queue, ledger, crew = self._queue, self._ledger, self._crew
         self._sleepers = queue.sleepers()
-        hungry = bool(self._sleepers) and not self.paused
+        hungry = not self.paused and any(queue.has_free_half(worker) for worker, _ in self._sleepers)
         stalled = len(self._sleepers) == len(crew.handles) and not self.paused and now - self._moved_at > STALL_SECONDS
         if stalled and ledger.in_queue() and not crew.continue_stopped():
             raise SpoiledSegmentError(f"{ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
@@ -2980,7 +2982,7 @@ class Engine:
             handle.progress_since = now
         waited = time.perf_counter() - max(lane.began, handle.halted)
         wanted = handle.halt_again or (hungry and waited >= HUNGRY_SECONDS)
-        finished = lane.first + lane.done > handle.taken and lane.number > handle.harvested
+        finished = lane.done > 0 and lane.first + lane.done > handle.taken and lane.number > handle.harvested
         if self._timeout and lane.in_hand is not None and now - handle.progress_since >= self._timeout:
             return self.halt(handle, Doomed(lane.in_hand, "timeout", f"ran longer than {self._timeout:g} s")), False
         if hungry and waited >= HUNGRY_SECONDS:
