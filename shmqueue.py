@@ -21,12 +21,12 @@ The processes, and what goes between them
 -----------------------------------------
                              one shared-memory segment, in /dev/shm
                   +-----------------------------------------------------------+
-                  |  ring of task slots                     one worker's part |
+                  |  ring of task slots                     one worker's half  |
     tasks         |  +----+----+----+----+----+    claim   +----------------+ |
-      |      push |  | .. | 17 | 18 | 19 | .. | ---------> | lane 17 18 19  | |   worker process
+      |      push |  | .. | 17 | 18 | 19 | .. | ---------> | lane  17 18 19 | |   worker process
       v     +-------->----+----+----+----+----+   (copy)   |                | |   for each task of the lane:
-  supervisor      |     ^ claimed       ^ pushed           | outcomes       | |     value = function(payload)
-    ^  |          |                                        | ring 14 15 16  <-----  write outcome, then progress
+  supervisor      |     ^ claimed       ^ pushed           | ends   x  x  0 <-----    value = function(payload)
+    ^  |          |                                        | log    value.. <-----    append to the log, store ends
     |  +---------------- harvest ------------------------- |                | |
   results         |                                        +----------------+ |
                   +-----------------------------------------------------------+
@@ -38,12 +38,14 @@ The processes, and what goes between them
 
 The segment, in bytes
 ---------------------
-  QueueHeader          what and whose it is | pushed | claimed | dirty | asleep | control     a line of 128 bytes each
-  WorkerStatus x W     the worker's line: first end progress records published asleep ready limit
-                       the supervisor's line: harvested pid completed failed started
+  QueueHeader          what and whose it is | pushed | claimed | dirty | asleep         a line of 128 bytes each
+  WorkerStatus x W     the worker's line: claims published asleep ready limit leaving
+                       the supervisor's line: harvested leave pid completed failed started
   (a strategy's own)   nothing here; see variants/
-  LocalTaskQueue x W   a lane of `batch` task slots, and a ring of 2 x `batch` outcome slots
+  LocalTaskQueue x W   two halves, each with room for a batch: first end began special | a lane of `batch` task slots |
+                       ends[batch] | stamps[batch] | a log for the values
   TaskSlot128 x N      the ring
+  heap                 pages for payloads that do not fit a slot; reserved as they are used
 
   Positions and counters are 64 bits, absolute, and only grow; slot `position % num_slots` holds a position. Each
   word has one writer (or is written under the lock), is aligned, and is stored through memoryview.cast("Q"), which
@@ -52,33 +54,37 @@ The segment, in bytes
 
 The life of a task
 ------------------
-  push      supervisor  writes slots beyond `pushed`, which nobody reads; then, locked, moves `pushed`.
-  claim     worker      locked: copies k slots from `claimed` on into its lane, stores first, progress, end,
-                        and then claimed += k: the commit point. The tasks have left the ring.
-  run       worker      for each task: call, write the outcome, records += 1, progress += 1. Short tasks that
-                        returned None write none of their own: one outcome covers a whole run of them.
-  publish   worker      published = records, in the lock section of its next claim.
-  harvest   supervisor  locked: reads every `published`; then, unlocked, the outcomes up to there.
+  push      The supervisor writes the task into free slots of the ring, which nobody reads. Then it takes the lock and
+            moves `pushed`.
+  claim     A worker takes the lock, says that its last batch is finished (`published`), copies a batch from the ring
+            to the lane of its other half, and moves `claimed`: the commit point. From here on the batch is its own.
+  run       The worker calls the function, appends the value to the log, and stores `ends[i]`. That one store makes
+            the task finished. Whoever is killed before it has not finished the task; whoever is killed after it has.
+  harvest   The supervisor takes the lock and reads how many batches each worker has finished. Then it reads their
+            logs, without the lock.
+  halt      A worker is slow while others are idle or results wait, or tasks are to be taken back for another reason.
+            The supervisor stops it for a moment (SIGSTOP), reads what it has finished, draws the `end` of its batch
+            back to the task in hand, and lets it continue. What lay behind goes back to the ring.
 
 
 The lock
 --------
-  fcntl.lockf on one byte of the segment's file. It guards pushed, claimed, dirty, published, harvested, the asleep
-  words, and `end` of every lane. The kernel releases it when its holder dies. Whoever gets it finds `dirty` set if
-  the last holder died inside, and repairs: a lane whose `end` lies beyond `claimed` was not committed, so its end
-  is drawn back. Then it sets `dirty` to itself, and clears it before it lets go. Nothing slow happens inside.
-  What one process wrote, another reads only after both held this lock (or after the kernel reaped the writer), so
-  no assumption is made about the order in which a processor's stores become visible.
+  fcntl.lockf on one byte of the segment's file. It guards pushed, claimed, dirty, published, harvested, leave, the
+  asleep words, and a claim's stores to its half. The kernel releases it when its holder dies. The next holder finds
+  `dirty` set if the last one died inside, and repairs: a batch whose `end` lies beyond `claimed` was not committed,
+  so its `end` becomes `claimed`, and the batch is empty. Then it sets `dirty` to itself, and clears it before it lets
+  go. Nothing slow happens inside.
+  What one process wrote, another reads only after both held this lock, or after the kernel reaped the writer or
+  stopped it. So no assumption is made about the order in which a processor's stores become visible.
 
 
 If a worker is killed, on any line
 ----------------------------------
   in claim, before the commit      repaired by the next holder: the tasks are still in the ring
-  after it                         progress says which task was in hand: it is charged one attempt; those before
-                                   it are finished (outcome written before progress moved), those after it never
-                                   began and go round again
-  between outcome and progress     the outcome counts: the last record covers the task, and none is in hand
-  anywhere else                    nothing was shared
+  in a batch                       the tasks with their `ends` are finished. The next one was in hand: it is charged
+                                   one attempt. Those behind it never began, and go round again
+  after its last task              nothing is in hand, and nobody is charged
+  while it stands still            the same: only tasks behind the one in hand were taken back
 If the supervisor is killed, workers see their pipe close and leave; the next start removes the segment.
 
 MIT License: permission is granted, free of charge, to any person obtaining a copy of this software, to deal in it
