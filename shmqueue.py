@@ -3061,14 +3061,14 @@ class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
     functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE. workers: processes;
-    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a slot,
-    a multiple of 8; a payload of slot_size - 9 bytes or fewer, and a value of slot_size - 19, travels in its slot,
-    longer ones beside it. batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a
-    task may run. retries: how often a task that is not ok is started again. max_rss: bytes of memory above which a
-    worker is replaced, after the task in its hand, or with it if it stays above for a second; needs psutil.
-    max_tasks: tasks after which a worker is replaced. initializer: called first in every worker. screen: draw on the
-    error stream. log: a file for what functions print, which is dropped without it. start_method: fork, spawn or
-    forkserver; None for fork in a process that has one thread, else forkserver. queue: the strategy.
+    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a
+    slot, a multiple of 8; a payload of slot_size - 9 bytes or fewer travels in its slot, a longer one beside it.
+    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. retries:
+    how often a task that is not ok is started again. max_rss: bytes of memory above which a worker is replaced,
+    after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
+    which a worker is replaced. initializer: called first in every worker. screen: draw on the error stream. log: a
+    file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
+    fork in a process that has one thread, else forkserver. queue: the strategy.
 
     Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) where shared memory is too small.
     """
