@@ -1271,6 +1271,7 @@ REFERRING = 1 + SIZE.size  # bytes of such a record
 
 BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
 QUIET_SECONDS = 20e-6  # a task that took longer has a time of its own, and the worker looks at `end` after it
+FETCH_BYTES = 256 << 10  # payloads out of line that are read at once, if they lie together
 SPILL_BYTES = 32 << 20  # values of one worker in files that may wait to be taken in
 SPILL_TRIES = 100  # to write one when none of this worker's waits and there is no room all the same
 SPILL_SECONDS = 0.02  # from one such try to the next
@@ -1472,15 +1473,35 @@ class Worker:
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
         """What to call, and with what, for each task of the batch."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
-        if fn_ids.count(fn_ids[0]) == len(fn_ids):
-            return itertools.repeat(self._call(fn_ids[0])), iter(self._payloads)
-        return map(self._call, fn_ids), iter(self._payloads)
+        if fn_ids.count(fn_ids[0]) < len(fn_ids):
+            return map(self._call, fn_ids), iter(self._payloads)
+        if fn_ids[0] & OUT_OF_LINE and self._fetch_payloads():
+            fn_ids[0] &= ~OUT_OF_LINE
+        return itertools.repeat(self._call(fn_ids[0])), iter(self._payloads)
 
     def _call(self, fn_id: int) -> Callable[[bytes], Any]:
         return self._calls.get(fn_id) or functools.partial(self._unknown, fn_id)
 
     def _unknown(self, fn_id: int, payload: bytes) -> None:
         raise SpoiledSegmentError(f"no function has fn_id {fn_id}")
+
+    def _fetch_payloads(self) -> bool:
+        """Put the payloads of a batch in the place of their references, if they lie together in the heap.
+
+        This takes a third of the time that fetching each of them takes.
+        """
+        references = b"".join(self._payloads)
+        if len(references) != REFERENCE.size * self._count:
+            return False
+        numbers, offsets, lengths = (memoryview(references).cast("Q").tolist()[field::3] for field in range(3))
+        begin, end = offsets[0], offsets[-1] + lengths[-1]
+        if any(numbers) or end - begin != sum(lengths) or end - begin > FETCH_BYTES or end > len(self._queue.heap):
+            return False
+        data = bytes(self._queue.heap[begin:end])
+        starts = [offset - begin for offset in offsets]
+        stops = itertools.chain(starts[1:], [len(data)])
+        self._payloads = list(map(data.__getitem__, map(slice, starts, stops)))
+        return True
 
     def _call_out_of_line(self, call: Callable[[bytes], Any], reference: bytes) -> Any:
         """Call with a payload that did not fit its slot."""
@@ -2082,6 +2103,7 @@ class Ledger:
 
 
 BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept together in blocks of this size
+JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
 FILE_BYTES = 64 << 20  # payloads in files that may be in the queue, unless it is a single one
 
 
@@ -2115,8 +2137,16 @@ class Heap:
             self._segment.reserve(self._offset + offset, count * mmap.PAGESIZE)
             self._reserved[pages] = b"\1" * count
         self._in_use[pages] = b"\1" * count
-        self._bytes[offset : offset + size] = b"".join(payloads)
+        self._copy(offset, payloads, size)
         return 0, offset, Block(users, functools.partial(self._free, pages, count))
+
+    def _copy(self, offset: int, payloads: Sequence[bytes], size: int) -> None:
+        if size < JOIN_BYTES * len(payloads):
+            self._bytes[offset : offset + size] = b"".join(payloads)
+            return
+        for payload in payloads:
+            self._bytes[offset : offset + len(payload)] = payload
+            offset += len(payload)
 
     def _free(self, pages: slice, count: int) -> None:
         self._in_use[pages] = bytes(count)
@@ -2161,20 +2191,25 @@ class Feeder:
 
     def _fit(self, tasks: Tasks, room: int) -> int:
         """How many of these tasks have payloads that make one block, or need none."""
-        data, capacity = tasks.data[:room], self._queue.ring.capacity
-        if max(map(len, data)) <= capacity:
-            return len(data)
-        sizes = itertools.accumulate(length if length > capacity else 0 for length in map(len, data))
-        return max(1, bisect.bisect(list(sizes), self._block_bytes))
+        lengths = list(map(len, tasks.data[:room]))
+        capacity = self._queue.ring.capacity
+        if max(lengths) <= capacity:
+            return len(lengths)
+        if min(lengths) <= capacity:
+            lengths = [length if length > capacity else 0 for length in lengths]
+        return max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
 
     def _pack(self, tasks: Tasks) -> Tasks | None:
         """Put the payloads that do not fit their slots elsewhere, and references in their place.
 
         Return None if there is no room for them now, or ever: then they wait, or have failed.
         """
-        large = [item for item in tasks.data if len(item) > self._queue.ring.capacity]
-        if not large:
+        capacity = self._queue.ring.capacity
+        if max(map(len, tasks.data)) <= capacity:
             return tasks
+        large = tasks.data
+        if min(map(len, large)) <= capacity:
+            large = [item for item in large if len(item) > capacity]
         size = sum(map(len, large))
         try:
             if size > self._heap.size // 2 and len(tasks.data) == 1:
@@ -2188,17 +2223,21 @@ class Feeder:
             self._ledger.fresh.appendleft(tasks)
             return None
         self._block_bytes = BLOCK_BYTES
-        return self._refer(tasks, *placed)
+        return self._refer(tasks, large, *placed)
 
-    def _refer(self, tasks: Tasks, number: int, offset: int, block: Block) -> Tasks:
-        """The tasks with references in place of the payloads that lie in this block."""
-        marked, data, capacity = tasks.fn_ids[:], list(tasks.data), self._queue.ring.capacity
-        for at, item in enumerate(data):
-            if len(item) > capacity:
-                data[at] = REFERENCE.pack(number, offset, len(item))
-                marked[at] |= OUT_OF_LINE
-                offset += len(item)
-        return dataclasses.replace(tasks, data=data, block=block, marked=marked)
+    def _refer(self, tasks: Tasks, large: Sequence[bytes], number: int, offset: int, block: Block) -> Tasks:
+        """The tasks with references in place of the large payloads, which lie in this block."""
+        lengths = list(map(len, large))
+        offsets = itertools.accumulate(lengths, initial=offset)
+        references: Sequence[bytes] = list(map(REFERENCE.pack, itertools.repeat(number), offsets, lengths))
+        marked = array.array("I", map(OUT_OF_LINE.__or__, tasks.fn_ids))
+        if len(large) < len(tasks.data):
+            following, capacity = iter(references), self._queue.ring.capacity
+            references = [next(following) if len(item) > capacity else item for item in tasks.data]
+            marked = array.array(
+                "I", [fn if len(item) <= capacity else fn | OUT_OF_LINE for fn, item in zip(tasks.fn_ids, tasks.data)]
+            )
+        return dataclasses.replace(tasks, data=references, block=block, marked=marked)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
         """Make a file beside the segment for a payload that is too large for the heap."""
