@@ -410,7 +410,7 @@ def test_a_worker_that_cannot_leave_after_its_supervisor_is_killed(dask, nodes, 
 def test_no_task_begins_in_a_chunk_that_was_taken_back(tmp_path):
     file = tmp_path / "run-1"
     file.write_bytes(bytes(3))
-    begin = "import sys; from variants.dask_cluster import Journal; Journal(sys.argv[1]).begin(1, 0)"
+    begin = "import sys; from variants.dask_cluster import Journal; Journal(sys.argv[1]).open(1)"
 
     def attempt(before=""):
         command = [sys.executable, "-c", before + begin, str(tmp_path / "run")]
@@ -427,12 +427,14 @@ def test_no_task_begins_in_a_chunk_that_was_taken_back(tmp_path):
         assert journal.read() == bytes(3)
 
 
-def test_a_journal_is_read_up_to_what_is_torn():
+def test_records_are_read_up_to_what_is_torn(tmp_path):
     outcomes = [(0, "ok", b"value", None, 1, None, 0.5), (2, "failed", None, "KeyError", 1, None, 0.5)]
-    data = bytes(3) + b"".join(map(dask_cluster.pack, outcomes))
-    assert list(dask_cluster.read_records(data, 3)) == outcomes
+    data, file = b"".join(map(dask_cluster.pack, outcomes)), tmp_path / "records"
+    file.write_bytes(data)
+    assert list(dask_cluster.read_records(str(file))) == outcomes
     for length in range(len(data)):
-        assert list(dask_cluster.read_records(data[:length], 3)) in ([], outcomes[:1])
+        file.write_bytes(data[:length])
+        assert list(dask_cluster.read_records(str(file))) in ([], outcomes[:1])
 
 
 def test_streamed(dask, nodes, deal, cli, jobs):

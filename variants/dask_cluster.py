@@ -45,10 +45,12 @@ import ctypes
 import dataclasses
 import fcntl
 import functools
+import glob
 import hashlib
 import importlib
 import logging
 import math
+import mmap
 import os
 import pickle
 import secrets
@@ -72,6 +74,7 @@ AHEAD_SECONDS = 0.1  # of work that is in a node's ring, and cannot be given bac
 IDLE_SECONDS = 30.0  # a node without chunks for so long ends its process until the next one
 STOP_SECONDS = 10.0  # how long nodes may take to be reached, and to stop
 CENSUS_SECONDS = 1.0  # how often the nodes are counted
+BEGUN, RETURNED_NONE = 1, 2  # the state of a task in the file of its chunk, 0 before
 DEATHS = 3  # of a node's process, in a row, without a task finished: the node gets no more chunks
 
 
@@ -147,8 +150,7 @@ class Node:
             return await chunk.reply
         finally:
             self._waiting.pop(key, None)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(chunk.journal)
+            remove_journal(chunk.journal)
             self._idle.cancel()
             self._idle = loop.call_later(IDLE_SECONDS, self._leave_idle)
 
@@ -217,13 +219,18 @@ class Node:
         """The outcomes of a chunk whose process died; tasks that have none here did not begin, and will not."""
         with open(chunk.journal, "r+b") as file:
             ended = await self._fence(file)
-            data = file.read()
-            with contextlib.suppress(FileNotFoundError):  # the client has stopped meanwhile
-                os.unlink(chunk.journal)  # before the lock goes: who opened it meanwhile sees that (see Journal)
-        outcomes = {outcome[0]: outcome for outcome in read_records(data, chunk.count)}
+            states = file.read()
+            records = [
+                outcome for path in glob.glob(glob.escape(chunk.journal) + ".*") for outcome in read_records(path)
+            ]
+            remove_journal(chunk.journal)  # before the lock goes: who opened it meanwhile sees that (see Journal)
+        outcomes = {outcome[0]: outcome for outcome in records}
+        for at in range(chunk.count):
+            if states[at] == RETURNED_NONE:
+                outcomes.setdefault(at, (at, "ok", None, None, 1, None, 0.0))
         self._deaths = 0 if outcomes else self._deaths
         text = f"supervisor lost: {self._worker.address}: {self._problem} while the task ran"
-        begun = [at for at in range(chunk.count) if (data[at] or not ended) and at not in outcomes]
+        begun = [at for at in range(chunk.count) if (states[at] or not ended) and at not in outcomes]
         return [*outcomes.values(), *((at, "crashed", None, text, 1, None, 0.0) for at in begun)]
 
     async def _fence(self, file: Any) -> bool:
@@ -245,12 +252,17 @@ class Node:
         return False
 
 
-def read_records(data: bytes, position: int) -> Iterator[tuple[Any, ...]]:
-    """The outcomes in a journal from `position` on, up to one that is torn, since there was no room for it."""
-    with contextlib.suppress(EOFError, pickle.UnpicklingError):
-        while size := int.from_bytes(data[position : position + 4], "big"):
-            position += 4 + size
-            yield pickle.loads(data[position - size : position])  # noqa: S301
+def read_records(path: str) -> Iterator[tuple[Any, ...]]:
+    """The outcomes in a file of `pack`ed ones, up to one that is torn, since there was no room for it."""
+    with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError), open(path, "rb") as file:
+        while size := int.from_bytes(file.read(4), "big"):
+            yield pickle.loads(file.read(size))  # noqa: S301
+
+
+def remove_journal(path: str) -> None:
+    for name in [path, *glob.glob(glob.escape(path) + ".*")]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,58 +296,76 @@ class Load:
 
 
 class Journal:
-    """A worker's notes in the file of the chunk it works on, from which Node learns what a dead process left.
+    """A worker's notes on the chunk it works on, from which Node learns what a dead process left.
 
-    The file begins with a byte for each task, which is 1 when it has begun; outcomes follow, as records of `pack`.
-    While a worker lives and has the file open, it holds a shared lock on it. A lock of this kind ends with its process,
-    and a child does not inherit it. Node locks the file for itself before it reads: no worker can begin a task of it
-    afterwards, as it gets no lock, or one on a file that has no name any more.
+    The chunk's file has a byte for each task, mapped into the worker: 0, BEGUN, or RETURNED_NONE. Other outcomes are
+    records of `pack` in a file of the worker's own beside it. While a worker lives and has the chunk's file open, it
+    holds a shared lock on it. A lock of this kind ends with its process, and a child does not inherit it. Node locks
+    the file for itself before it reads: no worker can begin a task of it afterwards, as it gets no lock, or one on a
+    file that has no name any more.
     """
 
     def __init__(self, base: str) -> None:
-        self._base, self._number, self._begun, self._ended = base, 0, -1, -1
+        self._base, self._files = base, list[int]()
+        self._libc: Any = None
+        self.number = 0
+        self.states: Any = None
 
-    def begin(self, number: int, at: int) -> None:
-        """Note that task `at` of chunk `number` begins. Raises OSError where it must not."""
-        if number != self._number:
-            self._open(number)
-        os.pwrite(self._begun, b"\1", at)
+    def open(self, number: int) -> None:
+        """Turn to another chunk. Raises OSError where none of its tasks may begin."""
+        if self._libc is None:
+            os.register_at_fork(after_in_child=self._disown)
+            self._libc = libc = ctypes.CDLL(None, use_errno=True)
+            libc.mmap.restype, number_types = ctypes.c_void_p, [ctypes.c_int] * 3
+            libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *number_types, ctypes.c_long]
+        self.number, path = 0, f"{self._base}-{number}"
+        while self._files:
+            os.close(self._files.pop())
+        chunk = self._descriptor(path, os.O_RDWR)
+        fcntl.lockf(chunk, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        info = os.fstat(chunk)
+        if not info.st_nlink:
+            raise FileNotFoundError(f"{path}: this chunk was taken back")
+        self._descriptor(f"{path}.{os.getpid()}", os.O_WRONLY | os.O_CREAT)
+        self._map(chunk, info.st_size)
+        self.number = number
 
     def end(self, *outcome: Any) -> None:
-        with contextlib.suppress(OSError):  # no room: if the process dies now, the task counts as one in hand
-            os.write(self._ended, pack(outcome))
+        """Note the outcome of a task, unless there is no room: then it counts as in hand when the process dies."""
+        data = pack(outcome)
+        with contextlib.suppress(OSError):
+            if os.write(self._files[1], data) < len(data):
+                os.close(self._files.pop())
+                self._descriptor(os.devnull, os.O_WRONLY)  # nothing can be read after what is torn
 
     def note(self, number: int, outcome: tuple[Any, ...]) -> None:
-        """As `end`, of a task of a worker that has died, by the supervisor."""
-        with contextlib.suppress(OSError), open(f"{self._base}-{number}", "ab", buffering=0) as file:
+        """As `end`, by the supervisor, of a task whose worker has died."""
+        with contextlib.suppress(OSError), open(f"{self._base}-{number}.{os.getpid()}", "ab", buffering=0) as file:
             file.write(pack(outcome))
 
-    def _open(self, number: int) -> None:
-        if self._number:
-            os.close(self._begun)
-            os.close(self._ended)
-        else:
-            os.register_at_fork(after_in_child=self._disown)
-        self._number, path = 0, f"{self._base}-{number}"
-        self._begun = self._descriptor(path, os.O_RDWR)
-        self._ended = self._descriptor(path, os.O_WRONLY | os.O_APPEND)
-        fcntl.lockf(self._begun, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if not os.fstat(self._begun).st_nlink:
-            raise FileNotFoundError(f"{path}: this chunk was taken back")
-        self._number = number
+    def _map(self, file: int, size: int) -> None:
+        """Map a file without the duplicate that Python's mmap keeps: closing that would give up the lock."""
+        libc, old = self._libc, self.states
+        if old is not None:
+            libc.munmap(ctypes.c_void_p(ctypes.addressof(old)), ctypes.c_size_t(len(old)))
+        self.states = None
+        address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
+        if address in (None, ctypes.c_void_p(-1).value):
+            raise OSError(ctypes.get_errno(), f"a file of {size:,} bytes cannot be mapped")
+        self.states = (ctypes.c_ubyte * size).from_address(address)
 
-    @staticmethod
-    def _descriptor(path: str, flags: int) -> int:
+    def _descriptor(self, path: str, flags: int) -> int:
         """Open a file under a high number, where a function that closes descriptors does not find it."""
-        low = os.open(path, flags)
+        low = os.open(path, flags | os.O_CLOEXEC, 0o600)
         try:
-            return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, min(512, os.sysconf("SC_OPEN_MAX") // 2))
+            self._files.append(fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, min(512, os.sysconf("SC_OPEN_MAX") // 2)))
         finally:
             os.close(low)
+        return self._files[-1]
 
     def _disown(self) -> None:
         """In a child that a function forked: it must not write as if it was the worker."""
-        self._begun = self._ended = -1
+        self.states, self._files = None, []
 
 
 MARK = struct.Struct("=II")  # before each payload on a node: the number of its chunk, and which task there it is
@@ -354,17 +384,23 @@ class Noted:
 
     def __call__(self, payload: bytes) -> Any:
         number, at = MARK.unpack_from(payload)
-        self._journal.begin(number, at)
+        journal = self._journal
+        if number != journal.number:
+            journal.open(number)
+        journal.states[at] = BEGUN
         began = time.perf_counter()
         try:
             value = self._call(payload[MARK.size :])
         except BaseException as error:
-            self._journal.end(at, "failed", None, shmqueue.describe(error), 1, None, time.perf_counter() - began)
+            journal.end(at, "failed", None, shmqueue.describe(error), 1, None, time.perf_counter() - began)
             raise
+        if value is None:
+            journal.states[at] = RETURNED_NONE
+            return None
         if type(value) in self._structures:
             value = bytes(value)
-        if type(value) in (bytes, str, type(None)):  # else it fails, and the supervisor says why
-            self._journal.end(at, "ok", value, None, 1, None, time.perf_counter() - began)
+        if type(value) in (bytes, str):  # else it fails, and the supervisor says why
+            journal.end(at, "ok", value, None, 1, None, time.perf_counter() - began)
         return value
 
 
