@@ -7,24 +7,37 @@ Idea
     Two levels: the network sees chunks, the ring sees tasks. This process reads the input and deals chunks of about a
     second's work, two for a node; Dask carries them. On each node (a Dask worker) one process of its own, kept for the
     whole run, puts the tasks of all chunks that are there through one Supervisor, with as many workers as that Dask
-    worker has threads (or --workers). A chunk that turns out slow gives back what it has not begun. shmqueue.py, this
+    worker has threads (or --workers). A chunk that turns out slow gives back what it has not begun. Tasks that are to
+    be tried again come back with their chunk, and go out with a later one, to any node. shmqueue.py, this
     file, the file of --handlers or --call and those of --upload travel by Client.upload_file; other modules must be
     importable there, and paths mean that machine's files. Without --scheduler, a LocalCluster on this machine.
 
 Extra state
     Here: the chunks that are on the cluster, with their tasks, until their outcomes are back. Memory is bounded by
-    them. On a node: its chunks, and the outcomes of those that are not finished. The uploaded files outlive the run,
-    since Dask keeps them for nodes that come later.
+    them. Also the attempts of tasks that go round again: no single node could count them. On a node: its chunks, the
+    outcomes of those that are not finished, and for each chunk a journal (see Journal) in the Dask worker's own folder,
+    which Dask removes. The uploaded files outlive the run, since Dask keeps them for nodes that come later.
+
+    Why a journal: only the worker knows when a task begins. The Supervisor knows what is in its ring, most of which has
+    not begun, and learns of outcomes later than they happen. So a worker gets each payload with a mark before it that
+    says which task it is. It notes the begin (one store to mapped memory) and the outcome (the same if it is None, else
+    a write of a microsecond or two). The journal survives worker and supervisor, and needs nothing of the segment.
 
 Lock order
     None: here one thread reads, sends and settles; on a node Dask's event loop and the process talk through two pipes.
+    A worker holds a shared lock on the journal it writes; Node locks it alone, after the death of the process only.
 
 If the holder dies
     A node: Dask gives its chunks to another. Every task still gets exactly one outcome, since this process takes one
     reply for each chunk. But tasks of those chunks may have been done, or be under way (a node that is cut off works
     on until it notices): they are started AGAIN, also with --retries 0, which holds within a node only. `attempts`
-    counts on the last node. No network can promise more; tasks that must not run twice need a mark of their own, or
+    does not count those. No network can promise more; tasks that must not run twice need a mark of their own, or
     one machine. A chunk whose nodes died four times (distributed.scheduler.allowed-failures) is `crashed`.
+    The process on a node: Node waits until its workers have ended (or kills them), and reads the journals. Tasks that
+    ended keep their outcome. Those in hand are charged an attempt: they are tried again, or `crashed`. The rest was not
+    begun, and goes to any node. The next chunk has a new process, which also removes the old segment. After three
+    deaths in a row without a finished task (also: workers cannot start) the node is left out, and the run ends where no
+    other is left.
     The scheduler: the run ends; what is on the cluster is `crashed`, since it may have run, the rest `cancelled`.
     Results written are kept: start a scheduler, and run again with --resume. Nodes stop what they do.
     This process, by Ctrl-C: once, nodes finish what is in hand; twice, they stop. By SIGKILL: Dask tells the nodes,
