@@ -218,9 +218,14 @@ class Node:
         lost, self._waiting, self._process = self._waiting, {}, None
         self._problem = problem or f"its process ended with code {await process.wait()}"
         self._deaths += 1
-        left = [(chunk, await self._salvage(chunk)) for chunk in lost.values() if not chunk.reply.done()]
-        for chunk, outcomes in left:
-            if not chunk.reply.done():
+        waiting = [chunk for chunk in lost.values() if not chunk.reply.done()]
+        left = await asyncio.gather(*map(self._salvage, waiting), return_exceptions=True)
+        for chunk, outcomes in zip(waiting, left):
+            if chunk.reply.done():  # the client has stopped meanwhile
+                continue
+            if isinstance(outcomes, BaseException):  # the journal is gone, or cannot be read
+                chunk.reply.set_exception(outcomes)
+            else:
                 chunk.reply.set_result(self._reply(pickle.dumps(outcomes)))
 
     def _reply(self, outcomes: bytes = b"", seconds: float = 0.0, respawned: int = 0) -> bytes:
