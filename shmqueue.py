@@ -529,7 +529,7 @@ def state_and_switches(pid: int) -> tuple[str, int]:
         with open(f"/proc/{pid}/status", "rb") as file:
             text = file.read()
         state = text[text.index(b"State:") + 6 :].split(None, 1)[0].decode()
-        return state, sum(int(line.split()[1]) for line in text.splitlines()[-3:] if b"ctxt_switches" in line)
+        return state, sum(int(part.split(None, 1)[0]) for part in text.split(b"ctxt_switches:")[1:])
     except (OSError, ValueError, IndexError):
         return process_status(pid)[0], 0
 
