@@ -493,10 +493,8 @@ def check_death(queue, flag, what, function=jobs.echo):
 
     with start([function], deadly(queue, flag, what), num_slots=64) as supervisor:
         results = list(supervisor.run(source()))
-        respawned = supervisor.stats()["respawned"]
         supervisor.close()
-    assert os.path.exists(flag)
-    assert respawned, "nobody died"
+    assert died.exists()
     check_outcomes(results, payloads, 1)
 
 
@@ -635,11 +633,6 @@ def worker_lanes_taken_back_and_left_there():
     return mistaken("worker_lanes", "dealt", "self.words[self.lanes[worker] + START] = stop", "pass")
 
 
-def claimed_read_off_the_end_of_the_batch(name):
-    half = "self.half(worker, self.words[self.status[worker] + shmqueue.CLAIMS])"
-    return mistaken(name, "dealt", HEAD, f"return int(max(self.words[{half}.end], self.words[lane + START]))")
-
-
 MISTAKES = {
     "lockf": lockf_without_repair,
     "single_lock": single_lock_kept,
@@ -647,8 +640,6 @@ MISTAKES = {
     "semaphore": semaphore_not_counted_anew,
     "slot_state": slot_state_that_forgets_what_was_taken_back,
     "worker_lanes": worker_lanes_taken_back_and_left_there,
-    "slot_state, end": lambda: claimed_read_off_the_end_of_the_batch("slot_state"),
-    "worker_lanes, end": lambda: claimed_read_off_the_end_of_the_batch("worker_lanes"),
 }
 
 
@@ -664,7 +655,7 @@ def suite(mistaken, folder):
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_suite_finds_a_mistake(name, tmp_path, monkeypatch):
-    if reason := strategies[name.partition(",")[0]].refusal():
+    if reason := strategies[name].refusal():
         pytest.skip(reason)
     mistake = MISTAKES[name]
     wrong = mistake(monkeypatch) if "monkeypatch" in mistake.__code__.co_varnames else mistake()

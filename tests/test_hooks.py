@@ -13,7 +13,7 @@ import sys
 import threading
 
 import pytest
-from test_contract import mistaken
+from test_contract import HEAD, mistaken
 
 import shmqueue
 from variants import strategies
@@ -379,7 +379,26 @@ def bury(pair, claims):
     pair.begin()
 
 
+@pytest.mark.parametrize("scene", ["nothing there", "once around"])
+def test_what_a_halt_takes_back_cannot_be_claimed_again(queue, scene):
+    pair = Pair(queue)
+    try:
+        SCENES[scene](pair)
+        pair.push(10)
+        first, count = pair.claim()
+        half = pair.supervisor.half(0, pair.words[pair.status + shmqueue.CLAIMS])
+        assert count > 1
+        pair.words[half.end] = first + 1  # a halt: the task in hand stays, the others go to the ledger
+        pair.take((first, count), pair.claim())
+        pair.settle()
+    finally:
+        pair.close()
+
+
 # Mistakes.
+
+HALF = "self.half(worker, self.words[self.status[worker] + shmqueue.CLAIMS])"
+READ_OFF_END = f"return int(max(self.words[{HALF}.end], self.words[lane + START]))"
 
 LOCKED = "                self._shut(worker)\n                words[status + shmqueue.HARVESTED] = count\n"
 FOUND = {
@@ -438,6 +457,14 @@ FOUND = {
     "worker_lanes, a third batch": (
         ("dealt", "words[status + shmqueue.HARVESTED] < 2", "words[status + shmqueue.HARVESTED] < 3"),
         lambda queue: test_no_third_batch_before_the_first_is_harvested(queue),
+    ),
+    "slot_state, claims read off the end": (
+        ("dealt", HEAD, READ_OFF_END),
+        lambda queue: test_what_a_halt_takes_back_cannot_be_claimed_again(queue, "nothing there"),
+    ),
+    "worker_lanes, claims read off the end": (
+        ("dealt", HEAD, READ_OFF_END),
+        lambda queue: test_what_a_halt_takes_back_cannot_be_claimed_again(queue, "nothing there"),
     ),
     "semaphore, tokens after the push": (
         (
