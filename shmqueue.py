@@ -2472,10 +2472,12 @@ class Harvester:
             status, error = doomed.status, doomed.error
         self._ledger.charge(handle.index, position, status, error, time.monotonic() - handle.progress_since)
 
-    def take_unclaimed(self, handle: Handle) -> None:
-        """What only this worker could claim, and has not, goes to others."""
-        for first, count in self._queue.drain(handle.index):
+    def take_unclaimed(self, handle: Handle) -> bool:
+        """What only this worker could claim, and has not, goes to others. Return True if there was anything."""
+        drained = self._queue.drain(handle.index)
+        for first, count in drained:
             self._ledger.give_back(first, count)
+        return bool(drained)
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
@@ -2795,6 +2797,8 @@ class Crew:
     def _replace_lock(self, living: Sequence[Handle]) -> None:
         """The lock went with its holder. A worker that asks for it leaves; one that may be inside is waited for."""
         self._queue.renew_lock(self._context)
+        for handle in living:
+            self._write(handle.wake, b"!")  # those that sleep ask for it
         deadline = time.monotonic() + 1
         while inside := [handle for handle in living if not handle.is_dead() and self._may_hold_lock(handle)]:
             if time.monotonic() > deadline:
@@ -3007,7 +3011,7 @@ class Engine:
         soon = False
         for handle in crew.handles:
             if handle.process is None:
-                self._harvester.take_unclaimed(handle)
+                moved = self._harvester.take_unclaimed(handle) or moved
             elif ledger.in_queue():
                 more, again = self._attend(handle, now, hungry)
                 moved = moved or more
@@ -3030,13 +3034,14 @@ class Engine:
         finished = lane.done > 0 and lane.first + lane.done > handle.taken and lane.number > handle.harvested
         if self._timeout and lane.in_hand is not None and now - handle.progress_since >= self._timeout:
             return self.halt(handle, Doomed(lane.in_hand, "timeout", f"ran longer than {self._timeout:g} s")), False
-        if hungry and waited >= HUNGRY_SECONDS:
-            self._harvester.take_unclaimed(handle)
+        moved = False
+        if hungry and (waited >= HUNGRY_SECONDS or not (self._ledger.again or self._ledger.fresh)):
+            moved = self._harvester.take_unclaimed(handle)
         if (wanted and lane.not_begun) or (finished and waited >= LOOK_SECONDS):
-            return self.halt(handle), handle.halt_again
+            return self.halt(handle) or moved, handle.halt_again
         if not lane.not_begun:
             handle.halt_again = False
-        return False, handle.halt_again or (hungry and lane.not_begun > 0)
+        return moved, handle.halt_again or (hungry and lane.not_begun > 0)
 
     def halt(self, handle: Handle, doomed: Doomed | None = None) -> bool:
         """Take back what a worker has not begun. Return True if its lane could be read."""
