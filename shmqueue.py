@@ -2607,12 +2607,16 @@ def limit_text(error: OSError | EOFError) -> str:
 
 
 def close_launch_pipes(error: BaseException) -> None:
-    """Close the pipes that multiprocessing leaves open where fork fails: only local names of its function have them."""
+    """Close the pipes that multiprocessing leaves open where it cannot start a process.
+
+    The error holds them in its traceback; those of fork are known to local names only, and would stay open for good."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "_launch" and frame.f_globals.get("__name__") == "multiprocessing.popen_fork":
-            for name in ("parent_r", "child_w", "child_r", "parent_w"):
-                if name in frame.f_locals:
-                    os.close(frame.f_locals[name])
+        if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
+            names = frame.f_locals
+            names["self"].close()
+            if names["self"].method == "fork":
+                for end in [names[name] for name in ("parent_r", "child_w", "child_r", "parent_w") if name in names]:
+                    os.close(end)
 
 
 def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:

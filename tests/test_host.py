@@ -328,6 +328,7 @@ if __name__ == "__main__":
 def stranger():
     """A process in a group of its own that we have no business with."""
     process = subprocess.Popen(["sleep", "600"], start_new_session=True)  # noqa: S607
+    time.sleep(0.05)  # start times count hundredths of a second
     yield process
     process.kill()
     process.wait()
