@@ -1124,6 +1124,7 @@ HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _open: set[object] = set()  # a token for each of this process's Supervisors
 _exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler for it, and the one before; the oldest come first
+_masks: dict[int, Any] = {}  # what signals a thread that is forking blocked before
 _starting: set[int] = set()  # threads that are starting a worker at this moment
 # Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
 _FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
@@ -1156,9 +1157,36 @@ def _forget_supervisors() -> None:
         typing.cast(list[Any], warnings.filters).remove(_FORK_WARNING)
     _exchanged.clear()
     _starting.clear()
+    _unblock_after_fork()
+    _masks.clear()
 
 
-os.register_at_fork(after_in_child=_forget_supervisors)
+def _block_for_fork() -> None:
+    """Before a fork, in the thread that forks: hold back SIGTERM and SIGHUP if we handle them.
+
+    A forked child of Python drops a signal that comes before its first line, if it has a Python handler. The host may
+    end its child just then, and rely on the default, which kills at once. So the child gets the signal after
+    _forget_supervisors() has put the default back."""
+    ours = [_exit_cleanly, *(entry[1] for entry in _exchanged)]
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
+    if numbers:
+        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+
+def _unblock_after_fork() -> None:
+    before = _masks.pop(threading.get_ident(), None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _is_forking(frame: Any) -> bool:
+    """Return True if the code at `frame` is one of these hooks. Python drops an exception that is raised in one."""
+    while frame is not None and frame.f_code not in (_block_for_fork.__code__, _unblock_after_fork.__code__):
+        frame = frame.f_back
+    return frame is not None
+
+
+os.register_at_fork(before=_block_for_fork, after_in_parent=_unblock_after_fork, after_in_child=_forget_supervisors)
 
 
 @contextlib.contextmanager
@@ -3173,8 +3201,11 @@ def exit_on_signals() -> None:
 
 
 def _exit_cleanly(number: int, frame: object) -> None:
-    if _open:
+    if _open and not _is_forking(frame):
         _exit(number, frame)
+    if _open:  # come back a moment later
+        threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
+        return
     signal.signal(number, signal.SIG_DFL)  # somebody has kept this handler, and set it again after our time
     signal.raise_signal(number)
 
