@@ -395,8 +395,10 @@ STOPPED = """
 import sys, time, shmqueue, jobs
 if __name__ == "__main__":
     with shmqueue.Supervisor([jobs.pid, jobs.hang], workers=2, start_method=sys.argv[1]) as supervisor:
-        list(supervisor.run([("pid", b"")] * 8))
-        print(*(worker["pid"] for worker in supervisor.stats()["workers"]), flush=True)
+        pids = set()
+        while len(pids) < 2:  # until both have begun: they have groups of their own then
+            pids |= {result.value for result in supervisor.run([("pid", b"")] * 8)}
+        print(*pids, flush=True)
         list(supervisor.run([("hang", b"")] * 2))
 """
 
