@@ -152,6 +152,44 @@ if __name__ == "__main__":
     assert run_script(tmp_path, script) == [str(-signal.SIGTERM)]
 
 
+def test_a_signal_that_comes_as_a_child_begins_kills_it(tmp_path):
+    """It must not be lost in the time in which the child still has our handler."""
+    script = """
+import os, signal
+begins = []
+os.register_at_fork(after_in_child=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
+import shmqueue, jobs  # its hook runs after the one above
+if __name__ == "__main__":
+    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
+        begins.append(True)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert run_script(tmp_path, script) == [str(-signal.SIGTERM)]
+
+
+def test_a_signal_that_comes_while_the_program_forks_ends_the_program(tmp_path):
+    """It must not be lost in the hook in which it arrives; Python drops exceptions there."""
+    script = """
+import os, signal, time
+begins = []
+os.register_at_fork(before=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
+import shmqueue, jobs  # its hook runs before the one above
+if __name__ == "__main__":
+    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
+        begins.append(True)
+        try:
+            if os.fork() == 0:
+                os._exit(0)
+            time.sleep(60)
+        except SystemExit as error:
+            print(error.code)
+"""
+    assert run_script(tmp_path, script) == ["143"]
+
+
 def test_a_forked_child_has_no_handler_of_the_command_line(plain_signals):
     with shmqueue.handlers_kept() as numbers:
         for number in numbers:
