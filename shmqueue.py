@@ -117,6 +117,7 @@ import mmap
 import multiprocessing.util
 import operator
 import os
+import re
 import reprlib
 import resource
 import secrets
@@ -131,8 +132,10 @@ import tempfile
 import termios
 import threading
 import time
+import traceback
 import tty
 import typing
+import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -1299,6 +1302,92 @@ _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a f
 HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+_open: set[object] = set()  # a token for each of this process's Supervisors
+_exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler for it, and the one before; the oldest come first
+_masks: dict[int, Any] = {}  # what signals a thread that is forking blocked before
+_starting: set[int] = set()  # threads that are starting a worker at this moment
+# Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
+_FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
+
+
+def exchange_handler(number: int, ours: Any) -> None:
+    """Handle a signal by `ours`, until put_back(number, ours)."""
+    _exchanged.append((number, ours, signal.getsignal(number)))  # first, because another thread may fork at any moment
+    signal.signal(number, ours)
+
+
+def put_back(number: int, ours: Any) -> None:
+    """Handle a signal as before `ours`, unless somebody has set another handler since."""
+    for entry in [entry for entry in _exchanged if entry[0] == number and entry[1] is ours]:
+        if signal.getsignal(number) is ours:
+            signal.signal(number, entry[2])
+        _exchanged.remove(entry)
+
+
+def _forget_supervisors() -> None:
+    """In a forked child: no Supervisor is open here, and signals are handled as they were before we came.
+
+    A worker is left alone. It must not run the handlers of our caller, and _isolate() sets its own."""
+    _open.clear()
+    if threading.get_ident() not in _starting:
+        for number, ours, _ in list(reversed(_exchanged)):
+            put_back(number, ours)
+        exit_on_signals()  # none is open here, so this takes our handlers away
+    while _FORK_WARNING in warnings.filters:
+        typing.cast(list[Any], warnings.filters).remove(_FORK_WARNING)
+    _exchanged.clear()
+    _starting.clear()
+    _unblock_after_fork()
+    _masks.clear()
+
+
+def _block_for_fork() -> None:
+    """Before a fork, in the thread that forks: hold back SIGTERM and SIGHUP if we handle them.
+
+    A forked child of Python drops a signal that comes before its first line, if it has a Python handler. The host may
+    end its child just then, and rely on the default, which kills at once. So the child gets the signal after
+    _forget_supervisors() has put the default back."""
+    ours = [_exit_cleanly, *(entry[1] for entry in _exchanged)]
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
+    if numbers:
+        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+
+def _unblock_after_fork() -> None:
+    before = _masks.pop(threading.get_ident(), None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _is_forking(frame: Any) -> bool:
+    """Return True if the code at `frame` is one of these hooks. Python drops an exception that is raised in one."""
+    while frame is not None and frame.f_code not in (_block_for_fork.__code__, _unblock_after_fork.__code__):
+        frame = frame.f_back
+    return frame is not None
+
+
+os.register_at_fork(before=_block_for_fork, after_in_parent=_unblock_after_fork, after_in_child=_forget_supervisors)
+
+
+@contextlib.contextmanager
+def start_of_worker(silent: bool) -> Iterator[None]:
+    """Mark a fork in this block as that of a worker; `silent`: without Python's warning that there are threads.
+
+    A Supervisor that chose fork by itself keeps it, so the warning tells its user nothing that he could change.
+    warnings.catch_warnings() would do for one thread: it puts a copy in place of the list of filters and later the old
+    list back, and so undoes what another thread sets in between. One entry goes in and out of the list here, and
+    nothing else in it is touched."""
+    filters: Any = warnings.filters if silent else []
+    filters.insert(0, _FORK_WARNING)
+    _starting.add(threading.get_ident())
+    try:
+        yield
+    finally:
+        _starting.discard(threading.get_ident())
+        with contextlib.suppress(ValueError):  # somebody has emptied the list
+            filters.remove(_FORK_WARNING)
+
+
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
     """Signals that would raise an exception here, or end the process, come after the block.
@@ -1306,11 +1395,15 @@ def signals_held() -> Iterator[None]:
     Their handlers are exchanged. A mask would be one thread's, and every child's, the fork server among them, for ever.
     """
     with contextlib.ExitStack() as came, contextlib.ExitStack() as held:  # and each is had, whatever another raises
+
+        def hold(number: int, frame: object) -> None:
+            came.callback(signal.raise_signal, number)
+
         if threading.current_thread() is threading.main_thread():  # others run no handlers
             for number in HELD:
-                if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):  # None: it is not Python's
-                    held.callback(signal.signal, number, handler)
-                    signal.signal(number, lambda number, frame: came.callback(signal.raise_signal, number))
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
+                    held.callback(put_back, number, hold)
+                    exchange_handler(number, hold)
         yield
 
 
@@ -1322,6 +1415,7 @@ def worker_main(
         end.close()
     ends = Pipes(*(_out_of_reach(end) for end in pipes))  # first: they may have the numbers of the standard streams
     _isolate(name, options.log)
+    release_fork_server()
     queue = strategy.attach(name, primitives)
     worker = Worker(queue, index, options, ends)
     queue.segment.fd = _out_of_reach(queue.segment.fd)
@@ -1348,12 +1442,27 @@ def _isolate(run: str, log: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is the supervisor's, and at no moment the end of a worker
     for caught in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
         signal.signal(caught, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the host's would take the status of what functions start
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
     for old, new in ((0, null), (1, output), (2, output)):
         os.dup2(new, old)
     for number in {null, output} - {0, 1, 2}:
         os.close(number)
+
+
+def release_fork_server() -> None:
+    """Close this worker's end of the pipe that keeps the fork server alive, so that the server ends with the program.
+
+    Else a worker that is stopped when its supervisor is killed would stay for ever: the server lives as long as the
+    worker, and the kernel ends a stopped group only when it has become an orphan, by the end of its parent."""
+    module: Any = sys.modules.get("multiprocessing.forkserver")
+    if module is None or module.get_inherited_fds() is None:
+        return  # the fork server has not started this process
+    end = module._forkserver._forkserver_alive_fd
+    if end is not None:
+        module._forkserver._forkserver_alive_fd = None  # a function that wants a fork server starts one of its own
+        os.close(end)
 
 
 def _out_of_reach(end: Any) -> int:
@@ -2503,9 +2612,11 @@ def function_name(function: Any) -> str:
 LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding; no result waits longer
 IDLE_SECONDS = 0.25  # the same while none are
 HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
-STILL_SECONDS = 0.01  # how long a worker may take to stand still once it is stopped
+STILL_SECONDS = 0.05  # how long a worker may take to stand still once it is stopped
 STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
 MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
+REAP_SECONDS = 1.0  # how long the fork server may take to say how a worker has ended
+TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker, or ignores SIGCHLD
 FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
 FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
 
@@ -2531,6 +2642,8 @@ class Handle:
     status: int  # the first of this worker's
     process: Any = None  # None while it is dead
     pid: int = 0
+    pidfd: Any = None  # a file that names the process, also when its pid has gone to another one; None without pidfds
+    born: int = 0  # when the process started, as process_status() has it
     started: float = 0.0
     wake: Any = None  # our end of its pipe
     due: float = 0.0  # when to start it again
@@ -2558,25 +2671,64 @@ class Handle:
     def word(self, word: int) -> int:
         return int(self.words[self.status + word])
 
+    def identify(self) -> None:
+        """Note who the new process is, so that later no other with its pid is taken for it."""
+        self.born = process_status(self.pid)[1]
+        self.pidfd = None
+        with contextlib.suppress(OSError, AttributeError):  # gone; no pidfds here, or none left
+            self.pidfd = io.FileIO(os.pidfd_open(self.pid))
+            _supervisor_ends.add(self.pidfd)
+        if is_readable(self.process.sentinel):  # it has ended, so all this may be of another process
+            self.close_pidfd()
+            self.born = -1
+
+    def close_pidfd(self) -> None:
+        if self.pidfd is not None:
+            self.pidfd.close()
+            self.pidfd = None
+
+    def end_sign(self) -> int:
+        """The descriptor that becomes readable when the process ends."""
+        return int(self.pidfd.fileno() if self.pidfd is not None else self.process.sentinel)
+
     def is_dead(self) -> bool:
-        """Whether the process has ended. It is not reaped here, so that its pid still names its group."""
+        """Return True if the process has ended. It is not reaped here, so that its pid still names its group."""
+        if self.pidfd is not None:
+            return is_readable(self.pidfd.fileno())
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except (ChildProcessError, AttributeError):
-            # the fork server's child, or reaped by multiprocessing as it started another; macOS before Python 3.13
-            return not self.process.is_alive()
+            # the fork server's child, or reaped by this program already; macOS before Python 3.13
+            return not self.process.is_alive() or is_readable(self.process.sentinel)
+
+    def reap(self) -> int:
+        """Wait until the process has ended, and release what multiprocessing keeps of it. Its exit code, -n for
+        signal n, or TAKEN."""
+        if self.pidfd is not None:
+            is_readable(self.pidfd.fileno(), None)
+            self.close_pidfd()
+        else:
+            self.process.join()
+        if self.process.exitcode is None:
+            self.process.join(REAP_SECONDS)  # the fork server tells it a moment later
+        code = self.process.exitcode
+        if code is None:  # multiprocessing would take the process for alive, and refuse to close it
+            code = self.process._popen.returncode = TAKEN
+        self.process.close()
+        self.process = None
+        return int(code)
 
     def kill(self, why: Doomed | None = None) -> None:
         """Kill it and what its functions started."""
         self.killed_for = self.killed_for or why
-        signal_group(self.pid, signal.SIGKILL)
-        self._signal(signal.SIGKILL)  # where it has no group yet
+        self.signal_group(signal.SIGKILL)
+        self.signal(signal.SIGKILL)  # where it has no group yet
 
     def stop(self) -> bool:
         """Stop it, and wait until it stands still. Return True if it does; if not in time, it goes on."""
         self._stopped_before = self.is_stopped()
         if not self._stopped_before:
-            self._signal(signal.SIGSTOP)
+            self.signal(signal.SIGSTOP)
         if self.wait_until_stopped(STILL_SECONDS):
             return True
         self.go_on()
@@ -2611,14 +2763,30 @@ class Handle:
     def go_on(self) -> None:
         """Continue it, unless somebody else had stopped it."""
         if not self._stopped_before:
-            self._signal(signal.SIGCONT)
+            self.signal(signal.SIGCONT)
 
     def is_stopped(self) -> bool:
         return process_status(self.pid)[0] in STOPPED
 
-    def _signal(self, number: int) -> None:
+    def signal(self, number: int) -> None:
+        """Send a signal to the process, and to no other that has got its pid since."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+            if self.pidfd is not None:
+                signal.pidfd_send_signal(self.pidfd.fileno(), number)
+            elif self._keeps_pid():
+                os.kill(self.pid, number)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the process and what its functions started, and to no other group.
+
+        While any of them lives, the system gives the number of the group to nobody else."""
+        if self._keeps_pid():
+            signal_group(self.pid, number)
+
+    def _keeps_pid(self) -> bool:
+        """Return False if another process is seen to have this one's pid. Start times tell them apart."""
+        found = process_status(self.pid)[1]
+        return found in (0, self.born) or self.born == 0
 
 
 class Crew:
@@ -2627,6 +2795,8 @@ class Crew:
     def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
         self._queue, self._options, self._context, self._max_rss = queue, options, context, max_rss
         self.closing = False  # start no more
+        self.chosen_fork = False  # the start method is fork, and nobody has named it
+        self._refused_since = 0.0  # since when none lives and none can be started; 0 while some do
         self.respawned = self._failed_starts = 0
         self.starting = 0.0  # seconds that workers, now dead, took to start
         self._worked_at, self._next_memory = time.monotonic(), 0.0
@@ -2643,7 +2813,48 @@ class Crew:
         return reader, writer
 
     def start(self, handle: Handle) -> None:
-        """Start a process as this worker."""
+        """Start a process as this worker. Raises LIMIT_ERRORS where it cannot be started; nothing is left open then."""
+        self._check_descriptors()
+        try:
+            self._launch(handle)
+        except LIMIT_ERRORS as error:
+            close_launch_pipes(error)
+            raise
+        finally:
+            if handle.process is None and handle.wake is not None:
+                handle.wake.close()
+
+    def _check_descriptors(self) -> None:
+        """Raise OSError (EMFILE) now if there are too few: multiprocessing leaves some open if it fails half-way."""
+        spare: list[int] = []
+        try:
+            while len(spare) < SPARE_DESCRIPTORS:
+                spare.append(os.dup(self.bell.fileno()))
+        finally:
+            for descriptor in spare:
+                os.close(descriptor)
+
+    def try_to_start(self, handle: Handle) -> None:
+        """Start a process as this worker while a run goes on. If a limit of the system forbids it, the others go on,
+        and it is tried again later.
+
+        Raises WorkersFailedError if no worker has lived for FAILED_SECONDS because of that."""
+        now = time.monotonic()
+        try:
+            self.start(handle)
+        except LIMIT_ERRORS as error:
+            handle.deaths += 1
+            handle.due = now + min(1.0, 0.02 * 2 ** min(handle.deaths, 6))
+            if self.living():
+                self._refused_since = 0.0
+                return
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since > FAILED_SECONDS:
+                raise WorkersFailedError(f"no worker can be started: {limit_text(error)}") from None
+        else:
+            self._refused_since = 0.0
+
+    def _launch(self, handle: Handle) -> None:
         wake, handle.wake = self._pipe()
         queue, mine = self._queue, Pipes(wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, handle.index, self._options, mine)
@@ -2653,12 +2864,14 @@ class Crew:
         handle.first_claims = handle.word(CLAIMS)  # before the new one can have claimed
         with signals_held():  # until it is in the books; and a forked child would run our caller's handlers
             try:
-                process.start()
+                with start_of_worker(self.chosen_fork):
+                    process.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
                 wake.close()
             handle.process, handle.pid, handle.started = process, int(process.pid or 0), time.monotonic()
-            self.poll.register(process.sentinel, select.POLLIN)
+            handle.identify()
+            self.poll.register(handle.end_sign(), select.POLLIN)
         with contextlib.suppress(OSError):  # as the child does: whoever comes first
             os.setpgid(handle.pid, handle.pid)
         handle.rung, handle.killed_for, handle.monitor, handle.retiring, handle.told = 0, None, None, 0.0, False
@@ -2694,7 +2907,7 @@ class Crew:
         for handle in self.handles:
             if handle.process is None:
                 if now >= handle.due and not self.closing:
-                    self.start(handle)
+                    self.try_to_start(handle)
             elif handle.is_dead():
                 dead.append(handle)
         if now >= self._next_memory and psutil is not None:
@@ -2705,7 +2918,7 @@ class Crew:
 
     def _weigh(self, handle: Handle, now: float) -> None:
         """Read a worker's memory and processor time; replace it if it is too large."""
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
             handle.monitor = handle.monitor or psutil.Process(handle.pid)
             handle.rss, handle.cpu = handle.monitor.memory_info().rss, handle.monitor.cpu_percent()
         if self._max_rss is None or handle.rss <= self._max_rss:
@@ -2720,13 +2933,10 @@ class Crew:
     def bury(self, handle: Handle) -> int:
         """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
         with signals_held():
-            signal_group(handle.pid, signal.SIGKILL)
-            self.poll.unregister(handle.process.sentinel)
-            handle.process.join()
+            handle.signal_group(signal.SIGKILL)
+            self.poll.unregister(handle.end_sign())
             self.starting += self._start_time(handle)
-            code = int(handle.process.exitcode)
-            handle.process.close()
-            handle.process = None
+            code = handle.reap()
             handle.wake.close()
         return code
 
@@ -2747,7 +2957,7 @@ class Crew:
         if claimed or (handle.told and code == 0):
             self.worked()
             handle.deaths = 0
-            self.start(handle)
+            self.try_to_start(handle)
             return
         handle.deaths += 1
         self._failed_starts += 1
@@ -2765,21 +2975,21 @@ class Crew:
         since = time.monotonic()
         living = self.living()
         for handle in living:
-            signal_group(handle.pid, signal.SIGSTOP)
+            handle.signal_group(signal.SIGSTOP)
         for handle in living:
             handle.wait_until_stopped(LOOK_SECONDS)  # then the kernel ends them if this process is killed
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
         for handle in living:
-            signal_group(handle.pid, signal.SIGCONT)
+            handle.signal_group(signal.SIGCONT)
             handle.progress_since += time.monotonic() - since
 
     def continue_stopped(self) -> bool:
         """Continue workers that somebody has stopped, in their sleep. Whether there were any."""
         stopped = [handle for handle in self.living() if handle.is_stopped()]
         for handle in stopped:
-            signal_group(handle.pid, signal.SIGCONT)
+            handle.signal_group(signal.SIGCONT)
         return bool(stopped)
 
     def free_lock(self, holder: int, seconds: float) -> None:
@@ -2787,7 +2997,7 @@ class Crew:
         living = [handle for handle in self.living() if not handle.is_dead()]
         for handle in living:
             if seconds >= 1 and holder in (handle.index, -1):
-                signal_group(handle.pid, signal.SIGCONT)
+                handle.signal_group(signal.SIGCONT)
                 if holder >= 0 and seconds >= STOP_SECONDS:
                     handle.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
         lost = seconds >= 1 if holder < 0 else all(handle.index != holder for handle in living)
@@ -2823,6 +3033,51 @@ class Crew:
         self._bell_end.close()
 
 
+SPARE_DESCRIPTORS = 16  # more than the start of a worker needs, by any start method
+LIMIT_ERRORS = (OSError, EOFError)  # from the start of a process; EOFError: the fork server could not fork
+REMEDIES = {
+    errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
+    errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
+    errno.EAGAIN: "; take fewer workers with -w, or raise `ulimit -u`",
+}
+
+
+def limit_error(error: OSError | EOFError) -> OSError:
+    """The same error, with what can be done about it in its text."""
+    if isinstance(error, EOFError):
+        return OSError(errno.EAGAIN, limit_text(error))
+    if error.errno not in REMEDIES:
+        return error
+    return OSError(error.errno, limit_text(error), error.filename)
+
+
+def limit_text(error: OSError | EOFError) -> str:
+    if isinstance(error, EOFError):
+        return "the fork server could not start a process" + REMEDIES[errno.EAGAIN]
+    text, remedy = error.strerror or str(error), REMEDIES.get(error.errno or 0, "")
+    return text if text.endswith(remedy) else text + remedy
+
+
+def close_launch_pipes(error: BaseException) -> None:
+    """Close the pipes that multiprocessing leaves open where it cannot start a process.
+
+    The error holds them in its traceback; those of fork are known to local names only, and would stay open for good."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
+            names = frame.f_locals
+            names["self"].close()
+            if names["self"].method == "fork":
+                for end in [names[name] for name in ("parent_r", "child_w", "child_r", "parent_w") if name in names]:
+                    os.close(end)
+
+
+def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
+    """Return True if a descriptor becomes readable within so many seconds; None waits without end."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+
 def signal_group(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
@@ -2830,6 +3085,8 @@ def signal_group(pid: int, number: int) -> None:
 
 def exit_text(code: int) -> str:
     """How a process ended, in words."""
+    if code == TAKEN:
+        return "the worker process ended; its exit status was taken by this program"
     if code >= 0:
         return f"the worker process exited with code {code}"
     with contextlib.suppress(ValueError):
@@ -2884,6 +3141,18 @@ def check_numbers(**values: Any) -> None:
         raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
     if values.get("max_rss") is not None and psutil is None:
         raise ValueError(f"max_rss={values['max_rss']}: needs psutil, which is not installed (pip install psutil)")
+
+
+def count_threads() -> int:
+    """How many threads this process has, with those of C libraries where the system tells."""
+    for _ in range(10):
+        count = threading.active_count()
+        with contextlib.suppress(OSError):
+            count = max(count, len(os.listdir("/proc/self/task")))
+        if count == threading.active_count():
+            break
+        time.sleep(0.001)  # a thread that was joined is there for a moment longer
+    return count
 
 
 def number_functions(functions: Any) -> dict[int, Function]:
@@ -3148,7 +3417,7 @@ class Supervisor:
             with open(log, "ab"):  # or nobody would hear that it cannot be written
                 pass
         sweep()
-        method = start_method or ("fork" if threading.active_count() == 1 else "forkserver")
+        method = start_method or ("fork" if count_threads() == 1 else "forkserver")
         context = multiprocessing.get_context(method)
         most = batch or max(16, min(1024, num_slots // (2 * workers)))
         worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
@@ -3165,12 +3434,16 @@ class Supervisor:
                 self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
                 resources.callback(self._queue.remove)
                 self._crew = Crew(self._queue, worker_options, context, max_rss)
+                self._crew.chosen_fork = method == "fork" and start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._crew.close)
             self._queue.stuck = self._crew.free_lock
             self._engine = Engine(self._queue, self._crew, self._ledger, timeout)
             for handle in self._crew.handles:
                 self._crew.start(handle)
+        except LIMIT_ERRORS as error:
+            self._end()
+            raise limit_error(error) from None
         except BaseException:
             self._end()
             raise
@@ -3367,18 +3640,24 @@ def _worker_row(handle: Handle, queue: SharedTaskQueue, ledger: Ledger, rate: fl
     return WorkerRow(index, handle.pid, state, function, *done, *load, *held)
 
 
-_open: set[object] = set()  # a token for each of this process's Supervisors
-os.register_at_fork(after_in_child=_open.clear)
-
-
 def exit_on_signals() -> None:
     """While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill the process without its
     clean-up: in the main thread only, and only where nobody else handles them."""
-    old, new = (signal.SIG_DFL, _exit) if _open else (_exit, signal.SIG_DFL)
+    old, new = (signal.SIG_DFL, _exit_cleanly) if _open else (_exit_cleanly, signal.SIG_DFL)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is old:
                 signal.signal(number, new)
+
+
+def _exit_cleanly(number: int, frame: object) -> None:
+    if _open and not _is_forking(frame):
+        _exit(number, frame)
+    if _open:  # come back a moment later
+        threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
+        return
+    signal.signal(number, signal.SIG_DFL)  # somebody has kept this handler, and set it again after our time
+    signal.raise_signal(number)
 
 
 def _exit(number: int, frame: object) -> None:
@@ -3674,7 +3953,7 @@ def watch(name: str, signals: Iterable[int]) -> None:
 
     for number in signals:
         if number != signal.SIGINT:
-            signal.signal(number, pause if number == signal.SIGTSTP else _exit)
+            exchange_handler(number, pause if number == signal.SIGTSTP else _exit)
     try:
         while name in runs():
             with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
@@ -4256,12 +4535,6 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--query: TASKS must be a SQLite file, not standard input")
 
 
-REMEDIES = {
-    errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
-    errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
-}
-
-
 @contextlib.contextmanager
 def _usage_error(what: str = "") -> Iterator[None]:
     """What Supervisor and open raise for bad arguments, as a UsageError."""
@@ -4271,7 +4544,7 @@ def _usage_error(what: str = "") -> Iterator[None]:
         text = str(error)
         if isinstance(error, OSError) and error.strerror:
             where = f"{error.filename}: " if error.filename and str(error.filename) not in what else ""
-            text = where + error.strerror + REMEDIES.get(error.errno or 0, "")
+            text = where + limit_text(error)
         name, found, rest = text.partition("=")
         if found and name.isidentifier():  # an argument of Supervisor: say the option
             text = f"--{name.replace('num_', '').replace('_', '-')} {rest}"
@@ -4315,15 +4588,19 @@ HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SI
 
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[Iterable[int]]:
-    """After the block, signals are handled as before it. Yields those that can be: none beside the main thread."""
+    """After the block, and in children that others fork, signals are handled as before it. Yields those that can be
+    handled in the block, by exchange_handler(): none beside the main thread."""
     numbers = HEARD if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.getsignal(number) for number in numbers}
+    exchanged = list(_exchanged)
     try:
         yield numbers
     finally:
         for number, handler in before.items():
             if handler is not None:  # not one of Python's
                 signal.signal(number, handler)
+        if numbers:
+            _exchanged[:] = exchanged
 
 
 class CommandLine:
@@ -4382,8 +4659,9 @@ class CommandLine:
         problem = ""
         with handlers_kept() as numbers:
             for number in numbers:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # SIGHUP stays ignored under nohup
-                    signal.signal(number, self.note_signal)  # first: a Supervisor leaves signals alone that are handled
+                # First, because a Supervisor leaves signals alone that are handled. SIGHUP stays ignored under nohup.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    exchange_handler(number, self.note_signal)
             wanted = {*LIMITS, "log", "start_method"}
             arguments: dict[str, Any] = {name: value for name, value in vars(self.options).items() if name in wanted}
             with _usage_error():

@@ -187,7 +187,8 @@ class Worker:
         self.at = (
             shmqueue.ctypes.sizeof(shmqueue.QueueHeader) + index * shmqueue.ctypes.sizeof(shmqueue.WorkerStatus)
         ) // 8
-        self.pid, self.fd, self.hit, self.known = 0, -1, False, 0  # hit: it has been killed; known: its batches at first
+        self.pid, self.fd, self.hit = 0, -1, False  # hit: it has been killed
+        self.known = 0  # how many batches it had claimed at first
         self.hit_at = self.stopped_until = 0.0
         self.early = False  # may be killed before it has begun to work
 
@@ -201,7 +202,8 @@ class Worker:
                     self.fd = os.pidfd_open(pid)
                 except ProcessLookupError:
                     return False
-                self.pid, self.hit, self.known, self.stopped_until = pid, False, self.words[self.at + shmqueue.CLAIMS], 0.0
+                self.pid, self.hit, self.stopped_until = pid, False, 0.0
+                self.known = self.words[self.at + shmqueue.CLAIMS]
                 self.early = chance.random() < 0.1
         return self.fd >= 0 and not self.hit
 

@@ -61,6 +61,12 @@ class Held:
         return statuses
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    """On a busy machine it takes long until a process that was stopped stands still."""
+    monkeypatch.setattr(shmqueue, "STILL_SECONDS", 20.0)
+
+
 @pytest.fixture
 def held(tmp_path):
     made = Held(tmp_path)
@@ -180,6 +186,7 @@ def test_a_worker_that_somebody_stopped_is_read_and_stays_stopped(held):
 def test_a_worker_that_does_not_stand_still_is_continued(held, monkeypatch):
     """As in an uninterruptible wait."""
     with monkeypatch.context() as patch:
+        patch.setattr(shmqueue, "STILL_SECONDS", 0.01)
         patch.setattr(shmqueue, "state_and_switches", lambda pid: ("D", 0))
         assert not held.engine.halt(held.handle)
     assert held.handle.halt_again

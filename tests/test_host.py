@@ -1,0 +1,620 @@
+"""The program around a Supervisor: its signals, forks, threads, children and limits are its own."""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jobs
+import pytest
+from conftest import ROOT, is_running, segments_of, wait_until
+
+import shmqueue
+from shmqueue import Supervisor
+
+METHODS = ("fork", "spawn", "forkserver")
+LIMIT = 60.0  # seconds after which a script hangs
+
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+def run_script(tmp_path, text, *arguments, flags=("-W", "default"), limit=LIMIT, **options):
+    """Run a script that uses the library; it must end by itself, in time, and say nothing on its error stream."""
+    script = tmp_path / "host.py"
+    script.write_text(text)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    options.setdefault("env", {**os.environ, "PYTHONPATH": path})
+    command = [sys.executable, *flags, str(script), *map(str, arguments)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
+    try:
+        out, err = run.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)
+        out, err = run.communicate()
+        pytest.fail(f"the script hung; it said {out.decode()} {err.decode()}")
+    assert (run.returncode, err.decode()) == (0, "")
+    assert segments_of([run.pid]) == []
+    assert wait_until(lambda: not session_of(run.pid), 10), session_of(run.pid)
+    return out.decode().split()
+
+
+def session_of(leader):
+    """The processes in the session of this one."""
+    found = []
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        with contextlib.suppress(OSError):
+            stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            if int(stat[3]) == leader and stat[0] not in (b"Z", b"X"):
+                found.append(pid)
+    return found
+
+
+# Signals, in children that others fork.
+
+
+def in_child(question):
+    """Whether `question()` is true in a child made by os.fork()."""
+    pid = os.fork()
+    if pid == 0:
+        code = 2
+        try:
+            code = int(not question())
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+
+
+@pytest.fixture
+def plain_signals():
+    """SIGTERM and SIGHUP kill this process, as they do unless a program wants it otherwise."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler)
+
+
+def test_a_forked_child_handles_signals_as_the_program_did(plain_signals):
+    with Supervisor([jobs.echo], workers=1, start_method="fork"):
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert in_child(lambda: handlers() == [signal.SIG_DFL] * 3)
+
+
+def test_a_child_that_is_forked_while_signals_are_held(plain_signals):
+    """It has the program's handlers, also after it leaves the block; and the program's own handler stays in it."""
+
+    def mine(number, frame):
+        pass
+
+    signal.signal(signal.SIGINT, mine)
+    with Supervisor([jobs.echo], workers=1, start_method="fork"):
+        before = handlers()
+        with contextlib.ExitStack() as held:
+            for _ in range(2):  # as the end of a Supervisor does
+                held.enter_context(shmqueue.signals_held())
+
+            def question():
+                within = handlers()
+                held.close()
+                return within == handlers() == [signal.SIG_DFL, signal.SIG_DFL, mine]
+
+            assert in_child(question)
+            assert handlers() != before
+        assert handlers() == before
+    assert handlers() == [signal.SIG_DFL, signal.SIG_DFL, mine]
+
+
+def test_a_child_that_another_thread_forks_while_signals_are_held(plain_signals):
+    answers = []
+    question = lambda: handlers() == [signal.SIG_DFL] * 3  # noqa: E731
+    with Supervisor([jobs.echo], workers=1, start_method="fork"), shmqueue.signals_held():
+        thread = threading.Thread(target=lambda: answers.append(in_child(question)))
+        thread.start()
+        thread.join()
+    assert answers == [True]
+
+
+def test_a_handler_that_the_program_sets_itself_stays_in_its_children(plain_signals):
+    def mine(number, frame):
+        pass
+
+    with Supervisor([jobs.echo], workers=1, start_method="fork"):
+        ours = signal.signal(signal.SIGTERM, mine)
+        assert in_child(lambda: signal.getsignal(signal.SIGTERM) is mine)
+        signal.signal(signal.SIGTERM, ours)
+
+
+def test_our_handler_that_the_program_puts_back_too_late_kills_as_the_default_does(tmp_path):
+    script = """
+import os, signal, shmqueue, jobs
+if __name__ == "__main__":
+    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
+        ours = signal.getsignal(signal.SIGTERM)
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, ours)
+        os.kill(os.getpid(), signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert run_script(tmp_path, script) == [str(-signal.SIGTERM)]
+
+
+def test_a_signal_that_comes_as_a_child_begins_kills_it(tmp_path):
+    """It must not be lost in the time in which the child still has our handler."""
+    script = """
+import os, signal
+begins = []
+os.register_at_fork(after_in_child=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
+import shmqueue, jobs  # its hook runs after the one above
+if __name__ == "__main__":
+    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
+        begins.append(True)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert run_script(tmp_path, script) == [str(-signal.SIGTERM)]
+
+
+def test_a_signal_that_comes_while_the_program_forks_ends_the_program(tmp_path):
+    """It must not be lost in the hook in which it arrives; Python drops exceptions there."""
+    script = """
+import os, signal, time
+begins = []
+os.register_at_fork(before=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
+import shmqueue, jobs  # its hook runs before the one above
+if __name__ == "__main__":
+    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
+        begins.append(True)
+        try:
+            if os.fork() == 0:
+                os._exit(0)
+            time.sleep(60)
+        except SystemExit as error:
+            print(error.code)
+"""
+    assert run_script(tmp_path, script) == ["143"]
+
+
+def test_a_forked_child_has_no_handler_of_the_command_line(plain_signals):
+    with shmqueue.handlers_kept() as numbers:
+        for number in numbers:
+            shmqueue.exchange_handler(number, lambda number, frame: None)
+        assert in_child(lambda: handlers() == [signal.SIG_DFL] * 3)
+    assert handlers() == [signal.SIG_DFL] * 3
+
+
+def test_a_worker_runs_no_handler_of_the_program(tmp_path):
+    """It is told at its start, by a signal that comes when it has just been forked."""
+    script = """
+import os, signal, shmqueue, jobs
+def told(number, frame):
+    os.write(1, b"told ")
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, told)
+    main = os.getpid()
+    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+    with shmqueue.Supervisor([jobs.echo], workers=2, start_method="fork") as supervisor:
+        print(*(result.status for result in supervisor.run([b"x"] * 4)))
+"""
+    assert run_script(tmp_path, script) == ["ok"] * 4
+
+
+POOLS = """
+import faulthandler, multiprocessing, shmqueue, jobs
+if __name__ == "__main__":
+    multiprocessing.set_start_method("fork")
+    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork") as supervisor:
+        for _ in range(200):
+            faulthandler.dump_traceback_later(20, exit=True)
+            with multiprocessing.Pool(2) as pool:
+                assert pool.map(len, [bytes(2 << 20)] * 4) == [2 << 20] * 4
+        faulthandler.cancel_dump_traceback_later()
+        print(*(result.status for result in supervisor.run([b"x"] * 3)))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_two_hundred_pools_beside_an_open_supervisor(tmp_path):
+    flags = ("-W", "ignore:This process")  # of the pools' own threads
+    assert run_script(tmp_path, POOLS, flags=flags, limit=280) == ["ok"] * 3
+
+
+# Threads.
+
+NATIVE = """
+import ctypes, multiprocessing, os, sys, threading
+import shmqueue, jobs
+
+def start_thread():
+    libc = ctypes.CDLL(None)
+    thread = ctypes.c_ulong()
+    assert libc.pthread_create(ctypes.byref(thread), None, libc.pause, None) == 0
+    assert threading.active_count() == 1
+
+def methods(supervisor):
+    server = sys.modules.get("multiprocessing.forkserver")
+    return "forkserver" if server is not None and server._forkserver._forkserver_pid else "fork"
+
+if __name__ == "__main__":
+    if sys.argv[1] == "before":
+        start_thread()
+    with shmqueue.Supervisor([jobs.echo, jobs.kill_itself], workers=1) as supervisor:
+        if sys.argv[1] == "after":
+            start_thread()
+        tasks = [("echo", b"x"), ("kill_itself", b""), ("echo", b"x")]
+        print(*(result.status for result in supervisor.run(tasks)))
+    print(methods(supervisor))
+"""
+
+
+@pytest.mark.parametrize("flags", [("-W", "error"), ("-W", "default")])
+@pytest.mark.parametrize(("when", "method"), [("before", "forkserver"), ("after", "fork"), ("never", "fork")])
+def test_a_program_with_native_threads_is_not_forked_unless_they_came_later(tmp_path, when, method, flags):
+    """And Python's warning of such forks does not reach the user."""
+    *statuses, found = run_script(tmp_path, NATIVE, when, flags=flags)
+    assert sorted(statuses) == ["crashed", "ok", "ok"]
+    assert found == method
+
+
+def test_a_thread_that_has_just_ended_is_not_counted():
+    for _ in range(50):
+        thread = threading.Thread(target=lambda: None)
+        before = threading.active_count()
+        thread.start()
+        thread.join()
+        assert shmqueue.count_threads() <= max(before, shmqueue.count_threads())
+
+
+def test_the_list_of_warning_filters_is_as_it_was():
+    import warnings
+
+    before, filters = list(warnings.filters), warnings.filters
+    with shmqueue.start_of_worker(True):
+        assert warnings.filters != before
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+    assert warnings.filters == before
+    assert warnings.filters is filters
+    with shmqueue.start_of_worker(False):
+        assert warnings.filters == before
+
+
+# Programs that take their children's exit status.
+
+TAKERS = """
+import os, signal, sys, threading, time
+import shmqueue, jobs
+
+def reap(number, frame):
+    try:
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
+    except ChildProcessError:
+        pass
+
+def reap_for_ever():
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            time.sleep(0.001)
+
+def take(how):
+    if how == "ignore":
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    elif how == "handler":
+        signal.signal(signal.SIGCHLD, reap)
+    else:
+        threading.Thread(target=reap_for_ever, daemon=True).start()
+
+if __name__ == "__main__":
+    how, method, pidfds = sys.argv[1:]
+    if pidfds == "without":
+        del os.pidfd_open
+    take(how)
+    with shmqueue.Supervisor([jobs.echo, jobs.kill_itself], workers=2, start_method=method) as supervisor:
+        tasks = [("echo", b"x")] * 20 + [("kill_itself", b"")] + [("echo", b"x")] * 20
+        results = list(supervisor.run(tasks))
+        assert [r.error for r in results if r.function == "echo" and r.status != "ok"] == []
+        (crash,) = (r for r in results if r.function != "echo")
+        assert len(results) == 41
+        print(crash.status, crash.error.replace(" ", "_"))
+"""
+TAKEN = "the_worker_process_ended;_its_exit_status_was_taken_by_this_program"
+KILLED = "the_worker_process_was_killed_by_SIGKILL"
+
+
+@pytest.mark.parametrize("pidfds", ["with", "without"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", ["ignore", "handler", "thread"])
+def test_a_program_that_takes_the_exit_status_of_our_workers(tmp_path, how, method, pidfds):
+    status, error = run_script(tmp_path, TAKERS, how, method, pidfds, flags=("-W", "ignore:This process"))
+    assert status == "crashed"
+    assert error == KILLED if method == "forkserver" else error in (TAKEN, KILLED)
+    if how == "ignore" and method != "forkserver":
+        assert error == TAKEN
+
+
+def test_functions_learn_how_their_children_end_though_the_program_ignores_that(tmp_path):
+    script = """
+import signal, sys, shmqueue, jobs
+if __name__ == "__main__":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with shmqueue.Supervisor([shmqueue.shell], workers=1, start_method=sys.argv[1]) as supervisor:
+        print(*(result.status for result in supervisor.run([b"true", b"false"])))
+"""
+    for method in METHODS:
+        assert run_script(tmp_path, script, method) == ["ok", "failed"]
+
+
+# Pids.
+
+
+@pytest.fixture
+def stranger():
+    """A process in a group of its own that we have no business with."""
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)  # noqa: S607
+    time.sleep(0.05)  # start times count hundredths of a second
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("pidfds", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_signal_goes_to_a_process_that_got_the_pid_of_a_worker(stranger, monkeypatch, method, pidfds):
+    if not pidfds:
+        monkeypatch.delattr(os, "pidfd_open")
+    with Supervisor([jobs.echo], workers=1, start_method=method) as supervisor:
+        (handle,) = supervisor._crew.handles
+        assert (handle.pidfd is not None) == pidfds
+        pid, handle.pid = handle.pid, stranger.pid
+        handle.signal(signal.SIGSTOP)
+        handle.signal_group(signal.SIGKILL)
+        assert stranger.poll() is None
+        assert shmqueue.process_status(stranger.pid)[0] not in shmqueue.STOPPED
+        if pidfds:
+            assert wait_until(lambda: shmqueue.process_status(pid)[0] in shmqueue.STOPPED)
+        handle.pid = pid
+        handle.signal(signal.SIGCONT)
+        assert [result.status for result in supervisor.run([b"x"])] == ["ok"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_that_ends_at_once_is_not_taken_for_another_process(monkeypatch, stranger, method):
+    """Here its pid names another one when it is looked at for the first time."""
+    monkeypatch.setattr(shmqueue, "is_readable", lambda descriptor, timeout=0.0: True)
+    handle = shmqueue.Handle(0, None, 0, pid=stranger.pid)
+    reader, writer = multiprocessing.Pipe()
+    handle.process = type("Process", (), {"sentinel": reader.fileno()})
+    handle.identify()
+    assert handle.pidfd is None
+    handle.signal(signal.SIGKILL)
+    handle.signal_group(signal.SIGKILL)
+    assert stranger.poll() is None
+    reader.close()
+    writer.close()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_descriptor_is_left_and_no_worker_has_those_of_another(method):
+    with Supervisor([jobs.echo], workers=1, start_method=method):  # starts what multiprocessing keeps
+        pass
+    before = descriptors()
+    with Supervisor([jobs.pid, jobs.kill_itself], workers=3, start_method=method) as supervisor:
+        tasks = [("pid", b""), ("kill_itself", b"")] * 4
+        assert sorted(result.status for result in supervisor.run(tasks)) == ["crashed"] * 4 + ["ok"] * 4
+        wait_until(lambda: all(handle.process for handle in supervisor._crew.handles), 1)
+        list(supervisor.run([("pid", b"")]))
+        for worker in supervisor.stats()["workers"]:
+            links = [os.readlink(path) for path in pathlib.Path(f"/proc/{worker['pid']}/fd").iterdir()]
+            assert [link for link in links if "pidfd" in link] == []
+    assert descriptors() == before
+
+
+# A worker is stopped when its supervisor is killed.
+
+STOPPED = """
+import sys, time, shmqueue, jobs
+if __name__ == "__main__":
+    with shmqueue.Supervisor([jobs.pid, jobs.hang], workers=2, start_method=sys.argv[1]) as supervisor:
+        pids = set()
+        while len(pids) < 2:  # until both have begun: they have groups of their own then
+            pids |= {result.value for result in supervisor.run([("pid", b"")] * 8)}
+        print(*pids, flush=True)
+        list(supervisor.run([("hang", b"")] * 2))
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_that_is_stopped_when_its_supervisor_is_killed_ends_too(tmp_path, own_pids, method):
+    """And so do the fork server and the resource tracker."""
+    script = tmp_path / "host.py"
+    script.write_text(STOPPED)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, str(script), method]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+    try:
+        workers = [int(word) for word in run.stdout.readline().split()]
+        os.kill(workers[0], signal.SIGSTOP)
+        assert wait_until(lambda: shmqueue.process_status(workers[0])[0] in shmqueue.STOPPED)
+        assert len(session_of(run.pid)) == {"fork": 3, "spawn": 4, "forkserver": 5}[method]
+        run.kill()
+        run.wait()
+        assert wait_until(lambda: not session_of(run.pid), 10), session_of(run.pid)
+    finally:
+        run.stdout.close()
+        for pid in session_of(run.pid):
+            os.kill(pid, signal.SIGKILL)
+        shmqueue.sweep()
+
+
+# Limits.
+
+
+@contextlib.contextmanager
+def limited(kind, size):
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
+@contextlib.contextmanager
+def descriptors_used_up(left=0):
+    """This program holds as many descriptors as it may, but `left`."""
+    kept = []
+    with limited(resource.RLIMIT_NOFILE, 200):
+        with contextlib.suppress(OSError):
+            while True:
+                kept.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(left):
+            os.close(kept.pop())
+        try:
+            yield
+        finally:
+            for descriptor in kept:
+                os.close(descriptor)
+
+
+def tried(**options):
+    """What a Supervisor raises; it must leave nothing open."""
+    before = descriptors()
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        Supervisor([jobs.echo], **{"workers": 2, **options})
+    assert descriptors() == before
+    assert segments_of([os.getpid()]) == []
+    assert multiprocessing.active_children() == []
+    return caught.value
+
+
+@pytest.fixture
+def warm():
+    """What multiprocessing keeps for later is there already."""
+    for method in METHODS:
+        with Supervisor([jobs.echo], workers=1, start_method=method):
+            pass
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 25])
+@pytest.mark.parametrize("method", METHODS)
+def test_too_few_descriptors(warm, method, left):
+    with descriptors_used_up(left):
+        before = len(descriptors()) if left else 0
+        with pytest.raises(OSError, match="ulimit -n") as caught:
+            Supervisor([jobs.echo], workers=4, start_method=method)
+        assert caught.value.errno == errno.EMFILE
+        assert not left or len(descriptors()) == before
+    assert segments_of([os.getpid()]) == []
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files_may_not_be_large_enough(warm, method):
+    with limited(resource.RLIMIT_FSIZE, 4096):
+        error = tried(start_method=method)
+    assert error.errno == errno.EFBIG
+    assert "ulimit -f" in str(error)
+
+
+def no_more_processes(*arguments):
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+@pytest.mark.parametrize("where", ["os.fork", "multiprocessing.process.BaseProcess.start"])
+def test_too_few_processes(warm, monkeypatch, where):
+    monkeypatch.setattr(where, no_more_processes)
+    error = tried(start_method="fork")
+    assert error.errno == errno.EAGAIN
+    assert "ulimit -u" in str(error)
+
+
+def test_too_few_processes_for_spawn(warm, monkeypatch):
+    monkeypatch.setattr("multiprocessing.util.spawnv_passfds", no_more_processes)
+    assert "ulimit -u" in str(tried(start_method="spawn"))
+
+
+def test_too_few_processes_for_the_fork_server(warm, monkeypatch):
+    """It ends then, and multiprocessing finds its pipe closed."""
+
+    def end_of_file(descriptor):
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr("multiprocessing.forkserver.read_signed", end_of_file)
+    assert "ulimit -u" in str(tried(start_method="forkserver"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_that_cannot_be_replaced_now_is_replaced_later(warm, method):
+    before = descriptors()
+    with Supervisor([jobs.echo, jobs.kill_itself], workers=2, start_method=method, batch=1) as supervisor:
+        list(supervisor.run([("echo", b"x")] * 10))
+        with descriptors_used_up():
+            tasks = [("kill_itself", b"")] + [("echo", b"x")] * 200
+            statuses = [result.status for result in supervisor.run(tasks)]
+            assert sorted(statuses) == ["crashed"] + ["ok"] * 200
+            assert [handle.process is None for handle in supervisor._crew.handles].count(True) == 1
+        first = time.monotonic()
+        while any(handle.process is None for handle in supervisor._crew.handles) and time.monotonic() < first + LIMIT:
+            list(supervisor.run([("echo", b"x")]))
+        assert all(handle.process for handle in supervisor._crew.handles)
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_ends_with_the_error_if_no_worker_can_be_replaced(warm, method):
+    before = descriptors()
+    with Supervisor([jobs.echo, jobs.kill_itself], workers=2, start_method=method, batch=1) as supervisor:
+        list(supervisor.run([("echo", b"x")] * 10))
+        results = []
+        with descriptors_used_up():
+            tasks = [("kill_itself", b"")] * 2 + [("echo", b"x")] * 200
+            with pytest.raises(shmqueue.WorkersFailedError, match="ulimit -n"):
+                results.extend(supervisor.run(tasks))
+    assert descriptors() == before
+
+
+# A stop is seen by the program.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_programs_handler_of_sigchld_is_not_disturbed_when_workers_are_stopped(method, monkeypatch):
+    """Nor is a process that the program waits for."""
+    monkeypatch.setattr(shmqueue, "STILL_SECONDS", LIMIT)
+    told = []
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: told.append(number))
+    try:
+        with Supervisor([jobs.echo], workers=2, start_method=method) as supervisor:
+            list(supervisor.run([b"x"] * 4))
+            child = subprocess.Popen(["sleep", "0.3"])  # noqa: S607
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.3,))
+            process.start()
+            for _ in range(20):
+                for handle in supervisor._crew.handles:
+                    assert handle.stop()
+                    handle.go_on()
+            assert child.wait(LIMIT) == 0
+            process.join(LIMIT)
+            assert process.exitcode == 0
+            assert [result.status for result in supervisor.run([b"x"] * 40)] == ["ok"] * 40
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert told
+    assert is_running(os.getpid())
