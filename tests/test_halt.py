@@ -22,9 +22,7 @@ class Held:
     def __init__(self, folder, **options):
         self.gate, self.notes = folder / "gate", folder / "notes"
         functions = [jobs.note, jobs.wait_for_file]
-        self.supervisor = shmqueue.Supervisor(
-            functions, workers=1, batch=REST + 2, start_method="fork", **options
-        )
+        self.supervisor = shmqueue.Supervisor(functions, workers=1, batch=REST + 2, start_method="fork", **options)
         self.engine, self.queue = self.supervisor._engine, self.supervisor._queue
         (self.handle,) = self.supervisor._crew.handles
         assert wait_until(self.queue.sleepers)
