@@ -384,7 +384,7 @@ def test_a_storm_of_kills_stops_and_halts(queue, tmp_path):
                         victim.kill()
                         kills += 1
                     else:
-                        os.kill(victim.pid, signal.SIGSTOP)
+                        signal_process(victim.pid, signal.SIGSTOP)
                         stopped.append(victim.pid)
                 if kills == 20:
                     for handle in supervisor._crew.living():
