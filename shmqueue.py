@@ -1634,7 +1634,8 @@ class Worker:
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
         """After a batch: see how many tasks make the next one, growing no faster than twofold.
 
-        It should take BATCH_SECONDS, and its values should fill half a log, or a quarter of SPILL_BYTES in files.
+        It should take BATCH_SECONDS, and its values should fill three quarters of a log, or a quarter of SPILL_BYTES
+        in files.
         """
         if done:
             self._half.stamps[done - 1] = last
@@ -1643,7 +1644,7 @@ class Worker:
             self._leave_before(done)
         if self._options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
-            by_room = len(self._half.log) // 2 * done // at
+            by_room = len(self._half.log) * 3 // 4 * done // at
             by_files = SPILL_BYTES // 4 * done // max(1, self._batch_spilled)
             self._limit = max(1, min(2 * self._limit, by_time, by_room, by_files))
 
@@ -2212,6 +2213,7 @@ class Ledger:
 
 
 BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept together in blocks of this size
+HEAP_AHEAD = 4 << 20  # payloads in the heap beyond which no more are put there while the ring has tasks
 JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
 FILE_BYTES = 64 << 20  # payloads in files that may be in the queue, unless it is a single one
 
@@ -2225,10 +2227,7 @@ class Heap:
         pages = self.size // mmap.PAGESIZE
         self._in_use = bytearray(pages)  # a byte a page, so that `find` looks for free ones
         self._reserved = bytearray(pages)
-
-    @property
-    def is_empty(self) -> bool:
-        return not any(self._in_use)
+        self.used = 0  # bytes of the pages in use
 
     def put(self, payloads: Sequence[bytes], users: int) -> tuple[int, int, Block] | None:
         """Copy payloads next to each other. Return 0, the offset of the first, and their block; None if it is full.
@@ -2246,6 +2245,7 @@ class Heap:
             self._segment.reserve(self._offset + offset, count * mmap.PAGESIZE)
             self._reserved[pages] = b"\1" * count
         self._in_use[pages] = b"\1" * count
+        self.used += count * mmap.PAGESIZE
         self._copy(offset, payloads, size)
         return 0, offset, Block(users, functools.partial(self._free, pages, count))
 
@@ -2259,6 +2259,7 @@ class Heap:
 
     def _free(self, pages: slice, count: int) -> None:
         self._in_use[pages] = bytes(count)
+        self.used -= count * mmap.PAGESIZE
 
 
 class Feeder:
@@ -2280,12 +2281,16 @@ class Feeder:
             return True
         if not ledger.fresh:
             return False
-        tasks = self._take(ledger.fresh, self._fit(ledger.fresh[0], room))
-        packed = self._pack(tasks)
-        if packed is None:
-            return False
-        self._push(packed)
-        return True
+        lengths = list(map(len, ledger.fresh[0].data[:room]))
+        if max(lengths) <= self._queue.ring.capacity:
+            self._push(self._take(ledger.fresh, len(lengths)))
+            return True
+        if self._heap.used > HEAP_AHEAD and self._queue.backlog():
+            return False  # what is pushed is work enough, and the caches of the processors hold it
+        packed = self._pack(self._take(ledger.fresh, self._fit(lengths)))
+        if packed is not None:
+            self._push(packed)
+        return packed is not None
 
     def _take(self, waiting: collections.deque[Tasks], count: int) -> Tasks:
         """Take the first `count` tasks, or fewer, from what waits."""
@@ -2298,12 +2303,9 @@ class Feeder:
     def _push(self, tasks: Tasks) -> None:
         self._ledger.placed(tasks, self._queue.push(tasks))
 
-    def _fit(self, tasks: Tasks, room: int) -> int:
-        """How many of these tasks have payloads that make one block, or need none."""
-        lengths = list(map(len, tasks.data[:room]))
+    def _fit(self, lengths: Sequence[int]) -> int:
+        """How many payloads of these lengths make one block."""
         capacity = self._queue.ring.capacity
-        if max(lengths) <= capacity:
-            return len(lengths)
         if min(lengths) <= capacity:
             lengths = [length if length > capacity else 0 for length in lengths]
         return max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
@@ -2314,11 +2316,11 @@ class Feeder:
         Return None if there is no room for them now, or ever: then they wait, or have failed.
         """
         capacity = self._queue.ring.capacity
-        if max(map(len, tasks.data)) <= capacity:
-            return tasks
         large = tasks.data
         if min(map(len, large)) <= capacity:
             large = [item for item in large if len(item) > capacity]
+        if not large:
+            return tasks
         size = sum(map(len, large))
         try:
             if size > self._heap.size // 2 and len(tasks.data) == 1:
@@ -2343,9 +2345,9 @@ class Feeder:
         if len(large) < len(tasks.data):
             following, capacity = iter(references), self._queue.ring.capacity
             references = [next(following) if len(item) > capacity else item for item in tasks.data]
-            marked = array.array(
-                "I", [fn if len(item) <= capacity else fn | OUT_OF_LINE for fn, item in zip(tasks.fn_ids, tasks.data)]
-            )
+            for at, item in enumerate(tasks.data):
+                if len(item) <= capacity:
+                    marked[at] = tasks.fn_ids[at]
         return dataclasses.replace(tasks, data=references, block=block, marked=marked)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
@@ -2368,7 +2370,7 @@ class Feeder:
         if len(tasks.data) > 1:
             self._block_bytes = max(1, size // 2)
             self._ledger.fresh.appendleft(tasks)
-        elif self._file_bytes or not self._heap.is_empty:  # there may be room once others are done
+        elif self._file_bytes or self._heap.used:  # there may be room once others are done
             self._ledger.fresh.appendleft(tasks)
         else:
             where = shared_directory()

@@ -337,4 +337,4 @@ def test_values_and_payloads_of_sizes_between_a_slot_and_a_file():
         assert [next(values) for _ in range(100)] == payloads[:100]
         assert not list(segment.parent.glob(f"{segment.name}.p*")), "payloads lie in the heap"
         assert list(values) == payloads[100:]
-        assert supervisor._engine._feeder._heap.is_empty
+        assert supervisor._engine._feeder._heap.used == 0
