@@ -47,6 +47,7 @@ import argparse
 import bisect
 import collections
 import contextlib
+import ctypes
 import functools
 import itertools
 import multiprocessing
@@ -468,7 +469,7 @@ def steered_handle(world: World) -> type[shmqueue.Handle]:
 
         def go_on(self) -> None:
             super().go_on()
-            world.halting, world.doubts = None, ""
+            world.end_halt()
 
         def _signal(self, number: int) -> None:
             world.signal(self.process.actor, number)
@@ -727,6 +728,11 @@ class World:
         self.firsts = [[half.first for half in pair] for pair in made.halves]
         self.ends = {half.end for half in itertools.chain.from_iterable(made.halves)}
         self.specials = {half.special for half in itertools.chain.from_iterable(made.halves)}
+        size = ctypes.sizeof(self.half_layout) // 8
+        owned = [(s, s + 16) for s in self.status], [(pair[0], pair[1] + size) for pair in self.firsts]
+        self._owners = {
+            word: worker for part in owned for worker, words in enumerate(part) for word in range(*words)
+        }
         self._name_words()
         self._seats: dict[tuple[int, int], Seat] = {(-1, 0): Seat(self, made, False)}
 
@@ -792,7 +798,8 @@ class World:
         self.halting: Any = None  # the worker that is being halted
         self.wanted: int | None = None  # the worker to be halted
         self.returns = 0  # how often a worker that runs in its halt may give way to the supervisor
-        self.doubts = ""  # why what a halt has read may not be used
+        self.disturbed = False  # somebody has continued it
+        self.doubts = ""  # why what the halt has read may not be used
         self.actors: list[Actor] = []
         self.files: dict[str, bytes] = {}
         self.started = [0] * len(self.payloads)
@@ -1177,14 +1184,31 @@ class World:
         self._note(f"{actor.name:>12}: CONTINUED by somebody else{', late' if late else ''}")
         self.conts -= 1
         self.returns = 1
+        self.disturbed = True
         actor.stopping = actor.stopped = False
         actor.moved = True
         if late:
             actor.skew += 2 * shmqueue.QUIET_SECONDS
-        for first in self.firsts[actor.worker]:  # what the supervisor stored there, it may or may not see
-            self._writes.pop(first + 1, None)
+        self._forget_halt(actor.worker)
         if self._ready(actor):
             self._switch_to(actor)
+
+    def _forget_halt(self, worker: int) -> None:
+        """A worker was continued without the supervisor's doing. It may see what that stored to `end`, or may not; what
+        the supervisor has read before, it had read: its looks come after it."""
+        for first in self.firsts[worker]:
+            self._writes.pop(first + 1, None)
+        for place, readers in self._reads.items():
+            if self.owner(place) == worker:
+                readers.pop(0, None)
+
+    def owner(self, place: int) -> int | None:
+        """The worker whose part of the segment this place is in."""
+        word = place if place < LOG else (place - LOG) // 8
+        return self._owners.get(word)
+
+    def end_halt(self) -> None:
+        self.halting, self.disturbed, self.doubts = None, False, ""
 
     def _stop_again(self, actor: Actor) -> None:
         self._note(f"{actor.name:>12}: STOPPED by somebody else")
@@ -1203,7 +1227,7 @@ class World:
             bytes(self.memory), self.current.number, self.bell, self.now, self.ticks, tuple(self.started),
             tuple(lock.holder and lock.holder.number for lock in self.locks.values()),
             tuple(self.hands.items()), tuple(sorted(self.files)),
-            self.halting and self.halting.number, self.wanted, self.returns, self.doubts,
+            self.halting and self.halting.number, self.wanted, self.returns, self.disturbed, self.doubts,
             tuple(
                 (a.worker, a.state, a.trace, a.at, a.effect, a.moved, a.rings, a.skew, a.stopped, a.stopping, a.ran)
                 if a.alive else (a.worker, a.state, a.hand())
@@ -1362,12 +1386,13 @@ class World:
         if last is not None and last[1] > clock[last[0]]:
             self._disorder(actor, f"after the store by {self.actors[last[0]].name}")
         if not write:
-            self._reads.setdefault(place, {})[number] = clock[number]
+            if number or not self.disturbed:
+                self._reads.setdefault(place, {})[number] = clock[number]
             return
         for reader, at in self._reads.pop(place, {}).items():
             if at > clock[reader]:
                 self._disorder(actor, f"after the reading by {self.actors[reader].name}")
-        if place in self.ends and number == 0 and self.halting is not None and not self.halting.stopped:
+        if place in self.ends and number == 0 and self.disturbed:
             self._writes.pop(place, None)  # the halt will see that the worker has run, and count on nothing
         else:
             self._writes[place] = number, clock[number]
@@ -1375,8 +1400,7 @@ class World:
     def _disorder(self, actor: Actor, what: str) -> None:
         """Fail; in a halt only if something comes of what was read."""
         text = f"{actor.name}: nothing orders {actor.at!r} {what}"
-        halted = self.halting
-        if halted is None or halted.stopped or actor not in (halted, self.supervisor):
+        if not self.disturbed or actor not in (self.halting, self.supervisor):
             self.fail(text)
         if actor is self.supervisor:
             self.doubts = self.doubts or text
