@@ -76,8 +76,8 @@ SLOT_SIZE, LOG_BYTES, HEAP_PAGES = 64, 128, 2
 class Scenario(NamedTuple):
     """What is put through the queue. tasks, a letter each; see `Tasks` in this module for what they do.
 
-    how: run, map, submit, or two, which is submit and run at once. alone: a worker's fair share is that of one who is
-    alone, so that few tasks make batches of several. then: what the supervisor does after the first result. ticks:
+    how: run, map, submit, or two, which is submit and run at once. alone: a worker's fair share is half of what
+    is there, or all where there is one worker, so that few tasks make batches of several. then: what the supervisor does after the first result. ticks:
     how often the supervisor may wake because time has passed. close: it has the workers leave at the end."""
 
     name: str
@@ -103,7 +103,7 @@ SCENARIOS = {
         Scenario("mixed", "qvs", batch=3),
         Scenario("records", "tef", batch=3),
         Scenario("files", "bvb", batch=3),
-        Scenario("heap", "ppp", num_slots=2),
+        Scenario("heap", "pppp", num_slots=2),
         Scenario("payload in a file", "PqP", num_slots=2),
         Scenario("one at a time", "vqv", batch=1, alone=False),
         Scenario("small ring", "qvq", num_slots=2),
@@ -131,6 +131,12 @@ SCENARIOS = {
         Scenario("two in a batch", "qv", workers=1),
     )
 }
+
+
+PARTS = (
+    shmqueue.SharedTaskQueue, shmqueue.Worker, shmqueue.Engine, shmqueue.Ledger, shmqueue.Harvester, shmqueue.Heap,
+    shmqueue.Crew, shmqueue.Handle, shmqueue.Feeder,
+)  # fmt: skip
 
 
 class Bounds(NamedTuple):
@@ -433,7 +439,7 @@ class Process:
 
 
 def steered_crew(world: World) -> type[shmqueue.Crew]:
-    class SteeredCrew(shmqueue.Crew):
+    class SteeredCrew(world.part(shmqueue.Crew)):  # type: ignore[misc]
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             world.crew = self
@@ -450,7 +456,7 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
 
 
 def steered_handle(world: World) -> type[shmqueue.Handle]:
-    class SteeredHandle(shmqueue.Handle):
+    class SteeredHandle(world.part(shmqueue.Handle)):  # type: ignore[misc]
         def is_dead(self) -> bool:
             return not world.lives(self.process.actor)
 
@@ -477,8 +483,8 @@ def steered_handle(world: World) -> type[shmqueue.Handle]:
     return SteeredHandle
 
 
-def steered_engine(world: World, base: type[shmqueue.Engine]) -> type[shmqueue.Engine]:
-    class SteeredEngine(base):  # type: ignore[misc,valid-type]
+def steered_engine(world: World) -> type[shmqueue.Engine]:
+    class SteeredEngine(world.part(shmqueue.Engine)):  # type: ignore[misc]
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             world.engine = self
@@ -493,16 +499,16 @@ def steered_engine(world: World, base: type[shmqueue.Engine]) -> type[shmqueue.E
     return SteeredEngine
 
 
-def steered_worker(world: World, base: type[shmqueue.Worker]) -> type[shmqueue.Worker]:
-    class SteeredWorker(base):  # type: ignore[misc,valid-type]
+def steered_worker(world: World) -> type[shmqueue.Worker]:
+    class SteeredWorker(world.part(shmqueue.Worker)):  # type: ignore[misc]
         def _ring(self) -> None:
             world.ring_bell(world.current)
 
     return SteeredWorker
 
 
-def steered_ledger(world: World, base: type[shmqueue.Ledger]) -> type[shmqueue.Ledger]:
-    class SteeredLedger(base):  # type: ignore[misc,valid-type]
+def steered_ledger(world: World) -> type[shmqueue.Ledger]:
+    class SteeredLedger(world.part(shmqueue.Ledger)):  # type: ignore[misc]
         def _take(self, position: int, count: int) -> Any:
             world.nothing_doubtful()
             return super()._take(position, count)
@@ -527,7 +533,8 @@ class Seat:
             seats = [world.locks[name].seat(self.words) for name in names or [name]]
             setattr(queue, name, seats if names else seats[0])
         if alone:
-            queue.share = lambda available, limit: int(min(limit, available, max(-(-available // 2), limit // 8)))
+            few = 2 if world.scenario.workers > 1 else 1
+            queue.share = lambda available, limit: int(min(limit, available, max(-(-available // few), limit // 8)))
         slot = queue.slot_size // 8
         self._guard_slots(queue.ring, "the ring", world.layout.ring.offset // 8, slot)
         for half in itertools.chain.from_iterable(queue.halves):
@@ -628,9 +635,9 @@ def places_of(first: int, size: int, index: int, items: Any) -> range:
 
 
 class World:
-    """One scenario, explored within bounds with these classes of the product (or mistaken ones made from them).
+    """One scenario, explored within bounds.
 
-    harvester, feeder, crew: a mistaken one, or None. locks: the attributes of a queue object that hold locks. ordered:
+    parts: subclasses of PARTS, to be put in their places. locks: the attributes of a queue object that hold locks. ordered:
     accesses must be ordered. one_ring: at the end, the words must be those of a queue whose positions all come from
     one ring. kill_anywhere: also where a kill is the same as one before."""
 
@@ -639,11 +646,7 @@ class World:
         scenario: Scenario,
         bounds: Bounds,
         *,
-        queue: type[shmqueue.SharedTaskQueue] = shmqueue.SharedTaskQueue,
-        worker: type[shmqueue.Worker] = shmqueue.Worker,
-        engine: type[shmqueue.Engine] = shmqueue.Engine,
-        ledger: type[shmqueue.Ledger] = shmqueue.Ledger,
-        others: dict[str, Any] | None = None,
+        parts: Sequence[type] = (),
         locks: Sequence[str] = ("_lock",),
         every: bool = False,
         kill_anywhere: bool = False,
@@ -653,8 +656,8 @@ class World:
         self.scenario, self.bounds, self.every = scenario, bounds, every or scenario.ticks > 0
         self.kill_anywhere, self.ordered, self.one_ring = kill_anywhere, ordered, one_ring
         self.lock_names, self.locks = locks, collections.defaultdict[str, Lock](lambda: Lock(self))
-        self._classes = queue, steered_worker(self, worker), steered_engine(self, engine)
-        self._ledger, self._others = ledger, others or {}
+        self.parts = {next(base for base in part.__mro__ if base in PARTS): part for part in parts}
+        self._queue, self._worker = self.part(shmqueue.SharedTaskQueue), steered_worker(self)
         self.payloads = [payload_of(letter, i) for i, letter in enumerate(scenario.tasks)]
         self.path: list[list[int]] = []  # of the schedule: what was chosen, and of how many
         self.visited: dict[int, list[tuple[int, ...]]] = {}
@@ -665,6 +668,10 @@ class World:
         self.logging = False
         self.failure = ""
         self.current: Any = None
+
+    def part(self, base: type) -> Any:
+        """The class of the product in this place, or what was given in its stead."""
+        return self.parts.get(base, base)
 
     # All schedules.
 
@@ -705,16 +712,16 @@ class World:
         sizes = {
             "heap_size": lambda rest: heap,
             "LOG_BYTES": LOG_BYTES,
-            "BLOCK_BYTES": SLOT_SIZE,
+            "BLOCK_BYTES": 3 * SLOT_SIZE,  # two payloads of p
             "segment_layout": functools.cache(shmqueue.segment_layout.__wrapped__),
         }
         with mock.patch.multiple(shmqueue, **sizes):
             self._make_segment()
-            with mock.patch.multiple(shmqueue, **{**self._steered(), **self._others}):
+            with mock.patch.multiple(shmqueue, **self._steered()):
                 yield
 
     def _make_segment(self) -> None:
-        scenario, queue = self.scenario, self._classes[0]
+        scenario, queue = self.scenario, self._queue
         batch = min(scenario.batch, scenario.num_slots)
         context = multiprocessing.get_context("fork")
         made = queue.create(scenario.num_slots, SLOT_SIZE, scenario.workers, batch, context)
@@ -759,10 +766,11 @@ class World:
         clocks = {"monotonic": lambda: self.now, "perf_counter": self.read_clock}
         files = Files(self)
         return {
+            **{base.__name__: part for base, part in self.parts.items()},
             "Crew": steered_crew(self),
-            "Engine": self._classes[2],
+            "Engine": steered_engine(self),
             "Handle": steered_handle(self),
-            "Ledger": steered_ledger(self, self._ledger),
+            "Ledger": steered_ledger(self),
             "select": types.SimpleNamespace(poll=lambda: Poll(self), POLLIN=1),
             "time": types.SimpleNamespace(**clocks),
             "multiprocessing": types.SimpleNamespace(get_context=lambda method: context, util=mock.Mock()),
@@ -847,7 +855,7 @@ class World:
         """The queue object of a process: one for each that there ever is of a worker, kept from run to run."""
         which = actor.worker, sum(other.worker == actor.worker for other in self.actors) - 1
         if which not in self._seats:
-            queue = self._classes[0].attach(self._made.name, self._primitives)
+            queue = self._queue.attach(self._made.name, self._primitives)
             self._seats[which] = Seat(self, queue, self.scenario.alone)
         return self._seats[which].take(actor)
 
@@ -936,7 +944,7 @@ class World:
 
     def _serve(self, options: Any, actor: Actor) -> None:
         queue = self._seat(actor)
-        actor.body = self._classes[1](queue, actor.worker, options, shmqueue.Pipes(-1, -1))
+        actor.body = self._worker(queue, actor.worker, options, shmqueue.Pipes(-1, -1))
         actor.body.serve()
 
     def task(self, payload: bytes) -> bytes | str | None:
@@ -1290,6 +1298,10 @@ class World:
     # What processes do to each other.
 
     def spawn(self, worker: int, options: Any) -> Actor:
+        words, status = self._made.segment.words, self.status[worker]
+        at = {name: words[status + getattr(shmqueue, name)] for name in ("ASLEEP", "LEAVE", "LEAVING")}
+        if tuple(at.values()) != (0, 0, shmqueue.NEVER):
+            self.fail(f"worker {worker} is started with {at}")
         actor = self._actor(worker, list(self.supervisor.clock), functools.partial(self._serve, options))
         self.supervisor.clock[0] += 1
         return actor
