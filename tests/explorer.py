@@ -76,8 +76,8 @@ SLOT_SIZE, LOG_BYTES, HEAP_PAGES = 64, 128, 2
 class Scenario(NamedTuple):
     """What is put through the queue. tasks, a letter each; see `Tasks` in this module for what they do.
 
-    how: run, map, submit, or two, which is submit and run at once. alone: a worker's fair share is half of what
-    is there, or all where there is one worker, so that few tasks make batches of several. then: what the supervisor does after the first result. ticks:
+    how: run, map, submit, each (submitted once the one before has its result), or two (submitted and run at once). few: of how many workers
+    each has a fair share, so that few tasks make batches of several; 0 for the product's own rule. then: what the supervisor does after the first result. ticks:
     how often the supervisor may wake because time has passed. close: it has the workers leave at the end."""
 
     name: str
@@ -85,7 +85,7 @@ class Scenario(NamedTuple):
     num_slots: int = 4
     batch: int = 2
     retries: int = 0
-    alone: bool = True
+    few: int = 2
     then: str = ""
     ticks: int = 0
     close: bool = False
@@ -105,30 +105,34 @@ SCENARIOS = {
         Scenario("files", "bvb", batch=3),
         Scenario("heap", "pppp", num_slots=2),
         Scenario("payload in a file", "PqP", num_slots=2),
-        Scenario("one at a time", "vqv", batch=1, alone=False),
+        Scenario("one at a time", "vqv", batch=1, few=0),
         Scenario("small ring", "qvq", num_slots=2),
         Scenario("retries", "qfv", retries=1),
-        Scenario("cancelled", "qvv", then="cancel"),
+        Scenario("cancelled", "qvvq", batch=1, then="cancel"),
         Scenario("paused", "vqv", then="pause"),
         Scenario("closed early", "vqv", then="close"),
         Scenario("told to leave", "vqq", then="leave"),
-        Scenario("left", "vq", close=True),
+        Scenario("left", "vq", close=True, few=1),
         Scenario("few tasks each", "qvq", max_tasks=1),
         Scenario("submitted", "qv", how="submit"),
+        Scenario("one after the other", "qqq", how="each", workers=1, few=1),
         Scenario("in order", "vqv", how="map"),
         Scenario("two jobs", "qvqv", how="two"),
         Scenario("looked behind", "qvq", batch=3, ticks=3),
         Scenario("timeout", "hq", ticks=4, timeout=0.05),
+        Scenario("too slow", "qqv", batch=3, ticks=3, workers=1, few=1, timeout=0.05),
         Scenario("one task", "q"),
         Scenario("two tasks", "qq"),
         Scenario("two tasks retried", "qv", retries=1),
-        Scenario("one worker", "qvq", num_slots=2, workers=1),
-        Scenario("one worker, cancelled", "qvq", batch=3, workers=1, then="cancel"),
-        Scenario("one worker, files", "bvb", batch=3, workers=1),
-        Scenario("one worker looked behind", "qqv", batch=3, ticks=3, workers=1),
-        Scenario("one batch", "qvqv", batch=4, workers=1),
-        Scenario("two batches", "qqvv", batch=2, workers=1),
-        Scenario("two in a batch", "qv", workers=1),
+        Scenario("one worker", "qvq", num_slots=2, workers=1, few=1),
+        Scenario("one worker, one at a time", "vqv", batch=1, workers=1, few=1),
+        Scenario("one worker, cancelled", "qvq", batch=3, workers=1, few=1, then="cancel"),
+        Scenario("one worker, files", "bvb", batch=3, workers=1, few=1),
+        Scenario("one worker looked behind", "qqv", batch=3, ticks=3, workers=1, few=1),
+        Scenario("one batch", "qvqv", batch=4, workers=1, few=1),
+        Scenario("two batches", "qqvv", batch=2, workers=1, few=1),
+        Scenario("two in a batch", "qv", workers=1, few=1),
+        Scenario("three in a batch", "qvq", batch=3, workers=1, few=1),
     )
 }
 
@@ -524,7 +528,7 @@ def steered_ledger(world: World) -> type[shmqueue.Ledger]:
 class Seat:
     """A queue object, of one process at a time, with the doubles in it; made anew for each run from what it held."""
 
-    def __init__(self, world: World, queue: Any, alone: bool) -> None:
+    def __init__(self, world: World, queue: Any, few: int) -> None:
         self.world, self.queue, self.words = world, queue, Words(world, queue.words)
         queue.words = self.words
         for name in world.lock_names:
@@ -532,8 +536,7 @@ class Seat:
             names = [f"{name} {i}" for i in range(len(locks))] if isinstance(locks, list) else []
             seats = [world.locks[name].seat(self.words) for name in names or [name]]
             setattr(queue, name, seats if names else seats[0])
-        if alone:
-            few = 2 if world.scenario.workers > 1 else 1
+        if few:
             queue.share = lambda available, limit: int(min(limit, available, max(-(-available // few), limit // 8)))
         slot = queue.slot_size // 8
         self._guard_slots(queue.ring, "the ring", world.layout.ring.offset // 8, slot)
@@ -741,7 +744,7 @@ class World:
             word: worker for part in owned for worker, words in enumerate(part) for word in range(*words)
         }
         self._name_words()
-        self._seats: dict[tuple[int, int], Seat] = {(-1, 0): Seat(self, made, False)}
+        self._seats: dict[tuple[int, int], Seat] = {(-1, 0): Seat(self, made, 0)}
 
     def _name_words(self) -> None:
         """Which words are shared without an order, and what steps on words are called."""
@@ -856,7 +859,7 @@ class World:
         which = actor.worker, sum(other.worker == actor.worker for other in self.actors) - 1
         if which not in self._seats:
             queue = self._queue.attach(self._made.name, self._primitives)
-            self._seats[which] = Seat(self, queue, self.scenario.alone)
+            self._seats[which] = Seat(self, queue, self.scenario.few)
         return self._seats[which].take(actor)
 
     def _supervise(self, actor: Actor) -> None:
@@ -918,6 +921,11 @@ class World:
         for payload in self.payloads:
             supervisor.submit(self.task, payload)
         self._read(supervisor, supervisor.results())
+
+    def _each(self, supervisor: Any) -> None:
+        for payload in self.payloads:
+            supervisor.submit(self.task, payload)
+            self._read(supervisor, supervisor.results())
 
     def _two(self, supervisor: Any) -> None:
         half = len(self.payloads) // 2
@@ -987,8 +995,12 @@ class World:
         else:
             shared = self._add_for_worker(actor, options) or shared
         if shared and self.preemptions > 0:
-            options += [(SWITCH, other) for other in self.actors if other is not actor and self._ready(other)]
+            options += [(SWITCH, other) for other in self.actors if other is not actor and self._may_come(other)]
         return options
+
+    def _may_come(self, actor: Actor) -> bool:
+        """Return True if a process can preempt another: also the supervisor, because time has passed."""
+        return self._ready(actor) or (self.ticks > 0 and actor.state == WAITING)
 
     def _add_for_worker(self, actor: Actor, options: list[tuple[int, Any]]) -> bool:
         """What may happen to a worker at this step. Return True if it runs in the midst of its halt."""
@@ -1167,7 +1179,7 @@ class World:
             actor.stopping, actor.stopped = False, True
             self._count_switch(actor)
         state = "Z" if not actor.alive else "T" if actor.stopped else "R"
-        if state == "R" and self.halting is actor:
+        if state == "R" and self.disturbed:
             self.now += 2 * shmqueue.STILL_SECONDS
         self.supervisor.trace = hash((self.supervisor.trace, state, actor.switches))
         return state, actor.switches

@@ -171,18 +171,6 @@ class NeverSaysAsleep(SharedTaskQueue):
     claim = changed(SharedTaskQueue.claim, "words[status + ASLEEP] = self._sleeps", "pass")
 
 
-class SaysAsleepUnlocked(SharedTaskQueue):
-    """Says that it sleeps after letting go of the lock, when there may be work."""
-
-    claim = changed(
-        SharedTaskQueue.claim,
-        "words[status + ASLEEP] = self._sleeps",
-        "pass",
-        "        self._leave()\n",
-        "        self._leave()\n        if count <= 0:\n            words[status + ASLEEP] = self._sleeps\n",
-    )
-
-
 class PublishesUnlocked(SharedTaskQueue):
     def claim(self, worker, limit):
         self.words[self.status[worker] + PUBLISHED] = self.words[self.status[worker] + CLAIMS]
@@ -376,6 +364,19 @@ class RingsBeforeItPublishes(Worker):
     )
 
 
+class SaysAsleepLast(Worker):
+    """Stores its asleep word after it has rung the supervisor."""
+
+    serve = changed(
+        Worker.serve,
+        "            if words[SUPERVISOR_ASLEEP]:\n                self._ring()\n",
+        "            asleep = self._status + ASLEEP\n"
+        "            number, words[asleep] = words[asleep], 0\n"
+        "            if words[SUPERVISOR_ASLEEP]:\n                self._ring()\n"
+        "            words[asleep] = number\n",
+    )
+
+
 class TakesTheOneInHand(Harvester):
     """A halt takes back the task in hand as well."""
 
@@ -564,12 +565,12 @@ class RingsForTheFirstSleep(Crew):
 MISTAKES = [
     (CommitsFirst, "nothing returned", ONE_KILL),
     (ClaimsLast, "nothing returned", ONE_KILL),
-    (KeepsOldEnds, "two batches", ONE_KILL),
+    (KeepsOldEnds, "one worker, one at a time", ONE_KILL),
     (ReleasesEarly, "nothing returned", ONE_KILL),
     (CopiesLate, "small ring", ONE_PREEMPTION),
     (ClaimsAThirdBatch, "one at a time", Bounds()),
     (NeverSaysAsleep, "nothing returned", Bounds()),
-    (SaysAsleepUnlocked, "small ring", ONE_PREEMPTION),
+    (SaysAsleepLast, "one worker", ONE_PREEMPTION),
     (PublishesUnlocked, "nothing returned", Bounds()),
     (WithoutRepair, "nothing returned", ONE_KILL),
     (WithoutDirty, "nothing returned", ONE_KILL),
@@ -577,11 +578,11 @@ MISTAKES = [
     (SignsLate, "nothing returned", ONE_PREEMPTION),
     (HarvestsUnlocked, "nothing returned", Bounds()),
     (HarvestsTooFar, "nothing returned", Bounds()),
-    (NeverTellsHarvested, "one at a time", Bounds()),
+    (NeverTellsHarvested, "one worker, one at a time", Bounds()),
     (PushesUnlocked, "nothing returned", ONE_PREEMPTION),
     (WritesTheRingLate, "nothing returned", ONE_PREEMPTION),
     (NeverSaysTheSupervisorSleeps, "nothing returned", Bounds()),
-    (DrainsWhatStays, "paused", Bounds()),
+    (DrainsWhatStays, "cancelled", Bounds()),
     (RecoversUnlocked, "one task", ONE_EACH),
     (KeepsPublished, "nothing returned", ONE_KILL),
     (KeepsAsleep, "nothing returned", ONE_KILL),
@@ -603,23 +604,22 @@ MISTAKES = [
     (NeverWaits, "one batch", ONE_HALT),
     (GivesAwayEarly, "two in a batch", ONE_CONT),
     (LooksOnlyAtEnds, "two in a batch", ONE_CONT),
-    (ForgetsTheBound, "one batch", TWO_HALTS),
-    (RaisesEnd, "one batch", TWO_HALTS),
-    (RaisesEndAndForgets, "one batch", TWO_HALTS),
+    (ForgetsTheBound, "three in a batch", Bounds(halts=2, conts=1)),
+    (RaisesEndAndForgets, "three in a batch", Bounds(halts=2, conts=1)),
     (TrustsEnd, "two in a batch", ONE_CONT),
     (UsesWhatItRead, "two in a batch", ONE_CONT),
     (LooksTooEarly, "two in a batch", ONE_CONT),
     (SeesNoSwitches, "two in a batch", ONE_CONT),
-    (RecoversTheLastBatchOnly, "two batches", ONE_KILL),
-    (ChargesWhatIsPublished, "two in a batch", Bounds(kills=1, halts=1, conts=1)),
+    (RecoversTheLastBatchOnly, "two batches", ONE_EACH),
+    (ChargesWhatIsPublished, "two in a batch", Bounds(1, 1, 1, 1)),
     (ChargesNobody, "nothing returned", ONE_KILL),
     (ChargesTheNext, "mixed", ONE_KILL),
     (KeepsFiles, "files", ONE_KILL),
-    (KillsTheNext, "timeout", ONE_PREEMPTION),
+    (KillsTheNext, "too slow", Bounds(preemptions=1, conts=1)),
     (NeverContinues, "one batch", ONE_HALT),
     (ChargesWrong, "one batch", ONE_KILL),
     (FreesPagesEarly, "heap", ONE_PREEMPTION),
-    (RingsOnce, "nothing returned", ONE_KILL),
+    (RingsOnce, "one after the other", ONE_KILL),
     (RingsForTheFirstSleep, "small ring", ONE_PREEMPTION),
 ]
 
