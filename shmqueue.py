@@ -21,12 +21,12 @@ The processes, and what goes between them
 -----------------------------------------
                              one shared-memory segment, in /dev/shm
                   +-----------------------------------------------------------+
-                  |  ring of task slots                     one worker's part |
+                  |  ring of task slots                     one worker's half  |
     tasks         |  +----+----+----+----+----+    claim   +----------------+ |
-      |      push |  | .. | 17 | 18 | 19 | .. | ---------> | lane 17 18 19  | |   worker process
+      |      push |  | .. | 17 | 18 | 19 | .. | ---------> | lane  17 18 19 | |   worker process
       v     +-------->----+----+----+----+----+   (copy)   |                | |   for each task of the lane:
-  supervisor      |     ^ claimed       ^ pushed           | outcomes       | |     value = function(payload)
-    ^  |          |                                        | ring 14 15 16  <-----  write outcome, then progress
+  supervisor      |     ^ claimed       ^ pushed           | ends   x  x  0 <-----    value = function(payload)
+    ^  |          |                                        | log    value.. <-----    append to the log, store ends
     |  +---------------- harvest ------------------------- |                | |
   results         |                                        +----------------+ |
                   +-----------------------------------------------------------+
@@ -38,12 +38,14 @@ The processes, and what goes between them
 
 The segment, in bytes
 ---------------------
-  QueueHeader          what and whose it is | pushed | claimed | dirty | asleep | control     a line of 128 bytes each
-  WorkerStatus x W     the worker's line: first end progress records published asleep ready limit
-                       the supervisor's line: harvested pid completed failed started
+  QueueHeader          what and whose it is | pushed | claimed | dirty | asleep         a line of 128 bytes each
+  WorkerStatus x W     the worker's line: claims published asleep ready limit leaving
+                       the supervisor's line: harvested leave pid completed failed started
   (a strategy's own)   nothing here; see variants/
-  LocalTaskQueue x W   a lane of `batch` task slots, and a ring of 2 x `batch` outcome slots
+  LocalTaskQueue x W   two halves, each with room for a batch: first end began special | a lane of `batch` task slots |
+                       ends[batch] | stamps[batch] | a log for the values
   TaskSlot128 x N      the ring
+  heap                 pages for payloads that do not fit a slot; reserved as they are used
 
   Positions and counters are 64 bits, absolute, and only grow; slot `position % num_slots` holds a position. Each
   word has one writer (or is written under the lock), is aligned, and is stored through memoryview.cast("Q"), which
@@ -52,33 +54,37 @@ The segment, in bytes
 
 The life of a task
 ------------------
-  push      supervisor  writes slots beyond `pushed`, which nobody reads; then, locked, moves `pushed`.
-  claim     worker      locked: copies k slots from `claimed` on into its lane, stores first, progress, end,
-                        and then claimed += k: the commit point. The tasks have left the ring.
-  run       worker      for each task: call, write the outcome, records += 1, progress += 1. Short tasks that
-                        returned None write none of their own: one outcome covers a whole run of them.
-  publish   worker      published = records, in the lock section of its next claim.
-  harvest   supervisor  locked: reads every `published`; then, unlocked, the outcomes up to there.
+  push      The supervisor writes the task into free slots of the ring, which nobody reads. Then it takes the lock and
+            moves `pushed`.
+  claim     A worker takes the lock, says that its last batch is finished (`published`), copies a batch from the ring
+            to the lane of its other half, and moves `claimed`: the commit point. From here on the batch is its own.
+  run       The worker calls the function, appends the value to the log, and stores `ends[i]`. That one store makes
+            the task finished. Whoever is killed before it has not finished the task; whoever is killed after it has.
+  harvest   The supervisor takes the lock and reads how many batches each worker has finished. Then it reads their
+            logs, without the lock.
+  halt      A worker is slow while others are idle or results wait, or tasks are to be taken back for another reason.
+            The supervisor stops it for a moment (SIGSTOP), reads what it has finished, draws the `end` of its batch
+            back to the task in hand, and lets it continue. What lay behind goes back to the ring.
 
 
 The lock
 --------
-  fcntl.lockf on one byte of the segment's file. It guards pushed, claimed, dirty, published, harvested, the asleep
-  words, and `end` of every lane. The kernel releases it when its holder dies. Whoever gets it finds `dirty` set if
-  the last holder died inside, and repairs: a lane whose `end` lies beyond `claimed` was not committed, so its end
-  is drawn back. Then it sets `dirty` to itself, and clears it before it lets go. Nothing slow happens inside.
-  What one process wrote, another reads only after both held this lock (or after the kernel reaped the writer), so
-  no assumption is made about the order in which a processor's stores become visible.
+  fcntl.lockf on one byte of the segment's file. It guards pushed, claimed, dirty, published, harvested, leave, the
+  asleep words, and a claim's stores to its half. The kernel releases it when its holder dies. The next holder finds
+  `dirty` set if the last one died inside, and repairs: a batch whose `end` lies beyond `claimed` was not committed,
+  so its `end` becomes `claimed`, and the batch is empty. Then it sets `dirty` to itself, and clears it before it lets
+  go. Nothing slow happens inside.
+  What one process wrote, another reads only after both held this lock, or after the kernel reaped the writer or
+  stopped it. So no assumption is made about the order in which a processor's stores become visible.
 
 
 If a worker is killed, on any line
 ----------------------------------
   in claim, before the commit      repaired by the next holder: the tasks are still in the ring
-  after it                         progress says which task was in hand: it is charged one attempt; those before
-                                   it are finished (outcome written before progress moved), those after it never
-                                   began and go round again
-  between outcome and progress     the outcome counts: the last record covers the task, and none is in hand
-  anywhere else                    nothing was shared
+  in a batch                       the tasks with their `ends` are finished. The next one was in hand: it is charged
+                                   one attempt. Those behind it never began, and go round again
+  after its last task              nothing is in hand, and nobody is charged
+  while it stands still            the same: only tasks behind the one in hand were taken back
 If the supervisor is killed, workers see their pipe close and leave; the next start removes the segment.
 
 MIT License: permission is granted, free of charge, to any person obtaining a copy of this software, to deal in it
@@ -187,8 +193,9 @@ class QueueHeader(ctypes.Structure):
         ("batch", ctypes.c_uint32),
         ("owner_pid", ctypes.c_uint32),
         ("owner_start", ctypes.c_uint64),  # see process_status: tells a pid from a later process with the same pid
+        ("ring_end", ctypes.c_uint64),  # follows from the sizes above, and shows that they are right
         ("heap_bytes", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 48)),
+        ("_unused", ctypes.c_uint8 * (LINE - 56)),
         *((name, Word) for name in SHARED_WORDS),
     ]
 
@@ -522,7 +529,7 @@ def state_and_switches(pid: int) -> tuple[str, int]:
         with open(f"/proc/{pid}/status", "rb") as file:
             text = file.read()
         state = text[text.index(b"State:") + 6 :].split(None, 1)[0].decode()
-        return state, sum(int(line.split()[1]) for line in text.splitlines()[-3:] if b"ctxt_switches" in line)
+        return state, sum(int(part.split(None, 1)[0]) for part in text.split(b"ctxt_switches:")[1:])
     except (OSError, ValueError, IndexError):
         return process_status(pid)[0], 0
 
@@ -790,7 +797,7 @@ class QueueMemory:
         if header.version != LAYOUT_VERSION or max(sizes) > segment.size:
             raise wrong
         layout = segment_layout(*sizes)
-        if ctypes.sizeof(layout) != segment.size:
+        if (ctypes.sizeof(layout), layout.ring.offset + layout.ring.size) != (segment.size, header.ring_end):
             raise wrong
         self.segment, self.name, self.words = segment, segment.name, segment.words
         self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
@@ -885,11 +892,16 @@ class QueueMemory:
 
 
 def heap_size(rest: int) -> int:
-    """Bytes of heap for a segment whose other parts have `rest` bytes: fewer where files may not be that large."""
+    """Bytes of heap for a segment whose other parts have `rest` bytes.
+
+    Fewer than HEAP_BYTES where a file may not be that large, and half of what is free, since large values need room.
+    """
+    space = os.statvfs(shared_directory())
+    size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit == resource.RLIM_INFINITY:
-        return HEAP_BYTES
-    return min(HEAP_BYTES, max(0, limit - rest) // mmap.PAGESIZE * mmap.PAGESIZE)
+    if limit != resource.RLIM_INFINITY:
+        size = min(size, limit - rest)
+    return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
 
 
 class SharedTaskQueue(QueueMemory):
@@ -919,7 +931,8 @@ class SharedTaskQueue(QueueMemory):
         if reason := cls.refusal():
             raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
         sizes = (num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers))
-        rest = ctypes.sizeof(segment_layout(*sizes))
+        layout = segment_layout(*sizes)
+        rest = ctypes.sizeof(layout)
         heap_bytes = heap_size(rest)
         name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
         segment = Segment(name, rest + heap_bytes, rest)
@@ -928,7 +941,7 @@ class SharedTaskQueue(QueueMemory):
                 version=LAYOUT_VERSION, num_slots=num_slots, slot_size=slot_size, num_workers=num_workers, batch=batch
             )
             header.owner_pid, header.owner_start = os.getpid(), process_status(os.getpid())[1]
-            header.heap_bytes = heap_bytes
+            header.ring_end, header.heap_bytes = layout.ring.offset + layout.ring.size, heap_bytes
             segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
             segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
             queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
@@ -1258,6 +1271,7 @@ REFERRING = 1 + SIZE.size  # bytes of such a record
 
 BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
 QUIET_SECONDS = 20e-6  # a task that took longer has a time of its own, and the worker looks at `end` after it
+FETCH_BYTES = 256 << 10  # payloads out of line that are read at once, if they lie together
 SPILL_BYTES = 32 << 20  # values of one worker in files that may wait to be taken in
 SPILL_TRIES = 100  # to write one when none of this worker's waits and there is no room all the same
 SPILL_SECONDS = 0.02  # from one such try to the next
@@ -1369,6 +1383,7 @@ class Worker:
         self._left = options.max_tasks if options.max_tasks is not None else math.inf
         self._limit = options.batch or 1  # tasks to claim next
         self._spilled: collections.deque[tuple[str, int]] = collections.deque()  # files of values: path and bytes
+        self._batch_spilled = 0  # bytes that this batch put into such files
         self._log: TaskLog | None = None
         self.disowned = False  # true in a process that a function forked
 
@@ -1451,22 +1466,42 @@ class Worker:
         self._end_batch(done, at, began, last)
 
     def _begin_batch(self, first: int, count: int) -> Half:
-        self._first, self._count = first, count
+        self._first, self._count, self._batch_spilled = first, count, 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
         return self._half
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
         """What to call, and with what, for each task of the batch."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
-        if fn_ids.count(fn_ids[0]) == len(fn_ids):
-            return itertools.repeat(self._call(fn_ids[0])), iter(self._payloads)
-        return map(self._call, fn_ids), iter(self._payloads)
+        if fn_ids.count(fn_ids[0]) < len(fn_ids):
+            return map(self._call, fn_ids), iter(self._payloads)
+        if fn_ids[0] & OUT_OF_LINE and self._fetch_payloads():
+            fn_ids[0] &= ~OUT_OF_LINE
+        return itertools.repeat(self._call(fn_ids[0])), iter(self._payloads)
 
     def _call(self, fn_id: int) -> Callable[[bytes], Any]:
         return self._calls.get(fn_id) or functools.partial(self._unknown, fn_id)
 
     def _unknown(self, fn_id: int, payload: bytes) -> None:
         raise SpoiledSegmentError(f"no function has fn_id {fn_id}")
+
+    def _fetch_payloads(self) -> bool:
+        """Put the payloads of a batch in the place of their references, if they lie together in the heap.
+
+        This takes a third of the time that fetching each of them takes.
+        """
+        references = b"".join(self._payloads)
+        if len(references) != REFERENCE.size * self._count:
+            return False
+        numbers, offsets, lengths = (memoryview(references).cast("Q").tolist()[field::3] for field in range(3))
+        begin, end = offsets[0], offsets[-1] + lengths[-1]
+        if any(numbers) or end - begin != sum(lengths) or end - begin > FETCH_BYTES or end > len(self._queue.heap):
+            return False
+        data = bytes(self._queue.heap[begin:end])
+        starts = [offset - begin for offset in offsets]
+        stops = itertools.chain(starts[1:], [len(data)])
+        self._payloads = list(map(data.__getitem__, map(slice, starts, stops)))
+        return True
 
     def _call_out_of_line(self, call: Callable[[bytes], Any], reference: bytes) -> Any:
         """Call with a payload that did not fit its slot."""
@@ -1488,7 +1523,10 @@ class Worker:
         self._words[self._status + LEAVING] = self._first + task
 
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
-        """After a batch: see how many tasks make BATCH_SECONDS and half a log, growing no faster than twofold."""
+        """After a batch: see how many tasks make the next one, growing no faster than twofold.
+
+        It should take BATCH_SECONDS, and its values should fill half a log, or a quarter of SPILL_BYTES in files.
+        """
         if done:
             self._half.stamps[done - 1] = last
         self._left -= done
@@ -1497,7 +1535,8 @@ class Worker:
         if self._options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
             by_room = len(self._half.log) // 2 * done // at
-            self._limit = max(1, min(2 * self._limit, by_time, by_room))
+            by_files = SPILL_BYTES // 4 * done // max(1, self._batch_spilled)
+            self._limit = max(1, min(2 * self._limit, by_time, by_room, by_files))
 
     # Values that are neither plain bytes nor None.
 
@@ -1539,6 +1578,7 @@ class Worker:
                 alone += not self._spilled
             time.sleep(SPILL_SECONDS)
         self._spilled.append((path, len(data)))
+        self._batch_spilled += len(data)
         if not os.path.exists(self._queue.segment.path):  # the run is over and swept; nobody would remove the file
             os.unlink(path)
         return head | IN_FILE, SIZE.pack(len(data))
@@ -1976,13 +2016,16 @@ class Ledger:
             if self._attempts:
                 attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
-                times: Any = same(seconds)
+                longest = seconds
+                times: Any = same(seconds, stop - start)
                 self.tally.add_ok(worker, stop - start, seconds * (stop - start))
             else:
                 times = seconds[part]
+                longest = max(times)
                 self.tally.add_ok(worker, stop - start, sum(times))
-                if max(times) > self.tally.slow:
-                    self._note_slow(worker, tasks, start, times)
+            if longest > self.tally.slow:
+                times = list(times)
+                self._note_slow(worker, tasks, start, times)
             each = same(None, stop - start) if values is None else iter(values[part])
             tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker)
 
@@ -2060,6 +2103,7 @@ class Ledger:
 
 
 BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept together in blocks of this size
+JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
 FILE_BYTES = 64 << 20  # payloads in files that may be in the queue, unless it is a single one
 
 
@@ -2093,8 +2137,16 @@ class Heap:
             self._segment.reserve(self._offset + offset, count * mmap.PAGESIZE)
             self._reserved[pages] = b"\1" * count
         self._in_use[pages] = b"\1" * count
-        self._bytes[offset : offset + size] = b"".join(payloads)
+        self._copy(offset, payloads, size)
         return 0, offset, Block(users, functools.partial(self._free, pages, count))
+
+    def _copy(self, offset: int, payloads: Sequence[bytes], size: int) -> None:
+        if size < JOIN_BYTES * len(payloads):
+            self._bytes[offset : offset + size] = b"".join(payloads)
+            return
+        for payload in payloads:
+            self._bytes[offset : offset + len(payload)] = payload
+            offset += len(payload)
 
     def _free(self, pages: slice, count: int) -> None:
         self._in_use[pages] = bytes(count)
@@ -2139,20 +2191,25 @@ class Feeder:
 
     def _fit(self, tasks: Tasks, room: int) -> int:
         """How many of these tasks have payloads that make one block, or need none."""
-        data, capacity = tasks.data[:room], self._queue.ring.capacity
-        if max(map(len, data)) <= capacity:
-            return len(data)
-        sizes = itertools.accumulate(length if length > capacity else 0 for length in map(len, data))
-        return max(1, bisect.bisect(list(sizes), self._block_bytes))
+        lengths = list(map(len, tasks.data[:room]))
+        capacity = self._queue.ring.capacity
+        if max(lengths) <= capacity:
+            return len(lengths)
+        if min(lengths) <= capacity:
+            lengths = [length if length > capacity else 0 for length in lengths]
+        return max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
 
     def _pack(self, tasks: Tasks) -> Tasks | None:
         """Put the payloads that do not fit their slots elsewhere, and references in their place.
 
         Return None if there is no room for them now, or ever: then they wait, or have failed.
         """
-        large = [item for item in tasks.data if len(item) > self._queue.ring.capacity]
-        if not large:
+        capacity = self._queue.ring.capacity
+        if max(map(len, tasks.data)) <= capacity:
             return tasks
+        large = tasks.data
+        if min(map(len, large)) <= capacity:
+            large = [item for item in large if len(item) > capacity]
         size = sum(map(len, large))
         try:
             if size > self._heap.size // 2 and len(tasks.data) == 1:
@@ -2166,17 +2223,21 @@ class Feeder:
             self._ledger.fresh.appendleft(tasks)
             return None
         self._block_bytes = BLOCK_BYTES
-        return self._refer(tasks, *placed)
+        return self._refer(tasks, large, *placed)
 
-    def _refer(self, tasks: Tasks, number: int, offset: int, block: Block) -> Tasks:
-        """The tasks with references in place of the payloads that lie in this block."""
-        marked, data, capacity = tasks.fn_ids[:], list(tasks.data), self._queue.ring.capacity
-        for at, item in enumerate(data):
-            if len(item) > capacity:
-                data[at] = REFERENCE.pack(number, offset, len(item))
-                marked[at] |= OUT_OF_LINE
-                offset += len(item)
-        return dataclasses.replace(tasks, data=data, block=block, marked=marked)
+    def _refer(self, tasks: Tasks, large: Sequence[bytes], number: int, offset: int, block: Block) -> Tasks:
+        """The tasks with references in place of the large payloads, which lie in this block."""
+        lengths = list(map(len, large))
+        offsets = itertools.accumulate(lengths, initial=offset)
+        references: Sequence[bytes] = list(map(REFERENCE.pack, itertools.repeat(number), offsets, lengths))
+        marked = array.array("I", map(OUT_OF_LINE.__or__, tasks.fn_ids))
+        if len(large) < len(tasks.data):
+            following, capacity = iter(references), self._queue.ring.capacity
+            references = [next(following) if len(item) > capacity else item for item in tasks.data]
+            marked = array.array(
+                "I", [fn if len(item) <= capacity else fn | OUT_OF_LINE for fn, item in zip(tasks.fn_ids, tasks.data)]
+            )
+        return dataclasses.replace(tasks, data=references, block=block, marked=marked)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
         """Make a file beside the segment for a payload that is too large for the heap."""
@@ -2435,10 +2496,12 @@ class Harvester:
             status, error = doomed.status, doomed.error
         self._ledger.charge(handle.index, position, status, error, time.monotonic() - handle.progress_since)
 
-    def take_unclaimed(self, handle: Handle) -> None:
-        """What only this worker could claim, and has not, goes to others."""
-        for first, count in self._queue.drain(handle.index):
+    def take_unclaimed(self, handle: Handle) -> bool:
+        """What only this worker could claim, and has not, goes to others. Return True if there was anything."""
+        drained = self._queue.drain(handle.index)
+        for first, count in drained:
             self._ledger.give_back(first, count)
+        return bool(drained)
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
@@ -2758,6 +2821,8 @@ class Crew:
     def _replace_lock(self, living: Sequence[Handle]) -> None:
         """The lock went with its holder. A worker that asks for it leaves; one that may be inside is waited for."""
         self._queue.renew_lock(self._context)
+        for handle in living:
+            self._write(handle.wake, b"!")  # those that sleep ask for it
         deadline = time.monotonic() + 1
         while inside := [handle for handle in living if not handle.is_dead() and self._may_hold_lock(handle)]:
             if time.monotonic() > deadline:
@@ -2959,7 +3024,7 @@ class Engine:
         """Look after the workers. Return True if tasks were moved."""
         queue, ledger, crew = self._queue, self._ledger, self._crew
         self._sleepers = queue.sleepers()
-        hungry = bool(self._sleepers) and not self.paused
+        hungry = not self.paused and any(queue.has_free_half(worker) for worker, _ in self._sleepers)
         stalled = len(self._sleepers) == len(crew.handles) and not self.paused and now - self._moved_at > STALL_SECONDS
         if stalled and ledger.in_queue() and not crew.continue_stopped():
             raise SpoiledSegmentError(f"{ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
@@ -2970,7 +3035,7 @@ class Engine:
         soon = False
         for handle in crew.handles:
             if handle.process is None:
-                self._harvester.take_unclaimed(handle)
+                moved = self._harvester.take_unclaimed(handle) or moved
             elif ledger.in_queue():
                 more, again = self._attend(handle, now, hungry)
                 moved = moved or more
@@ -2990,16 +3055,17 @@ class Engine:
             handle.progress_since = now
         waited = time.perf_counter() - max(lane.began, handle.halted)
         wanted = handle.halt_again or (hungry and waited >= HUNGRY_SECONDS)
-        finished = lane.first + lane.done > handle.taken and lane.number > handle.harvested
+        finished = lane.done > 0 and lane.first + lane.done > handle.taken and lane.number > handle.harvested
         if self._timeout and lane.in_hand is not None and now - handle.progress_since >= self._timeout:
             return self.halt(handle, Doomed(lane.in_hand, "timeout", f"ran longer than {self._timeout:g} s")), False
-        if hungry and waited >= HUNGRY_SECONDS:
-            self._harvester.take_unclaimed(handle)
+        moved = False
+        if hungry and (waited >= HUNGRY_SECONDS or not (self._ledger.again or self._ledger.fresh)):
+            moved = self._harvester.take_unclaimed(handle)
         if (wanted and lane.not_begun) or (finished and waited >= LOOK_SECONDS):
-            return self.halt(handle), handle.halt_again
+            return self.halt(handle) or moved, handle.halt_again
         if not lane.not_begun:
             handle.halt_again = False
-        return False, handle.halt_again or (hungry and lane.not_begun > 0)
+        return moved, handle.halt_again or (hungry and lane.not_begun > 0)
 
     def halt(self, handle: Handle, doomed: Doomed | None = None) -> bool:
         """Take back what a worker has not begun. Return True if its lane could be read."""
@@ -3063,14 +3129,14 @@ class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
     functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE. workers: processes;
-    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a slot,
-    a multiple of 8; a payload of slot_size - 9 bytes or fewer, and a value of slot_size - 19, travels in its slot,
-    longer ones beside it. batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a
-    task may run. retries: how often a task that is not ok is started again. max_rss: bytes of memory above which a
-    worker is replaced, after the task in its hand, or with it if it stays above for a second; needs psutil.
-    max_tasks: tasks after which a worker is replaced. initializer: called first in every worker. screen: draw on the
-    error stream. log: a file for what functions print, which is dropped without it. start_method: fork, spawn or
-    forkserver; None for fork in a process that has one thread, else forkserver. queue: the strategy.
+    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a
+    slot, a multiple of 8; a payload of slot_size - 9 bytes or fewer travels in its slot, a longer one beside it.
+    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. retries:
+    how often a task that is not ok is started again. max_rss: bytes of memory above which a worker is replaced,
+    after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
+    which a worker is replaced. initializer: called first in every worker. screen: draw on the error stream. log: a
+    file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
+    fork in a process that has one thread, else forkserver. queue: the strategy.
 
     Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) where shared memory is too small.
     """

@@ -12,9 +12,9 @@ from benchmarks.jobs import WrongError
 
 # The rows of the table: those with goals first, in the order of the design, then what has none.
 ORDER = (
-    *("noop", "returned", "again", "finish", "queues", "floor", "uneven", "latency", "memory", "shell", "workers"),
-    *("idle", "screen", "start", "by_tasks", "by_workers", "by_payload", "by_batch", "variants", "scenarios"),
-    "task_costs",
+    *("noop", "returned", "again", "warm", "sizes", "doubling", "finish", "queues", "floor"),
+    *("uneven", "tail", "head", "heavy", "waves", "late", "latency", "memory", "shell", "workers", "idle", "screen"),
+    *("start", "by_tasks", "by_workers", "by_payload", "by_batch", "variants", "scenarios", "task_costs"),
 )  # fmt: skip
 assert set(ORDER) == {*ROWS} and growth and rates and shapes  # noqa: S101, PT018
 

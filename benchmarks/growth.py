@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from benchmarks import ours, peers
-from benchmarks.harness import CORES, Case, Curve, Findings, Plan, Sample, case, row, samples
+from benchmarks.harness import CORES, Case, Curve, Findings, Line, Plan, Sample, at_most, case, row, samples
+
+POWERS_OF_TWO = [1 << power for power in range(4, 21)]  # 16 B to 1 MiB
 
 
 def _grow(plan: Plan, title: str, label: str, points: Sequence[tuple[object, list[Case]]], plot: str = "") -> Findings:
@@ -48,6 +51,28 @@ def by_payload(plan: Plan) -> Findings:
         points.append((size, [case("shmqueue", ours.ours_map, **shared), case("Pool.map", peers.pool_map, **shared)]))
     title = f"Rate against bytes of a payload (at most {most:,} tasks, Pool.map at its default chunk size)"
     return _grow(plan, title, "bytes", points, "payload")
+
+
+@row("echo by powers of two of bytes, 16 B to 1 MiB, processes running already: the largest step")
+def doubling(plan: Plan) -> Findings:
+    """No size of a payload is a cliff: twice the bytes take twice the time at most."""
+    most, room, points = plan.size(400_000, 60_000), plan.size(1 << 28, 1 << 26), []
+    for size in POWERS_OF_TWO:
+        shared = {"job": "echo", "tasks": min(most, room // size), "size": size, "times": 2}
+        points.append((size, [case("shmqueue", ours.ours_steady, **shared)]))
+    title = f"Values returned by powers of two of bytes, processes running already (at most {most:,} tasks)"
+    found = _grow(plan, title, "bytes", points)
+    found.lines.append(_largest_step(POWERS_OF_TWO, found.curves[0].series["shmqueue"]))
+    return found
+
+
+def _largest_step(x: Sequence[int], curve: Sequence[Sample | None]) -> Line:
+    """The step of a curve at which the rate falls most."""
+    rates = [sample for sample in curve if sample is not None]
+    steps = [before.over(after) for before, after in itertools.pairwise(rates)]
+    at = max(range(len(steps)), key=lambda step: steps[step].median)
+    against = f"{x[at + 1]:,} bytes against {x[at]:,} bytes"
+    return Line(against, rates[at + 1], "tasks/s", rates[at], steps[at], goal=at_most(2))
 
 
 @row("how it grows with the batch")

@@ -112,7 +112,7 @@ class Sample:
 
 
 def number(value: float, unit: str = "") -> str:
-    if unit == "tasks/s":
+    if unit in ("tasks/s", "results"):
         return f"{value:,.0f}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 

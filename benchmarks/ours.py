@@ -12,9 +12,22 @@ from typing import Any
 
 import shmqueue
 from benchmarks.harness import CORES, terminal
-from benchmarks.jobs import JOBS, NANOSECONDS, WrongError, check, payloads, uneven
+from benchmarks.jobs import (
+    JOBS,
+    NANOSECONDS,
+    SHAPES,
+    WrongError,
+    check,
+    durations,
+    list_schedule,
+    numbered,
+    payloads,
+    uneven,
+)
 
 clock = time.perf_counter
+GROW = [b""] * 20_000  # no-ops that come first, where batches are to grow to the size which suits them
+PAIR = 2  # workers, where a row says what one does while the other is busy
 
 
 def strategies() -> Mapping[str, type[shmqueue.SharedTaskQueue]]:
@@ -68,15 +81,17 @@ def ours_run(job: str, tasks: int, size: int = 100, **options: Any) -> float:
     return tasks / seconds
 
 
-def ours_steady(tasks: int, workers: int, strategy: str | None = None) -> float:
-    """No-op tasks a second once all workers have started."""
-    with shmqueue.Supervisor([JOBS["noop"], JOBS["whoami"]], workers=workers, **_queue(strategy)) as supervisor:
+def ours_steady(job: str, tasks: int, size: int = 100, workers: int = CORES, times: int = 1) -> float:
+    """Tasks a second, values in input order, once all workers have started; of the last time."""
+    seconds = 0.0
+    with shmqueue.Supervisor([JOBS[job], JOBS["whoami"]], workers=workers) as supervisor:
         _warm(supervisor)
-        items = payloads(tasks)
-        start = clock()
-        values = list(supervisor.map(JOBS["noop"], items))
-        seconds = clock() - start
-    check("noop", items, values)
+        items = payloads(tasks, size)
+        for _ in range(times):
+            start = clock()
+            values = list(supervisor.map(JOBS[job], items))
+            seconds = clock() - start
+            check(job, items, values)
     return tasks / seconds
 
 
@@ -101,6 +116,39 @@ def ours_uneven() -> float:
         seconds = clock() - start
     check("spin", items, values)
     return seconds / (sum(map(int, items)) / 1e6 / CORES)
+
+
+def ours_scheduled(row: str, shape: str) -> dict[str, float]:
+    """The makespan of tasks of a shape, and that of a list schedule of the times which they took in this run.
+
+    No-ops come before, so that batches have grown to the size which suits the shortest tasks.
+    """
+    microseconds = SHAPES[row][shape]
+    items = [("spend", payload) for payload in numbered(microseconds)]
+    with shmqueue.Supervisor([JOBS["spend"], JOBS["noop"], JOBS["whoami"]], workers=PAIR) as supervisor:
+        _warm(supervisor)
+        check("noop", GROW, list(supervisor.map("noop", GROW)))
+        start = clock()
+        values = [result.value for result in supervisor.run(items)]
+        seconds = clock() - start
+    took = durations(microseconds, values)
+    return {"makespan": seconds, "schedule": list_schedule(took, PAIR)}
+
+
+def ours_late(before: int, after: int) -> int:
+    """How many results come later than a second after the start: no-ops, one task of 2 seconds, no-ops."""
+    items = [("noop", b"")] * before + [("spend", b"0 2000000")] + [("noop", b"")] * after
+    results, late = [], 0
+    with shmqueue.Supervisor([JOBS["noop"], JOBS["spend"], JOBS["whoami"]], workers=PAIR) as supervisor:
+        _warm(supervisor)
+        start = clock()
+        for result in supervisor.run(items):
+            late += clock() - start > 1
+            results.append(result)
+    if len(results) != len(items) or any(result.status != "ok" for result in results):
+        raise WrongError(f"{len(items):,} tasks, {len(results):,} results, or not all of them ok")
+    durations([2_000_000], [result.value for result in results if result.function == "spend"])
+    return late
 
 
 def ours_wake(times: int, strategy: str | None = None) -> float:

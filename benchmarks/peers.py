@@ -45,6 +45,20 @@ def pool_map(
     return tasks / seconds
 
 
+def pool_steady(job: str, tasks: int, chunk: int, size: int = 100, times: int = 1) -> float:
+    """Pool.map once all workers have started; of the last time."""
+    seconds = 0.0
+    with multiprocessing.Pool(CORES) as pool:
+        pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
+        items = payloads(tasks, size)
+        for _ in range(times):
+            start = clock()
+            values = pool.map(JOBS[job], items, chunk)
+            seconds = clock() - start
+            check(job, items, values)
+    return tasks / seconds
+
+
 def pool_imap_unordered(job: str, tasks: int, chunk: int = 1) -> float:
     def collect(items: list[bytes]) -> list[Any]:
         with multiprocessing.Pool(CORES) as pool:

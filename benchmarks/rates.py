@@ -26,6 +26,16 @@ from benchmarks.harness import (
 )
 
 CHUNKS = (100, 500, 2_000, 10_000, 50_000, 0)  # 0: one chunk a worker
+WARM = {"times": 2}  # the processes run already, and have done the same tasks once
+SIZES = (  # bytes of a payload, tasks of half a second or so, the goal, chunk sizes of Pool.map
+    (8, 800_000, 0.5, (500, 2_000, 10_000, 50_000)),
+    (93, 400_000, 1.2, (500, 2_000, 10_000, 50_000)),
+    (120, 400_000, 1.1, (500, 2_000, 10_000, 50_000)),
+    (1024, 120_000, 1.0, (50, 500, 2_000, 10_000)),
+    (16_384, 12_000, 1.3, (5, 50, 200, 1_000)),
+    (262_144, 800, 1.5, (1, 4, 20, 100)),
+    (2_097_152, 80, 1.5, (1, 2, 5, 20)),
+)
 
 
 def _versus(found: dict[str, Sample], names: Sequence[str], goal: Goal | None, what: str = "") -> Line:
@@ -81,6 +91,35 @@ def again(plan: Plan) -> Findings:
         them = fastest(rates, [each.name for each in cases[1:]])
         found.lines.append(_versus(rates, [them], None, f"{job}: {them}"))
     return found
+
+
+@row("no-op, and value returned, 93 bytes, processes running already")
+def warm(plan: Plan) -> Findings:
+    tasks, found = plan.size(1_000_000, 150_000), Findings()
+    for job in ("noop", "echo"):
+        found.lines.append(_warm_line(plan, found.notes, job, tasks, 93, _chunks(tasks), 1.2, job))
+    return found
+
+
+@row("echo by bytes of the payload, processes running already")
+def sizes(plan: Plan) -> Findings:
+    found = Findings()
+    for size, tasks, goal, chunks in SIZES:
+        count = plan.size(tasks, tasks // 5)
+        found.lines.append(_warm_line(plan, found.notes, "echo", count, size, chunks, goal, f"{size:,} bytes"))
+    return found
+
+
+def _warm_line(
+    plan: Plan, notes: list[str], job: str, tasks: int, size: int, chunks: Sequence[int], goal: float, what: str
+) -> Line:
+    """shmqueue against Pool.map at the best of some chunk sizes, both with processes that run already."""
+    shared = {"job": job, "tasks": tasks, "size": size, **WARM}
+    cases = [case("shmqueue", ours.ours_steady, **shared)]
+    cases += [case(f"Pool.map, chunks of {n:,}", peers.pool_steady, **shared, chunk=n) for n in chunks]
+    rates = samples(cases, plan.repetitions, notes)
+    them = fastest(rates, [each.name for each in cases[1:]])
+    return _versus(rates, [them], at_least(goal), f"{what}: {them}")
 
 
 @row(
@@ -156,8 +195,8 @@ def floor(plan: Plan) -> Findings:
 def workers(plan: Plan) -> Findings:
     tasks, found = plan.size(500_000, 150_000), Findings()
     cases = [
-        case("shmqueue", ours.ours_steady, tasks=tasks, workers=64),
-        case(f"shmqueue, {CORES} workers", ours.ours_steady, tasks=tasks, workers=CORES),
+        case("shmqueue", ours.ours_steady, job="noop", tasks=tasks, workers=64),
+        case(f"shmqueue, {CORES} workers", ours.ours_steady, job="noop", tasks=tasks, workers=CORES),
     ]
     rates = samples(cases, plan.repetitions, found.notes)
     found.lines.append(_versus(rates, [cases[1].name], at_least(0.8)))

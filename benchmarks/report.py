@@ -29,7 +29,11 @@ NOT_EQUIVALENT = """\
 - `xargs` and GNU parallel do not keep the output of each line apart as a value, with its time and its exit code;
   `xargs` mixes the output of lines that run at the same time.
 - The floor is not a system. Nothing that keeps its processes apart and tells its tasks apart can reach it.
-- Rates include the start and the end of workers on both sides, except where a row says otherwise.
+- Rates include the start and the end of workers on both sides, except where a row says otherwise. Where it says
+  "processes running already", both sides have done the same tasks once before, in the same processes.
+- A list schedule is not a system either. It gives each task, in input order, to the first worker that is free, at no
+  cost, and is computed from the times that the tasks of the same run took. It is not the best schedule there is: a
+  makespan may be a little below it.
 """
 
 
@@ -137,6 +141,7 @@ def write(path: Path, plan: Plan, done: Mapping[str, Findings], failed: Mapping[
         f"Written by `python -m benchmarks{' --quick' if plan.quick else ''}` in {seconds / 60:.1f} minutes.\n"
         f"Figures are medians of {plan.repetitions} or more repetitions, the systems taking turns, with the range in\n"
         "parentheses; a ratio is taken repetition by repetition. All values were checked before a rate was printed."
+        "\n`python -m benchmarks --rows NAME …` measures single rows; it writes no file unless `--out` names one."
         + ("\nWith `--quick` there are fewer tasks than the rows say." if plan.quick else ""),
         "\n".join(f"- {name}: {value}" for name, value in machine().items()),
         "## Goals and figures",

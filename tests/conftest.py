@@ -23,7 +23,8 @@ settings.register_profile("shmqueue", deadline=None, derandomize=True, database=
 settings.load_profile("shmqueue")
 
 
-SLOW = {"test_contract", "test_endings", "test_explorer", "test_kill_at_store", "test_screen", "test_storm"}
+SLOW = {"test_contract", "test_endings", "test_explorer", "test_hooks"}
+SLOW |= {"test_kill_at_store", "test_screen", "test_storm"}
 
 
 def pytest_collection_modifyitems(items):

@@ -143,6 +143,17 @@ def wait_for_file(payload: str) -> str:
     return "there"
 
 
+def note_and_wait(payload: str) -> str:
+    """Note that it has begun, and wait for a file."""
+    path, text, gate = payload.split("|")
+    note(f"{path}|{text}")
+    return wait_for_file(gate)
+
+
+def rest(payload: str) -> None:
+    time.sleep(float(payload))
+
+
 # The worker's own state.
 
 

@@ -187,7 +187,7 @@ class Worker:
         self.at = (
             shmqueue.ctypes.sizeof(shmqueue.QueueHeader) + index * shmqueue.ctypes.sizeof(shmqueue.WorkerStatus)
         ) // 8
-        self.pid, self.fd, self.hit, self.known = 0, -1, False, 0  # hit: it has been killed; known: its lane at first
+        self.pid, self.fd, self.hit, self.known = 0, -1, False, 0  # hit: it has been killed; known: its batches at first
         self.hit_at = self.stopped_until = 0.0
         self.early = False  # may be killed before it has begun to work
 
@@ -201,13 +201,13 @@ class Worker:
                     self.fd = os.pidfd_open(pid)
                 except ProcessLookupError:
                     return False
-                self.pid, self.hit, self.known, self.stopped_until = pid, False, self.words[self.at + shmqueue.END], 0.0
+                self.pid, self.hit, self.known, self.stopped_until = pid, False, self.words[self.at + shmqueue.CLAIMS], 0.0
                 self.early = chance.random() < 0.1
         return self.fd >= 0 and not self.hit
 
     def works(self) -> bool:
         """Whether it has claimed tasks, or found none."""
-        return self.words[self.at + shmqueue.END] != self.known or self.words[self.at + shmqueue.ASLEEP] > 0
+        return self.words[self.at + shmqueue.CLAIMS] != self.known or self.words[self.at + shmqueue.ASLEEP] > 0
 
     def send(self, number: int) -> bool:
         try:

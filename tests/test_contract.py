@@ -1,5 +1,5 @@
-"""What every strategy keeps, whichever it is: one suite over the registry of variants/. At the end, for each strategy
-one mistake in its own file, which the suite finds."""
+"""What every strategy keeps, whichever it is: one suite over the registry of variants/. At the end, mistakes in the
+strategies' own files, each of which a test finds; test_hooks.py has those that only an unlucky moment shows."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import jobs
 import pytest
 
 import shmqueue
-from variants import strategies
+from variants import dealt, strategies
 
 ROOT = Path(shmqueue.__file__).parent
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(20)
 
 
 @pytest.fixture(params=list(strategies))
@@ -120,14 +121,166 @@ def test_who_sleeps_is_woken(queue):
         wait_until(lambda: asleep(supervisor))
 
 
-def test_a_slow_task_keeps_no_other_from_its_outcome(queue, tmp_path):
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_slow_task_keeps_no_other_from_its_outcome(queue, tmp_path, workers):
     door = tmp_path / "door"
     tasks = [(jobs.wait_for_file, str(door)), *((jobs.echo, payload) for payload in numbers(2000))]
-    with start([jobs.wait_for_file, jobs.echo], queue) as supervisor:
+    with start([jobs.wait_for_file, jobs.echo], queue, workers=workers) as supervisor:
         results = supervisor.run(tasks)
         assert {result.status for result in itertools.islice(results, 2000)} == {"ok"}  # while one is held up
         door.touch()
         assert [result.value for result in results] == ["there"]
+
+
+@pytest.mark.parametrize("batch", [1, 50, None])
+def test_nothing_waits_behind_slow_tasks_while_a_worker_is_idle(queue, tmp_path, batch):
+    """All workers but one get a task that does not end, in the midst of others and again behind them."""
+    doors = [str(tmp_path / f"door {number}") for number in range(2)]
+    tasks = [(jobs.echo, payload) for payload in numbers(600)]
+    for place, door in zip((350, 20), doors):
+        tasks.insert(place, (jobs.wait_for_file, door))
+    with start([jobs.wait_for_file, jobs.echo], queue, batch=batch) as supervisor:
+        results = supervisor.run(tasks)
+        assert {result.function for result in itertools.islice(results, 600)} == {"echo"}
+        assert supervisor.stats()["outstanding"] == 2
+        for door in doors:
+            Path(door).touch()
+        assert [result.value for result in results] == ["there", "there"]
+
+
+def test_results_before_a_slow_task_are_delivered_while_it_runs(queue, tmp_path):
+    door = tmp_path / "door"
+    tasks = [*((jobs.echo, payload) for payload in numbers(40)), (jobs.wait_for_file, str(door))]
+    with start([jobs.wait_for_file, jobs.echo], queue, workers=1, batch=64) as supervisor:
+        results = supervisor.run(tasks)
+        assert [result.value for result in itertools.islice(results, 40)] == numbers(40)
+        door.touch()
+        assert [result.value for result in results] == ["there"]
+
+
+# What takes tasks back.
+
+
+def held_up(supervisor, tmp_path, workers=3):
+    """Submit a task that does not end for each worker, with notes in the lanes behind them; their texts."""
+    texts = [f"n{number}" for number in range(200)]
+    for number in range(workers):
+        supervisor.submit(jobs.wait_for_file, str(tmp_path / "door"))
+        wait_until(lambda number=number: in_hand(supervisor) > number)
+    for text in texts:
+        supervisor.submit(jobs.note, f"{tmp_path / 'notes'}|{text}")
+    return texts
+
+
+def in_hand(supervisor):
+    """How many workers have a task in hand, after a turn of the supervisor."""
+    engine, queue = supervisor._engine, supervisor._queue
+    engine.harvest()
+    engine.look(time.monotonic())
+    engine.push()
+    return sum(queue.glance(worker).in_hand is not None for worker in range(queue.num_workers))
+
+
+def noted(tmp_path):
+    path = tmp_path / "notes"
+    return path.read_text().split() if path.exists() else []
+
+
+def test_cancelled_tasks_never_run(queue, tmp_path):
+    with start([jobs.wait_for_file, jobs.note], queue) as supervisor:
+        held_up(supervisor, tmp_path)
+        supervisor.cancel()
+        (tmp_path / "door").touch()
+        results = collections.Counter((r.function, r.status) for r in supervisor.results())
+    assert results == {("wait_for_file", "ok"): 3, ("note", "cancelled"): 200}
+    assert noted(tmp_path) == []
+
+
+def test_a_pause_takes_back_what_has_not_begun(queue, tmp_path):
+    with start([jobs.wait_for_file, jobs.note], queue) as supervisor:
+        texts = held_up(supervisor, tmp_path)
+        supervisor.pause(True)
+        assert supervisor._queue.backlog() == 0
+        (tmp_path / "door").touch()
+        results = supervisor.results()
+        assert {next(results).function for _ in range(3)} == {"wait_for_file"}
+        wait_until(lambda: asleep(supervisor))
+        assert noted(tmp_path) == []
+        supervisor.pause(False)
+        assert collections.Counter(result.status for result in results) == {"ok": 200}
+    assert sorted(noted(tmp_path)) == sorted(texts)
+
+
+def test_pauses_in_a_stream_of_tasks_lose_and_repeat_nothing(queue, tmp_path):
+    texts = [f"n{number}" for number in range(3000)]
+    with start([jobs.note], queue, num_slots=64) as supervisor:
+        results = []
+        for result in supervisor.run(f"{tmp_path / 'notes'}|{text}" for text in texts):
+            results.append(result.status)
+            if len(results) % 100 == 0:
+                supervisor.pause(True)
+                supervisor.pause(False)
+    assert results == ["ok"] * 3000
+    assert sorted(noted(tmp_path)) == sorted(texts)
+
+
+def test_max_tasks_replaces_workers_and_repeats_nothing(queue, tmp_path):
+    texts = [f"n{number}" for number in range(300)]
+    with start([jobs.note], queue, max_tasks=10) as supervisor:
+        results = list(supervisor.run(f"{tmp_path / 'notes'}|{text}" for text in texts))
+        assert supervisor.stats()["respawned"] >= 20
+    assert {(result.status, result.attempts) for result in results} == {("ok", 1)}
+    assert sorted(noted(tmp_path)) == sorted(texts)
+
+
+def test_a_timeout_ends_one_task_and_no_other(queue, tmp_path):
+    texts = [f"n{number}" for number in range(300)]
+    tasks = [(jobs.note, f"{tmp_path / 'notes'}|{text}") for text in texts]
+    for place in (0, 100, 200):
+        tasks.insert(place, (jobs.hang, b""))
+    with start([jobs.note, jobs.hang], queue, timeout=0.2) as supervisor:
+        results = collections.Counter((r.function, r.status, r.attempts) for r in supervisor.run(tasks))
+    assert results == {("note", "ok", 1): 300, ("hang", "timeout", 1): 3}
+    assert sorted(noted(tmp_path)) == sorted(texts)
+
+
+def test_a_worker_told_to_leave_gives_back_its_lane(queue, tmp_path):
+    with start([jobs.wait_for_file, jobs.note], queue) as supervisor:
+        texts = held_up(supervisor, tmp_path)
+        before = {handle.pid for handle in supervisor._crew.handles}
+        for handle in supervisor._crew.handles:
+            supervisor._crew.retire(handle)
+        (tmp_path / "door").touch()
+        results = collections.Counter((r.status, r.attempts) for r in supervisor.results())
+        wait_until(lambda: not list(supervisor.results()) and supervisor.stats()["respawned"] == 3)
+        assert before.isdisjoint(handle.pid for handle in supervisor._crew.handles)
+    assert results == {("ok", 1): 203}
+    assert sorted(noted(tmp_path)) == sorted(texts)
+
+
+def test_a_drain_returns_everything_once(queue, tmp_path):
+    with start([jobs.wait_for_file, jobs.note], queue, num_slots=64) as supervisor:
+        for number in range(3):
+            supervisor.submit(jobs.wait_for_file, str(tmp_path / "door"))
+            wait_until(lambda number=number: in_hand(supervisor) > number)
+        own = supervisor._queue
+        for _ in range(40):
+            supervisor.submit(jobs.note, f"{tmp_path / 'notes'}|x")
+        for worker in (None, 0, 1, 2) * 2:  # first all, and then lane by lane
+            assert own.backlog() == 40
+            drained = own.drain(worker)
+            for first, count in drained:  # raises for a position that holds no task, or was given back before
+                supervisor._ledger.give_back(first, count)
+            assert own.drain(worker) == []
+            if worker is None:
+                assert own.backlog() == 0
+                assert sum(count for _, count in drained) == 40
+            while supervisor._ledger.again:
+                supervisor._engine.harvest()
+                supervisor._engine.push()
+        (tmp_path / "door").touch()
+        assert len(list(supervisor.results())) == 43
+    assert len(noted(tmp_path)) == 40
 
 
 def test_payloads_and_values_of_all_sizes(queue):
@@ -199,11 +352,66 @@ def test_a_storm_of_kills(queue, tmp_path):
     assert len(notes) == len(set(notes)), "a task was started twice"
 
 
+def uneven(payload: str) -> None:
+    """Notes its number; one in thirty is slow."""
+    jobs.note(payload)
+    number = int(payload.rpartition("|")[2])
+    time.sleep(0.02 if number % 30 == 0 else 0.0002 * (number % 3))
+
+
+def test_a_storm_of_kills_stops_and_halts(queue, tmp_path):
+    """Somebody else stops and continues workers and kills some, while the supervisor halts those that are slow."""
+    chance, kills, path = random.Random(5), 0, tmp_path / "notes"  # noqa: S311
+    halts = []
+    with start([uneven], queue, num_slots=128, batch=32) as supervisor:
+        halt = supervisor._engine._harvester.halt
+        supervisor._engine._harvester.halt = lambda *arguments: (halts.append(1), halt(*arguments))[1]
+        results, due, stopped = [], time.monotonic(), []
+        source = (f"{path}|{number}" for number in itertools.takewhile(lambda _: kills < 20, itertools.count()))
+        for result in supervisor.run(source):
+            results.append(result)
+            if len(results) % 200 == 0:
+                supervisor.pause(True)
+                supervisor.pause(False)
+            if time.monotonic() > due:
+                due = time.monotonic() + chance.uniform(0, 0.02)
+                for pid in stopped:
+                    signal_process(pid, signal.SIGCONT)
+                stopped = []
+                if living := supervisor._crew.living():
+                    victim = chance.choice(living)
+                    if chance.random() < 0.3:
+                        victim.kill()
+                        kills += 1
+                    else:
+                        os.kill(victim.pid, signal.SIGSTOP)
+                        stopped.append(victim.pid)
+                if kills == 20:
+                    for handle in supervisor._crew.living():
+                        signal_process(handle.pid, signal.SIGCONT)
+                    due = float("inf")
+    check_outcomes(results, [f"{path}|{number}" for number in range(len(results))], kills)
+    notes = path.read_text().split()
+    assert len(notes) == len(set(notes)), "a task was started twice"
+    assert {result.payload for result in results if result.status == "ok"} <= {f"{path}|{text}" for text in notes}
+    assert halts
+
+
+def signal_process(pid, number):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def die(flag):
+    Path(f"{flag}.died").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class DeadlyWords:
     """The words of a segment, of which the n-th store kills its process."""
 
-    def __init__(self, words, left):
-        self._words, self._left = words, left
+    def __init__(self, words, left, flag):
+        self._words, self._left, self._flag = words, left, flag
 
     def __getitem__(self, index):
         return self._words[index]
@@ -212,36 +420,43 @@ class DeadlyWords:
         self._words[index] = value
         self._left -= 1
         if not self._left:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die(self._flag)
 
 
 class DeadlyBefore:
-    """The words of a process that dies before it stores one of them."""
+    """The words of a process that dies before it stores one of these."""
 
-    def __init__(self, words, index):
-        self._words, self._index = words, index
+    def __init__(self, words, indices, flag):
+        self._words, self._indices, self._flag = words, indices, flag
 
     def __getitem__(self, index):
         return self._words[index]
 
     def __setitem__(self, index, value):
-        if index == self._index:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if index in self._indices:
+            die(self._flag)
         self._words[index] = value
 
     def release(self):
         self._words.release()
 
 
+def commit_words(queue):
+    """The words whose store commits a claim."""
+    if isinstance(queue, dealt.DealtQueue):
+        return [lane + dealt.LANE_CLAIMED for lane in queue.lanes]
+    return [shmqueue.CLAIMED]
+
+
 class DeadlyLock:
     """A lock whose first holder is killed."""
 
-    def __init__(self, lock):
-        self._lock = lock
+    def __init__(self, lock, flag):
+        self._lock, self._flag = lock, flag
 
     def acquire(self, *timeout):
         self._lock.acquire(*timeout)
-        os.kill(os.getpid(), signal.SIGKILL)
+        die(self._flag)
 
 
 def deadly(queue, flag, what):
@@ -254,14 +469,14 @@ def deadly(queue, flag, what):
         except FileExistsError:
             return made
         if isinstance(what, int):
-            made.words = DeadlyWords(made.words, what)
+            made.words = DeadlyWords(made.words, what, flag)
         elif what == "before the commit":
-            made.words = DeadlyBefore(made.words, shmqueue.CLAIMED)
+            made.words = DeadlyBefore(made.words, commit_words(made), flag)
         elif what == "in the copy":
-            made._copy_to_lane = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+            made._copy_to_lane = lambda *arguments: die(flag)
         else:
             several = isinstance(made._lock, list)
-            made._lock = [DeadlyLock(lock) for lock in made._lock] if several else DeadlyLock(made._lock)
+            made._lock = [DeadlyLock(lock, flag) for lock in made._lock] if several else DeadlyLock(made._lock, flag)
         return made
 
     strategy = type("Deadly", (queue,), {"attach": classmethod(attach)})
@@ -269,11 +484,17 @@ def deadly(queue, flag, what):
 
 
 def check_death(queue, flag, what, function=jobs.echo):
-    payloads = numbers(300)
+    died, payloads = Path(f"{flag}.died"), []
+
+    def source():  # 300 tasks, and more until the worker has died
+        while len(payloads) < 300 or not died.exists():
+            payloads.append(b"%d" % len(payloads))
+            yield payloads[-1]
+
     with start([function], deadly(queue, flag, what), num_slots=64) as supervisor:
-        results = list(supervisor.run(payloads))
+        results = list(supervisor.run(source()))
         supervisor.close()
-    assert os.path.exists(flag)
+    assert died.exists()
     check_outcomes(results, payloads, 1)
 
 
@@ -339,7 +560,7 @@ def test_a_copy_in_another_package_works(queue, tmp_path):
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").touch()
-    for module in {shmqueue, sys.modules[queue.__module__]}:
+    for module in {sys.modules[kind.__module__] for kind in queue.__mro__[:-1]}:
         shutil.copy(module.__file__, package)
     (tmp_path / "tasks").write_text("noop\n" * 50)
     done = run_module(f"package.{queue.__module__.rpartition('.')[2]}", tmp_path, "tasks", "-w", 2, "--screen", "off")
@@ -362,7 +583,24 @@ def test_each_says_what_it_is():
         assert strategy.__module__ == "shmqueue" or [line for line in text if line in headings] == headings
 
 
-# One mistake in each.
+# Mistakes.
+
+
+def mistaken(name, module, right, wrong):
+    """The strategy with one piece of the text of a module exchanged for a wrong one."""
+    strategy = strategies[name]
+    with pytest.MonkeyPatch.context() as patch:
+        for place in dict.fromkeys(("variants.dealt", strategy.__module__)):
+            text = Path(importlib.import_module(place).__file__).read_text(encoding="utf-8")
+            if place == f"variants.{module}":
+                assert text.count(right) == 1, f"{right!r} is not in {module}.py, or not once"
+                text = text.replace(right, wrong)
+            made = types.ModuleType(place)
+            made.__file__, made.__package__ = f"{place}, mistaken", "variants"
+            patch.setitem(sys.modules, place, made)
+            exec(compile(text, f"<{place}>", "exec"), made.__dict__)  # noqa: S102
+    found = getattr(made, strategy.__name__)
+    return type("Mistaken", (found,), {"refusal": classmethod(lambda cls: "")})
 
 
 def lockf_without_repair():
@@ -380,23 +618,19 @@ def robust_mutex_never_made_consistent(monkeypatch):
 
 
 def semaphore_not_counted_anew():
-    recover = shmqueue.SharedTaskQueue.recover
-    return type("Mistaken", (strategies["semaphore"],), {"recover": recover})
+    count = shmqueue.SharedTaskQueue.recover
+    return type("Mistaken", (strategies["semaphore"],), {"_count_anew": lambda self: count(self, 0)})
+
+
+HEAD = "return int(max(self.words[lane + LANE_CLAIMED], self.words[lane + START]))"
 
 
 def slot_state_that_forgets_what_was_taken_back():
-    def head(self, worker):
-        return int(self.words[self.status[worker] + shmqueue.END])
-
-    return type("Mistaken", (strategies["slot_state"],), {"_head": head})
+    return mistaken("slot_state", "dealt", HEAD, "return int(self.words[lane + LANE_CLAIMED])")
 
 
 def worker_lanes_taken_back_and_left_there():
-    def take_back(self, worker):
-        first, count = self._unclaimed(worker)
-        return [(first, count)] if count else []
-
-    return type("Mistaken", (strategies["worker_lanes"],), {"take_back": take_back})
+    return mistaken("worker_lanes", "dealt", "self.words[self.lanes[worker] + START] = stop", "pass")
 
 
 MISTAKES = {
@@ -416,14 +650,14 @@ def suite(mistaken, folder):
     for number in range(1, 17):  # two claims, if the first finds nothing
         check_death(mistaken, folder / str(number), number)
     (folder / "door").mkdir()
-    test_a_slow_task_keeps_no_other_from_its_outcome(mistaken, folder / "door")
+    test_a_slow_task_keeps_no_other_from_its_outcome(mistaken, folder / "door", 3)
 
 
-@pytest.mark.parametrize("name", list(strategies))
+@pytest.mark.parametrize("name", MISTAKES)
 def test_the_suite_finds_a_mistake(name, tmp_path, monkeypatch):
     if reason := strategies[name].refusal():
         pytest.skip(reason)
     mistake = MISTAKES[name]
-    mistaken = mistake(monkeypatch) if "monkeypatch" in mistake.__code__.co_varnames else mistake()
+    wrong = mistake(monkeypatch) if "monkeypatch" in mistake.__code__.co_varnames else mistake()
     with pytest.raises((AssertionError, TimeoutError, OSError, shmqueue.SpoiledSegmentError)), limit(10):
-        suite(mistaken, tmp_path)
+        suite(wrong, tmp_path)

@@ -5,6 +5,7 @@ it starts is known; nodes work in empty folders, so that what they import has tr
 
 import collections
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -15,6 +16,8 @@ import sys
 import pytest
 from conftest import HANG, ROOT, is_running, segments_of, wait_until
 from test_cli import summary, usage_error
+
+from variants import dask_cluster
 
 pytest.importorskip("distributed", reason="a cluster needs Dask: pip install distributed")
 pytestmark = pytest.mark.timeout(HANG)
@@ -271,17 +274,167 @@ def test_the_client_is_killed(dask, nodes, deal, cli, jobs):
     assert wait_until(lambda: not dask.segments(), 30)
 
 
-def test_the_process_on_a_node_is_killed(dask, nodes, deal, cli, jobs):
-    run = deal("sleep 60\n" * 100, "--handlers", jobs, "--scheduler", dask.address, "--results", "-")
-    assert wait_until(lambda: len(dask.segments()) >= 2, HANG / 2)
-    os.kill(int(dask.segments()[0].split("-")[1]), signal.SIGKILL)
+# The process on a node that has the Supervisor.
+
+LEDGER = """
+import ctypes, os, signal, time
+
+def start(payload):
+    file = os.open({ledger!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, payload + b"\\n")
+    os.close(file)
+
+def nap(payload: bytes) -> bytes:
+    start(payload)
+    time.sleep(0.004)
+    return payload
+
+def quick(payload: bytes) -> bytes:
+    start(payload)
+    return payload
+
+def kill_supervisor(payload: bytes) -> bytes:
+    start(payload)
+    if os.getcwd().endswith({where!r}):
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    return payload
+
+def hold_interpreter(payload: bytes) -> bytes:
+    start(payload)
+    ctypes.PyDLL(None).sleep(60)
+    return payload
+"""
+
+
+class Ledger:
+    """Functions that note each start in a file; `where` is the end of the folders in which some do harm."""
+
+    def __init__(self, cli, where=""):
+        self._file = cli.folder / "ledger"
+        self.handlers = cli.file("ledger.py", LEDGER.format(ledger=str(self._file), where=where))
+
+    def count(self):
+        return lines(self._file)
+
+    def starts(self):
+        return collections.Counter(self._file.read_text().split())
+
+
+def supervisors(dask):
+    """The pids of the processes on nodes that have a segment."""
+    return sorted({int(name.split("-")[1]) for name in dask.segments()} & set(filter(is_running, dask.pids)))
+
+
+def one_each(results, count):
+    """The results by payload, after a check that each task has one."""
+    assert sorted(result["tsk_id"] for result in results) == list(range(1, count + 1))
+    return {result["payload"]: result for result in results}
+
+
+def surplus(results, starts):
+    """How many attempts beyond the first were counted, after a check that none was missed. A task that is killed
+    before the first line of its function has one more attempt than starts."""
+    assert all(starts[payload] <= result["attempts"] for payload, result in results.items())
+    assert set(starts) <= set(results)
+    return sum(result["attempts"] for result in results.values()) - len(results)
+
+
+@pytest.mark.parametrize(("function", "count"), [("nap", 3000), ("quick", 60000)])
+@pytest.mark.parametrize("retries", [0, 2])
+def test_the_death_of_a_supervisor_costs_the_tasks_in_hand_an_attempt(dask, nodes, deal, cli, retries, function, count):
+    ledger, kills = Ledger(cli), 3
+    arguments = ("--call", f"{ledger.handlers}:{function}", "--retries", str(retries), "--scheduler", dask.address)
+    run = deal(numbers(count), *arguments, "--results", str(cli.folder / "out.jsonl"))
+    for part in range(1, kills + 1):
+        assert wait_until(lambda part=part: ledger.count() > part * count // 5, HANG / 2)
+        os.kill(supervisors(dask)[part % 2 - 1], signal.SIGKILL)
     done = cli.finish(run)
-    assert done.code == 1
-    assert sorted(result["tsk_id"] for result in done.results) == list(range(1, 101))
-    assert {result["status"] for result in done.results} == {"crashed", "cancelled"}
-    assert "its process ended with code -9" in done.err
+    results, starts = one_each(recorded(cli.folder / "out.jsonl"), count), ledger.starts()
+    bad = [result for result in results.values() if result["status"] != "ok"]
+    assert surplus(results, starts) + len(bad) <= 2 * kills  # two workers a node
+    assert all(result["value"] == payload for payload, result in results.items() if result["status"] == "ok")
+    assert max(result["attempts"] for result in results.values()) <= retries + 1
+    assert done.code == (1 if bad else 0), done
+    if retries:
+        assert not bad
+    else:
+        assert {result["status"] for result in bad} <= {"crashed"}
+        assert all("its process ended with code -9 while the task ran" in result["error"] for result in bad)
     cli.run("--clean")  # as the next start there does
     assert wait_until(lambda: not dask.segments(), 10)
+
+
+def test_a_node_whose_supervisor_dies_each_time_is_left_out(dask, nodes, deal, cli):
+    ledger = Ledger(cli, "worker1")
+    arguments = ("--call", f"{ledger.handlers}:kill_supervisor", "--retries", "3", "--scheduler", dask.address)
+    done = cli.finish(deal(numbers(200), *arguments, "--results", "-"))
+    assert done.code == 0, done
+    results, starts = one_each(done.results, 200), ledger.starts()
+    assert 3 <= surplus(results, starts) <= 3 * 2
+    assert "had to be left out: its process ended with code -9" in done.err
+
+
+def test_supervisors_that_die_on_all_nodes_end_the_run(dask, nodes, deal, cli):
+    ledger = Ledger(cli)
+    done = cli.finish(
+        deal(
+            numbers(200), "--call", f"{ledger.handlers}:kill_supervisor", "--scheduler", dask.address, "--results", "-"
+        )
+    )
+    assert done.code == 1
+    results = one_each(done.results, 200)
+    counts = collections.Counter(result["status"] for result in results.values())
+    assert set(counts) == {"crashed", "cancelled"}
+    assert 6 <= counts["crashed"] <= 12  # three deaths on each of two nodes, of two workers
+    assert set(ledger.starts()) <= {p for p, r in results.items() if r["status"] == "crashed"}
+    assert max(ledger.starts().values()) == 1
+    assert "its process ended with code -9" in done.err
+
+
+def test_a_worker_that_cannot_leave_after_its_supervisor_is_killed(dask, nodes, deal, cli):
+    ledger = Ledger(cli)
+    tasks = "hold_interpreter 1\n" + "".join(f"nap {n}\n" for n in range(2, 1001))
+    run = deal(tasks, "--handlers", ledger.handlers, "--scheduler", dask.address, "--results", "-", "--batch", "16")
+    assert wait_until(lambda: ledger.starts()["1"] if ledger.count() else 0, HANG / 2)
+    pids = supervisors(dask)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    results, starts = one_each(cli.finish(run).results, 1000), ledger.starts()
+    assert results["1"]["status"] == "crashed"
+    assert sum(result["status"] != "ok" for result in results.values()) <= 2 * len(pids)
+    assert max(starts.values()) == 1
+    assert len(starts) >= 1000 - len(pids)
+
+
+def test_no_task_begins_in_a_chunk_that_was_taken_back(tmp_path):
+    file = tmp_path / "run-1"
+    file.write_bytes(bytes(3))
+    begin = "import sys; from variants.dask_cluster import Journal; Journal(sys.argv[1]).open(1)"
+
+    def attempt(before=""):
+        command = [sys.executable, "-c", before + begin, str(tmp_path / "run")]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    with open(file, "r+b") as journal:
+        fcntl.lockf(journal, fcntl.LOCK_EX)
+        assert "BlockingIOError" in attempt().stderr
+        late = (
+            "import fcntl, os; lock = fcntl.lockf; fcntl.lockf = lambda *a: (os.unlink(sys.argv[1] + '-1'), lock(*a));"
+        )
+        fcntl.lockf(journal, fcntl.LOCK_UN)
+        assert "was taken back" in attempt("import sys;" + late).stderr
+        assert journal.read() == bytes(3)
+
+
+def test_records_are_read_up_to_what_is_torn(tmp_path):
+    outcomes = [(0, "ok", b"value", None, 1, None, 0.5), (2, "failed", None, "KeyError", 1, None, 0.5)]
+    data, file = b"".join(map(dask_cluster.pack, outcomes)), tmp_path / "records"
+    file.write_bytes(data)
+    assert list(dask_cluster.read_records(str(file))) == outcomes
+    for length in range(len(data)):
+        file.write_bytes(data[:length])
+        assert list(dask_cluster.read_records(str(file))) in ([], outcomes[:1])
 
 
 def test_streamed(dask, nodes, deal, cli, jobs):

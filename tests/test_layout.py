@@ -3,6 +3,7 @@
 import array
 import collections
 import ctypes
+import mmap
 import os
 import stat
 
@@ -58,12 +59,11 @@ def test_other_slot_sizes_have_the_same_fields(size):
     assert ctypes.sizeof(slot) == size
     assert offsets(slot) == offsets(TaskSlot128)
     assert slot.payload.size == size - 8
-    assert ctypes.sizeof(shmqueue.outcome_slot(size)) == size
 
 
 def test_every_shared_word_has_a_line_to_itself():
     words = [name for name, kind in QueueHeader._fields_ if kind is shmqueue.Word]
-    assert {"pushed", "claimed", "dirty", "control"} <= set(words)
+    assert {"pushed", "claimed", "dirty", "asleep"} <= set(words)
     places = [getattr(QueueHeader, name).offset for name in words]
     assert [place % LINE for place in places] == [0] * len(places)
     assert len({0, *(place // LINE for place in places)}) == len(places) + 1, "apart from each other and the constants"
@@ -72,8 +72,8 @@ def test_every_shared_word_has_a_line_to_itself():
 
 def test_words_of_worker_and_supervisor_lie_on_different_lines():
     lines = {name: offset // LINE for name, offset in offsets(WorkerStatus).items()}
-    workers = {lines[name] for name in ("first", "end", "progress", "records", "published", "asleep")}
-    supervisors = {lines[name] for name in ("harvested", "pid", "completed", "failed", "started")}
+    workers = {lines[name] for name in ("claims", "published", "asleep", "limit", "leaving")}
+    supervisors = {lines[name] for name in ("harvested", "leave", "pid", "completed", "failed", "started")}
     assert workers.isdisjoint(supervisors)
     assert lines["note"] not in workers | supervisors
     assert ctypes.sizeof(WorkerStatus) % LINE == 0
@@ -89,13 +89,18 @@ def test_every_64_bit_word_is_aligned(structure):
 @pytest.mark.parametrize("slot_size", SLOT_SIZES)
 @pytest.mark.parametrize(("num_slots", "workers", "batch"), [(2, 1, 1), (3, 3, 3), (17, 5, 7), (16384, 64, 128)])
 def test_every_part_of_the_segment_is_aligned(num_slots, slot_size, workers, batch):
-    layout = shmqueue.segment_layout(num_slots, slot_size, workers, batch, 0)
-    assert layout.status.offset % LINE == 0
-    local = shmqueue.LocalTaskQueue.sized(slot_size, batch)
-    starts = (layout.local.offset, ctypes.sizeof(local), local.lane.offset, local.outcomes.offset, layout.ring.offset)
+    heap = 8 * mmap.PAGESIZE
+    layout = shmqueue.segment_layout(num_slots, slot_size, workers, batch, 0, heap)
+    half = shmqueue.batch_half(slot_size, batch)
+    lines = (layout.status.offset, layout.local.offset, ctypes.sizeof(half), half.lane.offset)
+    assert [line % LINE for line in lines] == [0] * len(lines)
+    starts = (half.ends.offset, half.stamps.offset, half.log.offset, layout.ring.offset)
     assert [start % 8 for start in starts] == [0] * len(starts)
+    assert ctypes.sizeof(shmqueue.LocalTaskQueue.sized(slot_size, batch)) == 2 * ctypes.sizeof(half)
+    assert half.log.size >= max(16 << 10, batch * slot_size)
     assert layout.ring.size == num_slots * slot_size
-    assert shmqueue.outcome_slot(slot_size).position.offset % 8 == 0
+    assert layout.heap.offset % mmap.PAGESIZE == 0
+    assert ctypes.sizeof(layout) == layout.heap.offset + heap
 
 
 def test_the_segment_says_what_it_is(make_queue):
@@ -160,22 +165,30 @@ def test_slots_hold_as_much_as_they_say(make_queue, slot_size):
         assert queue.ring.get(3, 2)[1] == [payload, b"next"]
 
 
-@pytest.mark.parametrize("slot_size", SLOT_SIZES)
-def test_outcomes_come_back_across_the_wrap_of_their_ring(make_queue, slot_size):
-    queue = make_queue(slot_size=slot_size, batch=3)
-    outcomes, written = queue.outcomes[1], []
-    assert outcomes.count == 6
-    for number in range(20):
-        value = bytes([number]) * min(outcomes.capacity, 20 * number)
-        row = (2**63 + number, number + 1, number / 4, number % 3, number % 4, value)
-        outcomes.pack(outcomes.bytes, number % 6 * slot_size, *row)
-        written.append(row)
-        count = min(number + 1, 6)
-        first = number + 1 - count
-        rows = []
-        for index, length in shmqueue.pieces(first, count, 6):
-            rows += zip(*outcomes.get(index, length), strict=True)
-        assert rows == written[first:]
+@pytest.mark.parametrize("stamped", [(), (0,), (3, 4), (0, 1, 2, 3, 4)])
+def test_tasks_between_two_stamps_share_the_time_between_them(make_queue, stamped):
+    half = make_queue(batch=5).halves[0][0]
+    half.began[0] = 10.0
+    for task in {*stamped, 4}:  # the last one has a stamp in any batch that was left
+        half.stamps[task] = 11.0 + task
+    seconds = half.seconds(0, 5)
+    each = [seconds] * 5 if isinstance(seconds, float) else seconds
+    assert sum(each) == pytest.approx(5.0)
+    assert all(each[task] == pytest.approx(1.0) for task in range(5))
+    assert half.seconds(4, 5) == pytest.approx(1.0 if 3 in stamped else 0.0)
+
+
+def test_a_half_tells_what_is_finished(make_queue):
+    half = make_queue(batch=5).halves[1][1]
+    assert half.done(5) == 0
+    half.ends[0] = half.ends[1] = 1
+    assert (half.done(5), half.done(1), half.read_ends(0, 3)) == (2, 1, [1, 1, 0])
+    assert half.all_returned_none(0, 2)
+    assert not half.all_returned_none(0, 3)
+    half.ends[2] = 8
+    assert not half.all_returned_none(0, 3)
+    half.clear(3)
+    assert half.read_ends(0, 5) == [0] * 5
 
 
 @given(st.integers(0, 2**64), st.integers(0, 50), st.integers(1, 50))
@@ -193,6 +206,7 @@ def test_pieces_cover_positions_in_order_and_never_wrap(first, count, size):
 def test_the_ring_is_a_queue_whatever_the_order_of_pushes_and_claims(make_queue, strategy, num_slots, batch):
     """Against a deque, with two workers that claim and finish as they please."""
     queue = make_queue(num_slots=num_slots, num_workers=2, batch=batch, strategy=strategy)
+    harvested = [0, 0]
     model, state = collections.deque(), {"pushed": getattr(strategy, "start", 0), "next": 0}
     step = st.tuples(st.sampled_from(["push", "claim 0", "claim 1"]), st.integers(1, num_slots + 2))
 
@@ -214,15 +228,17 @@ def test_the_ring_is_a_queue_whatever_the_order_of_pushes_and_claims(make_queue,
         first, count = claimed
         assert 1 <= count <= min(limit, batch)
         assert first == state["pushed"] - len(model)
-        assert queue.lanes[worker].get(0, count)[1] == [model.popleft() for _ in range(count)]
-        queue.words[queue.status[worker] + shmqueue.PROGRESS] = first + count
+        half = queue.half(worker, queue.words[queue.status[worker] + shmqueue.CLAIMS])
+        assert half.lane.get(0, count)[1] == [model.popleft() for _ in range(count)]
+        harvested[worker] += 1  # what is claimed counts as finished and read at once
+        queue.harvest(harvested)
 
     @given(st.lists(step, max_size=40))
     def check(steps):
         for what, number in steps:
             push(number) if what == "push" else claim(int(what[-1]), number)
             assert queue.backlog() == len(model)
-        queue.harvest([0, 0])
+        queue.harvest(harvested)
         assert queue.room() == num_slots - len(model)
 
     check()
@@ -251,7 +267,7 @@ def test_a_worker_that_finds_nothing_is_known_to_sleep_until_it_claims(make_queu
 def test_every_view_is_released_and_the_files_beside_go_too():
     queue = SharedTaskQueue.create(4, 128, 1, 2)
     path = queue.segment.path
-    shmqueue.write_at(queue.segment.beside("p1"), 0, [b"beside"])
+    shmqueue.write_file(queue.segment.beside("p1"), b"beside")
     views = (queue.words, queue.ring.bytes)
     queue.close()
     for view in views:
@@ -259,3 +275,80 @@ def test_every_view_is_released_and_the_files_beside_go_too():
             view[0]
     queue.segment.unlink()
     assert [name for name in os.listdir("/dev/shm") if name.startswith(os.path.basename(path))] == []
+
+
+def test_two_batches_of_a_worker_are_the_most_that_wait(make_queue):
+    queue = make_queue(num_slots=16, num_workers=1, batch=1)
+    queue.push(encoded([b"x"] * 4))
+    assert [queue.claim(0, 1) for _ in range(3)] == [(0, 1), (1, 1), None]
+    assert queue.wakeable() == [], "it could not claim if it were awake"
+    assert queue.harvest([0]) == [2]
+    queue.harvest([1])
+    assert [worker for worker, _ in queue.wakeable()] == [0]
+    assert queue.claim(0, 1) == (2, 1)
+
+
+def test_a_drained_ring_gives_back_what_nobody_has_claimed_and_goes_on(make_queue):
+    queue = make_queue(num_slots=8)
+    queue.push(encoded([b"x"] * 6))
+    assert queue.claim(0, 2) == (0, 2)
+    assert (queue.drain(), queue.drain(), queue.room()) == ([(2, 4)], [], 8)
+    assert queue.claim(1, 2) is None
+    assert queue.push(encoded([b"y"])) == [(6, 1)]
+    assert queue.claim(1, 2) == (6, 1)
+
+
+def test_a_worker_that_is_to_leave_claims_nothing(make_queue):
+    queue = make_queue()
+    queue.push(encoded([b"x"]))
+    queue.tell_to_leave(0)
+    assert (queue.claim(0, 1), queue.claim(1, 1)) == (None, (0, 1))
+
+
+class Payloads:
+    """A heap, and the blocks that are in it."""
+
+    def __init__(self, queue):
+        self.heap, self.blocks = shmqueue.Heap(queue), {}
+
+    def put(self, size, users):
+        payload = bytes([len(self.blocks) % 251]) * size
+        placed = self.heap.put([payload], users)
+        if placed is not None:
+            _, offset, block = placed
+            self.blocks[offset] = [payload, users, block]
+        return placed is not None
+
+    def release(self, which):
+        offset = sorted(self.blocks)[which % len(self.blocks)]
+        entry = self.blocks[offset]
+        entry[2].release(1)
+        entry[1] -= 1
+        if not entry[1]:
+            del self.blocks[offset]
+
+    def check(self):
+        for offset, (payload, _, _) in self.blocks.items():
+            assert bytes(self.heap._bytes[offset : offset + len(payload)]) == payload
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 5 * mmap.PAGESIZE), st.integers(1, 3)), max_size=40))
+def test_blocks_of_the_heap_never_overlap_and_come_back(steps):
+    queue = SharedTaskQueue.create(4, 128, 1, 2)
+    try:
+        queue.heap = queue.heap[: 16 * mmap.PAGESIZE]
+        payloads = Payloads(queue)
+        for put, size, number in steps:
+            if put or not payloads.blocks:
+                payloads.put(size, number)
+            else:
+                payloads.release(number)
+            payloads.check()
+        while payloads.blocks:
+            payloads.release(0)
+        assert payloads.heap.is_empty
+        assert payloads.put(16 * mmap.PAGESIZE, 1), "and all of it can be had again"
+        payloads = None
+    finally:
+        queue.heap.release()
+        queue.remove()

@@ -7,24 +7,37 @@ Idea
     Two levels: the network sees chunks, the ring sees tasks. This process reads the input and deals chunks of about a
     second's work, two for a node; Dask carries them. On each node (a Dask worker) one process of its own, kept for the
     whole run, puts the tasks of all chunks that are there through one Supervisor, with as many workers as that Dask
-    worker has threads (or --workers). A chunk that turns out slow gives back what it has not begun. shmqueue.py, this
+    worker has threads (or --workers). A chunk that turns out slow gives back what it has not begun. Tasks that are to
+    be tried again come back with their chunk, and go out with a later one, to any node. shmqueue.py, this
     file, the file of --handlers or --call and those of --upload travel by Client.upload_file; other modules must be
     importable there, and paths mean that machine's files. Without --scheduler, a LocalCluster on this machine.
 
 Extra state
     Here: the chunks that are on the cluster, with their tasks, until their outcomes are back. Memory is bounded by
-    them. On a node: its chunks, and the outcomes of those that are not finished. The uploaded files outlive the run,
-    since Dask keeps them for nodes that come later.
+    them. Also the attempts of tasks that go round again: no single node could count them. On a node: its chunks, the
+    outcomes of those that are not finished, and for each chunk a journal (see Journal) in the Dask worker's own folder,
+    which Dask removes. The uploaded files outlive the run, since Dask keeps them for nodes that come later.
+
+    Why a journal: only the worker knows when a task begins. The Supervisor knows what is in its ring, most of which has
+    not begun, and learns of outcomes later than they happen. So a worker gets each payload with a mark before it that
+    says which task it is. It notes the begin (one store to mapped memory) and the outcome (the same if it is None, else
+    a write of a microsecond or two). The journal survives worker and supervisor, and needs nothing of the segment.
 
 Lock order
     None: here one thread reads, sends and settles; on a node Dask's event loop and the process talk through two pipes.
+    A worker holds a shared lock on the journal it writes; Node locks it alone, after the death of the process only.
 
 If the holder dies
     A node: Dask gives its chunks to another. Every task still gets exactly one outcome, since this process takes one
     reply for each chunk. But tasks of those chunks may have been done, or be under way (a node that is cut off works
     on until it notices): they are started AGAIN, also with --retries 0, which holds within a node only. `attempts`
-    counts on the last node. No network can promise more; tasks that must not run twice need a mark of their own, or
+    does not count those. No network can promise more; tasks that must not run twice need a mark of their own, or
     one machine. A chunk whose nodes died four times (distributed.scheduler.allowed-failures) is `crashed`.
+    The process on a node: Node waits until its workers have ended (or kills them), and reads the journals. Tasks that
+    ended keep their outcome. Those in hand are charged an attempt: they are tried again, or `crashed`. The rest was not
+    begun, and goes to any node. The next chunk has a new process, which also removes the old segment. After three
+    deaths in a row without a finished task (also: workers cannot start) the node is left out, and the run ends where no
+    other is left.
     The scheduler: the run ends; what is on the cluster is `crashed`, since it may have run, the rest `cancelled`.
     Results written are kept: start a scheduler, and run again with --resume. Nodes stop what they do.
     This process, by Ctrl-C: once, nodes finish what is in hand; twice, they stop. By SIGKILL: Dask tells the nodes,
@@ -43,19 +56,24 @@ import collections
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
+import functools
+import glob
 import hashlib
 import importlib
 import logging
 import math
+import mmap
 import os
 import pickle
 import secrets
 import select
 import signal
+import struct
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -69,6 +87,8 @@ AHEAD_SECONDS = 0.1  # of work that is in a node's ring, and cannot be given bac
 IDLE_SECONDS = 30.0  # a node without chunks for so long ends its process until the next one
 STOP_SECONDS = 10.0  # how long nodes may take to be reached, and to stop
 CENSUS_SECONDS = 1.0  # how often the nodes are counted
+BEGUN, RETURNED_NONE = 1, 2  # the state of a task in the file of its chunk, 0 before
+DEATHS = 3  # of a node's process, in a row, without a task finished: the node gets no more chunks
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -76,8 +96,8 @@ CENSUS_SECONDS = 1.0  # how often the nodes are counted
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-async def run_chunk(name: str, key: str, spec: bytes, data: bytes) -> bytes:
-    """What Dask calls on a node: pass a chunk to the run's process there, and its reply back."""
+async def run_chunk(name: str, key: str, spec: bytes, count: int, data: bytes) -> bytes:
+    """What Dask calls on a node: pass a chunk of `count` tasks to the run's process there, and its reply back."""
     import distributed
 
     class Plugin(Node, distributed.WorkerPlugin):  # type: ignore[misc]
@@ -87,14 +107,14 @@ async def run_chunk(name: str, key: str, spec: bytes, data: bytes) -> bytes:
     if name not in worker.plugins:
         await worker.plugin_add(plugin=Plugin(name, spec, worker), name=name)
     node: Node = worker.plugins[name]
-    return await node.work(key, data)
+    return await node.work(key, count, data)
 
 
 async def tell(name: str, order: str, dask_worker: Any) -> None:
     """What Dask calls on every node: `cancel` begins no more tasks, `forget` ends the run's process."""
     if name in dask_worker.plugins:
         if order == "cancel":
-            await dask_worker.plugins[name].send(("", b""))
+            await dask_worker.plugins[name].cancel()
         else:
             await dask_worker.plugin_remove(name=name)
 
@@ -105,34 +125,56 @@ def pack(message: Any) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
+@dataclasses.dataclass(eq=False)
+class Waiting:
+    """A chunk whose reply is awaited: how many tasks it has, and the file of its journal."""
+
+    count: int
+    journal: str
+    reply: asyncio.Future[bytes]
+
+
 class Node:
-    """A node's part of one run: the process that works (see `serve`), and who waits for its replies."""
+    """A node's part of one run. It starts the process that works (see `serve`), and outlives it: when that process
+    dies, it finds out from the journals what became of the chunks there, and the next chunk has a new process."""
 
     def __init__(self, name: str, spec: bytes, worker: Any) -> None:
         self._name, self._spec, self._worker = name, spec, worker
-        self._idle: asyncio.TimerHandle | None = None
-        self._waiting: dict[str, asyncio.Future[bytes]] = {}  # by Dask's key of the chunk
-        self._process = asyncio.ensure_future(self._start())
+        self._workers = pickle.loads(spec)["options"]["workers"] or worker.state.nthreads  # noqa: S301
+        self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._leave_idle)
+        self._waiting: dict[str, Waiting] = {}  # by Dask's key of the chunk
+        self._process: asyncio.Future[Any] | None = None
+        self._deaths = 0  # of processes, in a row, that finished no task
+        self._problem = ""  # how the last of them ended
 
-    async def work(self, key: str, data: bytes) -> bytes:
+    async def work(self, key: str, count: int, data: bytes) -> bytes:
+        if self._deaths >= DEATHS:
+            await asyncio.sleep(CENSUS_SECONDS)  # or chunks would come and go without end
+            return self._reply()
         loop = asyncio.get_running_loop()
-        reply: asyncio.Future[bytes] = loop.create_future()
-        self._waiting[key] = reply
-        if self._idle is not None:
-            self._idle.cancel()
+        chunk = Waiting(count, os.path.join(self._worker.local_directory, key), loop.create_future())
+        with open(chunk.journal, "wb") as file:
+            file.write(bytes(count))
+        self._waiting[key] = chunk
         try:
-            await self.send((key, data))
-            return await reply
+            if self._process is None:
+                self._process = asyncio.ensure_future(self._start())
+            (await self._process).stdin.write(pack((key, data)))
+            return await chunk.reply
         finally:
-            del self._waiting[key]
-            if not self._waiting:
-                self._idle = loop.call_later(IDLE_SECONDS, self._leave)
+            self._waiting.pop(key, None)
+            remove_journal(chunk.journal)
+            self._idle.cancel()
+            self._idle = loop.call_later(IDLE_SECONDS, self._leave_idle)
 
-    async def send(self, message: Any) -> None:
-        (await self._process).stdin.write(pack(message))
+    async def cancel(self) -> None:
+        if self._process is not None:
+            (await self._process).stdin.write(pack(("", b"")))
 
     async def teardown(self, worker: Any) -> None:
         """This run is over here, or this Dask worker is: the process sees the end of its input, and leaves."""
+        if self._process is None:
+            return
         process = await self._process
         process.stdin.close()
         try:
@@ -144,31 +186,101 @@ class Node:
         if finish == "released" and key in self._waiting:  # nobody wants it any more: the client has stopped, or died
             self._leave()
 
+    def _leave_idle(self) -> None:
+        if not self._waiting:
+            self._leave()
+
     def _leave(self) -> None:
         if self._worker.plugins.get(self._name) is self:
             self._leaving = asyncio.ensure_future(self._worker.plugin_remove(name=self._name))
 
     async def _start(self) -> Any:
-        path = [self._worker.local_directory, *sys.path]  # there is what was uploaded
-        code = f"import sys; sys.path[:] = {path!r}; import dask_cluster; dask_cluster.serve()"
+        folder = self._worker.local_directory  # there is what was uploaded
+        code = f"import sys; sys.path[:] = {[folder, *sys.path]!r}; import dask_cluster; dask_cluster.serve()"
         command, pipe = (sys.executable, "-B", "-c", code), asyncio.subprocess.PIPE
         process: Any = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
-        process.stdin.write(pack((self._spec, self._worker.address, self._worker.state.nthreads)))
+        process.stdin.write(pack((self._spec, os.path.join(folder, self._name), self._workers)))
         self._listening = asyncio.ensure_future(self._listen(process))
         return process
 
     async def _listen(self, process: Any) -> None:
-        """Hand out the process's replies until it ends; who still waits then gets an error."""
+        """Hand out the process's replies until it ends; then see to the chunks that it had."""
+        problem = ""
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:
                 size = int.from_bytes(await process.stdout.readexactly(4), "big")
-                key, reply = pickle.loads(await process.stdout.readexactly(size))  # noqa: S301
-                self._waiting[key].set_result(reply)
-        error = RuntimeError(f"{self._worker.address}: its process ended with code {await process.wait()}")
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(error)
-        self._leave()
+                key, done, *reply = pickle.loads(await process.stdout.readexactly(size))  # noqa: S301
+                if key:
+                    self._deaths = 0 if done else self._deaths
+                    self._waiting[key].reply.set_result(self._reply(*reply))
+                else:
+                    (problem,) = reply
+        lost, self._waiting, self._process = self._waiting, {}, None
+        self._problem = problem or f"its process ended with code {await process.wait()}"
+        self._deaths += 1
+        waiting = [chunk for chunk in lost.values() if not chunk.reply.done()]
+        left = await asyncio.gather(*map(self._salvage, waiting), return_exceptions=True)
+        for chunk, outcomes in zip(waiting, left):
+            if chunk.reply.done():  # the client has stopped meanwhile
+                continue
+            if isinstance(outcomes, BaseException):  # the journal is gone, or cannot be read
+                chunk.reply.set_exception(outcomes)
+            else:
+                chunk.reply.set_result(self._reply(pickle.dumps(outcomes)))
+
+    def _reply(self, outcomes: bytes = b"", seconds: float = 0.0, respawned: int = 0) -> bytes:
+        """What the client reads: which node, its workers, the outcomes, and why it takes no more, if it does not."""
+        node = (self._worker.address, os.getpid(), self._workers, respawned)
+        return pickle.dumps((node, outcomes, seconds, self._problem if self._deaths >= DEATHS else ""))
+
+    async def _salvage(self, chunk: Waiting) -> list[tuple[Any, ...]]:
+        """The outcomes of a chunk whose process died; tasks that have none here did not begin, and will not."""
+        with open(chunk.journal, "r+b") as file:
+            ended = await self._fence(file)
+            states = file.read()
+            records = [
+                outcome for path in glob.glob(glob.escape(chunk.journal) + ".*") for outcome in read_records(path)
+            ]
+            remove_journal(chunk.journal)  # before the lock goes: who opened it meanwhile sees that (see Journal)
+        outcomes = {outcome[0]: outcome for outcome in records}
+        for at in range(chunk.count):
+            if states[at] == RETURNED_NONE:
+                outcomes.setdefault(at, (at, "ok", None, None, 1, None, 0.0))
+        self._deaths = 0 if outcomes else self._deaths
+        text = f"supervisor lost: {self._worker.address}: {self._problem} while the task ran"
+        begun = [at for at in range(chunk.count) if (states[at] or not ended) and at not in outcomes]
+        return [*outcomes.values(), *((at, "crashed", None, text, 1, None, 0.0) for at in begun)]
+
+    async def _fence(self, file: Any) -> bool:
+        """Lock a journal, so that no worker begins a task of it. Return False if one is alive all the same.
+
+        Workers end by themselves when their supervisor does; one that cannot, as a function keeps the interpreter,
+        is killed with its group."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BlockingIOError, PermissionError):
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            if time.monotonic() > deadline - STOP_SECONDS / 2:
+                flock = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+                kind, *_, holder = struct.unpack("hhqqi4x", flock)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(holder, signal.SIGKILL) if kind != fcntl.F_UNLCK and holder > 1 else None
+            await asyncio.sleep(0.01)
+        return False
+
+
+def read_records(path: str) -> Iterator[tuple[Any, ...]]:
+    """The outcomes in a file of `pack`ed ones, up to one that is torn, since there was no room for it."""
+    with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError), open(path, "rb") as file:
+        while size := int.from_bytes(file.read(4), "big"):
+            yield pickle.loads(file.read(size))  # noqa: S301
+
+
+def remove_journal(path: str) -> None:
+    for name in [path, *glob.glob(glob.escape(path) + ".*")]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,6 +301,126 @@ class Load:
     whole: bool = False  # no more of it is taken
     outcomes: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
 
+    @property
+    def number(self) -> int:
+        return int(self.key.rpartition("-")[2])
+
+    def mark(self, at: int) -> Any:
+        """A task as it goes to the Supervisor: its payload with a MARK before it."""
+        item, mark = self.items[at], MARK.pack(self.number, at)
+        if isinstance(item, shmqueue.Rejected):
+            return item
+        return mark + item if isinstance(item, bytes) else (item[0], mark + item[1])
+
+
+class Journal:
+    """A worker's notes on the chunk it works on, from which Node learns what a dead process left.
+
+    The chunk's file has a byte for each task, mapped into the worker: 0, BEGUN, or RETURNED_NONE. Other outcomes are
+    records of `pack` in a file of the worker's own beside it. While a worker lives and has the chunk's file open, it
+    holds a shared lock on it. A lock of this kind ends with its process, and a child does not inherit it. Node locks
+    the file for itself before it reads: no worker can begin a task of it afterwards, as it gets no lock, or one on a
+    file that has no name any more.
+    """
+
+    def __init__(self, base: str) -> None:
+        self._base, self._files = base, list[int]()
+        self._libc: Any = None
+        self.number = 0
+        self.states: Any = None
+
+    def open(self, number: int) -> None:
+        """Turn to another chunk. Raises OSError where none of its tasks may begin."""
+        if self._libc is None:
+            os.register_at_fork(after_in_child=self._disown)
+            self._libc = libc = ctypes.CDLL(None, use_errno=True)
+            libc.mmap.restype, number_types = ctypes.c_void_p, [ctypes.c_int] * 3
+            libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *number_types, ctypes.c_long]
+        self.number, path = 0, f"{self._base}-{number}"
+        while self._files:
+            os.close(self._files.pop())
+        chunk = self._descriptor(path, os.O_RDWR)
+        fcntl.lockf(chunk, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        info = os.fstat(chunk)
+        if not info.st_nlink:
+            raise FileNotFoundError(f"{path}: this chunk was taken back")
+        self._descriptor(f"{path}.{os.getpid()}", os.O_WRONLY | os.O_CREAT)
+        self._map(chunk, info.st_size)
+        self.number = number
+
+    def end(self, *outcome: Any) -> None:
+        """Note the outcome of a task, unless there is no room: then it counts as in hand when the process dies."""
+        data = pack(outcome)
+        with contextlib.suppress(OSError):
+            if os.write(self._files[1], data) < len(data):
+                os.close(self._files.pop())
+                self._descriptor(os.devnull, os.O_WRONLY)  # nothing can be read after what is torn
+
+    def note(self, number: int, outcome: tuple[Any, ...]) -> None:
+        """As `end`, by the supervisor, of a task whose worker has died."""
+        with contextlib.suppress(OSError), open(f"{self._base}-{number}.{os.getpid()}", "ab", buffering=0) as file:
+            file.write(pack(outcome))
+
+    def _map(self, file: int, size: int) -> None:
+        """Map a file without the duplicate that Python's mmap keeps: closing that would give up the lock."""
+        libc, old = self._libc, self.states
+        if old is not None:
+            libc.munmap(ctypes.c_void_p(ctypes.addressof(old)), ctypes.c_size_t(len(old)))
+        self.states = None
+        address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
+        if address in (None, ctypes.c_void_p(-1).value):
+            raise OSError(ctypes.get_errno(), f"a file of {size:,} bytes cannot be mapped")
+        self.states = (ctypes.c_ubyte * size).from_address(address)
+
+    def _descriptor(self, path: str, flags: int) -> int:
+        """Open a file under a high number, where a function that closes descriptors does not find it."""
+        low = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        try:
+            self._files.append(fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, min(512, os.sysconf("SC_OPEN_MAX") // 2)))
+        finally:
+            os.close(low)
+        return self._files[-1]
+
+    def _disown(self) -> None:
+        """In a child that a function forked: it must not write as if it was the worker."""
+        self.states, self._files = None, []
+
+
+MARK = struct.Struct("=II")  # before each payload on a node: the number of its chunk, and which task there it is
+
+
+class Noted:
+    """A function, as a node's workers call it: with a payload that has a MARK, and with notes in the journal."""
+
+    def __init__(self, function: Any, journal: Journal, structures: Sequence[type[ctypes.Structure]]) -> None:
+        self.__name__ = shmqueue.function_name(function)
+        self._function, self._journal, self._structures = function, journal, structures
+
+    @functools.cached_property
+    def _call(self) -> Any:  # made in the worker, as it cannot be pickled
+        return shmqueue.adapt(self._function)
+
+    def __call__(self, payload: bytes) -> Any:
+        number, at = MARK.unpack_from(payload)
+        journal = self._journal
+        if number != journal.number:
+            journal.open(number)
+        journal.states[at] = BEGUN
+        began = time.perf_counter()
+        try:
+            value = self._call(payload[MARK.size :])
+        except BaseException as error:
+            journal.end(at, "failed", None, shmqueue.describe(error), 1, None, time.perf_counter() - began)
+            raise
+        if value is None:
+            journal.states[at] = RETURNED_NONE
+            return None
+        if type(value) in self._structures:
+            value = bytes(value)
+        if type(value) in (bytes, str):  # else it fails, and the supervisor says why
+            journal.end(at, "ok", value, None, 1, None, time.perf_counter() - began)
+        return value
+
 
 class Feed(shmqueue.Source):
     """The chunks that come on standard input, as the source of one Supervisor's run. Raises EOFError at its end."""
@@ -196,16 +428,19 @@ class Feed(shmqueue.Source):
     def __init__(self) -> None:
         self._input, self._output = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
         os.dup2(2, 1)  # what a module prints when it is imported
-        spec, self._address, threads = self._input.recv()
-        self.spec = pickle.loads(spec)  # noqa: S301
-        self.spec["options"]["workers"] = self._workers = self.spec["options"]["workers"] or threads
+        os.register_at_fork(after_in_child=self._close_pipes)
+        spec, base, self._workers = self._input.recv()
+        self.spec, self.journal = pickle.loads(spec), Journal(base)  # noqa: S301
+        self.spec["options"]["workers"] = self._workers
         self.supervisor: Any = None
         self._cancelled, self._loads, self._last = False, list[Load](), Load("", (), 0.0)  # last: of the last outcome
         self._next, self._ring, self._ahead, self._finished, self._respawned = 1, 0, 2 * self._workers, 0, 0
         self._ended = self._looked = time.monotonic()
 
-    def fileno(self) -> int:
-        return self._input.fileno()
+    def _close_pipes(self) -> None:
+        """In a worker: who holds a copy would keep Node from seeing that this process has died."""
+        self._input.close()
+        self._output.close()
 
     def receive(self) -> None:
         """Read a message: a chunk, or the order to begin no more tasks."""
@@ -222,7 +457,7 @@ class Feed(shmqueue.Source):
             return ()
         if not load.taken:
             load.first, load.began = self._next, time.monotonic()
-        items = load.items[load.taken : load.taken + room]
+        items = [load.mark(at) for at in range(load.taken, min(load.taken + room, len(load.items)))]
         load.taken += len(items)
         self._next += len(items)
         self._ring += len(items)
@@ -245,8 +480,10 @@ class Feed(shmqueue.Source):
         tsk_id, _, _, status, value, error, attempts, worker, seconds = result
         if not self._last.first <= tsk_id < self._last.first + self._last.taken:
             self._last = next(load for load in self._loads if load.first <= tsk_id < load.first + load.taken)
-        value = bytes(value) if isinstance(value, ctypes.Structure) else value
-        self._last.outcomes.append((tsk_id - self._last.first, status, value, error, attempts, worker, seconds))
+        outcome = (tsk_id - self._last.first, status, value, error, attempts, worker, seconds)
+        self._last.outcomes.append(outcome)
+        if status in ("timeout", "crashed"):
+            self.journal.note(self._last.number, outcome)
         self._ring -= 1
         self._finished += 1
         self._close(self._last, False)
@@ -255,47 +492,47 @@ class Feed(shmqueue.Source):
         """If nothing more of this chunk is taken, and all that was is done, it goes back."""
         load.whole = load.whole or whole
         if load.whole and len(load.outcomes) == load.taken:
-            self.reply(load, "")
+            self._send_back(load)
 
-    def reply(self, load: Load, problem: str) -> None:
-        """Send a chunk back: its outcomes, how long it took, and what ended this node, if something did."""
-        now, respawned = time.monotonic(), self.supervisor.stats()["respawned"] if self.supervisor else 0
-        node = (self._address, os.getppid(), self._workers, respawned - self._respawned)
-        seconds = now - max(load.began, self._ended)
-        self._output.send((load.key, pickle.dumps((node, load.outcomes, seconds, problem))))
+    def _send_back(self, load: Load) -> None:
+        """Reply to a chunk: its outcomes, how long it took, and how many workers were replaced since the last one."""
+        now, respawned = time.monotonic(), self.supervisor.stats()["respawned"]
+        seconds, outcomes = now - max(load.began, self._ended), pickle.dumps(load.outcomes)
+        self._output.send((load.key, len(load.outcomes), outcomes, seconds, respawned - self._respawned))
         self._loads.remove(load)
         self._ended, self._respawned = now, respawned
 
-    def reply_all(self, problem: str) -> None:
-        """Send back what is there; and so whatever comes, until standard input ends."""
-        while True:
-            while self._loads:
-                self.reply(self._loads[0], problem)
-            self.receive()
+    def run(self) -> None:
+        """Put the chunks through, until standard input ends."""
+        for name, digest in self.spec["files"].items():
+            if digest_of(os.path.join(sys.path[0], name)) != digest:
+                raise RuntimeError(f"{name} here is that of another run: wait for its end, or rename the file")
+        places = self.spec["functions"].items()
+        functions = {fn_id: getattr(importlib.import_module(module), name) for fn_id, (module, name) in places}
+        structures = shmqueue.structures_of(functions.values())
+        noted = {fn_id: Noted(function, self.journal, structures) for fn_id, function in functions.items()}
+        with shmqueue.Supervisor(noted, **self.spec["options"]) as self.supervisor:
+            self.supervisor.on_look = self.look
+            for result in self.supervisor.run(self):
+                self.settle(result)
+
+    def report(self, problem: str) -> None:
+        """Tell Node why this process ends."""
+        self._output.send(("", 0, problem))
 
 
 def serve() -> None:
     """What a node's process does, until its standard input ends."""
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the Dask worker, which closes the pipe
         signal.signal(number, signal.SIG_IGN)
-    problem = ""
     with contextlib.suppress(EOFError, BrokenPipeError):
         feed = Feed()
         try:
-            for name, digest in feed.spec["files"].items():
-                if digest_of(os.path.join(sys.path[0], name)) != digest:
-                    raise RuntimeError(f"{name} here is that of another run: wait for its end, or rename the file")
-            places = feed.spec["functions"].items()
-            functions = {fn_id: getattr(importlib.import_module(module), name) for fn_id, (module, name) in places}
-            with shmqueue.Supervisor(functions, **feed.spec["options"]) as feed.supervisor:
-                feed.supervisor.on_look = feed.look
-                for result in feed.supervisor.run(feed):
-                    feed.settle(result)
+            feed.run()
         except (EOFError, BrokenPipeError):
             raise
         except Exception as error:  # whatever it is, the client is told
-            problem = shmqueue.describe(error)
-        feed.reply_all(problem)
+            feed.report(shmqueue.describe(error))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,10 +542,9 @@ def serve() -> None:
 
 @dataclasses.dataclass(eq=False)
 class Chunk:
-    """Tasks on their way: the tsk_id of the first, and the items; when they were sent, and Dask's future of them."""
+    """Tasks on their way, each a tsk_id and an item; when they were sent, and Dask's future of them."""
 
-    first: int
-    items: Sequence[Any]
+    tasks: Sequence[tuple[int, Any]]
     sent: float = 0.0
     future: Any = None
 
@@ -338,10 +574,13 @@ class Tally(shmqueue.Tally):
     def note(self, result: shmqueue.TaskResult) -> shmqueue.TaskResult:
         """Count an outcome, and give it back."""
         self.retried += max(0, result.attempts - 1)
-        if result.status != "ok" or result.worker is None:
+        if result.status != "ok":
             self.add_bad(result)
             return result
-        self.add_ok(result.worker, 1, result.seconds)
+        if result.worker is None:  # from a journal, which does not say
+            self.counts["ok"] += 1
+        else:
+            self.add_ok(result.worker, 1, result.seconds)
         if result.seconds > self.slow:
             self.add_slow(result._replace(payload=shmqueue.to_bytes(result.payload)[:200], value=None))
         return result
@@ -350,9 +589,11 @@ class Tally(shmqueue.Tally):
 class Cluster:
     """What CommandLine needs of a Supervisor, over a cluster; its public names are those of Supervisor."""
 
-    def __init__(self, functions: Any, client: Any, spec: bytes, where: str, wait: float, screen: Any) -> None:
+    def __init__(
+        self, functions: Any, client: Any, spec: bytes, where: str, wait: float, retries: int, screen: Any
+    ) -> None:
         self._client, self._spec, self._where, self._wait_seconds, self._progress = client, spec, where, wait, screen
-        self._tally = Tally(functions)
+        self._tally, self._retries = Tally(functions), retries
         self.name, self.paused, self.cancelled = f"shmqueue-{secrets.token_hex(4)}", False, False
         self.on_look: Any = lambda: None
         self._began, self._next_look, self._next_census = time.monotonic(), 0.0, 0.0
@@ -360,7 +601,9 @@ class Cluster:
         self._nodes_at = self._began  # when there was one
         self._failure, self._stopped = "", False
         self._flying: dict[Chunk, None] = {}
-        self._back: collections.deque[Chunk] = collections.deque()  # given back, to be sent again
+        self._back: collections.deque[tuple[int, Any]] = collections.deque()  # tasks to be sent again
+        self._spent: dict[int, int] = {}  # tsk_id: how often it was started, for those that go round again
+        self.refused: dict[str, str] = {}  # nodes that get no more chunks, and why
         self._arrived: collections.deque[tuple[Chunk, bytes, BaseException | None]] = collections.deque()
         self._size, self._pace, self._next_id, self._sent = 64, (0.0, 0.0), 1, 0  # pace: tasks, seconds
         self._ear, self._bell = os.pipe()
@@ -391,10 +634,9 @@ class Cluster:
             self._look()
         text = f"{self._failure or 'stopped while it was on the cluster'}: it may have run"
         for chunk in self._flying:
-            yield from self._end(chunk, "crashed" if self._failure else "cancelled", text)
+            yield from self._end(chunk.tasks, "crashed" if self._failure else "cancelled", text)
         self._flying.clear()
-        for chunk in self._back:
-            yield from self._end(chunk, "cancelled", shmqueue.CANCELLED)
+        yield from self._end(self._back, "cancelled", shmqueue.CANCELLED)
         while source.finite and not source.exhausted:
             yield from self._end(self._number(source.take(shmqueue.BLOCK)), "cancelled", shmqueue.CANCELLED)
         if self._failure:
@@ -427,7 +669,7 @@ class Cluster:
         tally = self._tally
         columns = zip(tally.workers, tally.completed, tally.failed)
         workers = [{"node": node, "pid": pid, "completed": done, "failed": bad} for (node, pid), done, bad in columns]
-        outstanding = sum(len(chunk.items) for chunk in [*self._flying, *self._back])
+        outstanding = self._in_flight() + len(self._back)
         more = {"retried": tally.retried, "respawned": tally.respawned, "outstanding": outstanding}
         return {**tally.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
 
@@ -445,7 +687,7 @@ class Cluster:
             counts = (tally.completed[i], tally.failed[i])
             rows.append(shmqueue.WorkerRow(i, pid, state, "", *counts, rate, None, None, None, 0.0))
         failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]]
-        seconds, flying = time.monotonic() - self._began, sum(len(chunk.items) for chunk in self._flying)
+        seconds, flying = time.monotonic() - self._began, self._in_flight()
         about = (progress.title, self._where, "dask", seconds, tally.counts, tally.retried, progress.total(), rates)
         most = max(1, flying, 2 * len(self._nodes) * self._size)
         return shmqueue.Snapshot(*about, flying, most, rows, failures, progress.state, progress.keys)
@@ -454,42 +696,50 @@ class Cluster:
 
     def _send(self, source: Any) -> None:
         while self._has_room():
-            chunk = self._back.popleft() if self._back else self._read(source)
-            if not chunk.items:
+            tasks = self._read(source)
+            if not tasks:
                 return
             self._sent += 1
-            chunk.sent, key = time.monotonic(), f"{self.name}-{self._sent}"
+            chunk, key = Chunk(tasks, time.monotonic()), f"{self.name}-{self._sent}"
             self._flying[chunk] = None
-            arguments = (self.name, key, self._spec, pickle.dumps(chunk.items))
-            chunk.future = self._client.submit(run_chunk, *arguments, key=key, pure=False)
+            arguments = (self.name, key, self._spec, len(tasks), pickle.dumps([item for _, item in tasks]))
+            where = {"workers": list(self._nodes), "allow_other_workers": True} if self.refused else {}
+            chunk.future = self._client.submit(run_chunk, *arguments, key=key, pure=False, **where)
             self._client.loop.add_callback(self._follow, chunk)
+
+    def _in_flight(self) -> int:
+        return sum(len(chunk.tasks) for chunk in self._flying)
 
     def _has_room(self) -> bool:
         """Two chunks for each node, or a task for each thread; those that take long do not count, up to a bound."""
         now, nodes, threads = time.monotonic(), len(self._nodes), sum(self._nodes.values())
-        fresh = [len(chunk.items) for chunk in self._flying if now - chunk.sent < 2 * LIMIT_SECONDS]
+        fresh = [len(chunk.tasks) for chunk in self._flying if now - chunk.sent < 2 * LIMIT_SECONDS]
         few = (len(fresh) < 2 * nodes or sum(fresh) < threads) and len(self._flying) < threads + 2 * nodes
         return few and not (self.cancelled or self.paused)
 
-    def _read(self, source: Any) -> Chunk:
-        """A chunk of the right size; in the end, a fair share of what is left; of a stream, what is there."""
-        total, nodes = source.total(), max(1, len(self._nodes))
-        left = math.inf if total is None else max(0, total - self._next_id)
+    def _read(self, source: Any) -> list[tuple[int, Any]]:
+        """The tasks of a chunk of the right size, first those that go round again; in the end, a fair share of what is
+        left; of a stream, what is there."""
+        total, nodes, back = source.total(), max(1, len(self._nodes)), self._back
+        left = math.inf if total is None else max(0, total - self._next_id) + len(back)
         least = max(1, sum(self._nodes.values()) // nodes)
         size = int(max(least, min(self._size, left / (2 * nodes))))
-        items: list[Any] = []
-        length = 0
-        while len(items) < size and length < CHUNK_BYTES and not source.exhausted:
-            more = source.take(size - len(items))
+        tasks = [back.popleft() for _ in range(min(size, len(back)))]
+        length = sum(self._length(item) for _, item in tasks)
+        while len(tasks) < size and length < CHUNK_BYTES and not source.exhausted:
+            more = source.take(size - len(tasks))
             if not more and source.fileno() >= 0:
                 break
-            items += more
-            length += sum(len(self._tally.task(item)[1]) for item in more)
-        return self._number(items)
+            tasks += self._number(more)
+            length += sum(map(self._length, more))
+        return tasks
 
-    def _number(self, items: Sequence[Any]) -> Chunk:
+    def _length(self, item: Any) -> int:
+        return len(self._tally.task(item)[1])
+
+    def _number(self, items: Sequence[Any]) -> list[tuple[int, Any]]:
         self._next_id += len(items)
-        return Chunk(self._next_id - len(items), items)
+        return list(enumerate(items, self._next_id - len(items)))
 
     async def _follow(self, chunk: Chunk) -> None:
         """Wait for a chunk's reply, in the event loop of Dask's client."""
@@ -508,37 +758,47 @@ class Cluster:
         del self._flying[chunk]
         chunk.future = None  # Dask forgets it
         node, outcomes, seconds, problem = pickle.loads(data)  # noqa: S301
-        first = self._tally.first_worker(*node)
-        for at, status, value, text, attempts, worker, took in outcomes:
+        done = pickle.loads(outcomes) if outcomes else []  # noqa: S301
+        first, rest = self._tally.first_worker(*node), dict(enumerate(chunk.tasks))
+        for at, status, value, text, attempts, worker, took in done:
+            tsk_id, item = task = rest.pop(at)
+            attempts += self._spent.pop(tsk_id, 0)
+            if status not in ("ok", "cancelled") and 0 < attempts <= self._retries and not self.cancelled:
+                self._spent[tsk_id] = attempts
+                self._back.append(task)
+                continue
             number = None if worker is None else first + worker
-            about = (chunk.first + at, *self._tally.task(chunk.items[at]))
+            about = (tsk_id, *self._tally.task(item))
             yield self._tally.note(shmqueue.TaskResult(*about, status, value, text, attempts, number, took))
-        if problem:  # what has no outcome may have begun
-            for at in set(range(len(chunk.items))) - {outcome[0] for outcome in outcomes}:
-                yield from self._end(Chunk(chunk.first + at, chunk.items[at : at + 1]), "crashed", problem)
-            self._give_up(f"{node[0]}: {problem}")
-            return
-        done = len(outcomes)
-        if done < len(chunk.items):
-            self._back.append(Chunk(chunk.first + done, chunk.items[done:]))
-        if done:
-            tasks, spent = self._pace = self._pace[0] / 2 + done, self._pace[1] / 2 + seconds
+        self._back.extend(rest.values())
+        if problem:
+            self._refuse(node[0], problem)
+        if done and seconds:
+            tasks, spent = self._pace = self._pace[0] / 2 + len(done), self._pace[1] / 2 + seconds
             self._size = min(GROWTH * self._size, max(1, int(CHUNK_SECONDS * tasks / max(spent, 1e-9))))
+
+    def _refuse(self, node: str, problem: str) -> None:
+        """Send this node no more; without any other, the run ends."""
+        self.refused[node] = problem
+        self._nodes.pop(node, None)
+        if not self._nodes:  # what is on its way comes back, as from this one
+            self._failure = self._failure or f"{node}: {problem}"
+            self.cancel()
 
     def _lost(self, chunk: Chunk, error: BaseException) -> Iterator[shmqueue.TaskResult]:
         """A chunk that has no reply, and will not have one."""
         if type(error).__name__ == "KilledWorker":
             del self._flying[chunk]
-            yield from self._end(chunk, "crashed", "KilledWorker: every node that had it died")
+            yield from self._end(chunk.tasks, "crashed", "KilledWorker: every node that had it died")
         elif "Cancelled" in type(error).__name__:
             self._give_up(f"the scheduler at {self._where} was lost")
         else:
             self._give_up(shmqueue.describe(error))
 
-    def _end(self, chunk: Chunk, status: str, text: str) -> Iterator[shmqueue.TaskResult]:
-        for tsk_id, item in enumerate(chunk.items, chunk.first):
-            name, payload = self._tally.task(item)
-            yield self._tally.note(shmqueue.TaskResult(tsk_id, name, payload, status, None, text, 0, None, 0.0))
+    def _end(self, tasks: Iterable[tuple[int, Any]], status: str, text: str) -> Iterator[shmqueue.TaskResult]:
+        for tsk_id, item in tasks:
+            about, attempts = (tsk_id, *self._tally.task(item)), self._spent.pop(tsk_id, 0)
+            yield self._tally.note(shmqueue.TaskResult(*about, status, None, text, attempts, None, 0.0))
 
     # Waiting, and what is seen to several times a second.
 
@@ -561,7 +821,7 @@ class Cluster:
         self._progress.draw(self.snapshot)
         if self._client.status != "running":
             self._give_up(f"the scheduler at {self._where} was lost")
-        elif now - self._nodes_at > self._wait_seconds and not self.cancelled:
+        elif now - self._nodes_at > self._wait_seconds and (self._failure or not self.cancelled):
             self._give_up(f"no node at {self._where} for {self._wait_seconds:g} s: start one, `dask worker ADDRESS`")
         elif now > self._next_census:
             self._next_census = now + CENSUS_SECONDS
@@ -570,7 +830,8 @@ class Cluster:
     async def _census(self) -> None:
         """See which nodes there are; all of them, also those that have come since, hear of a cancellation."""
         with contextlib.suppress(Exception):  # then it is old, and `_look` sees that
-            self._nodes = await self._client.nthreads()
+            there = await self._client.nthreads()
+            self._nodes = {node: threads for node, threads in there.items() if node not in self.refused}
             self._nodes_at = time.monotonic() if self._nodes else self._nodes_at
             if self.cancelled:
                 await self._client.run(tell, self.name, "cancel", on_error="ignore")
@@ -618,17 +879,22 @@ class ClusterLine(shmqueue.CommandLine):
                 raise shmqueue.UsageError(f"{function!r}: on a cluster it must be a function that a module defines")
         places = {fn_id: (function.__module__, function.__qualname__) for fn_id, function in functions.items()}
         digests = {os.path.basename(path): digest_of(path) for path in files if path.endswith(".py")}
+        retries, where = arguments["retries"], options.scheduler or "LocalCluster"
+        arguments["retries"] = 0  # this process counts the attempts, since the next may be on another node
+        arguments["slot_size"] = min(arguments["slot_size"] + MARK.size, shmqueue.LIMITS["slot_size"][1])
         spec = pickle.dumps({"functions": places, "files": digests, "options": arguments})
         client = connect(options.scheduler, arguments["workers"] or shmqueue.available_processors())
         try:
             for path in files:
                 client.upload_file(path, load=not path.endswith(".py"))  # archives must be, to be found
-            return Cluster(functions, client, spec, options.scheduler or "LocalCluster", options.wait, screen)
+            return Cluster(functions, client, spec, where, options.wait, retries, screen)
         except BaseException:
             client.close(timeout=STOP_SECONDS)
             raise
 
     def report(self, problem: str) -> int:
+        for node, why in self.supervisor.refused.items():
+            shmqueue.say(f"shmqueue: {node} had to be left out: {why}", sys.stderr)
         if problem and self.results is not None and self.results.path != "-":
             problem += f"; {self.results.path} has what was finished: run again with --resume"
         return super().report(problem)

@@ -12,13 +12,13 @@ Lock order
     One lock, so there is none.
 
 If the holder dies
-    The kernel walks the dead thread's list of robust mutexes and marks this one. The next to ask for it gets it, with
-    EOWNERDEAD, and says pthread_mutex_consistent, without which nobody could ever have it again. What needs repair is
-    told by the `dirty` word as for the built-in lock, so it does not matter if this one is killed before it repairs.
+    The kernel walks the dead thread's list of robust mutexes and marks this one. The next process that asks for it
+    gets it, with EOWNERDEAD, and calls pthread_mutex_consistent; without that, nobody could ever have it again. The
+    `dirty` word tells what needs repair, as for the built-in lock. So this process may be killed before it repairs.
 
 When to use it
-    On Linux, with many workers and tasks of a few microseconds, where the lock is what they wait for. A thread that
-    dies in a test at the start decides whether this system can do it.
+    On Linux, with many workers and tasks of a few microseconds, where the lock is what they wait for. At the start a
+    thread dies with such a mutex, as a test of the system.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class RobustMutexQueue(shmqueue.SharedTaskQueue):
 
     @classmethod
     def refusal(cls) -> str:
-        """Have a thread die with the mutex, and see whether it can be had again."""
+        """Have a thread die with the mutex, and look if it can be taken again."""
         with mmap.mmap(-1, mmap.PAGESIZE) as memory:
             mutex = RobustMutex(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
             try:

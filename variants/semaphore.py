@@ -2,20 +2,20 @@
 """semaphore: the textbook's bounded buffer, a counting semaphore for filled slots and one for free slots.
 
 Idea
-    Who pushes takes tokens from `free` and puts as many into `filled`; who claims does the reverse. The tokens say how
-    much there is without the lock, which is held only while a position is moved.
+    A push takes tokens from `free` and puts as many into `filled`. A claim does the reverse. The tokens say how much
+    there is without the lock, which is held only while a position is moved.
 
 Extra state
     Two sem_t in the segment, through ctypes, each on a line of its own. Nothing with a name, so nothing is left over.
 
 Lock order
-    Tokens first, then the lock; nobody waits for a token while holding it. Tokens go into `filled` before the tasks
-    are pushed: whoever finds no token after it has noted (under the lock) that it sleeps is seen by who pushes.
+    Tokens first, then the lock; nobody waits for a token under the lock. Tokens are in `filled` before `pushed` moves:
+    a worker that has noted, under the lock, that it sleeps, and finds no token then, is seen by the next push.
 
 If the holder dies
-    The lock is the built-in one: the kernel releases it and the next holder repairs. But a worker that is killed with
-    tokens in its hand takes them along. So tokens are hints and the positions decide: a claim is never more than what
-    is there, and when a worker has died the supervisor counts both semaphores anew. A token too many is harmless.
+    The kernel releases the lock and the next holder repairs. But a worker that is killed, or stopped, with tokens in
+    its hand keeps them. So tokens are hints and the positions decide: a claim is never more than what is there. When a
+    worker has died, or sleeps beside tasks without a token, both are counted anew. A token too many is harmless.
 
 When to use it
     To compare with the textbook. A token a task costs more than the lock that it saves; the semaphores would pay where
@@ -45,11 +45,9 @@ class Semaphore:
         self._at = ctypes.c_void_p(address)
 
     def make(self, value: int) -> bool:
-        """Whether this system has semaphores that processes can share."""
         return hasattr(libc, "sem_init") and libc.sem_init(self._at, 1, value) == 0
 
     def take(self, most: int) -> int:
-        """Take up to `most` tokens, those that are there; how many."""
         codes = map(libc.sem_trywait, itertools.repeat(self._at, max(0, most)))
         return sum(1 for _ in itertools.takewhile(operator.not_, codes))
 
@@ -62,10 +60,6 @@ class Semaphore:
         libc.sem_getvalue(self._at, ctypes.byref(number))
         return max(0, number.value)
 
-    def recount(self, value: int) -> None:
-        """Make up for tokens that are lost. One too many is harmless; who is about to post must not be forestalled."""
-        self.post(value - self.value())
-
 
 class SemaphoreQueue(shmqueue.SharedTaskQueue):
     strategy = "semaphore"
@@ -75,12 +69,8 @@ class SemaphoreQueue(shmqueue.SharedTaskQueue):
     def refusal(cls) -> str:
         with mmap.mmap(-1, mmap.PAGESIZE) as memory:
             semaphore = Semaphore(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
-            if not semaphore.make(1):
-                return "this system has no semaphores that processes can share (sem_init)"
-            semaphore.post(1)
-            if (semaphore.take(3), semaphore.value()) != (2, 0):
-                return "this system's semaphores do not count"
-        return ""
+            counts = semaphore.make(2) and (semaphore.take(3), semaphore.value()) == (2, 0)
+        return "" if counts else "this system has no semaphores that processes can share (sem_init)"
 
     @classmethod
     def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
@@ -107,25 +97,35 @@ class SemaphoreQueue(shmqueue.SharedTaskQueue):
     def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
         while True:
             tokens = self._filled.take(min(self.batch, self.share(self._filled.value(), limit)))
-            claim = super().claim(worker, tokens)  # without a token: note that it sleeps
+            claim = super().claim(worker, tokens)  # without a token it notes that it sleeps
             count = claim[1] if claim else 0
             self._free.post(count)
             self._filled.post(tokens - count)
             if claim or tokens or limit <= 0 or not self._filled.value():
                 return claim
 
-    def wakeable(self) -> list[tuple[int, int]]:
-        """Nobody, where there is no token; who has taken one is about to claim, or to put it back."""
-        return super().wakeable() if self._filled.value() else []
+    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+        drained = super().drain(worker)
+        for _, count in drained:
+            self._filled.take(count)  # a worker may have some in its hand: later they are too many
+            self._free.post(count)
+        return drained
 
-    def recover(self, worker: int) -> shmqueue.Remains:
-        remains = super().recover(worker)
+    def wakeable(self) -> list[tuple[int, int]]:
+        worth = super().wakeable()
+        if worth and not self._filled.value():
+            self._count_anew()
+        return worth
+
+    def recover(self, worker: int) -> None:
+        self._count_anew()  # and repair, as whoever gets the lock does
+
+    def _count_anew(self) -> None:
         self._enter(None)
         filled = self.words[shmqueue.PUSHED] - self.words[shmqueue.CLAIMED]
         self._leave()
-        self._filled.recount(filled)
-        self._free.recount(self.num_slots - filled)
-        return remains
+        for semaphore, count in ((self._filled, filled), (self._free, self.num_slots - filled)):
+            semaphore.post(count - semaphore.value())  # and take none: somebody may be about to
 
 
 if __name__ == "__main__":

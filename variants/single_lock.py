@@ -6,18 +6,18 @@ Idea
     nobody contends, and knows nothing of processes: when its holder dies it stays taken.
 
 Extra state
-    One word, the number of the lock in use. Each process knows the number of the lock it was started with; who finds
-    another one in the word gives up its lock for ever.
+    One word, the number of the lock in use. Each process knows the number of the lock it was started with. A process
+    that finds another number in the word never uses its lock again.
 
 Lock order
     One lock, so there is none.
 
 If the holder dies
-    The supervisor waits for the lock in vain and sees that whoever signed `dirty` is dead (or that nobody has signed
-    for a second: a holder can die before it signs). It changes the number and makes a new lock. Workers that wait
-    for the old one leave at once. Those with a task in hand finish it, give back the rest of their batch and leave;
-    nothing is charged to them, and they are not waited for. Then the supervisor enters with the new lock, repairs,
-    and starts workers that have it. Cost: a tenth of a second and a new process for each worker.
+    The supervisor does not get the lock, and sees that the worker which signed `dirty` is dead (or that nobody has
+    signed for a second: a holder can die before it signs). It changes the number, makes a new lock, and wakes those
+    that sleep. Workers that ask for the old lock leave. Those with a batch finish it first; nobody waits for them, and
+    nothing is charged to them. Then the supervisor enters with the new lock, repairs, and starts workers that have
+    it. Cost: a tenth of a second and a new process for each worker.
 
 When to use it
     To compare: it is what the others are measured against. And where `fcntl.lockf` is slow or missing. Start by fork
@@ -74,7 +74,7 @@ class NumberedLock:
 
 class SingleLock(shmqueue.SharedTaskQueue):
     strategy = "single_lock"
-    if_killed = "the lock stays taken: workers leave after the task in hand, and start anew with another"
+    if_killed = "the lock stays taken: workers leave after their batch, and start anew with another"
     kernel_unlocks = False
 
     @classmethod

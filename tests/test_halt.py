@@ -1,0 +1,335 @@
+"""A halt takes back what a worker has not begun, whatever happens meanwhile; and nothing waits that could run."""
+
+import collections
+import contextlib
+import itertools
+import os
+import pathlib
+import signal
+
+import jobs
+import pytest
+from conftest import wait_until
+
+import shmqueue
+
+REST = 30  # tasks behind the one in hand
+
+
+class Held:
+    """A worker with one task done, one in hand that waits for a file, and the rest of its batch not begun."""
+
+    def __init__(self, folder, **options):
+        self.gate, self.notes = folder / "gate", folder / "notes"
+        functions = [jobs.note, jobs.wait_for_file]
+        self.supervisor = shmqueue.Supervisor(
+            functions, workers=1, batch=REST + 2, start_method="fork", **options
+        )
+        self.engine, self.queue = self.supervisor._engine, self.supervisor._queue
+        (self.handle,) = self.supervisor._crew.handles
+        assert wait_until(self.queue.sleepers)
+        with self.stopped():  # so that all come in one batch
+            self.submit_all()
+        assert wait_until(lambda: self.lane().done == 1)
+
+    @contextlib.contextmanager
+    def stopped(self):
+        os.kill(self.handle.pid, signal.SIGSTOP)
+        yield
+        os.kill(self.handle.pid, signal.SIGCONT)
+
+    def submit_all(self):
+        self.supervisor.submit(jobs.note, f"{self.notes}|first")
+        self.supervisor.submit(jobs.wait_for_file, str(self.gate))
+        for number in range(REST):
+            self.supervisor.submit(jobs.note, f"{self.notes}|{number}")
+
+    def lane(self):
+        return self.queue.glance(0)
+
+    def given_back(self):
+        return sum(len(tasks.payloads) for tasks in self.supervisor._ledger.again)
+
+    def finish(self):
+        """Let the task in hand end, and return how many tasks ended how."""
+        self.gate.touch()
+        statuses = collections.Counter(result.status for result in self.supervisor.results())
+        noted = self.notes.read_text().split()
+        assert len(noted) == len(set(noted)), "a task began twice"
+        assert sum(statuses.values()) == REST + 2
+        self.supervisor.close()
+        return statuses
+
+
+@pytest.fixture
+def held(tmp_path):
+    made = Held(tmp_path)
+    yield made
+    made.gate.touch()
+    made.supervisor.__exit__(KeyError, None, None)
+
+
+ALL_OK = {"ok": REST + 2}
+
+
+def test_a_halt_takes_back_what_has_not_begun(held):
+    waiting = held.lane().not_begun
+    assert held.engine.halt(held.handle)
+    assert (held.given_back(), held.lane().not_begun) == (waiting, 0)
+    assert waiting > 0
+    assert held.lane().in_hand == held.lane().first + 1
+    assert held.finish() == ALL_OK
+
+
+def test_a_second_halt_takes_nothing_more(held):
+    waiting = held.lane().not_begun
+    assert held.engine.halt(held.handle)
+    assert held.engine.halt(held.handle)
+    assert held.given_back() == waiting
+    assert held.finish() == ALL_OK
+
+
+def test_a_halt_brings_what_is_finished(held):
+    held.engine.halt(held.handle)
+    results = held.supervisor.results()
+    assert next(results).payload == f"{held.notes}|first"
+    held.gate.touch()
+    assert len(list(results)) == REST + 1
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+def go_on(pid):
+    os.kill(pid, signal.SIGCONT)
+
+
+def go_on_and_stop(pid):
+    """As if it had never run: only its context switches show that it has."""
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: shmqueue.process_status(pid)[0] not in shmqueue.STOPPED)
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: shmqueue.process_status(pid)[0] in shmqueue.STOPPED)
+
+
+POINTS = [("wait_until_stopped", 1), ("stands_still", 1), ("stand_for", 1), ("stands_still", 2), ("go_on", 1)]
+
+
+def interfere(monkeypatch, point, what):
+    """Have somebody do `what` to the worker just before this call of a method, or after it has been stopped."""
+    name, number = point
+    original, calls = getattr(shmqueue.Handle, name), itertools.count(1)
+
+    def disturbed(handle, *arguments):
+        if name == "wait_until_stopped":
+            found = original(handle, *arguments)
+            if next(calls) == number:
+                what(handle.pid)
+            return found
+        if next(calls) == number:
+            what(handle.pid)
+        return original(handle, *arguments)
+
+    monkeypatch.setattr(shmqueue.Handle, name, disturbed)
+
+
+@pytest.mark.parametrize("what", [go_on, go_on_and_stop, kill])
+@pytest.mark.parametrize("point", POINTS, ids=str)
+def test_somebody_else_interferes_with_a_halt(held, monkeypatch, point, what):
+    with monkeypatch.context() as patch:
+        interfere(patch, point, what)
+        done = held.engine.halt(held.handle)
+    if point[0] != "go_on":
+        assert not done, "what may have run is not trusted"
+        assert held.given_back() == 0
+    if what is kill:
+        assert wait_until(held.handle.is_dead)
+    statuses = held.finish()
+    assert statuses == (ALL_OK if what is not kill else {"ok": REST + 1, "crashed": 1})
+
+
+def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkeypatch):
+    """Somebody continues the worker, and it finishes the task in hand: what is behind it has begun."""
+
+    def open_and_go_on(pid):
+        held.gate.touch()
+        os.kill(pid, signal.SIGCONT)
+        assert wait_until(lambda: held.queue.half(0, 1).done(REST + 2) > 1)
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: shmqueue.process_status(pid)[0] in shmqueue.STOPPED)
+
+    with monkeypatch.context() as patch:
+        interfere(patch, ("stand_for", 1), open_and_go_on)
+        assert not held.engine.halt(held.handle)
+    assert held.given_back() == 0
+    assert held.finish() == ALL_OK
+
+
+def test_a_worker_that_somebody_stopped_is_read_and_stays_stopped(held):
+    waiting = held.lane().not_begun
+    os.kill(held.handle.pid, signal.SIGSTOP)
+    assert wait_until(held.handle.is_stopped)
+    assert held.engine.halt(held.handle)
+    assert held.given_back() == waiting
+    assert held.handle.is_stopped()
+    os.kill(held.handle.pid, signal.SIGCONT)
+    assert held.finish() == ALL_OK
+
+
+def test_a_worker_that_does_not_stand_still_is_continued(held, monkeypatch):
+    """As in an uninterruptible wait."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shmqueue, "state_and_switches", lambda pid: ("D", 0))
+        assert not held.engine.halt(held.handle)
+    assert held.handle.halt_again
+    assert wait_until(lambda: not held.handle.is_stopped())
+    assert held.engine.halt(held.handle), "and another time it is halted"
+    assert held.finish() == ALL_OK
+
+
+def test_a_dead_worker_is_not_halted(held):
+    kill(held.handle.pid)
+    assert wait_until(held.handle.is_dead)
+    assert not held.engine.halt(held.handle)
+    assert held.finish() == {"ok": REST + 1, "crashed": 1}
+
+
+def test_a_worker_inside_the_lock_is_left_alone(held, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(held.queue, "is_claiming", lambda worker: True)
+        assert not held.engine.halt(held.handle)
+    assert (held.given_back(), held.handle.is_stopped()) == (0, False)
+    assert held.finish() == ALL_OK
+
+
+def test_a_worker_that_sleeps_has_nothing_to_take(held):
+    held.gate.touch()
+    results = held.supervisor.results()
+    assert len(list(results)) == REST + 2
+    assert wait_until(held.queue.sleepers)
+    assert held.engine.halt(held.handle)
+    assert held.given_back() == 0
+
+
+def test_a_worker_killed_after_a_halt_is_charged_for_the_task_in_hand_alone(held):
+    assert held.engine.halt(held.handle)
+    kill(held.handle.pid)
+    assert held.finish() == {"ok": REST + 1, "crashed": 1}
+
+
+def test_a_timeout_kills_only_the_task_that_timed_out(held):
+    """The worker has gone on to another task by the time that it stands still."""
+    doomed = shmqueue.Doomed(held.lane().in_hand - 1, "timeout", "too long")
+    assert held.engine.halt(held.handle, doomed)
+    assert not held.handle.is_dead()
+    assert held.finish() == ALL_OK
+
+
+def test_a_child_that_a_function_forked_cannot_touch_the_lane(tmp_path):
+    """Every view is released in it, also those of the log and of `ends`."""
+    with shmqueue.Supervisor([jobs.fork_and_return, jobs.echo], workers=1, batch=3, start_method="fork") as supervisor:
+        results = sorted(supervisor.run([(jobs.fork_and_return, b""), (jobs.echo, b"a"), (jobs.echo, b"b")]))
+    assert [result.value for result in results] == [b"one of two", b"a", b"b"]
+
+
+# Nothing waits that could run. By counts: the long tasks end only once the others have.
+
+
+class Gates:
+    """Tasks that note that they have begun, and wait for a file."""
+
+    def __init__(self, folder):
+        self.notes, self.gate = folder / "begun", folder / "gate"
+        self.notes.touch()
+
+    def task(self, number):
+        return jobs.note_and_wait, f"{self.notes}|{number}|{self.gate}"
+
+    def begun(self):
+        return len(self.notes.read_text().split())
+
+    def open(self):
+        self.gate.touch()
+
+
+QUICK = (jobs.quiet, b"")
+FUNCTIONS = [jobs.quiet, jobs.note_and_wait]
+
+
+def all_begin(tasks, gates, workers, **options):
+    """Run the tasks; the gate opens once all the long ones wait for it. With a worker more than long tasks, one is
+    always free; with as many, the long ones must come last."""
+    with shmqueue.Supervisor(FUNCTIONS, workers=workers, **options) as supervisor:
+        quick = sum(task is QUICK for task in tasks)
+        results = supervisor.run(tasks)
+        early = list(itertools.islice(results, quick))
+        assert {result.function for result in early} == {"quiet"}, "all that is quick ends while the long ones wait"
+        supervisor.on_look = lambda: gates.begun() >= len(tasks) - quick and gates.open()
+        rest = list(results)
+    assert {result.status for result in [*early, *rest]} == {"ok"}
+    assert len(early) + len(rest) == len(tasks)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("batch", [None, 64])
+def test_long_tasks_behind_short_ones_are_begun_side_by_side(tmp_path, workers, batch):
+    gates = Gates(tmp_path)
+    tasks = [QUICK] * 3000 + [gates.task(number) for number in range(workers)]
+    all_begin(tasks, gates, workers, batch=batch)
+
+
+@pytest.mark.parametrize("batch", [None, 64])
+def test_one_long_task_first_keeps_nothing_back(tmp_path, batch):
+    gates = Gates(tmp_path)
+    all_begin([gates.task(0)] + [QUICK] * 3000 + [gates.task(1)], gates, 3, batch=batch)
+
+
+def test_long_tasks_anywhere_keep_nothing_back(tmp_path):
+    gates = Gates(tmp_path)
+    tasks = [QUICK] * 3000
+    for number, place in enumerate((2000, 1000, 990)):
+        tasks.insert(place, gates.task(number))
+    all_begin([*tasks, gates.task(3)], gates, 5)
+
+
+def test_waves_of_short_and_long_tasks(tmp_path):
+    for wave in range(4):
+        folder = tmp_path / str(wave)
+        folder.mkdir()
+        gates = Gates(folder)
+        all_begin([QUICK] * 500 + [gates.task(0)] + [QUICK] * 500 + [gates.task(1)], gates, 3)
+
+
+@pytest.mark.parametrize("batch", [None, 500])
+def test_results_do_not_wait_for_a_long_task_of_the_same_worker(tmp_path, batch):
+    gates = Gates(tmp_path)
+    tasks = [QUICK] * 400 + [gates.task(0)]
+    with shmqueue.Supervisor(FUNCTIONS, workers=1, batch=batch) as supervisor:
+        results = supervisor.run(tasks)
+        assert {result.function for result in itertools.islice(results, 400)} == {"quiet"}
+        gates.open()
+        assert [result.function for result in results] == ["note_and_wait"]
+
+
+def test_halts_are_few_where_there_is_nothing_to_take(tmp_path, monkeypatch):
+    """Long tasks alone, each worker with one: nobody is stopped."""
+    halts, halt = [], shmqueue.Harvester.halt
+    monkeypatch.setattr(shmqueue.Harvester, "halt", lambda *arguments: halts.append(1) or halt(*arguments))
+    with shmqueue.Supervisor([jobs.rest], workers=2) as supervisor:
+        assert len(list(supervisor.run(["0.3"] * 3))) == 3
+    assert len(halts) <= 3
+
+
+# Sizes: there is no cliff between a slot and a file, and memory that is full is waited for.
+
+
+def test_values_and_payloads_of_sizes_between_a_slot_and_a_file():
+    payloads = [bytes([number % 251]) * size for number, size in enumerate((119, 120, 200, 5000, 300_000) * 40)]
+    with shmqueue.Supervisor([jobs.echo], workers=2) as supervisor:
+        segment = pathlib.Path(supervisor._queue.segment.path)
+        values = supervisor.map(jobs.echo, payloads)
+        assert [next(values) for _ in range(100)] == payloads[:100]
+        assert not list(segment.parent.glob(f"{segment.name}.p*")), "payloads lie in the heap"
+        assert list(values) == payloads[100:]
+        assert supervisor._engine._feeder._heap.is_empty

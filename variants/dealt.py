@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""What slot_state and worker_lanes share: the supervisor deals the tasks to the workers. Not a strategy by itself.
+
+The ring is cut into one lane of slots for each worker, so that no two workers want the same task. Worker i has the
+positions from i * 2**48 on. The supervisor deals so that the loads are level. It takes a lane back when its worker is
+slow and another has nothing to do.
+
+Each worker has two lines of words. The supervisor writes the first, the worker the second:
+  pushed    the lane holds no task from this position on
+  start     no task before this position may be claimed: those that were there have been taken back
+  shut      1 while the supervisor wants nobody to claim here (slot_state)
+  claimed   the position behind the last claim. Its store commits a claim, and it only grows
+  claiming  1 while the worker is inside a claim
+The next task to claim, the head, is at the larger of `start` and `claimed`. A halt lowers the `end` of a batch; that
+bounds what the worker runs and says nothing about what was claimed.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Sequence
+from typing import Any
+
+try:
+    from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
+except ImportError:
+    import shmqueue  # type: ignore[no-redef, unused-ignore]
+
+WORDS = shmqueue.LINE // 8  # in a line
+LANE_PUSHED, START, SHUT = range(3)
+LANE_CLAIMED, CLAIMING = range(WORDS, WORDS + 2)
+SLOW_SECONDS = 2 * shmqueue.BATCH_SECONDS  # a worker whose batch takes longer gets more only if nobody else has room
+
+
+def shares(loads: Sequence[int], rooms: Sequence[int], count: int) -> list[int]:
+    """How many of `count` tasks each lane gets, so that the loads come out as level as the rooms allow."""
+
+    def filled(level: int) -> list[int]:
+        return [min(room, max(0, level - load)) for load, room in zip(loads, rooms, strict=True)]
+
+    level = bisect.bisect_left(range(max(loads) + max(rooms)), count, key=lambda level: sum(filled(level)))
+    result = filled(level)
+    for lane in [i for i, load in enumerate(loads) if result[i] == level - load > 0][: sum(result) - count]:
+        result[lane] -= 1
+    return result
+
+
+class DealtQueue(shmqueue.SharedTaskQueue):
+    """A lane for each worker. A strategy adds `claim` and `harvest`, and says how a lane is guarded by these hooks:
+
+    - _shut, _reopen: between them the supervisor has the lane for itself, and the worker is not inside a claim;
+    - _offer: let the worker see tasks that have been written;
+    - _ready: how many tasks can be claimed at the head.
+    """
+
+    @classmethod
+    def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
+        return num_workers * 2 * shmqueue.LINE
+
+    @classmethod
+    def make_primitives(cls, context: Any, num_slots: int, num_workers: int) -> Any:
+        if num_slots < num_workers:
+            raise ValueError(f"num_slots={num_slots}: {cls.strategy} needs one for each worker, workers={num_workers}")
+
+    def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
+        super().__init__(segment, primitives)
+        self._size = self.num_slots // self.num_workers  # slots of a lane
+        self.lanes = [self.extra_offset // 8 + worker * 2 * WORDS for worker in range(self.num_workers)]
+        # The supervisor's: slots of positions below these may be written again.
+        self._freed = [self.first_position + (worker << 48) for worker in range(self.num_workers)]
+
+    def prepare(self) -> None:
+        super().prepare()
+        for lane, position in zip(self.lanes, self._freed, strict=True):
+            for word in (LANE_PUSHED, START, LANE_CLAIMED):
+                self.words[lane + word] = position
+
+    def _head(self, worker: int) -> int:
+        lane = self.lanes[worker]
+        return int(max(self.words[lane + LANE_CLAIMED], self.words[lane + START]))
+
+    def _waiting(self, worker: int) -> int:
+        """How many tasks of a lane are not claimed; exact while it is shut."""
+        return max(0, int(self.words[self.lanes[worker] + LANE_PUSHED]) - self._head(worker))
+
+    def _places(self, worker: int, first: int, count: int) -> list[tuple[int, int]]:
+        return [(worker * self._size + i, length) for i, length in shmqueue.pieces(first, count, self._size)]
+
+    def _rooms(self) -> list[int]:
+        """For each lane, how many slots are free, at the least; 0 if it has no process."""
+        return [
+            self._size - (self.words[lane + LANE_PUSHED] - freed) if self.words[status + shmqueue.PID] else 0
+            for lane, freed, status in zip(self.lanes, self._freed, self.status, strict=True)
+        ]
+
+    def _load(self, worker: int, now: float) -> int:
+        """How many tasks a worker has to do, more or less. One that is slow, or to leave, comes after the others."""
+        words, status = self.words, self.status[worker]
+        load, claims = self._waiting(worker), words[status + shmqueue.CLAIMS]
+        half = self.half(worker, claims)
+        if claims != words[status + shmqueue.PUBLISHED]:
+            load += max(0, words[half.end] - words[half.first])
+        slow = not words[status + shmqueue.ASLEEP] and now - half.began[0] > SLOW_SECONDS
+        if slow or words[status + shmqueue.LEAVE]:
+            load += self.num_slots
+        return load
+
+    def room(self) -> int:
+        return sum(self._rooms())
+
+    def push(self, tasks: shmqueue.Tasks) -> list[tuple[int, int]]:
+        done, positions, now = 0, [], time.perf_counter()
+        loads = [self._load(worker, now) for worker in range(self.num_workers)]
+        for worker, count in enumerate(shares(loads, self._rooms(), len(tasks.data))):
+            if count:
+                first = self.words[self.lanes[worker] + LANE_PUSHED]
+                self._write(self._places(worker, first, count), tasks.part(done, done + count))
+                self._offer(worker, first, first + count)
+                positions.append((first, count))
+                done += count
+        return positions
+
+    def _claim_head(self, worker: int, limit: int) -> tuple[int, int] | None:
+        """Claim from the head of the lane: half of what is there, since the rest is easier to take back."""
+        words, status = self.words, self.status[worker]
+        claims, count, first = words[status + shmqueue.CLAIMS], 0, self._head(worker)
+        if claims - words[status + shmqueue.HARVESTED] < 2 and not words[status + shmqueue.LEAVE]:
+            count = min(limit, self.batch, -(-self._ready(worker, first) // 2))
+        if count <= 0:
+            return None
+        self._fill_half(worker, first, count, self._places(worker, first, count))
+        words[self.lanes[worker] + LANE_CLAIMED] = first + count  # committed
+        return first, count
+
+    def recover(self, worker: int) -> None:
+        words, lane = self.words, self.lanes[worker]
+        for half in self.halves[worker]:  # a claim that was not committed becomes an empty batch
+            words[half.end] = max(words[half.first], min(words[half.end], words[lane + LANE_CLAIMED]))
+        words[lane + CLAIMING] = 0
+        words[self.status[worker] + shmqueue.PID] = 0  # until the next process, nothing is dealt to it
+
+    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+        drained = []
+        for lane in range(self.num_workers) if worker is None else [worker]:
+            self._shut(lane)
+            first, count = self._head(lane), self._waiting(lane)
+            if count:
+                self._take_back(lane, first, first + count)
+                drained.append((first, count))
+            self._reopen(lane)
+        return drained
+
+    def _take_back(self, worker: int, first: int, stop: int) -> None:
+        self.words[self.lanes[worker] + START] = stop
+
+    def tell_to_leave(self, worker: int) -> None:
+        self._shut(worker)
+        self.words[self.status[worker] + shmqueue.LEAVE] = 1
+        self._reopen(worker)
+
+    def is_claiming(self, worker: int) -> bool:
+        return bool(self.words[self.lanes[worker] + CLAIMING])
+
+    def backlog(self) -> int:
+        return sum(map(self._waiting, range(self.num_workers)))
+
+    def wakeable(self) -> list[tuple[int, int]]:
+        return [(i, number) for i, number in self.sleepers() if self._waiting(i) and self.has_free_half(i)]
+
+    # The hooks of a lane.
+
+    def _shut(self, worker: int) -> None:
+        raise NotImplementedError
+
+    def _reopen(self, worker: int) -> None:
+        raise NotImplementedError
+
+    def _offer(self, worker: int, first: int, stop: int) -> None:
+        raise NotImplementedError
+
+    def _ready(self, worker: int, first: int) -> int:
+        raise NotImplementedError
