@@ -66,8 +66,8 @@ import shmqueue
 
 FIRST_PID = 1 << 22  # beyond what Linux gives, so that no signal to a process that is played here can reach a real one
 MOST_ACTORS, MOST_STEPS, MOST_SHOWN = 16, 6000, 400
-READY, LOCKED, ASLEEP, WAITING, HANGING, DRAINING, LEFT, DEAD = range(8)
-STATES = ("ready", "waits for the lock", "asleep", "waits for a bell", "hangs", "done", "left", "dead")
+READY, LOCKED, ASLEEP, WAITING, HANGING, TURNING, DRAINING, LEFT, DEAD = range(9)
+STATES = ("ready", "waits for the lock", "asleep", "waits for a bell", "hangs", "waits for a word", "done", "left", "dead")
 STAY, KILL, SWITCH, HALT, CONTINUE, CONTINUE_LATE, RETURN, STOP_AGAIN, SLOW = range(9)
 LOG, HEAP = (1 << 30, 1 << 31)  # where the places of bytes of logs, and of the heap, begin; a word is its own place
 SLOT_SIZE, LOG_BYTES, HEAP_PAGES = 64, 128, 2
@@ -720,7 +720,11 @@ class World:
         }
         with mock.patch.multiple(shmqueue, **sizes):
             self._make_segment()
-            with mock.patch.multiple(shmqueue, **self._steered()):
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(mock.patch.multiple(shmqueue, **self._steered()))
+                for name in {base.__module__ for base in self._queue.__mro__} & set(sys.modules):
+                    if name != "shmqueue" and hasattr(sys.modules[name], "time"):
+                        stack.enter_context(mock.patch.object(sys.modules[name], "time", shmqueue.time))
                 yield
 
     def _make_segment(self) -> None:
@@ -766,7 +770,7 @@ class World:
 
     def _steered(self) -> dict[str, Any]:
         context = types.SimpleNamespace(Process=lambda target, args, name: Process(self, args), Pipe=None)
-        clocks = {"monotonic": lambda: self.now, "perf_counter": self.read_clock}
+        clocks = {"monotonic": lambda: self.now, "perf_counter": self.read_clock, "sleep": self.give_way}
         files = Files(self)
         return {
             **{base.__name__: part for base, part in self.parts.items()},
@@ -1100,6 +1104,7 @@ class World:
             ready.append(self.supervisor)  # because time has passed
         if not ready and self.supervisor.state == DRAINING:
             ready = [self.supervisor]
+        ready = ready or [actor for actor in self.actors if actor.state == TURNING and not actor.stopped]
         if not ready:
             states = ", ".join(f"{a.name} {'stopped' if a.stopped else STATES[a.state]}" for a in self.actors if a.alive)
             self.failure = self.failure or f"nobody goes on: {states}"
@@ -1362,6 +1367,12 @@ class World:
         if not woken:
             self._let_time_pass(seconds)
         return []
+
+    def give_way(self, seconds: float) -> None:
+        """The current process waits for a word; others go on, unless all of them do."""
+        actor = self.current
+        self.step(actor, "give way", True)
+        self.block(actor, TURNING)
 
     def _halt_wanted(self) -> None:
         handle, self.wanted = self.crew.handles[self.wanted], None
