@@ -67,18 +67,29 @@ import shmqueue
 FIRST_PID = 1 << 22  # beyond what Linux gives, so that no signal to a process that is played here can reach a real one
 MOST_ACTORS, MOST_STEPS, MOST_SHOWN = 16, 6000, 400
 READY, LOCKED, ASLEEP, WAITING, HANGING, TURNING, DRAINING, LEFT, DEAD = range(9)
-STATES = ("ready", "waits for the lock", "asleep", "waits for a bell", "hangs", "waits for a word", "done", "left", "dead")
+STATES = (
+    "ready",
+    "waits for the lock",
+    "asleep",
+    "waits for a bell",
+    "hangs",
+    "waits for a word",
+    "done",
+    "left",
+    "dead",
+)
 STAY, KILL, SWITCH, HALT, CONTINUE, CONTINUE_LATE, RETURN, STOP_AGAIN, SLOW = range(9)
 LOG, HEAP = (1 << 30, 1 << 31)  # where the places of bytes of logs, and of the heap, begin; a word is its own place
 SLOT_SIZE, LOG_BYTES, HEAP_PAGES = 64, 128, 2
 
 
 class Scenario(NamedTuple):
-    """What is put through the queue. tasks, a letter each; see `Tasks` in this module for what they do.
+    """What is put through the queue. tasks: a letter each, see `value_of` and `payload_of`.
 
-    how: run, map, submit, each (submitted once the one before has its result), or two (submitted and run at once). few: of how many workers
-    each has a fair share, so that few tasks make batches of several; 0 for the product's own rule. then: what the supervisor does after the first result. ticks:
-    how often the supervisor may wake because time has passed. close: it has the workers leave at the end."""
+    how: run, map, submit, each (submitted once the one before has its result), or two (submitted and run at once).
+    few: of how many workers each has a fair share, so that few tasks make batches of several; 0 for the product's own
+    rule. then: what the supervisor does after the first result. ticks: how often the supervisor may wake because time
+    has passed. close: it has the workers leave at the end."""
 
     name: str
     tasks: str
@@ -124,6 +135,7 @@ SCENARIOS = {
         Scenario("one task", "q"),
         Scenario("two tasks", "qq"),
         Scenario("two tasks retried", "qv", retries=1),
+        Scenario("two tasks cancelled", "qv", batch=1, few=1, then="cancel"),
         Scenario("one worker", "qvq", num_slots=2, workers=1, few=1),
         Scenario("one worker, one at a time", "vqv", batch=1, workers=1, few=1),
         Scenario("one worker, cancelled", "qvq", batch=3, workers=1, few=1, then="cancel"),
@@ -187,10 +199,6 @@ class Gone(BaseException):
 # What the workers call. The first letter of a payload says what becomes of the task.
 
 
-class HangsError(Exception):
-    """Raised by nobody."""
-
-
 def payload_of(letter: str, number: int) -> bytes:
     """A small payload; for p one that goes to the heap, for P one that goes to a file."""
     sizes = {"p": SLOT_SIZE, "P": HEAP_PAGES * 4096 // 2 + 1}
@@ -198,7 +206,8 @@ def payload_of(letter: str, number: int) -> bytes:
 
 
 def value_of(payload: bytes) -> Any:
-    """What a task returns: q, s, h nothing; v bytes; t text; e no bytes; b more than fits a log; f fails."""
+    """What a task returns: q, s (slow) and h (hangs) nothing; p, P nothing; v bytes; t text; e no bytes; b more
+    than fits a log; f fails."""
     letter = payload[:1]
     if letter == b"f":
         raise ValueError(payload.decode())
@@ -579,7 +588,9 @@ class Seat:
 
     def _guard_slots(self, slots: Any, what: str, first: int, size: int) -> None:
         """A slot is one place, that of its first word."""
-        self._guard(slots, "write", f"write {what}", True, False, lambda i, tasks: places_of(first, size, i, tasks.data))
+        self._guard(
+            slots, "write", f"write {what}", True, False, lambda i, tasks: places_of(first, size, i, tasks.data)
+        )
         self._guard(slots, "get", f"read {what}", False, False, lambda i, n: places_of(first, size, i, range(n)))
 
     def _guard_half(self, half: Any) -> None:
@@ -640,8 +651,8 @@ def places_of(first: int, size: int, index: int, items: Any) -> range:
 class World:
     """One scenario, explored within bounds.
 
-    parts: subclasses of PARTS, to be put in their places. locks: the attributes of a queue object that hold locks. ordered:
-    accesses must be ordered. one_ring: at the end, the words must be those of a queue whose positions all come from
+    parts: subclasses of PARTS, to be put in their places. locks: the attributes of a queue object that hold locks.
+    ordered: accesses must be ordered. one_ring: at the end, the words must be those of a queue whose positions all come from
     one ring. kill_anywhere: also where a kill is the same as one before."""
 
     def __init__(
@@ -744,9 +755,7 @@ class World:
         self.specials = {half.special for half in itertools.chain.from_iterable(made.halves)}
         size = ctypes.sizeof(self.half_layout) // 8
         owned = [(s, s + 16) for s in self.status], [(pair[0], pair[1] + size) for pair in self.firsts]
-        self._owners = {
-            word: worker for part in owned for worker, words in enumerate(part) for word in range(*words)
-        }
+        self._owners = {word: worker for part in owned for worker, words in enumerate(part) for word in range(*words)}
         self._name_words()
         self._seats: dict[tuple[int, int], Seat] = {(-1, 0): Seat(self, made, 0)}
 
@@ -1106,7 +1115,9 @@ class World:
             ready = [self.supervisor]
         ready = ready or [actor for actor in self.actors if actor.state == TURNING and not actor.stopped]
         if not ready:
-            states = ", ".join(f"{a.name} {'stopped' if a.stopped else STATES[a.state]}" for a in self.actors if a.alive)
+            states = ", ".join(
+                f"{a.name} {'stopped' if a.stopped else STATES[a.state]}" for a in self.actors if a.alive
+            )
             self.failure = self.failure or f"nobody goes on: {states}"
             self.over = True
             return
@@ -1161,7 +1172,9 @@ class World:
 
     def signal(self, actor: Actor, number: int) -> None:
         """The supervisor sends a signal to a worker."""
-        self.step(self.supervisor, {signal.SIGSTOP: "stop it", signal.SIGCONT: "continue it"}.get(number, "kill it"), True)
+        self.step(
+            self.supervisor, {signal.SIGSTOP: "stop it", signal.SIGCONT: "continue it"}.get(number, "kill it"), True
+        )
         self.supervisor.effect = True
         if not actor.alive:
             return
@@ -1479,7 +1492,9 @@ class World:
         if sum(status == "crashed" for _, status, _, _ in self.results) > crashed:
             self.fail(f"more tasks crashed than the {crashed} workers killed")
         ledger = supervisor._ledger
-        if left := [tasks.tsk_ids for tasks in (*ledger.again, *ledger.fresh, *ledger._placed) if tasks.job is not None]:
+        if left := [
+            tasks.tsk_ids for tasks in (*ledger.again, *ledger.fresh, *ledger._placed) if tasks.job is not None
+        ]:
             self.fail(f"tasks are left: {left}")
         if self.files:
             self.fail(f"files are left: {sorted(self.files)}")

@@ -10,14 +10,8 @@ from explorer import SCENARIOS, Bounds, explore, first_failure
 
 import shmqueue
 from shmqueue import (
-    ASLEEP,
-    CLAIMED,
     CLAIMS,
     DIRTY,
-    HARVESTED,
-    LEAVE,
-    LEAVING,
-    NEVER,
     PUBLISHED,
     PUSHED,
     SUPERVISOR_ASLEEP,
@@ -36,18 +30,17 @@ ONE_HALT, TWO_HALTS, ONE_CONT = Bounds(halts=1), Bounds(halts=2), Bounds(halts=1
 ONE_EACH, KILLED_IN_A_HALT = Bounds(preemptions=1, kills=1), Bounds(kills=1, halts=1)
 SMALL = [ONE_KILL, ONE_PREEMPTION, ONE_HALT]
 LARGE = [
-    ("two tasks", ONE_EACH),
+    ("one task", ONE_EACH),
     ("one task", TWO_KILLS),
-    ("cancelled", ONE_EACH),
+    ("two tasks cancelled", ONE_EACH),
     ("one worker", ONE_EACH),
     ("one worker", TWO_KILLS),
     ("one worker, cancelled", ONE_EACH),
     ("one worker, cancelled", TWO_KILLS),
     ("one worker, files", TWO_KILLS),
-    ("nothing returned", Bounds(preemptions=2)),
     ("two batches", KILLED_IN_A_HALT),
-    ("one batch", TWO_HALTS),
     ("two batches", TWO_HALTS),
+    ("one batch", TWO_HALTS),
     ("two in a batch", ONE_CONT),
     ("two in a batch", Bounds(kills=1, halts=1, slows=1)),
 ]
@@ -85,7 +78,8 @@ def test_workers_are_killed_and_halted_before_every_kind_of_step():
     steps = {f"store {what}" for what in (*words, "ends", "stamps", "the log", "all ends")}
     steps |= {"lock", "unlock", "call", "copy to the lane", "read the clock", "sleep", "ring the bell", "write a file"}
     assert steps < set(kills)
-    assert steps - {"store all ends"} < set(halts)
+    unmoved = {"store all ends", "store PUBLISHED", "copy to the lane", "sleep", "ring the bell"}  # as one step before
+    assert steps - unmoved < set(halts)
 
 
 def test_a_schedule_that_goes_wrong_is_told_step_by_step():
@@ -98,7 +92,7 @@ def test_a_schedule_that_goes_wrong_is_told_step_by_step():
 
 
 def changed(function, *changes):
-    """The product's function with pieces of its text exchanged, each of which it has once: (old, new, old, new, ...)."""
+    """The product's function with pieces of its text exchanged: (old, new, ...); it has each old one once."""
     text = inspect.getsource(function)
     for old, new in zip(changes[0::2], changes[1::2], strict=True):
         assert text.count(old) == 1, f"{function.__qualname__} has {text.count(old)} times: {old}"
@@ -315,7 +309,11 @@ class NeverLooksAtEnd(Worker):
 class KeepsItsOldBound(Worker):
     """Sees that `end` was drawn back, and goes on all the same."""
 
-    run = changed(Worker.run, "            done = task + 1\n            stop = words[end] - first\n", "            done = task + 1\n")
+    run = changed(
+        Worker.run,
+        "            done = task + 1\n            stop = words[end] - first\n",
+        "            done = task + 1\n",
+    )
 
 
 class CommitsBeforeTheValue(Worker):
@@ -427,34 +425,10 @@ class LooksOnlyAtEnds(Harvester):
     _draw_back = changed(Harvester._draw_back, "not handle.stands_still() or ", "")
 
 
-class ForgetsTheBound(Harvester):
-    """Remembers the bound of a batch only until a halt is over."""
-
-    _draw_back = changed(Harvester._draw_back, "    handle.bound = in_hand + 1\n", "    handle.bounded = 0\n")
-
-
-class RaisesEnd(Harvester):
-    """A second halt stores a higher `end`, and the worker may have left at the lower one."""
-
-    _draw_back = changed(Harvester._draw_back, "min(words[half.end], in_hand + 1)", "in_hand + 1")
-
-
-class RaisesEndAndForgets(Harvester):
-    _draw_back = changed(
-        Harvester._draw_back,
-        "min(words[half.end], in_hand + 1)",
-        "in_hand + 1",
-        "    handle.bound = in_hand + 1\n",
-        "    handle.bounded = 0\n",
-    )
-
-
 class TrustsEnd(Harvester):
     """Reads a batch up to its `end`, also where a halt has drawn that back."""
 
-    _span = changed(
-        Harvester._span, "handle.bound if handle.bounded == number else words[half.end]", "words[half.end]"
-    )
+    _span = changed(Harvester._span, "handle.bound if handle.bounded == number else words[half.end]", "words[half.end]")
 
 
 class UsesWhatItRead(Harvester):
@@ -483,12 +457,6 @@ class LooksTooEarly(Harvester):
 
 class RecoversTheLastBatchOnly(Harvester):
     recover = changed(Harvester.recover, "            self._take_in_batches(handle, number - 1)\n", "")
-
-
-class ChargesWhatIsPublished(Harvester):
-    """Charges a task in a batch that its worker had left."""
-
-    recover = changed(Harvester.recover, " and number > words[handle.status + PUBLISHED]", "")
 
 
 class ChargesNobody(Harvester):
@@ -604,14 +572,11 @@ MISTAKES = [
     (NeverWaits, "one batch", ONE_HALT),
     (GivesAwayEarly, "two in a batch", ONE_CONT),
     (LooksOnlyAtEnds, "two in a batch", ONE_CONT),
-    (ForgetsTheBound, "three in a batch", Bounds(halts=2, conts=1)),
-    (RaisesEndAndForgets, "three in a batch", Bounds(halts=2, conts=1)),
     (TrustsEnd, "two in a batch", ONE_CONT),
     (UsesWhatItRead, "two in a batch", ONE_CONT),
     (LooksTooEarly, "two in a batch", ONE_CONT),
     (SeesNoSwitches, "two in a batch", ONE_CONT),
     (RecoversTheLastBatchOnly, "two batches", ONE_EACH),
-    (ChargesWhatIsPublished, "two in a batch", Bounds(1, 1, 1, 1)),
     (ChargesNobody, "nothing returned", ONE_KILL),
     (ChargesTheNext, "mixed", ONE_KILL),
     (KeepsFiles, "files", ONE_KILL),
@@ -622,6 +587,21 @@ MISTAKES = [
     (RingsOnce, "one after the other", ONE_KILL),
     (RingsForTheFirstSleep, "small ring", ONE_PREEMPTION),
 ]
+
+
+@pytest.mark.parametrize("name", ["two tasks", "one worker", "one worker, cancelled"])
+@pytest.mark.parametrize("strategy", [name for name in strategies if name != "lockf"])
+def test_every_strategy_bears_a_kill_a_preemption_or_a_halt_anywhere(strategy, name):
+    """Where a strategy keeps words of its own, any access may matter. A lock goes with its holder here: what happens
+    where the kernel does not see to that is for the contract suite."""
+    for bounds in SMALL:
+        options = {"ordered": strategy not in DEALT, "one_ring": False, "every": True}
+        report = explore(SCENARIOS[name], bounds, parts=[strategies[strategy]], **options)
+        assert report.failure is None, str(report.failure)
+        assert report.complete
+
+
+DEALT = ("slot_state", "worker_lanes")  # they read words of the lanes unlocked; slot_state has no lock at all
 
 
 @pytest.mark.parametrize(
