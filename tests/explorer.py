@@ -652,8 +652,8 @@ class World:
     """One scenario, explored within bounds.
 
     parts: subclasses of PARTS, to be put in their places. locks: the attributes of a queue object that hold locks.
-    ordered: accesses must be ordered. one_ring: at the end, the words must be those of a queue whose positions all come from
-    one ring. kill_anywhere: also where a kill is the same as one before."""
+    ordered: accesses must be ordered. one_ring: at the end, the words must be those of a queue whose positions all
+    come from one ring. kill_anywhere: also where a kill is the same as one before."""
 
     def __init__(
         self,
