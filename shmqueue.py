@@ -2377,6 +2377,22 @@ class Feeder:
             self._ledger.end(tasks, "failed", f"{describe(error)}: no room in {where} for a payload of {size:,} bytes")
 
 
+class Outcomes(NamedTuple):
+    """What was read of a batch: its `count` finished tasks from the position `start` on.
+
+    seconds: of each, or their mean. ends: where their values end in the log, or nothing where all of them returned
+    None; before: where the first value begins; data: the log from there on. special: some of them are records.
+    """
+
+    start: int
+    count: int
+    seconds: float | list[float] = 0.0
+    ends: Sequence[int] = ()
+    before: int = 1
+    data: bytes = b""
+    special: bool = False
+
+
 class Harvester:
     """Brings outcomes from the workers' lanes to the ledger, and takes back what they have not begun.
 
@@ -2422,44 +2438,54 @@ class Harvester:
 
     def _take_in(self, handle: Handle, number: int, first: int, bound: int) -> int:
         """Settle what is finished of a batch and was not taken in before. Return the position behind it."""
+        return self._settle(handle, self._read(handle, number, first, bound))
+
+    def _read(self, handle: Handle, number: int, first: int, bound: int) -> Outcomes:
+        """Read what is finished of a batch and was not taken in before."""
         half = self._queue.half(handle.index, number)
         start = max(first, handle.taken)
         if start >= bound:
-            return bound
+            return Outcomes(bound, 0)
         if half.all_returned_none(start - first, bound - first):
-            handle.taken = bound
-            seconds = half.seconds(start - first, bound - first)
-            self._ledger.complete(handle.index, start, bound - start, None, seconds)
-            return bound
+            return Outcomes(start, bound - start, half.seconds(start - first, bound - first))
         ends = half.read_ends(start - first, bound - first)
         if 0 in ends:
             del ends[ends.index(0) :]
-        if ends:
-            handle.taken = start + len(ends)
-            self._settle(handle.index, half, first, start, ends)
-        return start + len(ends)
-
-    def _settle(self, worker: int, half: Half, first: int, start: int, ends: list[int]) -> None:
-        """Settle finished tasks, from the position `start` on, whose values end in the log at `ends`."""
-        seconds = half.seconds(start - first, start - first + len(ends))
+        if not ends:
+            return Outcomes(start, 0)
         before = half.ends[start - first - 1] if start > first else 1
-        if self._queue.words[half.special]:
-            self._settle_records(worker, half, start, before, ends, seconds)
-            return
-        begin, end = before, ends[-1]
-        if not 1 <= begin <= end <= len(half.log):
-            raise SpoiledSegmentError(f"worker {worker} says that values end at {end:,} of its log")
-        data = half.read_log(begin, end)
-        places = [end - begin for end in ends]
-        values = [data[a:b] or None for a, b in zip([0, *places], places)]
-        self._ledger.complete(worker, start, len(ends), values, seconds)
+        return Outcomes(
+            start,
+            len(ends),
+            half.seconds(start - first, start - first + len(ends)),
+            ends,
+            before,
+            half.read_log(before & ~RECORD, max(before & ~RECORD, ends[-1] & ~RECORD)),
+            bool(self._queue.words[half.special]),
+        )
 
-    def _settle_records(
-        self, worker: int, half: Half, start: int, before: int, ends: list[int], seconds: float | list[float]
-    ) -> None:
+    def _settle(self, handle: Handle, outcomes: Outcomes) -> int:
+        """Settle what was read of a batch. Return the position behind it."""
+        start, count, seconds, ends, before, data, special = outcomes
+        if count:
+            handle.taken = start + count
+        if special:
+            self._settle_records(handle.index, outcomes)
+        elif ends:
+            begin, end = before, ends[-1]
+            if not 1 <= begin <= end <= begin + len(data):
+                raise SpoiledSegmentError(f"worker {handle.index} says that values end at {end:,} of its log")
+            places = [end - begin for end in ends]
+            values = [data[a:b] or None for a, b in zip([0, *places], places)]
+            self._ledger.complete(handle.index, start, count, values, seconds)
+        elif count:
+            self._ledger.complete(handle.index, start, count, None, seconds)
+        return start + count
+
+    def _settle_records(self, worker: int, outcomes: Outcomes) -> None:
         """The same where some of the values are records, failures among them."""
+        start, _, seconds, ends, before, data, _ = outcomes
         begin = before & ~RECORD
-        data = half.read_log(begin, max(begin, ends[-1] & ~RECORD))
         values: list[Any] = []
         at = 0
         for position, end in enumerate(ends, start):
@@ -2511,11 +2537,8 @@ class Harvester:
 
         Nothing that was read is used before a look that it still stands still.
         """
-        queue, words = self._queue, self._queue.words
-        claiming = queue.is_claiming(handle.index)
-        number = words[handle.status + CLAIMS]
-        half = queue.half(handle.index, number)
-        extent = (words[half.first], words[half.end])
+        claiming = self._queue.is_claiming(handle.index)
+        number = self._queue.words[handle.status + CLAIMS]
         if claiming or not handle.stands_still():
             return False
         self._check_claims(handle, number)
@@ -2523,9 +2546,10 @@ class Harvester:
             return True
         self._take_in_batches(handle, number - 1)
         first, bound = self._span(handle, number)
-        if (first, words[half.end]) != extent:
+        outcomes = self._read(handle, number, first, bound)
+        if not handle.stands_still():  # or a processor could show `ends` before what was stored earlier
             return False
-        in_hand = self._take_in(handle, number, first, bound)
+        in_hand = self._settle(handle, outcomes)
         if in_hand + 1 < bound and not self._draw_back(handle, number, in_hand, bound):
             return False
         if doomed is not None and in_hand < bound and in_hand == doomed.position and handle.stands_still():

@@ -1,36 +1,48 @@
-"""The product's code under every interleaving, with kills at every step; and deliberate mistakes, which are found."""
+"""The product's code under every interleaving, with kills, halts and foreign signals at every step; and deliberate
+mistakes, which are found."""
 
 import collections
-import functools
+import inspect
+import textwrap
 
 import pytest
 from explorer import SCENARIOS, Bounds, explore, first_failure
 
 import shmqueue
 from shmqueue import (
-    ASLEEP,
-    CLAIMED,
+    CLAIMS,
     DIRTY,
-    END,
-    FIRST,
-    HARVESTED,
-    PROGRESS,
     PUBLISHED,
     PUSHED,
-    RECORDS,
-    Engine,
+    SUPERVISOR_ASLEEP,
+    Crew,
+    Handle,
+    Harvester,
+    Heap,
     Ledger,
     SharedTaskQueue,
     Worker,
 )
 from variants import strategies
 
-SMALL = [Bounds(0, 1), Bounds(1, 0)]
+ONE_KILL, TWO_KILLS, ONE_PREEMPTION = Bounds(kills=1), Bounds(kills=2), Bounds(preemptions=1)
+ONE_HALT, TWO_HALTS, ONE_CONT = Bounds(halts=1), Bounds(halts=2), Bounds(halts=1, conts=1)
+ONE_EACH, KILLED_IN_A_HALT = Bounds(preemptions=1, kills=1), Bounds(kills=1, halts=1)
+SMALL = [ONE_KILL, ONE_PREEMPTION, ONE_HALT]
 LARGE = [
-    ("mixed", Bounds(1, 1)),
-    ("mixed", Bounds(0, 2)),
-    ("nothing returned", Bounds(2, 0)),
-    ("two tasks retried", Bounds(0, 2)),
+    ("one task", ONE_EACH),
+    ("one task", TWO_KILLS),
+    ("two tasks cancelled", ONE_EACH),
+    ("one worker", ONE_EACH),
+    ("one worker", TWO_KILLS),
+    ("one worker, cancelled", ONE_EACH),
+    ("one worker, cancelled", TWO_KILLS),
+    ("one worker, files", TWO_KILLS),
+    ("two batches", KILLED_IN_A_HALT),
+    ("two batches", TWO_HALTS),
+    ("one batch", TWO_HALTS),
+    ("two in a batch", ONE_CONT),
+    ("two in a batch", Bounds(kills=1, halts=1, slows=1)),
 ]
 
 
@@ -53,22 +65,25 @@ def check(name, bounds):
     assert report.schedules > 20
 
 
-def test_workers_are_killed_before_every_kind_of_step():
-    kinds, kills = set(), collections.Counter()
-    for name, bounds in (("mixed", Bounds(0, 1)), ("paused", Bounds(0, 1)), ("one task", Bounds(0, 2))):
-        report = explore(SCENARIOS[name], bounds, kill_anywhere=True)
+def test_workers_are_killed_and_halted_before_every_kind_of_step():
+    kinds, kills, halts = set(), collections.Counter(), collections.Counter()
+    for name in ("mixed", "one worker, files", "few tasks each"):
+        report = explore(SCENARIOS[name], ONE_KILL, kill_anywhere=True)
         assert report.failure is None, str(report.failure)
         kinds |= report.kinds
         kills += report.kills
+        halts += explore(SCENARIOS[name], ONE_HALT).halts
     assert set(kills) == kinds | {"start"}
-    words = ("DIRTY", "FIRST", "END", "PROGRESS", "CLAIMED", "RECORDS", "PUBLISHED", "ASLEEP")
-    assert {f"store {word}" for word in words} < set(kills)
-    assert {"lock", "unlock", "call", "copy to the lane", "write an outcome", "sleep", "ring the bell"} < set(kills)
-    assert kills["read END"] > 0  # inside a repair, which is the only place where workers read it
+    words = ("DIRTY", "FIRST", "END", "CLAIMS", "CLAIMED", "PUBLISHED", "ASLEEP", "LEAVING", "SPECIAL", "BEGAN")
+    steps = {f"store {what}" for what in (*words, "ends", "stamps", "the log", "all ends")}
+    steps |= {"lock", "unlock", "call", "copy to the lane", "read the clock", "sleep", "ring the bell", "write a file"}
+    assert steps < set(kills)
+    unmoved = {"store all ends", "store PUBLISHED", "copy to the lane", "sleep", "ring the bell"}  # as one step before
+    assert steps - unmoved < set(halts)
 
 
 def test_a_schedule_that_goes_wrong_is_told_step_by_step():
-    failure = first_failure([SCENARIOS["mixed"]], queue=WithoutRepair)
+    failure = first_failure([SCENARIOS["mixed"]], parts=[WithoutRepair])
     assert "KILLED" in str(failure)
     assert "nobody goes on" in str(failure) or "no task is" in str(failure)
 
@@ -76,93 +91,84 @@ def test_a_schedule_that_goes_wrong_is_told_step_by_step():
 # Mistakes. Each is the product's own code with something left out, or in another order.
 
 
+def changed(function, *changes):
+    """The product's function with pieces of its text exchanged: (old, new, ...); it has each old one once."""
+    text = inspect.getsource(function)
+    for old, new in zip(changes[0::2], changes[1::2], strict=True):
+        assert text.count(old) == 1, f"{function.__qualname__} has {text.count(old)} times: {old}"
+        text = text.replace(old, new)
+    made = {}
+    exec(compile(textwrap.dedent(text), __file__, "exec"), vars(shmqueue), made)  # noqa: S102
+    return made[function.__name__]
+
+
 class CommitsFirst(SharedTaskQueue):
-    """Stores `claimed` before `end`: a death in between loses the tasks."""
+    """Stores `claimed` before the batch: a death in between loses the tasks."""
 
-    def claim(self, worker, limit):
-        return claim(self, worker, limit, order=(FIRST, PROGRESS, CLAIMED, END))
-
-
-class ForgetsProgress(SharedTaskQueue):
-    """Leaves `progress` where the last batch ended."""
-
-    def claim(self, worker, limit):
-        return claim(self, worker, limit, order=(FIRST, END, CLAIMED))
+    claim = changed(
+        SharedTaskQueue.claim,
+        "            self._fill_half(worker, first, count, pieces(first, count, self.num_slots))\n",
+        "            words[CLAIMED] = first + count\n"
+        "            self._fill_half(worker, first, count, pieces(first, count, self.num_slots))\n",
+    )
 
 
-class ProgressAfterCommit(SharedTaskQueue):
-    """Says what is in hand only once the claim is committed."""
+class ClaimsLast(SharedTaskQueue):
+    """Counts the batch after the commit point: a death in between loses the tasks."""
 
-    def claim(self, worker, limit):
-        return claim(self, worker, limit, order=(END, CLAIMED, FIRST, PROGRESS))
+    _fill_half = changed(SharedTaskQueue._fill_half, "words[claims] = number", "pass")
+    claim = changed(
+        SharedTaskQueue.claim,
+        "            words[status + ASLEEP] = 0\n",
+        "            words[status + CLAIMS] = claims + 1\n            words[status + ASLEEP] = 0\n",
+    )
+
+
+class KeepsOldEnds(SharedTaskQueue):
+    """Does not zero the `ends` of the batch before the last."""
+
+    _fill_half = changed(SharedTaskQueue._fill_half, "half.clear(count)", "pass")
 
 
 class ReleasesEarly(SharedTaskQueue):
     """Lets go of the lock before the claim is committed."""
 
-    def claim(self, worker, limit):
-        return claim(self, worker, limit, order=(FIRST, PROGRESS, END, "release", CLAIMED))
+    claim = changed(
+        SharedTaskQueue.claim,
+        "            words[CLAIMED] = first + count ",
+        "            self._leave()\n            words[CLAIMED] = first + count ",
+        "        self._leave()\n        return (first",
+        "        count or self._leave()\n        return (first",
+    )
 
 
 class CopiesLate(SharedTaskQueue):
     """Copies the tasks out of the ring after letting go of the lock."""
 
+    _fill_half = changed(SharedTaskQueue._fill_half, "self._copy_to_lane(half, places)", "pass")
+
     def claim(self, worker, limit):
-        return claim(self, worker, limit, order=(FIRST, PROGRESS, END, CLAIMED, "release", "copy"))
+        claim = super().claim(worker, limit)
+        if claim is not None:
+            half = self.half(worker, self.words[self.status[worker] + CLAIMS])
+            self._copy_to_lane(half, shmqueue.pieces(*claim, self.num_slots))
+        return claim
+
+
+class ClaimsAThirdBatch(SharedTaskQueue):
+    """Claims where two batches have not been harvested: writes over outcomes that were not read."""
+
+    claim = changed(SharedTaskQueue.claim, "< 2 and not", "< 3 and not")
 
 
 class NeverSaysAsleep(SharedTaskQueue):
+    claim = changed(SharedTaskQueue.claim, "words[status + ASLEEP] = self._sleeps", "pass")
+
+
+class PublishesUnlocked(SharedTaskQueue):
     def claim(self, worker, limit):
-        return claim(self, worker, limit, asleep="never")
-
-
-class CountsNoFreeSlots(SharedTaskQueue):
-    """Writes over outcomes that were not read."""
-
-    def claim(self, worker, limit):
-        return claim(self, worker, limit, free=1000)
-
-
-class PublishesLater(SharedTaskQueue):
-    """Stores `published` without the lock."""
-
-    def claim(self, worker, limit):
-        self.words[self.status[worker] + PUBLISHED] = self.words[self.status[worker] + RECORDS]
-        return claim(self, worker, limit)
-
-
-def claim(queue, worker, limit, order=(FIRST, PROGRESS, END, CLAIMED), asleep="", free=None):
-    """SharedTaskQueue.claim, with its stores in this order."""
-    words, status = queue.words, queue.status[worker]
-    queue._enter(worker)
-    records = words[status + PUBLISHED] = words[status + RECORDS]
-    first = words[CLAIMED]
-    available = words[PUSHED] - first
-    free = free or 2 * queue.batch - (records - words[status + HARVESTED])
-    count = min(queue.batch, free, queue.share(available, limit))
-    if count > 0:
-        if "copy" not in order:
-            queue._copy_to_lane(worker, shmqueue.pieces(first, count, queue.num_slots))
-        for step in order:
-            if step == "release":
-                words[status + ASLEEP] = 0
-                queue._leave()
-            elif step == "copy":
-                queue._copy_to_lane(worker, shmqueue.pieces(first, count, queue.num_slots))
-            else:
-                words[step if step == CLAIMED else status + step] = first + count * (step in (END, CLAIMED))
-        if "release" in order:
-            return first, count
-        words[status + ASLEEP] = 0
-        queue._leave()
-        return first, count
-    queue._sleeps += 1
-    if not asleep:
-        words[status + ASLEEP] = queue._sleeps
-    queue._leave()
-    if asleep == "late":
-        words[status + ASLEEP] = queue._sleeps
-    return None
+        self.words[self.status[worker] + PUBLISHED] = self.words[self.status[worker] + CLAIMS]
+        return super().claim(worker, limit)
 
 
 class WithoutRepair(SharedTaskQueue):
@@ -206,15 +212,15 @@ class HarvestsTooFar(SharedTaskQueue):
 
     def harvest(self, harvested):
         super().harvest(harvested)
-        return [self.words[status + RECORDS] for status in self.status]
+        return [self.words[status + CLAIMS] for status in self.status]
+
+
+class NeverTellsHarvested(SharedTaskQueue):
+    harvest = changed(SharedTaskQueue.harvest, "words[status + HARVESTED] = count", "pass")
 
 
 class PushesUnlocked(SharedTaskQueue):
-    def push(self, tasks):
-        first, count = self._pushed, len(tasks.data)
-        self._write(shmqueue.pieces(first, count, self.num_slots), tasks)
-        self.words[PUSHED] = self._pushed = first + count
-        return [(first, count)]
+    push = changed(SharedTaskQueue.push, "self._enter(None)", "pass", "self._leave()", "pass")
 
 
 class WritesTheRingLate(SharedTaskQueue):
@@ -232,87 +238,110 @@ class WritesTheRingLate(SharedTaskQueue):
 class NeverSaysTheSupervisorSleeps(SharedTaskQueue):
     def harvest(self, harvested):
         published = super().harvest(harvested)
-        self.words[shmqueue.SUPERVISOR_ASLEEP] = 0
+        self.words[SUPERVISOR_ASLEEP] = 0
         return published
 
 
+class DrainsWhatStays(SharedTaskQueue):
+    """Takes back what is in the ring and leaves it there."""
+
+    drain = changed(SharedTaskQueue.drain, "words[CLAIMED] = self._claimed = words[PUSHED]", "pass")
+
+
 class RecoversUnlocked(SharedTaskQueue):
-    """Reads a dead worker's lane without having had the lock."""
+    """Reads a dead worker's batches without having had the lock."""
 
     def recover(self, worker):
-        return self._clear(worker)
+        pass
 
 
-class KeepsTheLane(SharedTaskQueue):
-    """Does not empty a dead worker's lane: its successor's death counts it again."""
+class KeepsPublished(SharedTaskQueue):
+    """Leaves `published` of a dead worker."""
 
-    def _clear(self, worker):
-        remains = self.remains(worker)
-        self.words[self.status[worker] + PUBLISHED] = remains.records
-        self.words[self.status[worker] + ASLEEP] = 0
-        return remains
+    reset = changed(SharedTaskQueue.reset, "words[status + PUBLISHED] = ", "")
 
 
-class KeepsFirst(SharedTaskQueue):
-    """Leaves `first` of a dead worker's lane."""
+class KeepsAsleep(SharedTaskQueue):
+    """Leaves the asleep word of a dead worker."""
 
-    def _clear(self, worker):
-        first = self.words[self.status[worker] + FIRST]
-        remains = super()._clear(worker)
-        self.words[self.status[worker] + FIRST] = first
-        return remains
+    reset = changed(SharedTaskQueue.reset, "words[status + ASLEEP] = 0", "pass")
 
 
-class ChargesNobody(SharedTaskQueue):
-    """Takes the task in hand for one that never began."""
+class KeepsLeaving(SharedTaskQueue):
+    """Leaves `leaving` of a dead worker: nothing of its successor's would ever be charged."""
 
-    def remains(self, worker):
-        remains = super().remains(worker)
-        return remains._replace(begun=remains.done)
+    reset = changed(SharedTaskQueue.reset, "words[status + LEAVING] = NEVER", "pass")
 
 
-class ChargesTheNext(SharedTaskQueue):
-    """Takes the task after the one in hand for it."""
+class HaltsInsideTheLock(SharedTaskQueue):
+    """Halts a worker in the midst of a claim."""
 
-    def remains(self, worker):
-        remains = super().remains(worker)
-        later = remains.done < remains.begun < remains.end
-        return remains._replace(done=remains.done + later, begun=remains.begun + later)
+    def is_claiming(self, worker):
+        return False
 
 
-class TrustsProgressAlone(SharedTaskQueue):
-    """Does not ask the last outcome slot, which may be ahead of progress."""
+class EndBeforeClock(Worker):
+    """Looks at `end` before the first look at the clock: a stop in between goes unseen."""
 
-    def remains(self, worker):
-        status, remains = self.status[worker], super().remains(worker)
-        done = min(remains.end, self.words[status + PROGRESS])
-        return remains._replace(done=done, begun=min(remains.end, done + 1))
-
-
-class CountsOutcomesFirst(Worker):
-    """Stores `records` before the outcome slot is written."""
-
-    def __init__(self, queue, index, *arguments):
-        outcomes, words, records = queue.outcomes[index], queue.words, queue.status[index] + RECORDS
-        outcomes.pack = functools.partial(self._early, outcomes.pack, words, records)
-        super().__init__(queue, index, *arguments)
-
-    def _early(self, pack, words, records, *outcome):
-        words[records] += 1
-        pack(*outcome)
+    run = changed(
+        Worker.run,
+        "    last = began = half.began[0] = clock()\n        stop = words[end] - first\n",
+        "    stop = words[end] - first\n        last = began = half.began[0] = clock()\n",
+    )
 
 
-class ProgressFirst(Worker):
-    """Moves `progress` before the outcome is written."""
+class CommitsAfterClock(Worker):
+    """Commits a task after the look at the clock: after a stop in between it begins the next one."""
 
-    def __init__(self, queue, index, *arguments):
-        outcomes, words, progress = queue.outcomes[index], queue.words, queue.status[index] + PROGRESS
-        outcomes.pack = functools.partial(self._late, outcomes.pack, words, progress)
-        super().__init__(queue, index, *arguments)
+    run = changed(
+        Worker.run,
+        "                before, last = last, clock()\n",
+        "",
+        "                if value is None:\n",
+        "                before, last = last, clock()\n                if value is None:\n",
+    )
 
-    def _late(self, pack, words, progress, buffer, at, position, count, *outcome):
-        words[progress] = max(words[progress], position + count)
-        pack(buffer, at, position, count, *outcome)
+
+class NeverLooksAtEnd(Worker):
+    run = changed(Worker.run, "if words[end] - first < stop:", "if False:")
+
+
+class KeepsItsOldBound(Worker):
+    """Sees that `end` was drawn back, and goes on all the same."""
+
+    run = changed(
+        Worker.run,
+        "            done = task + 1\n            stop = words[end] - first\n",
+        "            done = task + 1\n",
+    )
+
+
+class CommitsBeforeTheValue(Worker):
+    """Stores `ends` before the value is in the log."""
+
+    run = changed(
+        Worker.run,
+        "                    log[at : at + len(value)] = value\n                    at += len(value)\n",
+        "                    ends[task] = at + len(value)\n"
+        "                    log[at : at + len(value)] = value\n                    at += len(value)\n",
+    )
+
+
+class CountsRecordsLate(Worker):
+    """Counts a record after it is committed."""
+
+    _put_record = changed(Worker._put_record, "self._words[half.special] += 1", "pass")
+    run = changed(
+        Worker.run,
+        "                    ends[task] = at | RECORD\n",
+        "                    ends[task] = at | RECORD\n                    words[half.special] += 1\n",
+    )
+
+
+class LeavesUnsaid(Worker):
+    """Leaves after TERMINATE without having said that nothing behind it begins."""
+
+    _leave_before = changed(Worker._leave_before, "self._words[self._status + LEAVING] = self._first + task", "pass")
 
 
 class NeverRings(Worker):
@@ -321,35 +350,155 @@ class NeverRings(Worker):
         super().serve()
 
 
+class RingsBeforeItPublishes(Worker):
+    """Looks whether the supervisor sleeps before it claims, and so publishes."""
+
+    serve = changed(
+        Worker.serve,
+        "            claim = queue.claim(self._index, limit)\n",
+        "",
+        "            if claim is not None:\n",
+        "            claim = queue.claim(self._index, limit)\n            if claim is not None:\n",
+    )
+
+
 class SaysAsleepLast(Worker):
     """Stores its asleep word after it has rung the supervisor."""
 
-    def serve(self):
-        queue, words, asleep, poll = self._queue, self._words, self._status + ASLEEP, shmqueue.select.poll()
-        while not self._leaving:
-            claim = queue.claim(self._index, self._claimable())
-            number, words[asleep] = words[asleep], 0
-            if words[shmqueue.SUPERVISOR_ASLEEP]:
-                self._ring()
-            words[asleep] = number
-            if claim is None:
-                poll.poll(1000)
-            else:
-                self.run(*claim)
+    serve = changed(
+        Worker.serve,
+        "            if words[SUPERVISOR_ASLEEP]:\n                self._ring()\n",
+        "            asleep = self._status + ASLEEP\n"
+        "            number, words[asleep] = words[asleep], 0\n"
+        "            if words[SUPERVISOR_ASLEEP]:\n                self._ring()\n"
+        "            words[asleep] = number\n",
+    )
 
 
-class RunsWhatIsReturned(Worker):
-    """Gives a batch back and runs it all the same."""
+class TakesTheOneInHand(Harvester):
+    """A halt takes back the task in hand as well."""
 
-    def _give_back(self, position, count):
-        super()._give_back(position, count)
-        if self._payloads == []:
-            self.run(position, count)
+    _draw_back = changed(
+        Harvester._draw_back,
+        "words[half.end] = min(words[half.end], in_hand + 1)",
+        "words[half.end] = min(words[half.end], in_hand)",
+        "    handle.bound = in_hand + 1\n        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)\n",
+        "    handle.bound = in_hand\n        self._ledger.give_back(in_hand, bound - in_hand)\n",
+    )
 
 
-class ForgetsToGiveBack(Worker):
-    def _give_back(self, position, count):
-        self._words[self._status + PROGRESS] = position + count
+class NeverMovesTaken(Harvester):
+    _settle = changed(Harvester._settle, "            handle.taken = start + count\n", "            pass\n")
+
+
+class IgnoresTaken(Harvester):
+    """Takes in again what a halt has taken in."""
+
+    _read = changed(Harvester._read, "start = max(first, handle.taken)", "start = first")
+
+
+class StopsShortly(Harvester):
+    """Stops a worker for less than QUIET_SECONDS."""
+
+    _draw_back = changed(Harvester._draw_back, "stand_for(2 * QUIET_SECONDS)", "stand_for(QUIET_SECONDS / 2)")
+
+
+class NeverWaits(Harvester):
+    _draw_back = changed(Harvester._draw_back, "handle.stand_for(2 * QUIET_SECONDS)", "pass")
+
+
+class GivesAwayEarly(Harvester):
+    """Gives the rest to others before the last look."""
+
+    _draw_back = changed(
+        Harvester._draw_back,
+        "self._ledger.give_back(in_hand + 1, bound - in_hand - 1)",
+        "pass",
+        "    handle.stand_for(2 * QUIET_SECONDS)\n",
+        "    self._ledger.give_back(in_hand + 1, bound - in_hand - 1)\n        handle.stand_for(2 * QUIET_SECONDS)\n",
+    )
+
+
+class LooksOnlyAtEnds(Harvester):
+    """The last look does not see whether the worker stands still."""
+
+    _draw_back = changed(Harvester._draw_back, "not handle.stands_still() or ", "")
+
+
+class TrustsEnd(Harvester):
+    """Reads a batch up to its `end`, also where a halt has drawn that back."""
+
+    _span = changed(Harvester._span, "handle.bound if handle.bounded == number else words[half.end]", "words[half.end]")
+
+
+class UsesWhatItRead(Harvester):
+    """Does not look again whether the worker has stood still while it was read."""
+
+    _take_back = changed(
+        Harvester._take_back,
+        "if claiming or not handle.stands_still():",
+        "if claiming:",
+        "        if not handle.stands_still():  # or a processor could show `ends` before what was stored earlier\n"
+        "            return False\n",
+        "",
+    )
+
+
+class LooksTooEarly(Harvester):
+    """Looks whether the worker stands still before its outcomes are read, and not after it."""
+
+    _take_back = changed(
+        Harvester._take_back,
+        "        if not handle.stands_still():  # or a processor could show `ends` before what was stored earlier\n"
+        "            return False\n",
+        "",
+    )
+
+
+class RecoversTheLastBatchOnly(Harvester):
+    recover = changed(Harvester.recover, "            self._take_in_batches(handle, number - 1)\n", "")
+
+
+class ChargesNobody(Harvester):
+    """Takes the task in hand for one that never began."""
+
+    recover = changed(Harvester.recover, "if done < min(bound, words[handle.status + LEAVING])", "if False")
+
+
+class ChargesTheNext(Harvester):
+    """Takes the task after the one in hand for it."""
+
+    recover = changed(
+        Harvester.recover,
+        "self._charge_in_hand(handle, done, note or exit_text(code))",
+        "self._charge_in_hand(handle, min(done + 1, bound - 1), note or exit_text(code))",
+    )
+
+
+class KeepsFiles(Harvester):
+    """Does not remove the file of a value that a worker had in hand."""
+
+    _charge_in_hand = changed(
+        Harvester._charge_in_hand, '        os.unlink(self._queue.segment.beside(f"v{position}"))\n', "        pass\n"
+    )
+
+
+class KillsTheNext(Harvester):
+    """Kills a worker for a task that it has finished meanwhile."""
+
+    _take_back = changed(Harvester._take_back, "in_hand == doomed.position and ", "")
+
+
+class NeverContinues(Handle):
+    def go_on(self):
+        pass
+
+
+class SeesNoSwitches(Handle):
+    """Takes a worker that stands still for one that has not run meanwhile."""
+
+    def stands_still(self):
+        return shmqueue.state_and_switches(self.pid)[0] in shmqueue.STOPPED
 
 
 class ChargesWrong(Ledger):
@@ -359,85 +508,106 @@ class ChargesWrong(Ledger):
         super().charge(worker, max(self._placed[0].first, position - 1), status, error, seconds)
 
 
-class ForgetsWhatWasQuiet(Engine):
-    """Does not remember what it took in without outcomes while the worker was stopped."""
+class FreesPagesEarly(Heap):
+    """Frees the pages of a block when the first of its tasks is settled."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        take_in = self._harvester.take_in
-
-        def forgetful(handle, remains):
-            take_in(handle, remains)
-            handle.quiet = 0
-
-        self._harvester.take_in = forgetful
+    put = changed(Heap.put, "Block(users, ", "Block(1, ")
 
 
-class RingsOnce(Engine):
+class RingsOnce(Crew):
+    """Does not ring a new process for a sleep of the number for which the old one was rung."""
+
+    start = changed(
+        Crew.start,
+        "handle.rung, handle.killed_for, handle.monitor, handle.retiring, handle.told = 0, None, None, 0.0, False",
+        "handle.killed_for, handle.monitor, handle.retiring, handle.told = None, None, 0.0, False",
+    )
+
+
+class RingsForTheFirstSleep(Crew):
     """Rings a worker for its first sleep only."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        wakeable = self._queue.wakeable
-        self._queue.wakeable = lambda: [(worker, 1) for worker, _ in wakeable()]
+    ring = changed(Crew.ring, "if handle.rung != number:", "if not handle.rung:")
 
 
-NO_KILL, ONE_KILL, TWO_KILLS, ONE_PREEMPTION = Bounds(0, 0), Bounds(0, 1), Bounds(0, 2), Bounds(1, 0)
-NOTHING, VALUES, PAUSED, SMALL_RING = (
-    SCENARIOS[name] for name in ("nothing returned", "values", "paused", "small ring")
-)
 MISTAKES = [
-    ("queue", CommitsFirst, NOTHING, ONE_KILL),
-    ("queue", ForgetsProgress, SCENARIOS["one at a time"], ONE_KILL),
-    ("queue", ProgressAfterCommit, SCENARIOS["one at a time"], ONE_KILL),
-    ("queue", ReleasesEarly, NOTHING, ONE_KILL),
-    ("queue", CopiesLate, SMALL_RING, ONE_PREEMPTION),
-    ("queue", NeverSaysAsleep, NOTHING, NO_KILL),
-    ("queue", CountsNoFreeSlots, SCENARIOS["one at a time"], NO_KILL),
-    ("queue", PublishesLater, NOTHING, NO_KILL),
-    ("queue", WithoutRepair, NOTHING, ONE_KILL),
-    ("queue", WithoutDirty, NOTHING, ONE_KILL),
-    ("queue", CleanBeforeRepair, NOTHING, TWO_KILLS),
-    ("queue", SignsLate, NOTHING, NO_KILL),
-    ("queue", HarvestsUnlocked, NOTHING, NO_KILL),
-    ("queue", HarvestsTooFar, NOTHING, NO_KILL),
-    ("queue", PushesUnlocked, NOTHING, ONE_PREEMPTION),
-    ("queue", WritesTheRingLate, NOTHING, ONE_PREEMPTION),
-    ("queue", NeverSaysTheSupervisorSleeps, NOTHING, NO_KILL),
-    ("queue", RecoversUnlocked, SCENARIOS["one task"], Bounds(1, 1)),
-    ("queue", KeepsTheLane, NOTHING, TWO_KILLS),
-    ("queue", KeepsFirst, NOTHING, TWO_KILLS),
-    ("queue", ChargesNobody, NOTHING, ONE_KILL),
-    ("queue", ChargesTheNext, NOTHING, ONE_KILL),
-    ("queue", TrustsProgressAlone, VALUES, ONE_KILL),
-    ("worker", CountsOutcomesFirst, VALUES, ONE_KILL),
-    ("worker", ProgressFirst, VALUES, ONE_KILL),
-    ("worker", NeverRings, NOTHING, NO_KILL),
-    ("worker", SaysAsleepLast, SCENARIOS["one worker"], ONE_PREEMPTION),
-    ("worker", RunsWhatIsReturned, PAUSED, ONE_KILL),
-    ("worker", ForgetsToGiveBack, PAUSED, ONE_KILL),
-    ("ledger", ChargesWrong, NOTHING, ONE_KILL),
-    ("engine", ForgetsWhatWasQuiet, SCENARIOS["one worker looked behind"], Bounds(1, 1)),
-    ("engine", RingsOnce, SMALL_RING, ONE_PREEMPTION),
+    (CommitsFirst, "nothing returned", ONE_KILL),
+    (ClaimsLast, "nothing returned", ONE_KILL),
+    (KeepsOldEnds, "one worker, one at a time", ONE_KILL),
+    (ReleasesEarly, "nothing returned", ONE_KILL),
+    (CopiesLate, "small ring", ONE_PREEMPTION),
+    (ClaimsAThirdBatch, "one at a time", Bounds()),
+    (NeverSaysAsleep, "nothing returned", Bounds()),
+    (SaysAsleepLast, "one worker", ONE_PREEMPTION),
+    (PublishesUnlocked, "nothing returned", Bounds()),
+    (WithoutRepair, "nothing returned", ONE_KILL),
+    (WithoutDirty, "nothing returned", ONE_KILL),
+    (CleanBeforeRepair, "nothing returned", TWO_KILLS),
+    (SignsLate, "nothing returned", ONE_PREEMPTION),
+    (HarvestsUnlocked, "nothing returned", Bounds()),
+    (HarvestsTooFar, "nothing returned", Bounds()),
+    (NeverTellsHarvested, "one worker, one at a time", Bounds()),
+    (PushesUnlocked, "nothing returned", ONE_PREEMPTION),
+    (WritesTheRingLate, "nothing returned", ONE_PREEMPTION),
+    (NeverSaysTheSupervisorSleeps, "nothing returned", Bounds()),
+    (DrainsWhatStays, "cancelled", Bounds()),
+    (RecoversUnlocked, "one task", ONE_EACH),
+    (KeepsPublished, "nothing returned", ONE_KILL),
+    (KeepsAsleep, "nothing returned", ONE_KILL),
+    (KeepsLeaving, "few tasks each", Bounds()),
+    (HaltsInsideTheLock, "two batches", KILLED_IN_A_HALT),
+    (EndBeforeClock, "one batch", ONE_HALT),
+    (CommitsAfterClock, "one batch", ONE_HALT),
+    (NeverLooksAtEnd, "one batch", ONE_HALT),
+    (KeepsItsOldBound, "one batch", ONE_HALT),
+    (CommitsBeforeTheValue, "values", ONE_KILL),
+    (CountsRecordsLate, "records", ONE_KILL),
+    (LeavesUnsaid, "left", Bounds()),
+    (NeverRings, "nothing returned", Bounds()),
+    (RingsBeforeItPublishes, "one worker", ONE_PREEMPTION),
+    (TakesTheOneInHand, "one batch", ONE_HALT),
+    (NeverMovesTaken, "one batch", ONE_HALT),
+    (IgnoresTaken, "one batch", ONE_HALT),
+    (StopsShortly, "one batch", ONE_HALT),
+    (NeverWaits, "one batch", ONE_HALT),
+    (GivesAwayEarly, "two in a batch", ONE_CONT),
+    (LooksOnlyAtEnds, "two in a batch", ONE_CONT),
+    (TrustsEnd, "two in a batch", ONE_CONT),
+    (UsesWhatItRead, "two in a batch", ONE_CONT),
+    (LooksTooEarly, "two in a batch", ONE_CONT),
+    (SeesNoSwitches, "two in a batch", ONE_CONT),
+    (RecoversTheLastBatchOnly, "two batches", ONE_EACH),
+    (ChargesNobody, "nothing returned", ONE_KILL),
+    (ChargesTheNext, "mixed", ONE_KILL),
+    (KeepsFiles, "files", ONE_KILL),
+    (KillsTheNext, "too slow", Bounds(preemptions=1, conts=1)),
+    (NeverContinues, "one batch", ONE_HALT),
+    (ChargesWrong, "one batch", ONE_KILL),
+    (FreesPagesEarly, "heap", ONE_PREEMPTION),
+    (RingsOnce, "one after the other", ONE_KILL),
+    (RingsForTheFirstSleep, "small ring", ONE_PREEMPTION),
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if "looked behind" not in name and name != "paused"])
-@pytest.mark.parametrize("strategy", strategies)
-def test_every_strategy_bears_a_kill_or_a_preemption_anywhere(strategy, name):
+@pytest.mark.parametrize("name", ["two tasks", "one worker", "one worker, cancelled"])
+@pytest.mark.parametrize("strategy", [name for name in strategies if name != "lockf"])
+def test_every_strategy_bears_a_kill_a_preemption_or_a_halt_anywhere(strategy, name):
     """Where a strategy keeps words of its own, any access may matter. A lock goes with its holder here: what happens
     where the kernel does not see to that is for the contract suite."""
-    for bounds in (ONE_KILL, ONE_PREEMPTION):
-        options = {"ordered": False, "one_ring": False, "every": True}
-        report = explore(SCENARIOS[name], bounds, queue=strategies[strategy], **options)
-        assert report.failure is None, report.failure
+    for bounds in SMALL:
+        options = {"ordered": strategy not in DEALT, "one_ring": False, "every": True}
+        report = explore(SCENARIOS[name], bounds, parts=[strategies[strategy]], **options)
+        assert report.failure is None, str(report.failure)
         assert report.complete
 
 
+DEALT = ("slot_state", "worker_lanes")  # they read words of the lanes unlocked; slot_state has no lock at all
+
+
 @pytest.mark.parametrize(
-    ("part", "mistake", "scenario", "bounds"), MISTAKES, ids=[mistake.__name__ for _, mistake, _, _ in MISTAKES]
+    ("mistake", "scenario", "bounds"), MISTAKES, ids=[mistake.__name__ for mistake, _, _ in MISTAKES]
 )
-def test_a_mistake_is_found(part, mistake, scenario, bounds):
-    failure = explore(scenario, bounds, **{part: mistake}).failure
+def test_a_mistake_is_found(mistake, scenario, bounds):
+    failure = explore(SCENARIOS[scenario], bounds, parts=[mistake]).failure
     assert failure is not None
     print(failure)
