@@ -153,8 +153,12 @@ def test_somebody_else_interferes_with_a_halt(held, monkeypatch, point, what):
     assert statuses == (ALL_OK if what is not kill else {"ok": REST + 1, "crashed": 1})
 
 
-def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkeypatch):
-    """Somebody continues the worker, and it finishes the task in hand: what is behind it has begun."""
+@pytest.mark.parametrize("switches", ["seen", "unseen"])
+def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkeypatch, switches):
+    """Somebody continues the worker, and it finishes the task in hand: what is behind it may have begun. It shows in
+    `ends`, also where nobody counts context switches."""
+    if switches == "unseen":
+        monkeypatch.setattr(shmqueue, "state_and_switches", lambda pid: (shmqueue.process_status(pid)[0], 0))
 
     def open_and_go_on(pid):
         held.gate.touch()
@@ -168,6 +172,79 @@ def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkey
         assert not held.engine.halt(held.handle)
     assert held.given_back() == 0
     assert held.finish() == ALL_OK
+
+
+def half_a_halt(held, monkeypatch):
+    """A halt that draws `end` back, and then gives nothing away, since the worker may have run."""
+    with monkeypatch.context() as patch:
+        interfere(patch, ("stand_for", 1), go_on_and_stop)
+        assert not held.engine.halt(held.handle)
+    assert held.given_back() == 0
+    lane = held.lane()
+    assert lane.end == lane.in_hand + 1, "the worker will go no further"
+
+
+def test_a_second_halt_knows_where_the_batch_ends(held, monkeypatch):
+    waiting = held.lane().not_begun
+    half_a_halt(held, monkeypatch)
+    assert held.engine.halt(held.handle)
+    assert held.given_back() == waiting
+    assert held.finish() == ALL_OK
+
+
+def test_what_lies_behind_a_lowered_end_goes_round_once_the_worker_has_left_the_batch(held, monkeypatch):
+    half_a_halt(held, monkeypatch)
+    assert held.finish() == ALL_OK
+
+
+def test_nobody_is_charged_in_a_batch_that_its_worker_has_left(held, monkeypatch):
+    """It stopped at the lowered `end`, published the batch, and died: nothing was in its hand."""
+    half_a_halt(held, monkeypatch)
+    before = held.handle.word(shmqueue.PUBLISHED)
+    held.gate.touch()
+    assert wait_until(lambda: held.handle.word(shmqueue.PUBLISHED) > before)
+    kill(held.handle.pid)
+    assert wait_until(held.handle.is_dead)
+    held.engine._bury(held.handle)  # before anybody has harvested that batch
+    assert held.finish() == ALL_OK
+
+
+def forgets_the_bound(harvester, handle, number):
+    half = harvester._queue.half(handle.index, number)
+    return harvester._queue.words[half.first], harvester._queue.words[half.end]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_halt_that_forgets_the_bound_is_found(held, monkeypatch, again):
+    """The tests above, with this mistake: what lies behind the lowered `end` is lost."""
+    monkeypatch.setattr(shmqueue.Harvester, "_span", forgets_the_bound)
+    half_a_halt(held, monkeypatch)
+    if again:
+        held.engine.halt(held.handle)
+    held.gate.touch()
+    assert wait_until(held.queue.sleepers)
+    held.engine.harvest()
+    assert held.given_back() == 0
+    assert held.supervisor._ledger.in_queue() > 0
+
+
+def test_a_recovery_that_charges_in_a_published_batch_is_found(held, monkeypatch):
+    words = held.queue.words
+    recover = shmqueue.Harvester.recover
+
+    def charges(harvester, handle, code):
+        words[handle.status + shmqueue.PUBLISHED] = handle.harvested
+        return recover(harvester, handle, code)
+
+    monkeypatch.setattr(shmqueue.Harvester, "recover", charges)
+    half_a_halt(held, monkeypatch)
+    before = held.handle.word(shmqueue.PUBLISHED)
+    held.gate.touch()
+    assert wait_until(lambda: held.handle.word(shmqueue.PUBLISHED) > before)
+    kill(held.handle.pid)
+    assert wait_until(held.handle.is_dead)
+    held.engine._bury(held.handle)
+    assert held.finish() == {"ok": REST + 1, "crashed": 1}
 
 
 def test_a_worker_that_somebody_stopped_is_read_and_stays_stopped(held):
