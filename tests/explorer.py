@@ -284,6 +284,9 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
         def _pipe(self) -> tuple[Any, Any]:
             return Pipe(), Pipe()
 
+        def _check_descriptors(self) -> None:
+            pass
+
         def _write(self, pipe: Any, data: bytes) -> None:
             for handle in self.handles:
                 if handle.process is not None and pipe in (handle.wake, handle.recall):
@@ -306,6 +309,12 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
 
 def steered_handle(world: World) -> type[shmqueue.Handle]:
     class SteeredHandle(shmqueue.Handle):
+        def identify(self) -> None:
+            pass
+
+        def end_sign(self) -> int:
+            return -1
+
         def is_dead(self) -> bool:
             return not world.lives(self.process.actor)
 
