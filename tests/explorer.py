@@ -460,6 +460,9 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
         def _pipe(self) -> tuple[Any, Any]:
             return Pipe(), Pipe()
 
+        def _check_descriptors(self) -> None:
+            pass
+
         def _write(self, pipe: Any, data: bytes) -> None:
             for handle in self.handles:
                 if handle.process is not None and pipe is handle.wake:
@@ -470,6 +473,12 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
 
 def steered_handle(world: World) -> type[shmqueue.Handle]:
     class SteeredHandle(world.part(shmqueue.Handle)):  # type: ignore[misc]
+        def identify(self) -> None:
+            pass
+
+        def end_sign(self) -> int:
+            return -1
+
         def is_dead(self) -> bool:
             return not world.lives(self.process.actor)
 
@@ -490,7 +499,7 @@ def steered_handle(world: World) -> type[shmqueue.Handle]:
             super().go_on()
             world.end_halt()
 
-        def _signal(self, number: int) -> None:
+        def signal(self, number: int) -> None:
             world.signal(self.process.actor, number)
 
     return SteeredHandle
