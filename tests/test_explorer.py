@@ -517,8 +517,8 @@ class FreesPagesEarly(Heap):
 class RingsOnce(Crew):
     """Does not ring a new process for a sleep of the number for which the old one was rung."""
 
-    start = changed(
-        Crew.start,
+    _launch = changed(
+        Crew._launch,
         "handle.rung, handle.killed_for, handle.monitor, handle.retiring, handle.told = 0, None, None, 0.0, False",
         "handle.killed_for, handle.monitor, handle.retiring, handle.told = None, None, 0.0, False",
     )
