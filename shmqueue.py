@@ -2378,14 +2378,14 @@ class Feeder:
 
 
 class Outcomes(NamedTuple):
-    """What was read of a batch: its `count` finished tasks from the position `start` on.
+    """What was read of a batch: its finished tasks, `done` of them, from the position `start` on.
 
     seconds: of each, or their mean. ends: where their values end in the log, or nothing where all of them returned
     None; before: where the first value begins; data: the log from there on. special: some of them are records.
     """
 
     start: int
-    count: int
+    done: int
     seconds: float | list[float] = 0.0
     ends: Sequence[int] = ()
     before: int = 1
@@ -2466,9 +2466,9 @@ class Harvester:
 
     def _settle(self, handle: Handle, outcomes: Outcomes) -> int:
         """Settle what was read of a batch. Return the position behind it."""
-        start, count, seconds, ends, before, data, special = outcomes
-        if count:
-            handle.taken = start + count
+        start, done, seconds, ends, before, data, special = outcomes
+        if done:
+            handle.taken = start + done
         if special:
             self._settle_records(handle.index, outcomes)
         elif ends:
@@ -2477,47 +2477,50 @@ class Harvester:
                 raise SpoiledSegmentError(f"worker {handle.index} says that values end at {end:,} of its log")
             places = [end - begin for end in ends]
             values = [data[a:b] or None for a, b in zip([0, *places], places)]
-            self._ledger.complete(handle.index, start, count, values, seconds)
-        elif count:
-            self._ledger.complete(handle.index, start, count, None, seconds)
-        return start + count
+            self._ledger.complete(handle.index, start, done, values, seconds)
+        elif done:
+            self._ledger.complete(handle.index, start, done, None, seconds)
+        return start + done
 
     def _settle_records(self, worker: int, outcomes: Outcomes) -> None:
         """The same where some of the values are records, failures among them."""
-        start, _, seconds, ends, before, data, _ = outcomes
-        begin = before & ~RECORD
-        values: list[Any] = []
-        at = 0
-        for position, end in enumerate(ends, start):
-            stop = (end & ~RECORD) - begin
-            value = data[at:stop] or None
-            values.append(self._read_record(data[at:stop], position) if end & RECORD else value)
-            at = stop
-        position = start
+        position, seconds = outcomes.start, outcomes.seconds
+        values = self._decode(outcomes)
+        each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
         for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
             part = list(group)
-            times = seconds
-            if not isinstance(seconds, float):
-                times = seconds[position - start : position - start + len(part)]
-            if failed:
-                for value, took in zip(part, itertools.repeat(times) if isinstance(times, float) else times):
-                    self._ledger.charge(worker, position, "failed", value, took)
-                    position += 1
-            else:
+            times = list(itertools.islice(each, len(part)))
+            if not failed:
                 self._ledger.complete(worker, position, len(part), part, times)
                 position += len(part)
+                continue
+            for value, took in zip(part, times):
+                self._ledger.charge(worker, position, "failed", value, took)
+                position += 1
+
+    def _decode(self, outcomes: Outcomes) -> list[Any]:
+        """The values, of which some are records: text in a faster way, if all of them are."""
+        begin, data, ends = outcomes.before & ~RECORD, outcomes.data, outcomes.ends
+        stops = [(end & ~RECORD) - begin for end in ends]
+        spans = list(zip([0, *stops], stops))
+        try:
+            if min(ends) & RECORD and {data[start] for start, _ in spans} == {STR}:
+                return [decode_text(data[start + 1 : stop]) for start, stop in spans]
+            return [
+                self._read_record(data[start:stop], position) if end & RECORD else data[start:stop] or None
+                for position, end, (start, stop) in zip(itertools.count(outcomes.start), ends, spans)
+            ]
+        except (struct.error, IndexError, ValueError) as error:
+            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
 
     def _read_record(self, record: bytes, position: int) -> Any:
         """The value of a record, which may have a file of its own."""
-        head, data = record[0] if record else IN_FILE, record[1:]
-        try:
-            if head & IN_FILE:
-                path = self._queue.segment.beside(f"v{position}")
-                data = read_file(path, *SIZE.unpack(data))
-                os.unlink(path)
-            return decode_value(head & ~IN_FILE, data, self._ledger.structures)
-        except (struct.error, IndexError, ValueError) as error:
-            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
+        head, data = record[0], record[1:]
+        if head & IN_FILE:
+            path = self._queue.segment.beside(f"v{position}")
+            data = read_file(path, *SIZE.unpack(data))
+            os.unlink(path)
+        return decode_value(head & ~IN_FILE, data, self._ledger.structures)
 
     def halt(self, handle: Handle, doomed: Doomed | None = None) -> bool:
         """Stop a worker for a moment: settle what it has finished, and take back what it has not begun.
@@ -2638,6 +2641,7 @@ def function_name(function: Any) -> str:
 LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding; no result waits longer
 IDLE_SECONDS = 0.25  # the same while none are
 HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
+OVERDUE_SECONDS = 1.0  # how long one that cannot be halted may go on after its task has timed out
 STILL_SECONDS = 0.05  # how long a worker may take to stand still once it is stopped
 STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
 MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
@@ -3328,7 +3332,7 @@ class Engine:
         wanted = handle.halt_again or (hungry and waited >= HUNGRY_SECONDS)
         finished = lane.done > 0 and lane.first + lane.done > handle.taken and lane.number > handle.harvested
         if self._timeout and lane.in_hand is not None and now - handle.progress_since >= self._timeout:
-            return self.halt(handle, Doomed(lane.in_hand, "timeout", f"ran longer than {self._timeout:g} s")), False
+            return self._end_overdue(handle, lane.in_hand, now), False
         moved = False
         if hungry and (waited >= HUNGRY_SECONDS or not (self._ledger.again or self._ledger.fresh)):
             moved = self._harvester.take_unclaimed(handle)
@@ -3337,6 +3341,14 @@ class Engine:
         if not lane.not_begun:
             handle.halt_again = False
         return moved, handle.halt_again or (hungry and lane.not_begun > 0)
+
+    def _end_overdue(self, handle: Handle, position: int, now: float) -> bool:
+        """Kill a worker whose task in hand runs too long; without a halt, if it does not stand still for one."""
+        doomed = Doomed(position, "timeout", f"ran longer than {self._timeout:g} s")
+        halted = self.halt(handle, doomed)
+        if not halted and now - handle.progress_since >= (self._timeout or 0.0) + OVERDUE_SECONDS:
+            handle.kill(doomed)
+        return halted
 
     def halt(self, handle: Handle, doomed: Doomed | None = None) -> bool:
         """Take back what a worker has not begun. Return True if its lane could be read."""

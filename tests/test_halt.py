@@ -278,6 +278,15 @@ def test_a_worker_that_does_not_stand_still_is_continued(held, monkeypatch):
     assert held.finish() == ALL_OK
 
 
+def test_a_worker_that_does_not_stand_still_is_killed_for_a_task_that_runs_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(shmqueue, "STILL_SECONDS", 0.001)
+    monkeypatch.setattr(shmqueue, "OVERDUE_SECONDS", 0.1)
+    monkeypatch.setattr(shmqueue, "state_and_switches", lambda pid: ("D", 0))
+    with shmqueue.Supervisor([jobs.wait_for_file], workers=1, timeout=0.1, start_method="fork") as supervisor:
+        results = list(supervisor.run([str(tmp_path / "gate"), str(tmp_path)]))
+    assert sorted(result.status for result in results) == ["ok", "timeout"]
+
+
 def test_a_dead_worker_is_not_halted(held):
     kill(held.handle.pid)
     assert wait_until(held.handle.is_dead)
