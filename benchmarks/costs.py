@@ -20,22 +20,21 @@ clock = time.thread_time_ns
 SUPERVISOR = {  # what a reader calls it: the function, where it exists
     "take": "IterableSource.take",
     "admit": "Ledger.admit",
-    "fit": "Feeder._fit",
-    "make columns, push": "Feeder._push",
+    "feed": "Feeder.feed",
     "pack": "TaskSlots.write",
     "lock, push": "SharedTaskQueue.push",
     "place": "Ledger.placed",
     "harvest": "SharedTaskQueue.harvest",
-    "unpack outcomes": "Slots.get",
-    "find outcomes": "Harvester._settle",
-    "settle": "Ledger.settle",
+    "read outcomes": "Harvester._read",
+    "cut values": "Harvester._settle",
+    "settle": "Ledger.complete",
     "wake": "Crew.ring",
     "look": "Engine.look",
     "wait": "Engine._wait",
     "start workers": "Crew.start",
     "other turns": "Engine.turn",
 }
-WORKER = {"claim": "SharedTaskQueue.claim", "unpack": "Slots.get", "run": "Worker.run", "wait, ring": "Worker.serve"}
+WORKER = {"claim": "SharedTaskQueue.claim", "unpack": "TaskSlots.get", "run": "Worker.run", "wait, ring": "Worker.serve"}
 
 
 class Meter:
@@ -63,10 +62,9 @@ class Meter:
     def install(self, parts: dict[str, str]) -> None:
         for name, where in parts.items():
             owner, _, attribute = where.partition(".")
-            kind = getattr(shmqueue, owner, None)
-            if kind is not None and attribute in vars(kind):
-                self._before.append((kind, attribute, vars(kind)[attribute]))
-                setattr(kind, attribute, self.wrap(name, vars(kind)[attribute]))
+            kind = getattr(shmqueue, owner)
+            self._before.append((kind, attribute, vars(kind)[attribute]))
+            setattr(kind, attribute, self.wrap(name, vars(kind)[attribute]))
 
     def remove(self) -> None:
         while self._before:
