@@ -393,8 +393,8 @@ class Half:
         """The `ends` of the tasks [start, stop) of the batch."""
         return self.ends[start:stop].tolist()
 
-    def read_log(self, start: int, stop: int) -> bytes:
-        return bytes(self.log[start:stop])
+    def read_log(self, stop: int) -> bytes:
+        return bytes(self.log[:stop])
 
     def all_returned_none(self, start: int, stop: int) -> bool:
         """Return True if the tasks [start, stop) are finished, and the log is empty."""
@@ -1556,10 +1556,9 @@ class Worker:
                     value = _Failure(describe(error))
                 if value is None:
                     ends[task] = at
-                elif type(value) is bytes and 0 < len(value) <= room - at:
-                    log[at : at + len(value)] = value
-                    at += len(value)
-                    ends[task] = at
+                elif type(value) is bytes and at < (after := at + len(value)) <= room:
+                    log[at:after] = value
+                    ends[task] = at = after
                 else:
                     at = self._put_record(task, at, value)
                     ends[task] = at | RECORD
@@ -2381,7 +2380,7 @@ class Outcomes(NamedTuple):
     """What was read of a batch: its finished tasks, `done` of them, from the position `start` on.
 
     seconds: of each, or their mean. ends: where their values end in the log, or nothing where all of them returned
-    None; before: where the first value begins; data: the log from there on. special: some of them are records.
+    None; before: where the first value begins; log: up to the last. special: some of them are records.
     """
 
     start: int
@@ -2389,7 +2388,7 @@ class Outcomes(NamedTuple):
     seconds: float | list[float] = 0.0
     ends: Sequence[int] = ()
     before: int = 1
-    data: bytes = b""
+    log: bytes = b""
     special: bool = False
 
 
@@ -2453,30 +2452,28 @@ class Harvester:
             del ends[ends.index(0) :]
         if not ends:
             return Outcomes(start, 0)
-        before = half.ends[start - first - 1] if start > first else 1
+        before = half.ends[start - first - 1] & ~RECORD if start > first else 1
         return Outcomes(
             start,
             len(ends),
             half.seconds(start - first, start - first + len(ends)),
             ends,
             before,
-            half.read_log(before & ~RECORD, max(before & ~RECORD, ends[-1] & ~RECORD)),
+            half.read_log(ends[-1] & ~RECORD),
             bool(self._queue.words[half.special]),
         )
 
     def _settle(self, handle: Handle, outcomes: Outcomes) -> int:
         """Settle what was read of a batch. Return the position behind it."""
-        start, done, seconds, ends, before, data, special = outcomes
+        start, done, seconds, ends, before, log, special = outcomes
         if done:
             handle.taken = start + done
         if special:
             self._settle_records(handle.index, outcomes)
         elif ends:
-            begin, end = before, ends[-1]
-            if not 1 <= begin <= end <= begin + len(data):
-                raise SpoiledSegmentError(f"worker {handle.index} says that values end at {end:,} of its log")
-            places = [end - begin for end in ends]
-            values = [data[a:b] or None for a, b in zip([0, *places], places)]
+            if not 1 <= before <= ends[-1] <= len(log):
+                raise SpoiledSegmentError(f"worker {handle.index} says that values end at {ends[-1]:,} of its log")
+            values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
             self._ledger.complete(handle.index, start, done, values, seconds)
         elif done:
             self._ledger.complete(handle.index, start, done, None, seconds)
@@ -2500,15 +2497,15 @@ class Harvester:
 
     def _decode(self, outcomes: Outcomes) -> list[Any]:
         """The values, of which some are records: text in a faster way, if all of them are."""
-        begin, data, ends = outcomes.before & ~RECORD, outcomes.data, outcomes.ends
-        stops = [(end & ~RECORD) - begin for end in ends]
-        spans = list(zip([0, *stops], stops))
+        log, ends = outcomes.log, outcomes.ends
+        stops = [end & ~RECORD for end in ends]
+        spans = list(zip([outcomes.before, *stops], stops))
         try:
-            if min(ends) & RECORD and {data[start] for start, _ in spans} == {STR}:
-                return [decode_text(data[start + 1 : stop]) for start, stop in spans]
+            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
+                return [decode_text(log[begin + 1 : end]) for begin, end in spans]
             return [
-                self._read_record(data[start:stop], position) if end & RECORD else data[start:stop] or None
-                for position, end, (start, stop) in zip(itertools.count(outcomes.start), ends, spans)
+                self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
+                for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
             ]
         except (struct.error, IndexError, ValueError) as error:
             raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None

@@ -34,7 +34,12 @@ SUPERVISOR = {  # what a reader calls it: the function, where it exists
     "start workers": "Crew.start",
     "other turns": "Engine.turn",
 }
-WORKER = {"claim": "SharedTaskQueue.claim", "unpack": "TaskSlots.get", "run": "Worker.run", "wait, ring": "Worker.serve"}
+WORKER = {
+    "claim": "SharedTaskQueue.claim",
+    "unpack": "TaskSlots.get",
+    "run": "Worker.run",
+    "wait, ring": "Worker.serve",
+}
 
 
 class Meter:

@@ -321,9 +321,8 @@ class CommitsBeforeTheValue(Worker):
 
     run = changed(
         Worker.run,
-        "                    log[at : at + len(value)] = value\n                    at += len(value)\n",
-        "                    ends[task] = at + len(value)\n"
-        "                    log[at : at + len(value)] = value\n                    at += len(value)\n",
+        "                    log[at:after] = value\n                    ends[task] = at = after\n",
+        "                    ends[task] = after\n                    log[at:after] = value\n                    at = after\n",
     )
 
 
