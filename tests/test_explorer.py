@@ -322,7 +322,8 @@ class CommitsBeforeTheValue(Worker):
     run = changed(
         Worker.run,
         "                    log[at:after] = value\n                    ends[task] = at = after\n",
-        "                    ends[task] = after\n                    log[at:after] = value\n                    at = after\n",
+        "                    ends[task] = after\n"
+        "                    log[at:after] = value\n                    at = after\n",
     )
 
 
@@ -387,7 +388,7 @@ class TakesTheOneInHand(Harvester):
 
 
 class NeverMovesTaken(Harvester):
-    _settle = changed(Harvester._settle, "            handle.taken = start + count\n", "            pass\n")
+    _settle = changed(Harvester._settle, "            handle.taken = start + done\n", "            pass\n")
 
 
 class IgnoresTaken(Harvester):
