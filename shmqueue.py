@@ -558,7 +558,7 @@ class Segment:
         self._views: list[memoryview] = []
         try:
             if size:
-                fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
+                fcntl.lockf(self.fd, fcntl.LOCK_EX, 1, OWNER_BYTE)  # it waits: a sweep() may try this byte
                 self._allocate(size, reserved)
             self._map = mmap.mmap(self.fd, 0)
         except BaseException:
