@@ -187,7 +187,8 @@ if __name__ == "__main__":
         except SystemExit as error:
             print(error.code)
 """
-    assert run_script(tmp_path, script) == ["143"]
+    flags = ("-W", "ignore:This process")  # the signal waits in a thread
+    assert run_script(tmp_path, script, flags=flags) == ["143"]
 
 
 def test_a_forked_child_has_no_handler_of_the_command_line(plain_signals):
