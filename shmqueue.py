@@ -154,309 +154,1243 @@ __all__ = ["Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Layout: the ctypes structures are the one definition; the fast paths take their offsets from them.
+# What a user calls: results, errors, parallel_map and Supervisor.
 # ---------------------------------------------------------------------------------------------------------------------
 
-MAGIC = int.from_bytes(b"shmqueue", "little")
-LAYOUT_VERSION = 2
-TERMINATE = 0  # the fn_id that makes the worker which takes it leave
-OUT_OF_LINE = 1 << 31  # set in a fn_id: the slot holds a REFERENCE to the payload
-RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not plain bytes
-NEVER = (1 << 64) - 1  # the `leaving` word of a worker that goes on
-LINE = 128  # two cache lines, because processors fetch them in pairs; different writers keep to different lines
-LOG_BYTES = 16 << 10  # the smallest log
-HEAP_BYTES = 32 << 20
+# What the status of a task may be, and how the summary calls it.
+OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
 
 
-class Word(ctypes.Structure):
-    """A 64-bit word that has its line to itself."""
+class TaskResult(NamedTuple):
+    """The one outcome of a task.
 
-    _fields_ = [("value", ctypes.c_uint64), ("_unused", ctypes.c_uint8 * (LINE - 8))]
-
-
-SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
-WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving")
-SUPERVISOR_WORDS = ("harvested", "leave", "pid", "completed", "failed", "started")
-
-
-class QueueHeader(ctypes.Structure):
-    """What the segment is, and the words that everybody shares.
-
-    pushed, claimed: positions; the ring holds the tasks in [claimed, pushed). dirty: who is inside the lock
-    (worker index + 1; num_workers + 1 is the supervisor), 0 for nobody. asleep: 1 while the supervisor has found
-    nothing to do.
+    tsk_id: 1 for the first task of a Supervisor, and so on. function: its name. payload: as it was given. status:
+    ok, failed, timeout, crashed or cancelled. value: what the function returned, None unless ok. error: the text of
+    what went wrong, None if ok. attempts: how often it was started. worker: the index of the last one that had it,
+    or None. seconds: the time the function took; the mean of several where they took less than 20 microseconds.
     """
 
-    _fields_ = [
-        ("magic", ctypes.c_uint64),  # written last: a segment without it is not ready
-        ("version", ctypes.c_uint32),
-        ("num_slots", ctypes.c_uint32),
-        ("slot_size", ctypes.c_uint32),
-        ("num_workers", ctypes.c_uint32),
-        ("batch", ctypes.c_uint32),
-        ("owner_pid", ctypes.c_uint32),
-        ("owner_start", ctypes.c_uint64),  # see process_status: tells a pid from a later process with the same pid
-        ("ring_end", ctypes.c_uint64),  # follows from the sizes above, and shows that they are right
-        ("heap_bytes", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 56)),
-        *((name, Word) for name in SHARED_WORDS),
-    ]
+    tsk_id: int
+    function: str
+    payload: Any
+    status: str
+    value: Any
+    error: str | None
+    attempts: int
+    worker: int | None
+    seconds: float
 
 
-class WorkerStatus(ctypes.Structure):
-    """One worker's words. Its own line first, then the supervisor's line, then the last words of a dying worker.
+_new_result = functools.partial(tuple.__new__, TaskResult)  # of a tuple, in C: TaskResult() takes twice as long
 
-    claims: batches claimed so far; published: how many of them are finished, as the supervisor may know. asleep: 0,
-    or the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
-    limit: how many tasks make a batch of BATCH_SECONDS. leaving: the position from which it will begin nothing, or
-    NEVER. harvested: batches that the supervisor has taken in. leave: 1 once the worker is to leave at its next
-    claim. started: how many processes have been this worker.
+
+class TaskError(Exception):
+    """A task was not ok; `result` is its TaskResult."""
+
+    def __init__(self, result: TaskResult) -> None:
+        super().__init__(f"task {result.tsk_id} ({result.function}) {result.status}: {result.error}")
+        self.result = result
+
+
+class WorkersFailedError(RuntimeError):
+    """Workers die before they take a task, again and again."""
+
+
+class SpoiledSegmentError(RuntimeError):
+    """A word in the segment has a value that no process of this run wrote."""
+
+
+def parallel_map(
+    function: Function, payloads: Iterable[Any], *, workers: int | None = None, **options: Any
+) -> list[Any]:
+    """The values of `function` for `payloads`, in their order. Raises TaskError at the first task that is not ok.
+
+    `options` are those of Supervisor."""
+    with Supervisor([function], workers=workers, **options) as supervisor:
+        values: list[Any] = []
+        for part in supervisor._parts(supervisor._open(payloads, True, 1)):
+            values += part
+        return values
+
+
+SHARE_SECONDS = 0.5  # how often a snapshot is left for --watch
+
+
+class Supervisor:
+    """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
+
+    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE. workers: processes;
+    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a
+    slot, a multiple of 8; a payload of slot_size - 9 bytes or fewer travels in its slot, a longer one beside it.
+    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. retries:
+    how often a task that is not ok is started again. max_rss: bytes of memory above which a worker is replaced,
+    after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
+    which a worker is replaced. initializer: called first in every worker. screen: draw on the error stream. log: a
+    file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
+    fork in a process that has one thread, else forkserver. queue: the strategy.
+
+    Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) where shared memory is too small.
     """
 
-    _fields_ = [
-        *((name, ctypes.c_uint64) for name in WORKER_WORDS),
-        ("_unused", ctypes.c_uint8 * (LINE - 8 * len(WORKER_WORDS))),
-        *((name, ctypes.c_uint64) for name in SUPERVISOR_WORDS),
-        ("_unused2", ctypes.c_uint8 * (LINE - 8 * len(SUPERVISOR_WORDS))),
-        ("note", ctypes.c_char * (2 * LINE)),
-    ]
+    def __init__(
+        self,
+        functions: Any,
+        *,
+        workers: int | None = None,
+        num_slots: int = 16384,
+        slot_size: int = 128,
+        batch: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        max_rss: int | None = None,
+        max_tasks: int | None = None,
+        initializer: Callable[[], object] | None = None,
+        screen: bool | Progress = False,
+        log: str | None = None,
+        start_method: str | None = None,
+        queue: type[SharedTaskQueue] | None = None,
+    ) -> None:
+        numbered = number_functions(functions)
+        queue = queue or SharedTaskQueue
+        workers = available_processors() if workers is None else workers
+        check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
+        check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
+        self._ledger = Ledger(numbered, retries, workers)
+        self._submitted = Job(None, self._ledger.names)
+        self._began, self._next_share = time.monotonic(), 0.0
+        self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
+        if log:
+            log = os.path.abspath(log)  # its workers may be started elsewhere
+            with open(log, "ab"):  # or nobody would hear that it cannot be written
+                pass
+        sweep()
+        method = start_method or ("fork" if count_threads() == 1 else "forkserver")
+        context = multiprocessing.get_context(method)
+        most = batch or max(16, min(1024, num_slots // (2 * workers)))
+        worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
+        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
+        resources, token = contextlib.ExitStack(), object()
+        self._dispose = weakref.finalize(self, dispose, os.getpid(), resources)
+        # At the latest when multiprocessing ends this process, before it waits for its children.
+        self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
+        _open.add(token)
+        resources.callback(_open.discard, token)
+        exit_on_signals()
+        try:
+            with signals_held():  # or an interrupt would leave the segment behind
+                self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
+                resources.callback(self._queue.remove)
+                self._pool = WorkerPool(self._queue, worker_options, context, max_rss)
+                self._pool.chosen_fork = method == "fork" and start_method is None
+                resources.callback(end_strays, self._queue.name)
+                resources.callback(self._pool.close)
+            self._queue.stuck = self._pool.free_lock
+            self._engine = Engine(self._queue, self._pool, self._ledger, timeout)
+            for process in self._pool.processes:
+                self._pool.start(process)
+        except LIMIT_ERRORS as error:
+            self._end()
+            raise limit_error(error) from None
+        except BaseException:
+            self._end()
+            raise
+
+    # What a user calls.
+
+    @property
+    def name(self) -> str:
+        """The name of the segment."""
+        return self._queue.name
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close() if kind is None else self._stop()
+
+    def run(self, tasks: Iterable[Any] | Source) -> Iterator[TaskResult]:
+        """The TaskResults of `tasks` as they finish; never raises for a task.
+
+        An item is a payload, where there is one function, or (function, payload), with a function or its name.
+        `tasks` is read as there is room, in the caller's thread: while it blocks, nothing is yielded; a Structure it
+        has yielded must not be changed. Closing the iterator early cancels what has not begun."""
+        return self._read(self._open(tasks))
+
+    def map(self, function: Any, payloads: Iterable[Any]) -> Iterator[Any]:
+        """The values of `function` for `payloads`, in their order, reading ahead a few rings at most. Raises
+        TaskError at the first task that is not ok, and cancels the rest."""
+        if function not in self._ledger.fn_ids:
+            raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
+        return self._read(self._open(payloads, True, self._ledger.fn_ids[function]))
+
+    def submit(self, function: Any, payload: Any) -> int:
+        """Add one task, and return its tsk_id; results() has its outcome. Blocks while the ring is full."""
+        self._engine.check_open()
+        tsk_id = self._ledger.next_id
+        self._ledger.admit(self._submitted, [(function, payload)])
+        self._engine.push()
+        while (self._ledger.again or self._ledger.fresh) and not self._engine.paused:
+            self._engine.turn(self._submitted, self._report)
+        return tsk_id
+
+    def results(self) -> Iterator[TaskResult]:
+        """The TaskResults of submitted tasks as they finish, until none is outstanding."""
+        self._engine.check_open()
+        return self._read(self._submitted)
+
+    def cancel(self) -> None:
+        """Let what has begun finish and cancel the rest, in all runs, for good; their iterators go on to the end."""
+        self._ledger.stopping = True
+        self._engine.withdraw()
+
+    def pause(self, paused: bool) -> None:
+        """Begin no more tasks; go on."""
+        self._engine.check_open()
+        self._engine.paused = paused
+        if paused:
+            self._engine.withdraw()
+
+    def abort(self) -> None:
+        """Kill the workers, and cancel what they have in hand and the rest."""
+        self._engine.abort("cancelled", "stopped while it ran")
+
+    def close(self) -> None:
+        """Finish what is outstanding, have the workers leave, and remove the segment. May be called again."""
+        try:
+            if not self._engine.over:
+                self._engine.finish(self._submitted, self._report)
+        finally:
+            self._stop()
+
+    def wake(self) -> None:
+        """Have on_check called soon; for signal handlers."""
+        self._engine.next_check = 0.0
+        self._pool.wake_supervisor()
+
+    @property
+    def paused(self) -> bool:
+        """Whether pause(True) was called."""
+        return self._engine.paused
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether cancel() or abort() was called."""
+        return self._ledger.stopping
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of outcomes (ok, failed, timeout, crashed, cancelled), of retried and outstanding tasks and of
+        respawned workers, seconds since the start, and for each worker its pid, completed and failed tasks."""
+        tally, pool = self._ledger.tally, self._pool
+        workers = [
+            {"pid": process.pid, "completed": tally.completed[process.index], "failed": tally.failed[process.index]}
+            for process in pool.processes
+        ]
+        more = {"retried": tally.retried, "respawned": pool.respawned, "outstanding": self._ledger.unfinished()}
+        return {**tally.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
+
+    def snapshot(self) -> Snapshot:
+        """What the screen shows."""
+        tally, queue, progress, pool = self._ledger.tally, self._queue, self._progress, self._pool
+        rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
+        workers = zip(pool.processes, worker_rates or itertools.repeat(0.0))
+        rows = [_worker_row(process, queue, self._ledger, rate) for process, rate in workers]
+        failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]]
+        seconds = time.monotonic() - self._began
+        about = (progress.title, queue.name, queue.strategy, seconds, tally.counts, tally.retried)
+        amounts = (progress.total(), rates, queue.backlog(), queue.num_slots)
+        return Snapshot(*about, *amounts, rows, failures, progress.state, progress.keys)
+
+    def summary(self) -> dict[str, Any]:
+        """stats(), and: the shares of the workers' time that they ran functions, started and waited; the slowest
+        tasks and the first that were not ok, five each; how many failed in which way."""
+        stats = self.stats()
+        return {**stats, **self._ledger.tally.summary(stats["seconds"], self._pool.starting_seconds())}
+
+    def suspend(self) -> None:
+        """Stop the workers and this process, as Ctrl-Z does, and go on with them."""
+        self._pool.suspend()
+
+    def _open(self, tasks: Iterable[Any] | Source, ordered: bool = False, fn_id: int = 0) -> Job:
+        self._engine.check_open()
+        source = tasks if isinstance(tasks, Source) else IterableSource(tasks)
+        return Job(source, self._ledger.names, ordered, fn_id)
+
+    def _read(self, job: Job) -> Iterator[Any]:
+        with contextlib.closing(self._parts(job)) as parts:
+            for part in parts:
+                yield from part
+
+    def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
+        """The results of a job as they come, as iterators of several; closed early, it cancels what has not begun."""
+        try:
+            while not job.finished:
+                if not job.results:
+                    self._engine.turn(job, self._report)
+                elif isinstance(job.results[0], TaskError):
+                    raise self._engine.failure or job.results[0]
+                else:
+                    part = job.results.popleft()
+                    try:
+                        yield part
+                    except GeneratorExit:  # the reader stopped in its midst: the rest is there for the next one
+                        job.results.appendleft(part)
+                        raise
+            if self._engine.failure is not None:
+                raise self._engine.failure
+        finally:
+            if job is not self._submitted and not job.finished:
+                job.cancelled = True
+                job.results.clear()
+                if self._dispose.alive and not self._engine.over:
+                    self._engine.withdraw()
+
+    def _report(self) -> None:
+        """After each look at the workers: draw, and from time to time leave a snapshot beside the segment."""
+        self.on_check()
+        self._progress.draw(self.snapshot)
+        if time.monotonic() >= self._next_share:
+            self._next_share = time.monotonic() + SHARE_SECONDS
+            self._share()
+
+    def _share(self) -> None:
+        """Leave a snapshot beside the segment, for --watch, and the counters in it."""
+        words, path, tally = self._queue.words, self._queue.segment.beside("watch"), self._ledger.tally
+        for status, completed, failed in zip(self._queue.status, tally.completed, tally.failed):
+            words[status + COMPLETED], words[status + FAILURES] = completed, failed
+        with contextlib.suppress(OSError):  # no room: nobody can watch, and the run goes on
+            write_file(path + ".new", json.dumps(self.snapshot()).encode())
+            os.replace(path + ".new", path)
+
+    def _stop(self) -> None:
+        """Kill whoever is left, and remove everything."""
+        self._engine.over = "this Supervisor is closed"
+        self._end()
+        self._progress.close()
+
+    def _end(self) -> None:
+        with signals_held():
+            self._dispose()
+            self._at_exit.cancel()
+        exit_on_signals()  # dispose has done so where it was called alone; within the block, handlers were exchanged
 
 
-def task_slot(size: int) -> type[ctypes.Structure]:
-    """The task slot of `size` bytes: which task, which function, and the payload.
+def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
+    """What the screen shows of a worker."""
+    index, tally, seen = process.index, ledger.tally, queue.glance(process.index)
+    lane, at = queue.half(index, seen.number).lane, seen.done
+    busy = process.child is not None and seen.in_hand is not None
+    state = "dead" if process.child is None else "run" if busy else "sleep"
+    function = ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
+    done = (tally.completed[index], tally.failed[index], rate)
+    load = (process.cpu, process.rss) if process.rss else (None, None)
+    held = (lane.tsk_id(at), time.monotonic() - process.progress_since) if busy else (None, 0.0)
+    return WorkerRow(index, process.pid, state, function, *done, *load, *held)
 
-    payload[0] is the payload's length (0 to size - 9); its bytes follow, and the rest is zero. Where the payload
-    field is longer than 256 bytes, the length takes its first two bytes, in the machine's order.
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The arguments of a Supervisor: their limits, and what is taken where none is given.
+# ---------------------------------------------------------------------------------------------------------------------
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "fn_id": (1, (1 << 31) - 1),  # the highest bit is OUT_OF_LINE
+    "workers": (1, 4096),
+    "num_slots": (2, 1 << 26),
+    "slot_size": (64, 65536),
+    "batch": (1, 1 << 26),
+    "timeout": (0.001, 1e9),
+    "retries": (0, 1 << 30),
+    "max_rss": (1 << 20, 1 << 50),
+    "max_tasks": (1, 1 << 50),
+}
+OPTIONAL = {"batch", "timeout", "max_rss", "max_tasks"}
+
+
+def check_numbers(**values: Any) -> None:
+    """Raise TypeError or ValueError, with value and limit, for an argument out of LIMITS; OPTIONAL ones may be None."""
+    for name, value in values.items():
+        low, high = LIMITS[name]
+        whole = isinstance(low, int)
+        if value is None and name in OPTIONAL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise TypeError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
+        if not low <= value <= high:
+            raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
+    if values.get("slot_size", 0) % 8:
+        raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
+    if values.get("max_rss") is not None and psutil is None:
+        raise ValueError(f"max_rss={values['max_rss']}: needs psutil, which is not installed (pip install psutil)")
+
+
+def number_functions(functions: Any) -> dict[int, Function]:
+    """Functions by fn_id: a mapping as it is, a sequence numbered from 1 on."""
+    numbered = dict(functions) if isinstance(functions, Mapping) else dict(enumerate(functions, 1))
+    if not numbered:
+        raise ValueError("functions is empty: at least one is needed")
+    for fn_id, function in numbered.items():
+        check_numbers(fn_id=fn_id)
+        if not callable(function) or not isinstance(function, collections.abc.Hashable):
+            raise TypeError(f"functions: {function!r} is not a callable with a hash")
+    return numbered
+
+
+def available_processors() -> int:
+    """The processors that this process may use: its affinity, and the quota of its control group."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+        quota, period = file.read().split()  # "max" for the quota is a ValueError
+        count = min(count, math.ceil(int(quota) / int(period)))
+    return max(1, count)
+
+
+def count_threads() -> int:
+    """How many threads this process has, with those of C libraries where the system tells."""
+    for _ in range(10):
+        count = threading.active_count()
+        with contextlib.suppress(OSError):
+            count = max(count, len(os.listdir("/proc/self/task")))
+        if count == threading.active_count():
+            break
+        time.sleep(0.001)  # a thread that was joined is there for a moment longer
+    return count
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The engine: moves tasks from their source into the queue, and outcomes out of it.
+# ---------------------------------------------------------------------------------------------------------------------
+
+STALL_SECONDS = 3.0  # how long tasks may be in the queue while every worker sleeps, which cannot be
+
+READ_AHEAD = 4  # in rings: how far input is read beyond the oldest unfinished task, when results go in order
+
+CANCELLED = "cancelled before it began"  # the error of a task that was
+
+CHECK_SECONDS = 0.05  # how often the supervisor checks its workers while tasks are outstanding; no result waits longer
+IDLE_SECONDS = 0.25  # the same while none are
+HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
+OVERDUE_SECONDS = 1.0  # how long one that cannot be halted may go on after its task has timed out
+
+
+class Engine:
+    """Moves tasks from their source into the queue, and outcomes out of it, a turn at a time, in its user's thread.
+
+    paused: nothing new begins. failure: why the run was given up, or None. over: why there are no more turns, or "".
+    next_check: when to see to the workers again.
     """
-    fields = [("tsk_id", ctypes.c_uint32), ("fn_id", ctypes.c_uint32), ("payload", ctypes.c_uint8 * (size - 8))]
-    return type(f"TaskSlot{size}", (ctypes.Structure,), {"_fields_": fields, "__doc__": task_slot.__doc__})
+
+    def __init__(self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None) -> None:
+        self._queue, self._pool, self._ledger, self._timeout = queue, pool, ledger, timeout
+        self._feeder, self._harvester = Feeder(queue, ledger), Harvester(queue, ledger)
+        self.paused, self.over, self.next_check = False, "", 0.0
+        self.failure: Exception | None = None
+        self._sleepers: list[tuple[int, int]] = []  # at the last look
+        self._moved_at = self._turned_at = time.monotonic()
+
+    def check_open(self) -> None:
+        if self.over:
+            raise RuntimeError(self.over)
+
+    def turn(self, job: Job, report: Callable[[], None]) -> None:
+        """Move what can be moved, and wait for news where nothing could be; `report` is called after a look."""
+        self.check_open()
+        more = self._take(job)  # runs the user's iterable, which may raise: nothing is under way then
+        moved = False
+        with self._whole():
+            moved = self.feed() or more
+            moved = self.harvest() or moved
+            now = time.monotonic()
+            if moved or now - self._turned_at > 1.0:  # or the caller was away
+                self._moved_at = now
+            self._turned_at = now
+            self._pool.ring()
+            if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
+                self.next_check = min(self.next_check, now + HUNGRY_SECONDS)
+            if now >= self.next_check:
+                moved = self.check_workers(now) or moved
+                report()
+        if not (moved or job.results or self.failure):
+            self._wait(job)
+
+    def push(self) -> None:
+        """Push what there is room for, and wake workers for it."""
+        with self._whole():
+            self.feed()
+            self._pool.ring()
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is interrupted in this block cannot be gone on with."""
+        try:
+            yield
+        except (WorkersFailedError, SpoiledSegmentError) as error:
+            self._give_up(error)
+        except BaseException:
+            self.over = "this Supervisor was interrupted: close it"
+            raise
+
+    def _take(self, job: Job) -> bool:
+        """Read tasks, where there is room for them. Whether there may be more at once, also where there were none."""
+        source, ledger = job.source, self._ledger
+        if source is None or source.exhausted or ledger.again or ledger.fresh:
+            return False
+        far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
+        if ledger.stopping and not source.finite:
+            source.exhausted = True
+        elif ledger.stopping or (self._queue.room() > 0 and not (far or self.paused)):
+            ledger.admit(job, source.take(BLOCK if ledger.stopping else self._queue.room()))
+            return source.fileno() < 0 and not source.exhausted
+        return False
+
+    def feed(self) -> bool:
+        """Push tasks, unless this is paused. Return True if anything was pushed."""
+        return not self.paused and self._feeder.feed()
+
+    def harvest(self) -> bool:
+        """Take in what workers have published. Whether there was anything, or there is more room."""
+        room = self._queue.room()
+        news = self._harvester.harvest(self._pool.processes)
+        if news:
+            self._pool.worked()
+        return news or self._queue.room() > room
+
+    def _wait(self, job: Job) -> None:
+        """Sleep until a worker rings or dies, input comes, or it is time to look."""
+        poll, source, bell = self._pool.poll, job.source, self._pool.bell.fileno()
+        wanted = source is not None and not source.exhausted and not self.paused and self._queue.room() > 0
+        stream = source.fileno() if source is not None and wanted else -1
+        if stream >= 0:
+            poll.register(stream, select.POLLIN)
+        events = poll.poll(max(0.0, self.next_check - time.monotonic()) * 1000)
+        if stream >= 0:
+            poll.unregister(stream)
+        for descriptor, _ in events:
+            if descriptor == bell:
+                os.read(bell, 4096)
+            elif descriptor != stream:
+                self.next_check = 0.0
+
+    def check_workers(self, now: float) -> bool:
+        """Look after the workers. Return True if tasks were moved."""
+        queue, ledger, pool = self._queue, self._ledger, self._pool
+        self._sleepers = queue.sleepers()
+        hungry = not self.paused and any(queue.has_free_half(worker) for worker, _ in self._sleepers)
+        all_sleep = len(self._sleepers) == len(pool.processes) and not self.paused
+        stalled = all_sleep and now - self._moved_at > STALL_SECONDS
+        if stalled and ledger.in_queue() and not pool.continue_stopped():
+            raise SpoiledSegmentError(f"{ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
+        moved = False
+        for process in pool.find_dead(now):
+            self._reap(process)
+            moved = True
+        soon = False
+        for process in pool.processes:
+            if process.child is None:
+                moved = self._harvester.take_unclaimed(process) or moved
+            elif ledger.in_queue():
+                more, again = self._attend(process, now, hungry)
+                moved = moved or more
+                soon = soon or again
+        busy = ledger.unfinished() > 0
+        self.next_check = now + (HUNGRY_SECONDS if soon else CHECK_SECONDS if busy else IDLE_SECONDS)
+        return moved
+
+    def _attend(self, process: WorkerProcess, now: float, hungry: bool) -> tuple[bool, bool]:
+        """Halt a worker that is slow while others are idle or results wait, or whose task runs too long.
+
+        Return True if tasks were moved, and True if it has to be looked at again soon.
+        """
+        lane = self._queue.glance(process.index)
+        if process.seen != (lane.number, lane.done):
+            process.seen = (lane.number, lane.done)
+            process.progress_since = now
+        waited = time.perf_counter() - max(lane.began, process.halted)
+        wanted = process.halt_again or (hungry and waited >= HUNGRY_SECONDS)
+        finished = lane.done > 0 and lane.first + lane.done > process.taken and lane.number > process.harvested
+        if self._timeout and lane.in_hand is not None and now - process.progress_since >= self._timeout:
+            return self._end_overdue(process, lane.in_hand, now), False
+        moved = False
+        if hungry and (waited >= HUNGRY_SECONDS or not (self._ledger.again or self._ledger.fresh)):
+            moved = self._harvester.take_unclaimed(process)
+        if (wanted and lane.not_begun) or (finished and waited >= CHECK_SECONDS):
+            return self.halt(process) or moved, process.halt_again
+        if not lane.not_begun:
+            process.halt_again = False
+        return moved, process.halt_again or (hungry and lane.not_begun > 0)
+
+    def _end_overdue(self, process: WorkerProcess, position: int, now: float) -> bool:
+        """Kill a worker whose task in hand runs too long; without a halt, if it does not stand still for one."""
+        doomed = Doomed(position, "timeout", f"ran longer than {self._timeout:g} s")
+        halted = self.halt(process, doomed)
+        if not halted and now - process.progress_since >= (self._timeout or 0.0) + OVERDUE_SECONDS:
+            process.kill(doomed)
+        return halted
+
+    def halt(self, process: WorkerProcess, doomed: Doomed | None = None) -> bool:
+        """Take back what a worker has not begun. Return True if its lane could be read."""
+        process.halt_again = not self._harvester.halt(process, doomed)
+        process.halted = time.perf_counter()
+        return not process.halt_again
+
+    def _reap(self, process: WorkerProcess) -> None:
+        """See to the tasks of a dead worker, and to its successor."""
+        code = self._pool.reap(process)
+        if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
+            return
+        claimed, note = self._harvester.recover(process, code)
+        if not self._pool.closing:
+            self._pool.replace(process, code, claimed, note)
+
+    # Ends.
+
+    def withdraw(self) -> None:
+        """Take back what has not begun; of cancelled jobs it ends here."""
+        ledger = self._ledger
+        with self._whole():
+            ledger.drop_cancelled()
+            if ledger.in_queue():
+                for first, count in self._queue.drain():
+                    ledger.give_back(first, count)
+                for process in self._pool.living():
+                    self.halt(process)
+                self.next_check = 0.0
+
+    def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
+        """Kill the workers; tasks in their hands have this outcome, and the others are cancelled, with `rest`."""
+        self._ledger.stopping = self._pool.closing = True
+        for process in self._pool.living():
+            process.kill(Doomed(None, status, error))
+        for process in self._pool.living():
+            self._reap(process)
+        self._ledger.end_all(rest)
+
+    def _give_up(self, error: Exception) -> None:
+        """Kill the workers; every task still gets its outcome, and the iterators raise `error` at their end."""
+        self.failure, text = error, describe(error)
+        self.abort("crashed", text, text)
+
+    def finish(self, job: Job, report: Callable[[], None]) -> None:
+        """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
+        self.paused = False
+        while self._ledger.unfinished() and not self.over:
+            self.turn(job, report)
+        self._pool.closing = True
+        count = len(self._pool.living())
+        empty = [b""] * count
+        if count:
+            self._ledger.again.append(Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty))
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._pool.living() and time.monotonic() < deadline and not self.over:
+            self.turn(job, report)
 
 
-TaskSlot128 = task_slot(128)
+BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept together in blocks of this size
+HEAP_AHEAD = 4 << 20  # payloads in the heap beyond which no more are put there while the ring has tasks
+JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
+FILE_BYTES = 64 << 20  # payloads in files that may be in the queue, unless it is a single one
 
 
-def batch_half(slot_size: int, batch: int) -> type[ctypes.Structure]:
-    """One half of a worker's part of the segment: the tasks of one batch, and what became of them.
+class Feeder:
+    """Brings the ledger's tasks into the queue, and payloads that do not fit their slots into the heap."""
 
-    first, end: the batch has the positions [first, end). began: when its first task began, in seconds of the worker's
-    clock. special: how many records the log has. lane: the tasks. ends[i]: 0 until task i is finished, then the index
-    in `log` where its value ends; RECORD is set if that is a record. stamps[i]: when task i was finished, in seconds
-    of the worker's clock, or 0. log: the values, one after the other, from index 1 on.
+    def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
+        self._queue, self._ledger, self._heap = queue, ledger, Heap(queue)
+        self._files = itertools.count(1)
+        self._file_bytes = 0
+        self._block_bytes = BLOCK_BYTES  # smaller where shared memory is full
+
+    def feed(self) -> bool:
+        """Push what waits to be pushed, as far as there is room. Return True if anything was pushed."""
+        ledger, room = self._ledger, self._queue.room()
+        if room <= 0:
+            return False
+        if ledger.again:  # first: it keeps its place in the heap, which it might wait for otherwise
+            self._push(self._take(ledger.again, room))
+            return True
+        if not ledger.fresh:
+            return False
+        lengths = list(map(len, ledger.fresh[0].data[:room]))
+        if max(lengths) <= self._queue.ring.capacity:
+            self._push(self._take(ledger.fresh, len(lengths)))
+            return True
+        if self._heap.used > HEAP_AHEAD and self._queue.backlog():
+            return False  # what is pushed is work enough, and the caches of the processors hold it
+        packed = self._pack(self._take(ledger.fresh, self._fit(lengths)))
+        if packed is not None:
+            self._push(packed)
+        return packed is not None
+
+    def _take(self, waiting: collections.deque[Tasks], count: int) -> Tasks:
+        """Take the first `count` tasks, or fewer, from what waits."""
+        tasks = waiting.popleft()
+        if count < len(tasks.data):
+            waiting.appendleft(tasks.part(count, len(tasks.data)))
+            tasks = tasks.part(0, count)
+        return tasks
+
+    def _push(self, tasks: Tasks) -> None:
+        self._ledger.placed(tasks, self._queue.push(tasks))
+
+    def _fit(self, lengths: Sequence[int]) -> int:
+        """How many payloads of these lengths make one block."""
+        capacity = self._queue.ring.capacity
+        if min(lengths) <= capacity:
+            lengths = [length if length > capacity else 0 for length in lengths]
+        return max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
+
+    def _pack(self, tasks: Tasks) -> Tasks | None:
+        """Put the payloads that do not fit their slots elsewhere, and references in their place.
+
+        Return None if there is no room for them now, or ever: then they wait, or have failed.
+        """
+        capacity = self._queue.ring.capacity
+        large = tasks.data
+        if min(map(len, large)) <= capacity:
+            large = [item for item in large if len(item) > capacity]
+        if not large:
+            return tasks
+        size = sum(map(len, large))
+        try:
+            if size > self._heap.size // 2 and len(tasks.data) == 1:
+                placed = self._put_in_file(large[0])
+            else:
+                placed = self._heap.put(large, len(tasks.data))
+        except OSError as error:
+            self._no_room(tasks, size, error)
+            return None
+        if placed is None:
+            self._ledger.fresh.appendleft(tasks)
+            return None
+        self._block_bytes = BLOCK_BYTES
+        return self._refer(tasks, large, *placed)
+
+    def _refer(self, tasks: Tasks, large: Sequence[bytes], number: int, offset: int, block: Block) -> Tasks:
+        """The tasks with references in place of the large payloads, which lie in this block."""
+        lengths = list(map(len, large))
+        offsets = itertools.accumulate(lengths, initial=offset)
+        references: Sequence[bytes] = list(map(REFERENCE.pack, itertools.repeat(number), offsets, lengths))
+        marked = array.array("I", map(OUT_OF_LINE.__or__, tasks.fn_ids))
+        if len(large) < len(tasks.data):
+            following, capacity = iter(references), self._queue.ring.capacity
+            references = [next(following) if len(item) > capacity else item for item in tasks.data]
+            for at, item in enumerate(tasks.data):
+                if len(item) <= capacity:
+                    marked[at] = tasks.fn_ids[at]
+        return dataclasses.replace(tasks, data=references, block=block, marked=marked)
+
+    def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
+        """Make a file beside the segment for a payload that is too large for the heap."""
+        size = len(payload)
+        if self._file_bytes and self._file_bytes + size > FILE_BYTES:
+            return None
+        number = next(self._files)
+        path = self._queue.segment.beside(f"p{number}")
+        write_file(path, payload)
+        self._file_bytes += size
+        return number, 0, Block(1, functools.partial(self._remove_file, path, size))
+
+    def _remove_file(self, path: str, size: int) -> None:
+        self._file_bytes -= size
+        os.unlink(path)
+
+    def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
+        """There is no memory for payloads: try fewer at a time, and fail the one that does not fit alone."""
+        if len(tasks.data) > 1:
+            self._block_bytes = max(1, size // 2)
+            self._ledger.fresh.appendleft(tasks)
+        elif self._file_bytes or self._heap.used:  # there may be room once others are done
+            self._ledger.fresh.appendleft(tasks)
+        else:
+            where = shared_directory()
+            self._ledger.end(tasks, "failed", f"{describe(error)}: no room in {where} for a payload of {size:,} bytes")
+
+
+class Heap:
+    """The pages of the segment for payloads that do not fit their slots (supervisor)."""
+
+    def __init__(self, queue: SharedTaskQueue) -> None:
+        self._segment, self._bytes, self._offset = queue.segment, queue.heap, queue.heap_offset
+        self.size = len(queue.heap)
+        pages = self.size // mmap.PAGESIZE
+        self._in_use = bytearray(pages)  # a byte a page, so that `find` looks for free ones
+        self._reserved = bytearray(pages)
+        self.used = 0  # bytes of the pages in use
+
+    def put(self, payloads: Sequence[bytes], users: int) -> tuple[int, int, Block] | None:
+        """Copy payloads next to each other. Return 0, the offset of the first, and their block; None if it is full.
+
+        Raises OSError (ENOSPC) where the memory cannot be reserved.
+        """
+        size = sum(map(len, payloads))
+        count = -(-size // mmap.PAGESIZE)
+        first = self._in_use.find(bytes(count))
+        if first < 0:
+            return None
+        pages = slice(first, first + count)
+        offset = first * mmap.PAGESIZE
+        if not all(self._reserved[pages]):
+            self._segment.reserve(self._offset + offset, count * mmap.PAGESIZE)
+            self._reserved[pages] = b"\1" * count
+        self._in_use[pages] = b"\1" * count
+        self.used += count * mmap.PAGESIZE
+        self._copy(offset, payloads, size)
+        return 0, offset, Block(users, functools.partial(self._free, pages, count))
+
+    def _copy(self, offset: int, payloads: Sequence[bytes], size: int) -> None:
+        if size < JOIN_BYTES * len(payloads):
+            self._bytes[offset : offset + size] = b"".join(payloads)
+            return
+        for payload in payloads:
+            self._bytes[offset : offset + len(payload)] = payload
+            offset += len(payload)
+
+    def _free(self, pages: slice, count: int) -> None:
+        self._in_use[pages] = bytes(count)
+        self.used -= count * mmap.PAGESIZE
+
+
+class Outcomes(NamedTuple):
+    """What was read of a batch: its finished tasks, `done` of them, from the position `start` on.
+
+    seconds: of each, or their mean. ends: where their values end in the log, or nothing where all of them returned
+    None; before: where the first value begins; log: up to the last. special: some of them are records.
     """
-    fields: list[tuple[str, Any]] = [
-        ("first", ctypes.c_uint64),
-        ("end", ctypes.c_uint64),
-        ("began", ctypes.c_double),
-        ("special", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 32)),
-        ("lane", task_slot(slot_size) * batch),
-        ("ends", ctypes.c_uint64 * batch),
-        ("stamps", ctypes.c_double * batch),
-        ("log", ctypes.c_uint8 * max(LOG_BYTES, batch * slot_size)),
-    ]
-    size = sum(ctypes.sizeof(field) for _, field in fields)
-    fields.append(("_unused2", ctypes.c_uint8 * (-size % LINE)))
-    return type("BatchHalf", (ctypes.Structure,), {"_fields_": fields, "__doc__": batch_half.__doc__})
+
+    start: int
+    done: int
+    seconds: float | list[float] = 0.0
+    ends: Sequence[int] = ()
+    before: int = 1
+    log: bytes = b""
+    special: bool = False
 
 
-class LocalTaskQueue(ctypes.Structure):
-    """One worker's part of the segment: two halves, so that it can run one batch while the last is being harvested.
+class Harvester:
+    """Brings outcomes from the workers' lanes to the ledger, and takes back what they have not begun.
 
-    Batch number n (1, 2, …) lies in half n % 2.
+    A batch ends at its bound: its `end` as it was claimed, and after a halt the task behind the one in hand. For
+    whatever is read of it here, `end` itself counts no more once a halt has drawn it back: a worker that somebody
+    continued in the midst of the halt may have stopped there, or gone on beyond it.
     """
 
-    @classmethod
-    def sized(cls, slot_size: int, batch: int) -> type[LocalTaskQueue]:
-        return type("LocalTaskQueue", (cls,), {"_fields_": [("halves", batch_half(slot_size, batch) * 2)]})
+    def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
+        self._queue, self._ledger = queue, ledger
+
+    def harvest(self, processes: Sequence[WorkerProcess]) -> bool:
+        """Take in the batches that workers have published. Return True if there were any."""
+        published = self._queue.harvest([process.harvested for process in processes])
+        news = False
+        for process, number in zip(processes, published):
+            if number != process.harvested:
+                self._check_claims(process, number)
+                self._take_in_batches(process, number)
+                news = True
+        return news
+
+    def _check_claims(self, process: WorkerProcess, number: int) -> None:
+        if not 0 <= number - process.harvested <= 2:
+            text = f"worker {process.index} says {number:,} batches; {process.harvested:,} were read"
+            raise SpoiledSegmentError(text)
+
+    def _take_in_batches(self, process: WorkerProcess, number: int) -> None:
+        """Take in batches that a worker has left, up to this one. What it has not done there goes to others."""
+        while process.harvested < number:
+            process.harvested += 1
+            first, bound = self._span(process, process.harvested)
+            done = self._take_in(process, process.harvested, first, bound)
+            self._ledger.give_back(done, bound - done)
+
+    def _span(self, process: WorkerProcess, number: int) -> tuple[int, int]:
+        """The positions [first, bound) of a batch."""
+        words, half = self._queue.words, self._queue.half(process.index, number)
+        first = words[half.first]
+        bound = process.bound if process.bounded == number else words[half.end]
+        if not 0 <= bound - first <= self._queue.batch:
+            raise SpoiledSegmentError(f"worker {process.index} has a batch of positions {first:,} to {bound:,}")
+        return first, bound
+
+    def _take_in(self, process: WorkerProcess, number: int, first: int, bound: int) -> int:
+        """Settle what is finished of a batch and was not taken in before. Return the position behind it."""
+        return self._settle(process, self._read(process, number, first, bound))
+
+    def _read(self, process: WorkerProcess, number: int, first: int, bound: int) -> Outcomes:
+        """Read what is finished of a batch and was not taken in before."""
+        half = self._queue.half(process.index, number)
+        start = max(first, process.taken)
+        if start >= bound:
+            return Outcomes(bound, 0)
+        if half.all_returned_none(start - first, bound - first):
+            return Outcomes(start, bound - start, half.seconds(start - first, bound - first))
+        ends = half.read_ends(start - first, bound - first)
+        if 0 in ends:
+            del ends[ends.index(0) :]
+        if not ends:
+            return Outcomes(start, 0)
+        before = half.ends[start - first - 1] & ~RECORD if start > first else 1
+        return Outcomes(
+            start,
+            len(ends),
+            half.seconds(start - first, start - first + len(ends)),
+            ends,
+            before,
+            half.read_log(ends[-1] & ~RECORD),
+            bool(self._queue.words[half.special]),
+        )
+
+    def _settle(self, process: WorkerProcess, outcomes: Outcomes) -> int:
+        """Settle what was read of a batch. Return the position behind it."""
+        start, done, seconds, ends, before, log, special = outcomes
+        if done:
+            process.taken = start + done
+        if special:
+            self._settle_records(process.index, outcomes)
+        elif ends:
+            if not 1 <= before <= ends[-1] <= len(log):
+                raise SpoiledSegmentError(f"worker {process.index} says that values end at {ends[-1]:,} of its log")
+            values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
+            self._ledger.complete(process.index, start, done, values, seconds)
+        elif done:
+            self._ledger.complete(process.index, start, done, None, seconds)
+        return start + done
+
+    def _settle_records(self, worker: int, outcomes: Outcomes) -> None:
+        """The same where some of the values are records, failures among them."""
+        position, seconds = outcomes.start, outcomes.seconds
+        values = self._decode(outcomes)
+        each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
+        for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
+            part = list(group)
+            times = list(itertools.islice(each, len(part)))
+            if not failed:
+                self._ledger.complete(worker, position, len(part), part, times)
+                position += len(part)
+                continue
+            for value, took in zip(part, times):
+                self._ledger.charge(worker, position, "failed", value, took)
+                position += 1
+
+    def _decode(self, outcomes: Outcomes) -> list[Any]:
+        """The values, of which some are records: text in a faster way, if all of them are."""
+        log, ends = outcomes.log, outcomes.ends
+        stops = [end & ~RECORD for end in ends]
+        spans = list(zip([outcomes.before, *stops], stops))
+        try:
+            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
+                return [decode_text(log[begin + 1 : end]) for begin, end in spans]
+            return [
+                self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
+                for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
+            ]
+        except (struct.error, IndexError, ValueError) as error:
+            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
+
+    def _read_record(self, record: bytes, position: int) -> Any:
+        """The value of a record, which may have a file of its own."""
+        head, data = record[0], record[1:]
+        if head & IN_FILE:
+            path = self._queue.segment.beside(f"v{position}")
+            data = read_file(path, *SIZE.unpack(data))
+            os.unlink(path)
+        return decode_value(head & ~IN_FILE, data, self._ledger.structures)
+
+    def halt(self, process: WorkerProcess, doomed: Doomed | None = None) -> bool:
+        """Stop a worker for a moment: settle what it has finished, and take back what it has not begun.
+
+        The one way to take tasks back. `doomed`: kill the worker if it has that task in hand. Return True if its
+        lane could be read; if not, it is worth another try.
+        """
+        if not process.stop():
+            return False
+        try:
+            return self._take_back(process, doomed)
+        finally:
+            process.go_on()
+
+    def _take_back(self, process: WorkerProcess, doomed: Doomed | None) -> bool:
+        """The part of a halt in which the worker stands still, unless somebody else continues or kills it.
+
+        Nothing that was read is used before a look that it still stands still.
+        """
+        claiming = self._queue.is_claiming(process.index)
+        number = self._queue.words[process.status + CLAIMS]
+        if claiming or not process.stands_still():
+            return False
+        self._check_claims(process, number)
+        if number == process.harvested:
+            return True
+        self._take_in_batches(process, number - 1)
+        first, bound = self._span(process, number)
+        outcomes = self._read(process, number, first, bound)
+        if not process.stands_still():  # or a processor could show `ends` before what was stored earlier
+            return False
+        in_hand = self._settle(process, outcomes)
+        if in_hand + 1 < bound and not self._draw_back(process, number, in_hand, bound):
+            return False
+        if doomed is not None and in_hand < bound and in_hand == doomed.position and process.stands_still():
+            process.kill(doomed)
+        return True
+
+    def _draw_back(self, process: WorkerProcess, number: int, in_hand: int, bound: int) -> bool:
+        """Have a batch end behind the task in hand, and give the rest to others. Return False if it may have run.
+
+        The worker looks at `end` if it sees that more than QUIET_SECONDS have passed, so it has to stand still for
+        longer. A halt never raises `end`. Only after the last look is anything given away: until then the batch
+        keeps its bound.
+        """
+        words, half = self._queue.words, self._queue.half(process.index, number)
+        process.bounded, process.bound = number, bound
+        words[half.end] = min(words[half.end], in_hand + 1)
+        process.stand_for(2 * QUIET_SECONDS)
+        task = in_hand - words[half.first]
+        if not process.stands_still() or half.read_ends(task, task + 1)[0]:
+            return False
+        process.bound = in_hand + 1
+        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
+        return True
+
+    def recover(self, process: WorkerProcess, code: int) -> tuple[bool, str]:
+        """See to the tasks of a worker that ended with this exit code, and was reaped.
+
+        What it finished is settled, the task in its hand is charged, the others go round again. Return True if it had
+        asked for tasks, and its last words.
+        """
+        index, words = process.index, self._queue.words
+        self._queue.recover(index)
+        note = self._queue.take_note(index)
+        number = words[process.status + CLAIMS]
+        self._check_claims(process, number)
+        asked = number != process.first_claims or words[process.status + ASLEEP] > 0
+        if number > process.harvested:
+            self._take_in_batches(process, number - 1)
+            first, bound = self._span(process, number)
+            done = self._take_in(process, number, first, bound)
+            if done < min(bound, words[process.status + LEAVING]) and number > words[process.status + PUBLISHED]:
+                self._charge_in_hand(process, done, note or exit_text(code))
+                done += 1
+            self._ledger.give_back(done, bound - done)
+            process.harvested = number
+        self._queue.reset(index)
+        self.take_unclaimed(process)
+        return asked, note
+
+    def _charge_in_hand(self, process: WorkerProcess, position: int, error: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # it may have died while it wrote its value
+            os.unlink(self._queue.segment.beside(f"v{position}"))
+        status = "crashed"
+        doomed = process.killed_for
+        if doomed is not None and doomed.position in (None, position):
+            status, error = doomed.status, doomed.error
+        self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
+
+    def take_unclaimed(self, process: WorkerProcess) -> bool:
+        """What only this worker could claim, and has not, goes to others. Return True if there was anything."""
+        drained = self._queue.drain(process.index)
+        for first, count in drained:
+            self._ledger.give_back(first, count)
+        return bool(drained)
 
 
-@functools.cache
-def segment_layout(
-    num_slots: int, slot_size: int, num_workers: int, batch: int, extra: int, heap_bytes: int = 0
-) -> Any:
-    """The whole segment as one ctypes type; `extra` bytes, on lines of their own, are for a strategy's own state."""
-    before = ctypes.sizeof(QueueHeader) + num_workers * ctypes.sizeof(WorkerStatus) + -(-extra // LINE) * LINE
-    before += num_workers * ctypes.sizeof(LocalTaskQueue.sized(slot_size, batch)) + num_slots * slot_size
-    fields = [
-        ("header", QueueHeader),
-        ("status", WorkerStatus * num_workers),
-        ("extra", ctypes.c_uint8 * (-(-extra // LINE) * LINE)),
-        ("local", LocalTaskQueue.sized(slot_size, batch) * num_workers),
-        ("ring", task_slot(slot_size) * num_slots),
-        ("_unused", ctypes.c_uint8 * (-before % mmap.PAGESIZE)),
-        ("heap", ctypes.c_uint8 * heap_bytes),
-    ]
-    return type("SegmentLayout", (ctypes.Structure,), {"_fields_": fields})
+# ---------------------------------------------------------------------------------------------------------------------
+# The ledger: which task is where, and what became of it.
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
-    return (int(getattr(structure, name).offset) // 8 for name in names)
+class Ledger:
+    """Which task is where: gives each its tsk_id, knows who holds which position, and sees to its one outcome."""
 
+    def __init__(self, functions: Mapping[int, Function], retries: int, workers: int) -> None:
+        self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
+        self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
+        self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
+        self.structures = structures_of(functions.values())
+        self.tally = Tally(workers)
+        self.fresh: collections.deque[Tasks] = collections.deque()  # read, and not pushed yet
+        self.again: collections.deque[Tasks] = collections.deque()  # were in the queue, and are pushed before those
+        self.stopping = False  # nothing more begins, in any job
+        self.next_id = 1
+        self._only = next(iter(functions)) if len(functions) == 1 else 0
+        self._retries = retries
+        self._attempts: dict[int, int] = {}  # tsk_id: how often it was started, for those that go round again
+        self._placed: list[Tasks] = []  # what is in the queue, by position
 
-# Indices of 64-bit words: these from the start of the segment, and the others from the start of a worker's status.
-PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
-CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING = _indices(WorkerStatus, WORKER_WORDS)
-HARVESTED, LEAVE, PID, COMPLETED, FAILURES, STARTED = _indices(WorkerStatus, SUPERVISOR_WORDS)
+    # Into the queue.
 
+    def admit(self, job: Job, items: Sequence[Any]) -> None:
+        """Make tasks of `items`, each with its tsk_id. One that cannot be sent is found by halving: a failed result."""
+        if len(items) == 0:
+            return
+        try:
+            fn_ids, payloads, data = self._encode(job, items)
+        except (KeyError, TypeError, ValueError) as error:
+            if len(items) > 1:
+                self.admit(job, items[: len(items) // 2])
+                self.admit(job, items[len(items) // 2 :])
+            else:
+                (tsk_id,), (name, payload, text) = self._number(job, 1), self._explain(job, items[0], error)
+                self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
+        else:
+            self._put(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data), self.fresh)
 
-def pieces(first: int, count: int, size: int) -> list[tuple[int, int]]:
-    """The positions [first, first + count) in a ring of `size` slots, as (index, count) that do not wrap."""
-    index = first % size
-    head = min(count, size - index)
-    return [(index, head), (0, count - head)] if head < count else [(index, count)]
+    def _number(self, job: Job, count: int) -> range:
+        """The tsk_ids of this job's next tasks."""
+        tsk_ids = range(self.next_id, self.next_id + count)
+        self.next_id = tsk_ids.stop
+        job.admit(tsk_ids.start, count)
+        return tsk_ids
 
+    def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
+        """The columns of `items`. Raises KeyError, TypeError or ValueError where one of them cannot be sent."""
+        kinds, payloads, fn_id = set(map(type, items)), items, job.fn_id
+        if fn_id == 0 and all(issubclass(kind, tuple) for kind in kinds):
+            functions, payloads = zip(*items, strict=True)
+            kinds = set(map(type, payloads))
+            fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
+        elif fn_id == 0 and (tuple in kinds or not self._only):
+            raise TypeError("with several functions, an item is (function, payload)")
+        else:
+            fn_ids = array.array("I", [fn_id or self._only]) * len(items)
+        return fn_ids, payloads, payloads if kinds <= {bytes} else list(map(to_bytes, payloads))
 
-@functools.cache
-def _rows(row: str, count: int) -> struct.Struct:
-    """`count` equal rows as one struct, so that one call packs them all; count is ROWS at most, so few are kept."""
-    return struct.Struct("=" + row * count)
+    def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
+        """Why an item cannot be sent."""
+        if isinstance(item, Rejected):
+            return item
+        fn_id, pair = job.fn_id or self._only, not job.fn_id and isinstance(item, tuple) and len(item) == 2
+        function, payload = item if pair else (self.names.get(fn_id, ""), item)
+        name, text = function_name(function), describe(error)
+        if isinstance(error, KeyError):
+            text = no_such_function(name, self.names.values())
+        elif not pair and (isinstance(item, tuple) or not fn_id):
+            text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
+        return Rejected(name, payload, text)
 
+    def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
+        """`tasks` are in the queue now, at these positions, (first, count) each."""
+        start = 0
+        for first, count in places:
+            part = tasks if len(places) == 1 else tasks.part(start, start + count)
+            part.first, part.left, part.settled = first, count, bytearray(count)
+            bisect.insort(self._placed, part, key=operator.attrgetter("first"))
+            start += count
 
-ROWS = 64
+    # Out of the queue.
 
+    def _take(self, position: int, count: int) -> Iterator[tuple[Tasks, int, int]]:
+        """The tasks at [position, position + count), as (tasks, start, stop); each can be taken once.
 
-class TaskSlots:
-    """An array of task slots in the segment: the ring, or a lane.
+        Raises SpoiledSegmentError for positions that hold no task, or one that was taken before."""
+        until = position + count
+        while position < until:
+            at = bisect.bisect(self._placed, position, key=operator.attrgetter("first")) - 1
+            tasks = self._placed[at] if at >= 0 else None
+            if tasks is None or position >= tasks.first + len(tasks.payloads):
+                raise SpoiledSegmentError(f"an outcome for position {position:,}, where no task is")
+            start, stop = position - tasks.first, min(until - tasks.first, len(tasks.payloads))
+            if tasks.settled.find(1, start, stop) >= 0:
+                raise SpoiledSegmentError(f"a second outcome for a task at positions {position:,} to {until:,}")
+            tasks.settled[start:stop] = b"\1" * (stop - start)
+            tasks.left -= stop - start
+            if not tasks.left:
+                del self._placed[at]
+            yield tasks, start, stop
+            position = tasks.first + stop
 
-    A struct's `p` field (a length byte first) is trimmed in C, at a third of the cost of slicing in Python; it ends
-    at 255 bytes. In longer slots the length takes two bytes and an `s` field follows.
-    """
+    def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
+        """Tasks from `position` on are ok. No values are so many None; seconds are a sequence, or a float for each."""
+        done, same = 0, itertools.repeat
+        for tasks, start, stop in self._take(position, count):
+            part = slice(done, done + stop - start)
+            done += stop - start
+            tasks.release(stop - start)
+            if tasks.job is None:
+                continue
+            attempts: Iterable[int] = same(1)
+            if self._attempts:
+                attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
+            if isinstance(seconds, float):
+                longest = seconds
+                times: Any = same(seconds, stop - start)
+                self.tally.add_ok(worker, stop - start, seconds * (stop - start))
+            else:
+                times = seconds[part]
+                longest = max(times)
+                self.tally.add_ok(worker, stop - start, sum(times))
+            if longest > self.tally.slow:
+                times = list(times)
+                self._note_slow(worker, tasks, start, times)
+            each = same(None, stop - start) if values is None else iter(values[part])
+            tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker)
 
-    def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
-        self.count, self.size, self.bytes = count, size, segment.window(offset, count * size)
-        area = size - 8
-        self._short = area <= 256
-        self.capacity = area - (1 if self._short else 2)
-        tail = f"{area}p" if self._short else f"H{area - 2}s"
-        self._row = "4xI" + tail
-        self._tail_row = "8x" + tail
-        stride = size // 4
-        words = segment.window(offset, count * size, "I")
-        self._tsk_ids, self._fn_ids = segment.keep(words[0::stride]), segment.keep(words[1::stride])
+    def _note_slow(self, worker: int, tasks: Tasks, start: int, times: Sequence[float]) -> None:
+        """Keep the tasks that took longest."""
+        for at, seconds in enumerate(times, start):
+            if seconds > self.tally.slow:
+                tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], to_bytes(tasks.payloads[at])
+                self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
 
-    def write(self, index: int, tasks: Tasks) -> None:
-        """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
-        data = tasks.data
-        for start in range(0, len(data), ROWS):
-            block = data[start : start + ROWS]
-            values = block if self._short else [part for item in block for part in (len(item), item)]
-            _rows(self._tail_row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
-        self._tsk_ids[index : index + len(data)] = as_u32(tasks.tsk_ids)
-        self._fn_ids[index : index + len(data)] = tasks.marked or tasks.fn_ids
+    def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
+        """The task at `position` was started and is not ok: it goes round again, or that is its outcome."""
+        for tasks, at, _ in self._take(position, 1):
+            if tasks.job is None:
+                return
+            tsk_id = tasks.tsk_ids[at]
+            attempts = self._attempts.pop(tsk_id, 0) + 1
+            if attempts <= self._retries and not self._is_cancelled(tasks.job):
+                self._attempts[tsk_id] = attempts
+                self.tally.retried += 1
+                self.again.append(tasks.part(at, at + 1))
+            else:
+                tasks.release(1)
+                name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
+                self._finish(
+                    tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
+                )
 
-    def get(self, index: int, count: int) -> tuple[list[int], list[bytes]]:
-        """The fn_ids and the payloads of consecutive slots."""
-        flat: list[Any] = []
-        for start in range(0, count, ROWS):
-            rows = _rows(self._row, min(ROWS, count - start))
-            flat += rows.unpack_from(self.bytes, (index + start) * self.size)
-        if self._short:
-            return flat[0::2], flat[1::2]
-        return flat[0::3], [text[:length] for length, text in zip(flat[1::3], flat[2::3])]
+    def give_back(self, position: int, count: int) -> None:
+        """Tasks that never began: they are pushed again, or are cancelled with their job."""
+        for tasks, start, stop in self._take(position, count):
+            self._put(tasks.part(start, stop), self.again)
 
-    def tsk_id(self, index: int) -> int:
-        return int(self._tsk_ids[index])
+    def drop_cancelled(self) -> None:
+        """End those tasks that wait to be pushed, and whose job is cancelled."""
+        for waiting in (self.again, self.fresh):
+            for _ in range(len(waiting)):
+                self._put(waiting.popleft(), waiting)
 
-    def fn_id(self, index: int) -> int:
-        return int(self._fn_ids[index])
+    def _put(self, tasks: Tasks, waiting: collections.deque[Tasks]) -> None:
+        if self._is_cancelled(tasks.job):
+            self.end(tasks)
+        else:
+            waiting.append(tasks)
 
+    def _is_cancelled(self, job: Job | None) -> bool:
+        return job is not None and (job.cancelled or self.stopping)
 
-class Half:
-    """One half of a worker's part of the segment, as `batch_half` lays it out.
+    def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
+        """The outcome of tasks that do not begin, or do not begin again."""
+        tasks.release(len(tasks.payloads))
+        if tasks.job is not None:
+            for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
+                attempts, name = self._attempts.pop(tsk_id, 0), self.names[fn_id]
+                self._finish(tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, None, 0.0))
 
-    first, end, special: the indices of these words. The worker writes here while it runs the batch. The supervisor
-    reads it when the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
-    """
+    def end_all(self, error: str) -> None:
+        """End everything in the queue and on its way there; for when no worker is left."""
+        for tasks in list(self._placed):
+            for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
+                self.again.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
+        for waiting in (self.again, self.fresh):
+            while waiting:
+                self.end(waiting.popleft(), error=error)
 
-    def __init__(self, segment: Segment, offset: int, batch: int, slot_size: int) -> None:
-        layout: Any = batch_half(slot_size, batch)
-        self.first = (offset + layout.first.offset) // 8
-        self.end = (offset + layout.end.offset) // 8
-        self.special = (offset + layout.special.offset) // 8
-        self.began: Any = segment.window(offset + layout.began.offset, 8, "d")
-        self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, slot_size)
-        self.ends = segment.window(offset + layout.ends.offset, 8 * batch, "Q")
-        self.stamps: Any = segment.window(offset + layout.stamps.offset, 8 * batch, "d")
-        self.log = segment.window(offset + layout.log.offset, layout.log.size)
-        self._end_bytes = segment.window(offset + layout.ends.offset, 8 * batch)
-        self._stamp_bytes = segment.window(offset + layout.stamps.offset, 8 * batch)
-        self._zeros = bytes(8 * batch)
-        self._ones = array.array("Q", [1]).tobytes() * batch
+    def _finish(self, job: Job, result: TaskResult) -> None:
+        self.tally.add_bad(result)
+        job.add_one(result)
 
-    def clear(self, count: int) -> None:
-        """Forget what became of the tasks of an earlier batch, before one of `count` comes here (worker)."""
-        size = 8 * count
-        self._end_bytes[:size] = self._zeros[:size]
-        self._stamp_bytes[:size] = self._zeros[:size]
+    def in_queue(self) -> int:
+        return sum(tasks.left for tasks in self._placed)
 
-    def read_ends(self, start: int, stop: int) -> list[int]:
-        """The `ends` of the tasks [start, stop) of the batch."""
-        return self.ends[start:stop].tolist()
-
-    def read_log(self, stop: int) -> bytes:
-        return bytes(self.log[:stop])
-
-    def all_returned_none(self, start: int, stop: int) -> bool:
-        """Return True if the tasks [start, stop) are finished, and the log is empty."""
-        part = slice(8 * start, 8 * stop)
-        return bytes(self._end_bytes[part]) == self._ones[part]
-
-    def done(self, count: int) -> int:
-        """How many of the first `count` tasks are finished, as far as can be seen now: a hint."""
-        return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
-
-    def seconds(self, start: int, stop: int) -> float | list[float]:
-        """How long each of the finished tasks [start, stop) took: one figure for each, or the mean of all of them."""
-        since = self.stamps[start - 1] if start else self.began[0]
-        quick = slice(8 * start, 8 * (stop - 1))
-        if bytes(self._stamp_bytes[quick]) == self._zeros[quick]:
-            last = self.stamps[stop - 1]
-            return max(0.0, (last - since) / (stop - start)) if last and since else 0.0
-        return _shares(since, self.stamps[start:stop].tolist())
-
-
-def _shares(since: float, stamps: Sequence[float]) -> list[float]:
-    """The seconds of each task: those between two stamps share the time between them."""
-    seconds: list[float] = []
-    waiting = 0
-    for stamp in stamps:
-        waiting += 1
-        if stamp:
-            each = max(0.0, (stamp - since) / waiting) if since else 0.0
-            seconds += [each] * waiting
-            since = stamp
-            waiting = 0
-    return seconds + [0.0] * waiting
-
-
-BLOCK = 2048  # tasks that are read, and pushed, at once
-RAMP, ONES = (  # the words 0, 1, 2, … and 1, 1, 1, … as one big integer each
-    int.from_bytes(array.array("I", words).tobytes(), sys.byteorder)
-    for words in (range(BLOCK), itertools.repeat(1, BLOCK))
-)
-
-
-def as_u32(numbers: Sequence[int]) -> array.array[int]:
-    """The lower 32 bits of numbers. A long range is one addition of big integers, at a fifth of the cost."""
-    if isinstance(numbers, range) and BLOCK // 8 <= len(numbers) <= BLOCK and numbers.start + BLOCK < 1 << 32:
-        return array.array("I", (RAMP + numbers.start * ONES).to_bytes(4 * BLOCK, sys.byteorder))[: len(numbers)]
-    return array.array("I", [number & 0xFFFFFFFF for number in numbers])
-
-
-class Block:
-    """Payloads that lie together outside the slots: in pages of the heap, or in a file.
-
-    users: how many tasks have not been settled. `free` is called when there are none any more.
-    """
-
-    def __init__(self, users: int, free: Callable[[], None]) -> None:
-        self._users, self._free = users, free
-
-    def release(self, count: int) -> None:
-        """So many of its tasks are settled."""
-        self._users -= count
-        if self._users == 0:
-            self._free()
+    def unfinished(self) -> int:
+        return self.in_queue() + sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
 
 
 @dataclasses.dataclass(slots=True)
@@ -492,24 +1426,643 @@ class Tasks:
             self.block.release(count)
 
 
+class Block:
+    """Payloads that lie together outside the slots: in pages of the heap, or in a file.
+
+    users: how many tasks have not been settled. `free` is called when there are none any more.
+    """
+
+    def __init__(self, users: int, free: Callable[[], None]) -> None:
+        self._users, self._free = users, free
+
+    def release(self, count: int) -> None:
+        """So many of its tasks are settled."""
+        self._users -= count
+        if self._users == 0:
+            self._free()
+
+
+class Job:
+    """One call of run, map or submit: where its tasks come from, and where their results go.
+
+    `results` holds iterators of TaskResults; if ordered, in input order, iterators of values, and TaskErrors.
+    """
+
+    def __init__(self, source: Source | None, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
+        self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
+        self.outstanding = 0  # tasks that have a tsk_id and no outcome yet
+        self.cancelled = False  # nobody reads its results, and nothing more of it begins
+        self.results: collections.deque[Any] = collections.deque()
+        self.waiting = 0  # ordered: tasks whose results wait for those of earlier ones
+        self._names = names
+        self._early: dict[int, tuple[int, Any]] = {}  # ordered: those results, by tsk_id
+        self._due: collections.deque[list[int]] = collections.deque()  # ordered: [next, stop) of tsk_ids, in order
+
+    @property
+    def finished(self) -> bool:
+        return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
+
+    def admit(self, tsk_id: int, count: int) -> None:
+        """`count` tasks from `tsk_id` on belong to this job."""
+        self.outstanding += count
+        if self._due and self._due[-1][1] == tsk_id:
+            self._due[-1][1] += count
+        elif self.ordered:
+            self._due.append([tsk_id, tsk_id + count])
+
+    def add(self, tasks: Tasks, piece: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
+        """These of `tasks` are ok; values, seconds and attempts are iterables. Results are built when they are read."""
+        tsk_ids = tasks.tsk_ids[piece]
+        self.outstanding -= len(tsk_ids)
+        if not self.ordered:
+            same = itertools.repeat
+            one = len(self._names) == 1
+            names = same(*self._names.values()) if one else map(self._names.__getitem__, tasks.fn_ids[piece])
+            columns = (tsk_ids, names, tasks.payloads[piece], same("ok"), values, same(None), attempts, same(worker))
+            self._deliver(map(_new_result, zip(*columns, seconds)))
+        elif isinstance(tsk_ids, range):
+            self._order(tsk_ids[0], len(tsk_ids), values)
+        else:
+            for tsk_id, value in zip(tsk_ids, values):
+                self._order(tsk_id, 1, iter([value]))
+
+    def add_one(self, result: TaskResult) -> None:
+        self.outstanding -= 1
+        if self.ordered:
+            self._order(result.tsk_id, 1, TaskError(result))
+        else:
+            self._deliver(iter([result]))
+
+    def _order(self, tsk_id: int, count: int, values: Any) -> None:
+        self._early[tsk_id] = (count, values)
+        self.waiting += count
+        while self._due and self._due[0][0] in self._early:
+            count, values = self._early.pop(self._due[0][0])
+            self._due[0][0] += count
+            self.waiting -= count
+            self._deliver(values)
+            if self._due[0][0] == self._due[0][1]:
+                self._due.popleft()
+
+    def _deliver(self, values: Any) -> None:
+        if not self.cancelled:
+            self.results.append(values)
+
+
+class Tally:
+    """What became of the tasks: how many had which outcome, and the most remarkable of them.
+
+    kinds: how many were not ok, by function (where it was started), status and the kind of error. failures: the first
+    and the last five of them, without payloads. slowest: the five that took longest, and `slow`, the seconds one of
+    them must take. For each worker: completed and failed tasks, and busy, the seconds that functions ran.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.counts = dict.fromkeys(OUTCOMES, 0)
+        self.retried, self.completed, self.failed, self.busy = 0, [0] * workers, [0] * workers, [0.0] * workers
+        self.kinds: collections.Counter[str] = collections.Counter()
+        self.failures: list[TaskResult] = []
+        self.slowest: list[TaskResult] = []
+        self.slow = 0.0
+
+    def add_ok(self, worker: int, count: int, seconds: float) -> None:
+        """`count` tasks of a worker are ok, and took so many seconds together."""
+        self.counts["ok"] += count
+        self.completed[worker] += count
+        self.busy[worker] += seconds
+
+    def add_slow(self, result: TaskResult) -> None:
+        """A task that is ok took longer than `slow`."""
+        self.slowest = sorted([*self.slowest, result], key=lambda result: -result.seconds)[:5]
+        self.slow = self.slowest[-1].seconds if len(self.slowest) == 5 else 0.0
+
+    def add_bad(self, result: TaskResult) -> None:
+        """A task is not ok."""
+        self.counts[result.status] += 1
+        if result.worker is not None:
+            self.failed[result.worker] += 1
+            self.busy[result.worker] += result.seconds
+        if result.status != "cancelled":
+            where, _, rest = (result.error or "").partition(": ")
+            kind = (rest if where.startswith("line ") else where).partition(":")[0]
+            what = f"{result.function} {result.status}" if result.attempts else result.status  # else: of any name
+            self.kinds[f"{what}: {kind}"[:100]] += 1
+            self.failures.append(result._replace(payload=None))
+            del self.failures[5:-5]
+
+    def summary(self, seconds: float, starting: float) -> dict[str, Any]:
+        """After so many seconds, of which the workers together spent `starting`; see Supervisor.summary."""
+        whole = max(1e-9, seconds * len(self.busy))
+        run, start = sum(self.busy) / whole, starting / whole
+        shares = {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)}
+        slowest = [result._asdict() for result in self.slowest]
+        failures = [result._asdict() for result in self.failures[:5]]
+        return {"shares": shares, "slowest": slowest, "failures": failures, "kinds": dict(self.kinds)}
+
+
+def no_such_function(name: str, names: Iterable[str]) -> str:
+    import difflib  # here, like sqlite3 below: a run seldom needs it, and starts sooner without
+
+    near = difflib.get_close_matches(name, list(names), 3, 0.5)
+    return f"LookupError: no function {name!r}; " + (
+        f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(names)}"
+    )
+
+
+def function_name(function: Any) -> str:
+    if isinstance(function, str):
+        return function
+    return str(getattr(function, "__name__", None) or type(function).__name__)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Segment and lock
+# The worker pool: starts, wakes, stops and reaps the worker processes.
 # ---------------------------------------------------------------------------------------------------------------------
 
-PREFIX = "shmq-"
-OWNER_BYTE, LOCK_BYTE = range(2)  # of the segment's file: locked as long as the supervisor lives; the queue's lock
+STILL_SECONDS = 0.05  # how long a worker may take to stand still once it is stopped
+STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
+MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
+REAP_SECONDS = 1.0  # how long the fork server may take to say how a worker has ended
+TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker, or ignores SIGCHLD
+FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
+FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
 
 
-@functools.cache
-def shared_directory() -> str:
-    """Where segments live: memory where the system shows it as a folder, else the folder for temporary files."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
+class WorkerPool:
+    """Starts, wakes, orders, kills and buries worker processes."""
+
+    def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
+        self._queue, self._options, self._context, self._max_rss = queue, options, context, max_rss
+        self.closing = False  # start no more
+        self.chosen_fork = False  # the start method is fork, and nobody has named it
+        self._refused_since = 0.0  # since when none lives and none can be started; 0 while some do
+        self.respawned = self._failed_starts = 0
+        self.starting = 0.0  # seconds that workers, now dead, took to start
+        self._worked_at, self._next_memory = time.monotonic(), 0.0
+        self.processes: list[WorkerProcess] = [
+            WorkerProcess(index, queue.words, status) for index, status in enumerate(queue.status)
+        ]
+        self.bell, self._bell_end = self._pipe()
+        self.poll = select.poll()
+        self.poll.register(self.bell, select.POLLIN)
+
+    def _pipe(self) -> tuple[Any, Any]:
+        """A pipe (reader, writer) that never blocks its writer, and whose ends forked workers close."""
+        reader, writer = self._context.Pipe(duplex=False)
+        os.set_blocking(writer.fileno(), False)
+        _supervisor_ends.update((reader, writer))
+        return reader, writer
+
+    def start(self, process: WorkerProcess) -> None:
+        """Start a process as this worker. Raises LIMIT_ERRORS where it cannot be started; nothing is left open then."""
+        self._check_descriptors()
+        try:
+            self._launch(process)
+        except LIMIT_ERRORS as error:
+            close_launch_pipes(error)
+            raise
+        finally:
+            if process.child is None and process.wake is not None:
+                process.wake.close()
+
+    def _check_descriptors(self) -> None:
+        """Raise OSError (EMFILE) now if there are too few: multiprocessing leaves some open if it fails half-way."""
+        spare: list[int] = []
+        try:
+            while len(spare) < SPARE_DESCRIPTORS:
+                spare.append(os.dup(self.bell.fileno()))
+        finally:
+            for descriptor in spare:
+                os.close(descriptor)
+
+    def try_to_start(self, process: WorkerProcess) -> None:
+        """Start a process as this worker while a run goes on. If a limit of the system forbids it, the others go on,
+        and it is tried again later.
+
+        Raises WorkersFailedError if no worker has lived for FAILED_SECONDS because of that."""
+        now = time.monotonic()
+        try:
+            self.start(process)
+        except LIMIT_ERRORS as error:
+            process.deaths += 1
+            process.due = now + min(1.0, 0.02 * 2 ** min(process.deaths, 6))
+            if self.living():
+                self._refused_since = 0.0
+                return
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since > FAILED_SECONDS:
+                raise WorkersFailedError(f"no worker can be started: {limit_text(error)}") from None
+        else:
+            self._refused_since = 0.0
+
+    def _launch(self, process: WorkerProcess) -> None:
+        wake, process.wake = self._pipe()
+        queue, mine = self._queue, Pipes(wake, self._bell_end)
+        arguments = (type(queue), queue.name, queue.primitives, process.index, self._options, mine)
+        child = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{process.index}")
+        child.daemon = False  # or its functions could not start processes
+        _supervisor_ends.difference_update(mine)
+        process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
+        with signals_held():  # until it is in the books; and a forked child would run our caller's handlers
+            try:
+                with start_of_worker(self.chosen_fork):
+                    child.start()
+            finally:
+                _supervisor_ends.add(self._bell_end)
+                wake.close()
+            process.child, process.pid, process.started = child, int(child.pid or 0), time.monotonic()
+            process.identify()
+            self.poll.register(process.end_sign(), select.POLLIN)
+        with contextlib.suppress(OSError):  # as the child does: whoever comes first
+            os.setpgid(process.pid, process.pid)
+        process.rung, process.killed_for, process.monitor, process.retiring, process.told = 0, None, None, 0.0, False
+        process.progress_since = process.started
+        queue.words[process.status + PID] = process.pid
+        queue.words[process.status + STARTED] += 1
+
+    def ring(self) -> None:
+        """Wake those sleepers that it pays to wake, each once a sleep."""
+        for index, number in self._queue.wakeable():
+            process = self.processes[index]
+            if process.rung != number:
+                process.rung = number
+                if process.child is not None:
+                    self._write(process.wake, b"!")
+
+    def retire(self, process: WorkerProcess) -> None:
+        """Have a worker leave after the task in its hand."""
+        process.told = process.halt_again = True
+        self._queue.tell_to_leave(process.index)
+        self._write(process.wake, b"!")
+
+    def wake_supervisor(self) -> None:
+        self._write(self._bell_end, b"!")
+
+    def _write(self, pipe: Any, data: bytes) -> None:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: enough is written; broken: it is dead
+            os.write(pipe.fileno(), data)
+
+    def find_dead(self, now: float) -> list[WorkerProcess]:
+        """See to large and missing workers. Return those that died."""
+        dead = []
+        for process in self.processes:
+            if process.child is None:
+                if now >= process.due and not self.closing:
+                    self.try_to_start(process)
+            elif process.is_dead():
+                dead.append(process)
+        if now >= self._next_memory and psutil is not None:
+            self._next_memory = now + MEMORY_SECONDS
+            for process in self.living():
+                self._weigh(process, now)
+        return dead
+
+    def _weigh(self, process: WorkerProcess, now: float) -> None:
+        """Read a worker's memory and processor time; replace it if it is too large."""
+        with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
+            process.monitor = process.monitor or psutil.Process(process.pid)
+            process.rss, process.cpu = process.monitor.memory_info().rss, process.monitor.cpu_percent()
+        if self._max_rss is None or process.rss <= self._max_rss:
+            return
+        if not process.retiring:
+            process.retiring = now
+            self.retire(process)
+        elif now - process.retiring >= MEMORY_SECONDS:
+            why = f"its worker held {process.rss:,} bytes of memory, more than max_rss={self._max_rss:,}"
+            process.kill(Doomed(None, "crashed", why))
+
+    def reap(self, process: WorkerProcess) -> int:
+        """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
+        with signals_held():
+            process.signal_group(signal.SIGKILL)
+            self.poll.unregister(process.end_sign())
+            self.starting += self._start_time(process)
+            code = process.reap()
+            process.wake.close()
+        return code
+
+    def starting_seconds(self) -> float:
+        """How long all the worker processes together took to start."""
+        return self.starting + sum(map(self._start_time, self.living()))
+
+    def _start_time(self, process: WorkerProcess) -> float:
+        """Seconds until this process was ready, or until now."""
+        ready = process.word(READY) / 1e9
+        return (ready if ready > process.started else time.monotonic()) - process.started
+
+    def replace(self, process: WorkerProcess, code: int, claimed: bool, note: str) -> None:
+        """Start the successor of a buried worker: at once, or after a pause if it died before it claimed a task.
+
+        Raises WorkersFailedError where one after the other does, and nothing else happens."""
+        self.respawned += 1
+        if claimed or (process.told and code == 0):
+            self.worked()
+            process.deaths = 0
+            self.try_to_start(process)
+            return
+        process.deaths += 1
+        self._failed_starts += 1
+        process.due = time.monotonic() + min(1.0, 0.02 * 2 ** min(process.deaths, 6))
+        if self._failed_starts >= FAILED_STARTS and (note or time.monotonic() - self._worked_at > FAILED_SECONDS):
+            why = note or exit_text(code)
+            raise WorkersFailedError(f"{self._failed_starts} workers in a row died before they took a task: {why}")
+
+    def worked(self) -> None:
+        """Some worker has had tasks."""
+        self._worked_at, self._failed_starts = time.monotonic(), 0
+
+    def suspend(self) -> None:
+        """Stop the workers and then this process; go on with them when it is continued."""
+        since = time.monotonic()
+        living = self.living()
+        for process in living:
+            process.signal_group(signal.SIGSTOP)
+        for process in living:
+            process.wait_until_stopped(CHECK_SECONDS)  # then the kernel ends them if this process is killed
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
+        for process in living:
+            process.signal_group(signal.SIGCONT)
+            process.progress_since += time.monotonic() - since
+
+    def continue_stopped(self) -> bool:
+        """Continue workers that somebody has stopped, in their sleep. Whether there were any."""
+        stopped = [process for process in self.living() if process.is_stopped()]
+        for process in stopped:
+            process.signal_group(signal.SIGCONT)
+        return bool(stopped)
+
+    def free_lock(self, holder: int, seconds: float) -> None:
+        """The lock has not been had for so long: its holder, or somebody if none has signed, was stopped or killed."""
+        living = [process for process in self.living() if not process.is_dead()]
+        for process in living:
+            if seconds >= 1 and holder in (process.index, -1):
+                process.signal_group(signal.SIGCONT)
+                if holder >= 0 and seconds >= STOP_SECONDS:
+                    process.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
+        lost = seconds >= 1 if holder < 0 else all(process.index != holder for process in living)
+        if lost and not self._queue.kernel_unlocks:
+            self._replace_lock(living)
+
+    def _replace_lock(self, living: Sequence[WorkerProcess]) -> None:
+        """The lock went with its holder. A worker that asks for it leaves; one that may be inside is waited for."""
+        self._queue.renew_lock(self._context)
+        for process in living:
+            self._write(process.wake, b"!")  # those that sleep ask for it
+        deadline = time.monotonic() + 1
+        while inside := [process for process in living if not process.is_dead() and self._may_hold_lock(process)]:
+            if time.monotonic() > deadline:
+                for process in inside:
+                    process.kill()
+            time.sleep(0.001)
+
+    def _may_hold_lock(self, process: WorkerProcess) -> bool:
+        """Return True if a worker that lives may be inside the lock: not while it has a task in hand."""
+        return self._queue.is_claiming(process.index) or self._queue.glance(process.index).in_hand is None
+
+    def living(self) -> list[WorkerProcess]:
+        return [process for process in self.processes if process.child is not None]
+
+    def close(self) -> None:
+        """Kill and reap whoever is left, and close the pipes."""
+        for process in self.living():
+            process.kill()
+        for process in self.living():
+            self.reap(process)
+        self.bell.close()
+        self._bell_end.close()
+
+
+class Doomed(NamedTuple):
+    """Why the supervisor kills a worker: what becomes of the task at this position; None for whichever is in hand."""
+
+    position: int | None
+    status: str
+    error: str
+
+
+@dataclasses.dataclass
+class WorkerProcess:
+    """What the supervisor keeps of one worker, and does to its process."""
+
+    index: int
+    words: Any  # of the segment
+    status: int  # the first of this worker's
+    child: Any = None  # of multiprocessing; None while it is dead
+    pid: int = 0
+    pidfd: Any = None  # a file that names the process, also when its pid has gone to another one; None without pidfds
+    born: int = 0  # when the process started, as process_state() has it
+    started: float = 0.0
+    wake: Any = None  # our end of its pipe
+    due: float = 0.0  # when to start it again
+    deaths: int = 0  # in a row, before it claimed a task
+    first_claims: int = 0  # its `claims` word when it was started
+    rung: int = 0  # the last sleep that was rung for
+    harvested: int = 0  # batches taken in
+    taken: int = 0  # outcomes below this position are taken in
+    bounded: int = 0  # the batch whose bound a halt has noted,
+    bound: int = 0  # and that bound
+    halted: float = 0.0  # when it was last halted,
+    halt_again: bool = False  # and whether that has to be done once more
+    seen: tuple[int, int] = (0, 0)  # its batch and how many of its tasks were done when last looked at,
+    progress_since: float = 0.0  # and since when
+    killed_for: Doomed | None = None
+    monitor: Any = None  # its psutil.Process
+    rss: int = 0
+    cpu: float = 0.0
+    told: bool = False  # to leave
+    retiring: float = 0.0  # since when, for its memory
+    _stopped_before: bool = False  # it stood still when a halt began
+    _still_since: float = 0.0
+    _switches: int = 0  # its context switches at that time
+
+    def word(self, word: int) -> int:
+        return int(self.words[self.status + word])
+
+    def identify(self) -> None:
+        """Note who the new process is, so that later no other with its pid is taken for it."""
+        self.born = process_state(self.pid)[1]
+        self.pidfd = None
+        with contextlib.suppress(OSError, AttributeError):  # gone; no pidfds here, or none left
+            self.pidfd = io.FileIO(os.pidfd_open(self.pid))
+            _supervisor_ends.add(self.pidfd)
+        if is_readable(self.child.sentinel):  # it has ended, so all this may be of another process
+            self.close_pidfd()
+            self.born = -1
+
+    def close_pidfd(self) -> None:
+        if self.pidfd is not None:
+            self.pidfd.close()
+            self.pidfd = None
+
+    def end_sign(self) -> int:
+        """The descriptor that becomes readable when the process ends."""
+        return int(self.pidfd.fileno() if self.pidfd is not None else self.child.sentinel)
+
+    def is_dead(self) -> bool:
+        """Return True if the process has ended. It is not reaped here, so that its pid still names its group."""
+        if self.pidfd is not None:
+            return is_readable(self.pidfd.fileno())
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except (ChildProcessError, AttributeError):
+            # the fork server's child, or reaped by this program already; macOS before Python 3.13
+            return not self.child.is_alive() or is_readable(self.child.sentinel)
+
+    def reap(self) -> int:
+        """Wait until the process has ended, and release what multiprocessing keeps of it. Its exit code, -n for
+        signal n, or TAKEN."""
+        if self.pidfd is not None:
+            is_readable(self.pidfd.fileno(), None)
+            self.close_pidfd()
+        else:
+            self.child.join()
+        if self.child.exitcode is None:
+            self.child.join(REAP_SECONDS)  # the fork server tells it a moment later
+        code = self.child.exitcode
+        if code is None:  # multiprocessing would take the process for alive, and refuse to close it
+            code = self.child._popen.returncode = TAKEN
+        self.child.close()
+        self.child = None
+        return int(code)
+
+    def kill(self, why: Doomed | None = None) -> None:
+        """Kill it and what its functions started."""
+        self.killed_for = self.killed_for or why
+        self.signal_group(signal.SIGKILL)
+        self.signal(signal.SIGKILL)  # where it has no group yet
+
+    def stop(self) -> bool:
+        """Stop it, and wait until it stands still. Return True if it does; if not in time, it goes on."""
+        self._stopped_before = self.is_stopped()
+        if not self._stopped_before:
+            self.signal(signal.SIGSTOP)
+        if self.wait_until_stopped(STILL_SECONDS):
+            return True
+        self.go_on()
+        return False
+
+    def wait_until_stopped(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        tries = 0
+        while True:
+            state, self._switches = state_and_switches(self.pid)
+            if state in STOPPED:
+                self._still_since = time.perf_counter()
+                return True
+            if state in ENDED or time.monotonic() > deadline:
+                return False
+            tries += 1
+            if tries < 20:
+                os.sched_yield()
+            else:
+                time.sleep(0.0002)
+
+    def stands_still(self) -> bool:
+        """Return True if it has not run since stop(), although somebody may have continued and stopped it."""
+        state, switches = state_and_switches(self.pid)
+        return state in STOPPED and switches == self._switches
+
+    def stand_for(self, seconds: float) -> None:
+        """Wait until it has stood still for so long."""
+        while time.perf_counter() - self._still_since < seconds:
+            pass
+
+    def go_on(self) -> None:
+        """Continue it, unless somebody else had stopped it."""
+        if not self._stopped_before:
+            self.signal(signal.SIGCONT)
+
+    def is_stopped(self) -> bool:
+        return process_state(self.pid)[0] in STOPPED
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process, and to no other that has got its pid since."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.pidfd is not None:
+                signal.pidfd_send_signal(self.pidfd.fileno(), number)
+            elif self._keeps_pid():
+                os.kill(self.pid, number)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the process and what its functions started, and to no other group.
+
+        While any of them lives, the system gives the number of the group to nobody else."""
+        if self._keeps_pid():
+            signal_group(self.pid, number)
+
+    def _keeps_pid(self) -> bool:
+        """Return False if another process is seen to have this one's pid. Start times tell them apart."""
+        found = process_state(self.pid)[1]
+        return found in (0, self.born) or self.born == 0
+
+
+SPARE_DESCRIPTORS = 16  # more than the start of a worker needs, by any start method
+LIMIT_ERRORS = (OSError, EOFError)  # from the start of a process; EOFError: the fork server could not fork
+REMEDIES = {
+    errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
+    errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
+    errno.EAGAIN: "; take fewer workers with -w, or raise `ulimit -u`",
+}
+
+
+def limit_error(error: OSError | EOFError) -> OSError:
+    """The same error, with what can be done about it in its text."""
+    if isinstance(error, EOFError):
+        return OSError(errno.EAGAIN, limit_text(error))
+    if error.errno not in REMEDIES:
+        return error
+    return OSError(error.errno, limit_text(error), error.filename)
+
+
+def limit_text(error: OSError | EOFError) -> str:
+    if isinstance(error, EOFError):
+        return "the fork server could not start a process" + REMEDIES[errno.EAGAIN]
+    text, remedy = error.strerror or str(error), REMEDIES.get(error.errno or 0, "")
+    return text if text.endswith(remedy) else text + remedy
+
+
+def close_launch_pipes(error: BaseException) -> None:
+    """Close the pipes that multiprocessing leaves open where it cannot start a process.
+
+    The error holds them in its traceback; those of fork are known to local names only, and would stay open for good."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
+            names = frame.f_locals
+            names["self"].close()
+            if names["self"].method == "fork":
+                for end in [names[name] for name in ("parent_r", "child_w", "child_r", "parent_w") if name in names]:
+                    os.close(end)
+
+
+def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
+    """Return True if a descriptor becomes readable within so many seconds; None waits without end."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+
+def signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def exit_text(code: int) -> str:
+    """How a process ended, in words."""
+    if code == TAKEN:
+        return "the worker process ended; its exit status was taken by this program"
+    if code >= 0:
+        return f"the worker process exited with code {code}"
+    with contextlib.suppress(ValueError):
+        return f"the worker process was killed by {signal.Signals(-code).name}"
+    return f"the worker process was killed by signal {-code}"
 
 
 STOPPED, ENDED = ("T", "t"), ("", "Z", "X")  # states of a process: a zombie has ended, too
 
 
-def process_status(pid: int) -> tuple[str, int]:
+def process_state(pid: int) -> tuple[str, int]:
     """A process's state, as the letter that ps shows, and when it started, in units of the system's own; ("", 0)
     where it is gone."""
     try:
@@ -525,7 +2078,7 @@ def process_status(pid: int) -> tuple[str, int]:
 
 
 def state_and_switches(pid: int) -> tuple[str, int]:
-    """A process's state, as `process_status` has it, and how often it has been switched; 0 where nobody counts.
+    """A process's state, as `process_state` has it, and how often it has been switched; 0 where nobody counts.
 
     Read at once: if the state is "stopped", the process has not run since as long as the number stays the same."""
     try:
@@ -534,773 +2087,26 @@ def state_and_switches(pid: int) -> tuple[str, int]:
         state = text[text.index(b"State:") + 6 :].split(None, 1)[0].decode()
         return state, sum(int(part.split(None, 1)[0]) for part in text.split(b"ctxt_switches:")[1:])
     except (OSError, ValueError, IndexError):
-        return process_status(pid)[0], 0
+        return process_state(pid)[0], 0
 
 
-class Segment:
-    """A file in shared memory, mapped, with every view of it, and values that do not fit in files beside it.
-
-    A plain file is the same memory that multiprocessing.shared_memory maps, without its resource tracker, which
-    unlinks live segments when a stranger exits and warns about what a killed process left (cpython#82300); and the
-    file can carry the lock. The supervisor creates it, the workers attach by name, both close it, the supervisor
-    unlinks it.
-    """
-
-    def __init__(self, name: str, size: int = 0, reserved: int = 0) -> None:
-        """Attach to the segment `name`, or create it with `size` bytes, the first `reserved` of which are there.
-
-        The rest is address space, to be reserved as it is needed. Raises OSError: ENOSPC where the memory cannot be
-        reserved, ENOENT where there is no such segment.
-        """
-        self.name, self.path = name, os.path.join(shared_directory(), name)
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if size else 0)
-        self.fd = os.open(self.path, flags, 0o600)
-        self._views: list[memoryview] = []
-        try:
-            if size:
-                fcntl.lockf(self.fd, fcntl.LOCK_EX, 1, OWNER_BYTE)  # it waits: a sweep() may try this byte
-                self._allocate(size, reserved)
-            self._map = mmap.mmap(self.fd, 0)
-        except BaseException:
-            self.close()
-            if size:
-                self.unlink()
-            raise
-        self.size = len(self._map)
-        self.words = self.window(0, self.size // 8 * 8, "Q")
-
-    def _allocate(self, size: int, reserved: int) -> None:
-        """Give the file its size, and reserve what is needed at once."""
-        os.ftruncate(self.fd, size)
-        try:
-            self.reserve(0, reserved)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-                raise
-            where = shared_directory()
-            free = os.statvfs(where).f_bavail * os.statvfs(where).f_frsize
-            remedy = (
-                "take fewer slots (--slots), or enlarge it (docker run --shm-size=256m; mount -o remount,size=256m)"
-            )
-            message = f"{where} is too small: {reserved:,} bytes needed, {free:,} free; {remedy}"
-            raise OSError(errno.ENOSPC, message) from None
-
-    def reserve(self, offset: int, size: int) -> None:
-        """Reserve memory before it is touched: a page that cannot be had is a SIGBUS (cpython#114390)."""
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self.fd, offset, size)
-
-    def window(self, offset: int, size: int, unit: Any = "B") -> memoryview:
-        """A view of part of the segment in units of a struct format; it lives as long as the segment is open."""
-        whole = self.keep(memoryview(self._map))
-        part = self.keep(whole[offset : offset + size])
-        return self.keep(part.cast(unit)) if unit != "B" else part
-
-    def keep(self, view: memoryview) -> memoryview:
-        self._views.append(view)
-        return view
-
-    def release_views(self) -> None:
-        """Make every later access through a view an error; the latest first, since others stand on the earlier."""
-        while self._views:
-            self._views.pop().release()
-
-    def beside(self, label: str) -> str:
-        """The path of a file that belongs to the segment and goes with it."""
-        return f"{self.path}.{label}"
-
-    def close(self) -> None:
-        """Release every view, and unmap: mmap refuses while a view lives."""
-        self.release_views()
-        if hasattr(self, "_map"):
-            self._map.close()
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def unlink(self) -> None:
-        remove_segment(self.path)
-
-
-def remove_segment(path: str) -> None:
-    """Remove a segment's file after those beside it, so that what a kill leaves in between is found again.
-
-    Look once more after it: an orphaned worker may have made another one (see `Worker._spill`)."""
-    beside = glob.escape(path) + ".*"
-    for file in [*glob.glob(beside), path]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file)
-    for file in glob.glob(beside):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file)
-
-
-RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
-
-
-def end_strays(name: str) -> None:
-    """Kill what the functions of a run have started and left behind in sessions of their own.
-
-    Their environment names the run; this needs /proc, and does not find a process that was forked and not executed."""
-    mark, me = f"{RUN_VARIABLE}={name}".encode(), os.geteuid()
-    for path in glob.glob("/proc/[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.stat(path).st_uid == me:
-                with open(path + "/environ", "rb") as file:
-                    if mark in file.read().split(b"\0"):
-                        os.kill(int(path[6:]), signal.SIGKILL)
-
-
-def sweep() -> list[str]:
-    """Remove the segments of dead supervisors of this user, and what their functions left; the names of those removed.
-
-    Dead is: nobody holds the owner's byte (which also speaks for other pid namespaces), and no process has the
-    owner's pid and start time. Segments with this process's own pid are left: to open and close one of them would
-    drop the locks that this process holds on it.
-    """
-    removed = []
-    for name, path, pid in _own_segments():
-        if pid == os.getpid():
-            continue
-        with contextlib.suppress(OSError), open(path, "r+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
-            if not _owner_lives(pid, file):
-                end_strays(name)
-                for link in glob.glob(glob.escape(path) + ".sem.*"):  # another name of a semaphore, which goes too
-                    named = os.path.join(shared_directory(), link[len(path) + 1 :])
-                    with contextlib.suppress(FileNotFoundError):
-                        if os.path.samefile(link, named):
-                            os.unlink(named)
-                remove_segment(path)
-                removed.append(name)
-    return removed
-
-
-def runs() -> list[str]:
-    """The names of the segments of this user's supervisors that are alive."""
-    names = []
-    for name, path, pid in _own_segments():
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            names += [name] if _owner_lives(pid, file) else []
-    return names
-
-
-def _own_segments() -> list[tuple[str, str, int]]:
-    """This user's segments: name, path, and the owner's pid."""
-    owned, found = os.geteuid(), []
-    for path in sorted(glob.glob(os.path.join(shared_directory(), PREFIX + "*-*"))):
-        name = os.path.basename(path)
-        pid = name.split("-")[1]
-        with contextlib.suppress(OSError):
-            if "." not in name and pid.isdigit() and os.lstat(path).st_uid == owned:
-                found.append((name, path, int(pid)))
-    return found
-
-
-def _owner_lives(pid: int, file: Any) -> bool:
-    """Whether the process `pid` made the segment in this file, or is about to make it."""
-    head, (state, start) = file.read(ctypes.sizeof(QueueHeader)), process_status(pid)
-    header = QueueHeader.from_buffer_copy(head) if len(head) == ctypes.sizeof(QueueHeader) else QueueHeader()
-    return state not in ENDED and (header.magic != MAGIC or header.owner_start == start)
-
-
-class KernelLock:
-    """A lock on one byte of a file (fcntl.lockf). The kernel releases it when its holder dies, however it dies.
-
-    It belongs to the process, not to the descriptor: forked children do not have it, and taking it again in the
-    same process succeeds. Closing any descriptor of the file in the holder would drop it, so each process opens the
-    segment once.
-    """
-
-    def __init__(self, segment: Segment, byte: int = LOCK_BYTE) -> None:
-        self._segment, self._byte = segment, byte
-
-    def acquire(self, timeout: float | None = None) -> bool:
-        """Wait for the lock, for `timeout` seconds at most; whether it was had.
-
-        Without a timeout the kernel puts the caller in a queue and wakes it; with one it is asked again and again,
-        because a blocked lockf can only be cut short by a signal.
-        """
-        if timeout is None:
-            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
-            return True
-        deadline, tries = time.monotonic() + timeout, 0
-        while True:
-            try:
-                fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
-                return True
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-            if time.monotonic() > deadline:
-                return False
-            tries += 1
-            os.sched_yield() if tries <= 20 else time.sleep(0.0005)
-
-    def release(self) -> None:
-        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The queue: every access to a shared word that more than one process may write or wait for
-# ---------------------------------------------------------------------------------------------------------------------
-
-WAKE_SHARE = 5  # into so many parts a batch is divided; one of them is worth waking a worker for
-LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not get the lock
-
-
-class SpoiledSegmentError(RuntimeError):
-    """A word in the segment has a value that no process of this run wrote."""
-
-
-class LockLostError(Exception):
-    """The lock's holder died, and the lock with it: a worker that waits for it leaves, with nothing in hand."""
-
-
-class Glance(NamedTuple):
-    """What a worker's current batch seems to hold: a hint, since the worker goes on meanwhile.
-
-    number: of the batch. The tasks at [first, first + done) are finished, the next one is in hand if it lies below
-    `end`, and the rest has not begun. began: when the batch began, in seconds of time.perf_counter().
-    """
-
-    number: int
-    first: int
-    done: int
-    end: int
-    began: float
-
-    @property
-    def in_hand(self) -> int | None:
-        """The position of the task in hand."""
-        position = self.first + self.done
-        return position if position < self.end else None
-
-    @property
-    def not_begun(self) -> int:
-        """How many tasks lie behind the one in hand."""
-        return max(0, self.end - self.first - self.done - 1)
-
-
-class QueueMemory:
-    """The parts of a queue's segment, and what every strategy does with them in the same way.
-
-    num_slots, slot_size, num_workers, batch, owner_pid: from the header. words: the whole as 64-bit words. status: the
-    index of each worker's first word. ring: the slots. halves: two for each worker. heap: the window for payloads that
-    do not fit a slot. extra_offset: where the strategy's own bytes are.
-    """
-
-    def __init__(self, segment: Segment, extra: Callable[[int, int], int]) -> None:
-        header = QueueHeader.from_buffer_copy(segment.window(0, ctypes.sizeof(QueueHeader)))
-        self.num_slots, self.slot_size = header.num_slots, header.slot_size
-        self.num_workers, self.batch, self.owner_pid = header.num_workers, header.batch, header.owner_pid
-        extra_bytes = extra(self.num_slots, self.num_workers)
-        sizes = (self.num_slots, self.slot_size, self.num_workers, self.batch, extra_bytes, header.heap_bytes)
-        wrong = SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
-        if header.version != LAYOUT_VERSION or max(sizes) > segment.size:
-            raise wrong
-        layout = segment_layout(*sizes)
-        if (ctypes.sizeof(layout), layout.ring.offset + layout.ring.size) != (segment.size, header.ring_end):
-            raise wrong
-        self.segment, self.name, self.words = segment, segment.name, segment.words
-        self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
-        self.heap = segment.window(layout.heap.offset, header.heap_bytes)
-        self.heap_offset, self.extra_offset = layout.heap.offset, layout.extra.offset
-        half = ctypes.sizeof(batch_half(self.slot_size, self.batch))
-        starts = [layout.local.offset + 2 * worker * half for worker in range(self.num_workers)]
-        self.halves = [
-            [Half(segment, start + number * half, self.batch, self.slot_size) for number in range(2)]
-            for start in starts
-        ]
-        step = ctypes.sizeof(WorkerStatus) // 8
-        self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
-        note = WorkerStatus.note
-        self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
-
-    def _write(self, places: Iterable[tuple[int, int]], tasks: Tasks) -> None:
-        """Write tasks into the ring, at these (index, count)."""
-        done = 0
-        for index, length in places:
-            self.ring.write(index, tasks if length == len(tasks.data) else tasks.part(done, done + length))
-            done += length
-
-    def half(self, worker: int, number: int) -> Half:
-        """Where the batch of this number lies."""
-        return self.halves[worker][number & 1]
-
-    def _fill_half(self, worker: int, first: int, count: int, places: Iterable[tuple[int, int]]) -> None:
-        """Make the tasks at these places of the ring the worker's next batch (worker). Nothing is committed yet.
-
-        `claims` grows last: a death before leaves nothing, and a death after it leaves a batch that `end` bounds.
-        """
-        words, claims = self.words, self.status[worker] + CLAIMS
-        number = words[claims] + 1
-        half = self.half(worker, number)
-        self._copy_to_lane(half, places)
-        half.clear(count)
-        words[half.special] = 0
-        words[half.first] = first
-        words[half.end] = first + count
-        words[claims] = number
-
-    def _copy_to_lane(self, half: Half, places: Iterable[tuple[int, int]]) -> None:
-        size, done = self.slot_size, 0
-        for index, length in places:
-            part = self.ring.bytes[index * size : (index + length) * size]
-            half.lane.bytes[done * size : (done + length) * size] = part
-            done += length
-
-    def glance(self, worker: int) -> Glance:
-        """Look at a worker's current batch while the worker goes on (supervisor, watcher)."""
-        words = self.words
-        number = words[self.status[worker] + CLAIMS]
-        half = self.half(worker, number)
-        first, end = words[half.first], words[half.end]
-        count = min(max(0, end - first), self.batch)
-        return Glance(number, first, half.done(count), first + count, half.began[0])
-
-    def reset(self, worker: int) -> None:
-        """Make the words of a dead worker ready for its successor, once its batches have been read (supervisor)."""
-        words, status = self.words, self.status[worker]
-        for half in self.halves[worker]:
-            words[half.end] = words[half.first]
-        words[status + PUBLISHED] = words[status + HARVESTED] = words[status + CLAIMS]
-        words[status + LEAVING] = NEVER
-        words[status + LEAVE] = 0
-        words[status + ASLEEP] = 0
-
-    def sleepers(self) -> list[tuple[int, int]]:
-        """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
-        every sleep that began before them; one that began later saw what they did."""
-        sleeps = [self.words[status + ASLEEP] for status in self.status]
-        return [(worker, number) for worker, number in enumerate(sleeps) if number]
-
-    def leave_note(self, worker: int, text: str) -> None:
-        """Say why this process ends (worker); read by the supervisor once it is reaped."""
-        note = WorkerStatus.note.size
-        self._notes[worker][:] = text.encode("utf-8", "replace")[: note - 1].ljust(note, b"\0")
-
-    def take_note(self, worker: int) -> str:
-        text = bytes(self._notes[worker]).partition(b"\0")[0].decode("utf-8", "replace")
-        self.leave_note(worker, "")
-        return text
-
-    def close(self) -> None:
-        self.segment.close()
-
-    def remove(self) -> None:
-        """Close it, and remove its files (supervisor)."""
-        self.close()
-        self.segment.unlink()
-
-
-def heap_size(rest: int) -> int:
-    """Bytes of heap for a segment whose other parts have `rest` bytes.
-
-    Fewer than HEAP_BYTES where a file may not be that large, and half of what is free, since large values need room.
-    """
-    space = os.statvfs(shared_directory())
-    size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY:
-        size = min(size, limit - rest)
-    return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
-
-
-class SharedTaskQueue(QueueMemory):
-    """The ring and the workers' lanes, guarded by one lock that the kernel releases.
-
-    Each process makes its own object: the supervisor by `create`, a worker by `attach`. Methods are marked with
-    who calls them. A strategy overrides `prepare`, `make_primitives`, `make_lock`, or the hooks push, room, claim,
-    harvest, recover, drain, is_claiming, and keeps what they promise:
-
-    - a position names one push of one task; those of a claim follow each other, those of one worker grow;
-    - each claim belongs to exactly one worker or to none, whichever process is killed, at any point;
-    - a worker with nothing to do stores its asleep word in a way that whoever makes work afterwards will see it.
-    """
-
-    strategy: ClassVar[str] = "lockf"
-    if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
-    kernel_unlocks: ClassVar[bool] = True  # else the supervisor calls renew_lock when a holder has died
-    first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
-
-    @classmethod
-    def create(
-        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = multiprocessing
-    ) -> SharedTaskQueue:
-        """Make the segment and its primitives (supervisor). Sizes in slots, bytes, processes and slots.
-
-        Raises OSError: ENOSPC where shared memory is too small, ENOTSUP where the strategy is not right here."""
-        if reason := cls.refusal():
-            raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
-        sizes = (num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers))
-        layout = segment_layout(*sizes)
-        rest = ctypes.sizeof(layout)
-        heap_bytes = heap_size(rest)
-        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
-        segment = Segment(name, rest + heap_bytes, rest)
-        try:
-            header = QueueHeader(
-                version=LAYOUT_VERSION, num_slots=num_slots, slot_size=slot_size, num_workers=num_workers, batch=batch
-            )
-            header.owner_pid, header.owner_start = os.getpid(), process_status(os.getpid())[1]
-            header.ring_end, header.heap_bytes = layout.ring.offset + layout.ring.size, heap_bytes
-            segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
-            segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
-            queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
-            queue.prepare()
-            for worker in range(num_workers):
-                queue.reset(worker)
-            segment.words[0] = MAGIC
-        except BaseException:
-            segment.close()
-            segment.unlink()
-            raise
-        return queue
-
-    @classmethod
-    def attach(cls, name: str, primitives: Any) -> SharedTaskQueue:
-        """Open the segment `name` (worker). Raises SpoiledSegmentError if it is not one, OSError if it is gone."""
-        return cls(Segment(name), primitives)
-
-    def __init__(self, segment: Segment, primitives: Any) -> None:
-        super().__init__(segment, self.extra_bytes)
-        self.primitives = primitives
-        self.stuck: Callable[[int, float], None] = lambda holder, seconds: None  # called while the lock is not had
-        self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
-        self._sleeps = 0
-        self._lock = self.make_lock()
-
-    # What a strategy is made of; overridden by variants.
-
-    @classmethod
-    def refusal(cls) -> str:
-        """Why this strategy is not right on this machine, after a test of its own; empty where it is."""
-        return ""
-
-    @classmethod
-    def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        """Bytes of state of its own at the end of the segment."""
-        return 0
-
-    @classmethod
-    def make_primitives(cls, context: Any, num_slots: int, num_workers: int) -> Any:
-        """What the supervisor makes and every worker is given at its start (supervisor)."""
-        return None
-
-    def prepare(self) -> None:
-        """Give what the strategy keeps in the segment its first value (supervisor)."""
-
-    def make_lock(self) -> Any:
-        """An object with acquire(timeout) -> bool and release()."""
-        return KernelLock(self.segment)
-
-    def renew_lock(self, context: Any) -> None:
-        """Put another lock in the place of one whose holder died (supervisor), unless the kernel unlocks.
-
-        From here on, whoever waits for the old one gets LockLostError, and so does whoever asks for it later."""
-
-    # The lock. Between _enter and _leave there is no `with` and no `finally`: an exception there ends a worker, and
-    # then the kernel releases the lock and the next holder repairs.
-
-    def _enter(self, worker: int | None) -> None:
-        """Take the lock, repair what a dead holder left, and sign `dirty`. None is the supervisor.
-
-        A worker waits without a deadline: a dead holder is the kernel's business, a stopped one the supervisor's,
-        which asks for the lock several times a second.
-        """
-        if worker is None:
-            since = time.monotonic()
-            while not self._lock.acquire(LOCK_PATIENCE):
-                self.stuck(self.words[DIRTY] - 1, time.monotonic() - since)
-        else:
-            self._lock.acquire()
-        if self.words[DIRTY]:
-            self._repair_locked()
-        self.words[DIRTY] = (self.num_workers if worker is None else worker) + 1
-
-    def _leave(self) -> None:
-        self.words[DIRTY] = 0
-        self._lock.release()
-
-    def _repair_locked(self) -> None:
-        """Take back a claim that was not committed. May be killed and run again."""
-        words = self.words
-        claimed = words[CLAIMED]
-        for half in itertools.chain.from_iterable(self.halves):
-            if words[half.end] > claimed:
-                words[half.end] = claimed
-
-    # The hooks.
-
-    def room(self) -> int:
-        """How many tasks can be pushed now, at the least (supervisor)."""
-        return int(self.num_slots - (self._pushed - self._claimed))
-
-    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
-        """Put `tasks`, no more than `room()`, into the ring (supervisor); their positions as (first, count)."""
-        words, count = self.words, len(tasks.data)
-        first = self._pushed
-        self._write(pieces(first, count, self.num_slots), tasks)  # beyond `pushed`: nobody reads there
-        self._enter(None)
-        words[PUSHED] = self._pushed = first + count
-        self._leave()
-        return [(first, count)]
-
-    def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
-        """Take up to `limit` tasks into the lane, or go to sleep (worker). Return their positions as (first, count).
-
-        The current batch must be finished: a claim publishes it. A worker does not get more than its share of what is
-        there, and nothing while two of its batches wait to be harvested, or once it is told to leave.
-        """
-        words, status = self.words, self.status[worker]
-        self._enter(worker)
-        claims = words[status + PUBLISHED] = words[status + CLAIMS]
-        first = words[CLAIMED]
-        count = 0
-        if claims - words[status + HARVESTED] < 2 and not words[status + LEAVE]:
-            count = min(self.batch, self.share(words[PUSHED] - first, limit))
-        if count > 0:
-            self._fill_half(worker, first, count, pieces(first, count, self.num_slots))
-            words[CLAIMED] = first + count  # committed: from here on these tasks are the worker's
-            words[status + ASLEEP] = 0
-        else:
-            self._sleeps += 1
-            words[status + ASLEEP] = self._sleeps
-        self._leave()
-        return (first, count) if count > 0 else None
-
-    def harvest(self, harvested: Sequence[int]) -> list[int]:
-        """Tell each worker how many of its batches have been read, learn how many it has finished (supervisor).
-
-        Where there is nothing new the supervisor is noted as asleep: the next worker to publish rings.
-        Raises SpoiledSegmentError where a counter cannot be."""
-        words = self.words
-        self._enter(None)
-        for status, count in zip(self.status, harvested):
-            words[status + HARVESTED] = count
-        published = [words[status + PUBLISHED] for status in self.status]
-        pushed, claimed = words[PUSHED], words[CLAIMED]
-        words[SUPERVISOR_ASLEEP] = all(map(operator.le, published, harvested))
-        self._leave()
-        if pushed != self._pushed or not self._claimed <= claimed <= pushed:
-            was = f"pushed {self._pushed:,}, claimed at least {self._claimed:,}"
-            raise SpoiledSegmentError(f"the counters say pushed {pushed:,}, claimed {claimed:,}, and were {was}")
-        self._claimed = claimed
-        return published
-
-    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
-        """Take back what no worker has claimed, as (first, count); with a worker, what only that one could claim.
-
-        Called by the supervisor. From one ring everybody can claim, so there is nothing that only one could.
-        """
-        if worker is not None:
-            return []
-        words = self.words
-        self._enter(None)
-        first = words[CLAIMED]
-        words[CLAIMED] = self._claimed = words[PUSHED]
-        self._leave()
-        return [(first, self._pushed - first)] if first < self._pushed else []
-
-    def recover(self, worker: int) -> None:
-        """Bring in order what a worker left that died, once it has been reaped (supervisor)."""
-        self._enter(None)  # a claim that was not committed is taken back here
-        self._leave()
-
-    def tell_to_leave(self, worker: int) -> None:
-        """Have a worker leave at its next claim (supervisor)."""
-        self._enter(None)
-        self.words[self.status[worker] + LEAVE] = 1
-        self._leave()
-
-    def is_claiming(self, worker: int) -> bool:
-        """Return True if this worker, which stands still, is inside a claim (supervisor)."""
-        return bool(self.words[DIRTY] == worker + 1)
-
-    def share(self, available: int, limit: int) -> int:
-        """How many of the available tasks a worker takes that wants `limit` (worker): ceil(available / 2W), so that
-        the others find some, but not less than an eighth of what it wants: short tasks are not worth a claim each."""
-        return int(min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8)))
-
-    def wakeable(self) -> list[tuple[int, int]]:
-        """The sleepers that it pays to wake (supervisor): one for each millisecond of work in the ring."""
-        tasks, worth = self.backlog(), []
-        for worker, number in self.sleepers() if tasks else ():
-            if self.has_free_half(worker):
-                worth.append((worker, number))
-                tasks -= max(1, self.words[self.status[worker] + LIMIT] // WAKE_SHARE)
-                if tasks <= 0:
-                    break
-        return worth
-
-    def has_free_half(self, worker: int) -> bool:
-        """Return True if a worker that sleeps could claim a batch (supervisor)."""
-        status = self.status[worker]
-        return bool(self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2)
-
-    def backlog(self) -> int:
-        """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
-        return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Functions, payloads and values
-# ---------------------------------------------------------------------------------------------------------------------
-
-Function = Callable[..., Any]
-ERROR_LENGTH = 4000  # characters of an error's text that are kept
-
-
-def encode_text(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def decode_text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
-
-
-def to_bytes(payload: Any) -> bytes:
-    """A payload as it travels. Raises TypeError for what is neither bytes, str nor a ctypes.Structure."""
-    if isinstance(payload, bytes):
-        return payload
-    if isinstance(payload, str):
-        return encode_text(payload)
-    if isinstance(payload, ctypes.Structure):
-        return bytes(payload)
-    raise TypeError(f"a payload is bytes, str or a ctypes.Structure, not {type(payload).__name__}")
-
-
-def describe(error: BaseException) -> str:
-    """The text of an error, whatever its own __str__ does, and of bounded length."""
+def process_exists(pid: int) -> bool:
     try:
-        text = str(error)
-    except BaseException as second:
-        text = f"(its text raised {type(second).__name__})"
-    name = type(error).__name__
-    return (f"{name}: {text}" if text else name)[:ERROR_LENGTH]
-
-
-def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
-    """The types that a function's first parameter and its return value name, unions taken apart; [] for none."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # built in
-        return [], []
-    parameters = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    given = parameters[0].annotation if parameters else None
-    return _members(given, function), _members(signature.return_annotation, function)
-
-
-def _members(hint: Any, function: Any) -> list[Any]:
-    """The types of an annotation. Text is evaluated, as inspect would, which gives up all for one that cannot be."""
-    if isinstance(hint, str):
-        function = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
-        names = getattr(function, "__globals__", None) or getattr(type(function).__call__, "__globals__", {})
-        try:
-            hint = eval(hint, names)  # noqa: S307
-        except Exception:  # whatever is not there at run time
-            return []
-    return list(typing.get_args(hint)) or [hint]
-
-
-def _is_structure(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, ctypes.Structure)
-
-
-def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]:
-    """The Structures that the functions' annotations name, in order: only these can travel back as values."""
-    named = [kind for function in functions for kinds in _annotations(function) for kind in kinds]
-    return list(dict.fromkeys(kind for kind in named if _is_structure(kind)))[: IN_FILE - STRUCTURE]
-
-
-def adapt(function: Function) -> Callable[[bytes], Any]:
-    """`function` as a function of bytes: its first parameter's annotation says what it is given."""
-    for kind in _annotations(function)[0]:
-        if kind is str:
-            return lambda payload: function(decode_text(payload))
-        if _is_structure(kind):
-            return lambda payload: function(kind.from_buffer_copy(payload))
-    return function
-
-
-class _Failure(str):
-    """In place of a value: the task failed, with this text."""
-
-
-# What a record in the log begins with: what its bytes are. STRUCTURE + i: of the i-th Structure that functions name.
-BYTES, STR, FAILURE, STRUCTURE = range(4)
-IN_FILE = 0x80  # added to it: they are in a file beside the segment, and the record has their number
-
-
-def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]]) -> tuple[int, bytes]:
-    """A value as the head and the bytes of a record. A value that cannot travel becomes a failure that says so."""
-    if isinstance(value, bytes):
-        return BYTES, value
-    if isinstance(value, _Failure):
-        return FAILURE, value.encode("utf-8", "backslashreplace")
-    if isinstance(value, str):
-        return STR, encode_text(value)
-    if type(value) in structures:
-        return STRUCTURE + structures.index(type(value)), bytes(value)
-    name = type(value).__name__
-    if isinstance(value, ctypes.Structure):
-        text = f"TypeError: returned the Structure {name}, which no annotation names: annotate the function's return"
-    else:
-        text = f"TypeError: returned {name}: a function returns bytes, str, a ctypes.Structure or None"
-    return FAILURE, encode_text(text)
-
-
-def decode_value(head: int, data: bytes, structures: Sequence[type[ctypes.Structure]]) -> Any:
-    """The value that `encode_value` encoded. Raises IndexError or ValueError where it is not one."""
-    if head == BYTES:
-        return data
-    if head == STR:
-        return decode_text(data)
-    if head == FAILURE:
-        return _Failure(decode_text(data))
-    return structures[head - STRUCTURE].from_buffer_copy(data)
-
-
-REFERENCE = struct.Struct("=QQQ")  # what a slot holds of a payload out of line: the file's number, or 0 for the heap,
-# and the payload's offset and length there
-SIZE = struct.Struct("=Q")  # what a record holds of a value in a file: its length
-REFERRING = 1 + SIZE.size  # bytes of such a record
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The worker process
+# Signals: which handlers are ours, and for how long.
 # ---------------------------------------------------------------------------------------------------------------------
 
-BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
-QUIET_SECONDS = 20e-6  # a task that took longer has a time of its own, and the worker looks at `end` after it
-FETCH_BYTES = 256 << 10  # payloads out of line that are read at once, if they lie together
-SPILL_BYTES = 32 << 20  # values of one worker in files that may wait to be taken in
-SPILL_TRIES = 100  # to write one when none of this worker's waits and there is no room all the same
-SPILL_SECONDS = 0.02  # from one such try to the next
-ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
-
-
-class WorkerOptions(NamedTuple):
-    """What a worker is told at its start."""
-
-    functions: Mapping[int, Function]
-    initializer: Callable[[], object] | None
-    batch: int | None
-    max_tasks: int | None
-    log: str | None
-
-
-class Pipes(NamedTuple):
-    """A worker's ends: `wake` is read, and closed by the supervisor's end; `bell` is written to wake the supervisor."""
-
-    wake: Any
-    bell: Any
-
-
-_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
 HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
 
 _open: set[object] = set()  # a token for each of this process's Supervisors
 _exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler for it, and the one before; the oldest come first
@@ -1308,6 +2114,59 @@ _masks: dict[int, Any] = {}  # what signals a thread that is forking blocked bef
 _starting: set[int] = set()  # threads that are starting a worker at this moment
 # Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
 _FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals that would raise an exception here, or end the process, come after the block.
+
+    Their handlers are exchanged. A mask would be one thread's, and every child's, the fork server among them, for ever.
+    """
+    with contextlib.ExitStack() as came, contextlib.ExitStack() as held:  # and each is had, whatever another raises
+
+        def hold(number: int, frame: object) -> None:
+            came.callback(signal.raise_signal, number)
+
+        if threading.current_thread() is threading.main_thread():  # others run no handlers
+            for number in HELD:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
+                    held.callback(put_back, number, hold)
+                    exchange_handler(number, hold)
+        yield
+
+
+def exit_on_signals() -> None:
+    """While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill the process without its
+    clean-up: in the main thread only, and only where nobody else processes them."""
+    old, new = (signal.SIG_DFL, _exit_cleanly) if _open else (_exit_cleanly, signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is old:
+                signal.signal(number, new)
+
+
+def _exit_cleanly(number: int, frame: object) -> None:
+    if _open and not _is_forking(frame):
+        _exit(number, frame)
+    if _open:  # come back a moment later
+        threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
+        return
+    signal.signal(number, signal.SIG_DFL)  # somebody has kept this handler, and set it again after our time
+    signal.raise_signal(number)
+
+
+def _exit(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def dispose(owner: int, resources: contextlib.ExitStack) -> None:
+    """Kill the workers, remove the segment, restore the signal handlers: once, at the latest when Python exits."""
+    if os.getpid() == owner:  # and not in a child that the user forked
+        try:
+            with signals_held():
+                resources.close()
+        finally:
+            exit_on_signals()
 
 
 def exchange_handler(number: int, ours: Any) -> None:
@@ -1388,23 +2247,54 @@ def start_of_worker(silent: bool) -> Iterator[None]:
             filters.remove(_FORK_WARNING)
 
 
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # by a run, and by --watch
+
+
 @contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Signals that would raise an exception here, or end the process, come after the block.
+def handlers_kept() -> Iterator[Iterable[int]]:
+    """After the block, and in children that others fork, signals are handled as before it. Yields those that can be
+    handled in the block, by exchange_handler(): none beside the main thread."""
+    numbers = HEARD if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    exchanged = list(_exchanged)
+    try:
+        yield numbers
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # not one of Python's
+                signal.signal(number, handler)
+        if numbers:
+            _exchanged[:] = exchanged
 
-    Their handlers are exchanged. A mask would be one thread's, and every child's, the fork server among them, for ever.
-    """
-    with contextlib.ExitStack() as came, contextlib.ExitStack() as held:  # and each is had, whatever another raises
 
-        def hold(number: int, frame: object) -> None:
-            came.callback(signal.raise_signal, number)
+# ---------------------------------------------------------------------------------------------------------------------
+# The worker process: claims batches, runs them, and leaves outcomes.
+# ---------------------------------------------------------------------------------------------------------------------
 
-        if threading.current_thread() is threading.main_thread():  # others run no handlers
-            for number in HELD:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
-                    held.callback(put_back, number, hold)
-                    exchange_handler(number, hold)
-        yield
+BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
+QUIET_SECONDS = 20e-6  # a task that took longer has a time of its own, and the worker looks at `end` after it
+FETCH_BYTES = 256 << 10  # payloads out of line that are read at once, if they lie together
+SPILL_BYTES = 32 << 20  # values of one worker in files that may wait to be taken in
+SPILL_TRIES = 100  # to write one when none of this worker's waits and there is no room all the same
+SPILL_SECONDS = 0.02  # from one such try to the next
+ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
+
+
+class WorkerOptions(NamedTuple):
+    """What a worker is told at its start."""
+
+    functions: Mapping[int, Function]
+    initializer: Callable[[], object] | None
+    batch: int | None
+    max_tasks: int | None
+    log: str | None
+
+
+class Pipes(NamedTuple):
+    """A worker's ends: `wake` is read, and closed by the supervisor's end; `bell` is written to wake the supervisor."""
+
+    wake: Any
+    bell: Any
 
 
 def worker_main(
@@ -1761,6 +2651,623 @@ class TaskLog(io.RawIOBase):
             raise OSError(error.errno, error.strerror, self._path) from None
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The queue: every access to a shared word that more than one process may write or wait for.
+# ---------------------------------------------------------------------------------------------------------------------
+
+WAKE_SHARE = 5  # into so many parts a batch is divided; one of them is worth waking a worker for
+LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not get the lock
+
+
+class LockLostError(Exception):
+    """The lock's holder died, and the lock with it: a worker that waits for it leaves, with nothing in hand."""
+
+
+class Glance(NamedTuple):
+    """What a worker's current batch seems to hold: a hint, since the worker goes on meanwhile.
+
+    number: of the batch. The tasks at [first, first + done) are finished, the next one is in hand if it lies below
+    `end`, and the rest has not begun. began: when the batch began, in seconds of time.perf_counter().
+    """
+
+    number: int
+    first: int
+    done: int
+    end: int
+    began: float
+
+    @property
+    def in_hand(self) -> int | None:
+        """The position of the task in hand."""
+        position = self.first + self.done
+        return position if position < self.end else None
+
+    @property
+    def not_begun(self) -> int:
+        """How many tasks lie behind the one in hand."""
+        return max(0, self.end - self.first - self.done - 1)
+
+
+class QueueMemory:
+    """The parts of a queue's segment, and what every strategy does with them in the same way.
+
+    num_slots, slot_size, num_workers, batch, owner_pid: from the header. words: the whole as 64-bit words. status: the
+    index of each worker's first word. ring: the slots. halves: two for each worker. heap: the window for payloads that
+    do not fit a slot. extra_offset: where the strategy's own bytes are.
+    """
+
+    def __init__(self, segment: Segment, extra: Callable[[int, int], int]) -> None:
+        header = QueueHeader.from_buffer_copy(segment.window(0, ctypes.sizeof(QueueHeader)))
+        self.num_slots, self.slot_size = header.num_slots, header.slot_size
+        self.num_workers, self.batch, self.owner_pid = header.num_workers, header.batch, header.owner_pid
+        extra_bytes = extra(self.num_slots, self.num_workers)
+        sizes = (self.num_slots, self.slot_size, self.num_workers, self.batch, extra_bytes, header.heap_bytes)
+        wrong = SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
+        if header.version != LAYOUT_VERSION or max(sizes) > segment.size:
+            raise wrong
+        layout = segment_layout(*sizes)
+        if (ctypes.sizeof(layout), layout.ring.offset + layout.ring.size) != (segment.size, header.ring_end):
+            raise wrong
+        self.segment, self.name, self.words = segment, segment.name, segment.words
+        self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
+        self.heap = segment.window(layout.heap.offset, header.heap_bytes)
+        self.heap_offset, self.extra_offset = layout.heap.offset, layout.extra.offset
+        half = ctypes.sizeof(batch_half(self.slot_size, self.batch))
+        starts = [layout.local.offset + 2 * worker * half for worker in range(self.num_workers)]
+        self.halves = [
+            [Half(segment, start + number * half, self.batch, self.slot_size) for number in range(2)]
+            for start in starts
+        ]
+        step = ctypes.sizeof(WorkerStatus) // 8
+        self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
+        note = WorkerStatus.note
+        self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
+
+    def _write(self, places: Iterable[tuple[int, int]], tasks: Tasks) -> None:
+        """Write tasks into the ring, at these (index, count)."""
+        done = 0
+        for index, length in places:
+            self.ring.write(index, tasks if length == len(tasks.data) else tasks.part(done, done + length))
+            done += length
+
+    def half(self, worker: int, number: int) -> Half:
+        """Where the batch of this number lies."""
+        return self.halves[worker][number & 1]
+
+    def _fill_half(self, worker: int, first: int, count: int, places: Iterable[tuple[int, int]]) -> None:
+        """Make the tasks at these places of the ring the worker's next batch (worker). Nothing is committed yet.
+
+        `claims` grows last: a death before leaves nothing, and a death after it leaves a batch that `end` bounds.
+        """
+        words, claims = self.words, self.status[worker] + CLAIMS
+        number = words[claims] + 1
+        half = self.half(worker, number)
+        self._copy_to_lane(half, places)
+        half.clear(count)
+        words[half.special] = 0
+        words[half.first] = first
+        words[half.end] = first + count
+        words[claims] = number
+
+    def _copy_to_lane(self, half: Half, places: Iterable[tuple[int, int]]) -> None:
+        size, done = self.slot_size, 0
+        for index, length in places:
+            part = self.ring.bytes[index * size : (index + length) * size]
+            half.lane.bytes[done * size : (done + length) * size] = part
+            done += length
+
+    def glance(self, worker: int) -> Glance:
+        """Look at a worker's current batch while the worker goes on (supervisor, watcher)."""
+        words = self.words
+        number = words[self.status[worker] + CLAIMS]
+        half = self.half(worker, number)
+        first, end = words[half.first], words[half.end]
+        count = min(max(0, end - first), self.batch)
+        return Glance(number, first, half.done(count), first + count, half.began[0])
+
+    def reset(self, worker: int) -> None:
+        """Make the words of a dead worker ready for its successor, once its batches have been read (supervisor)."""
+        words, status = self.words, self.status[worker]
+        for half in self.halves[worker]:
+            words[half.end] = words[half.first]
+        words[status + PUBLISHED] = words[status + HARVESTED] = words[status + CLAIMS]
+        words[status + LEAVING] = NEVER
+        words[status + LEAVE] = 0
+        words[status + ASLEEP] = 0
+
+    def sleepers(self) -> list[tuple[int, int]]:
+        """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
+        every sleep that began before them; one that began later saw what they did."""
+        sleeps = [self.words[status + ASLEEP] for status in self.status]
+        return [(worker, number) for worker, number in enumerate(sleeps) if number]
+
+    def leave_note(self, worker: int, text: str) -> None:
+        """Say why this process ends (worker); read by the supervisor once it is reaped."""
+        note = WorkerStatus.note.size
+        self._notes[worker][:] = text.encode("utf-8", "replace")[: note - 1].ljust(note, b"\0")
+
+    def take_note(self, worker: int) -> str:
+        text = bytes(self._notes[worker]).partition(b"\0")[0].decode("utf-8", "replace")
+        self.leave_note(worker, "")
+        return text
+
+    def close(self) -> None:
+        self.segment.close()
+
+    def remove(self) -> None:
+        """Close it, and remove its files (supervisor)."""
+        self.close()
+        self.segment.unlink()
+
+
+def heap_size(rest: int) -> int:
+    """Bytes of heap for a segment whose other parts have `rest` bytes.
+
+    Fewer than HEAP_BYTES where a file may not be that large, and half of what is free, since large values need room.
+    """
+    space = os.statvfs(shared_directory())
+    size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY:
+        size = min(size, limit - rest)
+    return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
+
+
+class SharedTaskQueue(QueueMemory):
+    """The ring and the workers' lanes, guarded by one lock that the kernel releases.
+
+    Each process makes its own object: the supervisor by `create`, a worker by `attach`. Methods are marked with
+    who calls them. A strategy overrides `prepare`, `make_primitives`, `make_lock`, or the hooks push, room, claim,
+    harvest, recover, drain, is_claiming, and keeps what they promise:
+
+    - a position names one push of one task; those of a claim follow each other, those of one worker grow;
+    - each claim belongs to exactly one worker or to none, whichever process is killed, at any point;
+    - a worker with nothing to do stores its asleep word in a way that whoever makes work afterwards will see it.
+    """
+
+    strategy: ClassVar[str] = "lockf"
+    if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
+    kernel_unlocks: ClassVar[bool] = True  # else the supervisor calls renew_lock when a holder has died
+    first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
+
+    @classmethod
+    def create(
+        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = multiprocessing
+    ) -> SharedTaskQueue:
+        """Make the segment and its primitives (supervisor). Sizes in slots, bytes, processes and slots.
+
+        Raises OSError: ENOSPC where shared memory is too small, ENOTSUP where the strategy is not right here."""
+        if reason := cls.refusal():
+            raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
+        sizes = (num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers))
+        layout = segment_layout(*sizes)
+        rest = ctypes.sizeof(layout)
+        heap_bytes = heap_size(rest)
+        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
+        segment = Segment(name, rest + heap_bytes, rest)
+        try:
+            header = QueueHeader(
+                version=LAYOUT_VERSION, num_slots=num_slots, slot_size=slot_size, num_workers=num_workers, batch=batch
+            )
+            header.owner_pid, header.owner_start = os.getpid(), process_state(os.getpid())[1]
+            header.ring_end, header.heap_bytes = layout.ring.offset + layout.ring.size, heap_bytes
+            segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
+            segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
+            queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
+            queue.prepare()
+            for worker in range(num_workers):
+                queue.reset(worker)
+            segment.words[0] = MAGIC
+        except BaseException:
+            segment.close()
+            segment.unlink()
+            raise
+        return queue
+
+    @classmethod
+    def attach(cls, name: str, primitives: Any) -> SharedTaskQueue:
+        """Open the segment `name` (worker). Raises SpoiledSegmentError if it is not one, OSError if it is gone."""
+        return cls(Segment(name), primitives)
+
+    def __init__(self, segment: Segment, primitives: Any) -> None:
+        super().__init__(segment, self.extra_bytes)
+        self.primitives = primitives
+        self.stuck: Callable[[int, float], None] = lambda holder, seconds: None  # called while the lock is not had
+        self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
+        self._sleeps = 0
+        self._lock = self.make_lock()
+
+    # What a strategy is made of; overridden by variants.
+
+    @classmethod
+    def refusal(cls) -> str:
+        """Why this strategy is not right on this machine, after a test of its own; empty where it is."""
+        return ""
+
+    @classmethod
+    def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
+        """Bytes of state of its own at the end of the segment."""
+        return 0
+
+    @classmethod
+    def make_primitives(cls, context: Any, num_slots: int, num_workers: int) -> Any:
+        """What the supervisor makes and every worker is given at its start (supervisor)."""
+        return None
+
+    def prepare(self) -> None:
+        """Give what the strategy keeps in the segment its first value (supervisor)."""
+
+    def make_lock(self) -> Any:
+        """An object with acquire(timeout) -> bool and release()."""
+        return KernelLock(self.segment)
+
+    def renew_lock(self, context: Any) -> None:
+        """Put another lock in the place of one whose holder died (supervisor), unless the kernel unlocks.
+
+        From here on, whoever waits for the old one gets LockLostError, and so does whoever asks for it later."""
+
+    # The lock. Between _enter and _leave there is no `with` and no `finally`: an exception there ends a worker, and
+    # then the kernel releases the lock and the next holder repairs.
+
+    def _enter(self, worker: int | None) -> None:
+        """Take the lock, repair what a dead holder left, and sign `dirty`. None is the supervisor.
+
+        A worker waits without a deadline: a dead holder is the kernel's business, a stopped one the supervisor's,
+        which asks for the lock several times a second.
+        """
+        if worker is None:
+            since = time.monotonic()
+            while not self._lock.acquire(LOCK_PATIENCE):
+                self.stuck(self.words[DIRTY] - 1, time.monotonic() - since)
+        else:
+            self._lock.acquire()
+        if self.words[DIRTY]:
+            self._repair_locked()
+        self.words[DIRTY] = (self.num_workers if worker is None else worker) + 1
+
+    def _leave(self) -> None:
+        self.words[DIRTY] = 0
+        self._lock.release()
+
+    def _repair_locked(self) -> None:
+        """Take back a claim that was not committed. May be killed and run again."""
+        words = self.words
+        claimed = words[CLAIMED]
+        for half in itertools.chain.from_iterable(self.halves):
+            if words[half.end] > claimed:
+                words[half.end] = claimed
+
+    # The hooks.
+
+    def room(self) -> int:
+        """How many tasks can be pushed now, at the least (supervisor)."""
+        return int(self.num_slots - (self._pushed - self._claimed))
+
+    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
+        """Put `tasks`, no more than `room()`, into the ring (supervisor); their positions as (first, count)."""
+        words, count = self.words, len(tasks.data)
+        first = self._pushed
+        self._write(ring_spans(first, count, self.num_slots), tasks)  # beyond `pushed`: nobody reads there
+        self._enter(None)
+        words[PUSHED] = self._pushed = first + count
+        self._leave()
+        return [(first, count)]
+
+    def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
+        """Take up to `limit` tasks into the lane, or go to sleep (worker). Return their positions as (first, count).
+
+        The current batch must be finished: a claim publishes it. A worker does not get more than its share of what is
+        there, and nothing while two of its batches wait to be harvested, or once it is told to leave.
+        """
+        words, status = self.words, self.status[worker]
+        self._enter(worker)
+        claims = words[status + PUBLISHED] = words[status + CLAIMS]
+        first = words[CLAIMED]
+        count = 0
+        if claims - words[status + HARVESTED] < 2 and not words[status + LEAVE]:
+            count = min(self.batch, self.share(words[PUSHED] - first, limit))
+        if count > 0:
+            self._fill_half(worker, first, count, ring_spans(first, count, self.num_slots))
+            words[CLAIMED] = first + count  # committed: from here on these tasks are the worker's
+            words[status + ASLEEP] = 0
+        else:
+            self._sleeps += 1
+            words[status + ASLEEP] = self._sleeps
+        self._leave()
+        return (first, count) if count > 0 else None
+
+    def harvest(self, harvested: Sequence[int]) -> list[int]:
+        """Tell each worker how many of its batches have been read, learn how many it has finished (supervisor).
+
+        Where there is nothing new the supervisor is noted as asleep: the next worker to publish rings.
+        Raises SpoiledSegmentError where a counter cannot be."""
+        words = self.words
+        self._enter(None)
+        for status, count in zip(self.status, harvested):
+            words[status + HARVESTED] = count
+        published = [words[status + PUBLISHED] for status in self.status]
+        pushed, claimed = words[PUSHED], words[CLAIMED]
+        words[SUPERVISOR_ASLEEP] = all(map(operator.le, published, harvested))
+        self._leave()
+        if pushed != self._pushed or not self._claimed <= claimed <= pushed:
+            was = f"pushed {self._pushed:,}, claimed at least {self._claimed:,}"
+            raise SpoiledSegmentError(f"the counters say pushed {pushed:,}, claimed {claimed:,}, and were {was}")
+        self._claimed = claimed
+        return published
+
+    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+        """Take back what no worker has claimed, as (first, count); with a worker, what only that one could claim.
+
+        Called by the supervisor. From one ring everybody can claim, so there is nothing that only one could.
+        """
+        if worker is not None:
+            return []
+        words = self.words
+        self._enter(None)
+        first = words[CLAIMED]
+        words[CLAIMED] = self._claimed = words[PUSHED]
+        self._leave()
+        return [(first, self._pushed - first)] if first < self._pushed else []
+
+    def recover(self, worker: int) -> None:
+        """Bring in order what a worker left that died, once it has been reaped (supervisor)."""
+        self._enter(None)  # a claim that was not committed is taken back here
+        self._leave()
+
+    def tell_to_leave(self, worker: int) -> None:
+        """Have a worker leave at its next claim (supervisor)."""
+        self._enter(None)
+        self.words[self.status[worker] + LEAVE] = 1
+        self._leave()
+
+    def is_claiming(self, worker: int) -> bool:
+        """Return True if this worker, which stands still, is inside a claim (supervisor)."""
+        return bool(self.words[DIRTY] == worker + 1)
+
+    def share(self, available: int, limit: int) -> int:
+        """How many of the available tasks a worker takes that wants `limit` (worker): ceil(available / 2W), so that
+        the others find some, but not less than an eighth of what it wants: short tasks are not worth a claim each."""
+        return int(min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8)))
+
+    def wakeable(self) -> list[tuple[int, int]]:
+        """The sleepers that it pays to wake (supervisor): one for each millisecond of work in the ring."""
+        tasks, worth = self.backlog(), []
+        for worker, number in self.sleepers() if tasks else ():
+            if self.has_free_half(worker):
+                worth.append((worker, number))
+                tasks -= max(1, self.words[self.status[worker] + LIMIT] // WAKE_SHARE)
+                if tasks <= 0:
+                    break
+        return worth
+
+    def has_free_half(self, worker: int) -> bool:
+        """Return True if a worker that sleeps could claim a batch (supervisor)."""
+        status = self.status[worker]
+        return bool(self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2)
+
+    def backlog(self) -> int:
+        """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
+        return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The segment: a file in shared memory, its lock, the files beside it, and what removes them.
+# ---------------------------------------------------------------------------------------------------------------------
+
+PREFIX = "shmq-"
+OWNER_BYTE, LOCK_BYTE = range(2)  # of the segment's file: locked as long as the supervisor lives; the queue's lock
+
+
+@functools.cache
+def shared_directory() -> str:
+    """Where segments live: memory where the system shows it as a folder, else the folder for temporary files."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
+
+
+class Segment:
+    """A file in shared memory, mapped, with every view of it, and values that do not fit in files beside it.
+
+    A plain file is the same memory that multiprocessing.shared_memory maps, without its resource tracker, which
+    unlinks live segments when a stranger exits and warns about what a killed process left (cpython#82300); and the
+    file can carry the lock. The supervisor creates it, the workers attach by name, both close it, the supervisor
+    unlinks it.
+    """
+
+    def __init__(self, name: str, size: int = 0, reserved: int = 0) -> None:
+        """Attach to the segment `name`, or create it with `size` bytes, the first `reserved` of which are there.
+
+        The rest is address space, to be reserved as it is needed. Raises OSError: ENOSPC where the memory cannot be
+        reserved, ENOENT where there is no such segment.
+        """
+        self.name, self.path = name, os.path.join(shared_directory(), name)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if size else 0)
+        self.fd = os.open(self.path, flags, 0o600)
+        self._views: list[memoryview] = []
+        try:
+            if size:
+                fcntl.lockf(self.fd, fcntl.LOCK_EX, 1, OWNER_BYTE)  # it waits: a sweep() may try this byte
+                self._allocate(size, reserved)
+            self._map = mmap.mmap(self.fd, 0)
+        except BaseException:
+            self.close()
+            if size:
+                self.unlink()
+            raise
+        self.size = len(self._map)
+        self.words = self.window(0, self.size // 8 * 8, "Q")
+
+    def _allocate(self, size: int, reserved: int) -> None:
+        """Give the file its size, and reserve what is needed at once."""
+        os.ftruncate(self.fd, size)
+        try:
+            self.reserve(0, reserved)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                raise
+            where = shared_directory()
+            free = os.statvfs(where).f_bavail * os.statvfs(where).f_frsize
+            remedy = (
+                "take fewer slots (--slots), or enlarge it (docker run --shm-size=256m; mount -o remount,size=256m)"
+            )
+            message = f"{where} is too small: {reserved:,} bytes needed, {free:,} free; {remedy}"
+            raise OSError(errno.ENOSPC, message) from None
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Reserve memory before it is touched: a page that cannot be had is a SIGBUS (cpython#114390)."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self.fd, offset, size)
+
+    def window(self, offset: int, size: int, unit: Any = "B") -> memoryview:
+        """A view of part of the segment in units of a struct format; it lives as long as the segment is open."""
+        whole = self.keep(memoryview(self._map))
+        part = self.keep(whole[offset : offset + size])
+        return self.keep(part.cast(unit)) if unit != "B" else part
+
+    def keep(self, view: memoryview) -> memoryview:
+        self._views.append(view)
+        return view
+
+    def release_views(self) -> None:
+        """Make every later access through a view an error; the latest first, since others stand on the earlier."""
+        while self._views:
+            self._views.pop().release()
+
+    def beside(self, label: str) -> str:
+        """The path of a file that belongs to the segment and goes with it."""
+        return f"{self.path}.{label}"
+
+    def close(self) -> None:
+        """Release every view, and unmap: mmap refuses while a view lives."""
+        self.release_views()
+        if hasattr(self, "_map"):
+            self._map.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def unlink(self) -> None:
+        remove_segment(self.path)
+
+
+class KernelLock:
+    """A lock on one byte of a file (fcntl.lockf). The kernel releases it when its holder dies, however it dies.
+
+    It belongs to the process, not to the descriptor: forked children do not have it, and taking it again in the
+    same process succeeds. Closing any descriptor of the file in the holder would drop it, so each process opens the
+    segment once.
+    """
+
+    def __init__(self, segment: Segment, byte: int = LOCK_BYTE) -> None:
+        self._segment, self._byte = segment, byte
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Wait for the lock, for `timeout` seconds at most; whether it was had.
+
+        Without a timeout the kernel puts the caller in a queue and wakes it; with one it is asked again and again,
+        because a blocked lockf can only be cut short by a signal.
+        """
+        if timeout is None:
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
+            return True
+        deadline, tries = time.monotonic() + timeout, 0
+        while True:
+            try:
+                fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
+                return True
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+            if time.monotonic() > deadline:
+                return False
+            tries += 1
+            os.sched_yield() if tries <= 20 else time.sleep(0.0005)
+
+    def release(self) -> None:
+        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
+
+
+def remove_segment(path: str) -> None:
+    """Remove a segment's file after those beside it, so that what a kill leaves in between is found again.
+
+    Look once more after it: an orphaned worker may have made another one (see `Worker._spill`)."""
+    beside = glob.escape(path) + ".*"
+    for file in [*glob.glob(beside), path]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file)
+    for file in glob.glob(beside):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file)
+
+
+RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
+
+
+def end_strays(name: str) -> None:
+    """Kill what the functions of a run have started and left behind in sessions of their own.
+
+    Their environment names the run; this needs /proc, and does not find a process that was forked and not executed."""
+    mark, me = f"{RUN_VARIABLE}={name}".encode(), os.geteuid()
+    for path in glob.glob("/proc/[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_uid == me:
+                with open(path + "/environ", "rb") as file:
+                    if mark in file.read().split(b"\0"):
+                        os.kill(int(path[6:]), signal.SIGKILL)
+
+
+def sweep() -> list[str]:
+    """Remove the segments of dead supervisors of this user, and what their functions left; the names of those removed.
+
+    Dead is: nobody holds the owner's byte (which also speaks for other pid namespaces), and no process has the
+    owner's pid and start time. Segments with this process's own pid are left: to open and close one of them would
+    drop the locks that this process holds on it.
+    """
+    removed = []
+    for name, path, pid in _own_segments():
+        if pid == os.getpid():
+            continue
+        with contextlib.suppress(OSError), open(path, "r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
+            if not _owner_lives(pid, file):
+                end_strays(name)
+                for link in glob.glob(glob.escape(path) + ".sem.*"):  # another name of a semaphore, which goes too
+                    named = os.path.join(shared_directory(), link[len(path) + 1 :])
+                    with contextlib.suppress(FileNotFoundError):
+                        if os.path.samefile(link, named):
+                            os.unlink(named)
+                remove_segment(path)
+                removed.append(name)
+    return removed
+
+
+def runs() -> list[str]:
+    """The names of the segments of this user's supervisors that are alive."""
+    names = []
+    for name, path, pid in _own_segments():
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            names += [name] if _owner_lives(pid, file) else []
+    return names
+
+
+def _own_segments() -> list[tuple[str, str, int]]:
+    """This user's segments: name, path, and the owner's pid."""
+    owned, found = os.geteuid(), []
+    for path in sorted(glob.glob(os.path.join(shared_directory(), PREFIX + "*-*"))):
+        name = os.path.basename(path)
+        pid = name.split("-")[1]
+        with contextlib.suppress(OSError):
+            if "." not in name and pid.isdigit() and os.lstat(path).st_uid == owned:
+                found.append((name, path, int(pid)))
+    return found
+
+
+def _owner_lives(pid: int, file: Any) -> bool:
+    """Whether the process `pid` made the segment in this file, or is about to make it."""
+    head, (state, start) = file.read(ctypes.sizeof(QueueHeader)), process_state(pid)
+    header = QueueHeader.from_buffer_copy(head) if len(head) == ctypes.sizeof(QueueHeader) else QueueHeader()
+    return state not in ENDED and (header.magic != MAGIC or header.owner_start == start)
+
+
 def write_file(path: str, data: bytes) -> None:
     """Make a file of our own. Raises OSError, and leaves none."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -1788,54 +3295,423 @@ def read_file(path: str, length: int) -> bytes:
     return data
 
 
-def process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Tasks and results, as the supervisor keeps them
+# The layout: the ctypes structures are the one definition; the fast paths take their offsets from them.
 # ---------------------------------------------------------------------------------------------------------------------
 
+MAGIC = int.from_bytes(b"shmqueue", "little")
+LAYOUT_VERSION = 2
+TERMINATE = 0  # the fn_id that makes the worker which takes it leave
+OUT_OF_LINE = 1 << 31  # set in a fn_id: the slot holds a REFERENCE to the payload
+RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not plain bytes
+NEVER = (1 << 64) - 1  # the `leaving` word of a worker that goes on
+LINE = 128  # two cache lines, because processors fetch them in pairs; different writers keep to different lines
+LOG_BYTES = 16 << 10  # the smallest log
+HEAP_BYTES = 32 << 20
 
-# What the status of a task may be, and how the summary calls it.
-OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
+
+class Word(ctypes.Structure):
+    """A 64-bit word that has its line to itself."""
+
+    _fields_ = [("value", ctypes.c_uint64), ("_unused", ctypes.c_uint8 * (LINE - 8))]
 
 
-class TaskResult(NamedTuple):
-    """The one outcome of a task.
+SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
+WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving")
+SUPERVISOR_WORDS = ("harvested", "leave", "pid", "completed", "failed", "started")
 
-    tsk_id: 1 for the first task of a Supervisor, and so on. function: its name. payload: as it was given. status:
-    ok, failed, timeout, crashed or cancelled. value: what the function returned, None unless ok. error: the text of
-    what went wrong, None if ok. attempts: how often it was started. worker: the index of the last one that had it,
-    or None. seconds: the time the function took; the mean of several where they took less than 20 microseconds.
+
+class QueueHeader(ctypes.Structure):
+    """What the segment is, and the words that everybody shares.
+
+    pushed, claimed: positions; the ring holds the tasks in [claimed, pushed). dirty: who is inside the lock
+    (worker index + 1; num_workers + 1 is the supervisor), 0 for nobody. asleep: 1 while the supervisor has found
+    nothing to do.
     """
 
-    tsk_id: int
-    function: str
-    payload: Any
-    status: str
-    value: Any
-    error: str | None
-    attempts: int
-    worker: int | None
-    seconds: float
+    _fields_ = [
+        ("magic", ctypes.c_uint64),  # written last: a segment without it is not ready
+        ("version", ctypes.c_uint32),
+        ("num_slots", ctypes.c_uint32),
+        ("slot_size", ctypes.c_uint32),
+        ("num_workers", ctypes.c_uint32),
+        ("batch", ctypes.c_uint32),
+        ("owner_pid", ctypes.c_uint32),
+        ("owner_start", ctypes.c_uint64),  # see process_state: tells a pid from a later process with the same pid
+        ("ring_end", ctypes.c_uint64),  # follows from the sizes above, and shows that they are right
+        ("heap_bytes", ctypes.c_uint64),
+        ("_unused", ctypes.c_uint8 * (LINE - 56)),
+        *((name, Word) for name in SHARED_WORDS),
+    ]
 
 
-_new_result = functools.partial(tuple.__new__, TaskResult)  # of a tuple, in C: TaskResult() takes twice as long
+class WorkerStatus(ctypes.Structure):
+    """One worker's words. Its own line first, then the supervisor's line, then the last words of a dying worker.
+
+    claims: batches claimed so far; published: how many of them are finished, as the supervisor may know. asleep: 0,
+    or the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
+    limit: how many tasks make a batch of BATCH_SECONDS. leaving: the position from which it will begin nothing, or
+    NEVER. harvested: batches that the supervisor has taken in. leave: 1 once the worker is to leave at its next
+    claim. started: how many processes have been this worker.
+    """
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in WORKER_WORDS),
+        ("_unused", ctypes.c_uint8 * (LINE - 8 * len(WORKER_WORDS))),
+        *((name, ctypes.c_uint64) for name in SUPERVISOR_WORDS),
+        ("_unused2", ctypes.c_uint8 * (LINE - 8 * len(SUPERVISOR_WORDS))),
+        ("note", ctypes.c_char * (2 * LINE)),
+    ]
 
 
-class TaskError(Exception):
-    """A task was not ok; `result` is its TaskResult."""
+def task_slot(size: int) -> type[ctypes.Structure]:
+    """The task slot of `size` bytes: which task, which function, and the payload.
 
-    def __init__(self, result: TaskResult) -> None:
-        super().__init__(f"task {result.tsk_id} ({result.function}) {result.status}: {result.error}")
-        self.result = result
+    payload[0] is the payload's length (0 to size - 9); its bytes follow, and the rest is zero. Where the payload
+    field is longer than 256 bytes, the length takes its first two bytes, in the machine's order.
+    """
+    fields = [("tsk_id", ctypes.c_uint32), ("fn_id", ctypes.c_uint32), ("payload", ctypes.c_uint8 * (size - 8))]
+    return type(f"TaskSlot{size}", (ctypes.Structure,), {"_fields_": fields, "__doc__": task_slot.__doc__})
+
+
+TaskSlot128 = task_slot(128)
+
+
+def batch_half(slot_size: int, batch: int) -> type[ctypes.Structure]:
+    """One half of a worker's part of the segment: the tasks of one batch, and what became of them.
+
+    first, end: the batch has the positions [first, end). began: when its first task began, in seconds of the worker's
+    clock. special: how many records the log has. lane: the tasks. ends[i]: 0 until task i is finished, then the index
+    in `log` where its value ends; RECORD is set if that is a record. stamps[i]: when task i was finished, in seconds
+    of the worker's clock, or 0. log: the values, one after the other, from index 1 on.
+    """
+    fields: list[tuple[str, Any]] = [
+        ("first", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("began", ctypes.c_double),
+        ("special", ctypes.c_uint64),
+        ("_unused", ctypes.c_uint8 * (LINE - 32)),
+        ("lane", task_slot(slot_size) * batch),
+        ("ends", ctypes.c_uint64 * batch),
+        ("stamps", ctypes.c_double * batch),
+        ("log", ctypes.c_uint8 * max(LOG_BYTES, batch * slot_size)),
+    ]
+    size = sum(ctypes.sizeof(field) for _, field in fields)
+    fields.append(("_unused2", ctypes.c_uint8 * (-size % LINE)))
+    return type("BatchHalf", (ctypes.Structure,), {"_fields_": fields, "__doc__": batch_half.__doc__})
+
+
+class LocalTaskQueue(ctypes.Structure):
+    """One worker's part of the segment: two halves, so that it can run one batch while the last is being harvested.
+
+    Batch number n (1, 2, …) lies in half n % 2.
+    """
+
+    @classmethod
+    def sized(cls, slot_size: int, batch: int) -> type[LocalTaskQueue]:
+        return type("LocalTaskQueue", (cls,), {"_fields_": [("halves", batch_half(slot_size, batch) * 2)]})
+
+
+@functools.cache
+def segment_layout(
+    num_slots: int, slot_size: int, num_workers: int, batch: int, extra: int, heap_bytes: int = 0
+) -> Any:
+    """The whole segment as one ctypes type; `extra` bytes, on lines of their own, are for a strategy's own state."""
+    before = ctypes.sizeof(QueueHeader) + num_workers * ctypes.sizeof(WorkerStatus) + -(-extra // LINE) * LINE
+    before += num_workers * ctypes.sizeof(LocalTaskQueue.sized(slot_size, batch)) + num_slots * slot_size
+    fields = [
+        ("header", QueueHeader),
+        ("status", WorkerStatus * num_workers),
+        ("extra", ctypes.c_uint8 * (-(-extra // LINE) * LINE)),
+        ("local", LocalTaskQueue.sized(slot_size, batch) * num_workers),
+        ("ring", task_slot(slot_size) * num_slots),
+        ("_unused", ctypes.c_uint8 * (-before % mmap.PAGESIZE)),
+        ("heap", ctypes.c_uint8 * heap_bytes),
+    ]
+    return type("SegmentLayout", (ctypes.Structure,), {"_fields_": fields})
+
+
+def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
+    return (int(getattr(structure, name).offset) // 8 for name in names)
+
+
+# Indices of 64-bit words: these from the start of the segment, and the others from the start of a worker's status.
+PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
+CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING = _indices(WorkerStatus, WORKER_WORDS)
+HARVESTED, LEAVE, PID, COMPLETED, FAILURES, STARTED = _indices(WorkerStatus, SUPERVISOR_WORDS)
+
+
+def ring_spans(first: int, count: int, size: int) -> list[tuple[int, int]]:
+    """The positions [first, first + count) in a ring of `size` slots, as (index, count) that do not wrap."""
+    index = first % size
+    head = min(count, size - index)
+    return [(index, head), (0, count - head)] if head < count else [(index, count)]
+
+
+ROWS = 64
+
+
+@functools.cache
+def _rows(row: str, count: int) -> struct.Struct:
+    """`count` equal rows as one struct, so that one call packs them all; count is ROWS at most, so few are kept."""
+    return struct.Struct("=" + row * count)
+
+
+class TaskSlots:
+    """An array of task slots in the segment: the ring, or a lane.
+
+    A struct's `p` field (a length byte first) is trimmed in C, at a third of the cost of slicing in Python; it ends
+    at 255 bytes. In longer slots the length takes two bytes and an `s` field follows.
+    """
+
+    def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
+        self.count, self.size, self.bytes = count, size, segment.window(offset, count * size)
+        area = size - 8
+        self._short = area <= 256
+        self.capacity = area - (1 if self._short else 2)
+        tail = f"{area}p" if self._short else f"H{area - 2}s"
+        self._row = "4xI" + tail
+        self._tail_row = "8x" + tail
+        stride = size // 4
+        words = segment.window(offset, count * size, "I")
+        self._tsk_ids, self._fn_ids = segment.keep(words[0::stride]), segment.keep(words[1::stride])
+
+    def write(self, index: int, tasks: Tasks) -> None:
+        """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
+        data = tasks.data
+        for start in range(0, len(data), ROWS):
+            block = data[start : start + ROWS]
+            values = block if self._short else [part for item in block for part in (len(item), item)]
+            _rows(self._tail_row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
+        self._tsk_ids[index : index + len(data)] = as_u32(tasks.tsk_ids)
+        self._fn_ids[index : index + len(data)] = tasks.marked or tasks.fn_ids
+
+    def get(self, index: int, count: int) -> tuple[list[int], list[bytes]]:
+        """The fn_ids and the payloads of consecutive slots."""
+        flat: list[Any] = []
+        for start in range(0, count, ROWS):
+            rows = _rows(self._row, min(ROWS, count - start))
+            flat += rows.unpack_from(self.bytes, (index + start) * self.size)
+        if self._short:
+            return flat[0::2], flat[1::2]
+        return flat[0::3], [text[:length] for length, text in zip(flat[1::3], flat[2::3])]
+
+    def tsk_id(self, index: int) -> int:
+        return int(self._tsk_ids[index])
+
+    def fn_id(self, index: int) -> int:
+        return int(self._fn_ids[index])
+
+
+class Half:
+    """One half of a worker's part of the segment, as `batch_half` lays it out.
+
+    first, end, special: the indices of these words. The worker writes here while it runs the batch. The supervisor
+    reads it when the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
+    """
+
+    def __init__(self, segment: Segment, offset: int, batch: int, slot_size: int) -> None:
+        layout: Any = batch_half(slot_size, batch)
+        self.first = (offset + layout.first.offset) // 8
+        self.end = (offset + layout.end.offset) // 8
+        self.special = (offset + layout.special.offset) // 8
+        self.began: Any = segment.window(offset + layout.began.offset, 8, "d")
+        self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, slot_size)
+        self.ends = segment.window(offset + layout.ends.offset, 8 * batch, "Q")
+        self.stamps: Any = segment.window(offset + layout.stamps.offset, 8 * batch, "d")
+        self.log = segment.window(offset + layout.log.offset, layout.log.size)
+        self._end_bytes = segment.window(offset + layout.ends.offset, 8 * batch)
+        self._stamp_bytes = segment.window(offset + layout.stamps.offset, 8 * batch)
+        self._zeros = bytes(8 * batch)
+        self._ones = array.array("Q", [1]).tobytes() * batch
+
+    def clear(self, count: int) -> None:
+        """Forget what became of the tasks of an earlier batch, before one of `count` comes here (worker)."""
+        size = 8 * count
+        self._end_bytes[:size] = self._zeros[:size]
+        self._stamp_bytes[:size] = self._zeros[:size]
+
+    def read_ends(self, start: int, stop: int) -> list[int]:
+        """The `ends` of the tasks [start, stop) of the batch."""
+        return self.ends[start:stop].tolist()
+
+    def read_log(self, stop: int) -> bytes:
+        return bytes(self.log[:stop])
+
+    def all_returned_none(self, start: int, stop: int) -> bool:
+        """Return True if the tasks [start, stop) are finished, and the log is empty."""
+        part = slice(8 * start, 8 * stop)
+        return bytes(self._end_bytes[part]) == self._ones[part]
+
+    def done(self, count: int) -> int:
+        """How many of the first `count` tasks are finished, as far as can be seen now: a hint."""
+        return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
+
+    def seconds(self, start: int, stop: int) -> float | list[float]:
+        """How long each of the finished tasks [start, stop) took: one figure for each, or the mean of all of them."""
+        since = self.stamps[start - 1] if start else self.began[0]
+        quick = slice(8 * start, 8 * (stop - 1))
+        if bytes(self._stamp_bytes[quick]) == self._zeros[quick]:
+            last = self.stamps[stop - 1]
+            return max(0.0, (last - since) / (stop - start)) if last and since else 0.0
+        return _shares(since, self.stamps[start:stop].tolist())
+
+
+def _shares(since: float, stamps: Sequence[float]) -> list[float]:
+    """The seconds of each task: those between two stamps share the time between them."""
+    seconds: list[float] = []
+    waiting = 0
+    for stamp in stamps:
+        waiting += 1
+        if stamp:
+            each = max(0.0, (stamp - since) / waiting) if since else 0.0
+            seconds += [each] * waiting
+            since = stamp
+            waiting = 0
+    return seconds + [0.0] * waiting
+
+
+BLOCK = 2048  # tasks that are read, and pushed, at once
+RAMP, ONES = (  # the words 0, 1, 2, … and 1, 1, 1, … as one big integer each
+    int.from_bytes(array.array("I", words).tobytes(), sys.byteorder)
+    for words in (range(BLOCK), itertools.repeat(1, BLOCK))
+)
+
+
+def as_u32(numbers: Sequence[int]) -> array.array[int]:
+    """The lower 32 bits of numbers. A long range is one addition of big integers, at a fifth of the cost."""
+    if isinstance(numbers, range) and BLOCK // 8 <= len(numbers) <= BLOCK and numbers.start + BLOCK < 1 << 32:
+        return array.array("I", (RAMP + numbers.start * ONES).to_bytes(4 * BLOCK, sys.byteorder))[: len(numbers)]
+    return array.array("I", [number & 0xFFFFFFFF for number in numbers])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions, payloads and values: how they travel.
+# ---------------------------------------------------------------------------------------------------------------------
+
+Function = Callable[..., Any]
+ERROR_LENGTH = 4000  # characters of an error's text that are kept
+
+
+def encode_text(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decode_text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def to_bytes(payload: Any) -> bytes:
+    """A payload as it travels. Raises TypeError for what is neither bytes, str nor a ctypes.Structure."""
+    if isinstance(payload, bytes):
+        return payload
+    if isinstance(payload, str):
+        return encode_text(payload)
+    if isinstance(payload, ctypes.Structure):
+        return bytes(payload)
+    raise TypeError(f"a payload is bytes, str or a ctypes.Structure, not {type(payload).__name__}")
+
+
+def describe(error: BaseException) -> str:
+    """The text of an error, whatever its own __str__ does, and of bounded length."""
+    try:
+        text = str(error)
+    except BaseException as second:
+        text = f"(its text raised {type(second).__name__})"
+    name = type(error).__name__
+    return (f"{name}: {text}" if text else name)[:ERROR_LENGTH]
+
+
+def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
+    """The types that a function's first parameter and its return value name, unions taken apart; [] for none."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # built in
+        return [], []
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    given = parameters[0].annotation if parameters else None
+    return _members(given, function), _members(signature.return_annotation, function)
+
+
+def _members(hint: Any, function: Any) -> list[Any]:
+    """The types of an annotation. Text is evaluated, as inspect would, which gives up all for one that cannot be."""
+    if isinstance(hint, str):
+        function = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+        names = getattr(function, "__globals__", None) or getattr(type(function).__call__, "__globals__", {})
+        try:
+            hint = eval(hint, names)  # noqa: S307
+        except Exception:  # whatever is not there at run time
+            return []
+    return list(typing.get_args(hint)) or [hint]
+
+
+def _is_structure(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, ctypes.Structure)
+
+
+def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]:
+    """The Structures that the functions' annotations name, in order: only these can travel back as values."""
+    named = [kind for function in functions for kinds in _annotations(function) for kind in kinds]
+    return list(dict.fromkeys(kind for kind in named if _is_structure(kind)))[: IN_FILE - STRUCTURE]
+
+
+def adapt(function: Function) -> Callable[[bytes], Any]:
+    """`function` as a function of bytes: its first parameter's annotation says what it is given."""
+    for kind in _annotations(function)[0]:
+        if kind is str:
+            return lambda payload: function(decode_text(payload))
+        if _is_structure(kind):
+            return lambda payload: function(kind.from_buffer_copy(payload))
+    return function
+
+
+class _Failure(str):
+    """In place of a value: the task failed, with this text."""
+
+
+# What a record in the log begins with: what its bytes are. STRUCTURE + i: of the i-th Structure that functions name.
+BYTES, STR, FAILURE, STRUCTURE = range(4)
+IN_FILE = 0x80  # added to it: they are in a file beside the segment, and the record has their number
+
+
+def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]]) -> tuple[int, bytes]:
+    """A value as the head and the bytes of a record. A value that cannot travel becomes a failure that says so."""
+    if isinstance(value, bytes):
+        return BYTES, value
+    if isinstance(value, _Failure):
+        return FAILURE, value.encode("utf-8", "backslashreplace")
+    if isinstance(value, str):
+        return STR, encode_text(value)
+    if type(value) in structures:
+        return STRUCTURE + structures.index(type(value)), bytes(value)
+    name = type(value).__name__
+    if isinstance(value, ctypes.Structure):
+        text = f"TypeError: returned the Structure {name}, which no annotation names: annotate the function's return"
+    else:
+        text = f"TypeError: returned {name}: a function returns bytes, str, a ctypes.Structure or None"
+    return FAILURE, encode_text(text)
+
+
+def decode_value(head: int, data: bytes, structures: Sequence[type[ctypes.Structure]]) -> Any:
+    """The value that `encode_value` encoded. Raises IndexError or ValueError where it is not one."""
+    if head == BYTES:
+        return data
+    if head == STR:
+        return decode_text(data)
+    if head == FAILURE:
+        return _Failure(decode_text(data))
+    return structures[head - STRUCTURE].from_buffer_copy(data)
+
+
+REFERENCE = struct.Struct("=QQQ")  # what a slot holds of a payload out of line: the file's number, or 0 for the heap,
+# and the payload's offset and length there
+SIZE = struct.Struct("=Q")  # what a record holds of a value in a file: its length
+REFERRING = 1 + SIZE.size  # bytes of such a record
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sources: where tasks come from.
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Rejected(NamedTuple):
@@ -1891,1844 +3767,429 @@ class IterableSource(Source):
         return taken
 
 
-class Job:
-    """One call of run, map or submit: where its tasks come from, and where their results go.
+class LineParser:
+    """Makes tasks of lines: of FUNCTION PAYLOAD, or, if a line is `whole`, of a payload for the first function. Empty
+    lines are skipped, and lines that start with #, if those are comments; and tasks that are done, as often as that."""
 
-    `results` holds iterators of TaskResults; if ordered, in input order, iterators of values, and TaskErrors.
-    """
+    def __init__(self, names: Sequence[str], comments: bool, whole: bool = False) -> None:
+        self.whole, self._comments, self._only, self._line = whole, comments, names[0], 0
+        self._known = {name.encode(): name for name in names}
+        self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest
+        self.left_out = 0
 
-    def __init__(self, source: Source | None, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
-        self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
-        self.outstanding = 0  # tasks that have a tsk_id and no outcome yet
-        self.cancelled = False  # nobody reads its results, and nothing more of it begins
-        self.results: collections.deque[Any] = collections.deque()
-        self.waiting = 0  # ordered: tasks whose results wait for those of earlier ones
-        self._names = names
-        self._early: dict[int, tuple[int, Any]] = {}  # ordered: those results, by tsk_id
-        self._due: collections.deque[list[int]] = collections.deque()  # ordered: [next, stop) of tsk_ids, in order
+    def __call__(self, lines: Sequence[bytes]) -> list[Any]:
+        if self.whole:
+            return self.rest([line for line in lines if line and not (self._comments and line.startswith(b"#"))])
+        items: list[Any] = []
+        for number, line in enumerate(lines, self._line + 1):
+            word, _, payload = line.partition(b" ")
+            if word in self._known:
+                items.append((self._known[word], payload))
+            elif (line := line.lstrip()) and not line.startswith(b"#"):
+                word = line.split(None, 1)[0]
+                items.append(self.pair(word, line[len(word) + 1 :], f"line {number:,}: "))
+        self._line += len(lines)
+        return self.rest(items)
 
-    @property
-    def finished(self) -> bool:
-        return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
+    def rest(self, items: list[Any]) -> list[Any]:
+        """Those of these tasks that are not done."""
+        return [item for item in items if not self._is_done(item)] if self.done else items
 
-    def admit(self, tsk_id: int, count: int) -> None:
-        """`count` tasks from `tsk_id` on belong to this job."""
-        self.outstanding += count
-        if self._due and self._due[-1][1] == tsk_id:
-            self._due[-1][1] += count
-        elif self.ordered:
-            self._due.append([tsk_id, tsk_id + count])
+    def _is_done(self, item: Any) -> bool:
+        digest = task_digest(*((self._only, item) if self.whole else item[:2]))
+        known = self.done[digest] > 0
+        if known:
+            self.done[digest] -= 1
+            self.left_out += 1
+        return known
 
-    def add(self, tasks: Tasks, piece: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
-        """These of `tasks` are ok; values, seconds and attempts are iterables. Results are built when they are read."""
-        tsk_ids = tasks.tsk_ids[piece]
-        self.outstanding -= len(tsk_ids)
-        if not self.ordered:
-            same = itertools.repeat
-            one = len(self._names) == 1
-            names = same(*self._names.values()) if one else map(self._names.__getitem__, tasks.fn_ids[piece])
-            columns = (tsk_ids, names, tasks.payloads[piece], same("ok"), values, same(None), attempts, same(worker))
-            self._deliver(map(_new_result, zip(*columns, seconds)))
-        elif isinstance(tsk_ids, range):
-            self._order(tsk_ids[0], len(tsk_ids), values)
-        else:
-            for tsk_id, value in zip(tsk_ids, values):
-                self._order(tsk_id, 1, iter([value]))
-
-    def add_one(self, result: TaskResult) -> None:
-        self.outstanding -= 1
-        if self.ordered:
-            self._order(result.tsk_id, 1, TaskError(result))
-        else:
-            self._deliver(iter([result]))
-
-    def _order(self, tsk_id: int, count: int, values: Any) -> None:
-        self._early[tsk_id] = (count, values)
-        self.waiting += count
-        while self._due and self._due[0][0] in self._early:
-            count, values = self._early.pop(self._due[0][0])
-            self._due[0][0] += count
-            self.waiting -= count
-            self._deliver(values)
-            if self._due[0][0] == self._due[0][1]:
-                self._due.popleft()
-
-    def _deliver(self, values: Any) -> None:
-        if not self.cancelled:
-            self.results.append(values)
+    def pair(self, word: bytes, payload: bytes, where: str = "") -> Any:
+        """A task of a function's name and its payload."""
+        if word in self._known:
+            return self._known[word], payload
+        text = decode_text(word)
+        return Rejected(text, payload, where + no_such_function(text, self._known.values()))
 
 
-class Tally:
-    """What became of the tasks: how many had which outcome, and the most remarkable of them.
+class LineSource(Source):
+    """Tasks from a file of lines, as they come. A line ends at a newline and nowhere else; a carriage return before
+    it, and a byte order mark at the start of the file, are dropped."""
 
-    kinds: how many were not ok, by function (where it was started), status and the kind of error. failures: the first
-    and the last five of them, without payloads. slowest: the five that took longest, and `slow`, the seconds one of
-    them must take. For each worker: completed and failed tasks, and busy, the seconds that functions ran.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self.counts = dict.fromkeys(OUTCOMES, 0)
-        self.retried, self.completed, self.failed, self.busy = 0, [0] * workers, [0] * workers, [0.0] * workers
-        self.kinds: collections.Counter[str] = collections.Counter()
-        self.failures: list[TaskResult] = []
-        self.slowest: list[TaskResult] = []
-        self.slow = 0.0
-
-    def add_ok(self, worker: int, count: int, seconds: float) -> None:
-        """`count` tasks of a worker are ok, and took so many seconds together."""
-        self.counts["ok"] += count
-        self.completed[worker] += count
-        self.busy[worker] += seconds
-
-    def add_slow(self, result: TaskResult) -> None:
-        """A task that is ok took longer than `slow`."""
-        self.slowest = sorted([*self.slowest, result], key=lambda result: -result.seconds)[:5]
-        self.slow = self.slowest[-1].seconds if len(self.slowest) == 5 else 0.0
-
-    def add_bad(self, result: TaskResult) -> None:
-        """A task is not ok."""
-        self.counts[result.status] += 1
-        if result.worker is not None:
-            self.failed[result.worker] += 1
-            self.busy[result.worker] += result.seconds
-        if result.status != "cancelled":
-            where, _, rest = (result.error or "").partition(": ")
-            kind = (rest if where.startswith("line ") else where).partition(":")[0]
-            what = f"{result.function} {result.status}" if result.attempts else result.status  # else: of any name
-            self.kinds[f"{what}: {kind}"[:100]] += 1
-            self.failures.append(result._replace(payload=None))
-            del self.failures[5:-5]
-
-    def summary(self, seconds: float, starting: float) -> dict[str, Any]:
-        """After so many seconds, of which the workers together spent `starting`; see Supervisor.summary."""
-        whole = max(1e-9, seconds * len(self.busy))
-        run, start = sum(self.busy) / whole, starting / whole
-        shares = {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)}
-        slowest = [result._asdict() for result in self.slowest]
-        failures = [result._asdict() for result in self.failures[:5]]
-        return {"shares": shares, "slowest": slowest, "failures": failures, "kinds": dict(self.kinds)}
-
-
-CANCELLED = "cancelled before it began"  # the error of a task that was
-
-
-class Ledger:
-    """Which task is where: gives each its tsk_id, knows who holds which position, and sees to its one outcome."""
-
-    def __init__(self, functions: Mapping[int, Function], retries: int, workers: int) -> None:
-        self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
-        self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
-        self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
-        self.structures = structures_of(functions.values())
-        self.tally = Tally(workers)
-        self.fresh: collections.deque[Tasks] = collections.deque()  # read, and not pushed yet
-        self.again: collections.deque[Tasks] = collections.deque()  # were in the queue, and are pushed before those
-        self.stopping = False  # nothing more begins, in any job
-        self.next_id = 1
-        self._only = next(iter(functions)) if len(functions) == 1 else 0
-        self._retries = retries
-        self._attempts: dict[int, int] = {}  # tsk_id: how often it was started, for those that go round again
-        self._placed: list[Tasks] = []  # what is in the queue, by position
-
-    # Into the queue.
-
-    def admit(self, job: Job, items: Sequence[Any]) -> None:
-        """Make tasks of `items`, each with its tsk_id. One that cannot be sent is found by halving: a failed result."""
-        if len(items) == 0:
-            return
+    def __init__(self, path: str, parse: LineParser) -> None:
+        self._parse, self.tasks = parse, 0
         try:
-            fn_ids, payloads, data = self._encode(job, items)
-        except (KeyError, TypeError, ValueError) as error:
-            if len(items) > 1:
-                self.admit(job, items[: len(items) // 2])
-                self.admit(job, items[len(items) // 2 :])
-            else:
-                (tsk_id,), (name, payload, text) = self._number(job, 1), self._explain(job, items[0], error)
-                self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
-        else:
-            self._put(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data), self.fresh)
-
-    def _number(self, job: Job, count: int) -> range:
-        """The tsk_ids of this job's next tasks."""
-        tsk_ids = range(self.next_id, self.next_id + count)
-        self.next_id = tsk_ids.stop
-        job.admit(tsk_ids.start, count)
-        return tsk_ids
-
-    def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
-        """The columns of `items`. Raises KeyError, TypeError or ValueError where one of them cannot be sent."""
-        kinds, payloads, fn_id = set(map(type, items)), items, job.fn_id
-        if fn_id == 0 and all(issubclass(kind, tuple) for kind in kinds):
-            functions, payloads = zip(*items, strict=True)
-            kinds = set(map(type, payloads))
-            fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
-        elif fn_id == 0 and (tuple in kinds or not self._only):
-            raise TypeError("with several functions, an item is (function, payload)")
-        else:
-            fn_ids = array.array("I", [fn_id or self._only]) * len(items)
-        return fn_ids, payloads, payloads if kinds <= {bytes} else list(map(to_bytes, payloads))
-
-    def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
-        """Why an item cannot be sent."""
-        if isinstance(item, Rejected):
-            return item
-        fn_id, pair = job.fn_id or self._only, not job.fn_id and isinstance(item, tuple) and len(item) == 2
-        function, payload = item if pair else (self.names.get(fn_id, ""), item)
-        name, text = function_name(function), describe(error)
-        if isinstance(error, KeyError):
-            text = no_such_function(name, self.names.values())
-        elif not pair and (isinstance(item, tuple) or not fn_id):
-            text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
-        return Rejected(name, payload, text)
-
-    def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
-        """`tasks` are in the queue now, at these positions, (first, count) each."""
-        start = 0
-        for first, count in places:
-            part = tasks if len(places) == 1 else tasks.part(start, start + count)
-            part.first, part.left, part.settled = first, count, bytearray(count)
-            bisect.insort(self._placed, part, key=operator.attrgetter("first"))
-            start += count
-
-    # Out of the queue.
-
-    def _take(self, position: int, count: int) -> Iterator[tuple[Tasks, int, int]]:
-        """The tasks at [position, position + count), as (tasks, start, stop); each can be taken once.
-
-        Raises SpoiledSegmentError for positions that hold no task, or one that was taken before."""
-        until = position + count
-        while position < until:
-            at = bisect.bisect(self._placed, position, key=operator.attrgetter("first")) - 1
-            tasks = self._placed[at] if at >= 0 else None
-            if tasks is None or position >= tasks.first + len(tasks.payloads):
-                raise SpoiledSegmentError(f"an outcome for position {position:,}, where no task is")
-            start, stop = position - tasks.first, min(until - tasks.first, len(tasks.payloads))
-            if tasks.settled.find(1, start, stop) >= 0:
-                raise SpoiledSegmentError(f"a second outcome for a task at positions {position:,} to {until:,}")
-            tasks.settled[start:stop] = b"\1" * (stop - start)
-            tasks.left -= stop - start
-            if not tasks.left:
-                del self._placed[at]
-            yield tasks, start, stop
-            position = tasks.first + stop
-
-    def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
-        """Tasks from `position` on are ok. No values are so many None; seconds are a sequence, or a float for each."""
-        done, same = 0, itertools.repeat
-        for tasks, start, stop in self._take(position, count):
-            part = slice(done, done + stop - start)
-            done += stop - start
-            tasks.release(stop - start)
-            if tasks.job is None:
-                continue
-            attempts: Iterable[int] = same(1)
-            if self._attempts:
-                attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
-            if isinstance(seconds, float):
-                longest = seconds
-                times: Any = same(seconds, stop - start)
-                self.tally.add_ok(worker, stop - start, seconds * (stop - start))
-            else:
-                times = seconds[part]
-                longest = max(times)
-                self.tally.add_ok(worker, stop - start, sum(times))
-            if longest > self.tally.slow:
-                times = list(times)
-                self._note_slow(worker, tasks, start, times)
-            each = same(None, stop - start) if values is None else iter(values[part])
-            tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker)
-
-    def _note_slow(self, worker: int, tasks: Tasks, start: int, times: Sequence[float]) -> None:
-        """Keep the tasks that took longest."""
-        for at, seconds in enumerate(times, start):
-            if seconds > self.tally.slow:
-                tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], to_bytes(tasks.payloads[at])
-                self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
-
-    def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
-        """The task at `position` was started and is not ok: it goes round again, or that is its outcome."""
-        for tasks, at, _ in self._take(position, 1):
-            if tasks.job is None:
-                return
-            tsk_id = tasks.tsk_ids[at]
-            attempts = self._attempts.pop(tsk_id, 0) + 1
-            if attempts <= self._retries and not self._is_cancelled(tasks.job):
-                self._attempts[tsk_id] = attempts
-                self.tally.retried += 1
-                self.again.append(tasks.part(at, at + 1))
-            else:
-                tasks.release(1)
-                name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
-                self._finish(
-                    tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
-                )
-
-    def give_back(self, position: int, count: int) -> None:
-        """Tasks that never began: they are pushed again, or are cancelled with their job."""
-        for tasks, start, stop in self._take(position, count):
-            self._put(tasks.part(start, stop), self.again)
-
-    def drop_cancelled(self) -> None:
-        """End those tasks that wait to be pushed, and whose job is cancelled."""
-        for waiting in (self.again, self.fresh):
-            for _ in range(len(waiting)):
-                self._put(waiting.popleft(), waiting)
-
-    def _put(self, tasks: Tasks, waiting: collections.deque[Tasks]) -> None:
-        if self._is_cancelled(tasks.job):
-            self.end(tasks)
-        else:
-            waiting.append(tasks)
-
-    def _is_cancelled(self, job: Job | None) -> bool:
-        return job is not None and (job.cancelled or self.stopping)
-
-    def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
-        """The outcome of tasks that do not begin, or do not begin again."""
-        tasks.release(len(tasks.payloads))
-        if tasks.job is not None:
-            for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
-                attempts, name = self._attempts.pop(tsk_id, 0), self.names[fn_id]
-                self._finish(tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, None, 0.0))
-
-    def end_all(self, error: str) -> None:
-        """End everything in the queue and on its way there; for when no worker is left."""
-        for tasks in list(self._placed):
-            for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
-                self.again.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
-        for waiting in (self.again, self.fresh):
-            while waiting:
-                self.end(waiting.popleft(), error=error)
-
-    def _finish(self, job: Job, result: TaskResult) -> None:
-        self.tally.add_bad(result)
-        job.add_one(result)
-
-    def in_queue(self) -> int:
-        return sum(tasks.left for tasks in self._placed)
-
-    def unfinished(self) -> int:
-        return self.in_queue() + sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
-
-
-BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept together in blocks of this size
-HEAP_AHEAD = 4 << 20  # payloads in the heap beyond which no more are put there while the ring has tasks
-JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
-FILE_BYTES = 64 << 20  # payloads in files that may be in the queue, unless it is a single one
-
-
-class Heap:
-    """The pages of the segment for payloads that do not fit their slots (supervisor)."""
-
-    def __init__(self, queue: SharedTaskQueue) -> None:
-        self._segment, self._bytes, self._offset = queue.segment, queue.heap, queue.heap_offset
-        self.size = len(queue.heap)
-        pages = self.size // mmap.PAGESIZE
-        self._in_use = bytearray(pages)  # a byte a page, so that `find` looks for free ones
-        self._reserved = bytearray(pages)
-        self.used = 0  # bytes of the pages in use
-
-    def put(self, payloads: Sequence[bytes], users: int) -> tuple[int, int, Block] | None:
-        """Copy payloads next to each other. Return 0, the offset of the first, and their block; None if it is full.
-
-        Raises OSError (ENOSPC) where the memory cannot be reserved.
-        """
-        size = sum(map(len, payloads))
-        count = -(-size // mmap.PAGESIZE)
-        first = self._in_use.find(bytes(count))
-        if first < 0:
-            return None
-        pages = slice(first, first + count)
-        offset = first * mmap.PAGESIZE
-        if not all(self._reserved[pages]):
-            self._segment.reserve(self._offset + offset, count * mmap.PAGESIZE)
-            self._reserved[pages] = b"\1" * count
-        self._in_use[pages] = b"\1" * count
-        self.used += count * mmap.PAGESIZE
-        self._copy(offset, payloads, size)
-        return 0, offset, Block(users, functools.partial(self._free, pages, count))
-
-    def _copy(self, offset: int, payloads: Sequence[bytes], size: int) -> None:
-        if size < JOIN_BYTES * len(payloads):
-            self._bytes[offset : offset + size] = b"".join(payloads)
-            return
-        for payload in payloads:
-            self._bytes[offset : offset + len(payload)] = payload
-            offset += len(payload)
-
-    def _free(self, pages: slice, count: int) -> None:
-        self._in_use[pages] = bytes(count)
-        self.used -= count * mmap.PAGESIZE
-
-
-class Feeder:
-    """Brings the ledger's tasks into the queue, and payloads that do not fit their slots into the heap."""
-
-    def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
-        self._queue, self._ledger, self._heap = queue, ledger, Heap(queue)
-        self._files = itertools.count(1)
-        self._file_bytes = 0
-        self._block_bytes = BLOCK_BYTES  # smaller where shared memory is full
-
-    def feed(self) -> bool:
-        """Push what waits to be pushed, as far as there is room. Return True if anything was pushed."""
-        ledger, room = self._ledger, self._queue.room()
-        if room <= 0:
-            return False
-        if ledger.again:  # first: it keeps its place in the heap, which it might wait for otherwise
-            self._push(self._take(ledger.again, room))
-            return True
-        if not ledger.fresh:
-            return False
-        lengths = list(map(len, ledger.fresh[0].data[:room]))
-        if max(lengths) <= self._queue.ring.capacity:
-            self._push(self._take(ledger.fresh, len(lengths)))
-            return True
-        if self._heap.used > HEAP_AHEAD and self._queue.backlog():
-            return False  # what is pushed is work enough, and the caches of the processors hold it
-        packed = self._pack(self._take(ledger.fresh, self._fit(lengths)))
-        if packed is not None:
-            self._push(packed)
-        return packed is not None
-
-    def _take(self, waiting: collections.deque[Tasks], count: int) -> Tasks:
-        """Take the first `count` tasks, or fewer, from what waits."""
-        tasks = waiting.popleft()
-        if count < len(tasks.data):
-            waiting.appendleft(tasks.part(count, len(tasks.data)))
-            tasks = tasks.part(0, count)
-        return tasks
-
-    def _push(self, tasks: Tasks) -> None:
-        self._ledger.placed(tasks, self._queue.push(tasks))
-
-    def _fit(self, lengths: Sequence[int]) -> int:
-        """How many payloads of these lengths make one block."""
-        capacity = self._queue.ring.capacity
-        if min(lengths) <= capacity:
-            lengths = [length if length > capacity else 0 for length in lengths]
-        return max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
-
-    def _pack(self, tasks: Tasks) -> Tasks | None:
-        """Put the payloads that do not fit their slots elsewhere, and references in their place.
-
-        Return None if there is no room for them now, or ever: then they wait, or have failed.
-        """
-        capacity = self._queue.ring.capacity
-        large = tasks.data
-        if min(map(len, large)) <= capacity:
-            large = [item for item in large if len(item) > capacity]
-        if not large:
-            return tasks
-        size = sum(map(len, large))
-        try:
-            if size > self._heap.size // 2 and len(tasks.data) == 1:
-                placed = self._put_in_file(large[0])
-            else:
-                placed = self._heap.put(large, len(tasks.data))
+            self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            info = os.fstat(self._file)
+            if stat.S_ISDIR(info.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except OSError as error:
-            self._no_room(tasks, size, error)
-            return None
-        if placed is None:
-            self._ledger.fresh.appendleft(tasks)
-            return None
-        self._block_bytes = BLOCK_BYTES
-        return self._refer(tasks, large, *placed)
+            why = f"cannot read {path!r}: {error.strerror}"
+            raise UsageError(f"{why}; give a file of tasks, or - for standard input") from None
+        self.finite, self._size = stat.S_ISREG(info.st_mode), info.st_size
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLIN)
+        self._mark = b"\xef\xbb\xbf"  # a byte order mark, which the first line may begin with
+        self._parts: list[bytes] = []  # of the line that is not yet whole
+        self._items: list[Any] = []  # read, the next one last
+        self._bytes = 0
 
-    def _refer(self, tasks: Tasks, large: Sequence[bytes], number: int, offset: int, block: Block) -> Tasks:
-        """The tasks with references in place of the large payloads, which lie in this block."""
-        lengths = list(map(len, large))
-        offsets = itertools.accumulate(lengths, initial=offset)
-        references: Sequence[bytes] = list(map(REFERENCE.pack, itertools.repeat(number), offsets, lengths))
-        marked = array.array("I", map(OUT_OF_LINE.__or__, tasks.fn_ids))
-        if len(large) < len(tasks.data):
-            following, capacity = iter(references), self._queue.ring.capacity
-            references = [next(following) if len(item) > capacity else item for item in tasks.data]
-            for at, item in enumerate(tasks.data):
-                if len(item) <= capacity:
-                    marked[at] = tasks.fn_ids[at]
-        return dataclasses.replace(tasks, data=references, block=block, marked=marked)
+    def fileno(self) -> int:
+        return -1 if self.finite else self._file
 
-    def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
-        """Make a file beside the segment for a payload that is too large for the heap."""
-        size = len(payload)
-        if self._file_bytes and self._file_bytes + size > FILE_BYTES:
-            return None
-        number = next(self._files)
-        path = self._queue.segment.beside(f"p{number}")
-        write_file(path, payload)
-        self._file_bytes += size
-        return number, 0, Block(1, functools.partial(self._remove_file, path, size))
+    def total(self) -> int | None:
+        """How many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
+        known, left_out = self.tasks + len(self._items), self._parse.left_out
+        if self._file < 0:
+            return known
+        return int((known + left_out) * self._size / self._bytes) - left_out if self.finite and self._bytes else None
 
-    def _remove_file(self, path: str, size: int) -> None:
-        self._file_bytes -= size
-        os.unlink(path)
+    def take(self, room: int) -> Sequence[Any]:
+        if not self._items and self._file >= 0 and self._poll.poll(0):
+            self._read()
+        room = min(room, BLOCK)
+        items = self._items[-room:][::-1]
+        del self._items[-room:]
+        self.exhausted = self._file < 0 and not self._items
+        self.tasks += len(items)
+        return items
 
-    def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
-        """There is no memory for payloads: try fewer at a time, and fail the one that does not fit alone."""
-        if len(tasks.data) > 1:
-            self._block_bytes = max(1, size // 2)
-            self._ledger.fresh.appendleft(tasks)
-        elif self._file_bytes or self._heap.used:  # there may be room once others are done
-            self._ledger.fresh.appendleft(tasks)
+    def _read(self) -> None:
+        """Read a block, and make tasks of the lines that are whole now."""
+        try:
+            block = os.read(self._file, 1 << 18)
+        except OSError as error:
+            block, self.problem = b"", f"reading the tasks stopped: {error.strerror}"
+        self._bytes += len(block)
+        if not block:
+            os.close(self._file)
+            self._file = -1
+        self._parts.append(block)
+        if b"\n" in block or not block:  # the last line may end with the file
+            lines = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n")
+            self._parts = [lines.pop()] if block else []
+            lines[0] = lines[0].removeprefix(self._mark)
+            self._mark = b""
+            self._items = self._parse(lines)[::-1]
+
+
+class QuerySource(Source):
+    """Tasks from the rows of a SQLite query: one column is a line, two are a function and its payload."""
+
+    def __init__(self, path: str, query: str, parse: LineParser) -> None:
+        import sqlite3  # here, since few runs need it
+        import urllib.parse
+
+        self._parse, self.tasks, self._rows, self._error = parse, 0, None, sqlite3.Error
+        if not os.path.isfile(path):
+            raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
+        try:
+            base = sqlite3.connect(f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro", uri=True)
+            weakref.finalize(self, base.close)
+            base.text_factory = bytes
+            deny, attach, allow = sqlite3.SQLITE_DENY, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_OK
+            base.set_authorizer(lambda action, *_: deny if action == attach else allow)  # that would make a file
+            deadline = time.monotonic() + 0.2
+            base.set_progress_handler(lambda: time.monotonic() > deadline, 10000)
+            with contextlib.suppress(sqlite3.OperationalError):  # it takes too long to count; a wrong query fails below
+                self._rows = base.execute(f"SELECT count(*) FROM ({query.strip().rstrip(';')})").fetchone()[0]  # noqa: S608
+            base.set_progress_handler(None, 0)
+            self._cursor = base.execute(query)
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+            raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
+        self._columns = columns = len(self._cursor.description or ())
+        if columns not in (1, 2):
+            raise UsageError(f"--query {query!r}: {columns} columns; one is a line, two are a function and its payload")
+        if columns == 2 and parse.whole:
+            raise UsageError(f"--query {query!r}: two columns name functions; --call and --shell take one")
+
+    def total(self) -> int | None:
+        return self.tasks if self.exhausted else self._rows and self._rows - self._parse.left_out
+
+    def take(self, room: int) -> Sequence[Any]:
+        rows: list[tuple[bytes, ...]] = []
+        try:
+            for row in itertools.islice(self._cursor, min(room, BLOCK)):
+                rows.append(tuple(map(_as_bytes, row)))
+        except self._error as error:
+            self.problem = f"reading the tasks stopped: {describe(error)}"
+        self.exhausted = not rows or bool(self.problem)
+        if self._columns == 1:
+            items = self._parse([line for (line,) in rows])
         else:
-            where = shared_directory()
-            self._ledger.end(tasks, "failed", f"{describe(error)}: no room in {where} for a payload of {size:,} bytes")
+            items = self._parse.rest([self._parse.pair(name, payload) for name, payload in rows])
+        self.tasks += len(items)
+        return items
 
 
-class Outcomes(NamedTuple):
-    """What was read of a batch: its finished tasks, `done` of them, from the position `start` on.
+def _as_bytes(value: Any) -> bytes:
+    return b"" if value is None else value if isinstance(value, bytes) else str(value).encode()
 
-    seconds: of each, or their mean. ends: where their values end in the log, or nothing where all of them returned
-    None; before: where the first value begins; log: up to the last. special: some of them are records.
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results: where the command line keeps outcomes, and what --resume finds there.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Results:
+    """Where results are written as they come; flushed often, so that a killed run keeps what was finished.
+
+    Made, it has read what the file holds, if that is to be resumed, and changed nothing; it is written from `begin` on.
+    A subclass knows a format: `read` returns (status, function, payload) of each record; `open` empties the file, or
+    cuts off what a kill has left of a last record.
     """
 
-    start: int
-    done: int
-    seconds: float | list[float] = 0.0
-    ends: Sequence[int] = ()
-    before: int = 1
-    log: bytes = b""
-    special: bool = False
-
-
-class Harvester:
-    """Brings outcomes from the workers' lanes to the ledger, and takes back what they have not begun.
-
-    A batch ends at its bound: its `end` as it was claimed, and after a halt the task behind the one in hand. For
-    whatever is read of it here, `end` itself counts no more once a halt has drawn it back: a worker that somebody
-    continued in the midst of the halt may have stopped there, or gone on beyond it.
-    """
-
-    def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
-        self._queue, self._ledger = queue, ledger
-
-    def harvest(self, handles: Sequence[Handle]) -> bool:
-        """Take in the batches that workers have published. Return True if there were any."""
-        published = self._queue.harvest([handle.harvested for handle in handles])
-        news = False
-        for handle, number in zip(handles, published):
-            if number != handle.harvested:
-                self._check_claims(handle, number)
-                self._take_in_batches(handle, number)
-                news = True
-        return news
-
-    def _check_claims(self, handle: Handle, number: int) -> None:
-        if not 0 <= number - handle.harvested <= 2:
-            raise SpoiledSegmentError(f"worker {handle.index} says {number:,} batches; {handle.harvested:,} were read")
-
-    def _take_in_batches(self, handle: Handle, number: int) -> None:
-        """Take in batches that a worker has left, up to this one. What it has not done there goes to others."""
-        while handle.harvested < number:
-            handle.harvested += 1
-            first, bound = self._span(handle, handle.harvested)
-            done = self._take_in(handle, handle.harvested, first, bound)
-            self._ledger.give_back(done, bound - done)
-
-    def _span(self, handle: Handle, number: int) -> tuple[int, int]:
-        """The positions [first, bound) of a batch."""
-        words, half = self._queue.words, self._queue.half(handle.index, number)
-        first = words[half.first]
-        bound = handle.bound if handle.bounded == number else words[half.end]
-        if not 0 <= bound - first <= self._queue.batch:
-            raise SpoiledSegmentError(f"worker {handle.index} has a batch of positions {first:,} to {bound:,}")
-        return first, bound
-
-    def _take_in(self, handle: Handle, number: int, first: int, bound: int) -> int:
-        """Settle what is finished of a batch and was not taken in before. Return the position behind it."""
-        return self._settle(handle, self._read(handle, number, first, bound))
-
-    def _read(self, handle: Handle, number: int, first: int, bound: int) -> Outcomes:
-        """Read what is finished of a batch and was not taken in before."""
-        half = self._queue.half(handle.index, number)
-        start = max(first, handle.taken)
-        if start >= bound:
-            return Outcomes(bound, 0)
-        if half.all_returned_none(start - first, bound - first):
-            return Outcomes(start, bound - start, half.seconds(start - first, bound - first))
-        ends = half.read_ends(start - first, bound - first)
-        if 0 in ends:
-            del ends[ends.index(0) :]
-        if not ends:
-            return Outcomes(start, 0)
-        before = half.ends[start - first - 1] & ~RECORD if start > first else 1
-        return Outcomes(
-            start,
-            len(ends),
-            half.seconds(start - first, start - first + len(ends)),
-            ends,
-            before,
-            half.read_log(ends[-1] & ~RECORD),
-            bool(self._queue.words[half.special]),
-        )
-
-    def _settle(self, handle: Handle, outcomes: Outcomes) -> int:
-        """Settle what was read of a batch. Return the position behind it."""
-        start, done, seconds, ends, before, log, special = outcomes
-        if done:
-            handle.taken = start + done
-        if special:
-            self._settle_records(handle.index, outcomes)
-        elif ends:
-            if not 1 <= before <= ends[-1] <= len(log):
-                raise SpoiledSegmentError(f"worker {handle.index} says that values end at {ends[-1]:,} of its log")
-            values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
-            self._ledger.complete(handle.index, start, done, values, seconds)
-        elif done:
-            self._ledger.complete(handle.index, start, done, None, seconds)
-        return start + done
-
-    def _settle_records(self, worker: int, outcomes: Outcomes) -> None:
-        """The same where some of the values are records, failures among them."""
-        position, seconds = outcomes.start, outcomes.seconds
-        values = self._decode(outcomes)
-        each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
-        for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
-            part = list(group)
-            times = list(itertools.islice(each, len(part)))
-            if not failed:
-                self._ledger.complete(worker, position, len(part), part, times)
-                position += len(part)
-                continue
-            for value, took in zip(part, times):
-                self._ledger.charge(worker, position, "failed", value, took)
-                position += 1
-
-    def _decode(self, outcomes: Outcomes) -> list[Any]:
-        """The values, of which some are records: text in a faster way, if all of them are."""
-        log, ends = outcomes.log, outcomes.ends
-        stops = [end & ~RECORD for end in ends]
-        spans = list(zip([outcomes.before, *stops], stops))
-        try:
-            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
-                return [decode_text(log[begin + 1 : end]) for begin, end in spans]
-            return [
-                self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
-                for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
-            ]
-        except (struct.error, IndexError, ValueError) as error:
-            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
-
-    def _read_record(self, record: bytes, position: int) -> Any:
-        """The value of a record, which may have a file of its own."""
-        head, data = record[0], record[1:]
-        if head & IN_FILE:
-            path = self._queue.segment.beside(f"v{position}")
-            data = read_file(path, *SIZE.unpack(data))
-            os.unlink(path)
-        return decode_value(head & ~IN_FILE, data, self._ledger.structures)
-
-    def halt(self, handle: Handle, doomed: Doomed | None = None) -> bool:
-        """Stop a worker for a moment: settle what it has finished, and take back what it has not begun.
-
-        The one way to take tasks back. `doomed`: kill the worker if it has that task in hand. Return True if its
-        lane could be read; if not, it is worth another try.
-        """
-        if not handle.stop():
-            return False
-        try:
-            return self._take_back(handle, doomed)
-        finally:
-            handle.go_on()
-
-    def _take_back(self, handle: Handle, doomed: Doomed | None) -> bool:
-        """The part of a halt in which the worker stands still, unless somebody else continues or kills it.
-
-        Nothing that was read is used before a look that it still stands still.
-        """
-        claiming = self._queue.is_claiming(handle.index)
-        number = self._queue.words[handle.status + CLAIMS]
-        if claiming or not handle.stands_still():
-            return False
-        self._check_claims(handle, number)
-        if number == handle.harvested:
-            return True
-        self._take_in_batches(handle, number - 1)
-        first, bound = self._span(handle, number)
-        outcomes = self._read(handle, number, first, bound)
-        if not handle.stands_still():  # or a processor could show `ends` before what was stored earlier
-            return False
-        in_hand = self._settle(handle, outcomes)
-        if in_hand + 1 < bound and not self._draw_back(handle, number, in_hand, bound):
-            return False
-        if doomed is not None and in_hand < bound and in_hand == doomed.position and handle.stands_still():
-            handle.kill(doomed)
-        return True
-
-    def _draw_back(self, handle: Handle, number: int, in_hand: int, bound: int) -> bool:
-        """Have a batch end behind the task in hand, and give the rest to others. Return False if it may have run.
-
-        The worker looks at `end` if it sees that more than QUIET_SECONDS have passed, so it has to stand still for
-        longer. A halt never raises `end`. Only after the last look is anything given away: until then the batch
-        keeps its bound.
-        """
-        words, half = self._queue.words, self._queue.half(handle.index, number)
-        handle.bounded, handle.bound = number, bound
-        words[half.end] = min(words[half.end], in_hand + 1)
-        handle.stand_for(2 * QUIET_SECONDS)
-        if not handle.stands_still() or half.read_ends(in_hand - words[half.first], in_hand - words[half.first] + 1)[0]:
-            return False
-        handle.bound = in_hand + 1
-        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
-        return True
-
-    def recover(self, handle: Handle, code: int) -> tuple[bool, str]:
-        """See to the tasks of a worker that ended with this exit code, and was reaped.
-
-        What it finished is settled, the task in its hand is charged, the others go round again. Return True if it had
-        asked for tasks, and its last words.
-        """
-        index, words = handle.index, self._queue.words
-        self._queue.recover(index)
-        note = self._queue.take_note(index)
-        number = words[handle.status + CLAIMS]
-        self._check_claims(handle, number)
-        asked = number != handle.first_claims or words[handle.status + ASLEEP] > 0
-        if number > handle.harvested:
-            self._take_in_batches(handle, number - 1)
-            first, bound = self._span(handle, number)
-            done = self._take_in(handle, number, first, bound)
-            if done < min(bound, words[handle.status + LEAVING]) and number > words[handle.status + PUBLISHED]:
-                self._charge_in_hand(handle, done, note or exit_text(code))
-                done += 1
-            self._ledger.give_back(done, bound - done)
-            handle.harvested = number
-        self._queue.reset(index)
-        self.take_unclaimed(handle)
-        return asked, note
-
-    def _charge_in_hand(self, handle: Handle, position: int, error: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # it may have died while it wrote its value
-            os.unlink(self._queue.segment.beside(f"v{position}"))
-        status = "crashed"
-        doomed = handle.killed_for
-        if doomed is not None and doomed.position in (None, position):
-            status, error = doomed.status, doomed.error
-        self._ledger.charge(handle.index, position, status, error, time.monotonic() - handle.progress_since)
-
-    def take_unclaimed(self, handle: Handle) -> bool:
-        """What only this worker could claim, and has not, goes to others. Return True if there was anything."""
-        drained = self._queue.drain(handle.index)
-        for first, count in drained:
-            self._ledger.give_back(first, count)
-        return bool(drained)
-
-
-def no_such_function(name: str, names: Iterable[str]) -> str:
-    import difflib  # here, like sqlite3 below: a run seldom needs it, and starts sooner without
-
-    near = difflib.get_close_matches(name, list(names), 3, 0.5)
-    return f"LookupError: no function {name!r}; " + (
-        f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(names)}"
-    )
-
-
-def function_name(function: Any) -> str:
-    if isinstance(function, str):
-        return function
-    return str(getattr(function, "__name__", None) or type(function).__name__)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The worker processes, from outside
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-LOOK_SECONDS = 0.05  # how often the supervisor looks at its workers while tasks are outstanding; no result waits longer
-IDLE_SECONDS = 0.25  # the same while none are
-HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
-OVERDUE_SECONDS = 1.0  # how long one that cannot be halted may go on after its task has timed out
-STILL_SECONDS = 0.05  # how long a worker may take to stand still once it is stopped
-STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
-MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
-REAP_SECONDS = 1.0  # how long the fork server may take to say how a worker has ended
-TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker, or ignores SIGCHLD
-FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
-FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
-
-
-class WorkersFailedError(RuntimeError):
-    """Workers die before they take a task, again and again."""
-
-
-class Doomed(NamedTuple):
-    """Why the supervisor kills a worker: what becomes of the task at this position; None for whichever is in hand."""
-
-    position: int | None
-    status: str
-    error: str
-
-
-@dataclasses.dataclass
-class Handle:
-    """What the supervisor keeps of one worker, and does to its process."""
-
-    index: int
-    words: Any  # of the segment
-    status: int  # the first of this worker's
-    process: Any = None  # None while it is dead
-    pid: int = 0
-    pidfd: Any = None  # a file that names the process, also when its pid has gone to another one; None without pidfds
-    born: int = 0  # when the process started, as process_status() has it
-    started: float = 0.0
-    wake: Any = None  # our end of its pipe
-    due: float = 0.0  # when to start it again
-    deaths: int = 0  # in a row, before it claimed a task
-    first_claims: int = 0  # its `claims` word when it was started
-    rung: int = 0  # the last sleep that was rung for
-    harvested: int = 0  # batches taken in
-    taken: int = 0  # outcomes below this position are taken in
-    bounded: int = 0  # the batch whose bound a halt has noted,
-    bound: int = 0  # and that bound
-    halted: float = 0.0  # when it was last halted,
-    halt_again: bool = False  # and whether that has to be done once more
-    seen: tuple[int, int] = (0, 0)  # its batch and how many of its tasks were done when last looked at,
-    progress_since: float = 0.0  # and since when
-    killed_for: Doomed | None = None
-    monitor: Any = None  # its psutil.Process
-    rss: int = 0
-    cpu: float = 0.0
-    told: bool = False  # to leave
-    retiring: float = 0.0  # since when, for its memory
-    _stopped_before: bool = False  # it stood still when a halt began
-    _still_since: float = 0.0
-    _switches: int = 0  # its context switches at that time
-
-    def word(self, word: int) -> int:
-        return int(self.words[self.status + word])
-
-    def identify(self) -> None:
-        """Note who the new process is, so that later no other with its pid is taken for it."""
-        self.born = process_status(self.pid)[1]
-        self.pidfd = None
-        with contextlib.suppress(OSError, AttributeError):  # gone; no pidfds here, or none left
-            self.pidfd = io.FileIO(os.pidfd_open(self.pid))
-            _supervisor_ends.add(self.pidfd)
-        if is_readable(self.process.sentinel):  # it has ended, so all this may be of another process
-            self.close_pidfd()
-            self.born = -1
-
-    def close_pidfd(self) -> None:
-        if self.pidfd is not None:
-            self.pidfd.close()
-            self.pidfd = None
-
-    def end_sign(self) -> int:
-        """The descriptor that becomes readable when the process ends."""
-        return int(self.pidfd.fileno() if self.pidfd is not None else self.process.sentinel)
-
-    def is_dead(self) -> bool:
-        """Return True if the process has ended. It is not reaped here, so that its pid still names its group."""
-        if self.pidfd is not None:
-            return is_readable(self.pidfd.fileno())
-        try:
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except (ChildProcessError, AttributeError):
-            # the fork server's child, or reaped by this program already; macOS before Python 3.13
-            return not self.process.is_alive() or is_readable(self.process.sentinel)
-
-    def reap(self) -> int:
-        """Wait until the process has ended, and release what multiprocessing keeps of it. Its exit code, -n for
-        signal n, or TAKEN."""
-        if self.pidfd is not None:
-            is_readable(self.pidfd.fileno(), None)
-            self.close_pidfd()
-        else:
-            self.process.join()
-        if self.process.exitcode is None:
-            self.process.join(REAP_SECONDS)  # the fork server tells it a moment later
-        code = self.process.exitcode
-        if code is None:  # multiprocessing would take the process for alive, and refuse to close it
-            code = self.process._popen.returncode = TAKEN
-        self.process.close()
-        self.process = None
-        return int(code)
-
-    def kill(self, why: Doomed | None = None) -> None:
-        """Kill it and what its functions started."""
-        self.killed_for = self.killed_for or why
-        self.signal_group(signal.SIGKILL)
-        self.signal(signal.SIGKILL)  # where it has no group yet
-
-    def stop(self) -> bool:
-        """Stop it, and wait until it stands still. Return True if it does; if not in time, it goes on."""
-        self._stopped_before = self.is_stopped()
-        if not self._stopped_before:
-            self.signal(signal.SIGSTOP)
-        if self.wait_until_stopped(STILL_SECONDS):
-            return True
-        self.go_on()
-        return False
-
-    def wait_until_stopped(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        tries = 0
-        while True:
-            state, self._switches = state_and_switches(self.pid)
-            if state in STOPPED:
-                self._still_since = time.perf_counter()
-                return True
-            if state in ENDED or time.monotonic() > deadline:
-                return False
-            tries += 1
-            if tries < 20:
-                os.sched_yield()
-            else:
-                time.sleep(0.0002)
-
-    def stands_still(self) -> bool:
-        """Return True if it has not run since stop(), although somebody may have continued and stopped it."""
-        state, switches = state_and_switches(self.pid)
-        return state in STOPPED and switches == self._switches
-
-    def stand_for(self, seconds: float) -> None:
-        """Wait until it has stood still for so long."""
-        while time.perf_counter() - self._still_since < seconds:
-            pass
-
-    def go_on(self) -> None:
-        """Continue it, unless somebody else had stopped it."""
-        if not self._stopped_before:
-            self.signal(signal.SIGCONT)
-
-    def is_stopped(self) -> bool:
-        return process_status(self.pid)[0] in STOPPED
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the process, and to no other that has got its pid since."""
-        with contextlib.suppress(ProcessLookupError):
-            if self.pidfd is not None:
-                signal.pidfd_send_signal(self.pidfd.fileno(), number)
-            elif self._keeps_pid():
-                os.kill(self.pid, number)
-
-    def signal_group(self, number: int) -> None:
-        """Send a signal to the process and what its functions started, and to no other group.
-
-        While any of them lives, the system gives the number of the group to nobody else."""
-        if self._keeps_pid():
-            signal_group(self.pid, number)
-
-    def _keeps_pid(self) -> bool:
-        """Return False if another process is seen to have this one's pid. Start times tell them apart."""
-        found = process_status(self.pid)[1]
-        return found in (0, self.born) or self.born == 0
-
-
-class Crew:
-    """Starts, wakes, orders, kills and buries worker processes."""
-
-    def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
-        self._queue, self._options, self._context, self._max_rss = queue, options, context, max_rss
-        self.closing = False  # start no more
-        self.chosen_fork = False  # the start method is fork, and nobody has named it
-        self._refused_since = 0.0  # since when none lives and none can be started; 0 while some do
-        self.respawned = self._failed_starts = 0
-        self.starting = 0.0  # seconds that workers, now dead, took to start
-        self._worked_at, self._next_memory = time.monotonic(), 0.0
-        self.handles = [Handle(index, queue.words, status) for index, status in enumerate(queue.status)]
-        self.bell, self._bell_end = self._pipe()
-        self.poll = select.poll()
-        self.poll.register(self.bell, select.POLLIN)
-
-    def _pipe(self) -> tuple[Any, Any]:
-        """A pipe (reader, writer) that never blocks its writer, and whose ends forked workers close."""
-        reader, writer = self._context.Pipe(duplex=False)
-        os.set_blocking(writer.fileno(), False)
-        _supervisor_ends.update((reader, writer))
-        return reader, writer
-
-    def start(self, handle: Handle) -> None:
-        """Start a process as this worker. Raises LIMIT_ERRORS where it cannot be started; nothing is left open then."""
-        self._check_descriptors()
-        try:
-            self._launch(handle)
-        except LIMIT_ERRORS as error:
-            close_launch_pipes(error)
-            raise
-        finally:
-            if handle.process is None and handle.wake is not None:
-                handle.wake.close()
-
-    def _check_descriptors(self) -> None:
-        """Raise OSError (EMFILE) now if there are too few: multiprocessing leaves some open if it fails half-way."""
-        spare: list[int] = []
-        try:
-            while len(spare) < SPARE_DESCRIPTORS:
-                spare.append(os.dup(self.bell.fileno()))
-        finally:
-            for descriptor in spare:
-                os.close(descriptor)
-
-    def try_to_start(self, handle: Handle) -> None:
-        """Start a process as this worker while a run goes on. If a limit of the system forbids it, the others go on,
-        and it is tried again later.
-
-        Raises WorkersFailedError if no worker has lived for FAILED_SECONDS because of that."""
-        now = time.monotonic()
-        try:
-            self.start(handle)
-        except LIMIT_ERRORS as error:
-            handle.deaths += 1
-            handle.due = now + min(1.0, 0.02 * 2 ** min(handle.deaths, 6))
-            if self.living():
-                self._refused_since = 0.0
-                return
-            self._refused_since = self._refused_since or now
-            if now - self._refused_since > FAILED_SECONDS:
-                raise WorkersFailedError(f"no worker can be started: {limit_text(error)}") from None
-        else:
-            self._refused_since = 0.0
-
-    def _launch(self, handle: Handle) -> None:
-        wake, handle.wake = self._pipe()
-        queue, mine = self._queue, Pipes(wake, self._bell_end)
-        arguments = (type(queue), queue.name, queue.primitives, handle.index, self._options, mine)
-        process = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{handle.index}")
-        process.daemon = False  # or its functions could not start processes
-        _supervisor_ends.difference_update(mine)
-        handle.first_claims = handle.word(CLAIMS)  # before the new one can have claimed
-        with signals_held():  # until it is in the books; and a forked child would run our caller's handlers
-            try:
-                with start_of_worker(self.chosen_fork):
-                    process.start()
-            finally:
-                _supervisor_ends.add(self._bell_end)
-                wake.close()
-            handle.process, handle.pid, handle.started = process, int(process.pid or 0), time.monotonic()
-            handle.identify()
-            self.poll.register(handle.end_sign(), select.POLLIN)
-        with contextlib.suppress(OSError):  # as the child does: whoever comes first
-            os.setpgid(handle.pid, handle.pid)
-        handle.rung, handle.killed_for, handle.monitor, handle.retiring, handle.told = 0, None, None, 0.0, False
-        handle.progress_since = handle.started
-        queue.words[handle.status + PID] = handle.pid
-        queue.words[handle.status + STARTED] += 1
-
-    def ring(self) -> None:
-        """Wake those sleepers that it pays to wake, each once a sleep."""
-        for index, number in self._queue.wakeable():
-            handle = self.handles[index]
-            if handle.rung != number:
-                handle.rung = number
-                if handle.process is not None:
-                    self._write(handle.wake, b"!")
-
-    def retire(self, handle: Handle) -> None:
-        """Have a worker leave after the task in its hand."""
-        handle.told = handle.halt_again = True
-        self._queue.tell_to_leave(handle.index)
-        self._write(handle.wake, b"!")
-
-    def wake_supervisor(self) -> None:
-        self._write(self._bell_end, b"!")
-
-    def _write(self, pipe: Any, data: bytes) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: enough is written; broken: it is dead
-            os.write(pipe.fileno(), data)
-
-    def look(self, now: float) -> list[Handle]:
-        """See to large and missing workers. Return those that died."""
-        dead = []
-        for handle in self.handles:
-            if handle.process is None:
-                if now >= handle.due and not self.closing:
-                    self.try_to_start(handle)
-            elif handle.is_dead():
-                dead.append(handle)
-        if now >= self._next_memory and psutil is not None:
-            self._next_memory = now + MEMORY_SECONDS
-            for handle in self.living():
-                self._weigh(handle, now)
-        return dead
-
-    def _weigh(self, handle: Handle, now: float) -> None:
-        """Read a worker's memory and processor time; replace it if it is too large."""
-        with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
-            handle.monitor = handle.monitor or psutil.Process(handle.pid)
-            handle.rss, handle.cpu = handle.monitor.memory_info().rss, handle.monitor.cpu_percent()
-        if self._max_rss is None or handle.rss <= self._max_rss:
-            return
-        if not handle.retiring:
-            handle.retiring = now
-            self.retire(handle)
-        elif now - handle.retiring >= MEMORY_SECONDS:
-            why = f"its worker held {handle.rss:,} bytes of memory, more than max_rss={self._max_rss:,}"
-            handle.kill(Doomed(None, "crashed", why))
-
-    def bury(self, handle: Handle) -> int:
-        """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
-        with signals_held():
-            handle.signal_group(signal.SIGKILL)
-            self.poll.unregister(handle.end_sign())
-            self.starting += self._start_time(handle)
-            code = handle.reap()
-            handle.wake.close()
-        return code
-
-    def starting_seconds(self) -> float:
-        """How long all the worker processes together took to start."""
-        return self.starting + sum(map(self._start_time, self.living()))
-
-    def _start_time(self, handle: Handle) -> float:
-        """Seconds until this process was ready, or until now."""
-        ready = handle.word(READY) / 1e9
-        return (ready if ready > handle.started else time.monotonic()) - handle.started
-
-    def replace(self, handle: Handle, code: int, claimed: bool, note: str) -> None:
-        """Start the successor of a buried worker: at once, or after a pause if it died before it claimed a task.
-
-        Raises WorkersFailedError where one after the other does, and nothing else happens."""
-        self.respawned += 1
-        if claimed or (handle.told and code == 0):
-            self.worked()
-            handle.deaths = 0
-            self.try_to_start(handle)
-            return
-        handle.deaths += 1
-        self._failed_starts += 1
-        handle.due = time.monotonic() + min(1.0, 0.02 * 2 ** min(handle.deaths, 6))
-        if self._failed_starts >= FAILED_STARTS and (note or time.monotonic() - self._worked_at > FAILED_SECONDS):
-            why = note or exit_text(code)
-            raise WorkersFailedError(f"{self._failed_starts} workers in a row died before they took a task: {why}")
-
-    def worked(self) -> None:
-        """Some worker has had tasks."""
-        self._worked_at, self._failed_starts = time.monotonic(), 0
-
-    def suspend(self) -> None:
-        """Stop the workers and then this process; go on with them when it is continued."""
-        since = time.monotonic()
-        living = self.living()
-        for handle in living:
-            handle.signal_group(signal.SIGSTOP)
-        for handle in living:
-            handle.wait_until_stopped(LOOK_SECONDS)  # then the kernel ends them if this process is killed
-        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
-        os.kill(os.getpid(), signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, handler)
-        for handle in living:
-            handle.signal_group(signal.SIGCONT)
-            handle.progress_since += time.monotonic() - since
-
-    def continue_stopped(self) -> bool:
-        """Continue workers that somebody has stopped, in their sleep. Whether there were any."""
-        stopped = [handle for handle in self.living() if handle.is_stopped()]
-        for handle in stopped:
-            handle.signal_group(signal.SIGCONT)
-        return bool(stopped)
-
-    def free_lock(self, holder: int, seconds: float) -> None:
-        """The lock has not been had for so long: its holder, or somebody if none has signed, was stopped or killed."""
-        living = [handle for handle in self.living() if not handle.is_dead()]
-        for handle in living:
-            if seconds >= 1 and holder in (handle.index, -1):
-                handle.signal_group(signal.SIGCONT)
-                if holder >= 0 and seconds >= STOP_SECONDS:
-                    handle.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
-        lost = seconds >= 1 if holder < 0 else all(handle.index != holder for handle in living)
-        if lost and not self._queue.kernel_unlocks:
-            self._replace_lock(living)
-
-    def _replace_lock(self, living: Sequence[Handle]) -> None:
-        """The lock went with its holder. A worker that asks for it leaves; one that may be inside is waited for."""
-        self._queue.renew_lock(self._context)
-        for handle in living:
-            self._write(handle.wake, b"!")  # those that sleep ask for it
-        deadline = time.monotonic() + 1
-        while inside := [handle for handle in living if not handle.is_dead() and self._may_hold_lock(handle)]:
-            if time.monotonic() > deadline:
-                for handle in inside:
-                    handle.kill()
-            time.sleep(0.001)
-
-    def _may_hold_lock(self, handle: Handle) -> bool:
-        """Return True if a worker that lives may be inside the lock: not while it has a task in hand."""
-        return self._queue.is_claiming(handle.index) or self._queue.glance(handle.index).in_hand is None
-
-    def living(self) -> list[Handle]:
-        return [handle for handle in self.handles if handle.process is not None]
-
-    def close(self) -> None:
-        """Kill and bury whoever is left, and close the pipes."""
-        for handle in self.living():
-            handle.kill()
-        for handle in self.living():
-            self.bury(handle)
-        self.bell.close()
-        self._bell_end.close()
-
-
-SPARE_DESCRIPTORS = 16  # more than the start of a worker needs, by any start method
-LIMIT_ERRORS = (OSError, EOFError)  # from the start of a process; EOFError: the fork server could not fork
-REMEDIES = {
-    errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
-    errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
-    errno.EAGAIN: "; take fewer workers with -w, or raise `ulimit -u`",
-}
-
-
-def limit_error(error: OSError | EOFError) -> OSError:
-    """The same error, with what can be done about it in its text."""
-    if isinstance(error, EOFError):
-        return OSError(errno.EAGAIN, limit_text(error))
-    if error.errno not in REMEDIES:
-        return error
-    return OSError(error.errno, limit_text(error), error.filename)
-
-
-def limit_text(error: OSError | EOFError) -> str:
-    if isinstance(error, EOFError):
-        return "the fork server could not start a process" + REMEDIES[errno.EAGAIN]
-    text, remedy = error.strerror or str(error), REMEDIES.get(error.errno or 0, "")
-    return text if text.endswith(remedy) else text + remedy
-
-
-def close_launch_pipes(error: BaseException) -> None:
-    """Close the pipes that multiprocessing leaves open where it cannot start a process.
-
-    The error holds them in its traceback; those of fork are known to local names only, and would stay open for good."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
-            names = frame.f_locals
-            names["self"].close()
-            if names["self"].method == "fork":
-                for end in [names[name] for name in ("parent_r", "child_w", "child_r", "parent_w") if name in names]:
-                    os.close(end)
-
-
-def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
-    """Return True if a descriptor becomes readable within so many seconds; None waits without end."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else timeout * 1000))
-
-
-def signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
-
-
-def exit_text(code: int) -> str:
-    """How a process ended, in words."""
-    if code == TAKEN:
-        return "the worker process ended; its exit status was taken by this program"
-    if code >= 0:
-        return f"the worker process exited with code {code}"
-    with contextlib.suppress(ValueError):
-        return f"the worker process was killed by {signal.Signals(-code).name}"
-    return f"the worker process was killed by signal {-code}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The supervisor
-# ---------------------------------------------------------------------------------------------------------------------
-
-STALL_SECONDS = 3.0  # how long tasks may be in the queue while every worker sleeps, which cannot be
-SHARE_SECONDS = 0.5  # how often a snapshot is left for --watch
-READ_AHEAD = 4  # in rings: how far input is read beyond the oldest unfinished task, when results go in order
-
-
-def available_processors() -> int:
-    """The processors that this process may use: its affinity, and the quota of its control group."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-        quota, period = file.read().split()  # "max" for the quota is a ValueError
-        count = min(count, math.ceil(int(quota) / int(period)))
-    return max(1, count)
-
-
-LIMITS: dict[str, tuple[float, float]] = {
-    "fn_id": (1, OUT_OF_LINE - 1),
-    "workers": (1, 4096),
-    "num_slots": (2, 1 << 26),
-    "slot_size": (64, 65536),
-    "batch": (1, 1 << 26),
-    "timeout": (0.001, 1e9),
-    "retries": (0, 1 << 30),
-    "max_rss": (1 << 20, 1 << 50),
-    "max_tasks": (1, 1 << 50),
-}
-OPTIONAL = {"batch", "timeout", "max_rss", "max_tasks"}
-
-
-def check_numbers(**values: Any) -> None:
-    """Raise TypeError or ValueError, with value and limit, for an argument out of LIMITS; OPTIONAL ones may be None."""
-    for name, value in values.items():
-        low, high = LIMITS[name]
-        whole = isinstance(low, int)
-        if value is None and name in OPTIONAL:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise TypeError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
-        if not low <= value <= high:
-            raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
-    if values.get("slot_size", 0) % 8:
-        raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
-    if values.get("max_rss") is not None and psutil is None:
-        raise ValueError(f"max_rss={values['max_rss']}: needs psutil, which is not installed (pip install psutil)")
-
-
-def count_threads() -> int:
-    """How many threads this process has, with those of C libraries where the system tells."""
-    for _ in range(10):
-        count = threading.active_count()
-        with contextlib.suppress(OSError):
-            count = max(count, len(os.listdir("/proc/self/task")))
-        if count == threading.active_count():
-            break
-        time.sleep(0.001)  # a thread that was joined is there for a moment longer
-    return count
-
-
-def number_functions(functions: Any) -> dict[int, Function]:
-    """Functions by fn_id: a mapping as it is, a sequence numbered from 1 on."""
-    numbered = dict(functions) if isinstance(functions, Mapping) else dict(enumerate(functions, 1))
-    if not numbered:
-        raise ValueError("functions is empty: at least one is needed")
-    for fn_id, function in numbered.items():
-        check_numbers(fn_id=fn_id)
-        if not callable(function) or not isinstance(function, collections.abc.Hashable):
-            raise TypeError(f"functions: {function!r} is not a callable with a hash")
-    return numbered
-
-
-class Engine:
-    """Moves tasks from their source into the queue, and outcomes out of it, a turn at a time, in its user's thread.
-
-    paused: nothing new begins. failure: why the run was given up, or None. over: why there are no more turns, or "".
-    next_look: when to see to the workers again.
-    """
-
-    def __init__(self, queue: SharedTaskQueue, crew: Crew, ledger: Ledger, timeout: float | None) -> None:
-        self._queue, self._crew, self._ledger, self._timeout = queue, crew, ledger, timeout
-        self._feeder, self._harvester = Feeder(queue, ledger), Harvester(queue, ledger)
-        self.paused, self.over, self.next_look = False, "", 0.0
-        self.failure: Exception | None = None
-        self._sleepers: list[tuple[int, int]] = []  # at the last look
-        self._moved_at = self._turned_at = time.monotonic()
-
-    def check_open(self) -> None:
-        if self.over:
-            raise RuntimeError(self.over)
-
-    def turn(self, job: Job, report: Callable[[], None]) -> None:
-        """Move what can be moved, and wait for news where nothing could be; `report` is called after a look."""
-        self.check_open()
-        more = self._take(job)  # runs the user's iterable, which may raise: nothing is under way then
-        moved = False
-        with self._whole():
-            moved = self.feed() or more
-            moved = self.harvest() or moved
-            now = time.monotonic()
-            if moved or now - self._turned_at > 1.0:  # or the caller was away
-                self._moved_at = now
-            self._turned_at = now
-            self._crew.ring()
-            if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
-                self.next_look = min(self.next_look, now + HUNGRY_SECONDS)
-            if now >= self.next_look:
-                moved = self.look(now) or moved
-                report()
-        if not (moved or job.results or self.failure):
-            self._wait(job)
-
-    def push(self) -> None:
-        """Push what there is room for, and wake workers for it."""
-        with self._whole():
-            self.feed()
-            self._crew.ring()
+    FIELDS = TaskResult._fields
+    broken: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
+    _file: Any = None
+
+    def __init__(self, path: str, resume: bool) -> None:
+        self.path, self.problem = path, ""
+        self._records = self._safe = 0  # all there are, and those that the file holds for certain
+        self.done: collections.Counter[bytes] = collections.Counter()  # of the tasks that the file holds as ok
+        self._resume = resume and os.path.getsize(path) > 0
+        with self._usable():
+            for status, function, payload in self.read():
+                self._records += 1
+                if status == "ok":
+                    self.done[task_digest(function, encode_text(payload))] += 1
+        self._safe = self._records
+
+    def begin(self) -> None:
+        with self._usable():
+            self.open()
 
     @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
-        """What is interrupted in this block cannot be gone on with."""
+    def _usable(self) -> Iterator[None]:
         try:
             yield
-        except (WorkersFailedError, SpoiledSegmentError) as error:
-            self._give_up(error)
-        except BaseException:
-            self.over = "this Supervisor was interrupted: close it"
-            raise
+        except Exception as error:  # whatever a foreign file leads to
+            text = str(error) if isinstance(error, ValueError) else describe(error)
+            raise UsageError(f"--results {self.path}: cannot be used: {text}") from None
 
-    def _take(self, job: Job) -> bool:
-        """Read tasks, where there is room for them. Whether there may be more at once, also where there were none."""
-        source, ledger = job.source, self._ledger
-        if source is None or source.exhausted or ledger.again or ledger.fresh:
-            return False
-        far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
-        if ledger.stopping and not source.finite:
-            source.exhausted = True
-        elif ledger.stopping or (self._queue.room() > 0 and not (far or self.paused)):
-            ledger.admit(job, source.take(BLOCK if ledger.stopping else self._queue.room()))
-            return source.fileno() < 0 and not source.exhausted
-        return False
+    def read(self) -> Iterable[Sequence[str]]:
+        raise NotImplementedError
 
-    def feed(self) -> bool:
-        """Push tasks, unless this is paused. Return True if anything was pushed."""
-        return not self.paused and self._feeder.feed()
+    def open(self) -> None:
+        raise NotImplementedError
 
-    def harvest(self) -> bool:
-        """Take in what workers have published. Whether there was anything, or there is more room."""
-        room = self._queue.room()
-        news = self._harvester.harvest(self._crew.handles)
-        if news:
-            self._crew.worked()
-        return news or self._queue.room() > room
+    def put(self, row: list[Any]) -> None:
+        raise NotImplementedError
 
-    def _wait(self, job: Job) -> None:
-        """Sleep until a worker rings or dies, input comes, or it is time to look."""
-        poll, source, bell = self._crew.poll, job.source, self._crew.bell.fileno()
-        wanted = source is not None and not source.exhausted and not self.paused and self._queue.room() > 0
-        stream = source.fileno() if source is not None and wanted else -1
-        if stream >= 0:
-            poll.register(stream, select.POLLIN)
-        events = poll.poll(max(0.0, self.next_look - time.monotonic()) * 1000)
-        if stream >= 0:
-            poll.unregister(stream)
-        for descriptor, _ in events:
-            if descriptor == bell:
-                os.read(bell, 4096)
-            elif descriptor != stream:
-                self.next_look = 0.0
-
-    def look(self, now: float) -> bool:
-        """Look after the workers. Return True if tasks were moved."""
-        queue, ledger, crew = self._queue, self._ledger, self._crew
-        self._sleepers = queue.sleepers()
-        hungry = not self.paused and any(queue.has_free_half(worker) for worker, _ in self._sleepers)
-        stalled = len(self._sleepers) == len(crew.handles) and not self.paused and now - self._moved_at > STALL_SECONDS
-        if stalled and ledger.in_queue() and not crew.continue_stopped():
-            raise SpoiledSegmentError(f"{ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
-        moved = False
-        for handle in crew.look(now):
-            self._bury(handle)
-            moved = True
-        soon = False
-        for handle in crew.handles:
-            if handle.process is None:
-                moved = self._harvester.take_unclaimed(handle) or moved
-            elif ledger.in_queue():
-                more, again = self._attend(handle, now, hungry)
-                moved = moved or more
-                soon = soon or again
-        busy = ledger.unfinished() > 0
-        self.next_look = now + (HUNGRY_SECONDS if soon else LOOK_SECONDS if busy else IDLE_SECONDS)
-        return moved
-
-    def _attend(self, handle: Handle, now: float, hungry: bool) -> tuple[bool, bool]:
-        """Halt a worker that is slow while others are idle or results wait, or whose task runs too long.
-
-        Return True if tasks were moved, and True if it has to be looked at again soon.
-        """
-        lane = self._queue.glance(handle.index)
-        if handle.seen != (lane.number, lane.done):
-            handle.seen = (lane.number, lane.done)
-            handle.progress_since = now
-        waited = time.perf_counter() - max(lane.began, handle.halted)
-        wanted = handle.halt_again or (hungry and waited >= HUNGRY_SECONDS)
-        finished = lane.done > 0 and lane.first + lane.done > handle.taken and lane.number > handle.harvested
-        if self._timeout and lane.in_hand is not None and now - handle.progress_since >= self._timeout:
-            return self._end_overdue(handle, lane.in_hand, now), False
-        moved = False
-        if hungry and (waited >= HUNGRY_SECONDS or not (self._ledger.again or self._ledger.fresh)):
-            moved = self._harvester.take_unclaimed(handle)
-        if (wanted and lane.not_begun) or (finished and waited >= LOOK_SECONDS):
-            return self.halt(handle) or moved, handle.halt_again
-        if not lane.not_begun:
-            handle.halt_again = False
-        return moved, handle.halt_again or (hungry and lane.not_begun > 0)
-
-    def _end_overdue(self, handle: Handle, position: int, now: float) -> bool:
-        """Kill a worker whose task in hand runs too long; without a halt, if it does not stand still for one."""
-        doomed = Doomed(position, "timeout", f"ran longer than {self._timeout:g} s")
-        halted = self.halt(handle, doomed)
-        if not halted and now - handle.progress_since >= (self._timeout or 0.0) + OVERDUE_SECONDS:
-            handle.kill(doomed)
-        return halted
-
-    def halt(self, handle: Handle, doomed: Doomed | None = None) -> bool:
-        """Take back what a worker has not begun. Return True if its lane could be read."""
-        handle.halt_again = not self._harvester.halt(handle, doomed)
-        handle.halted = time.perf_counter()
-        return not handle.halt_again
-
-    def _bury(self, handle: Handle) -> None:
-        """See to the tasks of a dead worker, and to its successor."""
-        code = self._crew.bury(handle)
-        if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
-            return
-        claimed, note = self._harvester.recover(handle, code)
-        if not self._crew.closing:
-            self._crew.replace(handle, code, claimed, note)
-
-    # Ends.
-
-    def withdraw(self) -> None:
-        """Take back what has not begun; of cancelled jobs it ends here."""
-        ledger = self._ledger
-        with self._whole():
-            ledger.drop_cancelled()
-            if ledger.in_queue():
-                for first, count in self._queue.drain():
-                    ledger.give_back(first, count)
-                for handle in self._crew.living():
-                    self.halt(handle)
-                self.next_look = 0.0
-
-    def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
-        """Kill the workers; tasks in their hands have this outcome, and the others are cancelled, with `rest`."""
-        self._ledger.stopping = self._crew.closing = True
-        for handle in self._crew.living():
-            handle.kill(Doomed(None, status, error))
-        for handle in self._crew.living():
-            self._bury(handle)
-        self._ledger.end_all(rest)
-
-    def _give_up(self, error: Exception) -> None:
-        """Kill the workers; every task still gets its outcome, and the iterators raise `error` at their end."""
-        self.failure, text = error, describe(error)
-        self.abort("crashed", text, text)
-
-    def finish(self, job: Job, report: Callable[[], None]) -> None:
-        """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
-        self.paused = False
-        while self._ledger.unfinished() and not self.over:
-            self.turn(job, report)
-        self._crew.closing = True
-        count = len(self._crew.living())
-        empty = [b""] * count
-        if count:
-            self._ledger.again.append(Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty))
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._crew.living() and time.monotonic() < deadline and not self.over:
-            self.turn(job, report)
-
-
-class Supervisor:
-    """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
-
-    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE. workers: processes;
-    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a
-    slot, a multiple of 8; a payload of slot_size - 9 bytes or fewer travels in its slot, a longer one beside it.
-    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. retries:
-    how often a task that is not ok is started again. max_rss: bytes of memory above which a worker is replaced,
-    after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
-    which a worker is replaced. initializer: called first in every worker. screen: draw on the error stream. log: a
-    file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
-    fork in a process that has one thread, else forkserver. queue: the strategy.
-
-    Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) where shared memory is too small.
-    """
-
-    def __init__(
-        self,
-        functions: Any,
-        *,
-        workers: int | None = None,
-        num_slots: int = 16384,
-        slot_size: int = 128,
-        batch: int | None = None,
-        timeout: float | None = None,
-        retries: int = 0,
-        max_rss: int | None = None,
-        max_tasks: int | None = None,
-        initializer: Callable[[], object] | None = None,
-        screen: bool | Progress = False,
-        log: str | None = None,
-        start_method: str | None = None,
-        queue: type[SharedTaskQueue] = SharedTaskQueue,
-    ) -> None:
-        numbered = number_functions(functions)
-        workers = available_processors() if workers is None else workers
-        check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
-        check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
-        self._ledger = Ledger(numbered, retries, workers)
-        self._submitted = Job(None, self._ledger.names)
-        self._began, self._next_share = time.monotonic(), 0.0
-        self.on_look: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
-        if log:
-            log = os.path.abspath(log)  # its workers may be started elsewhere
-            with open(log, "ab"):  # or nobody would hear that it cannot be written
-                pass
-        sweep()
-        method = start_method or ("fork" if count_threads() == 1 else "forkserver")
-        context = multiprocessing.get_context(method)
-        most = batch or max(16, min(1024, num_slots // (2 * workers)))
-        worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
-        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
-        resources, token = contextlib.ExitStack(), object()
-        self._dispose = weakref.finalize(self, dispose, os.getpid(), resources)
-        # At the latest when multiprocessing ends this process, before it waits for its children.
-        self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
-        _open.add(token)
-        resources.callback(_open.discard, token)
-        exit_on_signals()
-        try:
-            with signals_held():  # or an interrupt would leave the segment behind
-                self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
-                resources.callback(self._queue.remove)
-                self._crew = Crew(self._queue, worker_options, context, max_rss)
-                self._crew.chosen_fork = method == "fork" and start_method is None
-                resources.callback(end_strays, self._queue.name)
-                resources.callback(self._crew.close)
-            self._queue.stuck = self._crew.free_lock
-            self._engine = Engine(self._queue, self._crew, self._ledger, timeout)
-            for handle in self._crew.handles:
-                self._crew.start(handle)
-        except LIMIT_ERRORS as error:
-            self._end()
-            raise limit_error(error) from None
-        except BaseException:
-            self._end()
-            raise
-
-    # What a user calls.
-
-    @property
-    def name(self) -> str:
-        """The name of the segment."""
-        return self._queue.name
-
-    def __enter__(self) -> Supervisor:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self.close() if kind is None else self._stop()
-
-    def run(self, tasks: Iterable[Any] | Source) -> Iterator[TaskResult]:
-        """The TaskResults of `tasks` as they finish; never raises for a task.
-
-        An item is a payload, where there is one function, or (function, payload), with a function or its name.
-        `tasks` is read as there is room, in the caller's thread: while it blocks, nothing is yielded; a Structure it
-        has yielded must not be changed. Closing the iterator early cancels what has not begun."""
-        return self._read(self._open(tasks))
-
-    def map(self, function: Any, payloads: Iterable[Any]) -> Iterator[Any]:
-        """The values of `function` for `payloads`, in their order, reading ahead a few rings at most. Raises
-        TaskError at the first task that is not ok, and cancels the rest."""
-        if function not in self._ledger.fn_ids:
-            raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
-        return self._read(self._open(payloads, True, self._ledger.fn_ids[function]))
-
-    def submit(self, function: Any, payload: Any) -> int:
-        """Add one task, and return its tsk_id; results() has its outcome. Blocks while the ring is full."""
-        self._engine.check_open()
-        tsk_id = self._ledger.next_id
-        self._ledger.admit(self._submitted, [(function, payload)])
-        self._engine.push()
-        while (self._ledger.again or self._ledger.fresh) and not self._engine.paused:
-            self._engine.turn(self._submitted, self._report)
-        return tsk_id
-
-    def results(self) -> Iterator[TaskResult]:
-        """The TaskResults of submitted tasks as they finish, until none is outstanding."""
-        self._engine.check_open()
-        return self._read(self._submitted)
-
-    def cancel(self) -> None:
-        """Let what has begun finish and cancel the rest, in all runs, for good; their iterators go on to the end."""
-        self._ledger.stopping = True
-        self._engine.withdraw()
-
-    def pause(self, paused: bool) -> None:
-        """Begin no more tasks; go on."""
-        self._engine.check_open()
-        self._engine.paused = paused
-        if paused:
-            self._engine.withdraw()
-
-    def abort(self) -> None:
-        """Kill the workers, and cancel what they have in hand and the rest."""
-        self._engine.abort("cancelled", "stopped while it ran")
+    def flush(self) -> None:
+        self._file.flush()
 
     def close(self) -> None:
-        """Finish what is outstanding, have the workers leave, and remove the segment. May be called again."""
-        try:
-            if not self._engine.over:
-                self._engine.finish(self._submitted, self._report)
-        finally:
-            self._stop()
-
-    def wake(self) -> None:
-        """Have on_look called soon; for signal handlers."""
-        self._engine.next_look = 0.0
-        self._crew.wake_supervisor()
+        self._file.close()
 
     @property
-    def paused(self) -> bool:
-        """Whether pause(True) was called."""
-        return self._engine.paused
+    def lost(self) -> int:
+        return self._records - self._safe
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether cancel() or abort() was called."""
-        return self._ledger.stopping
+    def write(self, result: TaskResult) -> None:
+        row = list(result)
+        row[2], row[4] = _as_text(result.payload), _as_text(result.value)
+        self._records += 1
+        self._attempt(self.put, row)
+        if self.lost >= 256:
+            self.save()
 
-    def stats(self) -> dict[str, Any]:
-        """Counts of outcomes (ok, failed, timeout, crashed, cancelled), of retried and outstanding tasks and of
-        respawned workers, seconds since the start, and for each worker its pid, completed and failed tasks."""
-        tally, crew = self._ledger.tally, self._crew
-        workers = [
-            {"pid": handle.pid, "completed": tally.completed[handle.index], "failed": tally.failed[handle.index]}
-            for handle in crew.handles
-        ]
-        more = {"retried": tally.retried, "respawned": crew.respawned, "outstanding": self._ledger.unfinished()}
-        return {**tally.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
+    def save(self) -> bool:
+        """Bring what was written to the file; whether all is well."""
+        if self._attempt(self.flush):
+            self._safe = self._records
+        return not self.problem
 
-    def snapshot(self) -> Snapshot:
-        """What the screen shows."""
-        tally, queue, progress, crew = self._ledger.tally, self._queue, self._progress, self._crew
-        rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
-        workers = zip(crew.handles, worker_rates or itertools.repeat(0.0))
-        rows = [_worker_row(handle, queue, self._ledger, rate) for handle, rate in workers]
-        failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]]
-        seconds = time.monotonic() - self._began
-        about = (progress.title, queue.name, queue.strategy, seconds, tally.counts, tally.retried)
-        amounts = (progress.total(), rates, queue.backlog(), queue.num_slots)
-        return Snapshot(*about, *amounts, rows, failures, progress.state, progress.keys)
+    def finish(self) -> None:
+        """Save and close; if that failed, find out what the file holds."""
+        if self._file is None:  # interrupted before it began
+            return
+        self.save()
+        if not self._attempt(self.close) and self.path != "-":
+            with contextlib.suppress(UsageError):  # it cannot be read: what was flushed counts
+                self._safe = type(self)(self.path, True)._records
 
-    def summary(self) -> dict[str, Any]:
-        """stats(), and: the shares of the workers' time that they ran functions, started and waited; the slowest
-        tasks and the first that were not ok, five each; how many failed in which way."""
-        stats = self.stats()
-        return {**stats, **self._ledger.tally.summary(stats["seconds"], self._crew.starting_seconds())}
+    def _attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
+        """Do something with the file, unless that has failed before; after a failure the run goes on without it."""
+        if not self.problem:
+            try:
+                action(*arguments)
+                return True
+            except self.broken as error:
+                self.problem = describe(error)
+                with contextlib.suppress(*self.broken):
+                    self.close()
+        return False
 
-    def suspend(self) -> None:
-        """Stop the workers and this process, as Ctrl-Z does, and go on with them."""
-        self._crew.suspend()
 
-    def _open(self, tasks: Iterable[Any] | Source, ordered: bool = False, fn_id: int = 0) -> Job:
-        self._engine.check_open()
-        source = tasks if isinstance(tasks, Source) else IterableSource(tasks)
-        return Job(source, self._ledger.names, ordered, fn_id)
+class JsonLines(Results):
+    """A JSON object a line; bytes are text by surrogateescape."""
 
-    def _read(self, job: Job) -> Iterator[Any]:
-        with contextlib.closing(self._parts(job)) as parts:
-            for part in parts:
-                yield from part
+    HEADER, END, CLOSE = b"", b"\n", b"}"  # CLOSE: what shows that a record is whole, if its END is not there
+    START = b'{"tsk_id": '  # of a record
 
-    def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
-        """The results of a job as they come, as iterators of several; closed early, it cancels what has not begun."""
+    def read(self) -> Iterator[Sequence[str]]:
+        self._end, self._lead = 0, self.HEADER  # what is kept of the file, and what the next record needs before it
+        if not self._resume:
+            return
+        with open(self.path, "rb") as file:
+            head = file.read(len(self.HEADER))
+            if not self.HEADER.startswith(head):
+                raise ValueError(f"it begins with {head!r}, not with the header of results")
+            if head == self.HEADER:
+                self._end, self._lead = len(head), b""
+                yield from self._read_records(file)
+
+    def _read_records(self, file: Iterable[bytes]) -> Iterator[Sequence[str]]:
+        number, lines = 1 + self.HEADER.count(b"\n"), []
+        for line in file:
+            lines.append(line)
+            if self.is_end(line):
+                yield self.parse(b"".join(lines)) or self.refuse(number)
+                self._end += sum(map(len, lines))
+                number, lines = number + len(lines), []
+        last = b"".join(lines).rstrip(b"\r\n")
+        if last.endswith(self.CLOSE) and (record := self.parse(last)):  # an editor may have taken its end
+            yield record
+            self._end, self._lead = self._end + len(last), self.END
+        elif lines and not self.is_torn(lines):
+            self.refuse(number)
+
+    def open(self) -> None:
+        where = os.dup(1) if self.path == "-" else self.path
+        self._file = open(where, "r+b" if self._end else "wb", 1 << 20)  # noqa: SIM115
+        if self._end:
+            self._file.seek(self._end)
+            self._file.truncate()
+        self._file.write(self._lead)
+
+    def is_end(self, line: bytes) -> bool:
+        """Whether a record ends with the next line of the file."""
+        return line.endswith(b"\n")
+
+    def is_torn(self, lines: Sequence[bytes]) -> bool:
+        """Whether these last lines, which do not end as a record does, are the beginning of one."""
+        return self.START.startswith(lines[0][: len(self.START)])
+
+    def parse(self, record: bytes) -> Sequence[str] | None:
+        """Its status, function and payload; None for what is not a record."""
         try:
-            while not job.finished:
-                if not job.results:
-                    self._engine.turn(job, self._report)
-                elif isinstance(job.results[0], TaskError):
-                    raise self._engine.failure or job.results[0]
-                else:
-                    part = job.results.popleft()
-                    try:
-                        yield part
-                    except GeneratorExit:  # the reader stopped in its midst: the rest is there for the next one
-                        job.results.appendleft(part)
-                        raise
-            if self._engine.failure is not None:
-                raise self._engine.failure
-        finally:
-            if job is not self._submitted and not job.finished:
-                job.cancelled = True
-                job.results.clear()
-                if self._dispose.alive and not self._engine.over:
-                    self._engine.withdraw()
+            fields = self.fields(record)
+            found = [fields[name] for name in ("status", "function", "payload")]
+        except (ValueError, TypeError, LookupError, RecursionError, csv.Error):
+            return None
+        return found if all(isinstance(text, str) for text in found) and found[0] in OUTCOMES else None
 
-    def _report(self) -> None:
-        """After each look at the workers: draw, and from time to time leave a snapshot beside the segment."""
-        self.on_look()
-        self._progress.draw(self.snapshot)
-        if time.monotonic() >= self._next_share:
-            self._next_share = time.monotonic() + SHARE_SECONDS
-            self._share()
+    def refuse(self, number: int) -> typing.NoReturn:
+        raise ValueError(f"what begins in line {number:,} is not a record of results; mend it, or give another file")
 
-    def _share(self) -> None:
-        """Leave a snapshot beside the segment, for --watch, and the counters in it."""
-        words, path, tally = self._queue.words, self._queue.segment.beside("watch"), self._ledger.tally
-        for status, completed, failed in zip(self._queue.status, tally.completed, tally.failed):
-            words[status + COMPLETED], words[status + FAILURES] = completed, failed
-        with contextlib.suppress(OSError):  # no room: nobody can watch, and the run goes on
-            write_file(path + ".new", json.dumps(self.snapshot()).encode())
-            os.replace(path + ".new", path)
+    def fields(self, record: bytes) -> Any:
+        return json.loads(record)
 
-    def _stop(self) -> None:
-        """Kill whoever is left, and remove everything."""
-        self._engine.over = "this Supervisor is closed"
-        self._end()
-        self._progress.close()
-
-    def _end(self) -> None:
-        with signals_held():
-            self._dispose()
-            self._at_exit.cancel()
-        exit_on_signals()  # dispose has done so where it was called alone; within the block, handlers were exchanged
+    def put(self, row: list[Any]) -> None:
+        self._file.write(json.dumps(dict(zip(self.FIELDS, row))).encode() + b"\n")
 
 
-def _worker_row(handle: Handle, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
-    """What the screen shows of a worker."""
-    index, tally, seen = handle.index, ledger.tally, queue.glance(handle.index)
-    lane, at = queue.half(index, seen.number).lane, seen.done
-    busy = handle.process is not None and seen.in_hand is not None
-    state = "dead" if handle.process is None else "run" if busy else "sleep"
-    function = ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
-    done = (tally.completed[index], tally.failed[index], rate)
-    load = (handle.cpu, handle.rss) if handle.rss else (None, None)
-    held = (lane.tsk_id(at), time.monotonic() - handle.progress_since) if busy else (None, 0.0)
-    return WorkerRow(index, handle.pid, state, function, *done, *load, *held)
+NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which takes none: not a character
 
 
-def exit_on_signals() -> None:
-    """While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill the process without its
-    clean-up: in the main thread only, and only where nobody else handles them."""
-    old, new = (signal.SIG_DFL, _exit_cleanly) if _open else (_exit_cleanly, signal.SIG_DFL)
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is old:
-                signal.signal(number, new)
+class Csv(JsonLines):
+    """Comma-separated values with a header; bytes as they are."""
+
+    HEADER, END, CLOSE = (",".join(Results.FIELDS) + "\r\n").encode(), b"\r\n", b"\r\n"
+    _quotes = 0
+
+    def is_end(self, line: bytes) -> bool:
+        self._quotes += line.count(b'"')
+        return line.endswith(b"\r\n") and self._quotes % 2 == 0
+
+    def is_torn(self, lines: Sequence[bytes]) -> bool:
+        """A kill tears the last record only: if whole ones follow its first line, a quote there is wrong."""
+        return not any(self.parse(line) for line in lines[1:] if line.endswith(self.END))
+
+    def fields(self, record: bytes) -> Any:
+        csv.field_size_limit(sys.maxsize)
+        (row,) = csv.reader([decode_text(record).replace("\0", NUL)], strict=True)
+        return dict(zip(self.FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
+
+    def put(self, row: list[Any]) -> None:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerow([x.replace("\0", NUL) if isinstance(x, str) else x for x in row])
+        self._file.write(encode_text(text.getvalue().replace(NUL, "\0")))
 
 
-def _exit_cleanly(number: int, frame: object) -> None:
-    if _open and not _is_forking(frame):
-        _exit(number, frame)
-    if _open:  # come back a moment later
-        threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
-        return
-    signal.signal(number, signal.SIG_DFL)  # somebody has kept this handler, and set it again after our time
-    signal.raise_signal(number)
+class Sqlite(Results):
+    """The table `results` of a SQLite file; what is not UTF-8 is a blob."""
 
+    def read(self) -> Iterator[Sequence[str]]:
+        import sqlite3
 
-def _exit(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+        self.broken = (OSError, sqlite3.Error)
+        self._connect = functools.partial(sqlite3.connect, self.path)
+        with contextlib.closing(self._connect()) as base:
+            columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
+            if self._resume and columns not in ((), self.FIELDS):
+                raise ValueError(f"its table results has the columns {', '.join(columns)}")
+            base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
+            query = "SELECT rowid, status, function, payload FROM results"
+            for number, *row in base.execute(query) if self._resume and columns else ():
+                if not all(isinstance(text, (str, bytes)) for text in row):
+                    raise ValueError(f"row {number:,} of its table results is not a record of results")
+                yield [decode_text(text) if isinstance(text, bytes) else text for text in row]
 
-
-def dispose(owner: int, resources: contextlib.ExitStack) -> None:
-    """Kill the workers, remove the segment, restore the signal handlers: once, at the latest when Python exits."""
-    if os.getpid() == owner:  # and not in a child that the user forked
+    def open(self) -> None:
+        self._file = self._connect()
         try:
-            with signals_held():
-                resources.close()
-        finally:
-            exit_on_signals()
+            self._file.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
+            self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
+            with self._file:
+                self._file.execute("BEGIN IMMEDIATE")
+                if not self._resume:
+                    self._file.execute("DROP TABLE IF EXISTS results")
+                self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(self.FIELDS)})")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def put(self, row: list[Any]) -> None:
+        for at, value in enumerate(row):
+            if isinstance(value, str):
+                try:
+                    value.encode()
+                except UnicodeEncodeError:
+                    row[at] = encode_text(value)
+        self._file.execute(f"INSERT INTO results VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+
+    def flush(self) -> None:
+        self._file.commit()
+
+    def close(self) -> None:
+        with contextlib.closing(self._file):
+            self._file.commit()
 
 
-def parallel_map(
-    function: Function, payloads: Iterable[Any], *, workers: int | None = None, **options: Any
-) -> list[Any]:
-    """The values of `function` for `payloads`, in their order. Raises TaskError at the first task that is not ok.
+FORMATS: dict[str, type[Results]] = {"-": JsonLines, ".jsonl": JsonLines, ".csv": Csv, ".sqlite": Sqlite}
 
-    `options` are those of Supervisor."""
-    with Supervisor([function], workers=workers, **options) as supervisor:
-        values: list[Any] = []
-        for part in supervisor._parts(supervisor._open(payloads, True, 1)):
-            values += part
-        return values
+
+def results_format(path: str) -> type[Results]:
+    """The class that writes results to a file of this name."""
+    kind = FORMATS.get(path if path == "-" else os.path.splitext(path)[1])
+    if kind is None:
+        raise UsageError(f"--results {path}: must end with .jsonl, .csv or .sqlite, or be - for standard output")
+    return kind
+
+
+def task_digest(function: str, payload: bytes) -> bytes:
+    """Sixteen bytes by which a recorded task is known again."""
+    return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
+
+
+def _as_text(value: Any) -> str | None:
+    return None if value is None else decode_text(to_bytes(value))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The screen
+# The screen: what a run shows while it goes on.
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class UsageError(Exception):
-    """Bad usage or input: what is printed before exit code 2."""
 
 
 class WorkerRow(NamedTuple):
@@ -3979,7 +4440,7 @@ def choose_run(name: str) -> str:
 def watch(name: str, signals: Iterable[int]) -> None:
     """Show the screen of another supervisor's run until it ends or Ctrl-C; reads its file, and nothing else.
 
-    signals: those that this thread can handle."""
+    signals: those that this thread can process."""
     screen = Screen()
 
     def pause(number: int, frame: object) -> None:
@@ -4005,8 +4466,12 @@ def watch(name: str, signals: Iterable[int]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The command line
+# The command line.
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+class UsageError(Exception):
+    """Bad usage or input: what is printed before exit code 2."""
 
 
 def echo(payload: bytes) -> bytes:
@@ -4039,421 +4504,6 @@ def shell(payload: bytes) -> bytes:
         errors = decode_text(done.stderr[-1000:]).strip()
         raise RuntimeError(f"exit code {done.returncode}" + (f": {errors}" if errors else ""))
     return done.stdout
-
-
-class LineParser:
-    """Makes tasks of lines: of FUNCTION PAYLOAD, or, if a line is `whole`, of a payload for the first function. Empty
-    lines are skipped, and lines that start with #, if those are comments; and tasks that are done, as often as that."""
-
-    def __init__(self, names: Sequence[str], comments: bool, whole: bool = False) -> None:
-        self.whole, self._comments, self._only, self._line = whole, comments, names[0], 0
-        self._known = {name.encode(): name for name in names}
-        self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest
-        self.left_out = 0
-
-    def __call__(self, lines: Sequence[bytes]) -> list[Any]:
-        if self.whole:
-            return self.rest([line for line in lines if line and not (self._comments and line.startswith(b"#"))])
-        items: list[Any] = []
-        for number, line in enumerate(lines, self._line + 1):
-            word, _, payload = line.partition(b" ")
-            if word in self._known:
-                items.append((self._known[word], payload))
-            elif (line := line.lstrip()) and not line.startswith(b"#"):
-                word = line.split(None, 1)[0]
-                items.append(self.pair(word, line[len(word) + 1 :], f"line {number:,}: "))
-        self._line += len(lines)
-        return self.rest(items)
-
-    def rest(self, items: list[Any]) -> list[Any]:
-        """Those of these tasks that are not done."""
-        return [item for item in items if not self._is_done(item)] if self.done else items
-
-    def _is_done(self, item: Any) -> bool:
-        digest = task_digest(*((self._only, item) if self.whole else item[:2]))
-        known = self.done[digest] > 0
-        if known:
-            self.done[digest] -= 1
-            self.left_out += 1
-        return known
-
-    def pair(self, word: bytes, payload: bytes, where: str = "") -> Any:
-        """A task of a function's name and its payload."""
-        if word in self._known:
-            return self._known[word], payload
-        text = decode_text(word)
-        return Rejected(text, payload, where + no_such_function(text, self._known.values()))
-
-
-class LineSource(Source):
-    """Tasks from a file of lines, as they come. A line ends at a newline and nowhere else; a carriage return before
-    it, and a byte order mark at the start of the file, are dropped."""
-
-    def __init__(self, path: str, parse: LineParser) -> None:
-        self._parse, self.tasks = parse, 0
-        try:
-            self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            info = os.fstat(self._file)
-            if stat.S_ISDIR(info.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        except OSError as error:
-            why = f"cannot read {path!r}: {error.strerror}"
-            raise UsageError(f"{why}; give a file of tasks, or - for standard input") from None
-        self.finite, self._size = stat.S_ISREG(info.st_mode), info.st_size
-        self._poll = select.poll()
-        self._poll.register(self._file, select.POLLIN)
-        self._mark = b"\xef\xbb\xbf"  # a byte order mark, which the first line may begin with
-        self._parts: list[bytes] = []  # of the line that is not yet whole
-        self._items: list[Any] = []  # read, the next one last
-        self._bytes = 0
-
-    def fileno(self) -> int:
-        return -1 if self.finite else self._file
-
-    def total(self) -> int | None:
-        """How many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
-        known, left_out = self.tasks + len(self._items), self._parse.left_out
-        if self._file < 0:
-            return known
-        return int((known + left_out) * self._size / self._bytes) - left_out if self.finite and self._bytes else None
-
-    def take(self, room: int) -> Sequence[Any]:
-        if not self._items and self._file >= 0 and self._poll.poll(0):
-            self._read()
-        room = min(room, BLOCK)
-        items = self._items[-room:][::-1]
-        del self._items[-room:]
-        self.exhausted = self._file < 0 and not self._items
-        self.tasks += len(items)
-        return items
-
-    def _read(self) -> None:
-        """Read a block, and make tasks of the lines that are whole now."""
-        try:
-            block = os.read(self._file, 1 << 18)
-        except OSError as error:
-            block, self.problem = b"", f"reading the tasks stopped: {error.strerror}"
-        self._bytes += len(block)
-        if not block:
-            os.close(self._file)
-            self._file = -1
-        self._parts.append(block)
-        if b"\n" in block or not block:  # the last line may end with the file
-            lines = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n")
-            self._parts = [lines.pop()] if block else []
-            lines[0] = lines[0].removeprefix(self._mark)
-            self._mark = b""
-            self._items = self._parse(lines)[::-1]
-
-
-class QuerySource(Source):
-    """Tasks from the rows of a SQLite query: one column is a line, two are a function and its payload."""
-
-    def __init__(self, path: str, query: str, parse: LineParser) -> None:
-        import sqlite3  # here, since few runs need it
-        import urllib.parse
-
-        self._parse, self.tasks, self._rows, self._error = parse, 0, None, sqlite3.Error
-        if not os.path.isfile(path):
-            raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
-        try:
-            base = sqlite3.connect(f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro", uri=True)
-            weakref.finalize(self, base.close)
-            base.text_factory = bytes
-            deny, attach, allow = sqlite3.SQLITE_DENY, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_OK
-            base.set_authorizer(lambda action, *_: deny if action == attach else allow)  # that would make a file
-            deadline = time.monotonic() + 0.2
-            base.set_progress_handler(lambda: time.monotonic() > deadline, 10000)
-            with contextlib.suppress(sqlite3.OperationalError):  # it takes too long to count; a wrong query fails below
-                self._rows = base.execute(f"SELECT count(*) FROM ({query.strip().rstrip(';')})").fetchone()[0]  # noqa: S608
-            base.set_progress_handler(None, 0)
-            self._cursor = base.execute(query)
-        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
-            raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
-        self._columns = columns = len(self._cursor.description or ())
-        if columns not in (1, 2):
-            raise UsageError(f"--query {query!r}: {columns} columns; one is a line, two are a function and its payload")
-        if columns == 2 and parse.whole:
-            raise UsageError(f"--query {query!r}: two columns name functions; --call and --shell take one")
-
-    def total(self) -> int | None:
-        return self.tasks if self.exhausted else self._rows and self._rows - self._parse.left_out
-
-    def take(self, room: int) -> Sequence[Any]:
-        rows: list[tuple[bytes, ...]] = []
-        try:
-            for row in itertools.islice(self._cursor, min(room, BLOCK)):
-                rows.append(tuple(map(_as_bytes, row)))
-        except self._error as error:
-            self.problem = f"reading the tasks stopped: {describe(error)}"
-        self.exhausted = not rows or bool(self.problem)
-        if self._columns == 1:
-            items = self._parse([line for (line,) in rows])
-        else:
-            items = self._parse.rest([self._parse.pair(name, payload) for name, payload in rows])
-        self.tasks += len(items)
-        return items
-
-
-def _as_bytes(value: Any) -> bytes:
-    return b"" if value is None else value if isinstance(value, bytes) else str(value).encode()
-
-
-class Results:
-    """Where results are written as they come; flushed often, so that a killed run keeps what was finished.
-
-    Made, it has read what the file holds, if that is to be resumed, and changed nothing; it is written from `begin` on.
-    A subclass knows a format: `read` returns (status, function, payload) of each record; `open` empties the file, or
-    cuts off what a kill has left of a last record.
-    """
-
-    FIELDS = TaskResult._fields
-    broken: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
-    _file: Any = None
-
-    def __init__(self, path: str, resume: bool) -> None:
-        self.path, self.problem = path, ""
-        self._records = self._safe = 0  # all there are, and those that the file holds for certain
-        self.done: collections.Counter[bytes] = collections.Counter()  # of the tasks that the file holds as ok
-        self._resume = resume and os.path.getsize(path) > 0
-        with self._usable():
-            for status, function, payload in self.read():
-                self._records += 1
-                if status == "ok":
-                    self.done[task_digest(function, encode_text(payload))] += 1
-        self._safe = self._records
-
-    def begin(self) -> None:
-        with self._usable():
-            self.open()
-
-    @contextlib.contextmanager
-    def _usable(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever a foreign file leads to
-            text = str(error) if isinstance(error, ValueError) else describe(error)
-            raise UsageError(f"--results {self.path}: cannot be used: {text}") from None
-
-    def read(self) -> Iterable[Sequence[str]]:
-        raise NotImplementedError
-
-    def open(self) -> None:
-        raise NotImplementedError
-
-    def put(self, row: list[Any]) -> None:
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    @property
-    def lost(self) -> int:
-        return self._records - self._safe
-
-    def write(self, result: TaskResult) -> None:
-        row = list(result)
-        row[2], row[4] = _as_text(result.payload), _as_text(result.value)
-        self._records += 1
-        self._attempt(self.put, row)
-        if self.lost >= 256:
-            self.save()
-
-    def save(self) -> bool:
-        """Bring what was written to the file; whether all is well."""
-        if self._attempt(self.flush):
-            self._safe = self._records
-        return not self.problem
-
-    def finish(self) -> None:
-        """Save and close; if that failed, find out what the file holds."""
-        if self._file is None:  # interrupted before it began
-            return
-        self.save()
-        if not self._attempt(self.close) and self.path != "-":
-            with contextlib.suppress(UsageError):  # it cannot be read: what was flushed counts
-                self._safe = type(self)(self.path, True)._records
-
-    def _attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
-        """Do something with the file, unless that has failed before; after a failure the run goes on without it."""
-        if not self.problem:
-            try:
-                action(*arguments)
-                return True
-            except self.broken as error:
-                self.problem = describe(error)
-                with contextlib.suppress(*self.broken):
-                    self.close()
-        return False
-
-
-class JsonLines(Results):
-    """A JSON object a line; bytes are text by surrogateescape."""
-
-    HEADER, END, CLOSE = b"", b"\n", b"}"  # CLOSE: what shows that a record is whole, if its END is not there
-    START = b'{"tsk_id": '  # of a record
-
-    def read(self) -> Iterator[Sequence[str]]:
-        self._end, self._lead = 0, self.HEADER  # what is kept of the file, and what the next record needs before it
-        if not self._resume:
-            return
-        with open(self.path, "rb") as file:
-            head = file.read(len(self.HEADER))
-            if not self.HEADER.startswith(head):
-                raise ValueError(f"it begins with {head!r}, not with the header of results")
-            if head == self.HEADER:
-                self._end, self._lead = len(head), b""
-                yield from self._read_records(file)
-
-    def _read_records(self, file: Iterable[bytes]) -> Iterator[Sequence[str]]:
-        number, lines = 1 + self.HEADER.count(b"\n"), []
-        for line in file:
-            lines.append(line)
-            if self.is_end(line):
-                yield self.parse(b"".join(lines)) or self.refuse(number)
-                self._end += sum(map(len, lines))
-                number, lines = number + len(lines), []
-        last = b"".join(lines).rstrip(b"\r\n")
-        if last.endswith(self.CLOSE) and (record := self.parse(last)):  # an editor may have taken its end
-            yield record
-            self._end, self._lead = self._end + len(last), self.END
-        elif lines and not self.is_torn(lines):
-            self.refuse(number)
-
-    def open(self) -> None:
-        where = os.dup(1) if self.path == "-" else self.path
-        self._file = open(where, "r+b" if self._end else "wb", 1 << 20)  # noqa: SIM115
-        if self._end:
-            self._file.seek(self._end)
-            self._file.truncate()
-        self._file.write(self._lead)
-
-    def is_end(self, line: bytes) -> bool:
-        """Whether a record ends with the next line of the file."""
-        return line.endswith(b"\n")
-
-    def is_torn(self, lines: Sequence[bytes]) -> bool:
-        """Whether these last lines, which do not end as a record does, are the beginning of one."""
-        return self.START.startswith(lines[0][: len(self.START)])
-
-    def parse(self, record: bytes) -> Sequence[str] | None:
-        """Its status, function and payload; None for what is not a record."""
-        try:
-            fields = self.fields(record)
-            found = [fields[name] for name in ("status", "function", "payload")]
-        except (ValueError, TypeError, LookupError, RecursionError, csv.Error):
-            return None
-        return found if all(isinstance(text, str) for text in found) and found[0] in OUTCOMES else None
-
-    def refuse(self, number: int) -> typing.NoReturn:
-        raise ValueError(f"what begins in line {number:,} is not a record of results; mend it, or give another file")
-
-    def fields(self, record: bytes) -> Any:
-        return json.loads(record)
-
-    def put(self, row: list[Any]) -> None:
-        self._file.write(json.dumps(dict(zip(self.FIELDS, row))).encode() + b"\n")
-
-
-NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which takes none: not a character
-
-
-class Csv(JsonLines):
-    """Comma-separated values with a header; bytes as they are."""
-
-    HEADER, END, CLOSE = (",".join(Results.FIELDS) + "\r\n").encode(), b"\r\n", b"\r\n"
-    _quotes = 0
-
-    def is_end(self, line: bytes) -> bool:
-        self._quotes += line.count(b'"')
-        return line.endswith(b"\r\n") and self._quotes % 2 == 0
-
-    def is_torn(self, lines: Sequence[bytes]) -> bool:
-        """A kill tears the last record only: if whole ones follow its first line, a quote there is wrong."""
-        return not any(self.parse(line) for line in lines[1:] if line.endswith(self.END))
-
-    def fields(self, record: bytes) -> Any:
-        csv.field_size_limit(sys.maxsize)
-        (row,) = csv.reader([decode_text(record).replace("\0", NUL)], strict=True)
-        return dict(zip(self.FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
-
-    def put(self, row: list[Any]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text).writerow([x.replace("\0", NUL) if isinstance(x, str) else x for x in row])
-        self._file.write(encode_text(text.getvalue().replace(NUL, "\0")))
-
-
-class Sqlite(Results):
-    """The table `results` of a SQLite file; what is not UTF-8 is a blob."""
-
-    def read(self) -> Iterator[Sequence[str]]:
-        import sqlite3
-
-        self.broken = (OSError, sqlite3.Error)
-        self._connect = functools.partial(sqlite3.connect, self.path)
-        with contextlib.closing(self._connect()) as base:
-            columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
-            if self._resume and columns not in ((), self.FIELDS):
-                raise ValueError(f"its table results has the columns {', '.join(columns)}")
-            base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
-            query = "SELECT rowid, status, function, payload FROM results"
-            for number, *row in base.execute(query) if self._resume and columns else ():
-                if not all(isinstance(text, (str, bytes)) for text in row):
-                    raise ValueError(f"row {number:,} of its table results is not a record of results")
-                yield [decode_text(text) if isinstance(text, bytes) else text for text in row]
-
-    def open(self) -> None:
-        self._file = self._connect()
-        try:
-            self._file.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
-            self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
-            with self._file:
-                self._file.execute("BEGIN IMMEDIATE")
-                if not self._resume:
-                    self._file.execute("DROP TABLE IF EXISTS results")
-                self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(self.FIELDS)})")
-        except BaseException:
-            self._file.close()
-            raise
-
-    def put(self, row: list[Any]) -> None:
-        for at, value in enumerate(row):
-            if isinstance(value, str):
-                try:
-                    value.encode()
-                except UnicodeEncodeError:
-                    row[at] = encode_text(value)
-        self._file.execute(f"INSERT INTO results VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
-
-    def flush(self) -> None:
-        self._file.commit()
-
-    def close(self) -> None:
-        with contextlib.closing(self._file):
-            self._file.commit()
-
-
-KINDS: dict[str, type[Results]] = {"-": JsonLines, ".jsonl": JsonLines, ".csv": Csv, ".sqlite": Sqlite}
-
-
-def kind_of_results(path: str) -> type[Results]:
-    """The class that writes results to a file of this name."""
-    kind = KINDS.get(path if path == "-" else os.path.splitext(path)[1])
-    if kind is None:
-        raise UsageError(f"--results {path}: must end with .jsonl, .csv or .sqlite, or be - for standard output")
-    return kind
-
-
-def task_digest(function: str, payload: bytes) -> bytes:
-    """Sixteen bytes by which a recorded task is known again."""
-    return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
-
-
-def _as_text(value: Any) -> str | None:
-    return None if value is None else decode_text(to_bytes(value))
 
 
 def load_module(where: str) -> Any:
@@ -4559,7 +4609,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.halt is not None and options.halt < 1:
         raise UsageError(f"--halt {options.halt}: must be 1 or more")
     if options.results is not None:
-        kind_of_results(options.results)
+        results_format(options.results)
     if options.results == "-" and sys.stdout is None:
         raise UsageError("--results -: standard output is closed")
     if options.tasks == "-" and sys.stdin is None:
@@ -4618,26 +4668,6 @@ class Keys:
         return ""
 
 
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # by a run, and by --watch
-
-
-@contextlib.contextmanager
-def handlers_kept() -> Iterator[Iterable[int]]:
-    """After the block, and in children that others fork, signals are handled as before it. Yields those that can be
-    handled in the block, by exchange_handler(): none beside the main thread."""
-    numbers = HEARD if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.getsignal(number) for number in numbers}
-    exchanged = list(_exchanged)
-    try:
-        yield numbers
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # not one of Python's
-                signal.signal(number, handler)
-        if numbers:
-            _exchanged[:] = exchanged
-
-
 class CommandLine:
     """One run from the command line. A subclass may run it elsewhere, by `make_supervisor`."""
 
@@ -4652,7 +4682,7 @@ class CommandLine:
         self._check_files()
         self.results: Results | None = None
         if options.results:
-            self.results = kind_of_results(options.results)(options.results, options.resume)
+            self.results = results_format(options.results)(options.results, options.resume)
             parse.done = self.results.done
         self.progress, self.keys = self._choose_screen()
         self.signals: list[int] = []
@@ -4720,7 +4750,7 @@ class CommandLine:
         results, bad = self.results, 0
         if results is not None:
             results.begin()  # not before, since it empties a file that was there
-        self.supervisor.on_look = self.look
+        self.supervisor.on_check = self.look
         self.keys.enter()
         for result in self.supervisor.run(self.source):
             if results is not None:

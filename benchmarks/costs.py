@@ -28,10 +28,10 @@ SUPERVISOR = {  # what a reader calls it: the function, where it exists
     "read outcomes": "Harvester._read",
     "cut values": "Harvester._settle",
     "settle": "Ledger.complete",
-    "wake": "Crew.ring",
-    "look": "Engine.look",
+    "wake": "WorkerPool.ring",
+    "look": "Engine.check_workers",
     "wait": "Engine._wait",
-    "start workers": "Crew.start",
+    "start workers": "WorkerPool.start",
     "other turns": "Engine.turn",
 }
 WORKER = {

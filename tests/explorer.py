@@ -151,7 +151,7 @@ SCENARIOS = {
 
 PARTS = (
     shmqueue.SharedTaskQueue, shmqueue.Worker, shmqueue.Engine, shmqueue.Ledger, shmqueue.Harvester, shmqueue.Heap,
-    shmqueue.Crew, shmqueue.Handle, shmqueue.Feeder,
+    shmqueue.WorkerPool, shmqueue.WorkerProcess, shmqueue.Feeder,
 )  # fmt: skip
 
 
@@ -451,11 +451,11 @@ class Process:
         pass
 
 
-def steered_crew(world: World) -> type[shmqueue.Crew]:
-    class SteeredCrew(world.part(shmqueue.Crew)):  # type: ignore[misc]
+def steered_pool(world: World) -> type[shmqueue.WorkerPool]:
+    class SteeredPool(world.part(shmqueue.WorkerPool)):  # type: ignore[misc]
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            world.crew = self
+            world.pool = self
 
         def _pipe(self) -> tuple[Any, Any]:
             return Pipe(), Pipe()
@@ -464,15 +464,15 @@ def steered_crew(world: World) -> type[shmqueue.Crew]:
             pass
 
         def _write(self, pipe: Any, data: bytes) -> None:
-            for handle in self.handles:
-                if handle.process is not None and pipe is handle.wake:
-                    world.wake(handle.process.actor)
+            for handle in self.processes:
+                if handle.child is not None and pipe is handle.wake:
+                    world.wake(handle.child.actor)
 
-    return SteeredCrew
+    return SteeredPool
 
 
-def steered_handle(world: World) -> type[shmqueue.Handle]:
-    class SteeredHandle(world.part(shmqueue.Handle)):  # type: ignore[misc]
+def steered_process(world: World) -> type[shmqueue.WorkerProcess]:
+    class SteeredProcess(world.part(shmqueue.WorkerProcess)):  # type: ignore[misc]
         def identify(self) -> None:
             pass
 
@@ -480,29 +480,29 @@ def steered_handle(world: World) -> type[shmqueue.Handle]:
             return -1
 
         def is_dead(self) -> bool:
-            return not world.lives(self.process.actor)
+            return not world.lives(self.child.actor)
 
         def stop(self) -> bool:
-            world.halting = self.process.actor
+            world.halting = self.child.actor
             return super().stop()
 
         def wait_until_stopped(self, seconds: float) -> bool:
             stands = super().wait_until_stopped(seconds)
             if stands:
-                world.stands_still(self.process.actor)
+                world.stands_still(self.child.actor)
             return stands
 
         def stand_for(self, seconds: float) -> None:
-            world.stand_for(self.process.actor, seconds)
+            world.stand_for(self.child.actor, seconds)
 
         def go_on(self) -> None:
             super().go_on()
             world.end_halt()
 
         def signal(self, number: int) -> None:
-            world.signal(self.process.actor, number)
+            world.signal(self.child.actor, number)
 
-    return SteeredHandle
+    return SteeredProcess
 
 
 def steered_engine(world: World) -> type[shmqueue.Engine]:
@@ -792,9 +792,9 @@ class World:
         files = Files(self)
         return {
             **{base.__name__: part for base, part in self.parts.items()},
-            "Crew": steered_crew(self),
+            "WorkerPool": steered_pool(self),
             "Engine": steered_engine(self),
-            "Handle": steered_handle(self),
+            "WorkerProcess": steered_process(self),
             "Ledger": steered_ledger(self),
             "select": types.SimpleNamespace(poll=lambda: Poll(self), POLLIN=1),
             "time": types.SimpleNamespace(**clocks),
@@ -805,7 +805,7 @@ class World:
             "signals_held": contextlib.nullcontext,
             "signal_group": lambda *_: None,
             "state_and_switches": self.state_and_switches,
-            "process_status": lambda pid: (self.state_and_switches(pid)[0], 0),
+            "process_state": lambda pid: (self.state_and_switches(pid)[0], 0),
             "_open": set(),
             "psutil": None,
             "sweep": list,
@@ -838,7 +838,7 @@ class World:
         self.started = [0] * len(self.payloads)
         self.hands: dict[int, int | None] = {}  # by worker: what the one who was buried last had in hand
         self.results: list[tuple[Any, ...]] = []
-        self.crew: Any = None
+        self.pool: Any = None
         self._writes: dict[int, tuple[int, int]] = {}
         self._reads: dict[int, dict[int, int]] = {}
         for lock in self.locks.values():
@@ -926,10 +926,10 @@ class World:
             supervisor.pause(True)
             supervisor.pause(False)
         elif then == "leave":  # as where a worker's memory is larger than max_rss
-            handle = self.crew.handles[0]
-            if handle.process is not None:
-                self.crew.retire(handle)
-                self.engine.next_look = 0.0
+            handle = self.pool.processes[0]
+            if handle.child is not None:
+                self.pool.retire(handle)
+                self.engine.next_check = 0.0
 
     def _map(self, supervisor: Any) -> None:
         values = supervisor.map(self.task, self.payloads)
@@ -957,18 +957,18 @@ class World:
         self._read(supervisor, supervisor.results())
 
     def _drain(self, actor: Actor, supervisor: Any) -> None:
-        """Let everybody come to rest, bury the dead, and read what is left: there must be nothing."""
+        """Let everybody come to rest, reap the dead, and read what is left: there must be nothing."""
         if self._known():
             self._stop_here()
         self.calm = True
         for _ in range(4):  # also what cancelled tasks and dead workers leave
             self.block(actor, DRAINING)
-            self.engine.next_look = 0.0
+            self.engine.next_check = 0.0
             with self.engine._whole():
                 self.engine.feed()
                 self.engine.harvest()
-                self.engine.look(self.now)
-                self.crew.ring()
+                self.engine.check_workers(self.now)
+                self.pool.ring()
         self.block(actor, DRAINING)
         self.engine.harvest()
 
@@ -1107,11 +1107,11 @@ class World:
         return state == WAITING and (self.bell or self._unburied() or self._paused())
 
     def _unburied(self) -> bool:
-        return any(handle.process is not None and not handle.process.actor.alive for handle in self.crew.handles)
+        return any(handle.child is not None and not handle.child.actor.alive for handle in self.pool.processes)
 
     def _paused(self) -> bool:
         """Whether the supervisor waits to start a worker."""
-        return not self.crew.closing and any(handle.process is None for handle in self.crew.handles)
+        return not self.pool.closing and any(handle.child is None for handle in self.pool.processes)
 
     def _next(self) -> None:
         """Somebody else goes on, since the current process cannot."""
@@ -1327,8 +1327,8 @@ class World:
     def between_turns(self, engine: Any, job: Any) -> int:
         ledger, feeder = engine._ledger, engine._feeder
         return hash((
-            scalars(engine), scalars(engine._queue), scalars(ledger), of_job(job), scalars(engine._crew),
-            tuple((scalars(handle, HIDDEN), handle.process is None) for handle in engine._crew.handles),
+            scalars(engine), scalars(engine._queue), scalars(ledger), of_job(job), scalars(engine._pool),
+            tuple((scalars(handle, HIDDEN), handle.child is None) for handle in engine._pool.processes),
             tuple(tuple(tasks.tsk_ids) for tasks in (*ledger.again, None, *ledger.fresh) if tasks is not None),
             len(ledger.again),
             tuple((tasks.first, bytes(tasks.settled), tuple(tasks.tsk_ids)) for tasks in ledger._placed),
@@ -1397,7 +1397,7 @@ class World:
         self.block(actor, TURNING)
 
     def _halt_wanted(self) -> None:
-        handle, self.wanted = self.crew.handles[self.wanted], None
+        handle, self.wanted = self.pool.processes[self.wanted], None
         with self.engine._whole():
             self.engine.halt(handle)
 
@@ -1405,12 +1405,12 @@ class World:
         return self.bell or self._unburied()
 
     def _let_time_pass(self, seconds: float) -> None:
-        due = [handle.due for handle in self.crew.handles if handle.process is None]
-        if due and not self.crew.closing:
+        due = [handle.due for handle in self.pool.processes if handle.child is None]
+        if due and not self.pool.closing:
             self.now = max(self.now + seconds, *due)
         else:
             self.ticks = max(0, self.ticks - 1)
-            self.now += max(seconds, 2 * shmqueue.LOOK_SECONDS)
+            self.now += max(seconds, 2 * shmqueue.CHECK_SECONDS)
 
     def wake(self, actor: Actor) -> None:
         """The supervisor writes to a worker's pipe."""
@@ -1510,7 +1510,7 @@ class World:
         if any(self.engine._feeder._heap._in_use):
             self.fail("pages of the heap are left")
         if self.one_ring and not scenario.close:
-            self._check_words(supervisor._crew.handles)
+            self._check_words(supervisor._pool.processes)
 
     def _check_result(self, tsk_id: int, status: str, value: Any, attempts: int) -> None:
         scenario, payload, started = self.scenario, self.payloads[tsk_id - 1], self.started[tsk_id - 1]
@@ -1540,12 +1540,12 @@ class World:
         for status, handle in zip(self.status, handles):
             names = ("CLAIMS", "PUBLISHED", "HARVESTED", "ASLEEP")
             at = {name: words[status + getattr(shmqueue, name)] for name in names}
-            rest = at["ASLEEP"] > 0 or handle.process is None
+            rest = at["ASLEEP"] > 0 or handle.child is None
             if not (at["CLAIMS"] == at["PUBLISHED"] == handle.harvested and rest):
                 self.fail(f"at rest: worker {handle.index} has {at}, and {handle.harvested} batches were read")
 
 
-HIDDEN = ("_switches", "_still_since", "_stopped_before")  # of a Handle: of no use between two halts
+HIDDEN = ("_switches", "_still_since", "_stopped_before")  # of a WorkerProcess: of no use between two halts
 
 
 def scalars(thing: Any, hidden: Iterable[str] = ()) -> tuple[Any, ...]:

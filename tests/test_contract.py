@@ -68,7 +68,7 @@ def limit(seconds):
 
 
 def asleep(supervisor):
-    return len(supervisor._queue.sleepers()) == len(supervisor._crew.handles)
+    return len(supervisor._queue.sleepers()) == len(supervisor._pool.processes)
 
 
 def wait_until(condition):
@@ -94,7 +94,7 @@ def test_positions_go_on_past_large_numbers(queue, first):
     late = type("Late", (queue,), {"first_position": first})
     with start([jobs.echo, jobs.quiet], late, num_slots=16) as supervisor:
         assert list(supervisor.map(jobs.echo, numbers(1000))) == numbers(1000)
-        for handle in supervisor._crew.handles:
+        for handle in supervisor._pool.processes:
             handle.kill()
         assert list(supervisor.map(jobs.quiet, numbers(1000))) == [None] * 1000
 
@@ -176,7 +176,7 @@ def in_hand(supervisor):
     """How many workers have a task in hand, after a turn of the supervisor."""
     engine, queue = supervisor._engine, supervisor._queue
     engine.harvest()
-    engine.look(time.monotonic())
+    engine.check_workers(time.monotonic())
     engine.push()
     return sum(queue.glance(worker).in_hand is not None for worker in range(queue.num_workers))
 
@@ -247,13 +247,13 @@ def test_a_timeout_ends_one_task_and_no_other(queue, tmp_path):
 def test_a_worker_told_to_leave_gives_back_its_lane(queue, tmp_path):
     with start([jobs.wait_for_file, jobs.note], queue) as supervisor:
         texts = held_up(supervisor, tmp_path)
-        before = {handle.pid for handle in supervisor._crew.handles}
-        for handle in supervisor._crew.handles:
-            supervisor._crew.retire(handle)
+        before = {handle.pid for handle in supervisor._pool.processes}
+        for handle in supervisor._pool.processes:
+            supervisor._pool.retire(handle)
         (tmp_path / "door").touch()
         results = collections.Counter((r.status, r.attempts) for r in supervisor.results())
         wait_until(lambda: not list(supervisor.results()) and supervisor.stats()["respawned"] == 3)
-        assert before.isdisjoint(handle.pid for handle in supervisor._crew.handles)
+        assert before.isdisjoint(handle.pid for handle in supervisor._pool.processes)
     assert results == {("ok", 1): 203}
     assert sorted(noted(tmp_path)) == sorted(texts)
 
@@ -344,7 +344,7 @@ def test_a_storm_of_kills(queue, tmp_path):
             results.append(result)
             if time.monotonic() > due:
                 due = time.monotonic() + chance.uniform(0, 0.02)
-                if living := supervisor._crew.living():
+                if living := supervisor._pool.living():
                     chance.choice(living).kill()
                     kills += 1
     check_outcomes(results, [f"{path}|{number}" for number in range(len(results))], kills)
@@ -378,7 +378,7 @@ def test_a_storm_of_kills_stops_and_halts(queue, tmp_path):
                 for pid in stopped:
                     signal_process(pid, signal.SIGCONT)
                 stopped = []
-                if living := supervisor._crew.living():
+                if living := supervisor._pool.living():
                     victim = chance.choice(living)
                     if chance.random() < 0.3:
                         victim.kill()
@@ -387,7 +387,7 @@ def test_a_storm_of_kills_stops_and_halts(queue, tmp_path):
                         signal_process(victim.pid, signal.SIGSTOP)
                         stopped.append(victim.pid)
                 if kills == 20:
-                    for handle in supervisor._crew.living():
+                    for handle in supervisor._pool.living():
                         signal_process(handle.pid, signal.SIGCONT)
                     due = float("inf")
     check_outcomes(results, [f"{path}|{number}" for number in range(len(results))], kills)
@@ -530,8 +530,8 @@ def test_workers_are_killed_and_replaced_without_a_pause(queue, tmp_path):
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_leave_by_themselves_and_nothing_is_left(queue, method, capfd, monkeypatch):
-    kills, kill = [], shmqueue.Handle.kill
-    monkeypatch.setattr(shmqueue.Handle, "kill", lambda handle, *why: (kills.append(why), kill(handle, *why)))
+    kills, kill = [], shmqueue.WorkerProcess.kill
+    monkeypatch.setattr(shmqueue.WorkerProcess, "kill", lambda handle, *why: (kills.append(why), kill(handle, *why)))
     with start([jobs.echo], queue, start_method=method) as supervisor:
         assert len(list(supervisor.run(numbers(100)))) == 100
         path = supervisor._queue.segment.path

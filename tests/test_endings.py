@@ -740,7 +740,7 @@ def test_clean_removes_what_dead_runs_left(cli, planted):
 def test_clean_knows_a_later_process_with_the_same_pid(cli, planted):
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        start = shmqueue.process_status(stranger.pid)[1]
+        start = shmqueue.process_state(stranger.pid)[1]
         reused = planted.file(stranger.pid, "aaa111", start=start - 1)
         living = planted.file(stranger.pid, "bbb222", start=start)
         unready = planted.file(stranger.pid, "ccc333", magic=0, size=0)

@@ -15,13 +15,13 @@ from shmqueue import (
     PUBLISHED,
     PUSHED,
     SUPERVISOR_ASLEEP,
-    Crew,
-    Handle,
     Harvester,
     Heap,
     Ledger,
     SharedTaskQueue,
     Worker,
+    WorkerPool,
+    WorkerProcess,
 )
 from variants import strategies
 
@@ -107,9 +107,9 @@ class CommitsFirst(SharedTaskQueue):
 
     claim = changed(
         SharedTaskQueue.claim,
-        "            self._fill_half(worker, first, count, pieces(first, count, self.num_slots))\n",
+        "            self._fill_half(worker, first, count, ring_spans(first, count, self.num_slots))\n",
         "            words[CLAIMED] = first + count\n"
-        "            self._fill_half(worker, first, count, pieces(first, count, self.num_slots))\n",
+        "            self._fill_half(worker, first, count, ring_spans(first, count, self.num_slots))\n",
     )
 
 
@@ -151,7 +151,7 @@ class CopiesLate(SharedTaskQueue):
         claim = super().claim(worker, limit)
         if claim is not None:
             half = self.half(worker, self.words[self.status[worker] + CLAIMS])
-            self._copy_to_lane(half, shmqueue.pieces(*claim, self.num_slots))
+            self._copy_to_lane(half, shmqueue.ring_spans(*claim, self.num_slots))
         return claim
 
 
@@ -231,7 +231,7 @@ class WritesTheRingLate(SharedTaskQueue):
         self._enter(None)
         self.words[PUSHED] = self._pushed = first + count
         self._leave()
-        self._write(shmqueue.pieces(first, count, self.num_slots), tasks)
+        self._write(shmqueue.ring_spans(first, count, self.num_slots), tasks)
         return [(first, count)]
 
 
@@ -382,19 +382,19 @@ class TakesTheOneInHand(Harvester):
         Harvester._draw_back,
         "words[half.end] = min(words[half.end], in_hand + 1)",
         "words[half.end] = min(words[half.end], in_hand)",
-        "    handle.bound = in_hand + 1\n        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)\n",
-        "    handle.bound = in_hand\n        self._ledger.give_back(in_hand, bound - in_hand)\n",
+        "    process.bound = in_hand + 1\n        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)\n",
+        "    process.bound = in_hand\n        self._ledger.give_back(in_hand, bound - in_hand)\n",
     )
 
 
 class NeverMovesTaken(Harvester):
-    _settle = changed(Harvester._settle, "            handle.taken = start + done\n", "            pass\n")
+    _settle = changed(Harvester._settle, "            process.taken = start + done\n", "            pass\n")
 
 
 class IgnoresTaken(Harvester):
     """Takes in again what a halt has taken in."""
 
-    _read = changed(Harvester._read, "start = max(first, handle.taken)", "start = first")
+    _read = changed(Harvester._read, "start = max(first, process.taken)", "start = first")
 
 
 class StopsShortly(Harvester):
@@ -404,7 +404,7 @@ class StopsShortly(Harvester):
 
 
 class NeverWaits(Harvester):
-    _draw_back = changed(Harvester._draw_back, "handle.stand_for(2 * QUIET_SECONDS)", "pass")
+    _draw_back = changed(Harvester._draw_back, "process.stand_for(2 * QUIET_SECONDS)", "pass")
 
 
 class GivesAwayEarly(Harvester):
@@ -414,21 +414,23 @@ class GivesAwayEarly(Harvester):
         Harvester._draw_back,
         "self._ledger.give_back(in_hand + 1, bound - in_hand - 1)",
         "pass",
-        "    handle.stand_for(2 * QUIET_SECONDS)\n",
-        "    self._ledger.give_back(in_hand + 1, bound - in_hand - 1)\n        handle.stand_for(2 * QUIET_SECONDS)\n",
+        "    process.stand_for(2 * QUIET_SECONDS)\n",
+        "    self._ledger.give_back(in_hand + 1, bound - in_hand - 1)\n        process.stand_for(2 * QUIET_SECONDS)\n",
     )
 
 
 class LooksOnlyAtEnds(Harvester):
     """The last look does not see whether the worker stands still."""
 
-    _draw_back = changed(Harvester._draw_back, "not handle.stands_still() or ", "")
+    _draw_back = changed(Harvester._draw_back, "not process.stands_still() or ", "")
 
 
 class TrustsEnd(Harvester):
     """Reads a batch up to its `end`, also where a halt has drawn that back."""
 
-    _span = changed(Harvester._span, "handle.bound if handle.bounded == number else words[half.end]", "words[half.end]")
+    _span = changed(
+        Harvester._span, "process.bound if process.bounded == number else words[half.end]", "words[half.end]"
+    )
 
 
 class UsesWhatItRead(Harvester):
@@ -436,9 +438,9 @@ class UsesWhatItRead(Harvester):
 
     _take_back = changed(
         Harvester._take_back,
-        "if claiming or not handle.stands_still():",
+        "if claiming or not process.stands_still():",
         "if claiming:",
-        "        if not handle.stands_still():  # or a processor could show `ends` before what was stored earlier\n"
+        "        if not process.stands_still():  # or a processor could show `ends` before what was stored earlier\n"
         "            return False\n",
         "",
     )
@@ -449,20 +451,20 @@ class LooksTooEarly(Harvester):
 
     _take_back = changed(
         Harvester._take_back,
-        "        if not handle.stands_still():  # or a processor could show `ends` before what was stored earlier\n"
+        "        if not process.stands_still():  # or a processor could show `ends` before what was stored earlier\n"
         "            return False\n",
         "",
     )
 
 
 class RecoversTheLastBatchOnly(Harvester):
-    recover = changed(Harvester.recover, "            self._take_in_batches(handle, number - 1)\n", "")
+    recover = changed(Harvester.recover, "            self._take_in_batches(process, number - 1)\n", "")
 
 
 class ChargesNobody(Harvester):
     """Takes the task in hand for one that never began."""
 
-    recover = changed(Harvester.recover, "if done < min(bound, words[handle.status + LEAVING])", "if False")
+    recover = changed(Harvester.recover, "if done < min(bound, words[process.status + LEAVING])", "if False")
 
 
 class ChargesTheNext(Harvester):
@@ -470,8 +472,8 @@ class ChargesTheNext(Harvester):
 
     recover = changed(
         Harvester.recover,
-        "self._charge_in_hand(handle, done, note or exit_text(code))",
-        "self._charge_in_hand(handle, min(done + 1, bound - 1), note or exit_text(code))",
+        "self._charge_in_hand(process, done, note or exit_text(code))",
+        "self._charge_in_hand(process, min(done + 1, bound - 1), note or exit_text(code))",
     )
 
 
@@ -489,12 +491,12 @@ class KillsTheNext(Harvester):
     _take_back = changed(Harvester._take_back, "in_hand == doomed.position and ", "")
 
 
-class NeverContinues(Handle):
+class NeverContinues(WorkerProcess):
     def go_on(self):
         pass
 
 
-class SeesNoSwitches(Handle):
+class SeesNoSwitches(WorkerProcess):
     """Takes a worker that stands still for one that has not run meanwhile."""
 
     def stands_still(self):
@@ -514,20 +516,20 @@ class FreesPagesEarly(Heap):
     put = changed(Heap.put, "Block(users, ", "Block(1, ")
 
 
-class RingsOnce(Crew):
+class RingsOnce(WorkerPool):
     """Does not ring a new process for a sleep of the number for which the old one was rung."""
 
     _launch = changed(
-        Crew._launch,
-        "handle.rung, handle.killed_for, handle.monitor, handle.retiring, handle.told = 0, None, None, 0.0, False",
-        "handle.killed_for, handle.monitor, handle.retiring, handle.told = None, None, 0.0, False",
+        WorkerPool._launch,
+        "process.rung, process.killed_for, process.monitor, process.retiring, process.told = 0, None, None, 0.0, False",
+        "process.killed_for, process.monitor, process.retiring, process.told = None, None, 0.0, False",
     )
 
 
-class RingsForTheFirstSleep(Crew):
+class RingsForTheFirstSleep(WorkerPool):
     """Rings a worker for its first sleep only."""
 
-    ring = changed(Crew.ring, "if handle.rung != number:", "if not handle.rung:")
+    ring = changed(WorkerPool.ring, "if process.rung != number:", "if not process.rung:")
 
 
 MISTAKES = [

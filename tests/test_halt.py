@@ -24,7 +24,7 @@ class Held:
         functions = [jobs.note, jobs.wait_for_file]
         self.supervisor = shmqueue.Supervisor(functions, workers=1, batch=REST + 2, start_method="fork", **options)
         self.engine, self.queue = self.supervisor._engine, self.supervisor._queue
-        (self.handle,) = self.supervisor._crew.handles
+        (self.handle,) = self.supervisor._pool.processes
         assert wait_until(self.queue.sleepers)
         with self.stopped():  # so that all come in one batch
             self.submit_all()
@@ -117,9 +117,9 @@ def go_on(pid):
 def go_on_and_stop(pid):
     """As if it had never run: only its context switches show that it has."""
     os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: shmqueue.process_status(pid)[0] not in shmqueue.STOPPED)
+    wait_until(lambda: shmqueue.process_state(pid)[0] not in shmqueue.STOPPED)
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: shmqueue.process_status(pid)[0] in shmqueue.STOPPED)
+    wait_until(lambda: shmqueue.process_state(pid)[0] in shmqueue.STOPPED)
 
 
 POINTS = [("wait_until_stopped", 1), ("stands_still", 1), ("stand_for", 1), ("stands_still", 2), ("go_on", 1)]
@@ -128,7 +128,7 @@ POINTS = [("wait_until_stopped", 1), ("stands_still", 1), ("stand_for", 1), ("st
 def interfere(monkeypatch, point, what):
     """Have somebody do `what` to the worker just before this call of a method, or after it has been stopped."""
     name, number = point
-    original, calls = getattr(shmqueue.Handle, name), itertools.count(1)
+    original, calls = getattr(shmqueue.WorkerProcess, name), itertools.count(1)
 
     def disturbed(handle, *arguments):
         if name == "wait_until_stopped":
@@ -140,7 +140,7 @@ def interfere(monkeypatch, point, what):
             what(handle.pid)
         return original(handle, *arguments)
 
-    monkeypatch.setattr(shmqueue.Handle, name, disturbed)
+    monkeypatch.setattr(shmqueue.WorkerProcess, name, disturbed)
 
 
 @pytest.mark.parametrize("what", [go_on, go_on_and_stop, kill])
@@ -163,14 +163,14 @@ def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkey
     """Somebody continues the worker, and it finishes the task in hand: what is behind it may have begun. It shows in
     `ends`, also where nobody counts context switches."""
     if switches == "unseen":
-        monkeypatch.setattr(shmqueue, "state_and_switches", lambda pid: (shmqueue.process_status(pid)[0], 0))
+        monkeypatch.setattr(shmqueue, "state_and_switches", lambda pid: (shmqueue.process_state(pid)[0], 0))
 
     def open_and_go_on(pid):
         held.gate.touch()
         os.kill(pid, signal.SIGCONT)
         assert wait_until(lambda: held.queue.half(0, 1).done(REST + 2) > 1)
         os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: shmqueue.process_status(pid)[0] in shmqueue.STOPPED)
+        wait_until(lambda: shmqueue.process_state(pid)[0] in shmqueue.STOPPED)
 
     with monkeypatch.context() as patch:
         interfere(patch, ("stand_for", 1), open_and_go_on)
@@ -212,7 +212,7 @@ def test_nobody_is_charged_in_a_batch_that_its_worker_has_left(held, monkeypatch
     assert wait_until(lambda: held.handle.word(shmqueue.PUBLISHED) > before)
     kill(held.handle.pid)
     assert wait_until(held.handle.is_dead)
-    held.engine._bury(held.handle)  # before anybody has harvested that batch
+    held.engine._reap(held.handle)  # before anybody has harvested that batch
     assert held.finish() == ALL_OK
 
 
@@ -251,7 +251,7 @@ def test_a_recovery_that_charges_in_a_published_batch_is_found(held, monkeypatch
     assert wait_until(lambda: held.handle.word(shmqueue.PUBLISHED) > before)
     kill(held.handle.pid)
     assert wait_until(held.handle.is_dead)
-    held.engine._bury(held.handle)
+    held.engine._reap(held.handle)
     assert held.finish() == {"ok": REST + 1, "crashed": 1}
 
 
@@ -357,14 +357,17 @@ FUNCTIONS = [jobs.quiet, jobs.note_and_wait]
 
 
 def all_begin(tasks, gates, workers, **options):
-    """Run the tasks; the gate opens once all the long ones wait for it. With a worker more than long tasks, one is
-    always free; with as many, the long ones must come last."""
+    """Run the tasks; the gate opens once all the long ones wait for it, side by side.
+
+    With a worker more than long tasks, one is always free: then all that is quick ends before the gate opens.
+    """
     with shmqueue.Supervisor(FUNCTIONS, workers=workers, **options) as supervisor:
         quick = sum(task is QUICK for task in tasks)
-        results = supervisor.run(tasks)
-        early = list(itertools.islice(results, quick))
-        assert {result.function for result in early} == {"quiet"}, "all that is quick ends while the long ones wait"
-        supervisor.on_look = lambda: gates.begun() >= len(tasks) - quick and gates.open()
+        results, early = supervisor.run(tasks), []
+        if workers > len(tasks) - quick:
+            early = list(itertools.islice(results, quick))
+            assert {result.function for result in early} == {"quiet"}
+        supervisor.on_check = lambda: gates.begun() >= len(tasks) - quick and gates.open()
         rest = list(results)
     assert {result.status for result in [*early, *rest]} == {"ok"}
     assert len(early) + len(rest) == len(tasks)

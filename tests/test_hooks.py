@@ -351,7 +351,7 @@ def test_a_worker_dies_at_any_line_of_a_claim(queue, scene):
             except Killed:
                 died = True
             if died:
-                bury(pair, claims)
+                reap(pair, claims)
             pair.settle()
         finally:
             pair.close()
@@ -360,7 +360,7 @@ def test_a_worker_dies_at_any_line_of_a_claim(queue, scene):
     assert n > 10
 
 
-def bury(pair, claims):
+def reap(pair, claims):
     """What the supervisor does about a dead worker; before it knows, it harvests and pushes."""
     words, supervisor, held = pair.words, pair.supervisor, pair.locks
     for lock in held if isinstance(held, list) else [held] if held else []:

@@ -192,9 +192,9 @@ def test_a_half_tells_what_is_finished(make_queue):
 
 
 @given(st.integers(0, 2**64), st.integers(0, 50), st.integers(1, 50))
-def test_pieces_cover_positions_in_order_and_never_wrap(first, count, size):
+def test_ring_spans_cover_positions_in_order_and_never_wrap(first, count, size):
     count = min(count, size)
-    parts = shmqueue.pieces(first, count, size)
+    parts = shmqueue.ring_spans(first, count, size)
     assert all(index >= 0 and index + length <= size for index, length in parts)
     assert len(parts) <= 2
     covered = [index + i for index, length in parts for i in range(length)]

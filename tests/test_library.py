@@ -458,10 +458,10 @@ def test_a_process_is_known_without_proc(monkeypatch):
     """As on macOS: by ps."""
     is_folder = os.path.isdir
     monkeypatch.setattr(os.path, "isdir", lambda path: path != "/proc/self" and is_folder(path))
-    state, started = shmqueue.process_status(os.getpid())
+    state, started = shmqueue.process_state(os.getpid())
     monkeypatch.setenv("TZ", "Asia/Tokyo")
-    assert (state in "RS", started > 0, shmqueue.process_status(os.getpid())[1] == started) == (True, True, True)
-    assert shmqueue.process_status(2**22 + 1) == ("", 0)
+    assert (state in "RS", started > 0, shmqueue.process_state(os.getpid())[1] == started) == (True, True, True)
+    assert shmqueue.process_state(2**22 + 1) == ("", 0)
 
 
 def test_a_source_that_gives_nothing_for_now_is_asked_again_at_once(monkeypatch):
@@ -492,9 +492,9 @@ def test_deaths_are_seen_where_the_system_has_no_waitid(monkeypatch):
 
 def test_a_worker_may_die_at_its_start_for_hours_while_others_work():
     with start([jobs.echo]) as supervisor:
-        handle = supervisor._crew.handles[0]
+        handle = supervisor._pool.processes[0]
         handle.deaths = 5000
-        supervisor._crew.replace(handle, 1, False, "")
+        supervisor._pool.replace(handle, 1, False, "")
         assert 0 < handle.due - time.monotonic() <= 1.0
 
 
@@ -511,7 +511,7 @@ def test_submit_wakes_a_worker_that_sleeps():
         assert wait_until(lambda: supervisor._queue.sleepers())
         ((_, number),) = supervisor._queue.sleepers()
         supervisor.submit(jobs.echo, b"x")
-        assert supervisor._crew.handles[0].rung == number
+        assert supervisor._pool.processes[0].rung == number
 
 
 def test_submit_blocks_while_the_ring_is_full(tmp_path):
@@ -1066,7 +1066,7 @@ def test_nothing_is_left_where_there_are_no_descriptors_for_pipes(monkeypatch):
     def no_pipe(self):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(shmqueue.Crew, "_pipe", no_pipe)
+    monkeypatch.setattr(shmqueue.WorkerPool, "_pipe", no_pipe)
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with pytest.raises(OSError, match="Too many open files"):

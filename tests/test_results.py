@@ -326,7 +326,7 @@ def test_functions_whose_long_names_begin_alike_are_told_apart(cli, handlers, na
 def read_back(path):
     """What --resume knows of a file: how many tasks it holds as ok. It cuts off the rest, once it begins."""
     before = path.read_bytes()
-    results = shmqueue.kind_of_results(str(path))(str(path), True)
+    results = shmqueue.results_format(str(path))(str(path), True)
     assert path.suffix == ".sqlite" or path.read_bytes() == before
     results.begin()
     results.flush()
@@ -338,7 +338,7 @@ LAST = {"plain": b"last", "odd": b'"la,st"\xff\n"",\n,"\r\n,ok,"', "like a recor
 
 
 def write_records(path, *payloads, resume=False):
-    results = shmqueue.kind_of_results(str(path))(str(path), resume)
+    results = shmqueue.results_format(str(path))(str(path), resume)
     results.begin()
     for number, payload in enumerate(payloads, 1):
         results.write(shmqueue.TaskResult(number, "echo", payload, "ok", payload, "", 1, 0, 0.5))
@@ -412,7 +412,7 @@ def test_a_killed_writers_journal_is_rolled_back(tmp_path):
         import os, sys
         sys.path.insert(0, {str(ROOT)!r})
         import shmqueue
-        results = shmqueue.kind_of_results({str(path)!r})({str(path)!r}, True)
+        results = shmqueue.results_format({str(path)!r})({str(path)!r}, True)
         results.begin()
         for i in range(20_000):
             results.write(shmqueue.TaskResult(i, "echo", b"x" * 500, "ok", b"x" * 500, "", 1, 0, 0.5))
@@ -534,7 +534,7 @@ def test_results_that_never_began_are_finished_as_they_were(tmp_path, name):
     path = tmp_path / name
     write_records(path, b"1", b"2")
     for resume in (False, True):
-        shmqueue.kind_of_results(name)(str(path), resume).finish()
+        shmqueue.results_format(name)(str(path), resume).finish()
         assert len(rows_of(path)) == 2
 
 
@@ -623,7 +623,7 @@ def read_only_oks(path):
     copy = path.with_name("copy" + path.suffix)
     for file in path.parent.glob(path.name + "*"):
         copy.with_name(copy.name + file.name[len(path.name) :]).write_bytes(file.read_bytes())
-    results = shmqueue.kind_of_results(str(copy))(str(copy), True)
+    results = shmqueue.results_format(str(copy))(str(copy), True)
     results.begin()
     results.close()
     found = oks(copy)

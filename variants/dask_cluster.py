@@ -512,7 +512,7 @@ class Feed(shmqueue.Source):
         structures = shmqueue.structures_of(functions.values())
         noted = {fn_id: Noted(function, self.journal, structures) for fn_id, function in functions.items()}
         with shmqueue.Supervisor(noted, **self.spec["options"]) as self.supervisor:
-            self.supervisor.on_look = self.look
+            self.supervisor.on_check = self.look
             for result in self.supervisor.run(self):
                 self.settle(result)
 
@@ -595,8 +595,8 @@ class Cluster:
         self._client, self._spec, self._where, self._wait_seconds, self._progress = client, spec, where, wait, screen
         self._tally, self._retries = Tally(functions), retries
         self.name, self.paused, self.cancelled = f"shmqueue-{secrets.token_hex(4)}", False, False
-        self.on_look: Any = lambda: None
-        self._began, self._next_look, self._next_census = time.monotonic(), 0.0, 0.0
+        self.on_check: Any = lambda: None
+        self._began, self._next_check, self._next_census = time.monotonic(), 0.0, 0.0
         self._nodes: dict[str, int] = client.nthreads()  # those that are there, and their threads
         self._nodes_at = self._began  # when there was one
         self._failure, self._stopped = "", False
@@ -655,8 +655,8 @@ class Cluster:
         self.paused = paused
 
     def wake(self) -> None:
-        """Have on_look called soon; for signal handlers and Dask's thread."""
-        self._next_look = 0.0
+        """Have on_check called soon; for signal handlers and Dask's thread."""
+        self._next_check = 0.0
         with contextlib.suppress(BlockingIOError):  # full: it will wake
             os.write(self._bell, b"!")
 
@@ -808,16 +808,16 @@ class Cluster:
         poll.register(self._ear, select.POLLIN)
         if stream >= 0 and not source.exhausted and self._has_room():
             poll.register(stream, select.POLLIN)
-        events = poll.poll(max(0.0, self._next_look - time.monotonic()) * 1000)
+        events = poll.poll(max(0.0, self._next_check - time.monotonic()) * 1000)
         if self._ear in dict(events):
             os.read(self._ear, 4096)
 
     def _look(self) -> None:
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_check:
             return
-        self._next_look = now + shmqueue.LOOK_SECONDS
-        self.on_look()
+        self._next_check = now + shmqueue.CHECK_SECONDS
+        self.on_check()
         self._progress.draw(self.snapshot)
         if self._client.status != "running":
             self._give_up(f"the scheduler at {self._where} was lost")

@@ -85,7 +85,7 @@ class DealtQueue(shmqueue.SharedTaskQueue):
         return max(0, int(self.words[self.lanes[worker] + LANE_PUSHED]) - self._head(worker))
 
     def _places(self, worker: int, first: int, count: int) -> list[tuple[int, int]]:
-        return [(worker * self._size + i, length) for i, length in shmqueue.pieces(first, count, self._size)]
+        return [(worker * self._size + i, length) for i, length in shmqueue.ring_spans(first, count, self._size)]
 
     def _rooms(self) -> list[int]:
         """For each lane, how many slots are free, at the least; 0 if it has no process."""

@@ -104,7 +104,7 @@ class SlotState(DealtQueue):
         self._lock.release()
 
     def _set(self, worker: int, first: int, stop: int, state: bytes) -> None:
-        for index, length in shmqueue.pieces(first, stop - first, self._size):
+        for index, length in shmqueue.ring_spans(first, stop - first, self._size):
             self.states[worker][index : index + length] = state * length
 
     def _run_of(self, worker: int, first: int, most: int, state: bytes) -> int:
@@ -183,7 +183,7 @@ class SlotState(DealtQueue):
     def _is_dead(self, worker: int) -> bool:
         """Return True if the worker's process has ended: then it stays inside its claim until it is recovered."""
         pid = self.words[self.status[worker] + shmqueue.PID]
-        return shmqueue.process_status(pid)[0] in shmqueue.ENDED
+        return shmqueue.process_state(pid)[0] in shmqueue.ENDED
 
     def _reopen(self, worker: int) -> None:
         self.words[self.lanes[worker] + SHUT] = 0
