@@ -814,7 +814,8 @@ class Feeder:
             return True
         if self._heap.used > HEAP_AHEAD and self._queue.backlog():
             return False  # what is pushed is work enough, and the caches of the processors hold it
-        packed = self._pack(self._take(ledger.fresh, self._fit(lengths)))
+        count = self._fit(lengths)
+        packed = self._pack(self._take(ledger.fresh, count), lengths[:count])
         if packed is not None:
             self._push(packed)
         return packed is not None
@@ -837,23 +838,23 @@ class Feeder:
             lengths = [length if length > capacity else 0 for length in lengths]
         return max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
 
-    def _pack(self, tasks: Tasks) -> Tasks | None:
+    def _pack(self, tasks: Tasks, lengths: list[int]) -> Tasks | None:
         """Put the payloads that do not fit their slots elsewhere, and references in their place.
 
         Return None if there is no room for them now, or ever: then they wait, or have failed.
         """
-        capacity = self._queue.ring.capacity
-        large = tasks.data
-        if min(map(len, large)) <= capacity:
+        large, capacity = tasks.data, self._queue.ring.capacity
+        if min(lengths) <= capacity:
             large = [item for item in large if len(item) > capacity]
+            lengths = list(map(len, large))
         if not large:
             return tasks
-        size = sum(map(len, large))
+        size = sum(lengths)
         try:
             if size > self._heap.size // 2 and len(tasks.data) == 1:
                 placed = self._put_in_file(large[0])
             else:
-                placed = self._heap.put(large, len(tasks.data))
+                placed = self._heap.put(large, size, users=len(tasks.data))
         except OSError as error:
             self._no_room(tasks, size, error)
             return None
@@ -861,20 +862,23 @@ class Feeder:
             self._ledger.fresh.appendleft(tasks)
             return None
         self._block_bytes = BLOCK_BYTES
-        return self._refer(tasks, large, *placed)
-
-    def _refer(self, tasks: Tasks, large: Sequence[bytes], number: int, offset: int, block: Block) -> Tasks:
-        """The tasks with references in place of the large payloads, which lie in this block."""
-        lengths = list(map(len, large))
+        number, offset, block = placed
         offsets = itertools.accumulate(lengths, initial=offset)
-        references: Sequence[bytes] = list(map(REFERENCE.pack, itertools.repeat(number), offsets, lengths))
-        marked = array.array("I", map(OUT_OF_LINE.__or__, tasks.fn_ids))
-        if len(large) < len(tasks.data):
-            following, capacity = iter(references), self._queue.ring.capacity
+        return self._refer(tasks, list(map(REFERENCE.pack, itertools.repeat(number), offsets, lengths)), block)
+
+    def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
+        """The tasks with references in place of the large payloads, which lie in this block."""
+        fn_ids, count, capacity = tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
+        if fn_ids.count(fn_ids[0]) == count:
+            marked = array.array("I", [fn_ids[0] | OUT_OF_LINE]) * count
+        else:
+            marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
+        if len(references) < count:
+            following = iter(references)
             references = [next(following) if len(item) > capacity else item for item in tasks.data]
             for at, item in enumerate(tasks.data):
                 if len(item) <= capacity:
-                    marked[at] = tasks.fn_ids[at]
+                    marked[at] = fn_ids[at]
         return dataclasses.replace(tasks, data=references, block=block, marked=marked)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
@@ -915,12 +919,12 @@ class Heap:
         self._reserved = bytearray(pages)
         self.used = 0  # bytes of the pages in use
 
-    def put(self, payloads: Sequence[bytes], users: int) -> tuple[int, int, Block] | None:
-        """Copy payloads next to each other. Return 0, the offset of the first, and their block; None if it is full.
+    def put(self, payloads: Sequence[bytes], size: int, users: int) -> tuple[int, int, Block] | None:
+        """Copy payloads, `size` bytes in all, next to each other. Return 0, the offset of the first, and their block;
+        None if there is no room for them.
 
         Raises OSError (ENOSPC) where the memory cannot be reserved.
         """
-        size = sum(map(len, payloads))
         count = -(-size // mmap.PAGESIZE)
         first = self._in_use.find(bytes(count))
         if first < 0:
@@ -2491,13 +2495,14 @@ class Worker:
         references = b"".join(self._payloads)
         if len(references) != REFERENCE.size * self._count:
             return False
-        numbers, offsets, lengths = (memoryview(references).cast("Q").tolist()[field::3] for field in range(3))
-        begin, end = offsets[0], offsets[-1] + lengths[-1]
-        if any(numbers) or end - begin != sum(lengths) or end - begin > FETCH_BYTES or end > len(self._queue.heap):
+        flat = memoryview(references).cast("Q").tolist()
+        begin, end = flat[1], flat[-2] + flat[-1]
+        stops = list(itertools.accumulate(flat[2::3]))
+        together = end - begin == stops[-1] <= FETCH_BYTES and end <= len(self._queue.heap)
+        if any(flat[0::3]) or not together:
             return False
         data = bytes(self._queue.heap[begin:end])
-        starts = [offset - begin for offset in offsets]
-        stops = itertools.chain(starts[1:], [len(data)])
+        starts = itertools.chain([0], stops)
         self._payloads = list(map(data.__getitem__, map(slice, starts, stops)))
         return True
 

@@ -313,7 +313,7 @@ class Payloads:
 
     def put(self, size, users):
         payload = bytes([len(self.blocks) % 251]) * size
-        placed = self.heap.put([payload], users)
+        placed = self.heap.put([payload], size, users)
         if placed is not None:
             _, offset, block = placed
             self.blocks[offset] = [payload, users, block]
