@@ -988,6 +988,8 @@ class Harvester:
                 self._check_claims(process, number)
                 self._take_in_batches(process, number)
                 news = True
+        if news:  # tell it at once: a worker may wait for a free half
+            self._queue.harvest([process.harvested for process in processes])
         return news
 
     def _check_claims(self, process: WorkerProcess, number: int) -> None:
