@@ -402,6 +402,8 @@ def test_command_ctrl_c_once_finishes_what_is_in_hand(scene, screen):
     results = scene.folder / "results.jsonl"
     scene.command("--results", str(results), count=2000, terminal=True, screen=screen)
     scene.wait_ready()
+    if screen:  # the first frame comes after a tenth of a second, and the run ends at once
+        assert wait_until(lambda: b"\x1b[?1049h" in scene.terminal.output), scene.told()
     scene.terminal.type(b"\x03")
     assert scene.ended() == 130
     statuses = [json.loads(line)["status"] for line in results.read_text().splitlines()]
