@@ -203,8 +203,8 @@ def test_what_lies_behind_a_lowered_end_goes_round_once_the_worker_has_left_the_
     assert held.finish() == ALL_OK
 
 
-def test_nobody_is_charged_in_a_batch_that_its_worker_has_left(held, monkeypatch):
-    """It stopped at the lowered `end`, published the batch, and died: nothing was in its hand."""
+def die_behind_a_published_batch(held, monkeypatch):
+    """Have the worker stop at the lowered `end`, publish the batch, and die with nothing in its hand."""
     held.empty_ring()
     half_a_halt(held, monkeypatch)
     before = held.handle.word(shmqueue.PUBLISHED)
@@ -213,6 +213,10 @@ def test_nobody_is_charged_in_a_batch_that_its_worker_has_left(held, monkeypatch
     kill(held.handle.pid)
     assert wait_until(held.handle.is_dead)
     held.engine._reap(held.handle)  # before anybody has harvested that batch
+
+
+def test_nobody_is_charged_in_a_batch_that_its_worker_has_left(held, monkeypatch):
+    die_behind_a_published_batch(held, monkeypatch)
     assert held.finish() == ALL_OK
 
 
@@ -244,14 +248,7 @@ def test_a_recovery_that_charges_in_a_published_batch_is_found(held, monkeypatch
         return recover(harvester, handle, code)
 
     monkeypatch.setattr(shmqueue.Harvester, "recover", charges)
-    held.empty_ring()
-    half_a_halt(held, monkeypatch)
-    before = held.handle.word(shmqueue.PUBLISHED)
-    held.gate.touch()
-    assert wait_until(lambda: held.handle.word(shmqueue.PUBLISHED) > before)
-    kill(held.handle.pid)
-    assert wait_until(held.handle.is_dead)
-    held.engine._reap(held.handle)
+    die_behind_a_published_batch(held, monkeypatch)
     assert held.finish() == {"ok": REST + 1, "crashed": 1}
 
 
