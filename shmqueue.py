@@ -112,6 +112,7 @@ import inspect
 import io
 import itertools
 import json
+import marshal
 import math
 import mmap
 import multiprocessing.util
@@ -134,6 +135,7 @@ import threading
 import time
 import traceback
 import tty
+import types
 import typing
 import warnings
 import weakref
@@ -168,6 +170,8 @@ class TaskResult(NamedTuple):
     ok, failed, timeout, crashed or cancelled. value: what the function returned, None unless ok. error: the text of
     what went wrong, None if ok. attempts: how often it was started. worker: the index of the last one that had it,
     or None. seconds: the time the function took; the mean of several where they took less than 20 microseconds.
+    traceback: of the exception that the function raised, as the interpreter would print it, or None. started: when
+    the function was called (the last time), in seconds since 1970, or 0.0 if it never was.
     """
 
     tsk_id: int
@@ -179,17 +183,23 @@ class TaskResult(NamedTuple):
     attempts: int
     worker: int | None
     seconds: float
+    traceback: str | None = None
+    started: float = 0.0
 
 
 _new_result = functools.partial(tuple.__new__, TaskResult)  # of a tuple, in C: TaskResult() takes twice as long
 
 
 class TaskError(Exception):
-    """A task was not ok; `result` is its TaskResult."""
+    """A task was not ok; `result` is its TaskResult. Its text ends with the traceback, if there is one."""
 
     def __init__(self, result: TaskResult) -> None:
-        super().__init__(f"task {result.tsk_id} ({result.function}) {result.status}: {result.error}")
+        super().__init__(result)
         self.result = result
+
+    def __str__(self) -> str:
+        tsk_id, function, _, status, _, error, *_, trace, _ = self.result
+        return f"task {tsk_id} ({function}) {status}: {error}" + (f"\n\n{trace.rstrip()}" if trace else "")
 
 
 class WorkersFailedError(RuntimeError):
@@ -225,7 +235,9 @@ class Supervisor:
     batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. retries:
     how often a task that is not ok is started again. max_rss: bytes of memory above which a worker is replaced,
     after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
-    which a worker is replaced. initializer: called first in every worker. screen: draw on the error stream. log: a
+    which a worker is replaced. initializer: called first in every worker. codec: an object with dumps and loads, such
+    as the module pickle: payloads and values go through it that are not bytes, str or a Structure; without it they
+    must be plain data, and nothing is pickled. screen: draw on the error stream. log: a
     file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
     fork in a process that has one thread, else forkserver. queue: the strategy.
 
@@ -245,6 +257,7 @@ class Supervisor:
         max_rss: int | None = None,
         max_tasks: int | None = None,
         initializer: Callable[[], object] | None = None,
+        codec: Any = None,
         screen: bool | Progress = False,
         log: str | None = None,
         start_method: str | None = None,
@@ -255,7 +268,8 @@ class Supervisor:
         workers = available_processors() if workers is None else workers
         check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
         check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
-        self._ledger = Ledger(numbered, retries, workers)
+        chosen_codec = choose_codec(codec)
+        self._ledger = Ledger(numbered, retries, workers, chosen_codec)
         self._submitted = Job(None, self._ledger.names)
         self._began, self._next_share = time.monotonic(), 0.0
         self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
@@ -267,7 +281,7 @@ class Supervisor:
         method = start_method or ("fork" if count_threads() == 1 else "forkserver")
         context = multiprocessing.get_context(method)
         most = batch or max(16, min(1024, num_slots // (2 * workers)))
-        worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
+        worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log, chosen_codec)
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
         resources, token = contextlib.ExitStack(), object()
         self._dispose = weakref.finalize(self, dispose, os.getpid(), resources)
@@ -311,7 +325,8 @@ class Supervisor:
     def run(self, tasks: Iterable[Any] | Source) -> Iterator[TaskResult]:
         """The TaskResults of `tasks` as they finish; never raises for a task.
 
-        An item is a payload, where there is one function, or (function, payload), with a function or its name.
+        An item is (function, payload), with a function or its name. Where there is one function it is a payload, or
+        such a pair if its first element is that function itself.
         `tasks` is read as there is room, in the caller's thread: while it blocks, nothing is yielded; a Structure it
         has yielded must not be changed. Closing the iterator early cancels what has not begun."""
         return self._read(self._open(tasks))
@@ -480,7 +495,7 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
     lane, at = queue.half(index, seen.number).lane, seen.done
     busy = process.child is not None and seen.in_hand is not None
     state = "dead" if process.child is None else "run" if busy else "sleep"
-    function = ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
+    function = ledger.names.get(lane.fn_id(at) & FN_ID, "") if busy else ""
     done = (tally.completed[index], tally.failed[index], rate)
     load = (process.cpu, process.rss) if process.rss else (None, None)
     held = (lane.tsk_id(at), time.monotonic() - process.progress_since) if busy else (None, 0.0)
@@ -492,7 +507,7 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
 # ---------------------------------------------------------------------------------------------------------------------
 
 LIMITS: dict[str, tuple[float, float]] = {
-    "fn_id": (1, (1 << 31) - 1),  # the highest bit is OUT_OF_LINE
+    "fn_id": (1, (1 << 31) - 1),
     "workers": (1, 4096),
     "num_slots": (2, 1 << 26),
     "slot_size": (64, 65536),
@@ -531,7 +546,7 @@ def number_functions(functions: Any) -> dict[int, Function]:
         check_numbers(fn_id=fn_id)
         if not callable(function) or not isinstance(function, collections.abc.Hashable):
             raise TypeError(f"functions: {function!r} is not a callable with a hash")
-    return numbered
+    return numbered if max(numbered) <= FN_ID else dict(enumerate(numbered.values(), 1))  # the bits above are ours
 
 
 def available_processors() -> int:
@@ -868,7 +883,7 @@ class Feeder:
 
     def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
         """The tasks with references in place of the large payloads, which lie in this block."""
-        fn_ids, count, capacity = tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
+        fn_ids, count, capacity = tasks.marked or tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
         if fn_ids.count(fn_ids[0]) == count:
             marked = array.array("I", [fn_ids[0] | OUT_OF_LINE]) * count
         else:
@@ -955,13 +970,15 @@ class Heap:
 class Outcomes(NamedTuple):
     """What was read of a batch: its finished tasks, `done` of them, from the position `start` on.
 
-    seconds: of each, or their mean. ends: where their values end in the log, or nothing where all of them returned
-    None; before: where the first value begins; log: up to the last. special: some of them are records.
+    seconds: of each, or their mean. started: when the first began, in seconds since 1970. ends: where their values
+    end in the log, or nothing where all of them returned None; before: where the first value begins; log: up to the
+    last. special: some of them are records.
     """
 
     start: int
     done: int
     seconds: float | list[float] = 0.0
+    started: float = 0.0
     ends: Sequence[int] = ()
     before: int = 1
     log: bytes = b""
@@ -1024,8 +1041,9 @@ class Harvester:
         start = max(first, process.taken)
         if start >= bound:
             return Outcomes(bound, 0)
+        started = half.since(start - first) + time.time() - time.perf_counter()
         if half.all_returned_none(start - first, bound - first):
-            return Outcomes(start, bound - start, half.seconds(start - first, bound - first))
+            return Outcomes(start, bound - start, half.seconds(start - first, bound - first), started)
         ends = half.read_ends(start - first, bound - first)
         if 0 in ends:
             del ends[ends.index(0) :]
@@ -1036,6 +1054,7 @@ class Harvester:
             start,
             len(ends),
             half.seconds(start - first, start - first + len(ends)),
+            started,
             ends,
             before,
             half.read_log(ends[-1] & ~RECORD),
@@ -1044,7 +1063,7 @@ class Harvester:
 
     def _settle(self, process: WorkerProcess, outcomes: Outcomes) -> int:
         """Settle what was read of a batch. Return the position behind it."""
-        start, done, seconds, ends, before, log, special = outcomes
+        start, done, seconds, started, ends, before, log, special = outcomes
         if done:
             process.taken = start + done
         if special:
@@ -1053,26 +1072,28 @@ class Harvester:
             if not 1 <= before <= ends[-1] <= len(log):
                 raise SpoiledSegmentError(f"worker {process.index} says that values end at {ends[-1]:,} of its log")
             values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
-            self._ledger.complete(process.index, start, done, values, seconds)
+            self._ledger.complete(process.index, start, done, values, seconds, started)
         elif done:
-            self._ledger.complete(process.index, start, done, None, seconds)
+            self._ledger.complete(process.index, start, done, None, seconds, started)
         return start + done
 
     def _settle_records(self, worker: int, outcomes: Outcomes) -> None:
         """The same where some of the values are records, failures among them."""
-        position, seconds = outcomes.start, outcomes.seconds
+        position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
         values = self._decode(outcomes)
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
-        for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
+        for failed, group in itertools.groupby(values, key=lambda value: type(value) is Failure):
             part = list(group)
             times = list(itertools.islice(each, len(part)))
             if not failed:
-                self._ledger.complete(worker, position, len(part), part, times)
+                self._ledger.complete(worker, position, len(part), part, times, started)
                 position += len(part)
+                started += sum(times)
                 continue
             for value, took in zip(part, times):
-                self._ledger.charge(worker, position, "failed", value, took)
+                self._ledger.charge(worker, position, "failed", value, took, started)
                 position += 1
+                started += took
 
     def _decode(self, outcomes: Outcomes) -> list[Any]:
         """The values, of which some are records: text in a faster way, if all of them are."""
@@ -1080,7 +1101,7 @@ class Harvester:
         stops = [end & ~RECORD for end in ends]
         spans = list(zip([outcomes.before, *stops], stops))
         try:
-            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
+            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {TEXT}:
                 return [decode_text(log[begin + 1 : end]) for begin, end in spans]
             return [
                 self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
@@ -1096,7 +1117,7 @@ class Harvester:
             path = self._queue.segment.beside(f"v{position}")
             data = read_file(path, *SIZE.unpack(data))
             os.unlink(path)
-        return decode_value(head & ~IN_FILE, data, self._ledger.structures)
+        return decode_value(head & ~IN_FILE, data, self._ledger.structures, self._ledger.codec)
 
     def halt(self, process: WorkerProcess, doomed: Doomed | None = None) -> bool:
         """Stop a worker for a moment: settle what it has finished, and take back what it has not begun.
@@ -1185,7 +1206,8 @@ class Harvester:
         doomed = process.killed_for
         if doomed is not None and doomed.position in (None, position):
             status, error = doomed.status, doomed.error
-        self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
+        seconds = time.monotonic() - process.progress_since
+        self._ledger.charge(process.index, position, status, Failure(error), seconds, time.time() - seconds)
 
     def take_unclaimed(self, process: WorkerProcess) -> bool:
         """What only this worker could claim, and has not, goes to others. Return True if there was anything."""
@@ -1203,17 +1225,21 @@ class Harvester:
 class Ledger:
     """Which task is where: gives each its tsk_id, knows who holds which position, and sees to its one outcome."""
 
-    def __init__(self, functions: Mapping[int, Function], retries: int, workers: int) -> None:
+    def __init__(
+        self, functions: Mapping[int, Function], retries: int, workers: int, codec: Codec | None = None
+    ) -> None:
         self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self.structures = structures_of(functions.values())
+        self.codec = codec
         self.tally = Tally(workers)
         self.fresh: collections.deque[Tasks] = collections.deque()  # read, and not pushed yet
         self.again: collections.deque[Tasks] = collections.deque()  # were in the queue, and are pushed before those
         self.stopping = False  # nothing more begins, in any job
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0
+        self._function = functions[self._only] if self._only else None
         self._retries = retries
         self._attempts: dict[int, int] = {}  # tsk_id: how often it was started, for those that go round again
         self._placed: list[Tasks] = []  # what is in the queue, by position
@@ -1225,8 +1251,8 @@ class Ledger:
         if len(items) == 0:
             return
         try:
-            fn_ids, payloads, data = self._encode(job, items)
-        except (KeyError, TypeError, ValueError) as error:
+            fn_ids, payloads, data, marked = self._encode(job, items)
+        except Exception as error:  # whatever a codec raises
             if len(items) > 1:
                 self.admit(job, items[: len(items) // 2])
                 self.admit(job, items[len(items) // 2 :])
@@ -1234,7 +1260,8 @@ class Ledger:
                 (tsk_id,), (name, payload, text) = self._number(job, 1), self._explain(job, items[0], error)
                 self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
         else:
-            self._put(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data), self.fresh)
+            tasks = Tasks(job, self._number(job, len(items)), fn_ids, payloads, data, marked=marked)
+            self._put(tasks, self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
         """The tsk_ids of this job's next tasks."""
@@ -1243,29 +1270,44 @@ class Ledger:
         job.admit(tsk_ids.start, count)
         return tsk_ids
 
-    def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
-        """The columns of `items`. Raises KeyError, TypeError or ValueError where one of them cannot be sent."""
-        kinds, payloads, fn_id = set(map(type, items)), items, job.fn_id
-        if fn_id == 0 and all(issubclass(kind, tuple) for kind in kinds):
+    def _encode(
+        self, job: Job, items: Sequence[Any]
+    ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int] | None]:
+        """The columns of `items`. Raises an exception where one of them cannot be sent."""
+        kinds, payloads, fn_id = set(map(type, items)), items, job.fn_id or self._only
+        only_pairs = all(issubclass(kind, tuple) for kind in kinds)
+        if only_pairs and not job.fn_id and (job.pairs or not fn_id):
             functions, payloads = zip(*items, strict=True)
             kinds = set(map(type, payloads))
             fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
-        elif fn_id == 0 and (tuple in kinds or not self._only):
+        elif not fn_id or Rejected in kinds:
             raise TypeError("with several functions, an item is (function, payload)")
         else:
-            fn_ids = array.array("I", [fn_id or self._only]) * len(items)
-        return fn_ids, payloads, payloads if kinds <= {bytes} else list(map(to_bytes, payloads))
+            fn_ids = array.array("I", [fn_id]) * len(items)
+            if tuple in kinds and not job.fn_id:
+                payloads = [item[1] if self._is_pair(job, item) else item for item in items]
+                kinds = set(map(type, payloads))
+        if kinds <= {bytes}:
+            return fn_ids, payloads, payloads, None
+        marks, data = encode_payloads(payloads, kinds, self.codec)
+        return fn_ids, payloads, data, array.array("I", map(operator.or_, fn_ids, marks))
+
+    def _is_pair(self, job: Job, item: Any) -> bool:
+        """Return True if this is a pair of a function and a payload, not a payload."""
+        if job.fn_id or not isinstance(item, tuple) or len(item) != 2:
+            return False
+        return job.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
 
     def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
         """Why an item cannot be sent."""
         if isinstance(item, Rejected):
             return item
-        fn_id, pair = job.fn_id or self._only, not job.fn_id and isinstance(item, tuple) and len(item) == 2
+        fn_id, pair, text = job.fn_id or self._only, self._is_pair(job, item), describe(error)
         function, payload = item if pair else (self.names.get(fn_id, ""), item)
-        name, text = function_name(function), describe(error)
-        if isinstance(error, KeyError):
+        name = function_name(function)
+        if pair and isinstance(error, KeyError) and function not in self.fn_ids:
             text = no_such_function(name, self.names.values())
-        elif not pair and (isinstance(item, tuple) or not fn_id):
+        elif not pair and not fn_id:
             text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
         return Rejected(name, payload, text)
 
@@ -1300,8 +1342,11 @@ class Ledger:
             yield tasks, start, stop
             position = tasks.first + stop
 
-    def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
-        """Tasks from `position` on are ok. No values are so many None; seconds are a sequence, or a float for each."""
+    def complete(
+        self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any, started: float
+    ) -> None:
+        """Tasks from `position` on are ok, and the first began at `started`. No values are so many None; seconds are a
+        sequence, or a float for each."""
         done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
             part = slice(done, done + stop - start)
@@ -1314,26 +1359,32 @@ class Ledger:
                 attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
                 longest = seconds
+                spent = seconds * (stop - start)
                 times: Any = same(seconds, stop - start)
-                self.tally.add_ok(worker, stop - start, seconds * (stop - start))
+                begun: Iterable[float] = same(started)  # that of each is not worth its cost
             else:
                 times = seconds[part]
                 longest = max(times)
-                self.tally.add_ok(worker, stop - start, sum(times))
+                spent = sum(times)
+                begun = itertools.accumulate(times, initial=started)
+            self.tally.add_ok(worker, stop - start, spent)
             if longest > self.tally.slow:
                 times = list(times)
-                self._note_slow(worker, tasks, start, times)
+                self._note_slow(worker, tasks, start, times, started)
             each = same(None, stop - start) if values is None else iter(values[part])
-            tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker)
+            tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker, begun)
+            started += spent
 
-    def _note_slow(self, worker: int, tasks: Tasks, start: int, times: Sequence[float]) -> None:
+    def _note_slow(self, worker: int, tasks: Tasks, start: int, times: Sequence[float], started: float) -> None:
         """Keep the tasks that took longest."""
         for at, seconds in enumerate(times, start):
             if seconds > self.tally.slow:
-                tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], to_bytes(tasks.payloads[at])
-                self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
+                tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], briefly(tasks.payloads[at])
+                ok = TaskResult(tsk_id, name, payload, "ok", None, None, 1, worker, seconds, started=started)
+                self.tally.add_slow(ok)
+            started += seconds
 
-    def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
+    def charge(self, worker: int, position: int, status: str, failure: Failure, seconds: float, started: float) -> None:
         """The task at `position` was started and is not ok: it goes round again, or that is its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
@@ -1346,10 +1397,8 @@ class Ledger:
                 self.again.append(tasks.part(at, at + 1))
             else:
                 tasks.release(1)
-                name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
-                self._finish(
-                    tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
-                )
+                about = (tsk_id, self.names[tasks.fn_ids[at]], tasks.payloads[at], status, None, failure.error)
+                self._finish(tasks.job, TaskResult(*about, attempts, worker, seconds, failure.traceback, started))
 
     def give_back(self, position: int, count: int) -> None:
         """Tasks that never began: they are pushed again, or are cancelled with their job."""
@@ -1406,7 +1455,8 @@ class Tasks:
     job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel, also if they go
     round again: a Structure may have changed since. settled: in the queue, a byte for each, 1 once it has its outcome;
     left: how many have none. block: where the payloads are that do not fit their slots; None if all fit, or if they
-    have not been packed yet. marked: the fn_ids as they travel then, with OUT_OF_LINE.
+    have not been packed yet. marked: the fn_ids as they travel, with the payloads' kinds and OUT_OF_LINE; None if they
+    have neither.
     """
 
     job: Job | None
@@ -1451,11 +1501,13 @@ class Block:
 class Job:
     """One call of run, map or submit: where its tasks come from, and where their results go.
 
-    `results` holds iterators of TaskResults; if ordered, in input order, iterators of values, and TaskErrors.
+    pairs: as a source has it. `results` holds iterators of TaskResults; if ordered, in input order, iterators of
+    values, and TaskErrors.
     """
 
     def __init__(self, source: Source | None, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
         self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
+        self.pairs = source is None or source.pairs
         self.outstanding = 0  # tasks that have a tsk_id and no outcome yet
         self.cancelled = False  # nobody reads its results, and nothing more of it begins
         self.results: collections.deque[Any] = collections.deque()
@@ -1476,8 +1528,11 @@ class Job:
         elif self.ordered:
             self._due.append([tsk_id, tsk_id + count])
 
-    def add(self, tasks: Tasks, piece: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
-        """These of `tasks` are ok; values, seconds and attempts are iterables. Results are built when they are read."""
+    def add(
+        self, tasks: Tasks, piece: slice, values: Any, seconds: Any, attempts: Any, worker: int, started: Any
+    ) -> None:
+        """These of `tasks` are ok; values, seconds, attempts and started are iterables. Results are built when they
+        are read."""
         tsk_ids = tasks.tsk_ids[piece]
         self.outstanding -= len(tsk_ids)
         if not self.ordered:
@@ -1485,7 +1540,7 @@ class Job:
             one = len(self._names) == 1
             names = same(*self._names.values()) if one else map(self._names.__getitem__, tasks.fn_ids[piece])
             columns = (tsk_ids, names, tasks.payloads[piece], same("ok"), values, same(None), attempts, same(worker))
-            self._deliver(map(_new_result, zip(*columns, seconds)))
+            self._deliver(map(_new_result, zip(*columns, seconds, same(None), started)))
         elif isinstance(tsk_ids, range):
             self._order(tsk_ids[0], len(tsk_ids), values)
         else:
@@ -2294,6 +2349,7 @@ class WorkerOptions(NamedTuple):
     batch: int | None
     max_tasks: int | None
     log: str | None
+    codec: Codec | None = None
 
 
 class Pipes(NamedTuple):
@@ -2379,8 +2435,10 @@ class Worker:
         self._structures = structures_of(options.functions.values())
         self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
         for fn_id, function in options.functions.items():
-            self._calls[fn_id] = call = adapt(function)
-            self._calls[fn_id | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
+            for kind, call in enumerate(adapt(function, options.codec)):
+                mark = fn_id | kind << KIND_BIT
+                self._calls[mark] = call
+                self._calls[mark | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
         self._half = queue.half(index, 0)  # of the batch that runs
         self._first = self._count = 0  # its positions are [first, first + count)
         self._payloads: list[bytes] = []  # of that batch; whoever empties it ends the batch after this task
@@ -2449,7 +2507,7 @@ class Worker:
                 try:
                     value = call(payload)
                 except BaseException as error:
-                    value = _Failure(describe(error))
+                    value = Failure.of(error)
                 if value is None:
                     ends[task] = at
                 elif type(value) is bytes and at < (after := at + len(value)) <= room:
@@ -2549,9 +2607,9 @@ class Worker:
     def _put_record(self, task: int, at: int, value: Any) -> int:
         """Append a value to the log as a record: a head, and its bytes. Return where it ends."""
         try:
-            head, data = encode_value(value, self._structures)
+            head, data = encode_value(value, self._structures, self._options.codec)
         except Exception as error:  # such as text that is not Unicode
-            head, data = encode_value(_Failure(describe(error)), self._structures)
+            head, data = FAILURE, Failure.of(error).encode()
         half = self._half
         room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need some
         if len(data) > room:
@@ -2580,7 +2638,7 @@ class Worker:
                 except OSError as error:
                     if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
                         text = f"{describe(error)}: no room for a value of {len(data):,} bytes in {shared_directory()}"
-                        return FAILURE, encode_text(text)[:room]
+                        return FAILURE, Failure(text).encode()[:room]
                 alone += not self._spilled
             time.sleep(SPILL_SECONDS)
         self._spilled.append((path, len(data)))
@@ -3554,6 +3612,10 @@ class Half:
         """How many of the first `count` tasks are finished, as far as can be seen now: a hint."""
         return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
 
+    def since(self, task: int) -> float:
+        """When this task began, or not long before, in seconds of the worker's clock."""
+        return (task and self.stamps[task - 1]) or self.began[0]  # type: ignore[no-any-return]
+
     def seconds(self, start: int, stop: int) -> float | list[float]:
         """How long each of the finished tasks [start, stop) took: one figure for each, or the mean of all of them."""
         since = self.stamps[start - 1] if start else self.began[0]
@@ -3598,6 +3660,39 @@ def as_u32(numbers: Sequence[int]) -> array.array[int]:
 
 Function = Callable[..., Any]
 ERROR_LENGTH = 4000  # characters of an error's text that are kept
+TRACEBACK_BYTES = 16 << 10  # of a traceback, as UTF-8
+OWN_MODULES = {__name__}  # whose frames a traceback does not begin with
+
+# What the bytes of a payload or a value are. CODED: what the codec made, or marshal; CODED_TEXT: the codec made a str.
+# Only values are failures and Structures. STRUCTURE + i: the i-th Structure that the functions' annotations name.
+BYTES, TEXT, CODED, CODED_TEXT, FAILURE, STRUCTURE = range(6)
+KIND_BIT = 29  # where a payload's kind stands in its fn_id as it travels; a record in the log begins with its value's
+FN_ID = (1 << KIND_BIT) - 1  # the rest of it, less OUT_OF_LINE
+IN_FILE = 0x80  # added to a record's kind: its bytes are in a file beside the segment, and it has their number
+
+REMEDY = "give Supervisor a codec, such as codec=pickle"
+ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
+PLAIN = ATOMS | {tuple, list, dict, set, frozenset}
+_no_code: Any = {"allow_code": False} if sys.version_info >= (3, 13) else {}
+dump_plain: Callable[[Any], bytes] = functools.partial(marshal.dumps, **_no_code)
+load_plain: Callable[[bytes], Any] = functools.partial(marshal.loads, **_no_code)
+
+
+class Codec(NamedTuple):
+    """What takes the place of plain data: `dumps` makes bytes or str of an object, and `loads` the object of those."""
+
+    dumps: Callable[[Any], Any]
+    loads: Callable[[Any], Any]
+
+
+def choose_codec(codec: Any) -> Codec | None:
+    """The Codec of an object such as the module pickle, which cannot be pickled itself. None stays None."""
+    if codec is None:
+        return None
+    found: list[Any] = [getattr(codec, name, None) for name in Codec._fields]
+    if not all(map(callable, found)):
+        raise TypeError(f"codec={codec!r}: must have dumps and loads, as the modules pickle and json have")
+    return Codec(*found)
 
 
 def encode_text(text: str) -> bytes:
@@ -3608,15 +3703,144 @@ def decode_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def to_bytes(payload: Any) -> bytes:
-    """A payload as it travels. Raises TypeError for what is neither bytes, str nor a ctypes.Structure."""
-    if isinstance(payload, bytes):
-        return payload
-    if isinstance(payload, str):
-        return encode_text(payload)
+def encode(value: Any, codec: Codec | None) -> tuple[int, bytes]:
+    """The kind and the bytes of a payload or a value. Raises TypeError or ValueError for what cannot travel."""
+    if type(value) is bytes:
+        return BYTES, value
+    if type(value) is str:
+        return TEXT, encode_text(value)
+    if codec is not None:
+        data = codec.dumps(value)
+        return (CODED_TEXT, encode_text(data)) if isinstance(data, str) else (CODED, bytes(memoryview(data)))
+    if type(value) not in PLAIN and (data := _buffer(value)) is not None:
+        return BYTES, data
+    check_plain(value)
+    return CODED, dump_plain(value)
+
+
+def decode(kind: int, data: bytes, codec: Codec | None) -> Any:
+    """The payload or value that `encode` encoded."""
+    if kind == BYTES:
+        return data
+    if kind == TEXT:
+        return decode_text(data)
+    if codec is None:
+        return load_plain(data)
+    return codec.loads(decode_text(data) if kind == CODED_TEXT else data)
+
+
+def _buffer(value: Any) -> bytes | None:
+    """The bytes of a bytes-like object. None for others, such as numpy's scalars and arrays of objects."""
+    if isinstance(value, bytes):
+        return bytes(value)
+    try:
+        view = memoryview(value)
+    except (TypeError, ValueError, BufferError):
+        return None
+    return view.tobytes() if view.ndim and "O" not in view.format else None
+
+
+def check_plain(value: Any) -> None:
+    """Raise TypeError for what is not plain data, and ValueError for a container that contains itself.
+
+    Types are compared exactly: marshal would turn a numpy.float64 within a list into bytes. Each container is looked
+    at once, however often it is met.
+    """
+    path: list[tuple[int, Iterator[Any]]] = [(0, iter((value,)))]  # the containers around the next part, by id
+    whole: dict[int, bool] = {}  # containers that were met, by id: True once everything in them is checked
+    while path:
+        key, parts = path[-1]
+        for part in parts:
+            kind = type(part)
+            if kind in ATOMS or whole.get(id(part)):
+                continue
+            if kind not in PLAIN:
+                raise TypeError(f"{type_name(kind)} is not plain data, and cannot travel: convert it, or {REMEDY}")
+            if id(part) in whole:
+                raise ValueError(f"a {kind.__name__} that contains itself cannot travel: {REMEDY}")
+            whole[id(part)] = ATOMS.issuperset(map(type, _parts(part)))
+            if not whole[id(part)]:
+                path.append((id(part), _parts(part)))
+                break
+        else:
+            whole[key] = True
+            path.pop()
+
+
+def _parts(container: Any) -> Iterator[Any]:
+    return itertools.chain(container, container.values()) if type(container) is dict else iter(container)
+
+
+def type_name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def encode_payload(payload: Any, codec: Codec | None) -> tuple[int, bytes]:
+    """The mark in the fn_id, and the bytes, of a payload."""
     if isinstance(payload, ctypes.Structure):
-        return bytes(payload)
-    raise TypeError(f"a payload is bytes, str or a ctypes.Structure, not {type(payload).__name__}")
+        return BYTES, bytes(payload)
+    kind, data = encode(payload, codec)
+    return kind << KIND_BIT, data
+
+
+def encode_payloads(
+    payloads: Sequence[Any], kinds: set[type], codec: Codec | None
+) -> tuple[Iterable[int], list[bytes]]:
+    """The same for payloads of these types, as columns; those of text and of numbers in a faster way."""
+    if kinds == {str}:
+        return itertools.repeat(TEXT << KIND_BIT), list(map(encode_text, payloads))
+    if codec is None and kinds <= ATOMS - {bytes, str}:
+        return itertools.repeat(CODED << KIND_BIT), list(map(dump_plain, payloads))
+    encoded = [encode_payload(payload, codec) for payload in payloads]
+    return [mark for mark, _ in encoded], [data for _, data in encoded]
+
+
+def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> tuple[int, bytes]:
+    """The kind and the bytes of a value, for its record. Raises TypeError or ValueError for what cannot travel."""
+    if type(value) is Failure:
+        return FAILURE, value.encode()
+    if type(value) in structures:
+        return STRUCTURE + structures.index(type(value)), bytes(value)
+    if isinstance(value, ctypes.Structure) and codec is None:
+        name = type_name(type(value))
+        raise TypeError(f"returned the Structure {name}, which no annotation names: annotate the function's return")
+    return encode(value, codec)
+
+
+def decode_value(kind: int, data: bytes, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> Any:
+    """The value that `encode_value` encoded; a Failure if the codec fails. Raises IndexError or ValueError where it is
+    not one."""
+    if kind == FAILURE:
+        return Failure.decode(data)
+    if kind >= STRUCTURE:
+        return structures[kind - STRUCTURE].from_buffer_copy(data)
+    if kind < CODED:
+        return decode(kind, data, codec)
+    try:
+        return decode(kind, data, codec)
+    except Exception as error:
+        return Failure.of(error)
+
+
+class Failure(NamedTuple):
+    """In place of a value: the task failed, with this error and this traceback."""
+
+    error: str
+    traceback: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """That of the exception which is being handled."""
+        return cls(describe(error), describe_traceback(error))
+
+    def encode(self) -> bytes:
+        """Both texts, with a byte between that UTF-8 has not. Cut short, they can still be read."""
+        return b"\xff".join(text.encode("utf-8", "backslashreplace") for text in self if text is not None)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Failure:
+        error, _, trace = data.partition(b"\xff")
+        return cls(decode_text(error), decode_text(trace) or None)
 
 
 def describe(error: BaseException) -> str:
@@ -3629,11 +3853,79 @@ def describe(error: BaseException) -> str:
     return (f"{name}: {text}" if text else name)[:ERROR_LENGTH]
 
 
+def describe_traceback(error: BaseException) -> str | None:
+    """The traceback of the exception that is being handled, as the interpreter would print it, less our own frames.
+
+    None if only those are there. If it is too long, its middle is left out.
+    """
+    frames = sys.exc_info()[2]
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in OWN_MODULES:
+        frames = frames.tb_next
+    if frames is None:
+        return None
+    try:
+        text = "".join(traceback.TracebackException(type(error), error, frames).format())
+    except BaseException as second:  # whatever its notes, its cause and others do
+        text = f"(its traceback raised {type(second).__name__})"
+    data = text.encode("utf-8", "backslashreplace")
+    rest = len(data) - TRACEBACK_BYTES
+    if rest > 0:
+        half = TRACEBACK_BYTES // 2 - 32
+        data = data[:half] + b"\n[%d bytes are left out here]\n" % (rest + 64) + data[-half:]
+    return data.decode(errors="ignore")
+
+
+def last_frame(trace: str | None) -> str:
+    """Where an exception was raised, in brackets, by its traceback; nothing if that does not say."""
+    frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', trace or "", re.MULTILINE)
+    if not frames:
+        return ""
+    path, line, name = frames[-1]
+    return f" ({os.path.basename(path)}:{line} in {name})"
+
+
+def adapt(function: Function, codec: Codec | None) -> Sequence[Callable[[bytes], Any]]:
+    """`function` as functions of bytes, one for each kind of payload.
+
+    Bytes and text arrive as the first parameter's annotation says: as they are, if it names their type. All else
+    arrives as it is.
+    """
+    named = _annotations(function)[0]
+    readers = [_reader(bytes, named), _reader(str, named)]
+    readers += [functools.partial(decode, kind, codec=codec) for kind in (CODED, CODED_TEXT)]
+    return [function if read is bytes else _composed(function, read) for read in readers]
+
+
+def _composed(function: Function, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    return lambda payload: function(read(payload))
+
+
+# How a payload of bytes or text is read for a parameter of these types, or of a Structure; `bytes` is not called.
+READERS: dict[Any, Callable[[bytes], Any]] = {
+    bytes: bytes,
+    str: decode_text,
+    int: lambda data: int(decode_text(data)),
+    float: lambda data: float(decode_text(data)),
+}
+
+
+def _reader(own: Any, named: Sequence[Any]) -> Callable[[bytes], Any]:
+    """How a payload of the type `own` is read for a parameter whose annotation names these types."""
+    known = [kind for kind in named if _is_structure(kind) or (isinstance(kind, type) and kind in READERS)]
+    kind = own if own in known or not known else known[0]
+    return READERS.get(kind) or kind.from_buffer_copy
+
+
+_lenient: dict[str, Any] = {}
+if sys.version_info >= (3, 14):  # or one name that cannot be evaluated is a NameError
+    _lenient["annotation_format"] = importlib.import_module("annotationlib").Format.FORWARDREF
+
+
 def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
     """The types that a function's first parameter and its return value name, unions taken apart; [] for none."""
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # built in
+        signature = inspect.signature(function, **_lenient)
+    except Exception:  # built in, or with annotations that cannot be evaluated
         return [], []
     parameters = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
     given = parameters[0].annotation if parameters else None
@@ -3649,7 +3941,9 @@ def _members(hint: Any, function: Any) -> list[Any]:
             hint = eval(hint, names)  # noqa: S307
         except Exception:  # whatever is not there at run time
             return []
-    return list(typing.get_args(hint)) or [hint]
+    if typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    return list(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else [hint]
 
 
 def _is_structure(kind: Any) -> bool:
@@ -3662,52 +3956,31 @@ def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]
     return list(dict.fromkeys(kind for kind in named if _is_structure(kind)))[: IN_FILE - STRUCTURE]
 
 
-def adapt(function: Function) -> Callable[[bytes], Any]:
-    """`function` as a function of bytes: its first parameter's annotation says what it is given."""
-    for kind in _annotations(function)[0]:
-        if kind is str:
-            return lambda payload: function(decode_text(payload))
-        if _is_structure(kind):
-            return lambda payload: function(kind.from_buffer_copy(payload))
-    return function
+def as_json(value: Any) -> Any:
+    """A payload or a value as JSON has it: bytes as text by surrogateescape, what JSON has not as its repr."""
+    if type(value) not in PLAIN or type(value) is bytes:
+        data = bytes(value) if isinstance(value, ctypes.Structure) else _buffer(value)
+        if data is not None:
+            return decode_text(data)
+    try:
+        json.dumps(value, allow_nan=False)
+        return value
+    except (TypeError, ValueError, RecursionError):
+        try:
+            return repr(value)
+        except Exception:  # whatever an object's own does
+            return object.__repr__(value)
 
 
-class _Failure(str):
-    """In place of a value: the task failed, with this text."""
+def as_text(value: Any) -> str:
+    """The same as text: JSON, but for what is text already."""
+    form = as_json(value)
+    return form if isinstance(form, str) else json.dumps(form)
 
 
-# What a record in the log begins with: what its bytes are. STRUCTURE + i: of the i-th Structure that functions name.
-BYTES, STR, FAILURE, STRUCTURE = range(4)
-IN_FILE = 0x80  # added to it: they are in a file beside the segment, and the record has their number
-
-
-def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]]) -> tuple[int, bytes]:
-    """A value as the head and the bytes of a record. A value that cannot travel becomes a failure that says so."""
-    if isinstance(value, bytes):
-        return BYTES, value
-    if isinstance(value, _Failure):
-        return FAILURE, value.encode("utf-8", "backslashreplace")
-    if isinstance(value, str):
-        return STR, encode_text(value)
-    if type(value) in structures:
-        return STRUCTURE + structures.index(type(value)), bytes(value)
-    name = type(value).__name__
-    if isinstance(value, ctypes.Structure):
-        text = f"TypeError: returned the Structure {name}, which no annotation names: annotate the function's return"
-    else:
-        text = f"TypeError: returned {name}: a function returns bytes, str, a ctypes.Structure or None"
-    return FAILURE, encode_text(text)
-
-
-def decode_value(head: int, data: bytes, structures: Sequence[type[ctypes.Structure]]) -> Any:
-    """The value that `encode_value` encoded. Raises IndexError or ValueError where it is not one."""
-    if head == BYTES:
-        return data
-    if head == STR:
-        return decode_text(data)
-    if head == FAILURE:
-        return _Failure(decode_text(data))
-    return structures[head - STRUCTURE].from_buffer_copy(data)
+def briefly(payload: Any) -> str:
+    """A payload as text, to show it: 200 characters at most."""
+    return as_text(payload[:200] if isinstance(payload, (bytes, str)) else payload)[:200]
 
 
 REFERENCE = struct.Struct("=QQQ")  # what a slot holds of a payload out of line: the file's number, or 0 for the heap,
@@ -3732,9 +4005,11 @@ class Rejected(NamedTuple):
 class Source:
     """Where a job's tasks come from.
 
-    exhausted: there are no more. finite: all of them can be read at once. problem: why it ended early, if it did."""
+    exhausted: there are no more. finite: all of them can be read at once. problem: why it ended early, if it did.
+    pairs: a pair is of a function and a payload, never a payload."""
 
     exhausted = False
+    pairs = True
     finite = False
     problem = ""
 
@@ -3755,6 +4030,7 @@ class IterableSource(Source):
         self._iterator = iter(tasks)
         self._taken = 0
         self.finite = self._sequence is not None
+        self.pairs = False
 
     def take(self, room: int) -> Sequence[Any]:
         """Up to `room` items. Where the iterable pauses for more than a millisecond, those before the pause."""
@@ -3946,6 +4222,7 @@ class Results:
     """
 
     FIELDS = TaskResult._fields
+    form = staticmethod(as_text)  # how it writes a value
     broken: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
     _file: Any = None
 
@@ -3994,7 +4271,8 @@ class Results:
 
     def write(self, result: TaskResult) -> None:
         row = list(result)
-        row[2], row[4] = _as_text(result.payload), _as_text(result.value)
+        row[2] = as_text(result.payload)
+        row[4] = None if result.value is None else self.form(result.value)
         self._records += 1
         self._attempt(self.put, row)
         if self.lost >= 256:
@@ -4029,8 +4307,9 @@ class Results:
 
 
 class JsonLines(Results):
-    """A JSON object a line; bytes are text by surrogateescape."""
+    """A JSON object a line; bytes are text by surrogateescape, and a value of plain data is JSON itself."""
 
+    form = staticmethod(as_json)
     HEADER, END, CLOSE = b"", b"\n", b"}"  # CLOSE: what shows that a record is whole, if its END is not there
     START = b'{"tsk_id": '  # of a record
 
@@ -4100,8 +4379,9 @@ NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which tak
 
 
 class Csv(JsonLines):
-    """Comma-separated values with a header; bytes as they are."""
+    """Comma-separated values with a header; bytes as they are, plain data as the text of its JSON."""
 
+    form = staticmethod(as_text)
     HEADER, END, CLOSE = (",".join(Results.FIELDS) + "\r\n").encode(), b"\r\n", b"\r\n"
     _quotes = 0
 
@@ -4188,10 +4468,6 @@ def results_format(path: str) -> type[Results]:
 def task_digest(function: str, payload: bytes) -> bytes:
     """Sixteen bytes by which a recorded task is known again."""
     return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
-
-
-def _as_text(value: Any) -> str | None:
-    return None if value is None else decode_text(to_bytes(value))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4816,7 +5092,7 @@ class CommandLine:
             whole = {**summary, "problem": "; ".join(problems), "left_out": left_out}
             try:
                 with open(path, "w", encoding="utf-8") as file:
-                    json.dump(whole, file, default=_as_text, indent=1)
+                    json.dump(whole, file, default=as_text, indent=1)
             except OSError as error:
                 problems.append(f"--summary {path}: {error.strerror}")
         lines = summary_lines(summary, "; ".join(problems), left_out)
@@ -4830,14 +5106,15 @@ class CommandLine:
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
     """What one wants to know at the end: what went wrong first, which tasks took long, and the totals last."""
-    lines = [f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}" for r in summary["failures"]]
+    lines = [
+        f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}{last_frame(r['traceback'])}"
+        for r in summary["failures"]
+    ]
     kinds, slowest, seconds = collections.Counter(summary["kinds"]), summary["slowest"], summary["seconds"]
     if sum(kinds.values()) > len(lines):
         lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5)))
     if slowest and slowest[0]["seconds"] >= 0.01:
-        each = (
-            f"{r['seconds']:.3f} s #{r['tsk_id']:,} {r['function']} {decode_text(r['payload'])[:30]}" for r in slowest
-        )
+        each = (f"{r['seconds']:.3f} s #{r['tsk_id']:,} {r['function']} {r['payload'][:30]}" for r in slowest)
         lines.append("slowest: " + "; ".join(each))
     if seconds >= 1:
         spent = ", ".join(f"{what} {summary['shares'][what]:.0%}" for what in ("run", "wait", "start"))
