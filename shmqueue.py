@@ -3673,9 +3673,10 @@ IN_FILE = 0x80  # added to a record's kind: its bytes are in a file beside the s
 REMEDY = "give Supervisor a codec, such as codec=pickle"
 ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
 PLAIN = ATOMS | {tuple, list, dict, set, frozenset}
-_no_code: Any = {"allow_code": False} if sys.version_info >= (3, 13) else {}
-dump_plain: Callable[[Any], bytes] = functools.partial(marshal.dumps, **_no_code)
-load_plain: Callable[[bytes], Any] = functools.partial(marshal.loads, **_no_code)
+dump_plain: Callable[[Any], bytes] = marshal.dumps
+load_plain: Callable[[bytes], Any] = marshal.loads
+if sys.version_info >= (3, 13):
+    load_plain = functools.partial(marshal.loads, allow_code=False)
 
 
 class Codec(NamedTuple):
@@ -3714,7 +3715,8 @@ def encode(value: Any, codec: Codec | None) -> tuple[int, bytes]:
         return (CODED_TEXT, encode_text(data)) if isinstance(data, str) else (CODED, bytes(memoryview(data)))
     if type(value) not in PLAIN and (data := _buffer(value)) is not None:
         return BYTES, data
-    check_plain(value)
+    if type(value) not in ATOMS:
+        check_plain(value)
     return CODED, dump_plain(value)
 
 
@@ -3724,9 +3726,8 @@ def decode(kind: int, data: bytes, codec: Codec | None) -> Any:
         return data
     if kind == TEXT:
         return decode_text(data)
-    if codec is None:
-        return load_plain(data)
-    return codec.loads(decode_text(data) if kind == CODED_TEXT else data)
+    loads: Any = codec.loads if codec is not None else load_plain
+    return loads(decode_text(data) if kind == CODED_TEXT else data)
 
 
 def _buffer(value: Any) -> bytes | None:
@@ -3758,17 +3759,14 @@ def check_plain(value: Any) -> None:
                 raise TypeError(f"{type_name(kind)} is not plain data, and cannot travel: convert it, or {REMEDY}")
             if id(part) in whole:
                 raise ValueError(f"a {kind.__name__} that contains itself cannot travel: {REMEDY}")
-            whole[id(part)] = ATOMS.issuperset(map(type, _parts(part)))
+            inner = [*part, *part.values()] if kind is dict else part
+            whole[id(part)] = ATOMS.issuperset(map(type, inner))
             if not whole[id(part)]:
-                path.append((id(part), _parts(part)))
+                path.append((id(part), iter(inner)))
                 break
         else:
             whole[key] = True
             path.pop()
-
-
-def _parts(container: Any) -> Iterator[Any]:
-    return itertools.chain(container, container.values()) if type(container) is dict else iter(container)
 
 
 def type_name(kind: type) -> str:
@@ -3797,6 +3795,8 @@ def encode_payloads(
 
 def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> tuple[int, bytes]:
     """The kind and the bytes of a value, for its record. Raises TypeError or ValueError for what cannot travel."""
+    if type(value) is str:  # first, since it is the most frequent
+        return TEXT, encode_text(value)
     if type(value) is Failure:
         return FAILURE, value.encode()
     if type(value) in structures:
@@ -3891,8 +3891,8 @@ def adapt(function: Function, codec: Codec | None) -> Sequence[Callable[[bytes],
     arrives as it is.
     """
     named = _annotations(function)[0]
-    readers = [_reader(bytes, named), _reader(str, named)]
-    readers += [functools.partial(decode, kind, codec=codec) for kind in (CODED, CODED_TEXT)]
+    loads: Any = codec.loads if codec is not None else load_plain
+    readers = (_reader(bytes, named), _reader(str, named), loads, lambda data: loads(decode_text(data)))
     return [function if read is bytes else _composed(function, read) for read in readers]
 
 
