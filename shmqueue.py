@@ -238,9 +238,9 @@ class Supervisor:
     after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
     which a worker is replaced. initializer: called first in every worker. codec: an object with dumps and loads, such
     as the module pickle: payloads and values go through it that are not bytes, str or a Structure; without it they
-    must be plain data, and nothing is pickled. screen: draw on the error stream. log: a
-    file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
-    fork in a process that has one thread, else forkserver. queue: the strategy.
+    must be plain data, and nothing is pickled. screen: draw on the error stream. log: a file for what functions print,
+    which is dropped without it. start_method: fork, spawn or forkserver; None for fork in a process that has one
+    thread, else forkserver. queue: the strategy.
 
     Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) where shared memory is too small.
     """
@@ -269,7 +269,8 @@ class Supervisor:
         check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
         check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
         self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
-        self._ledger = Ledger(numbered, retries, workers)
+        checked_codec = check_codec(codec)
+        self._ledger = Ledger(numbered, retries, workers, checked_codec)
         self._submitted = Job(None, self._ledger.names)
         self._began = time.monotonic()
         self._next_share = 0.0
@@ -287,7 +288,7 @@ class Supervisor:
             with handlers.held():  # an interrupt here would leave the segment behind
                 self._queue = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
                 resources.callback(self._queue.remove)
-                worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
+                worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log, checked_codec)
                 self._pool = WorkerPool(self._queue, worker_options, context, max_rss)
                 self._pool.chosen_fork = method == "fork" and start_method is None
                 resources.callback(end_strays, self._queue.name)
@@ -330,9 +331,10 @@ class Supervisor:
     def run(self, tasks: Iterable[Any] | Source) -> Iterator[TaskResult]:
         """Yield the TaskResults of `tasks` as they finish. Never raises for a task.
 
-        An item is a payload if there is one function, or (function, payload), with a function or its name. `tasks` is
-        read in the caller's thread when there is room; while it blocks, nothing is yielded. A Structure that it has
-        yielded must not be changed. Closing the iterator early cancels what has not begun.
+        An item is (function, payload), with a function or its name. If there is one function, an item is a payload,
+        or such a pair if its first element is that function itself. `tasks` is read in the caller's thread when there
+        is room; while it blocks, nothing is yielded. What it has yielded must not be changed. Closing the iterator
+        early cancels what has not begun.
         """
         return self._read(Job(self._open(tasks), self._ledger.names))
 
@@ -881,14 +883,15 @@ class Engine:
 class Outcomes(NamedTuple):
     """What was read of a batch: `done` finished tasks, the first of them at the position `start`.
 
-    seconds: one number for each task, or their mean. ends: where the values end in the log; empty if every task
-    returned None. before: where the first value begins. log: the bytes of the log up to the last value. special: some
-    values are records.
+    seconds: one number for each task, or their mean. started: when the first began, in seconds since 1970. ends:
+    where the values end in the log; empty if every task returned None. before: where the first value begins. log:
+    the bytes of the log up to the last value. special: some values are records.
     """
 
     start: int
     done: int
     seconds: float | list[float] = 0.0
+    started: float = 0.0
     ends: Sequence[int] = ()
     before: int = 1
     log: bytes = b""
@@ -948,8 +951,9 @@ class LaneReader:
         start = max(first, self.taken)
         if start >= bound:
             return Outcomes(bound, 0)
+        started = half.since(start - first) + time.time() - time.perf_counter()
         if half.all_returned_none(start - first, bound - first):
-            return Outcomes(start, bound - start, half.seconds(start - first, bound - first))
+            return Outcomes(start, bound - start, half.seconds(start - first, bound - first), started)
         ends = half.read_ends(start - first, bound - first)
         if 0 in ends:
             del ends[ends.index(0) :]
@@ -960,6 +964,7 @@ class LaneReader:
             start=start,
             done=len(ends),
             seconds=half.seconds(start - first, start - first + len(ends)),
+            started=started,
             ends=ends,
             before=before,
             log=half.read_log(ends[-1] & ~RECORD),
@@ -968,7 +973,7 @@ class LaneReader:
 
     def _settle(self, outcomes: Outcomes) -> int:
         """Tell the ledger what was read. Return the position behind it."""
-        start, done, seconds, ends, before, log, special = outcomes
+        start, done, seconds, started, ends, before, log, special = outcomes
         worker = self.process.index
         if done:
             self.taken = start + done
@@ -978,26 +983,28 @@ class LaneReader:
             if not 1 <= before <= ends[-1] <= len(log):
                 raise SpoiledSegmentError(f"worker {worker} says that values end at {ends[-1]:,} of its log")
             values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
-            self._ledger.complete(worker, start, done, values, seconds)
+            self._ledger.complete(worker, start, done, values, seconds, started)
         elif done:
-            self._ledger.complete(worker, start, done, None, seconds)
+            self._ledger.complete(worker, start, done, None, seconds, started)
         return start + done
 
     def _settle_records(self, outcomes: Outcomes) -> None:
         """The same for outcomes that have records. Some may be failures."""
-        position, seconds = outcomes.start, outcomes.seconds
+        position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
         values = self._decode(outcomes)
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
-        for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
+        for failed, group in itertools.groupby(values, key=lambda value: type(value) is Failure):
             part = list(group)
             times = list(itertools.islice(each, len(part)))
             if not failed:
-                self._ledger.complete(self.process.index, position, len(part), part, times)
+                self._ledger.complete(self.process.index, position, len(part), part, times, started)
                 position += len(part)
+                started += sum(times)
                 continue
             for value, took in zip(part, times):
-                self._ledger.charge(self.process.index, position, "failed", value, took)
+                self._ledger.charge(self.process.index, position, "failed", value, took, started)
                 position += 1
+                started += took
 
     def _decode(self, outcomes: Outcomes) -> list[Any]:
         """The values of outcomes that have records. There is a faster way if all of them are text."""
@@ -1005,7 +1012,7 @@ class LaneReader:
         stops = [end & ~RECORD for end in ends]
         spans = list(zip([outcomes.before, *stops], stops))
         try:
-            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
+            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {TEXT}:
                 return [decode_text(log[begin + 1 : end]) for begin, end in spans]
             return [
                 self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
@@ -1021,7 +1028,7 @@ class LaneReader:
             path = self._queue.segment.beside(f"v{position}")
             data = read_file(path, *SIZE.unpack(data))
             os.unlink(path)
-        return decode_value(head & ~IN_FILE, data, self._ledger.structures)
+        return decode_value(head & ~IN_FILE, data, self._ledger.structures, self._ledger.codec)
 
     def halt(self, doomed: Doomed | None = None) -> bool:
         """Stop the worker for a moment. Take in what it has finished, and take back what it has not begun.
@@ -1116,7 +1123,8 @@ class LaneReader:
         doomed = process.killed_for
         if doomed is not None and doomed.position in (None, position):
             status, error = doomed.status, doomed.error
-        self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
+        seconds = time.monotonic() - process.progress_since
+        self._ledger.charge(process.index, position, status, Failure(error), seconds, time.time() - seconds)
 
     def take_unclaimed(self) -> bool:
         """Give to others what only this worker could claim, and has not. Return True if there was anything."""
@@ -1181,7 +1189,7 @@ class Packer:
 
     def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
         """The tasks with references in place of the large payloads, which lie in this block."""
-        fn_ids, count, capacity = tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
+        fn_ids, count, capacity = tasks.marked or tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
         marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
         if len(references) < count:
             following = iter(references)
@@ -1290,6 +1298,7 @@ class Ledger:
         self.stopping = False
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
+        self._function = functions.get(self._only)
         self._retries = retries
         self._attempts: dict[int, int] = {}  # tsk_id: how often it was started; only for tasks that go round again
         self._placed: list[Tasks] = []  # what is in the queue, by position
@@ -1304,8 +1313,8 @@ class Ledger:
         if len(items) == 0:
             return
         try:
-            fn_ids, payloads, data = self._encode(job, items)
-        except (KeyError, TypeError, ValueError) as error:
+            fn_ids, payloads, data, marked = self._encode(job, items)
+        except Exception as error:  # whatever a codec raises
             if len(items) == 1:
                 self._reject(job, self._explain(job, items[0], error))
             else:
@@ -1322,29 +1331,43 @@ class Ledger:
         job.admit(tsk_ids.start, count)
         return tsk_ids
 
-    def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
-        """The columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
-        types, payloads, fn_id = set(map(type, items)), items, job.fn_id
-        if fn_id == 0 and all(issubclass(each, tuple) for each in types):
+    def _encode(
+        self, job: Job, items: Sequence[Any]
+    ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int] | None]:
+        """The columns of `items`, as Tasks has them. Raises an exception if one of them cannot be sent."""
+        types, payloads, fn_id = set(map(type, items)), items, job.fn_id or self._only
+        if not job.fn_id and (job.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
             types = set(map(type, payloads))
             fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
-        elif fn_id == 0 and (tuple in types or not self._only):
+        elif not fn_id or Rejected in types:
             raise TypeError("with several functions, an item is (function, payload)")
         else:
-            fn_ids = array.array("I", [fn_id or self._only]) * len(items)
-        return fn_ids, payloads, payloads if types <= {bytes} else list(map(to_bytes, payloads))
+            fn_ids = array.array("I", [fn_id]) * len(items)
+            if tuple in types and not job.fn_id:
+                payloads = [item[1] if self._is_pair(job, item) else item for item in items]
+                types = set(map(type, payloads))
+        if types <= {bytes}:
+            return fn_ids, payloads, payloads, None
+        marks, data = encode_payloads(payloads, types, self.codec)
+        return fn_ids, payloads, data, array.array("I", map(operator.or_, fn_ids, marks))
+
+    def _is_pair(self, job: Job, item: Any) -> bool:
+        """Return True if this is a pair of a function and a payload, and not a payload."""
+        if job.fn_id or not isinstance(item, tuple) or len(item) != 2:
+            return False
+        return job.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
 
     def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
         """Say why an item cannot be sent."""
         if isinstance(item, Rejected):
             return item
         fn_id = job.fn_id or self._only
-        pair = not job.fn_id and isinstance(item, tuple) and len(item) == 2
+        pair = self._is_pair(job, item)
         function, payload = item if pair else (self.names.get(fn_id, ""), item)
         name = function_name(function)
         text = describe(error)
-        if isinstance(error, KeyError):
+        if pair and isinstance(error, KeyError) and function not in self.fn_ids:
             text = no_such_function(name, self.names.values())
         elif not pair and not fn_id:
             text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
@@ -1387,10 +1410,13 @@ class Ledger:
             yield tasks, start, stop
             position = tasks.first + stop
 
-    def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
+    def complete(
+        self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any, started: float
+    ) -> None:
         """Note that the tasks from `position` on are ok.
 
         values: None if every task returned None. seconds: one number for each task, or a float that holds for all.
+        started: when the first of them began.
         """
         done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
@@ -1429,7 +1455,7 @@ class Ledger:
                 self.tally.add_slow(ok)
             started += seconds
 
-    def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
+    def charge(self, worker: int, position: int, status: str, failure: Failure, seconds: float, started: float) -> None:
         """The task at `position` was started and is not ok. It goes round again, or this is its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
@@ -1442,8 +1468,8 @@ class Ledger:
                 self.again.append(tasks.part(at, at + 1))
                 return
             tasks.release(1)
-            name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
-            result = TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
+            name, payload, (error, trace) = self.names[tasks.fn_ids[at]], tasks.payloads[at], failure
+            result = TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds, trace, started)
             self._finish(tasks.job, result)
 
     def give_back(self, position: int, count: int) -> None:
@@ -1501,8 +1527,8 @@ class Tasks:
     job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel. They are encoded
     once, since a Structure may change before its task goes round again. settled: in the queue, one byte a task, 1
     once the task has its outcome. left: how many have none. block: where the payloads are that do not fit their
-    slots; None if all fit, or if they have not been packed yet. marked: the fn_ids as they travel then, with
-    OUT_OF_LINE.
+    slots; None if all fit, or if they have not been packed yet. marked: the fn_ids as they travel, with the payloads'
+    kinds and OUT_OF_LINE; None if they travel as they are.
     """
 
     job: Job | None
@@ -1563,12 +1589,14 @@ class Block:
 class Job:
     """One call of run, or all calls of submit: where tasks come from, and where their results go as they finish.
 
-    results: iterators of TaskResults. fn_id: the function of every item, or 0. outstanding: tasks that have a tsk_id
-    and no outcome yet. cancelled: nobody reads the results, and nothing more of this job begins.
+    pairs: as its source has it. results: iterators of TaskResults. fn_id: the function of every item, or 0.
+    outstanding: tasks that have a tsk_id and no outcome yet. cancelled: nobody reads the results, and nothing more of
+    this job begins.
     """
 
     def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
         self.source = source
+        self.pairs = source is None or source.pairs
         self.fn_id = fn_id
         self.outstanding = 0
         self.cancelled = False
@@ -1587,8 +1615,10 @@ class Job:
         """Note that `count` tasks from `tsk_id` on belong to this job."""
         self.outstanding += count
 
-    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
-        """Note that this part of `tasks` is ok. values, seconds and attempts are iterables.
+    def add(
+        self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int, started: Any
+    ) -> None:
+        """Note that this part of `tasks` is ok. values, seconds, attempts and started are iterables.
 
         The TaskResults are made when they are read.
         """
@@ -1599,7 +1629,7 @@ class Job:
         else:
             names = map(self._names.__getitem__, tasks.fn_ids[part])
         columns = (tsk_ids, names, tasks.payloads[part], same("ok"), values, same(None), attempts, same(worker))
-        self._deliver(map(_new_result, zip(*columns, seconds)))
+        self._deliver(map(_new_result, zip(*columns, seconds, same(None), started)))
 
     def add_one(self, result: TaskResult) -> None:
         self.outstanding -= 1
@@ -1630,7 +1660,9 @@ class OrderedJob(Job):
         else:
             self._due.append([tsk_id, tsk_id + count])
 
-    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
+    def add(
+        self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int, started: Any
+    ) -> None:
         tsk_ids = tasks.tsk_ids[part]
         self.outstanding -= len(tsk_ids)
         if isinstance(tsk_ids, range):
@@ -3804,7 +3836,7 @@ class Codec(NamedTuple):
     loads: Callable[[Any], Any]
 
 
-def choose_codec(codec: Any) -> Codec | None:
+def check_codec(codec: Any) -> Codec | None:
     """The Codec of an object such as the module pickle, which cannot be pickled itself. None stays None."""
     if codec is None:
         return None
