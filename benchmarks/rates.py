@@ -85,13 +85,13 @@ def _against_pool(plan: Plan, job: str, plot: str) -> Findings:
 
 @row(
     "1,000,000 no-op tasks of 100 bytes",
-    "the Python code around a task costs more than pickle, which is C; the table of costs says where",
+    "the Python code around a task costs more than pickle, which is C; the tables of processor time say where",
 )
 def noop(plan: Plan) -> Findings:
     return _against_pool(plan, "noop", "chunks-noop")
 
 
-@row("the same, value returned, in order", "one outcome a task is written, and read again by the supervisor")
+@row("the same, value returned, in order", "the worker writes one outcome a task, and the supervisor reads it again")
 def returned(plan: Plan) -> Findings:
     return _against_pool(plan, "echo", "chunks-echo")
 
@@ -142,7 +142,8 @@ def _warm_line(
 
 
 @row(
-    "value returned, as they finish", "a TaskResult with nine fields is made for every task; Pool gives the value alone"
+    "value returned, as they finish",
+    "shmqueue makes a TaskResult with nine fields for every task; Pool gives the value alone",
 )
 def finish(plan: Plan) -> Findings:
     tasks = plan.size(1_000_000, 150_000)
@@ -161,7 +162,7 @@ def finish(plan: Plan) -> Findings:
 
 @row(
     "value returned, against queues and other pools",
-    "results as they finish are records, each with nine fields; the peers are faster here than the goal supposed",
+    "each result is a record with nine fields; and the others are faster here than the goal supposed",
 )
 def queues(plan: Plan) -> Findings:
     """Compare with each system at its best setting. Each setting is tried once, with fewer tasks."""
@@ -187,7 +188,7 @@ def queues(plan: Plan) -> Findings:
 
 @row(
     "floor: packing loop plus dispatch loop, no synchronization, over the cores",
-    "the floor has no clock, no outcome and no account of tasks; the table of costs says what each takes",
+    "the floor has no clock, no outcomes and no account of tasks; the tables of processor time say what each costs",
 )
 def floor(plan: Plan) -> Findings:
     tasks = plan.size(1_000_000, 150_000)
@@ -203,7 +204,7 @@ def floor(plan: Plan) -> Findings:
 
 @row(
     "64 workers on these cores, against as many as there are cores",
-    "shares of the ring, and with them claims, are smaller, and the kernel switches between more processes",
+    "each worker's share of the ring is smaller, so claims are smaller; and the kernel switches between more processes",
 )
 def workers(plan: Plan) -> Findings:
     tasks = plan.size(500_000, 150_000)
@@ -214,7 +215,7 @@ def workers(plan: Plan) -> Findings:
     ]
     rates = samples(cases, plan.repetitions, found.notes)
     found.lines.append(_versus(rates, [cases[1].name], at_least(0.8)))
-    found.notes.append("measured once all workers have started")
+    found.notes.append("all workers have started before")
     return found
 
 

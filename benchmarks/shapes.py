@@ -48,7 +48,7 @@ def uneven(plan: Plan) -> Findings:
         case("Pool.imap_unordered", peers.pool_uneven, method="imap_unordered", chunk=None),
     ]
     found = _beside_others(cases, plan, "", at_most(1.05, ""))
-    found.notes.append("tasks keep a core busy for a time by the clock; measured once all workers have started")
+    found.notes.append("each task keeps a core busy for a fixed time; all workers have started before")
     return found
 
 
@@ -62,9 +62,9 @@ def _over_list_schedule(plan: Plan, row: str) -> Findings:
         schedule = _figures(runs, "schedule")
         found.lines.append(ratio(f"list schedule, {shape}", makespan, schedule, "s", at_most(1.05)))
     found.notes.append(
-        "the list schedule is computed from the times that the tasks of the same run took; tasks of up to "
-        f"{LONGEST_SPIN // 1000} ms keep a core busy, longer ones sleep; {ours.PAIR} workers, which have started and "
-        f"have run {len(ours.GROW):,} no-ops"
+        "the list schedule is computed from the times that the tasks took in the same run; tasks of up to "
+        f"{LONGEST_SPIN // 1000} ms keep a core busy, longer ones sleep; {ours.PAIR} workers have started and "
+        f"run {len(ours.GROW):,} no-ops before"
     )
     return found
 
@@ -95,11 +95,11 @@ def late(plan: Plan) -> Findings:
     cases = [case("shmqueue", ours.ours_late, before=20_000, after=3_000)]
     us = samples(cases, plan.repetitions, found.notes)["shmqueue"]
     found.lines.append(absolute("–", us, None, "results", at_most(2, "results")))
-    found.notes.append(f"the long task sleeps, and is one of them; {ours.PAIR} workers, which have started")
+    found.notes.append(f"the long task sleeps, and its result is one of them; {ours.PAIR} workers have started before")
     return found
 
 
-@row("one task to idle workers, submit to start, median", "submit itself, which is Python, takes more than half of it")
+@row("one task to idle workers, submit to start, median", "submit itself takes more than half of it, and is Python")
 def latency(plan: Plan) -> Findings:
     times = plan.size(1000, 200)
     cases = [
@@ -155,7 +155,7 @@ def idle(plan: Plan) -> Findings:
 
 @row(
     "the screen, on against off",
-    "two runs of a second differ by as much; what drawing itself takes is in the first line",
+    "two runs of a second differ by as much; the first line says what drawing itself takes",
 )
 def screen(plan: Plan) -> Findings:
     lines = plan.size(1_500_000, 300_000)
@@ -221,6 +221,6 @@ def scenarios(plan: Plan) -> Findings:
     title = "faster-fifo's own scenarios, in small: producers to consumers, seconds"
     found.curves.append(Curve(title, "scenario", labels, series, unit="s"))
     found.notes.append(
-        "shmqueue has one producer: it sends what all producers send, and also knows afterwards that each was received"
+        "shmqueue has one producer, which sends the messages of all producers; it also knows that each was received"
     )
     return found
