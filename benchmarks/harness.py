@@ -173,12 +173,12 @@ class Line:
         return self.goal.met(self.figure.median)
 
 
-def ratio(against: str, ours: Sample, theirs: Sample, unit: str, goal: Goal | None) -> Line:
+def ratio(against: str, ours: Sample, theirs: Sample, *, unit: str, goal: Goal | None = None) -> Line:
     """Return a line whose figure is our sample over theirs."""
     return Line(against=against, ours=ours, unit=unit, theirs=theirs, figure=ours.over(theirs), goal=goal)
 
 
-def absolute(against: str, ours: Sample, theirs: Sample | None, unit: str, goal: Goal) -> Line:
+def absolute(against: str, ours: Sample, theirs: Sample | None, *, unit: str, goal: Goal) -> Line:
     """Return a line whose figure is our sample itself."""
     return Line(against=against, ours=ours, unit=unit, theirs=theirs, figure=ours, figure_unit=unit, goal=goal)
 

@@ -53,7 +53,7 @@ WITHOUT_GOAL = (peers.pebble_map, peers.executor_map)
 def _versus(found: dict[str, Sample], names: Sequence[str], goal: Goal | None, what: str = "") -> Line:
     """Compare shmqueue with the fastest of `names`."""
     best = fastest(found, names)
-    return ratio(what or best, found["shmqueue"], found[best], "tasks/s", goal)
+    return ratio(what or best, found["shmqueue"], found[best], unit="tasks/s", goal=goal)
 
 
 def _chunks(tasks: int) -> list[int]:

@@ -35,7 +35,7 @@ def _beside_others(cases: list[Case], plan: Plan, unit: str, goal: Goal) -> Find
     measured = samples(cases, plan.repetitions, found.notes)
     us = measured["shmqueue"]
     for name in list(measured)[1:]:
-        found.lines.append(absolute(name, us, measured[name], unit, goal))
+        found.lines.append(absolute(name, us, measured[name], unit=unit, goal=goal))
     return found
 
 
@@ -60,7 +60,7 @@ def _over_list_schedule(plan: Plan, row: str) -> Findings:
         (runs,) = alternate(cases, plan.repetitions + 2, found.notes).values()
         makespan = _figures(runs, "makespan")
         schedule = _figures(runs, "schedule")
-        found.lines.append(ratio(f"list schedule, {shape}", makespan, schedule, "s", at_most(1.05)))
+        found.lines.append(ratio(f"list schedule, {shape}", makespan, schedule, unit="s", goal=at_most(1.05)))
     found.notes.append(
         "the list schedule is computed from the times that the tasks took in the same run; tasks of up to "
         f"{LONGEST_SPIN // 1000} ms keep a core busy, longer ones sleep; {ours.PAIR} workers have started and "
@@ -94,7 +94,7 @@ def late(plan: Plan) -> Findings:
     found = Findings()
     cases = [case("shmqueue", ours.ours_late, before=20_000, after=3_000)]
     us = samples(cases, plan.repetitions, found.notes)["shmqueue"]
-    found.lines.append(absolute("–", us, None, "results", at_most(2, "results")))
+    found.lines.append(absolute("–", us, None, unit="results", goal=at_most(2, "results")))
     found.notes.append(f"the long task sleeps, and its result is one of them; {ours.PAIR} workers have started before")
     return found
 
@@ -120,9 +120,11 @@ def memory(plan: Plan) -> Findings:
         ]
         peaks = samples(cases, plan.repetitions, found.notes)
         against = f"Pool.map, {lines:,} lines"
-        found.lines.append(absolute(against, peaks["shmqueue"], peaks.get("Pool.map"), "MiB", at_most(40, "MiB")))
+        us = peaks["shmqueue"]
+        them = peaks.get("Pool.map")
+        found.lines.append(absolute(against, us, them, unit="MiB", goal=at_most(40, "MiB")))
     few, many = (line.ours for line in found.lines)
-    found.lines.append(ratio("itself, with fewer lines", many, few, "MiB", at_most(1.05)))
+    found.lines.append(ratio("itself, with fewer lines", many, few, unit="MiB", goal=at_most(1.05)))
     return found
 
 
@@ -138,7 +140,7 @@ def shell(plan: Plan) -> Findings:
     times = samples(cases, plan.repetitions, found.notes)
     for name, goal in (("xargs -P", at_most(1.2)), ("GNU parallel", None)):
         if name in times:
-            found.lines.append(ratio(name, times["shmqueue"], times[name], "s", goal))
+            found.lines.append(ratio(name, times["shmqueue"], times[name], unit="s", goal=goal))
     return found
 
 
@@ -148,7 +150,7 @@ def idle(plan: Plan) -> Findings:
     found = Findings()
     shares = samples([case("shmqueue", commands.ours_idle, workers=8, seconds=seconds)], plan.repetitions, found.notes)
     us = shares["shmqueue"]
-    found.lines.append(absolute("–", us, None, "%", Goal("<", 0.5, "%")))
+    found.lines.append(absolute("–", us, None, unit="%", goal=Goal("<", 0.5, "%")))
     found.notes.append(f"a command whose input, a pipe, is silent for {seconds} s; supervisor and workers together")
     return found
 
@@ -161,7 +163,7 @@ def screen(plan: Plan) -> Findings:
     lines = plan.size(1_500_000, 300_000)
     found = Findings()
     drawing = samples([case("drawing", ours.ours_drawing, tasks=lines)], plan.repetitions, found.notes)["drawing"]
-    found.lines.append(absolute("all the time, by the time it draws", drawing, None, "%", at_most(2, "%")))
+    found.lines.append(absolute("all the time, by the time it draws", drawing, None, unit="%", goal=at_most(2, "%")))
     cases = [case(f"screen {state}", commands.ours_screen, lines=lines, screen=state) for state in ("on", "off")]
     runs = alternate(cases, plan.repetitions + 2, found.notes)
     for name, unit, sign, against in (
@@ -191,7 +193,7 @@ def start(plan: Plan) -> Findings:
         for us, them in pairs:
             if us in runs and them in runs:
                 mine, other = (_figures(runs[name], until).scaled(1000) for name in (us, them))
-                found.lines.append(ratio(f"{them} ({us}), {what}", mine, other, "ms", None))
+                found.lines.append(ratio(f"{them} ({us}), {what}", mine, other, unit="ms"))
     return found
 
 
