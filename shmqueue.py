@@ -271,7 +271,7 @@ class Supervisor:
         most = min(num_slots, batch or max(16, min(1024, num_slots // (2 * workers))))
         resources = self._prepare_end()
         try:
-            with signals_held():  # an interrupt here would leave the segment behind
+            with handlers.held():  # an interrupt here would leave the segment behind
                 self._queue = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
                 resources.callback(self._queue.remove)
                 worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
@@ -291,13 +291,11 @@ class Supervisor:
 
     def _prepare_end(self) -> contextlib.ExitStack:
         """What is put on the stack that this returns is released at the end, whichever way this process ends."""
-        resources, token = contextlib.ExitStack(), object()
-        self._dispose = weakref.finalize(self, dispose, os.getpid(), resources)
+        resources = contextlib.ExitStack()
+        self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
         # multiprocessing waits for its children when Python exits, so this has to come before.
         self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
-        _open.add(token)
-        resources.callback(_open.discard, token)
-        exit_on_signals()
+        handlers.open(resources)
         return resources
 
     # What a user calls.
@@ -499,10 +497,10 @@ class Supervisor:
         self._progress.close()
 
     def _end(self) -> None:
-        with signals_held():
+        with handlers.held():
             self._dispose()
             self._at_exit.cancel()
-        exit_on_signals()  # once more, since other handlers were set within the block
+        handlers.exit_on_signals()  # once more, since other handlers were set within the block
 
 
 def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
@@ -1728,8 +1726,11 @@ FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, 
 FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
 
 
+_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
+
+
 class WorkerPool:
-    """Starts, wakes, orders, kills and buries worker processes."""
+    """Starts, wakes, stops, kills and reaps worker processes."""
 
     def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
         self._queue, self._options, self._context, self._max_rss = queue, options, context, max_rss
@@ -1803,9 +1804,9 @@ class WorkerPool:
         child.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
-        with signals_held():  # until it is in the books; and a forked child would run our caller's handlers
+        with handlers.held():  # until it is in the books; and a forked child would run our caller's handlers
             try:
-                with start_of_worker(self.chosen_fork):
+                with handlers.start_of_worker(self.chosen_fork):
                     child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
@@ -1873,7 +1874,7 @@ class WorkerPool:
 
     def reap(self, process: WorkerProcess) -> int:
         """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
-        with signals_held():
+        with handlers.held():
             process.signal_group(signal.SIGKILL)
             self.poll.unregister(process.end_sign())
             self.starting += self._start_time(process)
@@ -2237,170 +2238,189 @@ def process_exists(pid: int) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Signals: which handlers are ours, and for how long.
+# Signals: which handlers are ours, for how long, and what forked children get of them.
 # ---------------------------------------------------------------------------------------------------------------------
 
-HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
+class Handlers:
+    """Owns every signal handler that this module sets, and the end of each open Supervisor. There is one object.
 
-_open: set[object] = set()  # a token for each of this process's Supervisors
-_exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler for it, and the one before; the oldest come first
-_masks: dict[int, Any] = {}  # what signals a thread that is forking blocked before
-_starting: set[int] = set()  # threads that are starting a worker at this moment
-# Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
-_FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Signals that would raise an exception here, or end the process, come after the block.
-
-    Their handlers are exchanged. A mask would be one thread's, and every child's, the fork server among them, for ever.
+    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill this process without its
+    clean-up. That is done in the main thread only, since others run no handlers, and only if nobody else handles them.
     """
-    with contextlib.ExitStack() as came, contextlib.ExitStack() as held:  # and each is had, whatever another raises
 
-        def hold(number: int, frame: object) -> None:
-            came.callback(signal.raise_signal, number)
+    HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    HEARD = (*HELD, signal.SIGQUIT, signal.SIGTSTP)  # by a run from the command line, and by --watch
+    # Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
+    FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
 
-        if threading.current_thread() is threading.main_thread():  # others run no handlers
-            for number in HELD:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
-                    held.callback(put_back, number, hold)
-                    exchange_handler(number, hold)
-        yield
+    def __init__(self) -> None:
+        self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
+        self._exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler, the one before; oldest first
+        self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
+        self._starting: set[int] = set()  # threads that start a worker at this moment
+        os.register_at_fork(
+            before=self._block_for_fork, after_in_parent=self._unblock_after_fork, after_in_child=self._forget_in_child
+        )
 
+    # The end of Supervisors.
 
-def exit_on_signals() -> None:
-    """While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill the process without its
-    clean-up: in the main thread only, and only where nobody else processes them."""
-    old, new = (signal.SIG_DFL, _exit_cleanly) if _open else (_exit_cleanly, signal.SIG_DFL)
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is old:
-                signal.signal(number, new)
+    def open(self, resources: contextlib.ExitStack) -> None:
+        """Note an open Supervisor, and what it has to release."""
+        self._open.add(resources)
+        self.exit_on_signals()
 
-
-def _exit_cleanly(number: int, frame: object) -> None:
-    if _open and not _is_forking(frame):
-        _exit(number, frame)
-    if _open:  # come back a moment later
-        threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
-        return
-    signal.signal(number, signal.SIG_DFL)  # somebody has kept this handler, and set it again after our time
-    signal.raise_signal(number)
-
-
-def _exit(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
-def dispose(owner: int, resources: contextlib.ExitStack) -> None:
-    """Kill the workers, remove the segment, restore the signal handlers: once, at the latest when Python exits."""
-    if os.getpid() == owner:  # and not in a child that the user forked
+    def dispose(self, owner: int, resources: contextlib.ExitStack) -> None:
+        """Kill the workers, remove the segment, restore the signal handlers. Called at the latest when Python exits."""
+        if os.getpid() != owner:  # a child that the user forked
+            return
         try:
-            with signals_held():
+            with self.held():
                 resources.close()
         finally:
-            exit_on_signals()
+            self._open.discard(resources)
+            self.exit_on_signals()
 
+    def exit_on_signals(self) -> None:
+        """Set or remove the handlers that raise SystemExit, as it is needed now."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        old: Any = signal.SIG_DFL
+        new: Any = self._exit_cleanly
+        if not self._open:
+            old, new = new, old
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == old:
+                signal.signal(number, new)
 
-def exchange_handler(number: int, ours: Any) -> None:
-    """Handle a signal by `ours`, until put_back(number, ours)."""
-    _exchanged.append((number, ours, signal.getsignal(number)))  # first, because another thread may fork at any moment
-    signal.signal(number, ours)
+    def _exit_cleanly(self, number: int, frame: object) -> None:
+        if not self._open:  # somebody has kept this handler, and set it again after our time
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif self._is_forking(frame):  # Python drops an exception that is raised there, so come back a moment later
+            threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
+        else:
+            self.exit(number, frame)
 
+    @staticmethod
+    def exit(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
 
-def put_back(number: int, ours: Any) -> None:
-    """Handle a signal as before `ours`, unless somebody has set another handler since."""
-    for entry in [entry for entry in _exchanged if entry[0] == number and entry[1] is ours]:
-        if signal.getsignal(number) is ours:
-            signal.signal(number, entry[2])
-        _exchanged.remove(entry)
+    # Handlers for a time.
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Delay signals that would raise or kill until the block has ended.
 
-def _forget_supervisors() -> None:
-    """In a forked child: no Supervisor is open here, and signals are handled as they were before we came.
+        Their handlers are exchanged. A mask would hold for one thread only, and children would inherit it for ever,
+        the fork server among them.
+        """
+        # Two stacks: each signal that came is raised, whatever another one raises.
+        with contextlib.ExitStack() as came, contextlib.ExitStack() as held:
 
-    A worker is left alone. It must not run the handlers of our caller, and _isolate() sets its own."""
-    _open.clear()
-    if threading.get_ident() not in _starting:
-        for number, ours, _ in list(reversed(_exchanged)):
-            put_back(number, ours)
-        exit_on_signals()  # none is open here, so this takes our handlers away
-    while _FORK_WARNING in warnings.filters:
-        typing.cast(list[Any], warnings.filters).remove(_FORK_WARNING)
-    _exchanged.clear()
-    _starting.clear()
-    _unblock_after_fork()
-    _masks.clear()
+            def hold(number: int, frame: object) -> None:
+                came.callback(signal.raise_signal, number)
 
+            if threading.current_thread() is threading.main_thread():
+                for number in self.HELD:
+                    if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
+                        held.callback(self.put_back, number, hold)
+                        self.exchange(number, hold)
+            yield
 
-def _block_for_fork() -> None:
-    """Before a fork, in the thread that forks: hold back SIGTERM and SIGHUP if we handle them.
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[Iterable[int]]:
+        """After the block, and in children that others fork, signals are handled as before it.
 
-    A forked child of Python drops a signal that comes before its first line, if it has a Python handler. The host may
-    end its child just then, and rely on the default, which kills at once. So the child gets the signal after
-    _forget_supervisors() has put the default back."""
-    ours = [_exit_cleanly, *(entry[1] for entry in _exchanged)]
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
-    if numbers:
-        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        Yields the signals that can be handled in the block, by exchange(): none outside the main thread.
+        """
+        numbers = self.HEARD if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.getsignal(number) for number in numbers}
+        exchanged = list(self._exchanged)
+        try:
+            yield numbers
+        finally:
+            for number, handler in before.items():
+                if handler is not None:  # None: it is not Python's
+                    signal.signal(number, handler)
+            if numbers:
+                self._exchanged[:] = exchanged
 
+    def exchange(self, number: int, ours: Any) -> None:
+        """Handle a signal by `ours`, until put_back(number, ours)."""
+        self._exchanged.append((number, ours, signal.getsignal(number)))  # first: another thread may fork at any moment
+        signal.signal(number, ours)
 
-def _unblock_after_fork() -> None:
-    before = _masks.pop(threading.get_ident(), None)
-    if before is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def put_back(self, number: int, ours: Any) -> None:
+        """Handle a signal as before `ours`, unless somebody has set another handler since."""
+        for entry in [entry for entry in self._exchanged if entry[0] == number and entry[1] is ours]:
+            if signal.getsignal(number) is ours:
+                signal.signal(number, entry[2])
+            self._exchanged.remove(entry)
 
+    # Forks.
 
-def _is_forking(frame: Any) -> bool:
-    """Return True if the code at `frame` is one of these hooks. Python drops an exception that is raised in one."""
-    while frame is not None and frame.f_code not in (_block_for_fork.__code__, _unblock_after_fork.__code__):
-        frame = frame.f_back
-    return frame is not None
+    @contextlib.contextmanager
+    def start_of_worker(self, silent: bool) -> Iterator[None]:
+        """Mark a fork in this block as that of a worker. `silent`: without Python's warning about threads.
 
+        A Supervisor that chose fork by itself keeps it, so the warning says nothing that its user could change.
+        warnings.catch_warnings() would exchange the whole list of filters, and so undo what another thread sets
+        meanwhile. Here one entry goes into the list and out again.
+        """
+        filters: Any = warnings.filters if silent else []
+        filters.insert(0, self.FORK_WARNING)
+        self._starting.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            self._starting.discard(threading.get_ident())
+            with contextlib.suppress(ValueError):  # somebody has emptied the list
+                filters.remove(self.FORK_WARNING)
 
-os.register_at_fork(before=_block_for_fork, after_in_parent=_unblock_after_fork, after_in_child=_forget_supervisors)
+    def _block_for_fork(self) -> None:
+        """Before a fork, in the thread that forks: block SIGTERM and SIGHUP if we handle them.
 
-
-@contextlib.contextmanager
-def start_of_worker(silent: bool) -> Iterator[None]:
-    """Mark a fork in this block as that of a worker; `silent`: without Python's warning that there are threads.
-
-    A Supervisor that chose fork by itself keeps it, so the warning tells its user nothing that he could change.
-    warnings.catch_warnings() would do for one thread: it puts a copy in place of the list of filters and later the old
-    list back, and so undoes what another thread sets in between. One entry goes in and out of the list here, and
-    nothing else in it is touched."""
-    filters: Any = warnings.filters if silent else []
-    filters.insert(0, _FORK_WARNING)
-    _starting.add(threading.get_ident())
-    try:
-        yield
-    finally:
-        _starting.discard(threading.get_ident())
-        with contextlib.suppress(ValueError):  # somebody has emptied the list
-            filters.remove(_FORK_WARNING)
-
-
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # by a run, and by --watch
-
-
-@contextlib.contextmanager
-def handlers_kept() -> Iterator[Iterable[int]]:
-    """After the block, and in children that others fork, signals are handled as before it. Yields those that can be
-    handled in the block, by exchange_handler(): none beside the main thread."""
-    numbers = HEARD if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.getsignal(number) for number in numbers}
-    exchanged = list(_exchanged)
-    try:
-        yield numbers
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # not one of Python's
-                signal.signal(number, handler)
+        If a signal has a Python handler, a forked child drops the signal when it comes before the child's first line.
+        The host may end its child just then, and rely on the default, which kills at once. So the child gets the
+        signal after _forget_in_child() has put the default back.
+        """
+        ours = [self._exit_cleanly, *(entry[1] for entry in self._exchanged)]
+        numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
         if numbers:
-            _exchanged[:] = exchanged
+            self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def _unblock_after_fork(self) -> None:
+        before = self._masks.pop(threading.get_ident(), None)
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _forget_in_child(self) -> None:
+        """In a forked child: no Supervisor is open here, and signals are handled as before we came.
+
+        A worker is left alone: it must not run the handlers of our caller, and _isolate() sets its own.
+        """
+        self._open.clear()
+        if threading.get_ident() not in self._starting:
+            for number, ours, _ in list(reversed(self._exchanged)):
+                self.put_back(number, ours)
+            self.exit_on_signals()
+        while self.FORK_WARNING in warnings.filters:
+            typing.cast(list[Any], warnings.filters).remove(self.FORK_WARNING)
+        self._exchanged.clear()
+        self._starting.clear()
+        self._unblock_after_fork()
+        self._masks.clear()
+
+    def _is_forking(self, frame: Any) -> bool:
+        """Return True if the code at `frame` is one of the hooks around a fork."""
+        hooks = (self._block_for_fork.__code__, self._unblock_after_fork.__code__)
+        while frame is not None and frame.f_code not in hooks:
+            frame = frame.f_back
+        return frame is not None
+
+
+handlers = Handlers()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4586,7 +4606,7 @@ def watch(name: str, signals: Iterable[int]) -> None:
 
     for number in signals:
         if number != signal.SIGINT:
-            exchange_handler(number, pause if number == signal.SIGTSTP else _exit)
+            handlers.exchange(number, pause if number == signal.SIGTSTP else handlers.exit)
     try:
         while name in runs():
             with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
@@ -4859,11 +4879,11 @@ class CommandLine:
     def run(self) -> int:
         """Put the tasks through, and say how it went; the exit code."""
         problem = ""
-        with handlers_kept() as numbers:
+        with handlers.kept() as numbers:
             for number in numbers:
                 # First, because a Supervisor leaves signals alone that are handled. SIGHUP stays ignored under nohup.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    exchange_handler(number, self.note_signal)
+                    handlers.exchange(number, self.note_signal)
             wanted = {*LIMITS, "log", "start_method"}
             arguments: dict[str, Any] = {name: value for name, value in vars(self.options).items() if name in wanted}
             with _usage_error():
@@ -4993,7 +5013,7 @@ def main(
         if options.clean:
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
         elif options.watch is not None:
-            with handlers_kept() as numbers:
+            with handlers.kept() as numbers:
                 watch(choose_run(options.watch), numbers)
         else:
             check_options(options)
