@@ -1772,13 +1772,13 @@ def function_name(function: Any) -> str:
 # The worker pool: starts, wakes, stops and reaps the worker processes.
 # ---------------------------------------------------------------------------------------------------------------------
 
-STILL_SECONDS = 0.05  # how long a worker may take to stand still once it is stopped
-STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
-MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
-REAP_SECONDS = 1.0  # how long the fork server may take to say how a worker has ended
-TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker, or ignores SIGCHLD
-FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
-FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
+STILL_SECONDS = 0.05  # a worker that is stopped stands still after this time, or the halt has failed
+STOP_SECONDS = 5.0  # workers that are told to leave may take this long
+MEMORY_SECONDS = 1.0  # how often memory and processor time are read; a worker may stay above max_rss for this long
+REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
+TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker itself, or ignores SIGCHLD
+FAILED_STARTS = 8  # so many deaths in a row before a task is claimed end the run,
+FAILED_SECONDS = 3.0  # if no task was claimed for this long, or at once if the initializer raised
 
 
 _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
@@ -1788,13 +1788,18 @@ class WorkerPool:
     """Starts, wakes, stops, kills and reaps worker processes."""
 
     def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
-        self._queue, self._options, self._context, self._max_rss = queue, options, context, max_rss
+        self._queue = queue
+        self._options = options
+        self._context = context
+        self._max_rss = max_rss
         self.closing = False  # start no more
         self.chosen_fork = False  # the start method is fork, and nobody has named it
-        self._refused_since = 0.0  # since when none lives and none can be started; 0 while some do
-        self.respawned = self._failed_starts = 0
-        self.starting = 0.0  # seconds that workers, now dead, took to start
-        self._worked_at, self._next_memory = time.monotonic(), 0.0
+        self.respawned = 0
+        self._refused_since = 0.0  # since when no worker lives and none can be started; 0 while some live
+        self._failed_starts = 0  # in a row
+        self._dead_starting = 0.0  # seconds that workers, now dead, took to start
+        self._worked_at = time.monotonic()
+        self._next_memory = 0.0
         self.processes: list[WorkerProcess] = [
             WorkerProcess(index, queue.words, status) for index, status in enumerate(queue.status)
         ]
@@ -1803,14 +1808,14 @@ class WorkerPool:
         self.poll.register(self.bell, select.POLLIN)
 
     def _pipe(self) -> tuple[Any, Any]:
-        """A pipe (reader, writer) that never blocks its writer, and whose ends forked workers close."""
+        """A pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
         reader, writer = self._context.Pipe(duplex=False)
         os.set_blocking(writer.fileno(), False)
         _supervisor_ends.update((reader, writer))
         return reader, writer
 
     def start(self, process: WorkerProcess) -> None:
-        """Start a process as this worker. Raises LIMIT_ERRORS where it cannot be started; nothing is left open then."""
+        """Start a process as this worker. Raises LIMIT_ERRORS if that is not possible, and leaves nothing open."""
         self._check_descriptors()
         try:
             self._launch(process)
@@ -1822,7 +1827,7 @@ class WorkerPool:
                 process.wake.close()
 
     def _check_descriptors(self) -> None:
-        """Raise OSError (EMFILE) now if there are too few: multiprocessing leaves some open if it fails half-way."""
+        """Raise OSError (EMFILE) now if there are too few: multiprocessing would fail half-way and leave some open."""
         spare: list[int] = []
         try:
             while len(spare) < SPARE_DESCRIPTORS:
@@ -1832,16 +1837,16 @@ class WorkerPool:
                 os.close(descriptor)
 
     def try_to_start(self, process: WorkerProcess) -> None:
-        """Start a process as this worker while a run goes on. If a limit of the system forbids it, the others go on,
-        and it is tried again later.
+        """Start a process as this worker while a run goes on.
 
-        Raises WorkersFailedError if no worker has lived for FAILED_SECONDS because of that."""
+        If a limit of the system forbids it, the others go on, and it is tried again later. Raises WorkersFailedError
+        if no worker has lived for FAILED_SECONDS because of that.
+        """
         now = time.monotonic()
         try:
             self.start(process)
         except LIMIT_ERRORS as error:
-            process.deaths += 1
-            process.due = now + min(1.0, 0.02 * 2 ** min(process.deaths, 6))
+            process.postpone(now)
             if self.living():
                 self._refused_since = 0.0
                 return
@@ -1852,32 +1857,31 @@ class WorkerPool:
             self._refused_since = 0.0
 
     def _launch(self, process: WorkerProcess) -> None:
+        """Start the process, and note it in the books."""
+        queue = self._queue
         wake, process.wake = self._pipe()
-        queue, mine = self._queue, Pipes(wake, self._bell_end)
+        mine = Pipes(wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, process.index, self._options, mine)
         child = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{process.index}")
         child.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
-        with handlers.held():  # until it is in the books; and a forked child would run our caller's handlers
+        with handlers.held():  # until the process is in the books; also, a forked child must not run our caller's
             try:
                 with handlers.start_of_worker(self.chosen_fork):
                     child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
                 wake.close()
-            process.child, process.pid, process.started = child, int(child.pid or 0), time.monotonic()
-            process.identify()
+            process.begin(child)
             self.poll.register(process.end_sign(), select.POLLIN)
-        with contextlib.suppress(OSError):  # as the child does: whoever comes first
+        with contextlib.suppress(OSError):  # the child does the same; one of the two comes first
             os.setpgid(process.pid, process.pid)
-        process.rung, process.killed_for, process.monitor, process.retiring, process.told = 0, None, None, 0.0, False
-        process.progress_since = process.started
         queue.words[process.status + PID] = process.pid
         queue.words[process.status + STARTED] += 1
 
     def ring(self) -> None:
-        """Wake those sleepers that it pays to wake, each once a sleep."""
+        """Wake the sleepers for which there is enough work, each once a sleep."""
         for index, number in self._queue.wakeable():
             process = self.processes[index]
             if process.rung != number:
@@ -1886,7 +1890,7 @@ class WorkerPool:
                     self._write(process.wake, b"!")
 
     def retire(self, process: WorkerProcess) -> None:
-        """Have a worker leave after the task in its hand."""
+        """Make a worker leave after the task in its hand."""
         process.told = process.halt_again = True
         self._queue.tell_to_leave(process.index)
         self._write(process.wake, b"!")
@@ -1899,7 +1903,7 @@ class WorkerPool:
             os.write(pipe.fileno(), data)
 
     def find_dead(self, now: float) -> list[WorkerProcess]:
-        """See to large and missing workers. Return those that died."""
+        """Start missing workers, and retire large ones. Return those that died."""
         dead = []
         for process in self.processes:
             if process.child is None:
@@ -1917,7 +1921,8 @@ class WorkerPool:
         """Read a worker's memory and processor time; replace it if it is too large."""
         with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
             process.monitor = process.monitor or psutil.Process(process.pid)
-            process.rss, process.cpu = process.monitor.memory_info().rss, process.monitor.cpu_percent()
+            process.rss = process.monitor.memory_info().rss
+            process.cpu = process.monitor.cpu_percent()
         if self._max_rss is None or process.rss <= self._max_rss:
             return
         if not process.retiring:
@@ -1928,18 +1933,18 @@ class WorkerPool:
             process.kill(Doomed(None, "crashed", why))
 
     def reap(self, process: WorkerProcess) -> int:
-        """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
+        """Kill what a dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
         with handlers.held():
             process.signal_group(signal.SIGKILL)
             self.poll.unregister(process.end_sign())
-            self.starting += self._start_time(process)
+            self._dead_starting += self._start_time(process)
             code = process.reap()
             process.wake.close()
         return code
 
     def starting_seconds(self) -> float:
-        """How long all the worker processes together took to start."""
-        return self.starting + sum(map(self._start_time, self.living()))
+        """How many seconds all the worker processes together took to start."""
+        return self._dead_starting + sum(map(self._start_time, self.living()))
 
     def _start_time(self, process: WorkerProcess) -> float:
         """Seconds until this process was ready, or until now."""
@@ -1947,35 +1952,37 @@ class WorkerPool:
         return (ready if ready > process.started else time.monotonic()) - process.started
 
     def replace(self, process: WorkerProcess, code: int, claimed: bool, note: str) -> None:
-        """Start the successor of a buried worker: at once, or after a pause if it died before it claimed a task.
+        """Start the successor of a dead worker: at once, or after a pause if it died before it claimed a task.
 
-        Raises WorkersFailedError where one after the other does, and nothing else happens."""
+        Raises WorkersFailedError if one after the other dies so, and no worker gets to work.
+        """
         self.respawned += 1
         if claimed or (process.told and code == 0):
             self.worked()
             process.deaths = 0
             self.try_to_start(process)
             return
-        process.deaths += 1
+        process.postpone(time.monotonic())
         self._failed_starts += 1
-        process.due = time.monotonic() + min(1.0, 0.02 * 2 ** min(process.deaths, 6))
         if self._failed_starts >= FAILED_STARTS and (note or time.monotonic() - self._worked_at > FAILED_SECONDS):
             why = note or exit_text(code)
             raise WorkersFailedError(f"{self._failed_starts} workers in a row died before they took a task: {why}")
 
     def worked(self) -> None:
-        """Some worker has had tasks."""
-        self._worked_at, self._failed_starts = time.monotonic(), 0
+        """Note that some worker has had tasks."""
+        self._worked_at = time.monotonic()
+        self._failed_starts = 0
 
     def suspend(self) -> None:
-        """Stop the workers and then this process; go on with them when it is continued."""
+        """Stop the workers and then this process. When it is continued, continue them."""
         since = time.monotonic()
         living = self.living()
         for process in living:
             process.signal_group(signal.SIGSTOP)
         for process in living:
-            process.wait_until_stopped(CHECK_SECONDS)  # then the kernel ends them if this process is killed
-        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
+            process.wait_until_stopped(CHECK_SECONDS)  # the kernel ends stopped ones if this process is killed
+        # Not SIGSTOP: if the process group is orphaned, nobody could continue it, and the kernel ignores SIGTSTP then.
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
         for process in living:
@@ -1983,7 +1990,7 @@ class WorkerPool:
             process.progress_since += time.monotonic() - since
 
     def continue_stopped(self) -> bool:
-        """Continue workers that somebody has stopped, in their sleep. Whether there were any."""
+        """Continue workers that somebody has stopped while they slept. Return True if there were any."""
         stopped = [process for process in self.living() if process.is_stopped()]
         for process in stopped:
             process.signal_group(signal.SIGCONT)
@@ -2031,7 +2038,7 @@ class WorkerPool:
 
 
 class Doomed(NamedTuple):
-    """Why the supervisor kills a worker: what becomes of the task at this position; None for whichever is in hand."""
+    """Why the supervisor kills a worker: the outcome of the task at this position, or of any in hand if it is None."""
 
     position: int | None
     status: str
@@ -2043,43 +2050,60 @@ class WorkerProcess:
     """What the supervisor keeps of one worker, and does to its process."""
 
     index: int
-    words: Any  # of the segment
-    status: int  # the first of this worker's
-    child: Any = None  # of multiprocessing; None while it is dead
+    words: Any  # the words of the segment
+    status: int  # the index of this worker's first word
+    child: Any = None  # multiprocessing's object; None while the worker is dead
     pid: int = 0
-    pidfd: Any = None  # a file that names the process, also when its pid has gone to another one; None without pidfds
-    born: int = 0  # when the process started, as process_state() has it
+    pidfd: Any = None  # a file that names the process even after its pid has gone to another; None if there is none
+    born: int = 0  # when the process started, as process_state() tells it
     started: float = 0.0
     wake: Any = None  # our end of its pipe
     due: float = 0.0  # when to start it again
-    deaths: int = 0  # in a row, before it claimed a task
+    deaths: int = 0  # in a row, each before it claimed a task
     first_claims: int = 0  # its `claims` word when it was started
-    rung: int = 0  # the last sleep that was rung for
-    halted: float = 0.0  # when it was last halted,
-    halt_again: bool = False  # and whether that has to be done once more
-    seen: tuple[int, int] = (0, 0)  # its batch and how many of its tasks were done when last looked at,
-    progress_since: float = 0.0  # and since when
+    rung: int = 0  # the number of the last sleep that we woke it from
+    halted: float = 0.0  # when it was last halted
+    halt_again: bool = False  # the last halt could not read its lane
+    seen: tuple[int, int] = (0, 0)  # the number of its batch, and how many tasks were done, at the last check
+    progress_since: float = 0.0  # since when these two have not changed
     killed_for: Doomed | None = None
     monitor: Any = None  # its psutil.Process
     rss: int = 0
     cpu: float = 0.0
-    told: bool = False  # to leave
-    retiring: float = 0.0  # since when, for its memory
-    _stopped_before: bool = False  # it stood still when a halt began
+    told: bool = False  # told to leave
+    retiring: float = 0.0  # since when it is told to leave for its memory
+    _stopped_before: bool = False  # it stood still already when a halt began
     _still_since: float = 0.0
     _switches: int = 0  # its context switches at that time
 
     def word(self, word: int) -> int:
         return int(self.words[self.status + word])
 
+    def begin(self, child: Any) -> None:
+        """Note a new process as this worker."""
+        self.child = child
+        self.pid = int(child.pid or 0)
+        self.started = self.progress_since = time.monotonic()
+        self.rung = 0
+        self.killed_for = None
+        self.monitor = None
+        self.retiring = 0.0
+        self.told = False
+        self.identify()
+
+    def postpone(self, now: float) -> None:
+        """Start it again later; each time in a row after a longer pause, 1 s at most."""
+        self.deaths += 1
+        self.due = now + min(1.0, 0.02 * 2 ** min(self.deaths, 6))
+
     def identify(self) -> None:
-        """Note who the new process is, so that later no other with its pid is taken for it."""
+        """Note who the new process is, so that no other with its pid is taken for it later."""
         self.born = process_state(self.pid)[1]
         self.pidfd = None
-        with contextlib.suppress(OSError, AttributeError):  # gone; no pidfds here, or none left
+        with contextlib.suppress(OSError, AttributeError):  # the process is gone; or there are no pidfds
             self.pidfd = io.FileIO(os.pidfd_open(self.pid))
             _supervisor_ends.add(self.pidfd)
-        if is_readable(self.child.sentinel):  # it has ended, so all this may be of another process
+        if is_readable(self.child.sentinel):  # it has ended, so what was read may belong to another process
             self.close_pidfd()
             self.born = -1
 
@@ -2099,12 +2123,14 @@ class WorkerProcess:
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except (ChildProcessError, AttributeError):
-            # the fork server's child, or reaped by this program already; macOS before Python 3.13
+            # It is the fork server's child, or this program has reaped it; or this is macOS before Python 3.13.
             return not self.child.is_alive() or is_readable(self.child.sentinel)
 
     def reap(self) -> int:
-        """Wait until the process has ended, and release what multiprocessing keeps of it. Its exit code, -n for
-        signal n, or TAKEN."""
+        """Wait until the process has ended, and release what multiprocessing keeps of it.
+
+        Return its exit code, -n for signal n, or TAKEN.
+        """
         if self.pidfd is not None:
             is_readable(self.pidfd.fileno(), None)
             self.close_pidfd()
@@ -2113,7 +2139,7 @@ class WorkerProcess:
         if self.child.exitcode is None:
             self.child.join(REAP_SECONDS)  # the fork server tells it a moment later
         code = self.child.exitcode
-        if code is None:  # multiprocessing would take the process for alive, and refuse to close it
+        if code is None:  # multiprocessing would think that the process is alive, and refuse to close it
             code = self.child._popen.returncode = TAKEN
         self.child.close()
         self.child = None
@@ -2126,7 +2152,7 @@ class WorkerProcess:
         self.signal(signal.SIGKILL)  # where it has no group yet
 
     def stop(self) -> bool:
-        """Stop it, and wait until it stands still. Return True if it does; if not in time, it goes on."""
+        """Stop it, and wait until it stands still. If that takes too long, continue it and return False."""
         self._stopped_before = self.is_stopped()
         if not self._stopped_before:
             self.signal(signal.SIGSTOP)
@@ -2152,7 +2178,7 @@ class WorkerProcess:
                 time.sleep(0.0002)
 
     def stands_still(self) -> bool:
-        """Return True if it has not run since stop(), although somebody may have continued and stopped it."""
+        """Return True if it has not run since stop(), not even if somebody has continued and stopped it."""
         state, switches = state_and_switches(self.pid)
         return state in STOPPED and switches == self._switches
 
@@ -2170,7 +2196,7 @@ class WorkerProcess:
         return process_state(self.pid)[0] in STOPPED
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process, and to no other that has got its pid since."""
+        """Send a signal to the process, and to no other that has got its pid meanwhile."""
         with contextlib.suppress(ProcessLookupError):
             if self.pidfd is not None:
                 signal.pidfd_send_signal(self.pidfd.fileno(), number)
@@ -2180,7 +2206,8 @@ class WorkerProcess:
     def signal_group(self, number: int) -> None:
         """Send a signal to the process and what its functions started, and to no other group.
 
-        While any of them lives, the system gives the number of the group to nobody else."""
+        While any of them lives, the system gives the number of the group to nobody else.
+        """
         if self._keeps_pid():
             signal_group(self.pid, number)
 
@@ -2190,8 +2217,8 @@ class WorkerProcess:
         return found in (0, self.born) or self.born == 0
 
 
-SPARE_DESCRIPTORS = 16  # more than the start of a worker needs, by any start method
-LIMIT_ERRORS = (OSError, EOFError)  # from the start of a process; EOFError: the fork server could not fork
+SPARE_DESCRIPTORS = 16  # the start of a worker needs fewer, with any start method
+LIMIT_ERRORS = (OSError, EOFError)  # what the start of a process raises; EOFError: the fork server could not fork
 REMEDIES = {
     errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
     errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
@@ -2200,7 +2227,7 @@ REMEDIES = {
 
 
 def limit_error(error: OSError | EOFError) -> OSError:
-    """The same error, with what can be done about it in its text."""
+    """The same error, with a remedy in its text."""
     if isinstance(error, EOFError):
         return OSError(errno.EAGAIN, limit_text(error))
     if error.errno not in REMEDIES:
@@ -2216,20 +2243,21 @@ def limit_text(error: OSError | EOFError) -> str:
 
 
 def close_launch_pipes(error: BaseException) -> None:
-    """Close the pipes that multiprocessing leaves open where it cannot start a process.
+    """Close the pipes that multiprocessing leaves open if it cannot start a process.
 
-    The error holds them in its traceback; those of fork are known to local names only, and would stay open for good."""
+    They are found in the error's traceback. Those of fork are in local names only, and would stay open for good.
+    """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
             names = frame.f_locals
             names["self"].close()
             if names["self"].method == "fork":
-                for end in [names[name] for name in ("parent_r", "child_w", "child_r", "parent_w") if name in names]:
-                    os.close(end)
+                for name in {"parent_r", "child_w", "child_r", "parent_w"} & names.keys():
+                    os.close(names[name])
 
 
 def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
-    """Return True if a descriptor becomes readable within so many seconds; None waits without end."""
+    """Return True if a descriptor becomes readable within `timeout` seconds. None waits for ever."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(None if timeout is None else timeout * 1000))
@@ -2251,12 +2279,15 @@ def exit_text(code: int) -> str:
     return f"the worker process was killed by signal {-code}"
 
 
-STOPPED, ENDED = ("T", "t"), ("", "Z", "X")  # states of a process: a zombie has ended, too
+STOPPED = ("T", "t")  # states of a process
+ENDED = ("", "Z", "X")
 
 
 def process_state(pid: int) -> tuple[str, int]:
-    """A process's state, as the letter that ps shows, and when it started, in units of the system's own; ("", 0)
-    where it is gone."""
+    """A process's state, as the letter that ps shows, and when it started, in a unit of the system's own.
+
+    ("", 0) if the process is gone.
+    """
     try:
         if os.path.isdir("/proc/self"):
             with open(f"/proc/{pid}/stat", "rb") as file:
@@ -2270,9 +2301,10 @@ def process_state(pid: int) -> tuple[str, int]:
 
 
 def state_and_switches(pid: int) -> tuple[str, int]:
-    """A process's state, as `process_state` has it, and how often it has been switched; 0 where nobody counts.
+    """A process's state as the letter that ps shows, and the number of its context switches (0 if nobody counts).
 
-    Read at once: if the state is "stopped", the process has not run since as long as the number stays the same."""
+    Both are read at once. So while a process is stopped and the number stays the same, it has not run.
+    """
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             text = file.read()
@@ -2482,13 +2514,13 @@ handlers = Handlers()
 # The worker process: claims batches, runs them, and leaves outcomes.
 # ---------------------------------------------------------------------------------------------------------------------
 
-BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
-QUIET_SECONDS = 20e-6  # a task that took longer has a time of its own, and the worker looks at `end` after it
-FETCH_BYTES = 256 << 10  # payloads out of line that are read at once, if they lie together
-SPILL_BYTES = 32 << 20  # values of one worker in files that may wait to be taken in
-SPILL_TRIES = 100  # to write one when none of this worker's waits and there is no room all the same
+BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
+QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and looks at `end`
+FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size
+SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
+SPILL_TRIES = 100  # if none of them waits, and there is still no room for one, it is tried so often
 SPILL_SECONDS = 0.02  # from one such try to the next
-ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
+ORPHAN_SECONDS = 0.5  # how often a worker checks that its supervisor lives, besides the pipe
 
 
 class WorkerOptions(NamedTuple):
@@ -2503,7 +2535,10 @@ class WorkerOptions(NamedTuple):
 
 
 class Pipes(NamedTuple):
-    """A worker's ends: `wake` is read, and closed by the supervisor's end; `bell` is written to wake the supervisor."""
+    """A worker's pipe ends. The supervisor wakes the worker by `wake`; the worker wakes the supervisor by `bell`.
+
+    When the supervisor is gone, `wake` is closed at its other end.
+    """
 
     wake: Any
     bell: Any
@@ -2515,7 +2550,7 @@ def worker_main(
     """The whole life of a worker process."""
     for end in list(_supervisor_ends):
         end.close()
-    ends = Pipes(*(_out_of_reach(end) for end in pipes))  # first: they may have the numbers of the standard streams
+    ends = Pipes(*map(_out_of_reach, pipes))  # first: they may have the numbers of the standard streams
     _isolate(name, options.log)
     release_fork_server()
     queue = strategy.attach(name, primitives)
@@ -2531,33 +2566,36 @@ def worker_main(
             queue.leave_note(index, describe(error))
         os._exit(1)
     queue.close()
-    os._exit(0)  # not by way of multiprocessing, which would wait for what the functions started
+    os._exit(0)  # at once: multiprocessing would wait for what the functions started
 
 
 def _isolate(run: str, log: str | None) -> None:
-    """Take the process out of the terminal's reach: a group of its own (so that what a function starts can be ended
-    with it), no signal handlers of the parent, no standard input, and output to the log or nowhere."""
+    """Separate this process from its parent and the terminal.
+
+    It gets a process group of its own, so that what functions start can be ended with it. It has none of the parent's
+    signal handlers and no standard input. Its output goes to the log or nowhere.
+    """
     os.environ[RUN_VARIABLE] = run
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is the supervisor's, and at no moment the end of a worker
-    for caught in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
-        signal.signal(caught, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the host's would take the status of what functions start
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
+    for number in (*handlers.HEARD[1:], signal.SIGCONT, signal.SIGWINCH, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
     for old, new in ((0, null), (1, output), (2, output)):
         os.dup2(new, old)
-    for number in {null, output} - {0, 1, 2}:
-        os.close(number)
+    for descriptor in {null, output} - {0, 1, 2}:
+        os.close(descriptor)
 
 
 def release_fork_server() -> None:
     """Close this worker's end of the pipe that keeps the fork server alive, so that the server ends with the program.
 
-    Else a worker that is stopped when its supervisor is killed would stay for ever: the server lives as long as the
-    worker, and the kernel ends a stopped group only when it has become an orphan, by the end of its parent."""
+    Otherwise a worker that is stopped when its supervisor is killed would stay for ever: the kernel ends a stopped
+    process group when its parent ends, but the fork server, its parent, would wait for the worker.
+    """
     module: Any = sys.modules.get("multiprocessing.forkserver")
     if module is None or module.get_inherited_fds() is None:
         return  # the fork server has not started this process
@@ -2568,11 +2606,16 @@ def release_fork_server() -> None:
 
 
 def _out_of_reach(end: Any) -> int:
-    """A descriptor's duplicate with a high number: a function that closes descriptors and opens files of its own
-    must not find itself, or us, with the wrong file."""
+    """Move a descriptor to a high number.
+
+    A function may close descriptors and open files of its own. With low numbers, we or it would use the wrong file.
+    """
     old = end if isinstance(end, int) else end.fileno()
     new = fcntl.fcntl(old, fcntl.F_DUPFD_CLOEXEC, min(512, os.sysconf("SC_OPEN_MAX") // 2))
-    os.close(old) if isinstance(end, int) else end.close()
+    if isinstance(end, int):
+        os.close(end)
+    else:
+        end.close()
     return new
 
 
@@ -2580,8 +2623,12 @@ class Worker:
     """Claims batches, runs them, and leaves outcomes."""
 
     def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, pipes: Pipes) -> None:
-        self._queue, self._index, self._options, self._pipes = queue, index, options, pipes
-        self._words, self._status = queue.words, queue.status[index]
+        self._queue = queue
+        self._index = index
+        self._options = options
+        self._pipes = pipes
+        self._words = queue.words
+        self._status = queue.status[index]
         self._structures = structures_of(options.functions.values())
         self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
         for fn_id, function in options.functions.items():
@@ -2590,20 +2637,21 @@ class Worker:
                 self._calls[mark] = call
                 self._calls[mark | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
         self._half = queue.half(index, 0)  # of the batch that runs
-        self._first = self._count = 0  # its positions are [first, first + count)
-        self._payloads: list[bytes] = []  # of that batch; whoever empties it ends the batch after this task
+        self._first = 0  # its positions are [first, first + count)
+        self._count = 0
+        self._payloads: list[bytes] = []  # of that batch; if it is emptied, the batch ends after this task
         self._leaving = False
-        self._left = options.max_tasks if options.max_tasks is not None else math.inf
+        self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
         self._spilled: collections.deque[tuple[str, int]] = collections.deque()  # files of values: path and bytes
         self._batch_spilled = 0  # bytes that this batch put into such files
         self._log: TaskLog | None = None
-        self.disowned = False  # true in a process that a function forked
+        self.disowned = False  # True in a process that a function forked
 
     def start(self) -> None:
-        """Make ready in the new process: watch for orphanhood, run the initializer."""
+        """Prepare the new process, and run the initializer."""
         os.register_at_fork(after_in_child=self._disown)
-        threading.Thread(target=self._watch, name="shmqueue-watch", daemon=True).start()
+        threading.Thread(target=self._end_with_supervisor, name="shmqueue-watch", daemon=True).start()
         if self._options.log:
             self._log = TaskLog(self._options.log, self._index, self._tsk_id_in_hand)
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
@@ -2638,11 +2686,11 @@ class Worker:
         This loop is the cost of a short task. The store to `ends` makes a task finished: whoever is killed before it
         has not finished the task, and whoever is killed after it has.
 
-        The supervisor may stop this process anywhere, draw `end` back, and let it go on; the stop lasts longer than
-        QUIET_SECONDS. Between two looks at the clock lies exactly one call. So a stop between them is seen as a slow
-        task, and `end` is read before anything else begins. At most one task can begin between the stop and that
-        look: the first without its `ends`, which the supervisor never takes. This needs the order of the lines below:
-        the clock before the first look at `end`, and each commit before the clock.
+        The supervisor may stop this process anywhere, draw `end` back, and let it go on. The stop lasts longer than
+        QUIET_SECONDS. Between two looks at the clock lies exactly one call. So a stop shows as a slow task, and `end`
+        is read before another task begins. At most one task can begin between the stop and that look: the first
+        without its `ends`, which the supervisor never takes. The order of the lines below makes this true: the clock
+        is read before `end` at the start, and after each commit.
         """
         half = self._begin_batch(first, count)
         calls, payloads = self._read_lane()
@@ -2678,12 +2726,14 @@ class Worker:
         self._end_batch(done, at, began, last)
 
     def _begin_batch(self, first: int, count: int) -> Half:
-        self._first, self._count, self._batch_spilled = first, count, 0
+        self._first = first
+        self._count = count
+        self._batch_spilled = 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
         return self._half
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
-        """What to call, and with what, for each task of the batch."""
+        """Return what to call, and with which payload, for each task of the batch."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
         if fn_ids.count(fn_ids[0]) < len(fn_ids):
             return map(self._call, fn_ids), iter(self._payloads)
@@ -2698,9 +2748,9 @@ class Worker:
         raise SpoiledSegmentError(f"no function has fn_id {fn_id}")
 
     def _fetch_payloads(self) -> bool:
-        """Put the payloads of a batch in the place of their references, if they lie together in the heap.
+        """Put the payloads of a batch in place of their references. Return False if they do not lie together.
 
-        This takes a third of the time that fetching each of them takes.
+        This takes a third of the time of fetching each of them.
         """
         references = b"".join(self._payloads)
         if len(references) != REFERENCE.size * self._count:
@@ -2727,7 +2777,7 @@ class Worker:
         return call(payload)
 
     def _terminate(self, payload: bytes) -> None:
-        """Begin no more: said before this task is finished, so that its death does not charge the next one."""
+        """Begin no more tasks. This is noted before this task is finished, so that a death charges no other task."""
         self._leave_before(self._half.done(self._count) + 1)
         self._payloads.clear()
 
@@ -2736,10 +2786,10 @@ class Worker:
         self._words[self._status + LEAVING] = self._first + task
 
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
-        """After a batch: see how many tasks make the next one, growing no faster than twofold.
+        """Note the end of a batch, and choose the size of the next one: at most twice as many tasks as before.
 
-        It should take BATCH_SECONDS, and its values should fill three quarters of a log, or a quarter of SPILL_BYTES
-        in files.
+        It should take BATCH_SECONDS. Its values should fill at most three quarters of a log, and its files at most a
+        quarter of SPILL_BYTES.
         """
         if done:
             self._half.stamps[done - 1] = last
@@ -2755,13 +2805,13 @@ class Worker:
     # Values that are neither plain bytes nor None.
 
     def _put_record(self, task: int, at: int, value: Any) -> int:
-        """Append a value to the log as a record: a head, and its bytes. Return where it ends."""
+        """Append a value to the log as a record: a head, and bytes. Return where it ends."""
         try:
             head, data = encode_value(value, self._structures, self._options.codec)
         except Exception as error:  # such as text that is not Unicode
             head, data = FAILURE, Failure.of(error).encode()
         half = self._half
-        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need some
+        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need room, too
         if len(data) > room:
             head, data = self._spill(self._first + task, head, data, room)
         end = at + 1 + len(data)
@@ -2771,13 +2821,13 @@ class Worker:
         return end
 
     def _spill(self, position: int, head: int, data: bytes, room: int) -> tuple[int, bytes]:
-        """Put a value that does not fit the log into a file of its own; return the head and the bytes of its record.
+        """Write a value that does not fit the log to a file of its own. Return the head and the bytes of its record.
 
-        Where there is no room, wait: this worker is halted meanwhile like any slow one, and the supervisor takes in
-        what it has finished, which removes those files. The file is opened anew each time: a function could close a
-        descriptor that is kept, and reuse its number.
+        If there is no room, wait. Meanwhile this worker is halted like any slow one, and the supervisor takes in what
+        it has finished, which removes files. No descriptor is kept open, since a function could close it.
         """
-        path, alone = self._queue.segment.beside(f"v{position}"), 0
+        path = self._queue.segment.beside(f"v{position}")
+        alone = 0  # tries while none of this worker's files is left
         while True:
             while self._spilled and not os.path.exists(self._spilled[0][0]):
                 self._spilled.popleft()
@@ -2793,22 +2843,24 @@ class Worker:
             time.sleep(SPILL_SECONDS)
         self._spilled.append((path, len(data)))
         self._batch_spilled += len(data)
-        if not os.path.exists(self._queue.segment.path):  # the run is over and swept; nobody would remove the file
+        if not os.path.exists(self._queue.segment.path):  # the run is over, and nobody else would remove the file
             os.unlink(path)
         return head | IN_FILE, SIZE.pack(len(data))
 
-    # What others want of this process.
+    # Other processes.
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
             os.write(self._pipes.bell, b"!")
 
-    def _watch(self) -> None:
-        """In a thread: end the group when the supervisor is gone.
+    def _end_with_supervisor(self) -> None:
+        """In a thread: kill this process group when the supervisor is gone.
 
-        Gone is: its end of a pipe is closed, or (where something else holds a copy of that end) its pid is."""
+        It is gone when its end of the pipe is closed. Something else may hold a copy of that end, so its pid is
+        checked as well.
+        """
         poll = select.poll()
-        poll.register(self._pipes.wake, 0)  # only that it is closed
+        poll.register(self._pipes.wake, 0)  # hear only that it is closed
         gone = False
         while not gone and process_exists(self._queue.owner_pid):
             for _, event in poll.poll(ORPHAN_SECONDS * 1000):
@@ -2822,8 +2874,10 @@ class Worker:
         os._exit(1)
 
     def _disown(self) -> None:
-        """In a child that a function forked: make every later access to the queue an error, so that it can do what
-        it was forked for, but not act as a second copy of this worker when the function returns."""
+        """In a child that a function forked: make every later access to the queue an error.
+
+        So the child can do its work, but cannot act as a second copy of this worker when the function returns.
+        """
         self.disowned = True
         self._queue.segment.release_views()
 
@@ -2832,10 +2886,14 @@ class Worker:
 
 
 class TaskLog(io.RawIOBase):
-    """What functions print, line by line, each with its worker and task; a line is one write, so none are mixed."""
+    """Writes what functions print, line by line, each with its worker and task. A line is one write."""
 
     def __init__(self, path: str, worker: int, task: Callable[[], int]) -> None:
-        self._path, self._worker, self._task, self._line, self._owner = path, worker, task, b"", 0
+        self._path = path
+        self._worker = worker
+        self._task = task  # tells the tsk_id in hand
+        self._line = b""  # has no end yet
+        self._owner = 0  # the task that printed it
 
     def writable(self) -> bool:
         return True
