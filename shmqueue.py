@@ -237,8 +237,8 @@ class Supervisor:
     how often a task that is not ok is started again. max_rss: bytes of memory above which a worker is replaced,
     after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
     which a worker is replaced. initializer: called first in every worker. codec: an object with dumps and loads, such
-    as the module pickle: payloads and values go through it that are not bytes, str or a Structure; without it they
-    must be plain data, and nothing is pickled. screen: draw on the error stream. log: a file for what functions print,
+    as the module pickle: payloads and values that are not bytes or str go through it; without it they must be plain
+    data, and nothing is pickled. screen: draw on the error stream. log: a file for what functions print,
     which is dropped without it. start_method: fork, spawn or forkserver; None for fork in a process that has one
     thread, else forkserver. queue: the strategy.
 
@@ -269,8 +269,8 @@ class Supervisor:
         check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
         check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
         self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
-        checked_codec = check_codec(codec)
-        self._ledger = Ledger(numbered, retries, workers, checked_codec)
+        codec = check_codec(codec)
+        self._ledger = Ledger(numbered, retries, workers, codec)
         self._submitted = Job(None, self._ledger.names)
         self._began = time.monotonic()
         self._next_share = 0.0
@@ -288,7 +288,7 @@ class Supervisor:
             with handlers.held():  # an interrupt here would leave the segment behind
                 self._queue = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
                 resources.callback(self._queue.remove)
-                worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log, checked_codec)
+                worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log, codec)
                 self._pool = WorkerPool(self._queue, worker_options, context, max_rss)
                 self._pool.chosen_fork = method == "fork" and start_method is None
                 resources.callback(end_strays, self._queue.name)
@@ -541,7 +541,7 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
     lane = queue.half(index, glance.number).lane
     return row._replace(
         state="run",
-        function=ledger.names.get(lane.fn_id(glance.done) & ~OUT_OF_LINE, ""),
+        function=ledger.names.get(lane.fn_id(glance.done) & FN_ID, ""),
         in_hand=lane.tsk_id(glance.done),
         held=time.monotonic() - process.progress_since,
     )
@@ -1284,9 +1284,7 @@ class Ledger:
     ones. stopping: nothing more begins, in any job.
     """
 
-    def __init__(
-        self, functions: Mapping[int, Function], retries: int, workers: int, codec: Codec | None = None
-    ) -> None:
+    def __init__(self, functions: Mapping[int, Function], retries: int, workers: int, codec: Codec | None) -> None:
         self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
@@ -1349,8 +1347,9 @@ class Ledger:
                 types = set(map(type, payloads))
         if types <= {bytes}:
             return fn_ids, payloads, payloads, None
-        marks, data = encode_payloads(payloads, types, self.codec)
-        return fn_ids, payloads, data, array.array("I", map(operator.or_, fn_ids, marks))
+        kinds, data = encode_payloads(payloads, self.codec, types)
+        marked = array.array("I", [fn_id | kind << KIND_BIT for fn_id, kind in zip(fn_ids, kinds)])
+        return fn_ids, payloads, data, marked
 
     def _is_pair(self, job: Job, item: Any) -> bool:
         """Return True if this is a pair of a function and a payload, and not a payload."""
@@ -3871,31 +3870,30 @@ ERROR_LENGTH = 4000  # characters of an error's text that are kept
 TRACEBACK_BYTES = 16 << 10  # of a traceback, as UTF-8
 OWN_MODULES = {__name__}  # whose frames a traceback does not begin with
 
-# What the bytes of a payload or a value are. CODED: what the codec made, or marshal; CODED_TEXT: the codec made a str.
-# Only values are failures and Structures. STRUCTURE + i: the i-th Structure that the functions' annotations name.
+# What the bytes of a payload or a value are. CODED: what the codec made of it, or marshal. CODED_TEXT: the codec made a
+# str. Only values are failures and Structures. STRUCTURE + i: the i-th Structure that the functions' annotations name.
 BYTES, TEXT, CODED, CODED_TEXT, FAILURE, STRUCTURE = range(6)
-KIND_BIT = 29  # where a payload's kind stands in its fn_id as it travels; a record in the log begins with its value's
-FN_ID = (1 << KIND_BIT) - 1  # the rest of it, less OUT_OF_LINE
-IN_FILE = 0x80  # added to a record's kind: its bytes are in a file beside the segment, and it has their number
+KIND_BIT = 29  # a payload's kind stands here in its fn_id; a value's is the first byte of its record in the log
+FN_ID = (1 << KIND_BIT) - 1  # the bits of a fn_id without kind and OUT_OF_LINE
+IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the segment, and the record has their number
 
 REMEDY = "give Supervisor a codec, such as codec=pickle"
 ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
 PLAIN = ATOMS | {tuple, list, dict, set, frozenset}
-dump_plain: Callable[[Any], bytes] = marshal.dumps
 load_plain: Callable[[bytes], Any] = marshal.loads
 if sys.version_info >= (3, 13):
     load_plain = functools.partial(marshal.loads, allow_code=False)
 
 
 class Codec(NamedTuple):
-    """What takes the place of plain data: `dumps` makes bytes or str of an object, and `loads` the object of those."""
+    """How objects travel that are neither bytes nor str: `dumps` makes bytes or str of one, and `loads` reads them."""
 
     dumps: Callable[[Any], Any]
     loads: Callable[[Any], Any]
 
 
 def check_codec(codec: Any) -> Codec | None:
-    """The Codec of an object such as the module pickle, which cannot be pickled itself. None stays None."""
+    """The two functions of an object such as the module pickle, which cannot be pickled itself. None stays None."""
     if codec is None:
         return None
     found: list[Any] = [getattr(codec, name, None) for name in Codec._fields]
@@ -3913,7 +3911,7 @@ def decode_text(data: bytes) -> str:
 
 
 def encode(value: Any, codec: Codec | None) -> tuple[int, bytes]:
-    """The kind and the bytes of a payload or a value. Raises TypeError or ValueError for what cannot travel."""
+    """The kind and the bytes of a payload or a value. Raises TypeError or ValueError if it cannot travel."""
     if type(value) is bytes:
         return BYTES, value
     if type(value) is str:
@@ -3921,11 +3919,21 @@ def encode(value: Any, codec: Codec | None) -> tuple[int, bytes]:
     if codec is not None:
         data = codec.dumps(value)
         return (CODED_TEXT, encode_text(data)) if isinstance(data, str) else (CODED, bytes(memoryview(data)))
-    if type(value) not in PLAIN and (data := _buffer(value)) is not None:
+    if type(value) not in PLAIN and (data := buffer_of(value)) is not None:
         return BYTES, data
     if type(value) not in ATOMS:
         check_plain(value)
-    return CODED, dump_plain(value)
+    return CODED, marshal.dumps(value)
+
+
+def encode_payloads(
+    payloads: Sequence[Any], codec: Codec | None, types: set[type]
+) -> tuple[Iterable[int], list[bytes]]:
+    """The kinds and the bytes of payloads. `types` are all their types; if it is only str, this is faster."""
+    if types == {str}:
+        return itertools.repeat(TEXT), list(map(encode_text, payloads))
+    kinds, data = zip(*[encode(payload, codec) for payload in payloads])
+    return kinds, list(data)
 
 
 def decode(kind: int, data: bytes, codec: Codec | None) -> Any:
@@ -3938,9 +3946,38 @@ def decode(kind: int, data: bytes, codec: Codec | None) -> Any:
     return loads(decode_text(data) if kind == CODED_TEXT else data)
 
 
-def _buffer(value: Any) -> bytes | None:
-    """The bytes of a bytes-like object. None for others, such as numpy's scalars and arrays of objects."""
-    if isinstance(value, bytes):
+def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> tuple[int, bytes]:
+    """The kind and the bytes of a value, for its record. Raises TypeError or ValueError if it cannot travel."""
+    if type(value) is str:  # first, since it is the most frequent
+        return TEXT, encode_text(value)
+    if type(value) is Failure:
+        return FAILURE, value.encode()
+    if type(value) in structures:
+        return STRUCTURE + structures.index(type(value)), bytes(value)
+    if isinstance(value, ctypes.Structure) and codec is None:
+        name = type(value).__name__
+        raise TypeError(f"returned the Structure {name}, which no annotation names: annotate the function's return")
+    return encode(value, codec)
+
+
+def decode_value(kind: int, data: bytes, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> Any:
+    """The value that `encode_value` encoded; a Failure if it cannot be loaded here.
+
+    Raises IndexError or ValueError if these are not the bytes of such a value.
+    """
+    if kind == FAILURE:
+        return Failure.decode(data)
+    if kind >= STRUCTURE:
+        return structures[kind - STRUCTURE].from_buffer_copy(data)
+    try:
+        return decode(kind, data, codec)
+    except Exception as error:
+        return Failure.of(error)
+
+
+def buffer_of(value: Any) -> bytes | None:
+    """The bytes of a bytes-like object; None for others, and for numpy's scalars and arrays of objects."""
+    if isinstance(value, (bytes, ctypes.Structure)):
         return bytes(value)
     try:
         view = memoryview(value)
@@ -3952,11 +3989,11 @@ def _buffer(value: Any) -> bytes | None:
 def check_plain(value: Any) -> None:
     """Raise TypeError for what is not plain data, and ValueError for a container that contains itself.
 
-    Types are compared exactly: marshal would turn a numpy.float64 within a list into bytes. Each container is looked
-    at once, however often it is met.
+    Types are compared exactly: marshal would turn a numpy.float64 in a list into bytes. Each container is looked at
+    once, however often it is met.
     """
-    path: list[tuple[int, Iterator[Any]]] = [(0, iter((value,)))]  # the containers around the next part, by id
-    whole: dict[int, bool] = {}  # containers that were met, by id: True once everything in them is checked
+    path: list[tuple[int, Iterator[Any]]] = [(0, iter((value,)))]  # ids of the containers around the next part
+    whole: dict[int, bool] = {}  # by the id of a container that was met: True if everything in it is checked
     while path:
         key, parts = path[-1]
         for part in parts:
@@ -3964,7 +4001,8 @@ def check_plain(value: Any) -> None:
             if kind in ATOMS or whole.get(id(part)):
                 continue
             if kind not in PLAIN:
-                raise TypeError(f"{type_name(kind)} is not plain data, and cannot travel: convert it, or {REMEDY}")
+                name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+                raise TypeError(f"{name} is not plain data, and cannot travel: convert it, or {REMEDY}")
             if id(part) in whole:
                 raise ValueError(f"a {kind.__name__} that contains itself cannot travel: {REMEDY}")
             inner = [*part, *part.values()] if kind is dict else part
@@ -3977,59 +4015,6 @@ def check_plain(value: Any) -> None:
             path.pop()
 
 
-def type_name(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def encode_payload(payload: Any, codec: Codec | None) -> tuple[int, bytes]:
-    """The mark in the fn_id, and the bytes, of a payload."""
-    if isinstance(payload, ctypes.Structure):
-        return BYTES, bytes(payload)
-    kind, data = encode(payload, codec)
-    return kind << KIND_BIT, data
-
-
-def encode_payloads(
-    payloads: Sequence[Any], kinds: set[type], codec: Codec | None
-) -> tuple[Iterable[int], list[bytes]]:
-    """The same for payloads of these types, as columns; those of text and of numbers in a faster way."""
-    if kinds == {str}:
-        return itertools.repeat(TEXT << KIND_BIT), list(map(encode_text, payloads))
-    if codec is None and kinds <= ATOMS - {bytes, str}:
-        return itertools.repeat(CODED << KIND_BIT), list(map(dump_plain, payloads))
-    encoded = [encode_payload(payload, codec) for payload in payloads]
-    return [mark for mark, _ in encoded], [data for _, data in encoded]
-
-
-def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> tuple[int, bytes]:
-    """The kind and the bytes of a value, for its record. Raises TypeError or ValueError for what cannot travel."""
-    if type(value) is str:  # first, since it is the most frequent
-        return TEXT, encode_text(value)
-    if type(value) is Failure:
-        return FAILURE, value.encode()
-    if type(value) in structures:
-        return STRUCTURE + structures.index(type(value)), bytes(value)
-    if isinstance(value, ctypes.Structure) and codec is None:
-        name = type_name(type(value))
-        raise TypeError(f"returned the Structure {name}, which no annotation names: annotate the function's return")
-    return encode(value, codec)
-
-
-def decode_value(kind: int, data: bytes, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> Any:
-    """The value that `encode_value` encoded; a Failure if the codec fails. Raises IndexError or ValueError where it is
-    not one."""
-    if kind == FAILURE:
-        return Failure.decode(data)
-    if kind >= STRUCTURE:
-        return structures[kind - STRUCTURE].from_buffer_copy(data)
-    if kind < CODED:
-        return decode(kind, data, codec)
-    try:
-        return decode(kind, data, codec)
-    except Exception as error:
-        return Failure.of(error)
-
-
 class Failure(NamedTuple):
     """In place of a value: the task failed, with this error and this traceback."""
 
@@ -4038,11 +4023,11 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """That of the exception which is being handled."""
+        """The failure of the exception that is being handled."""
         return cls(describe(error), describe_traceback(error))
 
     def encode(self) -> bytes:
-        """Both texts, with a byte between that UTF-8 has not. Cut short, they can still be read."""
+        """Both texts, with a byte between them that UTF-8 does not use. They can be read also if they are cut short."""
         return b"\xff".join(text.encode("utf-8", "backslashreplace") for text in self if text is not None)
 
     @classmethod
@@ -4093,10 +4078,9 @@ def last_frame(trace: str | None) -> str:
 
 
 def adapt(function: Function, codec: Codec | None) -> Sequence[Callable[[bytes], Any]]:
-    """`function` as functions of bytes, one for each kind of payload.
+    """`function` as four functions of bytes, one for each kind of payload.
 
-    Bytes and text arrive as the first parameter's annotation says: as they are, if it names their type. All else
-    arrives as it is.
+    Bytes and text are read as the annotation of the first parameter says; all else arrives as it is.
     """
     named = _annotations(function)[0]
     loads: Any = codec.loads if codec is not None else load_plain
@@ -4119,7 +4103,7 @@ READERS: dict[Any, Callable[[bytes], Any]] = {
 
 def _reader(own: Any, named: Sequence[Any]) -> Callable[[bytes], Any]:
     """How a payload of the type `own` is read for a parameter whose annotation names these types."""
-    known = [kind for kind in named if _is_structure(kind) or (isinstance(kind, type) and kind in READERS)]
+    known = [kind for kind in named if kind in READERS or issubclass(kind, ctypes.Structure)]
     kind = own if own in known or not known else known[0]
     return READERS.get(kind) or kind.from_buffer_copy
 
@@ -4149,27 +4133,25 @@ def _members(hint: Any, function: Any) -> list[Any]:
             hint = eval(hint, names)  # noqa: S307
         except Exception:  # whatever is not there at run time
             return []
-    if typing.get_origin(hint) is typing.Annotated:
-        hint = typing.get_args(hint)[0]
-    return list(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else [hint]
-
-
-def _is_structure(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, ctypes.Structure)
+    kinds = (hint,)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
+        kinds = typing.get_args(hint)
+    return [kind for kind in kinds if isinstance(kind, type) and typing.get_origin(kind) is None]
 
 
 def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]:
     """The Structures that the functions' annotations name, in order: only these can travel back as values."""
     named = [kind for function in functions for kinds in _annotations(function) for kind in kinds]
-    return list(dict.fromkeys(kind for kind in named if _is_structure(kind)))[: IN_FILE - STRUCTURE]
+    return list(dict.fromkeys(kind for kind in named if issubclass(kind, ctypes.Structure)))[: IN_FILE - STRUCTURE]
 
 
 def as_json(value: Any) -> Any:
-    """A payload or a value as JSON has it: bytes as text by surrogateescape, what JSON has not as its repr."""
-    if type(value) not in PLAIN or type(value) is bytes:
-        data = bytes(value) if isinstance(value, ctypes.Structure) else _buffer(value)
-        if data is not None:
-            return decode_text(data)
+    """A payload or a value for JSON: bytes become text by surrogateescape, and what JSON does not know its repr."""
+    if value is None or isinstance(value, str):
+        return value
+    data = buffer_of(value)
+    if data is not None:
+        return decode_text(data)
     try:
         json.dumps(value, allow_nan=False)
         return value
@@ -4181,7 +4163,7 @@ def as_json(value: Any) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """The same as text: JSON, but for what is text already."""
+    """The same as text: JSON, if it is not text already."""
     form = as_json(value)
     return form if isinstance(form, str) else json.dumps(form)
 

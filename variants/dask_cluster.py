@@ -420,7 +420,7 @@ class Noted:
         if type(value) in self._structures:
             value = bytes(value)
         with contextlib.suppress(TypeError, ValueError):  # it fails, and the supervisor says why
-            sent = shmqueue.decode(*shmqueue.encode(value, None), None)
+            sent = shmqueue.decode(*shmqueue.encode_value(value, (), None), None)
             journal.end(at, "ok", sent, None, 1, None, time.perf_counter() - began)
         return value
 
