@@ -788,7 +788,8 @@ class World:
 
     def _steered(self) -> dict[str, Any]:
         context = types.SimpleNamespace(Process=lambda target, args, name: Process(self, args), Pipe=None)
-        clocks = {"monotonic": lambda: self.now, "perf_counter": self.read_clock, "sleep": self.give_way}
+        clocks = {name: lambda: self.now for name in ("monotonic", "time")}
+        clocks |= {"perf_counter": self.read_clock, "sleep": self.give_way}
         files = Files(self)
         return {
             **{base.__name__: part for base, part in self.parts.items()},
