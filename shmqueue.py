@@ -32,16 +32,16 @@ The processes, and what goes between them
                   +-----------------------------------------------------------+
 
   The supervisor is the caller's process. It owns the segment, fills the ring, collects outcomes, replaces dead
-  workers and draws the screen. Workers only ever touch the segment and their own pipes; nothing is pickled after
-  the start, so whoever writes into the segment can spoil data but never run code.
+  workers and draws the screen. Workers touch only the segment and their own pipes. Nothing is unpickled after the
+  start. So a process that writes into the segment can spoil data, but cannot run code.
 
 
 The segment, in bytes
 ---------------------
-  QueueHeader          what and whose it is | pushed | claimed | dirty | asleep         a line of 128 bytes each
+  QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
   WorkerStatus x W     the worker's line: claims published asleep ready limit leaving
                        the supervisor's line: harvested leave pid completed failed started
-  (a strategy's own)   nothing here; see variants/
+  (a strategy's own)   empty for the ring; see variants/
   LocalTaskQueue x W   two halves, each with room for a batch: first end began special | a lane of `batch` task slots |
                        ends[batch] | stamps[batch] | a log for the values
   TaskSlot128 x N      the ring
@@ -49,7 +49,7 @@ The segment, in bytes
 
   Positions and counters are 64 bits, absolute, and only grow; slot `position % num_slots` holds a position. Each
   word has one writer (or is written under the lock), is aligned, and is stored through memoryview.cast("Q"), which
-  is one machine store. struct.pack_into would zero it first: that is for slots, never for words.
+  is one machine store. struct.pack_into writes zeros first, so it is for slots only.
 
 
 The life of a task
@@ -59,12 +59,13 @@ The life of a task
   claim     A worker takes the lock, says that its last batch is finished (`published`), copies a batch from the ring
             to the lane of its other half, and moves `claimed`: the commit point. From here on the batch is its own.
   run       The worker calls the function, appends the value to the log, and stores `ends[i]`. That one store makes
-            the task finished. Whoever is killed before it has not finished the task; whoever is killed after it has.
+            the task finished. A worker killed before this store has not finished the task. A worker killed after it has
+            finished it.
   harvest   The supervisor takes the lock and reads how many batches each worker has finished. Then it reads their
             logs, without the lock.
   halt      A worker is slow while others are idle or results wait, or tasks are to be taken back for another reason.
-            The supervisor stops it for a moment (SIGSTOP), reads what it has finished, draws the `end` of its batch
-            back to the task in hand, and lets it continue. What lay behind goes back to the ring.
+            The supervisor stops it for a moment (SIGSTOP), reads what it has finished, lowers the `end` of its batch
+            to the position after the task in hand, and lets it continue. The later tasks go back to the ring.
 
 
 The lock
@@ -72,19 +73,19 @@ The lock
   fcntl.lockf on one byte of the segment's file. It guards pushed, claimed, dirty, published, harvested, leave, the
   asleep words, and a claim's stores to its half. The kernel releases it when its holder dies. The next holder finds
   `dirty` set if the last one died inside, and repairs: a batch whose `end` lies beyond `claimed` was not committed,
-  so its `end` becomes `claimed`, and the batch is empty. Then it sets `dirty` to itself, and clears it before it lets
-  go. Nothing slow happens inside.
-  What one process wrote, another reads only after both held this lock, or after the kernel reaped the writer or
-  stopped it. So no assumption is made about the order in which a processor's stores become visible.
+  so its `end` becomes `claimed`, and the batch is empty. Then it writes its own number into `dirty`, and clears it
+  before it releases the lock. Nothing slow runs under the lock.
+  A process reads another's stores only after both have held this lock, or after the kernel has reaped or stopped the
+  writer. So it does not matter in which order a processor's stores become visible.
 
 
 If a worker is killed, on any line
 ----------------------------------
   in claim, before the commit      repaired by the next holder: the tasks are still in the ring
-  in a batch                       the tasks with their `ends` are finished. The next one was in hand: it is charged
-                                   one attempt. Those behind it never began, and go round again
-  after its last task              nothing is in hand, and nobody is charged
-  while it stands still            the same: only tasks behind the one in hand were taken back
+  in a batch                       the tasks with their `ends` are finished. The next one was in hand. It is charged:
+                                   this counts as one of its attempts. The later ones never began; they are pushed again
+  after its last task              nothing is in hand, and no task is charged
+  while it is halted               as in a batch: only tasks after the one in hand were taken back
 If the supervisor is killed, workers see their pipe close and leave; the next start removes the segment.
 
 MIT License: permission is granted, free of charge, to any person obtaining a copy of this software, to deal in it
@@ -142,7 +143,7 @@ from typing import Any, ClassVar, NamedTuple
 
 try:
     import fcntl
-except ImportError as missing:  # Windows: no lock there is released by the kernel and reachable by path
+except ImportError as missing:  # Windows has no lock that a path reaches and that the kernel releases
     raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
 
 psutil: Any = None  # without it the screen's cpu and rss columns stay blank, and max_rss is refused
@@ -164,10 +165,15 @@ OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "
 class TaskResult(NamedTuple):
     """The one outcome of a task.
 
-    tsk_id: 1 for the first task of a Supervisor, and so on. function: its name. payload: as it was given. status:
-    ok, failed, timeout, crashed or cancelled. value: what the function returned, None unless ok. error: the text of
-    what went wrong, None if ok. attempts: how often it was started. worker: the index of the last one that had it,
-    or None. seconds: the time the function took; the mean of several where they took less than 20 microseconds.
+    tsk_id: the Supervisor counts its tasks from 1.
+    function: its name.
+    payload: as it was given.
+    status: ok, failed, timeout, crashed or cancelled.
+    value: what the function returned; None unless ok.
+    error: what went wrong; None if ok.
+    attempts: how often it was started.
+    worker: the index of the last worker that ran it, or None.
+    seconds: the time that the function took; for tasks of less than 20 microseconds, the mean of several.
     """
 
     tsk_id: int
@@ -181,7 +187,7 @@ class TaskResult(NamedTuple):
     seconds: float
 
 
-_new_result = functools.partial(tuple.__new__, TaskResult)  # of a tuple, in C: TaskResult() takes twice as long
+_new_result = functools.partial(tuple.__new__, TaskResult)  # from a tuple, in half the time of TaskResult()
 
 
 class TaskError(Exception):
@@ -214,23 +220,29 @@ def parallel_map(
         return values
 
 
-SHARE_SECONDS = 0.5  # how often a snapshot is left for --watch
+SHARE_SECONDS = 0.5  # between two snapshots for --watch
 
 
 class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
-    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE. workers: processes;
-    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a
-    slot, a multiple of 8; a payload of slot_size - 9 bytes or fewer travels in its slot, a longer one beside it.
-    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. retries:
-    how often a task that is not ok is started again. max_rss: bytes of memory above which a worker is replaced,
-    after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
-    which a worker is replaced. initializer: called first in every worker. screen: draw on the error stream. log: a
-    file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
-    fork in a process that has one thread, else forkserver. queue: the strategy.
+    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE.
+    workers: the number of processes; None: one for each processor that this process may use.
+    num_slots: the number of tasks that the ring holds.
+    slot_size: bytes of a slot, a multiple of 8. A payload of more than slot_size - 9 bytes lies outside its slot.
+    batch: the most tasks that a worker claims at once; None: as many as take 5 ms.
+    timeout: seconds that a task may run.
+    retries: how often a task that is not ok is started again.
+    max_rss: a worker that uses more bytes of memory is replaced after its current task. If it stays above for a
+        second, it is killed with the task. Needs psutil.
+    max_tasks: a worker is replaced after so many tasks.
+    initializer: called first in every worker.
+    screen: draw on the error stream.
+    log: a file for what functions print; without it that is dropped.
+    start_method: fork, spawn or forkserver; None: fork if this process has one thread, else forkserver.
+    queue: the class that synchronizes the processes; None: SharedTaskQueue. See variants/.
 
-    Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) where shared memory is too small.
+    Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) if shared memory is too small.
     """
 
     def __init__(
@@ -255,14 +267,14 @@ class Supervisor:
         workers = available_processors() if workers is None else workers
         check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
         check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
-        self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
+        self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
         self._ledger = Ledger(numbered, retries, workers)
         self._submitted = Job(None, self._ledger.names)
         self._began = time.monotonic()
         self._next_share = 0.0
         if log:
             log = os.path.abspath(log)  # a worker may be started in another folder
-            with open(log, "ab"):  # raises here, since nobody would hear a worker's error
+            with open(log, "ab"):  # now: an error in a worker would reach nobody
                 pass
         sweep()
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
@@ -290,10 +302,10 @@ class Supervisor:
             raise
 
     def _prepare_end(self) -> contextlib.ExitStack:
-        """What is put on the stack that this returns is released at the end, whichever way this process ends."""
+        """Return a stack. What is pushed on it is released when the Supervisor or the process ends in any way."""
         resources = contextlib.ExitStack()
         self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
-        # multiprocessing waits for its children when Python exits, so this has to come before.
+        # When Python exits, multiprocessing waits for its children. This runs before that.
         self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
         handlers.open(resources)
         return resources
@@ -318,15 +330,16 @@ class Supervisor:
         """Yield the TaskResults of `tasks` as they finish. Never raises for a task.
 
         An item is a payload if there is one function, or (function, payload), with a function or its name. `tasks` is
-        read in the caller's thread when there is room; while it blocks, nothing is yielded. A Structure that it has
-        yielded must not be changed. Closing the iterator early cancels what has not begun.
+        read in the caller's thread when there is room. While it blocks, no result is yielded. Do not change a
+        Structure after `tasks` has yielded it. Closing the iterator early cancels what has not begun.
         """
         return self._read(Job(self._open(tasks), self._ledger.names))
 
     def map(self, function: Any, payloads: Iterable[Any]) -> Iterator[Any]:
-        """Yield the values of `function` for `payloads`, in their order. Reads ahead a few rings at most.
+        """Yield the values of `function` for `payloads`, in their order.
 
-        Raises TaskError at the first task that is not ok, and cancels the rest.
+        Reads about 4 * num_slots payloads ahead of the oldest unfinished task, not more. Raises TaskError at the first
+        task that is not ok, and cancels the rest.
         """
         if function not in self._ledger.fn_ids:
             raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
@@ -348,19 +361,22 @@ class Supervisor:
         return self._read(self._submitted)
 
     def cancel(self) -> None:
-        """Let what has begun finish, and cancel the rest, in all runs, for good. Their iterators go on to the end."""
+        """Cancel every task that has not begun, in all runs. This cannot be undone.
+
+        Tasks that have begun finish, and the iterators yield every outcome.
+        """
         self._ledger.stopping = True
         self._engine.withdraw()
 
     def pause(self, paused: bool) -> None:
-        """Begin no more tasks if `paused`, or go on."""
+        """Begin no more tasks if `paused`. Otherwise continue."""
         self._engine.check_open()
         self._engine.paused = paused
         if paused:
             self._engine.withdraw()
 
     def abort(self) -> None:
-        """Kill the workers, and cancel what they have in hand and the rest."""
+        """Kill the workers, and cancel all unfinished tasks."""
         self._engine.abort("cancelled", "stopped while it ran")
 
     def close(self) -> None:
@@ -405,7 +421,7 @@ class Supervisor:
         }
 
     def snapshot(self) -> Snapshot:
-        """What the screen shows."""
+        """Return what the screen shows."""
         tally, queue, progress = self._ledger.tally, self._queue, self._progress
         rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
         workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
@@ -427,10 +443,12 @@ class Supervisor:
         )
 
     def summary(self) -> dict[str, Any]:
-        """stats(), and what one wants to know at the end.
+        """Return stats() and more.
 
-        shares: of the workers' time, in which they ran functions, started and waited. slowest: five tasks. failures:
-        the first five tasks that were not ok. kinds: how many failed in which way.
+        shares: the fractions of the workers' time in which they ran functions, started and waited.
+        slowest: the five tasks that took longest.
+        failures: the first five tasks that were not ok.
+        kinds: how many tasks were not ok, by function, status and name of the error.
         """
         stats = self.stats()
         return {**stats, **self._ledger.tally.summary(stats["seconds"], self._pool.starting_seconds())}
@@ -452,7 +470,7 @@ class Supervisor:
                 yield from part
 
     def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
-        """Yield the results of a job as they come, as iterators of several. Closed early, it cancels the rest."""
+        """Yield iterators, each over some results of the job, as they come. Closed early, it cancels the rest."""
         try:
             while not job.finished:
                 if not job.results:
@@ -463,7 +481,7 @@ class Supervisor:
                     part = job.results.popleft()
                     try:
                         yield part
-                    except GeneratorExit:  # the reader stopped within this part; another reader gets the rest of it
+                    except GeneratorExit:  # its reader stopped inside this part; results() yields the rest later
                         job.results.appendleft(part)
                         raise
             if self._engine.failure is not None:
@@ -491,7 +509,7 @@ class Supervisor:
             os.replace(path + ".new", path)
 
     def _stop(self) -> None:
-        """Kill whoever is left, and remove everything."""
+        """Kill the remaining workers, and remove the segment."""
         self._engine.over = "this Supervisor is closed"
         self._end()
         self._progress.close()
@@ -500,11 +518,11 @@ class Supervisor:
         with handlers.held():
             self._dispose()
             self._at_exit.cancel()
-        handlers.exit_on_signals()  # once more, since other handlers were set within the block
+        handlers.exit_on_signals()  # again: inside the block, held() had replaced the handlers
 
 
 def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
-    """What the screen shows of a worker."""
+    """Return what the screen shows of a worker."""
     index, glance = process.index, queue.glance(process.index)
     row = WorkerRow(
         number=index,
@@ -605,20 +623,24 @@ def count_threads() -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 
 STALL_SECONDS = 3.0  # if every worker sleeps for this long while tasks are in the queue, the segment is spoiled
-READ_AHEAD = 4  # rings; a job in order reads no further beyond its oldest unfinished task
+READ_AHEAD = 4  # times num_slots: so far a job in order reads beyond its oldest unfinished task
 CANCELLED = "cancelled before it began"  # the error of such a task
 
-CHECK_SECONDS = 0.05  # how often workers are checked while tasks are outstanding; no result waits longer
-IDLE_SECONDS = 0.25  # how often while none are outstanding
-HUNGRY_SECONDS = 0.005  # how often while some workers sleep and others hold tasks that have not begun
+# Seconds between two checks of the workers:
+CHECK_SECONDS = 0.05  # while tasks are outstanding; no result waits longer
+IDLE_SECONDS = 0.25  # while no tasks are outstanding
+HUNGRY_SECONDS = 0.005  # while some workers sleep and others hold tasks that have not begun
+
 OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
 class Engine:
     """Moves tasks from their source into the queue, and outcomes out of it. It runs turn by turn in its user's thread.
 
-    paused: nothing new begins. failure: the error that ended the run early, or None. over: why no more turns are
-    possible, or "". next_check: when to check the workers again.
+    paused: nothing new begins.
+    failure: the error that ended the run early, or None.
+    over: why no more turns are possible, or "".
+    next_check: when to check the workers again.
     """
 
     def __init__(self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None) -> None:
@@ -642,13 +664,13 @@ class Engine:
     def turn(self, job: Job, report: Callable[[], None]) -> None:
         """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
         self.check_open()
-        more = self._take(job)  # this runs the user's iterable, which may raise; so it comes before `_whole`
+        more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         moved = False
-        with self._whole():
+        with self._must_complete():
             moved = self.feed() or more
             moved = self.harvest() or moved
             now = time.monotonic()
-            if moved or now - self._turned_at > 1.0:  # or the caller was away
+            if moved or now - self._turned_at > 1.0:  # or the caller did not call this for a second
                 self._moved_at = now
             self._turned_at = now
             self._pool.ring()
@@ -662,12 +684,12 @@ class Engine:
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
-        with self._whole():
+        with self._must_complete():
             self.feed()
             self._pool.ring()
 
     @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _must_complete(self) -> Iterator[None]:
         """If this block is interrupted, the run cannot continue."""
         try:
             yield
@@ -678,13 +700,13 @@ class Engine:
             raise
 
     def _take(self, job: Job) -> bool:
-        """Read tasks from the source if there is room. Return True if it may have more at once, even if it had none."""
+        """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
         source, ledger = job.source, self._ledger
         if source is None or source.exhausted or ledger.again or ledger.fresh:
             return False
         if ledger.stopping:
             room = BLOCK
-        elif self.paused or job.is_ahead(READ_AHEAD * self._queue.num_slots):
+        elif self.paused or job.must_wait(READ_AHEAD * self._queue.num_slots):
             room = 0
         else:
             room = self._queue.room()
@@ -711,7 +733,7 @@ class Engine:
         return True
 
     def harvest(self) -> bool:
-        """Take in the batches that workers have published. Return True if there were any, or if there is more room."""
+        """Read the batches that workers have published. Return True if there were any, or if there is more room."""
         room = self._queue.room()
         published = self._queue.harvest([lane.harvested for lane in self._lanes])
         news = False
@@ -768,7 +790,10 @@ class Engine:
         return moved
 
     def _check_for_stall(self, now: float) -> None:
-        """Raise SpoiledSegmentError if all workers sleep although the queue has tasks, and none had been stopped."""
+        """Raise SpoiledSegmentError if all workers sleep for STALL_SECONDS while the queue has tasks.
+
+        If somebody has stopped workers, continue them instead.
+        """
         waiting = self._ledger.in_queue()
         all_sleep = len(self._sleepers) == len(self._pool.processes) and not self.paused
         stalled = waiting and all_sleep and now - self._moved_at > STALL_SECONDS
@@ -776,9 +801,10 @@ class Engine:
             raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, and every worker sleeps")
 
     def _attend(self, lane: LaneReader, now: float, hungry: bool) -> tuple[bool, bool]:
-        """Halt a worker if others are idle or results wait while it is slow, or if its task runs too long.
+        """Halt a worker that is slow while others are idle or its results wait, or whose task runs too long.
 
-        `hungry`: some worker has nothing to do. Return two truths: tasks were moved; check this worker again soon.
+        hungry: some worker has nothing to do.
+        Return (moved, check_soon): tasks were moved; this worker must be checked again soon.
         """
         process, glance = lane.process, self._queue.glance(lane.process.index)
         if process.seen != (glance.number, glance.done):
@@ -789,6 +815,7 @@ class Engine:
         waited = time.perf_counter() - max(glance.began, process.halted)
         slow = waited >= HUNGRY_SECONDS
         moved = False
+        # An idle worker gets first what only this worker could claim, and then, by a halt, what it has claimed.
         if hungry and (slow or not (self._ledger.again or self._ledger.fresh)):
             moved = lane.take_unclaimed()
         take_back = glance.not_begun > 0 and (process.halt_again or (hungry and slow))
@@ -800,7 +827,10 @@ class Engine:
         return moved, process.halt_again or (hungry and glance.not_begun > 0)
 
     def _end_overdue(self, lane: LaneReader, position: int, now: float) -> bool:
-        """Kill a worker whose task in hand runs too long. If it cannot be halted, kill it after OVERDUE_SECONDS."""
+        """Kill a worker whose task runs too long, and take back its other tasks. Return True if that was possible.
+
+        If it cannot be halted, kill it after OVERDUE_SECONDS.
+        """
         process, timeout = lane.process, self._timeout or 0.0
         doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s")
         halted = self.halt(process, doomed)
@@ -815,7 +845,7 @@ class Engine:
         return not process.halt_again
 
     def _reap(self, process: WorkerProcess) -> None:
-        """Reap a dead worker, see to its tasks, and start its successor."""
+        """Reap a dead worker, account for its tasks, and replace it."""
         code = self._pool.reap(process)
         if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
             return
@@ -826,9 +856,9 @@ class Engine:
     # The end of jobs, and of the run.
 
     def withdraw(self) -> None:
-        """Take back what has not begun. If its job is cancelled, it ends here."""
+        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
         ledger = self._ledger
-        with self._whole():
+        with self._must_complete():
             ledger.drop_cancelled()
             if ledger.in_queue():
                 for first, count in self._queue.drain():
@@ -838,7 +868,7 @@ class Engine:
                 self.next_check = 0.0
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
-        """Kill the workers. Tasks in their hands get this outcome; the others are cancelled with the error `rest`."""
+        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
         self._ledger.stopping = self._pool.closing = True
         for process in self._pool.living():
             process.kill(Doomed(None, status, error))
@@ -847,7 +877,7 @@ class Engine:
         self._ledger.end_all(rest)
 
     def _give_up(self, error: Exception) -> None:
-        """Kill the workers. Every task still gets its outcome, and the iterators raise `error` at their end."""
+        """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
         self.failure, text = error, describe(error)
         self.abort("crashed", text, text)
 
@@ -866,18 +896,22 @@ class Engine:
 
 
 class Outcomes(NamedTuple):
-    """What was read of a batch: `done` finished tasks, the first of them at the position `start`.
+    """What was read of a batch.
 
-    seconds: one number for each task, or their mean. ends: where the values end in the log; empty if every task
-    returned None. before: where the first value begins. log: the bytes of the log up to the last value. special: some
-    values are records.
+    start: the position of the first task.
+    done: the number of tasks; all are finished.
+    seconds: one number for each task, or their mean.
+    ends: where the values end in the log; empty if every task returned None.
+    begin: where the first value begins in the log.
+    log: the bytes of the log up to the last value.
+    special: True if some values are records (a head and bytes).
     """
 
     start: int
     done: int
     seconds: float | list[float] = 0.0
     ends: Sequence[int] = ()
-    before: int = 1
+    begin: int = 1
     log: bytes = b""
     special: bool = False
 
@@ -885,11 +919,14 @@ class Outcomes(NamedTuple):
 class LaneReader:
     """Reads one worker's batches: brings outcomes to the ledger, and takes back what the worker has not begun.
 
-    harvested: batches that were read. taken: outcomes below this position were taken in.
+    harvested: the number of the last batch that was read to its bound.
+    settled_below: outcomes below this position are in the ledger.
+    halted_batch: the number of the batch that was halted last.
+    bound: the bound of that batch.
 
-    A batch ends at its bound. At first that is its `end`. After a halt it is the task behind the one in hand, whatever
-    `end` says: if somebody continued the worker during the halt, the worker may have stopped at the lower `end`, or
-    run past it. `bounded` is the number of the batch that a halt has bounded, and `bound` is its bound.
+    A batch ends at its bound. At first that is its `end`. After a halt it is the position after the task in hand.
+    `end` is not used then: if somebody continued the worker during the halt, the worker may have stopped at the
+    lowered `end`, or run past it.
     """
 
     def __init__(self, queue: SharedTaskQueue, process: WorkerProcess, ledger: Ledger) -> None:
@@ -897,16 +934,19 @@ class LaneReader:
         self._queue = queue
         self._ledger = ledger
         self.harvested = 0
-        self.taken = 0
-        self.bounded = 0
+        self.settled_below = 0
+        self.halted_batch = 0
         self.bound = 0
 
     def has_outcomes(self, glance: Glance) -> bool:
-        """Return True if the worker's current batch has outcomes that were not taken in."""
-        return glance.done > 0 and glance.first + glance.done > self.taken and glance.number > self.harvested
+        """Return True if the worker's current batch has outcomes that are not in the ledger."""
+        return glance.done > 0 and glance.first + glance.done > self.settled_below and glance.number > self.harvested
 
     def take_in_left(self, number: int) -> None:
-        """Take in the batches that the worker has left, up to this number. What is not done there goes to others."""
+        """Read all batches up to this number. The worker has finished them, or a halt has cut them.
+
+        Tasks that are not done there are given back.
+        """
         self._check_claims(number)
         while self.harvested < number:
             self.harvested += 1
@@ -920,19 +960,19 @@ class LaneReader:
             raise SpoiledSegmentError(text)
 
     def _limits(self, number: int) -> tuple[int, int]:
-        """The positions [first, bound) of a batch."""
+        """Return the positions [first, bound) of a batch."""
         words, half = self._queue.words, self._queue.half(self.process.index, number)
         first = words[half.first]
-        bound = self.bound if self.bounded == number else words[half.end]
+        bound = self.bound if self.halted_batch == number else words[half.end]
         if not 0 <= bound - first <= self._queue.batch:
             text = f"worker {self.process.index} has a batch of positions {first:,} to {bound:,}"
             raise SpoiledSegmentError(text)
         return first, bound
 
     def _read(self, number: int, first: int, bound: int) -> Outcomes:
-        """Read the finished tasks of a batch that were not taken in before."""
+        """Read the finished tasks of a batch that are not in the ledger."""
         half = self._queue.half(self.process.index, number)
-        start = max(first, self.taken)
+        start = max(first, self.settled_below)
         if start >= bound:
             return Outcomes(bound, 0)
         if half.all_returned_none(start - first, bound - first):
@@ -942,36 +982,36 @@ class LaneReader:
             del ends[ends.index(0) :]
         if not ends:
             return Outcomes(start, 0)
-        before = half.ends[start - first - 1] & ~RECORD if start > first else 1
+        begin = half.ends[start - first - 1] & ~RECORD if start > first else 1
         return Outcomes(
             start=start,
             done=len(ends),
             seconds=half.seconds(start - first, start - first + len(ends)),
             ends=ends,
-            before=before,
+            begin=begin,
             log=half.read_log(ends[-1] & ~RECORD),
             special=bool(self._queue.words[half.special]),
         )
 
     def _settle(self, outcomes: Outcomes) -> int:
-        """Tell the ledger what was read. Return the position behind it."""
-        start, done, seconds, ends, before, log, special = outcomes
+        """Tell the ledger what was read. Return the position after the last finished task."""
+        start, done, seconds, ends, begin, log, special = outcomes
         worker = self.process.index
         if done:
-            self.taken = start + done
+            self.settled_below = start + done
         if special:
             self._settle_records(outcomes)
         elif ends:
-            if not 1 <= before <= ends[-1] <= len(log):
+            if not 1 <= begin <= ends[-1] <= len(log):
                 raise SpoiledSegmentError(f"worker {worker} says that values end at {ends[-1]:,} of its log")
-            values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
+            values = [log[at:end] or None for at, end in zip([begin, *ends], ends)]
             self._ledger.complete(worker, start, done, values, seconds)
         elif done:
             self._ledger.complete(worker, start, done, None, seconds)
         return start + done
 
     def _settle_records(self, outcomes: Outcomes) -> None:
-        """The same for outcomes that have records. Some may be failures."""
+        """Do the same if some values are records. A record can be a failure."""
         position, seconds = outcomes.start, outcomes.seconds
         values = self._decode(outcomes)
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
@@ -987,10 +1027,10 @@ class LaneReader:
                 position += 1
 
     def _decode(self, outcomes: Outcomes) -> list[Any]:
-        """The values of outcomes that have records. There is a faster way if all of them are text."""
+        """Return the values if some are records. If all of them are text, decode them in a faster way."""
         log, ends = outcomes.log, outcomes.ends
         stops = [end & ~RECORD for end in ends]
-        spans = list(zip([outcomes.before, *stops], stops))
+        spans = list(zip([outcomes.begin, *stops], stops))
         try:
             if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
                 return [decode_text(log[begin + 1 : end]) for begin, end in spans]
@@ -1002,7 +1042,7 @@ class LaneReader:
             raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
 
     def _read_record(self, record: bytes, position: int) -> Any:
-        """The value of a record, which may have a file of its own."""
+        """Return the value of a record, which may lie in a file."""
         head, data = record[0], record[1:]
         if head & IN_FILE:
             path = self._queue.segment.beside(f"v{position}")
@@ -1011,10 +1051,10 @@ class LaneReader:
         return decode_value(head & ~IN_FILE, data, self._ledger.structures)
 
     def halt(self, doomed: Doomed | None = None) -> bool:
-        """Stop the worker for a moment. Take in what it has finished, and take back what it has not begun.
+        """Stop the worker for a moment. Read what it has finished, and take back what it has not begun.
 
-        This is the one way to take tasks back. If the worker has the task of `doomed` in hand, it is killed. Return
-        True if the lane could be read; if not, try again later.
+        Only this takes back tasks that a living worker has claimed. If the worker has the task of `doomed` in hand,
+        it is killed. Return True if the lane could be read; if not, try again later.
         """
         if not self.process.stop():
             return False
@@ -1026,8 +1066,8 @@ class LaneReader:
     def _take_back(self, doomed: Doomed | None) -> bool:
         """Do what a halt does while the worker stands still.
 
-        Somebody else may continue or kill the worker meanwhile. So nothing that was read is used before another look
-        has shown that the worker still stands still.
+        Somebody else may continue or kill the worker meanwhile. So after each read, check that the worker has not run,
+        and use what was read only then.
         """
         process = self.process
         claiming = self._queue.is_claiming(process.index)
@@ -1040,7 +1080,7 @@ class LaneReader:
         self.take_in_left(number - 1)
         first, bound = self._limits(number)
         outcomes = self._read(number, first, bound)
-        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores
+        if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value
             return False
         in_hand = self._settle(outcomes)
         if in_hand + 1 < bound and not self._draw_back(number, in_hand, bound):
@@ -1050,30 +1090,29 @@ class LaneReader:
         return True
 
     def _draw_back(self, number: int, in_hand: int, bound: int) -> bool:
-        """Make a batch end behind the task in hand, and give the rest to others. Return False if the worker has run.
+        """Make a batch end after the task in hand, and give back the rest.
 
-        The worker looks at `end` when more than QUIET_SECONDS have passed between two tasks. So it has to stand still
-        for longer than that. A halt never raises `end`. Tasks are given away only after the last look, and until then
-        the batch keeps its bound.
+        Return False if the worker has run meanwhile. Then nothing was taken back.
         """
         process, words = self.process, self._queue.words
         half = self._queue.half(process.index, number)
-        self.bounded = number
+        self.halted_batch = number
         self.bound = bound
-        words[half.end] = min(words[half.end], in_hand + 1)
+        words[half.end] = min(words[half.end], in_hand + 1)  # never higher: an earlier halt may have lowered it
+        # Longer than QUIET_SECONDS, so that the worker reads `end` when it continues.
         process.stand_for(2 * QUIET_SECONDS)
         task = in_hand - words[half.first]
         if not process.stands_still() or half.read_ends(task, task + 1)[0]:
             return False
-        self.bound = in_hand + 1
+        self.bound = in_hand + 1  # only now are the later tasks ours
         self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
         return True
 
     def recover(self, code: int) -> tuple[bool, str]:
-        """See to the tasks of the worker, which has ended with this exit code and was reaped.
+        """Account for the tasks of the worker, which was reaped with this exit code.
 
-        What it has finished is taken in. The task in its hand is charged one attempt. The others go round again.
-        Return True if the process had asked for tasks, and its last words.
+        Read what it has finished. Charge an attempt to the task in hand. Give back the others.
+        Return (asked, note): True if the process has ever claimed or slept, and the note that it left.
         """
         process, words = self.process, self._queue.words
         self._queue.recover(process.index)
@@ -1095,7 +1134,7 @@ class LaneReader:
         return asked, note
 
     def _charge_in_hand(self, position: int, error: str) -> None:
-        """The task at this position was in the hand of a worker that died."""
+        """Charge an attempt to the task that was in hand when the worker died."""
         process = self.process
         with contextlib.suppress(FileNotFoundError):  # the worker may have died while it wrote its value
             os.unlink(self._queue.segment.beside(f"v{position}"))
@@ -1106,7 +1145,7 @@ class LaneReader:
         self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
 
     def take_unclaimed(self) -> bool:
-        """Give to others what only this worker could claim, and has not. Return True if there was anything."""
+        """Give back tasks that only this worker could claim; in variants there may be some. Return True if so."""
         drained = self._queue.drain(self.process.index)
         for first, count in drained:
             self._ledger.give_back(first, count)
@@ -1114,7 +1153,9 @@ class LaneReader:
 
 
 BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in blocks of this size
-HEAP_AHEAD = 4 << 20  # while the heap holds more than this, payloads are put there only if the ring is empty
+# While the heap holds more than this, payloads are put there only if the ring is empty. So the part of the heap that is
+# in use fits the processors' caches.
+HEAP_AHEAD = 4 << 20
 JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
 FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a single one may be larger
 
@@ -1131,19 +1172,22 @@ class Packer:
         self._block_bytes = BLOCK_BYTES  # fewer while shared memory is full
 
     def take(self, room: int) -> Tasks | None:
-        """Take up to `room` fresh tasks, as they go into slots. Return None if their payloads have to wait."""
+        """Return up to `room` fresh tasks, ready for their slots, or None if their payloads have to wait."""
         fresh, capacity = self._ledger.fresh, self._queue.ring.capacity
         lengths = list(map(len, fresh[0].data[:room]))
         if max(lengths) <= capacity:
             return take_tasks(fresh, len(lengths))
         if self.heap.used > HEAP_AHEAD and self._queue.backlog():
-            return None  # the ring has work enough, and the processors' caches hold its payloads
+            return None
         large = [length if length > capacity else 0 for length in lengths]
         count = max(1, bisect.bisect(list(itertools.accumulate(large)), self._block_bytes))
         return self._pack(take_tasks(fresh, count))
 
     def _pack(self, tasks: Tasks) -> Tasks | None:
-        """Put the large payloads of `tasks` elsewhere. Return None if there is no room now, or never will be."""
+        """Put the large payloads of `tasks` into the heap or a file. Return `tasks` with references to them.
+
+        Return None if the tasks were put back to wait, or have failed because they can never fit.
+        """
         capacity = self._queue.ring.capacity
         large = [item for item in tasks.data if len(item) > capacity]
         if not large:
@@ -1167,7 +1211,7 @@ class Packer:
         return self._refer(tasks, list(map(REFERENCE.pack, itertools.repeat(number), offsets, lengths)), block)
 
     def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
-        """The tasks with references in place of the large payloads, which lie in this block."""
+        """Return the tasks with references to `block` instead of their large payloads."""
         fn_ids, count, capacity = tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
         marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
         if len(references) < count:
@@ -1194,7 +1238,7 @@ class Packer:
         os.unlink(path)
 
     def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
-        """There is no memory for these payloads. Try fewer at a time. A task that does not fit alone fails."""
+        """Put back tasks that find no memory, and try fewer at a time. A task that does not fit alone fails."""
         if len(tasks.data) > 1:
             self._block_bytes = max(1, size // 2)
             self._ledger.fresh.appendleft(tasks)
@@ -1219,10 +1263,11 @@ class Heap:
         self.used = 0  # bytes of the pages in use
 
     def put(self, payloads: Sequence[bytes], size: int, users: int) -> tuple[int, int, Block] | None:
-        """Copy payloads, `size` bytes in all, next to each other, for the tasks of so many `users`.
+        """Copy payloads next to each other.
 
-        Return 0, the offset of the first payload, and their block; None if there is no room for them. Raises OSError
-        (ENOSPC) if the memory cannot be reserved.
+        size: bytes in all. users: the number of tasks that use the block.
+        Return (0, offset of the first payload, block), or None if there is no room. 0 says that they are in the heap;
+        files have numbers from 1. Raises OSError (ENOSPC) if the memory cannot be reserved.
         """
         count = -(-size // mmap.PAGESIZE)
         first = self._in_use.find(bytes(count))
@@ -1257,10 +1302,11 @@ class Heap:
 
 
 class Ledger:
-    """Keeps the books: gives each task its tsk_id, knows which positions hold it, and sees to its one outcome.
+    """Gives each task its tsk_id, knows which positions hold it, and gives it exactly one outcome.
 
-    fresh: tasks that were read and not pushed yet. again: tasks that were in the queue; they are pushed before fresh
-    ones. stopping: nothing more begins, in any job.
+    fresh: tasks that were read and not pushed yet.
+    again: tasks that were in the queue; they are pushed before fresh ones.
+    stopping: nothing more begins, in any job.
     """
 
     def __init__(self, functions: Mapping[int, Function], retries: int, workers: int) -> None:
@@ -1275,7 +1321,7 @@ class Ledger:
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._retries = retries
-        self._attempts: dict[int, int] = {}  # tsk_id: how often it was started; only for tasks that go round again
+        self._attempts: dict[int, int] = {}  # by tsk_id: how often it was started; only of tasks that are tried again
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
     # Into the queue.
@@ -1283,7 +1329,7 @@ class Ledger:
     def admit(self, job: Job, items: Sequence[Any]) -> None:
         """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task.
 
-        Such an item is found by halving.
+        If a list has such an item, it is halved until the item is alone.
         """
         if len(items) == 0:
             return
@@ -1299,14 +1345,14 @@ class Ledger:
             self._put(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data), self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
-        """The tsk_ids of this job's next tasks."""
+        """Return the tsk_ids of this job's next tasks."""
         tsk_ids = range(self.next_id, self.next_id + count)
         self.next_id = tsk_ids.stop
         job.admit(tsk_ids.start, count)
         return tsk_ids
 
     def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
-        """The columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
+        """Return the columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
         types, payloads, fn_id = set(map(type, items)), items, job.fn_id
         if fn_id == 0 and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
@@ -1339,7 +1385,7 @@ class Ledger:
         self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, error, 0, None, 0.0))
 
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
-        """Note that `tasks` are in the queue now, at these positions, (first, count) each."""
+        """Note that `tasks` are in the queue. places: their positions, as (first, count)."""
         start = 0
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
@@ -1350,9 +1396,9 @@ class Ledger:
     # Out of the queue.
 
     def _take(self, position: int, count: int) -> Iterator[tuple[Tasks, int, int]]:
-        """Take the tasks at [position, position + count) out of the books, as (tasks, start, stop).
+        """Remove the tasks at [position, position + count) from the account of the queue. Yield (tasks, start, stop).
 
-        Each can be taken once. Raises SpoiledSegmentError if a position holds no task, or if it was taken before.
+        Raises SpoiledSegmentError if a position holds no task, or if its task was removed before.
         """
         until = position + count
         while position < until:
@@ -1373,7 +1419,7 @@ class Ledger:
     def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
         """Note that the tasks from `position` on are ok.
 
-        values: None if every task returned None. seconds: one number for each task, or a float that holds for all.
+        values: None if every task returned None. seconds: one number for each task, or a float for all of them.
         """
         done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
@@ -1407,7 +1453,7 @@ class Ledger:
                 self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
 
     def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
-        """The task at `position` was started and is not ok. It goes round again, or this is its outcome."""
+        """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
                 return
@@ -1424,7 +1470,7 @@ class Ledger:
             self._finish(tasks.job, result)
 
     def give_back(self, position: int, count: int) -> None:
-        """Take back tasks that never began. They are pushed again; if their job is cancelled, they end."""
+        """Take back tasks that never began. They are pushed again, or end if their job is cancelled."""
         for tasks, start, stop in self._take(position, count):
             self._put(tasks.part(start, stop), self.again)
 
@@ -1444,7 +1490,7 @@ class Ledger:
         return job is not None and (job.cancelled or self.stopping)
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
-        """Give this outcome to tasks that do not begin, or do not begin again."""
+        """Give this outcome to tasks that are not in the queue."""
         tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
@@ -1452,10 +1498,10 @@ class Ledger:
                 self._finish(tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, None, 0.0))
 
     def end_all(self, error: str) -> None:
-        """End all tasks in the queue and on their way there, once no worker is left."""
+        """End all remaining tasks. Call it when no worker lives."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
-                self.again.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
+                self.again.extend(each.part(start, stop) for each, start, stop in self._take(tasks.first + at, 1))
         for waiting in (self.again, self.fresh):
             while waiting:
                 self.end(waiting.popleft(), error=error)
@@ -1473,13 +1519,16 @@ class Ledger:
 
 @dataclasses.dataclass(slots=True)
 class Tasks:
-    """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
+    """Tasks of one job in equal columns. They wait to be pushed, or are in the queue.
 
-    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel. They are encoded
-    once, since a Structure may change before its task goes round again. settled: in the queue, one byte a task, 1
-    once the task has its outcome. left: how many have none. block: where the payloads are that do not fit their
-    slots; None if all fit, or if they have not been packed yet. marked: the fn_ids as they travel then, with
-    OUT_OF_LINE.
+    job: None for TERMINATE, which has no result.
+    payloads: as they were given.
+    data: as they travel. They are encoded once, because a Structure may change before its task is tried again.
+    block: holds the payloads that do not fit their slots; None if all fit, or if they are not packed yet.
+    marked: the fn_ids, with OUT_OF_LINE for the payloads in `block`; None without it.
+    first: the position of the first task in the queue.
+    left: how many tasks are still in the queue.
+    settled: a byte for each task; 1 if it has left the queue.
     """
 
     job: Job | None
@@ -1494,19 +1543,19 @@ class Tasks:
     settled: bytearray = dataclasses.field(default_factory=bytearray)
 
     def part(self, start: int, stop: int) -> Tasks:
-        """The tasks [start, stop), to be pushed."""
+        """Return the tasks [start, stop), to be pushed."""
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
         return Tasks(self.job, *columns, self.block, self.marked and self.marked[part])
 
     def release(self, count: int) -> None:
-        """Note that so many of them are settled for good."""
+        """Note that `count` of the tasks have their outcome."""
         if self.block is not None:
             self.block.release(count)
 
 
 def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
-    """Take the first `count` tasks, or fewer, from what waits."""
+    """Take the first tasks of what waits, `count` at most."""
     tasks = waiting.popleft()
     if count < len(tasks.data):
         waiting.appendleft(tasks.part(count, len(tasks.data)))
@@ -1515,7 +1564,7 @@ def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
 
 
 def terminate_tasks(count: int) -> Tasks:
-    """So many TERMINATE tasks. Each makes the worker that takes it leave."""
+    """Return `count` TERMINATE tasks. Each makes the worker that claims it leave."""
     empty = [b""] * count
     return Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty)
 
@@ -1523,7 +1572,7 @@ def terminate_tasks(count: int) -> Tasks:
 class Block:
     """Payloads that lie together outside the slots: in pages of the heap, or in a file.
 
-    users: how many tasks have not been settled. `free` is called when none is left.
+    users: the number of tasks without an outcome. `free` is called when no user is left.
     """
 
     def __init__(self, users: int, free: Callable[[], None]) -> None:
@@ -1531,7 +1580,7 @@ class Block:
         self._free = free
 
     def release(self, count: int) -> None:
-        """Note that so many of its tasks are settled."""
+        """Note that `count` of the users have their outcome."""
         self._users -= count
         if self._users == 0:
             self._free()
@@ -1540,8 +1589,10 @@ class Block:
 class Job:
     """One call of run, or all calls of submit: where tasks come from, and where their results go as they finish.
 
-    results: iterators of TaskResults. fn_id: the function of every item, or 0. outstanding: tasks that have a tsk_id
-    and no outcome yet. cancelled: nobody reads the results, and nothing more of this job begins.
+    results: iterators of TaskResults.
+    fn_id: the function of every item, or 0.
+    outstanding: the number of tasks that have a tsk_id and no outcome yet.
+    cancelled: nobody reads the results, and nothing more of this job begins.
     """
 
     def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
@@ -1556,8 +1607,8 @@ class Job:
     def finished(self) -> bool:
         return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
 
-    def is_ahead(self, limit: int) -> bool:
-        """Return True if no more input may be read for now."""
+    def must_wait(self, limit: int) -> bool:
+        """Return True if no more input may be read for now. Only OrderedJob limits this."""
         return False
 
     def admit(self, tsk_id: int, count: int) -> None:
@@ -1592,11 +1643,11 @@ class OrderedJob(Job):
 
     def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
         super().__init__(source, names, fn_id)
-        self._early: dict[int, tuple[int, Any]] = {}  # tsk_id: count, results that wait for those of earlier tasks
-        self._waiting = 0  # how many those are
-        self._due: collections.deque[list[int]] = collections.deque()  # [next, stop) of tsk_ids, in order
+        self._early: dict[int, tuple[int, Any]] = {}  # by first tsk_id: (count, results) that wait for earlier tasks
+        self._waiting = 0  # the number of tasks in _early
+        self._due: collections.deque[list[int]] = collections.deque()  # tsk_ids [next, stop) that were not delivered
 
-    def is_ahead(self, limit: int) -> bool:
+    def must_wait(self, limit: int) -> bool:
         """Return True if more than `limit` tasks lie between the oldest unfinished one and the newest."""
         return self.outstanding + self._waiting > limit
 
@@ -1637,10 +1688,11 @@ class OrderedJob(Job):
 class Tally:
     """Counts outcomes, and keeps the most remarkable ones.
 
-    errors: how many tasks were not ok, by function (if they were started), status and name of the error. failures:
-    the first five and the last five of them, without payloads. slowest: the five that took longest. slow: the seconds
-    that a task must take to be one of them. For each worker: completed and failed tasks, and busy, the seconds that
-    functions ran.
+    errors: how many tasks were not ok, by function (if they were started), status and name of the error.
+    failures: the first five and the last five tasks that were not ok, without payloads.
+    slowest: the five tasks that took longest.
+    slow: a task that takes more seconds is one of the slowest.
+    completed, failed, busy: for each worker, its tasks that were ok and not ok, and the seconds that functions ran.
     """
 
     def __init__(self, workers: int) -> None:
@@ -1655,18 +1707,18 @@ class Tally:
         self.slow = 0.0
 
     def add_ok(self, worker: int, count: int, seconds: float) -> None:
-        """`count` tasks of a worker are ok, and took so many seconds together."""
+        """Count tasks of a worker that are ok. seconds: of all of them together."""
         self.counts["ok"] += count
         self.completed[worker] += count
         self.busy[worker] += seconds
 
     def add_slow(self, result: TaskResult) -> None:
-        """A task that is ok took longer than `slow`."""
+        """Keep a task that is ok and took longer than `slow`."""
         self.slowest = sorted([*self.slowest, result], key=lambda result: -result.seconds)[:5]
         self.slow = self.slowest[-1].seconds if len(self.slowest) == 5 else 0.0
 
     def add_bad(self, result: TaskResult) -> None:
-        """A task is not ok."""
+        """Count a task that is not ok."""
         self.counts[result.status] += 1
         if result.worker is not None:
             self.failed[result.worker] += 1
@@ -1676,16 +1728,16 @@ class Tally:
         where, _, rest = (result.error or "").partition(": ")
         error = (rest if where.startswith("line ") else where).partition(":")[0]
         what = result.status
-        if result.attempts:  # else its function may have any name, and there would be too many of them
+        if result.attempts:  # a task that was never started can name anything, and would make the table large
             what = f"{result.function} {what}"
         self.errors[f"{what}: {error}"[:100]] += 1
         self.failures.append(result._replace(payload=None))
         del self.failures[5:-5]
 
     def summary(self, seconds: float, starting: float) -> dict[str, Any]:
-        """The part of Supervisor.summary that is kept here.
+        """Return the part of Supervisor.summary that is kept here.
 
-        seconds: since the start. starting: how many of them the workers, all together, took to start.
+        seconds: since the start. starting: the seconds that all workers together took to start.
         """
         whole = max(1e-9, seconds * len(self.busy))
         run = sum(self.busy) / whole
@@ -1699,7 +1751,7 @@ class Tally:
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
-    """The error for a name that no function has."""
+    """Return the error for a name that no function has."""
     import difflib
 
     near = difflib.get_close_matches(name, list(names), 3, 0.5)
