@@ -108,6 +108,7 @@ import errno
 import functools
 import glob
 import hashlib
+import heapq
 import importlib
 import inspect
 import io
@@ -135,6 +136,7 @@ import threading
 import time
 import traceback
 import tty
+import types
 import typing
 import warnings
 import weakref
@@ -160,6 +162,9 @@ __all__ = ["Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
 
 # What the status of a task may be, and how the summary calls it.
 OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
+
+
+RETRY_ON = ("failed", "timeout", "crashed")  # the statuses that are tried again, unless the user names others
 
 
 class TaskResult(NamedTuple):
@@ -227,12 +232,16 @@ class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
     functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE.
-    workers: the number of processes; None: one for each processor that this process may use.
+    workers: the number of processes; None: one for each processor that this process may use; 0: the functions run in
+        this process, where a debugger stops in them.
     num_slots: the number of tasks that the ring holds.
     slot_size: bytes of a slot, a multiple of 8. A payload of more than slot_size - 9 bytes lies outside its slot.
     batch: the most tasks that a worker claims at once; None: as many as take 5 ms.
     timeout: seconds that a task may run.
+    grace: seconds between SIGTERM and SIGKILL for a task that ran too long.
     retries: how often a task that is not ok is started again.
+    retry_delay: seconds before the second attempt, doubled for each further one, 60 at most.
+    retry_on: the statuses that are tried again.
     max_rss: a worker that uses more bytes of memory is replaced after its current task. If it stays above for a
         second, it is killed with the task. Needs psutil.
     max_tasks: a worker is replaced after so many tasks.
@@ -254,7 +263,10 @@ class Supervisor:
         slot_size: int = 128,
         batch: int | None = None,
         timeout: float | None = None,
+        grace: float = 0.0,
         retries: int = 0,
+        retry_delay: float = 0.0,
+        retry_on: Sequence[str] = RETRY_ON,
         max_rss: int | None = None,
         max_tasks: int | None = None,
         initializer: Callable[[], object] | None = None,
@@ -266,40 +278,46 @@ class Supervisor:
         numbered = number_functions(functions)
         workers = available_processors() if workers is None else workers
         check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
-        check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
+        check_numbers(grace=grace, retries=retries, retry_delay=retry_delay, max_rss=max_rss, max_tasks=max_tasks)
         self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
-        self._ledger = Ledger(numbered, retries, workers)
+        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers)
         self._submitted = Job(None, self._ledger.names)
         self._began = time.monotonic()
         self._next_share = 0.0
+        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
+        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log))
+        if workers == 0:
+            refuse_without_workers(timeout=timeout, max_rss=max_rss, log=log)
+            self._run_here(options)
+            return
         if log:
-            log = os.path.abspath(log)  # a worker may be started in another folder
             with open(log, "ab"):  # now: an error in a worker would reach nobody
                 pass
         sweep()
-        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
-        method = start_method or ("fork" if count_threads() == 1 else "forkserver")
-        context = multiprocessing.get_context(method)
         most = min(num_slots, batch or max(16, min(1024, num_slots // (2 * workers))))
         resources = self._prepare_end()
         try:
             with handlers.held():  # an interrupt here would leave the segment behind
-                self._queue = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
+                context = choose_context(start_method, [*numbered.values(), initializer])
+                self._queue: Any = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
                 resources.callback(self._queue.remove)
-                worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
-                self._pool = WorkerPool(self._queue, worker_options, context, max_rss)
-                self._pool.chosen_fork = method == "fork" and start_method is None
+                self._pool = WorkerPool(self._queue, options, context, max_rss)
+                self._pool.chosen_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
-            self._queue.stuck = self._pool.free_lock
-            self._engine = Engine(self._queue, self._pool, self._ledger, timeout)
-            for process in self._pool.processes:
-                self._pool.start(process)
+            self._engine = Engine(self._queue, self._pool, self._ledger, timeout, grace)
+            self._pool.start_all()
         except BaseException as error:
             self._end()
-            if isinstance(error, LIMIT_ERRORS):
-                raise limit_error(error) from None
-            raise
+            raise limit_error(error) from None
+
+    def _run_here(self, options: WorkerOptions) -> None:
+        """Run the functions in this process, without workers and without a segment."""
+        resources = self._prepare_end()
+        self._queue = InlineQueue()
+        self._pool = WorkerPool(self._queue, options, multiprocessing, None)
+        resources.callback(self._pool.close)
+        self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
 
     def _prepare_end(self) -> contextlib.ExitStack:
         """Return a stack. What is pushed on it is released when the Supervisor or the process ends in any way."""
@@ -314,8 +332,8 @@ class Supervisor:
 
     @property
     def name(self) -> str:
-        """The name of the segment."""
-        return self._queue.name
+        """The name of the segment; empty without workers."""
+        return str(self._queue.name)
 
     def __enter__(self) -> Supervisor:
         return self
@@ -360,13 +378,20 @@ class Supervisor:
         self._engine.check_open()
         return self._read(self._submitted)
 
-    def cancel(self) -> None:
+    def cancel(self, tsk_id: int | None = None) -> bool:
         """Cancel every task that has not begun, in all runs. This cannot be undone.
 
         Tasks that have begun finish, and the iterators yield every outcome.
+
+        With a tsk_id, cancel this one task. Return True if it had not begun, and never will. If it waits for another
+        attempt, it ends with the status of its last one, and that is False.
         """
+        if tsk_id is not None:
+            self._engine.check_open()
+            return self._engine.cancel(tsk_id)
         self._ledger.stopping = True
         self._engine.withdraw()
+        return True
 
     def pause(self, paused: bool) -> None:
         """Begin no more tasks if `paused`. Otherwise continue."""
@@ -497,7 +522,7 @@ class Supervisor:
         """After each check of the workers: draw, and from time to time leave a snapshot beside the segment."""
         self.on_check()
         self._progress.draw(self.snapshot)
-        if time.monotonic() >= self._next_share:
+        if self.name and time.monotonic() >= self._next_share:
             self._next_share = time.monotonic() + SHARE_SECONDS
             self._share()
 
@@ -556,12 +581,14 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
 
 LIMITS: dict[str, tuple[float, float]] = {
     "fn_id": (1, (1 << 31) - 1),  # the highest bit is OUT_OF_LINE
-    "workers": (1, 4096),
+    "workers": (0, 4096),
     "num_slots": (2, 1 << 26),
     "slot_size": (64, 65536),
     "batch": (1, 1 << 26),
     "timeout": (0.001, 1e9),
+    "grace": (0.0, 1e9),
     "retries": (0, 1 << 30),
+    "retry_delay": (0.0, 1e9),
     "max_rss": (1 << 20, 1 << 50),
     "max_tasks": (1, 1 << 50),
 }
@@ -618,6 +645,53 @@ def count_threads() -> int:
     return count
 
 
+def check_statuses(statuses: Sequence[str]) -> Sequence[str]:
+    """Raise ValueError if `retry_on` names something else than the statuses of tasks that were started."""
+    if isinstance(statuses, str) or not set(statuses) <= set(RETRY_ON):
+        raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}, as in ('failed', 'crashed')")
+    return statuses
+
+
+def refuse_without_workers(**values: Any) -> None:
+    """Raise ValueError for what needs a worker process."""
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r}: needs a worker process, and workers=0 starts none")
+
+
+UNGUARDED = 113  # a worker's exit code: its program would have started workers while it was imported
+GUARD_REMEDY = (
+    "the main module starts workers while it is imported, which every new worker does: "
+    'put what starts them under `if __name__ == "__main__":`'
+)
+
+
+def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
+    """The multiprocessing context of a start method; None for fork in a process that has one thread, else forkserver.
+
+    Raises RuntimeError if the method needs the main module, and that cannot be imported again.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):  # a new process imports the main module, and that has come here
+        if process.name.startswith(WORKER_NAME):
+            os._exit(UNGUARDED)
+        raise RuntimeError(GUARD_REMEDY)
+    method = start_method or ("fork" if count_threads() == 1 else "forkserver")
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if method == "fork" or getattr(main, "__spec__", None) is not None or (path and os.path.isfile(path)):
+        return multiprocessing.get_context(method)
+    for function in functions:
+        function = getattr(function, "func", function)  # of a functools.partial
+        if getattr(function, "__module__", None) == "__main__":
+            raise RuntimeError(
+                f"{function_name(function)} is in a main module that cannot be imported again (a notebook, python -c, "
+                f"standard input), and start_method={method!r} needs that: put it into a file and import it, or name "
+                "start_method='fork'"
+            )
+    return multiprocessing.get_context(method)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The engine: moves tasks from their source into the queue, and outcomes out of it.
 # ---------------------------------------------------------------------------------------------------------------------
@@ -631,6 +705,7 @@ CHECK_SECONDS = 0.05  # while tasks are outstanding; no result waits longer
 IDLE_SECONDS = 0.25  # while no tasks are outstanding
 HUNGRY_SECONDS = 0.005  # while some workers sleep and others hold tasks that have not begun
 
+HALT_TRIES = 20  # so often a worker is halted to cancel one task in its lane
 OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
@@ -643,11 +718,14 @@ class Engine:
     next_check: when to check the workers again.
     """
 
-    def __init__(self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None) -> None:
+    def __init__(
+        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None = None, grace: float = 0.0
+    ) -> None:
         self._queue = queue
         self._pool = pool
         self._ledger = ledger
         self._timeout = timeout
+        self._grace = grace
         self._packer = Packer(queue, ledger)
         self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
         self.paused = False
@@ -664,6 +742,7 @@ class Engine:
     def turn(self, job: Job, report: Callable[[], None]) -> None:
         """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
         self.check_open()
+        self._ledger.move_due(time.monotonic())
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         moved = False
         with self._must_complete():
@@ -754,7 +833,8 @@ class Engine:
             stream = source.fileno()
         if stream >= 0:
             poll.register(stream, select.POLLIN)
-        events = poll.poll(max(0.0, self.next_check - time.monotonic()) * 1000)
+        until = min(self.next_check, self._ledger.next_due())
+        events = poll.poll(max(0.0, until - time.monotonic()) * 1000)
         if stream >= 0:
             poll.unregister(stream)
         for descriptor, _ in events:
@@ -807,6 +887,10 @@ class Engine:
         Return (moved, check_soon): tasks were moved; this worker must be checked again soon.
         """
         process, glance = lane.process, self._queue.glance(lane.process.index)
+        if process.killed_for is not None:  # it is about to end
+            if now >= process.kill_at:
+                process.kill()
+            return False, False
         if process.seen != (glance.number, glance.done):
             process.seen = (glance.number, glance.done)
             process.progress_since = now
@@ -827,12 +911,12 @@ class Engine:
         return moved, process.halt_again or (hungry and glance.not_begun > 0)
 
     def _end_overdue(self, lane: LaneReader, position: int, now: float) -> bool:
-        """Kill a worker whose task runs too long, and take back its other tasks. Return True if that was possible.
+        """End a worker whose task runs too long, and take back its other tasks. Return True if that was possible.
 
         If it cannot be halted, kill it after OVERDUE_SECONDS.
         """
         process, timeout = lane.process, self._timeout or 0.0
-        doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s")
+        doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s", self._grace)
         halted = self.halt(process, doomed)
         if not halted and now - process.progress_since >= timeout + OVERDUE_SECONDS:
             process.kill(doomed)
@@ -853,7 +937,28 @@ class Engine:
         if not self._pool.closing:
             self._pool.replace(process, code, claimed, note)
 
-    # The end of jobs, and of the run.
+    # The end of tasks, of jobs, and of the run.
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that has not begun. Return True if it was never started, and never will be."""
+        ledger = self._ledger
+        with self._must_complete():
+            if ledger.position(tsk_id) is not None:
+                self._take_back()
+            position = ledger.position(tsk_id)
+            if position is not None:
+                self._take_out_of_lane(position)
+            return ledger.cancel(tsk_id)
+        return False  # the run was given up
+
+    def _take_out_of_lane(self, position: int) -> None:
+        """Halt the worker whose lane holds this position. If it does not stand still, try again for a while."""
+        for process in self._pool.living():
+            glance = self._queue.glance(process.index)
+            if glance.first <= position < glance.end:
+                for _ in range(HALT_TRIES):
+                    if self.halt(process):
+                        break
 
     def withdraw(self) -> None:
         """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
@@ -861,11 +966,15 @@ class Engine:
         with self._must_complete():
             ledger.drop_cancelled()
             if ledger.in_queue():
-                for first, count in self._queue.drain():
-                    ledger.give_back(first, count)
+                self._take_back()
                 for process in self._pool.living():
                     self.halt(process)
                 self.next_check = 0.0
+
+    def _take_back(self) -> None:
+        """Take back what no worker has claimed."""
+        for first, count in self._queue.drain():
+            self._ledger.give_back(first, count)
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
         """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
@@ -893,6 +1002,88 @@ class Engine:
         deadline = time.monotonic() + STOP_SECONDS
         while self._pool.living() and time.monotonic() < deadline and not self.over:
             self.turn(job, report)
+
+
+class InlineQueue:
+    """In place of a queue if there are no workers: holds the one task that runs next in this process."""
+
+    name = ""
+    strategy = "in this process"
+    num_slots = 1
+    status: Sequence[int] = ()
+    words: Sequence[int] = ()
+    segment: Any = None
+    heap = b""
+    heap_offset = 0
+    ring = types.SimpleNamespace(capacity=math.inf)
+
+    def __init__(self) -> None:
+        self._positions = itertools.count()
+        self._next: Tasks | None = None
+
+    def room(self) -> int:
+        return int(self._next is None)
+
+    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
+        self._next = tasks
+        return [(next(self._positions), 1)]
+
+    def take(self) -> Tasks | None:
+        tasks, self._next = self._next, None
+        return tasks
+
+    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+        tasks = self.take()
+        return [] if tasks is None else [(tasks.first, 1)]
+
+    def harvest(self, harvested: Sequence[int]) -> list[int]:
+        return []
+
+    def sleepers(self) -> list[tuple[int, int]]:
+        return []
+
+    wakeable = sleepers
+
+    def backlog(self) -> int:
+        return 0
+
+
+class InlineEngine(Engine):
+    """Runs the functions in this process, one task in each turn, with the same results as in a worker."""
+
+    def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger, options: WorkerOptions) -> None:
+        super().__init__(queue, pool, ledger)
+        self._inline: InlineQueue = queue
+        self._calls = {fn_id: adapt(function) for fn_id, function in options.functions.items()}
+        if options.initializer is not None:
+            options.initializer()
+
+    def harvest(self) -> bool:
+        """Run the task in the queue. Return True if there was one."""
+        tasks = self._inline.take()
+        if tasks is None:
+            return False
+        began = time.perf_counter()
+        value = self._call(tasks.fn_ids[0], tasks.data[0])
+        seconds = time.perf_counter() - began
+        if isinstance(value, _Failure):
+            self._ledger.charge(0, tasks.first, "failed", value, seconds)
+        else:
+            self._ledger.complete(0, tasks.first, 1, [value], seconds)
+        return True
+
+    def _call(self, fn_id: int, payload: bytes) -> Any:
+        """The value as it would arrive from a worker, or a _Failure."""
+        structures = self._ledger.structures
+        try:
+            value = self._calls[fn_id](payload)
+            if value is not None:
+                value = decode_value(*encode_value(value, structures), structures)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            value = _Failure(describe(error))
+        return value
 
 
 class Outcomes(NamedTuple):
@@ -996,10 +1187,12 @@ class LaneReader:
     def _settle(self, outcomes: Outcomes) -> int:
         """Tell the ledger what was read. Return the position after the last finished task."""
         start, done, seconds, ends, begin, log, special = outcomes
-        worker = self.process.index
+        worker, doomed = self.process.index, self.process.killed_for
         if done:
             self.settled_below = start + done
-        if special:
+        if doomed is not None and doomed.grace and done and doomed.position == start:
+            self._end_late(doomed, outcomes)
+        elif special:
             self._settle_records(outcomes)
         elif ends:
             if not 1 <= begin <= ends[-1] <= len(log):
@@ -1009,6 +1202,13 @@ class LaneReader:
         elif done:
             self._ledger.complete(worker, start, done, None, seconds)
         return start + done
+
+    def _end_late(self, doomed: Doomed, outcomes: Outcomes) -> None:
+        """Settle a task that ended after its timeout, during its grace. It was the last of its batch."""
+        if outcomes.special:
+            self._decode(outcomes)  # its value may have a file, which goes
+        seconds = time.monotonic() - self.process.progress_since
+        self._ledger.charge(self.process.index, outcomes.start, doomed.status, doomed.error, seconds)
 
     def _settle_records(self, outcomes: Outcomes) -> None:
         """Do the same if some values are records. A record can be a failure."""
@@ -1086,8 +1286,16 @@ class LaneReader:
         if in_hand + 1 < bound and not self._draw_back(number, in_hand, bound):
             return False
         if doomed is not None and in_hand < bound and in_hand == doomed.position and process.stands_still():
-            process.kill(doomed)
+            self._end_in_hand(doomed)
         return True
+
+    def _end_in_hand(self, doomed: Doomed) -> None:
+        """End the worker, which stands still with this task in hand and has no other."""
+        if doomed.grace:
+            self._queue.tell_to_leave(self.process.index)
+            self.process.terminate(doomed)
+        else:
+            self.process.kill(doomed)
 
     def _draw_back(self, number: int, in_hand: int, bound: int) -> bool:
         """Make a batch end after the task in hand, and give back the rest.
@@ -1301,6 +1509,9 @@ class Heap:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+LONGEST_PAUSE = 60.0  # seconds before a task is tried again, at most
+
+
 class Ledger:
     """Gives each task its tsk_id, knows which positions hold it, and gives it exactly one outcome.
 
@@ -1309,7 +1520,7 @@ class Ledger:
     stopping: nothing more begins, in any job.
     """
 
-    def __init__(self, functions: Mapping[int, Function], retries: int, workers: int) -> None:
+    def __init__(self, functions: Mapping[int, Function], retries: Retries, workers: int) -> None:
         self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
@@ -1321,7 +1532,8 @@ class Ledger:
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._retries = retries
-        self._attempts: dict[int, int] = {}  # by tsk_id: how often it was started; only of tasks that are tried again
+        self._tried: dict[int, TaskResult] = {}  # by tsk_id: the last result of a task that is tried again
+        self._delayed: list[tuple[float, int, Tasks]] = []  # tasks that are tried again later: a heap by that time
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
     # Into the queue.
@@ -1429,8 +1641,8 @@ class Ledger:
             if tasks.job is None:
                 continue
             attempts: Iterable[int] = same(1)
-            if self._attempts:
-                attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
+            if self._tried:
+                attempts = [self._next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
                 longest = seconds
                 times: Any = same(seconds, stop - start)
@@ -1457,25 +1669,77 @@ class Ledger:
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
                 return
-            tsk_id = tasks.tsk_ids[at]
-            attempts = self._attempts.pop(tsk_id, 0) + 1
-            if attempts <= self._retries and not self._is_cancelled(tasks.job):
-                self._attempts[tsk_id] = attempts
-                self.tally.retried += 1
-                self.again.append(tasks.part(at, at + 1))
-                return
-            tasks.release(1)
-            name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
+            tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], tasks.payloads[at]
+            attempts = self._next_attempt(tsk_id)
             result = TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
-            self._finish(tasks.job, result)
+            if self._retries.wanted(result) and not self._is_cancelled(tasks.job):
+                self._try_again(tasks.part(at, at + 1), result)
+            else:
+                tasks.release(1)
+                self._finish(tasks.job, result)
+
+    def _next_attempt(self, tsk_id: int) -> int:
+        """The number of the attempt that has just ended."""
+        before = self._tried.pop(tsk_id, None)
+        return 1 if before is None else before.attempts + 1
+
+    def _try_again(self, tasks: Tasks, result: TaskResult) -> None:
+        """Put a task that had this result with those that are pushed next, or are to wait."""
+        self._tried[result.tsk_id] = result
+        self.tally.retried += 1
+        delay = self._retries.pause(result.attempts)
+        if delay:
+            heapq.heappush(self._delayed, (time.monotonic() + delay, result.tsk_id, tasks))
+        else:
+            self.again.append(tasks)
+
+    def next_due(self) -> float:
+        """When the next task that waits for its retry is due, on the monotonic clock."""
+        return self._delayed[0][0] if self._delayed else math.inf
+
+    def move_due(self, now: float) -> None:
+        """Put the tasks whose pause is over with those that are pushed next."""
+        while self.next_due() <= now:
+            self.again.append(heapq.heappop(self._delayed)[2])
 
     def give_back(self, position: int, count: int) -> None:
         """Take back tasks that never began. They are pushed again, or end if their job is cancelled."""
         for tasks, start, stop in self._take(position, count):
             self._put(tasks.part(start, stop), self.again)
 
+    def position(self, tsk_id: int) -> int | None:
+        """The position of a task that is in the queue and has no outcome yet."""
+        for tasks in self._placed:
+            if tsk_id in tasks.tsk_ids:
+                at = tasks.tsk_ids.index(tsk_id)
+                return None if tasks.settled[at] else tasks.first + at
+        return None
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that waits to be pushed. Return True if it was never started."""
+        started = tsk_id in self._tried
+        for waiting in (self.again, self.fresh):
+            for index, tasks in enumerate(waiting):
+                if tsk_id in tasks.tsk_ids:
+                    at = tasks.tsk_ids.index(tsk_id)
+                    del waiting[index]
+                    for part in (tasks.part(at + 1, len(tasks.payloads)), tasks.part(0, at)):
+                        if part.payloads:
+                            waiting.insert(index, part)
+                    self.end(tasks.part(at, at + 1))
+                    return not started
+        for entry in self._delayed:
+            if entry[1] == tsk_id:
+                self._delayed.remove(entry)
+                heapq.heapify(self._delayed)
+                self.end(entry[2])
+                break
+        return False
+
     def drop_cancelled(self) -> None:
         """End the tasks that wait to be pushed and whose job is cancelled."""
+        for entry in [entry for entry in self._delayed if self._is_cancelled(entry[2].job)]:
+            self.cancel(entry[1])
         for waiting in (self.again, self.fresh):
             for _ in range(len(waiting)):
                 self._put(waiting.popleft(), waiting)
@@ -1490,18 +1754,20 @@ class Ledger:
         return job is not None and (job.cancelled or self.stopping)
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
-        """Give this outcome to tasks that are not in the queue."""
+        """Give this outcome to tasks that are not in the queue. One that was tried before keeps its last result."""
         tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
-                attempts, name = self._attempts.pop(tsk_id, 0), self.names[fn_id]
-                self._finish(tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, None, 0.0))
+                name, before = self.names[fn_id], self._tried.pop(tsk_id, None)
+                result = TaskResult(tsk_id, name, payload, status, None, error, 0, None, 0.0)
+                self._finish(tasks.job, before or result)
 
     def end_all(self, error: str) -> None:
         """End all remaining tasks. Call it when no worker lives."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
                 self.again.extend(each.part(start, stop) for each, start, stop in self._take(tasks.first + at, 1))
+        self.move_due(math.inf)
         for waiting in (self.again, self.fresh):
             while waiting:
                 self.end(waiting.popleft(), error=error)
@@ -1514,7 +1780,23 @@ class Ledger:
         return sum(tasks.left for tasks in self._placed)
 
     def unfinished(self) -> int:
-        return self.in_queue() + sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
+        waiting = sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
+        return self.in_queue() + waiting + len(self._delayed)
+
+
+class Retries(NamedTuple):
+    """Which tasks are tried again, and when: see the arguments of Supervisor."""
+
+    most: int
+    delay: float = 0.0
+    statuses: Sequence[str] = RETRY_ON
+
+    def wanted(self, result: TaskResult) -> bool:
+        return result.attempts <= self.most and result.status in self.statuses
+
+    def pause(self, attempts: int) -> float:
+        """Seconds to wait after so many attempts."""
+        return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
 
 
 @dataclasses.dataclass(slots=True)
@@ -1698,6 +1980,7 @@ class Tally:
     def __init__(self, workers: int) -> None:
         self.counts = dict.fromkeys(OUTCOMES, 0)
         self.retried = 0
+        workers = max(1, workers)  # without workers, this process is number 0
         self.completed = [0] * workers
         self.failed = [0] * workers
         self.busy = [0.0] * workers
@@ -1778,6 +2061,7 @@ FAILED_STARTS = 8  # so many deaths in a row before a task is claimed end the ru
 FAILED_SECONDS = 3.0  # if no task was claimed for this long, or at once if the initializer raised
 
 
+WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
 _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
 
 
@@ -1810,6 +2094,12 @@ class WorkerPool:
         os.set_blocking(writer.fileno(), False)
         _supervisor_ends.update((reader, writer))
         return reader, writer
+
+    def start_all(self) -> None:
+        """Start every worker. Raises LIMIT_ERRORS if one cannot be started."""
+        self._queue.stuck = self.free_lock
+        for process in self.processes:
+            self.start(process)
 
     def start(self, process: WorkerProcess) -> None:
         """Start a process as this worker. Raises LIMIT_ERRORS if that is not possible, and leaves nothing open."""
@@ -1859,7 +2149,7 @@ class WorkerPool:
         wake, process.wake = self._pipe()
         mine = Pipes(wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, process.index, self._options, mine)
-        child = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{process.index}")
+        child = self._context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{process.index}")
         child.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
@@ -1954,6 +2244,8 @@ class WorkerPool:
         Raises WorkersFailedError if one after the other dies so, and no worker gets to work.
         """
         self.respawned += 1
+        if code == UNGUARDED:
+            raise WorkersFailedError(GUARD_REMEDY)
         if claimed or (process.told and code == 0):
             self.worked()
             process.deaths = 0
@@ -2040,6 +2332,7 @@ class Doomed(NamedTuple):
     position: int | None
     status: str
     error: str
+    grace: float = 0.0  # seconds between SIGTERM and SIGKILL; without one there is no SIGTERM
 
 
 @dataclasses.dataclass
@@ -2064,6 +2357,7 @@ class WorkerProcess:
     seen: tuple[int, int] = (0, 0)  # the number of its batch, and how many tasks were done, at the last check
     progress_since: float = 0.0  # since when these two have not changed
     killed_for: Doomed | None = None
+    kill_at: float = math.inf  # when its grace ends
     monitor: Any = None  # its psutil.Process
     rss: int = 0
     cpu: float = 0.0
@@ -2083,6 +2377,7 @@ class WorkerProcess:
         self.started = self.progress_since = time.monotonic()
         self.rung = 0
         self.killed_for = None
+        self.kill_at = math.inf
         self.monitor = None
         self.retiring = 0.0
         self.told = False
@@ -2147,6 +2442,13 @@ class WorkerProcess:
         self.killed_for = self.killed_for or why
         self.signal_group(signal.SIGKILL)
         self.signal(signal.SIGKILL)  # where it has no group yet
+
+    def terminate(self, why: Doomed) -> None:
+        """Ask it and what its functions started to end; it has been told to leave. It is killed after the grace."""
+        self.killed_for = why
+        self.kill_at = time.monotonic() + why.grace
+        self.told = True
+        self.signal_group(signal.SIGTERM)
 
     def stop(self) -> bool:
         """Stop it, and wait until it stands still. If that takes too long, continue it and return False."""
@@ -2223,11 +2525,11 @@ REMEDIES = {
 }
 
 
-def limit_error(error: OSError | EOFError) -> OSError:
-    """The same error, with a remedy in its text."""
+def limit_error(error: BaseException) -> BaseException:
+    """The same error. If it tells of a limit of the system, it has a remedy in its text."""
     if isinstance(error, EOFError):
         return OSError(errno.EAGAIN, limit_text(error))
-    if error.errno not in REMEDIES:
+    if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return error
     return OSError(error.errno, limit_text(error), error.filename)
 
@@ -2547,7 +2849,7 @@ def worker_main(
     for end in list(_supervisor_ends):
         end.close()
     ends = Pipes(*map(_out_of_reach, pipes))  # first: they may have the numbers of the standard streams
-    _isolate(name, options.log)
+    _isolate(name, index, options.log)
     release_fork_server()
     queue = strategy.attach(name, primitives)
     worker = Worker(queue, index, options, ends)
@@ -2565,13 +2867,14 @@ def worker_main(
     os._exit(0)  # at once: multiprocessing would wait for what the functions started
 
 
-def _isolate(run: str, log: str | None) -> None:
+def _isolate(run: str, worker: int, log: str | None) -> None:
     """Separate this process from its parent and the terminal.
 
     It gets a process group of its own, so that what functions start can be ended with it. It has none of the parent's
     signal handlers and no standard input. Its output goes to the log or nowhere.
     """
     os.environ[RUN_VARIABLE] = run
+    os.environ[WORKER_VARIABLE] = str(worker)
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
@@ -3466,6 +3769,7 @@ def remove_segment(path: str) -> None:
             os.unlink(file)
 
 
+WORKER_VARIABLE = "SHMQUEUE_WORKER"  # in the environment of functions: the worker's index
 RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
 
 
