@@ -677,19 +677,25 @@ def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
             os._exit(UNGUARDED)
         raise RuntimeError(GUARD_REMEDY)
     method = start_method or ("fork" if count_threads() == 1 else "forkserver")
-    main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    if method == "fork" or getattr(main, "__spec__", None) is not None or (path and os.path.isfile(path)):
-        return multiprocessing.get_context(method)
-    for function in functions:
-        function = getattr(function, "func", function)  # of a functools.partial
-        if getattr(function, "__module__", None) == "__main__":
-            raise RuntimeError(
-                f"{function_name(function)} is in a main module that cannot be imported again (a notebook, python -c, "
-                f"standard input), and start_method={method!r} needs that: put it into a file and import it, or name "
-                "start_method='fork'"
-            )
+    if method != "fork" and needs_lost_main(functions):
+        raise RuntimeError(
+            f"start_method={method!r}: every worker imports the main module, and this one (a notebook, python -c or "
+            "standard input) cannot be imported again: put the functions into a file and import it, or name "
+            "start_method='fork'"
+        )
     return multiprocessing.get_context(method)
+
+
+def needs_lost_main(functions: Sequence[Any]) -> bool:
+    """Return True if a new process would need the main module for these functions, and could not import it."""
+    main = sys.modules.get("__main__")
+    if getattr(main, "__spec__", None) is not None:  # python -m
+        return False
+    path = getattr(main, "__file__", None)
+    if path is not None:  # multiprocessing imports it in any case
+        return not os.path.isfile(path)
+    plain = [getattr(function, "func", function) for function in functions]  # func: of a functools.partial
+    return any(getattr(function, "__module__", None) == "__main__" for function in plain)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1699,7 +1705,7 @@ class Ledger:
 
     def move_due(self, now: float) -> None:
         """Put the tasks whose pause is over with those that are pushed next."""
-        while self.next_due() <= now:
+        while self._delayed and self._delayed[0][0] <= now:
             self.again.append(heapq.heappop(self._delayed)[2])
 
     def give_back(self, position: int, count: int) -> None:
