@@ -711,7 +711,7 @@ CHECK_SECONDS = 0.05  # while tasks are outstanding; no result waits longer
 IDLE_SECONDS = 0.25  # while no tasks are outstanding
 HUNGRY_SECONDS = 0.005  # while some workers sleep and others hold tasks that have not begun
 
-HALT_TRIES = 20  # so often a worker is halted to cancel one task in its lane
+HALT_TRIES = 20  # how often to halt a worker in order to cancel one task in its lane
 OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
@@ -2060,11 +2060,11 @@ def function_name(function: Any) -> str:
 
 STILL_SECONDS = 0.05  # a worker that is stopped stands still after this time, or the halt has failed
 STOP_SECONDS = 5.0  # workers that are told to leave may take this long
-MEMORY_SECONDS = 1.0  # how often memory and processor time are read; a worker may stay above max_rss for this long
+MEMORY_SECONDS = 1.0  # between two readings of memory and processor time; a worker may stay above max_rss so long
 REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
-TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker itself, or ignores SIGCHLD
-FAILED_STARTS = 8  # so many deaths in a row before a task is claimed end the run,
-FAILED_SECONDS = 3.0  # if no task was claimed for this long, or at once if the initializer raised
+TAKEN = 1 << 16  # an exit code that is not known: the program has reaped the worker itself, or ignores SIGCHLD
+FAILED_STARTS = 8  # after so many deaths in a row before a claim the run ends, as soon as
+FAILED_SECONDS = 3.0  # no worker has had a task for this long, or the initializer has raised
 
 
 WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
@@ -2080,11 +2080,11 @@ class WorkerPool:
         self._context = context
         self._max_rss = max_rss
         self.closing = False  # start no more
-        self.chosen_fork = False  # the start method is fork, and nobody has named it
+        self.chosen_fork = False  # nobody has named the start method
         self.respawned = 0
-        self._refused_since = 0.0  # since when no worker lives and none can be started; 0 while some live
+        self._refused_since = 0.0  # when it began that no worker lives and none can be started; 0 if not
         self._failed_starts = 0  # in a row
-        self._dead_starting = 0.0  # seconds that workers, now dead, took to start
+        self._dead_starting = 0.0  # seconds that the dead workers took to start
         self._worked_at = time.monotonic()
         self._next_memory = 0.0
         self.processes: list[WorkerProcess] = [
@@ -2095,7 +2095,7 @@ class WorkerPool:
         self.poll.register(self.bell, select.POLLIN)
 
     def _pipe(self) -> tuple[Any, Any]:
-        """A pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
+        """Return a pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
         reader, writer = self._context.Pipe(duplex=False)
         os.set_blocking(writer.fileno(), False)
         _supervisor_ends.update((reader, writer))
@@ -2120,7 +2120,7 @@ class WorkerPool:
                 process.wake.close()
 
     def _check_descriptors(self) -> None:
-        """Raise OSError (EMFILE) now if there are too few: multiprocessing would fail half-way and leave some open."""
+        """Raise OSError (EMFILE) now if few are left. If multiprocessing fails half-way, it leaves some open."""
         spare: list[int] = []
         try:
             while len(spare) < SPARE_DESCRIPTORS:
@@ -2150,7 +2150,7 @@ class WorkerPool:
             self._refused_since = 0.0
 
     def _launch(self, process: WorkerProcess) -> None:
-        """Start the process, and note it in the books."""
+        """Start the process, and keep what is needed of it."""
         queue = self._queue
         wake, process.wake = self._pipe()
         mine = Pipes(wake, self._bell_end)
@@ -2159,7 +2159,7 @@ class WorkerPool:
         child.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
-        with handlers.held():  # until the process is in the books; also, a forked child must not run our caller's
+        with handlers.held():  # until begin(); also, a forked child must not run our caller's
             try:
                 with handlers.start_of_worker(self.chosen_fork):
                     child.start()
@@ -2174,7 +2174,7 @@ class WorkerPool:
         queue.words[process.status + STARTED] += 1
 
     def ring(self) -> None:
-        """Wake the sleepers for which there is enough work, each once a sleep."""
+        """Wake the sleepers for which there is enough work. Ring only once for each sleep."""
         for index, number in self._queue.wakeable():
             process = self.processes[index]
             if process.rung != number:
@@ -2183,7 +2183,7 @@ class WorkerPool:
                     self._write(process.wake, b"!")
 
     def retire(self, process: WorkerProcess) -> None:
-        """Make a worker leave after the task in its hand."""
+        """Make a worker leave after its current task."""
         process.told = process.halt_again = True
         self._queue.tell_to_leave(process.index)
         self._write(process.wake, b"!")
@@ -2196,7 +2196,7 @@ class WorkerPool:
             os.write(pipe.fileno(), data)
 
     def find_dead(self, now: float) -> list[WorkerProcess]:
-        """Start missing workers, and retire large ones. Return those that died."""
+        """Start workers that are due, check the memory of the living, and return the dead ones."""
         dead = []
         for process in self.processes:
             if process.child is None:
@@ -2207,11 +2207,11 @@ class WorkerPool:
         if now >= self._next_memory and psutil is not None:
             self._next_memory = now + MEMORY_SECONDS
             for process in self.living():
-                self._weigh(process, now)
+                self._check_memory(process, now)
         return dead
 
-    def _weigh(self, process: WorkerProcess, now: float) -> None:
-        """Read a worker's memory and processor time; replace it if it is too large."""
+    def _check_memory(self, process: WorkerProcess, now: float) -> None:
+        """Read a worker's memory and processor time. Replace it if it uses more than max_rss."""
         with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
             process.monitor = process.monitor or psutil.Process(process.pid)
             process.rss = process.monitor.memory_info().rss
@@ -2236,18 +2236,18 @@ class WorkerPool:
         return code
 
     def starting_seconds(self) -> float:
-        """How many seconds all the worker processes together took to start."""
+        """Return the seconds that all worker processes together took to start."""
         return self._dead_starting + sum(map(self._start_time, self.living()))
 
     def _start_time(self, process: WorkerProcess) -> float:
-        """Seconds until this process was ready, or until now."""
+        """Return the seconds until this process was ready, or until now."""
         ready = process.word(READY) / 1e9
         return (ready if ready > process.started else time.monotonic()) - process.started
 
     def replace(self, process: WorkerProcess, code: int, claimed: bool, note: str) -> None:
-        """Start the successor of a dead worker: at once, or after a pause if it died before it claimed a task.
+        """Replace a reaped worker: at once, or after a pause if it died before it claimed a task.
 
-        Raises WorkersFailedError if one after the other dies so, and no worker gets to work.
+        Raises WorkersFailedError if FAILED_STARTS workers in a row died so, or if the exit code is UNGUARDED.
         """
         self.respawned += 1
         if code == UNGUARDED:
@@ -2275,8 +2275,8 @@ class WorkerPool:
         for process in living:
             process.signal_group(signal.SIGSTOP)
         for process in living:
-            process.wait_until_stopped(CHECK_SECONDS)  # the kernel ends stopped ones if this process is killed
-        # Not SIGSTOP: if the process group is orphaned, nobody could continue it, and the kernel ignores SIGTSTP then.
+            process.wait_until_stopped(CHECK_SECONDS)  # if this process is killed, the kernel ends stopped groups only
+        # Not SIGSTOP: nobody could continue an orphaned group. The kernel ignores SIGTSTP in such a group.
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
@@ -2323,7 +2323,7 @@ class WorkerPool:
         return [process for process in self.processes if process.child is not None]
 
     def close(self) -> None:
-        """Kill and reap whoever is left, and close the pipes."""
+        """Kill and reap the remaining workers, and close the pipes."""
         for process in self.living():
             process.kill()
         for process in self.living():
@@ -2333,7 +2333,10 @@ class WorkerPool:
 
 
 class Doomed(NamedTuple):
-    """Why the supervisor kills a worker: the outcome of the task at this position, or of any in hand if it is None."""
+    """Why the supervisor kills a worker, and the outcome of its task.
+
+    position: the task's; None for any task in hand.
+    """
 
     position: int | None
     status: str
@@ -2350,26 +2353,26 @@ class WorkerProcess:
     status: int  # the index of this worker's first word
     child: Any = None  # multiprocessing's object; None while the worker is dead
     pid: int = 0
-    pidfd: Any = None  # a file that names the process even after its pid has gone to another; None if there is none
+    pidfd: Any = None  # a file that stands for this process, whoever gets its pid later; None if there is none
     born: int = 0  # when the process started, as process_state() tells it
     started: float = 0.0
     wake: Any = None  # our end of its pipe
-    due: float = 0.0  # when to start it again
+    due: float = 0.0  # when to start a new process, if this one is dead
     deaths: int = 0  # in a row, each before it claimed a task
     first_claims: int = 0  # its `claims` word when it was started
     rung: int = 0  # the number of the last sleep that we woke it from
     halted: float = 0.0  # when it was last halted
-    halt_again: bool = False  # the last halt could not read its lane
-    seen: tuple[int, int] = (0, 0)  # the number of its batch, and how many tasks were done, at the last check
-    progress_since: float = 0.0  # since when these two have not changed
+    halt_again: bool = False  # halt it at the next check: the last halt failed, or it was told to leave
+    seen: tuple[int, int] = (0, 0)  # at the last check: the number of its batch, and how many tasks were done
+    progress_since: float = 0.0  # when `seen` last changed
     killed_for: Doomed | None = None
     kill_at: float = math.inf  # when its grace ends
     monitor: Any = None  # its psutil.Process
     rss: int = 0
     cpu: float = 0.0
-    told: bool = False  # told to leave
-    retiring: float = 0.0  # since when it is told to leave for its memory
-    _stopped_before: bool = False  # it stood still already when a halt began
+    told: bool = False  # it was told to leave
+    retiring: float = 0.0  # when it was told to leave because of its memory; 0 if it was not
+    _stopped_before: bool = False  # somebody else had stopped it when the halt began
     _still_since: float = 0.0
     _switches: int = 0  # its context switches at that time
 
@@ -2377,7 +2380,7 @@ class WorkerProcess:
         return int(self.words[self.status + word])
 
     def begin(self, child: Any) -> None:
-        """Note a new process as this worker."""
+        """Make a new process this worker."""
         self.child = child
         self.pid = int(child.pid or 0)
         self.started = self.progress_since = time.monotonic()
@@ -2390,12 +2393,12 @@ class WorkerProcess:
         self.identify()
 
     def postpone(self, now: float) -> None:
-        """Start it again later; each time in a row after a longer pause, 1 s at most."""
+        """Set when to start it again: each time in a row after a longer pause, 1 s at most."""
         self.deaths += 1
         self.due = now + min(1.0, 0.02 * 2 ** min(self.deaths, 6))
 
     def identify(self) -> None:
-        """Note who the new process is, so that no other with its pid is taken for it later."""
+        """Remember the identity of the new process. Later another process may get its pid."""
         self.born = process_state(self.pid)[1]
         self.pidfd = None
         with contextlib.suppress(OSError, AttributeError):  # the process is gone; or there are no pidfds
@@ -2411,7 +2414,7 @@ class WorkerProcess:
             self.pidfd = None
 
     def end_sign(self) -> int:
-        """The descriptor that becomes readable when the process ends."""
+        """Return the descriptor that becomes readable when the process ends."""
         return int(self.pidfd.fileno() if self.pidfd is not None else self.child.sentinel)
 
     def is_dead(self) -> bool:
@@ -2447,7 +2450,7 @@ class WorkerProcess:
         """Kill it and what its functions started."""
         self.killed_for = self.killed_for or why
         self.signal_group(signal.SIGKILL)
-        self.signal(signal.SIGKILL)  # where it has no group yet
+        self.signal(signal.SIGKILL)  # if it has no group yet
 
     def terminate(self, why: Doomed) -> None:
         """Ask it and what its functions started to end; it has been told to leave. It is killed after the grace."""
@@ -2483,12 +2486,12 @@ class WorkerProcess:
                 time.sleep(0.0002)
 
     def stands_still(self) -> bool:
-        """Return True if it has not run since stop(), not even if somebody has continued and stopped it."""
+        """Return True if it has not run since stop(). This notices if somebody continued it and stopped it again."""
         state, switches = state_and_switches(self.pid)
         return state in STOPPED and switches == self._switches
 
     def stand_for(self, seconds: float) -> None:
-        """Wait until it has stood still for so long."""
+        """Wait until it has stood still for so many seconds."""
         while time.perf_counter() - self._still_since < seconds:
             pass
 
@@ -2501,7 +2504,7 @@ class WorkerProcess:
         return process_state(self.pid)[0] in STOPPED
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process, and to no other that has got its pid meanwhile."""
+        """Send a signal to the process, and never to another that got its pid."""
         with contextlib.suppress(ProcessLookupError):
             if self.pidfd is not None:
                 signal.pidfd_send_signal(self.pidfd.fileno(), number)
@@ -2511,13 +2514,13 @@ class WorkerProcess:
     def signal_group(self, number: int) -> None:
         """Send a signal to the process and what its functions started, and to no other group.
 
-        While any of them lives, the system gives the number of the group to nobody else.
+        The system does not reuse the number of a group while a process of it lives.
         """
         if self._keeps_pid():
             signal_group(self.pid, number)
 
     def _keeps_pid(self) -> bool:
-        """Return False if another process is seen to have this one's pid. Start times tell them apart."""
+        """Return False if another process has its pid now, which started at another time."""
         found = process_state(self.pid)[1]
         return found in (0, self.born) or self.born == 0
 
@@ -2550,7 +2553,7 @@ def limit_text(error: OSError | EOFError) -> str:
 def close_launch_pipes(error: BaseException) -> None:
     """Close the pipes that multiprocessing leaves open if it cannot start a process.
 
-    They are found in the error's traceback. Those of fork are in local names only, and would stay open for good.
+    They are local variables in the frames of the error's traceback. With fork nothing else knows them.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
@@ -2574,7 +2577,7 @@ def signal_group(pid: int, number: int) -> None:
 
 
 def exit_text(code: int) -> str:
-    """How a process ended, in words."""
+    """Return in words how a process ended."""
     if code == TAKEN:
         return "the worker process ended; its exit status was taken by this program"
     if code >= 0:
@@ -2589,9 +2592,9 @@ ENDED = ("", "Z", "X")
 
 
 def process_state(pid: int) -> tuple[str, int]:
-    """A process's state, as the letter that ps shows, and when it started, in a unit of the system's own.
+    """Return a process's state, as the letter that ps shows, and when it started, in a unit of the system.
 
-    ("", 0) if the process is gone.
+    Return ("", 0) if the process is gone.
     """
     try:
         if os.path.isdir("/proc/self"):
@@ -2606,9 +2609,9 @@ def process_state(pid: int) -> tuple[str, int]:
 
 
 def state_and_switches(pid: int) -> tuple[str, int]:
-    """A process's state as the letter that ps shows, and the number of its context switches (0 if nobody counts).
+    """Return a process's state, as the letter that ps shows, and its context switches (0 if the system has no count).
 
-    Both are read at once. So while a process is stopped and the number stays the same, it has not run.
+    Both are read at once. If a process is stopped and the number is the same as before, it has not run in between.
     """
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
@@ -2637,8 +2640,8 @@ def process_exists(pid: int) -> bool:
 class Handlers:
     """Owns every signal handler that this module sets, and the end of each open Supervisor. There is one object.
 
-    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill this process without its
-    clean-up. That is done in the main thread only, since others run no handlers, and only if nobody else handles them.
+    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit, so that the clean-up runs. This is not done if the
+    program has a handler of its own, nor outside the main thread, since other threads run no handlers.
     """
 
     HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -2648,7 +2651,7 @@ class Handlers:
 
     def __init__(self) -> None:
         self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
-        self._exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler, the one before; oldest first
+        self._exchanged: list[tuple[int, Any, Any]] = []  # (signal, our handler, the handler before), oldest first
         self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
         self._starting: set[int] = set()  # threads that start a worker at this moment
         os.register_at_fork(
@@ -2686,10 +2689,10 @@ class Handlers:
                 signal.signal(number, new)
 
     def _exit_cleanly(self, number: int, frame: object) -> None:
-        if not self._open:  # somebody has kept this handler, and set it again after our time
+        if not self._open:  # other code has saved this handler, and set it again later
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        elif self._is_forking(frame):  # Python drops an exception that is raised there, so come back a moment later
+        elif self._is_forking(frame):  # Python drops exceptions there, so send the signal again later
             threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
         else:
             self.exit(number, frame)
@@ -2704,10 +2707,10 @@ class Handlers:
     def held(self) -> Iterator[None]:
         """Delay signals that would raise or kill until the block has ended.
 
-        Their handlers are exchanged. A mask would hold for one thread only, and children would inherit it for ever,
-        the fork server among them.
+        This exchanges their handlers. A signal mask would hold for one thread only, and every child would keep it, the
+        fork server too.
         """
-        # Two stacks: each signal that came is raised, whatever another one raises.
+        # Two stacks, so that every signal that came is sent again, even if the handler of another raises an exception.
         with contextlib.ExitStack() as came, contextlib.ExitStack() as held:
 
             def hold(number: int, frame: object) -> None:
@@ -2722,9 +2725,9 @@ class Handlers:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[Iterable[int]]:
-        """After the block, and in children that others fork, signals are handled as before it.
+        """Restore all handlers after the block, also in children that others fork.
 
-        Yields the signals that can be handled in the block, by exchange(): none outside the main thread.
+        Yield the signals for which the block may call exchange(). Outside the main thread there are none.
         """
         numbers = self.HEARD if threading.current_thread() is threading.main_thread() else ()
         before = {number: signal.getsignal(number) for number in numbers}
@@ -2756,7 +2759,7 @@ class Handlers:
     def start_of_worker(self, silent: bool) -> Iterator[None]:
         """Mark a fork in this block as that of a worker. `silent`: without Python's warning about threads.
 
-        A Supervisor that chose fork by itself keeps it, so the warning says nothing that its user could change.
+        A Supervisor that chose fork by itself does not change its start method later, so its user could do nothing.
         warnings.catch_warnings() would exchange the whole list of filters, and so undo what another thread sets
         meanwhile. Here one entry goes into the list and out again.
         """
@@ -2773,9 +2776,9 @@ class Handlers:
     def _block_for_fork(self) -> None:
         """Before a fork, in the thread that forks: block SIGTERM and SIGHUP if we handle them.
 
-        If a signal has a Python handler, a forked child drops the signal when it comes before the child's first line.
-        The host may end its child just then, and rely on the default, which kills at once. So the child gets the
-        signal after _forget_in_child() has put the default back.
+        If a signal has a Python handler, a forked child loses a signal that comes before its first line. The program
+        may send SIGTERM to its child then, and expect that it dies. So the signal waits until _forget_in_child() has
+        restored the default.
         """
         ours = [self._exit_cleanly, *(entry[1] for entry in self._exchanged)]
         numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
@@ -2788,9 +2791,9 @@ class Handlers:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _forget_in_child(self) -> None:
-        """In a forked child: no Supervisor is open here, and signals are handled as before we came.
+        """In a forked child: forget all Supervisors, and restore the handlers from before them.
 
-        A worker is left alone: it must not run the handlers of our caller, and _isolate() sets its own.
+        A worker keeps ours: it must not run the handlers of our caller, and _isolate() sets its own.
         """
         self._open.clear()
         if threading.get_ident() not in self._starting:
@@ -2820,12 +2823,12 @@ handlers = Handlers()
 # ---------------------------------------------------------------------------------------------------------------------
 
 BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
-QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and looks at `end`
+QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and reads `end`
 FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
-SPILL_TRIES = 100  # if none of them waits, and there is still no room for one, it is tried so often
-SPILL_SECONDS = 0.02  # from one such try to the next
-ORPHAN_SECONDS = 0.5  # how often a worker checks that its supervisor lives, besides the pipe
+SPILL_TRIES = 100  # how often to try a value for which there is no room, although none of those files is left
+SPILL_SECONDS = 0.02  # between two tries
+ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, besides the pipe
 
 
 class WorkerOptions(NamedTuple):
@@ -2841,7 +2844,7 @@ class WorkerOptions(NamedTuple):
 class Pipes(NamedTuple):
     """A worker's pipe ends. The supervisor wakes the worker by `wake`; the worker wakes the supervisor by `bell`.
 
-    When the supervisor is gone, `wake` is closed at its other end.
+    The other end of `wake` closes when the supervisor ends.
     """
 
     wake: Any
@@ -2854,7 +2857,7 @@ def worker_main(
     """The whole life of a worker process."""
     for end in list(_supervisor_ends):
         end.close()
-    ends = Pipes(*map(_out_of_reach, pipes))  # first: they may have the numbers of the standard streams
+    ends = Pipes(*map(_out_of_reach, pipes))  # first: _isolate() replaces 0 to 2, which may be pipes now
     _isolate(name, index, options.log)
     release_fork_server()
     queue = strategy.attach(name, primitives)
@@ -2986,14 +2989,16 @@ class Worker:
     def run(self, first: int, count: int) -> None:
         """Run the batch that was just claimed, task by task, up to where its `end` is now.
 
-        This loop is the cost of a short task. The store to `ends` makes a task finished: whoever is killed before it
-        has not finished the task, and whoever is killed after it has.
+        This loop is the cost of a short task. The store to `ends` makes a task finished. A worker killed before this
+        store has not finished the task. A worker killed after it has finished it.
 
-        The supervisor may stop this process anywhere, draw `end` back, and let it go on. The stop lasts longer than
-        QUIET_SECONDS. Between two looks at the clock lies exactly one call. So a stop shows as a slow task, and `end`
-        is read before another task begins. At most one task can begin between the stop and that look: the first
-        without its `ends`, which the supervisor never takes. The order of the lines below makes this true: the clock
-        is read before `end` at the start, and after each commit.
+        The supervisor may stop this process anywhere, lower `end`, and continue it. The stop lasts longer than
+        QUIET_SECONDS.
+        1. Between two readings of the clock there is exactly one call.
+        2. So a stop makes that call look slow, and `end` is read before another task begins.
+        3. At most one task can begin between the stop and that reading: the first one without its `ends`. The
+           supervisor never takes that one back.
+        4. So the clock must be read before the first read of `end`, and after each store to `ends`.
         """
         half = self._begin_batch(first, count)
         calls, payloads = self._read_lane()
@@ -3036,7 +3041,7 @@ class Worker:
         return self._half
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
-        """Return what to call, and with which payload, for each task of the batch."""
+        """Return the calls and the payloads of the batch, one for each task."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
         if fn_ids.count(fn_ids[0]) < len(fn_ids):
             return map(self._call, fn_ids), iter(self._payloads)
@@ -3114,7 +3119,7 @@ class Worker:
         except Exception as error:  # such as text that is not Unicode
             head, data = encode_value(_Failure(describe(error)), self._structures)
         half = self._half
-        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need room, too
+        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # each later task needs room for a record
         if len(data) > room:
             head, data = self._spill(self._first + task, head, data, room)
         end = at + 1 + len(data)
@@ -3189,7 +3194,10 @@ class Worker:
 
 
 class TaskLog(io.RawIOBase):
-    """Writes what functions print, line by line, each with its worker and task. A line is one write."""
+    """Writes what functions print, each line with its worker and task.
+
+    A line is one write, so that lines of different workers do not mix.
+    """
 
     def __init__(self, path: str, worker: int, task: Callable[[], int]) -> None:
         self._path = path
