@@ -8,7 +8,6 @@ import jobs
 import pytest
 from conftest import segments_of
 
-import shmqueue
 from shmqueue import Supervisor, TaskError, parallel_map
 
 
@@ -118,10 +117,3 @@ def test_retries_wait_without_holding_up_others():
         results = [r.function for r in supervisor.run([("raise_error", b""), ("echo", b"")])]
         assert results == ["echo", "raise_error"]
         assert time.monotonic() - began >= 0.2
-
-
-def test_from_the_command_line(cli):
-    run = cli.run("-w", "0", "-", stdin=b"echo a\nnoop\nsha256 /none\n")
-    assert run.code == 1
-    assert run.out.splitlines()[-1].startswith("3 tasks: 2 ok, 1 failed, 0 timed out, 0 crashed, 0 cancelled; ")
-    assert shmqueue.counted(0, "worker") in run.out
