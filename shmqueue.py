@@ -1318,7 +1318,8 @@ class LaneReader:
         task = in_hand - words[half.first]
         if not process.stands_still() or half.read_ends(task, task + 1)[0]:
             return False
-        self.bound = in_hand + 1  # only now are the later tasks ours
+        # Only now are the later tasks ours.
+        self.bound = in_hand + 1
         self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
         return True
 
