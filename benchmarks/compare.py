@@ -50,11 +50,11 @@ def counting(strategy: type[shmqueue.SharedTaskQueue]) -> type[shmqueue.SharedTa
     """The strategy with locks that count; each process adds its count to a file when it closes the queue."""
 
     class Counting(strategy):  # type: ignore[misc, valid-type]
-        def make_lock(self) -> Any:
-            made = super().make_lock()
-            locks = made if isinstance(made, list) else [made]
-            self.counted = [CountingLock(lock) for lock in locks]
-            return self.counted if isinstance(made, list) else self.counted[0]
+        def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
+            super().__init__(segment, primitives)
+            made = self._lock
+            self.counted = [CountingLock(lock) for lock in (made if isinstance(made, list) else [made])]
+            self._lock = self.counted if isinstance(made, list) else self.counted[0]
 
         def close(self) -> None:
             with open(os.environ[COUNTS], "a", encoding="ascii") as file:
