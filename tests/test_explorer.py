@@ -127,7 +127,7 @@ class ClaimsLast(SharedTaskQueue):
 class KeepsOldEnds(SharedTaskQueue):
     """Does not zero the `ends` of the batch before the last."""
 
-    _fill_half = changed(SharedTaskQueue._fill_half, "half.clear(count)", "pass")
+    _fill_half = changed(SharedTaskQueue._fill_half, "half.clear(span.count)", "pass")
 
 
 class ReleasesEarly(SharedTaskQueue):
