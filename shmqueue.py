@@ -2950,21 +2950,20 @@ class KernelLock:
     It belongs to the process, not to the descriptor. So a forked child does not hold it, a second acquire in the same
     process succeeds, and closing any descriptor of the file releases it. Each process opens the segment once.
 
-    Another lock is a class with the same constructor, `size`, and these five methods: refusal, prepare, acquire,
-    release, holder_died. Each process has an object of its own. size: how many bytes the lock has in the segment.
-    shared: what the supervisor's object has made in `prepare`, and every worker's is given; it goes with the
-    arguments of a process.
+    Another lock is a class with the same constructor, `size` and `shared`, and these five methods: refusal, prepare,
+    acquire, release, holder_died. Each process has its own object. size: bytes of the lock in the segment. shared:
+    what the supervisor's object has made, if anything, and a worker's object is given.
     """
 
     size: ClassVar[int] = 0
 
     def __init__(self, segment: Segment, number: int, offset: int, shared: Any) -> None:
-        """Lock `number` of the segment, with its bytes at `offset`. shared: None in the supervisor."""
+        """Lock `number` of the segment, with its bytes at `offset`. shared: None in the supervisor, at first."""
         self._segment, self._byte, self.shared = segment, LOCK_BYTE + number, shared
 
     @classmethod
     def refusal(cls) -> str:
-        """Say why this lock is not right on this machine, after a test of its own. Empty if it is."""
+        """Say why this lock is not right on this machine. Empty if it is."""
         return ""
 
     def prepare(self, context: Any) -> None:
@@ -3010,41 +3009,38 @@ class KernelLock:
 class SharedTaskQueue(QueueMemory):
     """The ring and the workers' lanes, guarded by one lock.
 
-    Each process has an object of its own: the supervisor's comes from `create`, a worker's from `attach`. The
-    docstring of a method says who calls it.
-
-    A strategy is a subclass. It may take another lock, another topology, or both. `lock_type` is the class of its
-    locks; see KernelLock for what a lock is. A topology overrides some of these hooks, and nothing else:
+    Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
+    calls it. A strategy is a subclass with another lock, another topology, or both. It overrides some of these hooks:
 
       strategy, if_killed   its name, and what happens if a worker is killed inside; both for people
-      lock_type, num_locks  its locks, in `locks`: the one of the ring, or as many as num_locks(num_workers) says
+      lock_type, num_locks  the class of its locks (see KernelLock), and how many are in `locks`; usually one
       refusal               why it is not right on this machine
       state_bytes, prepare  how many bytes of state it has in the segment; gives them their first values
-      room, push, drain     for the supervisor: how many tasks there is room for; put tasks in; take tasks back
-      claim                 for a worker: publish the last batch, and take the next one, or go to sleep
-      harvest               for the supervisor: tell how many batches it has read, and learn how many are finished
-      recover               for the supervisor: undo what a dead worker has not committed
-      tell_to_leave         for the supervisor: let this worker claim nothing more
-      is_claiming           for a halt: return True if this worker, which stands still, is inside a claim
-      backlog, wakeable     for the supervisor: how many tasks wait to be claimed; which sleepers to wake for them
+      room, push, drain     how many tasks there is room for; put tasks in; take tasks back
+      claim                 a worker's: publish the last batch, and take the next one, or go to sleep
+      harvest               tell how many batches have been read, and learn how many are finished
+      recover               undo what a dead worker has not committed
+      tell_to_leave         let this worker claim nothing more
+      is_claiming           return True if this worker, which stands still, is inside a claim
+      backlog, wakeable     how many tasks wait to be claimed; which sleepers to wake for them
 
-    They stand on this: `words`, with the words of worker i from `status[i]` on (see WorkerStatus), and a strategy's
-    own state from byte `state_offset` on; `_write`, which puts tasks into slots of the ring; `ring_spans`, which says
-    which slots some positions have; `_fill_half`, which copies tasks to a worker's lane as its next batch; `_enter`
-    and `_leave`, which take the lock of the ring and let go of it; and `_repair`, which the next holder calls inside
-    the lock if the last one died there. `share` says how many tasks a claim takes. They promise:
+    Hooks use `words`, where worker i has those of a WorkerStatus from `status[i]` on; their own state, from byte
+    `state_offset` on; `_write`, which puts tasks into slots of the ring; `ring_spans`, which says which slots some
+    positions have; `_fill_half`, which copies tasks to a lane as the worker's next batch; `share`, which says how many
+    tasks a claim takes; and `_enter` and `_leave`, which acquire and release the lock. If its last holder died inside,
+    `_enter` calls `_repair_locked`. Hooks keep these promises:
 
-    - A position names one push of one task. The positions of a claim follow each other, those of a worker grow.
-    - Each claim belongs to exactly one worker or to none, whichever process is killed, at any point. Until a claim is
-      committed its tasks can be claimed again, and after a death the `end` of its half goes back to `first`.
-    - claim stores `published` before anything else, claims nothing while `claims - harvested` is 2 or `leave` is set,
-      and stores in `asleep` a new number if it claims nothing, else 0. A sleep is seen by the next push and harvest.
-    - harvest sets `SUPERVISOR_ASLEEP` to 1 if no worker has finished anything new, else to 0.
+    - A position names one push of one task. The positions of a claim follow each other; those of a worker grow.
+    - Each claim belongs to exactly one worker or to none, whichever process is killed, at any point. After a death
+      before the commit, the tasks can be claimed again, and the `end` of their half does not go beyond its `first`.
+    - `claim` first stores `published`. It takes nothing while `claims - harvested` is 2 or `leave` is set. It stores
+      0 in `asleep`, or a new number if it takes nothing. The next push and harvest see that.
+    - `harvest` stores in SUPERVISOR_ASLEEP whether no worker has finished anything new.
     """
 
     strategy: ClassVar[str] = "lockf"
     if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
-    lock_type: ClassVar[Any] = KernelLock
+    lock_type: ClassVar[type[KernelLock]] = KernelLock
     first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
 
     @classmethod
@@ -3083,27 +3079,23 @@ class SharedTaskQueue(QueueMemory):
 
     @classmethod
     def attach(cls, name: str, primitives: Any) -> SharedTaskQueue:
-        """Open the segment `name`, with the supervisor's `primitives` (worker).
-
-        Raises SpoiledSegmentError if it is no segment of ours, OSError if it is gone.
-        """
+        """Open the segment `name` (worker). Raises SpoiledSegmentError if it is not one, OSError if it is gone."""
         return cls(Segment(name), primitives)
 
     def __init__(self, segment: Segment, primitives: Any) -> None:
         super().__init__(segment)
+        first = self.state_offset + whole_lines(self.state_bytes(self.num_slots, self.num_workers))
         size = whole_lines(self.lock_type.size)
         given = primitives or [None] * self.num_locks(self.num_workers)
-        first = self.state_offset + whole_lines(self.state_bytes(self.num_slots, self.num_workers))
         self.locks = [self.lock_type(segment, i, first + i * size, shared) for i, shared in enumerate(given)]
         self._lock: Any = self.locks[0]
-        # Called with the lock, its holder (-1 if unknown) and the seconds, while the supervisor does not get a lock.
-        self.stuck: Callable[[Any, int, float], None] = lambda lock, holder, seconds: None
+        self.stuck: Callable[[KernelLock, int, float], None] = lambda *_: None  # see WorkerPool.free_lock
         self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
         self._sleeps = 0
 
     @classmethod
     def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        """Bytes of the segment for the strategy's state and its locks."""
+        """Bytes of the strategy's state and its locks."""
         locks = cls.num_locks(num_workers) * whole_lines(cls.lock_type.size)
         return whole_lines(cls.state_bytes(num_slots, num_workers)) + locks
 
@@ -3113,7 +3105,7 @@ class SharedTaskQueue(QueueMemory):
         return [lock.shared for lock in self.locks]
 
     def close(self) -> None:
-        self.locks.clear()  # a lock may keep something in the system for as long as somebody has it
+        self.locks.clear()  # a lock may keep something in the system as long as it lives
         self._lock = None
         super().close()
 
@@ -3122,7 +3114,7 @@ class SharedTaskQueue(QueueMemory):
     @classmethod
     def refusal(cls) -> str:
         """Say why this strategy is not right on this machine. Empty if it is."""
-        return str(cls.lock_type.refusal())
+        return cls.lock_type.refusal()
 
     @classmethod
     def num_locks(cls, num_workers: int) -> int:
@@ -3141,8 +3133,8 @@ class SharedTaskQueue(QueueMemory):
     def _enter(self, worker: int | None) -> None:
         """Acquire the lock, repair what a dead holder left, and sign `dirty`. None is the supervisor.
 
-        A worker waits without a deadline. The kernel or the supervisor sees to a dead holder. The supervisor asks for
-        the lock several times a second, so it sees to a stopped one.
+        A worker waits without a deadline. The supervisor, which asks for the lock several times a second, sees to a
+        holder that was stopped.
         """
         if worker is None:
             since = time.monotonic()
@@ -3259,7 +3251,7 @@ class SharedTaskQueue(QueueMemory):
         return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
 
     def wakeable(self) -> list[tuple[int, int]]:
-        """The sleepers that are worth waking: one for each millisecond of work in the ring (supervisor)."""
+        """The sleepers to wake: one for each millisecond of work in the ring (supervisor)."""
         tasks, worth = self.backlog(), []
         for worker, number in self.sleepers() if tasks else ():
             if self.has_free_half(worker):
@@ -3277,8 +3269,8 @@ class SharedTaskQueue(QueueMemory):
     def share(self, available: int, limit: int) -> int:
         """How many of the available tasks a worker takes that wants `limit` (worker).
 
-        This is available / (2 * workers), rounded up, so that the others find some. But it is at least an eighth of
-        `limit`, since short tasks are not worth a claim each.
+        This is available / (2 * workers), rounded up, so that others find some; but at least an eighth of `limit`,
+        since short tasks are not worth a claim each.
         """
         return int(min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8)))
 
@@ -3634,10 +3626,11 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
     return (int(getattr(structure, name).offset) // 8 for name in names)
 
 
-# Indices of 64-bit words: these from the start of the segment, and the others from the start of a worker's status.
+# Indices of 64-bit words: from the start of the segment, of a worker's status, and of a half.
 PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
 CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING = _indices(WorkerStatus, WORKER_WORDS)
 HARVESTED, LEAVE, PID = _indices(WorkerStatus, SUPERVISOR_WORDS)
+FIRST, END, SPECIAL = _indices(batch_half(64, 1), ("first", "end", "special"))
 
 
 def ring_spans(first: int, count: int, size: int) -> list[Span]:
@@ -3654,15 +3647,15 @@ ROWS = 64
 
 @functools.cache
 def _rows(row: str, count: int) -> struct.Struct:
-    """`count` equal rows as one struct, so that one call packs them all. count is at most ROWS, so few are kept."""
+    """`count` equal rows as one struct, so that one call packs them all; at most ROWS, so that few are kept."""
     return struct.Struct("=" + row * count)
 
 
 class TaskSlots:
     """An array of task slots in the segment: the ring, or a lane.
 
-    A struct's `p` field begins with a length byte. C trims it at a third of the cost of slicing in Python, but it
-    ends at 255 bytes. In longer slots the length takes two bytes, and an `s` field follows.
+    A struct's `p` field is a length byte and up to 255 others, which C trims at a third of the cost of slicing in
+    Python. Longer slots have a length of two bytes and an `s` field.
     """
 
     def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
@@ -3670,11 +3663,10 @@ class TaskSlots:
         area = size - 8
         self._short = area <= 256
         self.capacity = area - (1 if self._short else 2)
-        tail = f"{area}p" if self._short else f"H{area - 2}s"
-        self._row, self._tail_row = "4xI" + tail, "8x" + tail
-        stride = size // 4
+        self._row = f"8x{area}p" if self._short else f"8xH{area - 2}s"
         words = segment.window(offset, count * size, "I")
-        self._tsk_ids, self._fn_ids = segment.keep(words[0::stride]), segment.keep(words[1::stride])
+        self._tsk_ids = segment.keep(words[0 :: size // 4])
+        self._fn_ids = segment.keep(words[1 :: size // 4])
 
     def write(self, index: int, tasks: Tasks) -> None:
         """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
@@ -3682,19 +3674,19 @@ class TaskSlots:
         for start in range(0, len(data), ROWS):
             block = data[start : start + ROWS]
             values = block if self._short else [part for item in block for part in (len(item), item)]
-            _rows(self._tail_row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
+            _rows(self._row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
         self._tsk_ids[index : index + len(data)] = as_u32(tasks.tsk_ids)
         self._fn_ids[index : index + len(data)] = tasks.marked or tasks.fn_ids
 
     def get(self, index: int, count: int) -> tuple[list[int], list[bytes]]:
         """The fn_ids and the payloads of consecutive slots."""
-        flat: list[Any] = []
+        payloads: list[Any] = []
         for start in range(0, count, ROWS):
             rows = _rows(self._row, min(ROWS, count - start))
-            flat += rows.unpack_from(self.bytes, (index + start) * self.size)
-        if self._short:
-            return flat[0::2], flat[1::2]
-        return flat[0::3], [text[:length] for length, text in zip(flat[1::3], flat[2::3])]
+            payloads += rows.unpack_from(self.bytes, (index + start) * self.size)
+        if not self._short:
+            payloads = [text[:length] for length, text in zip(payloads[0::2], payloads[1::2])]
+        return self._fn_ids[index : index + count].tolist(), payloads
 
     def tsk_id(self, index: int) -> int:
         return int(self._tsk_ids[index])
@@ -3706,23 +3698,21 @@ class TaskSlots:
 class Half:
     """One half of a worker's part of the segment, as `batch_half` lays it out.
 
-    first, end, special: the indices of these words. The worker writes here while it runs the batch. The supervisor
-    reads it once the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
+    first, end, special: the indices of these words. The worker writes while it runs the batch. The supervisor reads
+    once the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
     """
 
     def __init__(self, segment: Segment, offset: int, layout: Any) -> None:
-        def window(field: Any, unit: str) -> Any:
+        def window(name: str, unit: str) -> Any:
+            field = getattr(layout, name)
             return segment.window(offset + field.offset, field.size, unit)
 
-        def word(field: Any) -> int:
-            return int(offset + field.offset) // 8
-
-        self.first, self.end, self.special = word(layout.first), word(layout.end), word(layout.special)
-        self.began = window(layout.began, "d")
-        self.ends: memoryview = window(layout.ends, "Q")
-        self._end_bytes = window(layout.ends, "B")
-        self.stamps, self._stamp_bytes = window(layout.stamps, "d"), window(layout.stamps, "B")
-        self.log: memoryview = window(layout.log, "B")
+        self.first, self.end, self.special = (offset // 8 + word for word in (FIRST, END, SPECIAL))
+        self.began = window("began", "d")
+        self.ends: memoryview = window("ends", "Q")
+        self.stamps = window("stamps", "d")
+        self._end_bytes, self._stamp_bytes = window("ends", "B"), window("stamps", "B")
+        self.log: memoryview = window("log", "B")
         batch = len(self.ends)
         self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, layout.lane.size // batch)
         self._zeros = bytes(8 * batch)
@@ -3775,10 +3765,8 @@ def _shares(since: float, stamps: Sequence[float]) -> list[float]:
 
 
 BLOCK = 2048  # tasks that are read, and pushed, at once
-RAMP, ONES = (  # the words 0, 1, 2, … and 1, 1, 1, … as one big integer each
-    int.from_bytes(array.array("I", words).tobytes(), sys.byteorder)
-    for words in (range(BLOCK), itertools.repeat(1, BLOCK))
-)
+RAMP = int.from_bytes(array.array("I", range(BLOCK)), sys.byteorder)  # the words 0, 1, 2, … as one big integer
+ONES = int.from_bytes(array.array("I", [1]) * BLOCK, sys.byteorder)
 
 
 def as_u32(numbers: Sequence[int]) -> array.array[int]:
