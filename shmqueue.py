@@ -2877,11 +2877,13 @@ class QueueMemory:
         words[claims] = number
 
     def _copy_to_lane(self, half: Half, places: Iterable[Span]) -> None:
-        size, done = self.slot_size, 0
+        ring, lane = self.ring.bytes, half.lane.bytes
+        size = self.slot_size
+        start = 0
         for index, length in places:
-            part = self.ring.bytes[index * size : (index + length) * size]
-            half.lane.bytes[done * size : (done + length) * size] = part
-            done += length
+            stop = start + length * size
+            lane[start:stop] = ring[index * size : (index + length) * size]
+            start = stop
 
     def glance(self, worker: int) -> Glance:
         """Look at a worker's current batch while the worker goes on (supervisor, watcher)."""
@@ -2905,11 +2907,10 @@ class QueueMemory:
     def sleepers(self) -> list[tuple[int, int]]:
         """The workers that sleep, each with the number of its sleep (supervisor).
 
-        After a push or a harvest this sees every sleep that began before it. A worker that fell asleep later has seen
-        what the supervisor did.
+        This sees every sleep that began before the last push or harvest. Whoever fell asleep later has seen that one.
         """
-        sleeps = [self.words[status + ASLEEP] for status in self.status]
-        return [(worker, number) for worker, number in enumerate(sleeps) if number]
+        words = self.words
+        return [(worker, number) for worker, status in enumerate(self.status) if (number := words[status + ASLEEP])]
 
     def leave_note(self, worker: int, text: str) -> None:
         """Say why this process ends (worker). The supervisor reads it once it has reaped the process."""
@@ -2918,23 +2919,15 @@ class QueueMemory:
 
     def take_note(self, worker: int) -> str:
         """Read and clear a dead worker's note (supervisor)."""
-        text = bytes(self._notes[worker]).partition(b"\0")[0].decode("utf-8", "replace")
+        text = bytes(self._notes[worker]).rstrip(b"\0").decode("utf-8", "replace")
         self.leave_note(worker, "")
         return text
 
-    def close(self) -> None:
-        self.segment.close()
-
-    def remove(self) -> None:
-        """Close the queue, and remove its files (supervisor)."""
-        self.close()
-        self.segment.unlink()
-
 
 def heap_size(rest: int) -> int:
-    """Bytes of heap for a segment whose other parts have `rest` bytes: HEAP_BYTES, or less where there is less room.
+    """Bytes of heap for a segment whose other parts have `rest` bytes.
 
-    It leaves half of what is free, since large values need room, and keeps to the limit on the size of a file.
+    Less than HEAP_BYTES if a file may not be that large, and half of what is free, since large values need room.
     """
     space = os.statvfs(shared_directory())
     size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
@@ -3107,7 +3100,12 @@ class SharedTaskQueue(QueueMemory):
     def close(self) -> None:
         self.locks.clear()  # a lock may keep something in the system as long as it lives
         self._lock = None
-        super().close()
+        self.segment.close()
+
+    def remove(self) -> None:
+        """Close the queue, and remove its files (supervisor)."""
+        self.close()
+        self.segment.unlink()
 
     # What a strategy is made of.
 
@@ -3226,10 +3224,10 @@ class SharedTaskQueue(QueueMemory):
             return []
         words = self.words
         self._enter(None)
-        first = words[CLAIMED]
+        span = Span(words[CLAIMED], self._pushed - words[CLAIMED])
         words[CLAIMED] = self._claimed = words[PUSHED]
         self._leave()
-        return [Span(first, self._pushed - first)] if first < self._pushed else []
+        return [span] if span.count > 0 else []
 
     def recover(self, worker: int) -> None:
         """Undo what a dead worker has not committed, once it has been reaped (supervisor)."""
@@ -3252,7 +3250,8 @@ class SharedTaskQueue(QueueMemory):
 
     def wakeable(self) -> list[tuple[int, int]]:
         """The sleepers to wake: one for each millisecond of work in the ring (supervisor)."""
-        tasks, worth = self.backlog(), []
+        tasks = self.backlog()
+        worth = []
         for worker, number in self.sleepers() if tasks else ():
             if self.has_free_half(worker):
                 worth.append((worker, number))
@@ -3345,7 +3344,7 @@ class Segment:
         """A view of part of the segment, in units of a struct format. It lives until the segment is closed."""
         whole = self.keep(memoryview(self._map))
         part = self.keep(whole[offset : offset + size])
-        return self.keep(part.cast(unit)) if unit != "B" else part
+        return self.keep(part.cast(unit))
 
     def keep(self, view: memoryview) -> memoryview:
         self._views.append(view)
@@ -3392,10 +3391,10 @@ def end_strays(name: str) -> None:
 
     Their environment names the run. This needs /proc, and misses a process that was forked and has executed nothing.
     """
-    mark, me = f"{RUN_VARIABLE}={name}".encode(), os.geteuid()
+    mark = f"{RUN_VARIABLE}={name}".encode()
     for path in glob.glob("/proc/[0-9]*"):
         with contextlib.suppress(OSError):
-            if os.stat(path).st_uid == me:
+            if os.stat(path).st_uid == os.geteuid():
                 with open(path + "/environ", "rb") as file:
                     if mark in file.read().split(b"\0"):
                         os.kill(int(path[6:]), signal.SIGKILL)
