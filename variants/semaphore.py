@@ -3,10 +3,10 @@
 
 Idea
     A push takes tokens from `free` and puts as many into `filled`. A claim does the reverse. The tokens tell how much
-    there is without the lock. Any lock will do; it is held only while a position is moved.
+    there is without the lock, of any type. It is held only while a position moves.
 
 Extra state
-    Two sem_t in the segment, each on a line of its own, which ctypes calls. They have no name, so nothing is left over.
+    Two sem_t in the segment, each on its own line, through ctypes. Having no name, they go with it.
 
 Lock order
     Tokens first, then the lock. Nobody waits for a token under the lock. Tokens are in `filled` before `pushed` moves.
@@ -15,11 +15,11 @@ Lock order
 If the holder dies
     The kernel releases the lock and the next holder repairs. But a worker that is killed or stopped with tokens in its
     hand keeps them. So tokens are hints and the positions decide: a claim takes no more than there is. If a worker has
-    died, or sleeps beside tasks without a token, both are counted anew. A token too many is harmless.
+    died, or sleeps beside tasks without a token, both are counted anew. Too many tokens do no harm.
 
 When to use it
-    To compare with the textbook. A token for each task costs more than the lock that it saves. Semaphores would pay if
-    every task were claimed alone and claims were rare.
+    To compare with the textbook. A token a task costs more than the lock that it saves. Semaphores would pay if every
+    task were claimed alone and claims were rare.
 """
 
 from __future__ import annotations

@@ -2,27 +2,25 @@
 """single_lock: one multiprocessing.Lock for everything, the lock that most programs would take.
 
 Idea
-    The ring of shmqueue.py, guarded by a POSIX semaphore from the standard library. It is the fastest lock here while
-    nobody contends. It knows nothing of processes: when its holder dies it stays taken.
+    The ring of shmqueue.py, guarded by a POSIX semaphore. It is the fastest lock here while nobody contends. But it
+    knows nothing of processes: when its holder dies it stays taken.
 
 Extra state
-    One word, the number of the lock in use. Each process knows the number of the lock that it was started with. If it
-    finds another number in the word, it never uses its lock again.
+    One word, the number of the lock in use. Each process knows the number of its own lock. If it finds another number
+    in the word, it never uses its lock again.
 
 Lock order
     One lock, so there is none.
 
 If the holder dies
-    The supervisor does not get the lock. It sees that the worker which signed `dirty` is dead, or that nobody has
-    signed for a second, since a holder can die before it signs. Then it changes the number, makes a new lock, and
-    wakes those that sleep. Workers that ask for the old lock leave. Those with a batch finish it first; nobody waits
-    for them, and nothing is charged to them. Then the supervisor enters with the new lock, repairs, and starts workers
-    that have it. This costs a tenth of a second, and a new process for each worker.
+    The supervisor does not get the lock. It sees that the worker which signed `dirty` is dead, or that nobody signs
+    for a second, since a holder can die before it does. It makes a new lock and wakes those that sleep. Workers
+    that ask for the old lock leave, with nothing in hand. Then the supervisor enters with the new lock, repairs, and
+    starts workers that have it. This takes a tenth of a second, and a new process for each worker.
 
 When to use it
-    To compare: it is what the others are measured against. And where `fcntl.lockf` is slow or missing. With the start
-    method fork the semaphore has no name. With spawn and forkserver it has one, and a link beside the segment leads
-    the next start to it if everything was killed at once.
+    To compare, and where `fcntl.lockf` is slow. With spawn and forkserver the semaphore has a name. A link beside the
+    segment leads the next start to it if all was killed at once.
 """
 
 from __future__ import annotations
@@ -39,11 +37,11 @@ try:
 except ImportError:
     import shmqueue  # type: ignore[no-redef, unused-ignore]
 
-SLICE_SECONDS = 0.02  # how long to wait before looking whether the lock is still in use
+SLICE_SECONDS = 0.02  # from one look at the number to the next
 
 
 class NumberedLock(shmqueue.KernelLock):
-    """A multiprocessing.Lock and its number. A worker leaves once the word says that another lock is in use."""
+    """A multiprocessing.Lock and its number. A worker leaves if it asks for a lock that is not in use any more."""
 
     size = 8
 
@@ -51,10 +49,10 @@ class NumberedLock(shmqueue.KernelLock):
         self._segment, self._word, self.shared = segment, offset // 8, shared
 
     def prepare(self, context: Any) -> None:
-        """Make a lock with the next number.
+        """Make a lock with the next number. Its link is for shmqueue.sweep.
 
-        A lock with a name starts multiprocessing's resource tracker, which inherits what is blocked: it must outlive
-        a closed terminal, or it complains when the lock goes. The link is for shmqueue.sweep.
+        A lock with a name starts multiprocessing's resource tracker. SIGHUP is blocked there, too: the tracker must
+        outlive a closed terminal, or it complains when the lock goes.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
@@ -63,11 +61,9 @@ class NumberedLock(shmqueue.KernelLock):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._segment.words[self._word] += 1
         self.shared = (lock, self._segment.words[self._word])
-        name = getattr(getattr(lock, "_semlock", None), "name", None)
-        if name:
-            file = "sem." + name.lstrip("/")
-            with contextlib.suppress(OSError):  # not a file on this system
-                os.link(os.path.join(shmqueue.shared_directory(), file), self._segment.beside(file))
+        file = f"sem.{lock._semlock.name}".replace("/", "")
+        with contextlib.suppress(OSError):  # it has no name, or is not a file on this system
+            os.link(os.path.join(shmqueue.shared_directory(), file), self._segment.beside(file))
 
     def acquire(self, timeout: float | None = None) -> bool:
         lock, number = self.shared
@@ -79,18 +75,16 @@ class NumberedLock(shmqueue.KernelLock):
             if deadline is not None and time.monotonic() > deadline:
                 return False
             acquired = lock.acquire(True, SLICE_SECONDS)
-        os._exit(0)  # a worker, with nothing in hand
+        os._exit(0)
 
     def release(self) -> None:
         self.shared[0].release()
 
-    def holder_died(
-        self, queue: shmqueue.SharedTaskQueue, context: Any, living: Sequence[shmqueue.WorkerProcess]
-    ) -> None:
-        """Take another lock, once no worker can be inside the old one any more."""
+    def holder_died(self, queue: Any, context: Any, living: Sequence[shmqueue.WorkerProcess]) -> None:
+        """Change to another lock, and wait until no worker can be inside the old one."""
         self.prepare(context)
         for process in living:
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is dead
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it will wake; it is dead
                 os.write(process.wake.fileno(), b"!")
         deadline = time.monotonic() + 1
         while inside := [process for process in living if may_hold_lock(queue, process)]:
@@ -101,9 +95,9 @@ class NumberedLock(shmqueue.KernelLock):
 
 
 def may_hold_lock(queue: shmqueue.SharedTaskQueue, process: shmqueue.WorkerProcess) -> bool:
-    """Return True if a worker may be inside the lock: not once it is dead, nor while it has a task in hand."""
-    in_hand = queue.glance(process.index).in_hand
-    return not process.is_dead() and (in_hand is None or queue.is_claiming(process.index))
+    """Return True if a worker may be inside the lock. It is not while it has a task in hand."""
+    idle = queue.glance(process.index).in_hand is None
+    return not process.is_dead() and (idle or queue.is_claiming(process.index))
 
 
 class SingleLock(shmqueue.SharedTaskQueue):

@@ -14,7 +14,7 @@ Lock order
 If the holder dies
     The kernel releases the lane's lock. Only the supervisor waits for it. One store commits a claim: `claimed`. If the
     worker dies before that, the supervisor empties the half-made batch; the tasks are still in the lane. Then it takes
-    back what the worker had not claimed, and deals it to others.
+    back what was not claimed, and deals it to others.
 
 When to use it
     Many processors, and tasks of a few microseconds that are alike. On two processors the one ring is as fast; more
@@ -83,7 +83,7 @@ class WorkerLanes(DealtQueue):
         """Look into lanes that seem to have something new; if none has, into all of them, before going to sleep."""
         words, published = self.words, list(harvested)
         new = [words[status + shmqueue.PUBLISHED] > count for status, count in zip(self.status, harvested, strict=True)]
-        words[shmqueue.SUPERVISOR_ASLEEP] = not any(new)  # if a lane is looked into too early, its worker sees this
+        words[shmqueue.SUPERVISOR_ASLEEP] = not any(new)  # a worker that publishes too late for this look rings
         for worker, (status, count) in enumerate(zip(self.status, harvested, strict=True)):
             if new[worker] or not any(new) or words[status + shmqueue.HARVESTED] != count:
                 self._shut(worker)
