@@ -107,6 +107,7 @@ import errno
 import functools
 import glob
 import hashlib
+import heapq
 import importlib
 import inspect
 import io
@@ -134,6 +135,7 @@ import threading
 import time
 import traceback
 import tty
+import types
 import typing
 import warnings
 import weakref
@@ -159,6 +161,9 @@ __all__ = ["Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
 
 # What the status of a task may be, and how the summary calls it.
 OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
+
+
+RETRY_ON = ("failed", "timeout", "crashed")  # the statuses that are tried again, unless the user names others
 
 
 class TaskResult(NamedTuple):
@@ -221,10 +226,13 @@ class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
     functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE. workers: processes;
-    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a
+    None for as many as this process may use processors; 0 to run the functions in this process, where a debugger
+    stops in them. num_slots: tasks the ring holds. slot_size: bytes of a
     slot, a multiple of 8; a payload of slot_size - 9 bytes or fewer travels in its slot, a longer one beside it.
-    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. retries:
-    how often a task that is not ok is started again. max_rss: bytes of memory above which a worker is replaced,
+    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. grace: seconds
+    between SIGTERM and SIGKILL for a task that ran too long. retries: how often a task that is not ok is started
+    again. retry_delay: seconds before the second attempt, doubled for each further one, 60 at most. retry_on: the
+    statuses that are tried again. max_rss: bytes of memory above which a worker is replaced,
     after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
     which a worker is replaced. initializer: called first in every worker. screen: draw on the error stream. log: a
     file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
@@ -242,7 +250,10 @@ class Supervisor:
         slot_size: int = 128,
         batch: int | None = None,
         timeout: float | None = None,
+        grace: float = 0.0,
         retries: int = 0,
+        retry_delay: float = 0.0,
+        retry_on: Sequence[str] = RETRY_ON,
         max_rss: int | None = None,
         max_tasks: int | None = None,
         initializer: Callable[[], object] | None = None,
@@ -254,58 +265,62 @@ class Supervisor:
         numbered = number_functions(functions)
         workers = available_processors() if workers is None else workers
         check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
-        check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
+        check_numbers(grace=grace, retries=retries, retry_delay=retry_delay, max_rss=max_rss, max_tasks=max_tasks)
         self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
-        self._ledger = Ledger(numbered, retries, workers)
+        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers)
         self._submitted = Job(None, self._ledger.names)
         self._began = time.monotonic()
         self._next_share = 0.0
+        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
+        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log))
+        if workers == 0:
+            refuse_without_workers(timeout=timeout, max_rss=max_rss, log=log)
+            self._run_here(options)
+            return
         if log:
-            log = os.path.abspath(log)  # a worker may be started in another folder
             with open(log, "ab"):  # raises here, since nobody would hear a worker's error
                 pass
         sweep()
-        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
-        method = start_method or ("fork" if count_threads() == 1 else "forkserver")
-        context = multiprocessing.get_context(method)
         most = min(num_slots, batch or max(16, min(1024, num_slots // (2 * workers))))
         resources = self._prepare_end()
         try:
-            with signals_held():  # an interrupt here would leave the segment behind
-                self._queue = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
+            with handlers.held():  # an interrupt here would leave the segment behind
+                context = choose_context(start_method, [*numbered.values(), initializer])
+                self._queue: Any = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
                 resources.callback(self._queue.remove)
-                worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
-                self._pool = WorkerPool(self._queue, worker_options, context, max_rss)
-                self._pool.chosen_fork = method == "fork" and start_method is None
+                self._pool = WorkerPool(self._queue, options, context, max_rss)
+                self._pool.chosen_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
-            self._queue.stuck = self._pool.free_lock
-            self._engine = Engine(self._queue, self._pool, self._ledger, timeout)
-            for process in self._pool.processes:
-                self._pool.start(process)
+            self._engine = Engine(self._queue, self._pool, self._ledger, timeout, grace)
+            self._pool.start_all()
         except BaseException as error:
             self._end()
-            if isinstance(error, LIMIT_ERRORS):
-                raise limit_error(error) from None
-            raise
+            raise limit_error(error) from None
+
+    def _run_here(self, options: WorkerOptions) -> None:
+        """Run the functions in this process, without workers and without a segment."""
+        resources = self._prepare_end()
+        self._queue = InlineQueue()
+        self._pool = WorkerPool(self._queue, options, multiprocessing, None)
+        resources.callback(self._pool.close)
+        self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
 
     def _prepare_end(self) -> contextlib.ExitStack:
         """What is put on the stack that this returns is released at the end, whichever way this process ends."""
-        resources, token = contextlib.ExitStack(), object()
-        self._dispose = weakref.finalize(self, dispose, os.getpid(), resources)
+        resources = contextlib.ExitStack()
+        self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
         # multiprocessing waits for its children when Python exits, so this has to come before.
         self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
-        _open.add(token)
-        resources.callback(_open.discard, token)
-        exit_on_signals()
+        handlers.open(resources)
         return resources
 
     # What a user calls.
 
     @property
     def name(self) -> str:
-        """The name of the segment."""
-        return self._queue.name
+        """The name of the segment; empty without workers."""
+        return str(self._queue.name)
 
     def __enter__(self) -> Supervisor:
         return self
@@ -349,10 +364,18 @@ class Supervisor:
         self._engine.check_open()
         return self._read(self._submitted)
 
-    def cancel(self) -> None:
-        """Let what has begun finish, and cancel the rest, in all runs, for good. Their iterators go on to the end."""
+    def cancel(self, tsk_id: int | None = None) -> bool:
+        """Let what has begun finish, and cancel the rest, in all runs, for good. Their iterators go on to the end.
+
+        With a tsk_id, cancel this one task. Return True if it had not begun, and never will. If it waits for another
+        attempt, it ends with the status of its last one, and that is False.
+        """
+        if tsk_id is not None:
+            self._engine.check_open()
+            return self._engine.cancel(tsk_id)
         self._ledger.stopping = True
         self._engine.withdraw()
+        return True
 
     def pause(self, paused: bool) -> None:
         """Begin no more tasks if `paused`, or go on."""
@@ -481,7 +504,7 @@ class Supervisor:
         """After each check of the workers: draw, and from time to time leave a snapshot beside the segment."""
         self.on_check()
         self._progress.draw(self.snapshot)
-        if time.monotonic() >= self._next_share:
+        if self.name and time.monotonic() >= self._next_share:
             self._next_share = time.monotonic() + SHARE_SECONDS
             self._share()
 
@@ -499,10 +522,10 @@ class Supervisor:
         self._progress.close()
 
     def _end(self) -> None:
-        with signals_held():
+        with handlers.held():
             self._dispose()
             self._at_exit.cancel()
-        exit_on_signals()  # once more, since other handlers were set within the block
+        handlers.exit_on_signals()  # once more, since other handlers were set within the block
 
 
 def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
@@ -540,12 +563,14 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
 
 LIMITS: dict[str, tuple[float, float]] = {
     "fn_id": (1, (1 << 31) - 1),  # the highest bit is OUT_OF_LINE
-    "workers": (1, 4096),
+    "workers": (0, 4096),
     "num_slots": (2, 1 << 26),
     "slot_size": (64, 65536),
     "batch": (1, 1 << 26),
     "timeout": (0.001, 1e9),
+    "grace": (0.0, 1e9),
     "retries": (0, 1 << 30),
+    "retry_delay": (0.0, 1e9),
     "max_rss": (1 << 20, 1 << 50),
     "max_tasks": (1, 1 << 50),
 }
@@ -602,6 +627,59 @@ def count_threads() -> int:
     return count
 
 
+def check_statuses(statuses: Sequence[str]) -> Sequence[str]:
+    """Raise ValueError if `retry_on` names something else than the statuses of tasks that were started."""
+    if isinstance(statuses, str) or not set(statuses) <= set(RETRY_ON):
+        raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}, as in ('failed', 'crashed')")
+    return statuses
+
+
+def refuse_without_workers(**values: Any) -> None:
+    """Raise ValueError for what needs a worker process."""
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r}: needs a worker process, and workers=0 starts none")
+
+
+UNGUARDED = 113  # a worker's exit code: its program would have started workers while it was imported
+GUARD_REMEDY = (
+    "the main module starts workers while it is imported, which every new worker does: "
+    'put what starts them under `if __name__ == "__main__":`'
+)
+
+
+def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
+    """The multiprocessing context of a start method; None for fork in a process that has one thread, else forkserver.
+
+    Raises RuntimeError if the method needs the main module, and that cannot be imported again.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):  # a new process imports the main module, and that has come here
+        if process.name.startswith(WORKER_NAME):
+            os._exit(UNGUARDED)
+        raise RuntimeError(GUARD_REMEDY)
+    method = start_method or ("fork" if count_threads() == 1 else "forkserver")
+    if method != "fork" and needs_lost_main(functions):
+        raise RuntimeError(
+            f"start_method={method!r}: every worker imports the main module, and this one (a notebook, python -c or "
+            "standard input) cannot be imported again: put the functions into a file and import it, or name "
+            "start_method='fork'"
+        )
+    return multiprocessing.get_context(method)
+
+
+def needs_lost_main(functions: Sequence[Any]) -> bool:
+    """Return True if a new process would need the main module for these functions, and could not import it."""
+    main = sys.modules.get("__main__")
+    if getattr(main, "__spec__", None) is not None:  # python -m
+        return False
+    path = getattr(main, "__file__", None)
+    if path is not None:  # multiprocessing imports it in any case
+        return not os.path.isfile(path)
+    plain = [getattr(function, "func", function) for function in functions]  # func: of a functools.partial
+    return any(getattr(function, "__module__", None) == "__main__" for function in plain)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The engine: moves tasks from their source into the queue, and outcomes out of it.
 # ---------------------------------------------------------------------------------------------------------------------
@@ -613,6 +691,7 @@ CANCELLED = "cancelled before it began"  # the error of such a task
 CHECK_SECONDS = 0.05  # how often workers are checked while tasks are outstanding; no result waits longer
 IDLE_SECONDS = 0.25  # how often while none are outstanding
 HUNGRY_SECONDS = 0.005  # how often while some workers sleep and others hold tasks that have not begun
+HALT_TRIES = 20  # so often a worker is halted to cancel one task in its lane
 OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
@@ -623,11 +702,14 @@ class Engine:
     possible, or "". next_check: when to check the workers again.
     """
 
-    def __init__(self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None) -> None:
+    def __init__(
+        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None = None, grace: float = 0.0
+    ) -> None:
         self._queue = queue
         self._pool = pool
         self._ledger = ledger
         self._timeout = timeout
+        self._grace = grace
         self._packer = Packer(queue, ledger)
         self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
         self.paused = False
@@ -644,6 +726,7 @@ class Engine:
     def turn(self, job: Job, report: Callable[[], None]) -> None:
         """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
         self.check_open()
+        self._ledger.move_due(time.monotonic())
         more = self._take(job)  # this runs the user's iterable, which may raise; so it comes before `_whole`
         moved = False
         with self._whole():
@@ -734,7 +817,8 @@ class Engine:
             stream = source.fileno()
         if stream >= 0:
             poll.register(stream, select.POLLIN)
-        events = poll.poll(max(0.0, self.next_check - time.monotonic()) * 1000)
+        until = min(self.next_check, self._ledger.next_due())
+        events = poll.poll(max(0.0, until - time.monotonic()) * 1000)
         if stream >= 0:
             poll.unregister(stream)
         for descriptor, _ in events:
@@ -783,6 +867,10 @@ class Engine:
         `hungry`: some worker has nothing to do. Return two truths: tasks were moved; check this worker again soon.
         """
         process, glance = lane.process, self._queue.glance(lane.process.index)
+        if process.killed_for is not None:  # it is about to end
+            if now >= process.kill_at:
+                process.kill()
+            return False, False
         if process.seen != (glance.number, glance.done):
             process.seen = (glance.number, glance.done)
             process.progress_since = now
@@ -802,9 +890,9 @@ class Engine:
         return moved, process.halt_again or (hungry and glance.not_begun > 0)
 
     def _end_overdue(self, lane: LaneReader, position: int, now: float) -> bool:
-        """Kill a worker whose task in hand runs too long. If it cannot be halted, kill it after OVERDUE_SECONDS."""
+        """End a worker whose task in hand runs too long. If it cannot be halted, kill it after OVERDUE_SECONDS."""
         process, timeout = lane.process, self._timeout or 0.0
-        doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s")
+        doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s", self._grace)
         halted = self.halt(process, doomed)
         if not halted and now - process.progress_since >= timeout + OVERDUE_SECONDS:
             process.kill(doomed)
@@ -825,7 +913,28 @@ class Engine:
         if not self._pool.closing:
             self._pool.replace(process, code, claimed, note)
 
-    # The end of jobs, and of the run.
+    # The end of tasks, of jobs, and of the run.
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that has not begun. Return True if it was never started, and never will be."""
+        ledger = self._ledger
+        with self._whole():
+            if ledger.position(tsk_id) is not None:
+                self._take_back()
+            position = ledger.position(tsk_id)
+            if position is not None:
+                self._take_out_of_lane(position)
+            return ledger.cancel(tsk_id)
+        return False  # the run was given up
+
+    def _take_out_of_lane(self, position: int) -> None:
+        """Halt the worker whose lane holds this position. If it does not stand still, try again for a while."""
+        for process in self._pool.living():
+            glance = self._queue.glance(process.index)
+            if glance.first <= position < glance.end:
+                for _ in range(HALT_TRIES):
+                    if self.halt(process):
+                        break
 
     def withdraw(self) -> None:
         """Take back what has not begun. If its job is cancelled, it ends here."""
@@ -833,11 +942,15 @@ class Engine:
         with self._whole():
             ledger.drop_cancelled()
             if ledger.in_queue():
-                for first, count in self._queue.drain():
-                    ledger.give_back(first, count)
+                self._take_back()
                 for process in self._pool.living():
                     self.halt(process)
                 self.next_check = 0.0
+
+    def _take_back(self) -> None:
+        """Take back what no worker has claimed."""
+        for first, count in self._queue.drain():
+            self._ledger.give_back(first, count)
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
         """Kill the workers. Tasks in their hands get this outcome; the others are cancelled with the error `rest`."""
@@ -865,6 +978,88 @@ class Engine:
         deadline = time.monotonic() + STOP_SECONDS
         while self._pool.living() and time.monotonic() < deadline and not self.over:
             self.turn(job, report)
+
+
+class InlineQueue:
+    """In place of a queue if there are no workers: holds the one task that runs next in this process."""
+
+    name = ""
+    strategy = "in this process"
+    num_slots = 1
+    status: Sequence[int] = ()
+    words: Sequence[int] = ()
+    segment: Any = None
+    heap = b""
+    heap_offset = 0
+    ring = types.SimpleNamespace(capacity=math.inf)
+
+    def __init__(self) -> None:
+        self._positions = itertools.count()
+        self._next: Tasks | None = None
+
+    def room(self) -> int:
+        return int(self._next is None)
+
+    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
+        self._next = tasks
+        return [(next(self._positions), 1)]
+
+    def take(self) -> Tasks | None:
+        tasks, self._next = self._next, None
+        return tasks
+
+    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+        tasks = self.take()
+        return [] if tasks is None else [(tasks.first, 1)]
+
+    def harvest(self, harvested: Sequence[int]) -> list[int]:
+        return []
+
+    def sleepers(self) -> list[tuple[int, int]]:
+        return []
+
+    wakeable = sleepers
+
+    def backlog(self) -> int:
+        return 0
+
+
+class InlineEngine(Engine):
+    """Runs the functions in this process, one task in each turn, with the same results as in a worker."""
+
+    def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger, options: WorkerOptions) -> None:
+        super().__init__(queue, pool, ledger)
+        self._inline: InlineQueue = queue
+        self._calls = {fn_id: adapt(function) for fn_id, function in options.functions.items()}
+        if options.initializer is not None:
+            options.initializer()
+
+    def harvest(self) -> bool:
+        """Run the task in the queue. Return True if there was one."""
+        tasks = self._inline.take()
+        if tasks is None:
+            return False
+        began = time.perf_counter()
+        value = self._call(tasks.fn_ids[0], tasks.data[0])
+        seconds = time.perf_counter() - began
+        if isinstance(value, _Failure):
+            self._ledger.charge(0, tasks.first, "failed", value, seconds)
+        else:
+            self._ledger.complete(0, tasks.first, 1, [value], seconds)
+        return True
+
+    def _call(self, fn_id: int, payload: bytes) -> Any:
+        """The value as it would arrive from a worker, or a _Failure."""
+        structures = self._ledger.structures
+        try:
+            value = self._calls[fn_id](payload)
+            if value is not None:
+                value = decode_value(*encode_value(value, structures), structures)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            value = _Failure(describe(error))
+        return value
 
 
 class Outcomes(NamedTuple):
@@ -958,10 +1153,12 @@ class LaneReader:
     def _settle(self, outcomes: Outcomes) -> int:
         """Tell the ledger what was read. Return the position behind it."""
         start, done, seconds, ends, before, log, special = outcomes
-        worker = self.process.index
+        worker, doomed = self.process.index, self.process.killed_for
         if done:
             self.taken = start + done
-        if special:
+        if doomed is not None and doomed.grace and done and doomed.position == start:
+            self._end_late(doomed, outcomes)
+        elif special:
             self._settle_records(outcomes)
         elif ends:
             if not 1 <= before <= ends[-1] <= len(log):
@@ -971,6 +1168,13 @@ class LaneReader:
         elif done:
             self._ledger.complete(worker, start, done, None, seconds)
         return start + done
+
+    def _end_late(self, doomed: Doomed, outcomes: Outcomes) -> None:
+        """Settle a task that ended after its timeout, during its grace. It was the last of its batch."""
+        if outcomes.special:
+            self._decode(outcomes)  # its value may have a file, which goes
+        seconds = time.monotonic() - self.process.progress_since
+        self._ledger.charge(self.process.index, outcomes.start, doomed.status, doomed.error, seconds)
 
     def _settle_records(self, outcomes: Outcomes) -> None:
         """The same for outcomes that have records. Some may be failures."""
@@ -1048,8 +1252,16 @@ class LaneReader:
         if in_hand + 1 < bound and not self._draw_back(number, in_hand, bound):
             return False
         if doomed is not None and in_hand < bound and in_hand == doomed.position and process.stands_still():
-            process.kill(doomed)
+            self._end_in_hand(doomed)
         return True
+
+    def _end_in_hand(self, doomed: Doomed) -> None:
+        """End the worker, which stands still with this task in hand and has no other."""
+        if doomed.grace:
+            self._queue.tell_to_leave(self.process.index)
+            self.process.terminate(doomed)
+        else:
+            self.process.kill(doomed)
 
     def _draw_back(self, number: int, in_hand: int, bound: int) -> bool:
         """Make a batch end behind the task in hand, and give the rest to others. Return False if the worker has run.
@@ -1258,6 +1470,9 @@ class Heap:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+LONGEST_PAUSE = 60.0  # seconds before a task is tried again, at most
+
+
 class Ledger:
     """Keeps the books: gives each task its tsk_id, knows which positions hold it, and sees to its one outcome.
 
@@ -1265,7 +1480,7 @@ class Ledger:
     ones. stopping: nothing more begins, in any job.
     """
 
-    def __init__(self, functions: Mapping[int, Function], retries: int, workers: int) -> None:
+    def __init__(self, functions: Mapping[int, Function], retries: Retries, workers: int) -> None:
         self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
@@ -1277,7 +1492,8 @@ class Ledger:
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._retries = retries
-        self._attempts: dict[int, int] = {}  # tsk_id: how often it was started; only for tasks that go round again
+        self._tried: dict[int, TaskResult] = {}  # tsk_id: the last result of a task that is tried again
+        self._delayed: list[tuple[float, int, Tasks]] = []  # tasks that are tried again later: a heap by that time
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
     # Into the queue.
@@ -1385,8 +1601,8 @@ class Ledger:
             if tasks.job is None:
                 continue
             attempts: Iterable[int] = same(1)
-            if self._attempts:
-                attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
+            if self._tried:
+                attempts = [self._next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
                 longest = seconds
                 times: Any = same(seconds, stop - start)
@@ -1409,29 +1625,81 @@ class Ledger:
                 self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
 
     def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
-        """The task at `position` was started and is not ok. It goes round again, or this is its outcome."""
+        """The task at `position` was started and is not ok. It is tried again, or this is its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
                 return
-            tsk_id = tasks.tsk_ids[at]
-            attempts = self._attempts.pop(tsk_id, 0) + 1
-            if attempts <= self._retries and not self._is_cancelled(tasks.job):
-                self._attempts[tsk_id] = attempts
-                self.tally.retried += 1
-                self.again.append(tasks.part(at, at + 1))
-                return
-            tasks.release(1)
-            name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
+            tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], tasks.payloads[at]
+            attempts = self._next_attempt(tsk_id)
             result = TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
-            self._finish(tasks.job, result)
+            if self._retries.wanted(result) and not self._is_cancelled(tasks.job):
+                self._try_again(tasks.part(at, at + 1), result)
+            else:
+                tasks.release(1)
+                self._finish(tasks.job, result)
+
+    def _next_attempt(self, tsk_id: int) -> int:
+        """The number of the attempt that has just ended."""
+        before = self._tried.pop(tsk_id, None)
+        return 1 if before is None else before.attempts + 1
+
+    def _try_again(self, tasks: Tasks, result: TaskResult) -> None:
+        """Put a task that had this result with those that are pushed next, or are to wait."""
+        self._tried[result.tsk_id] = result
+        self.tally.retried += 1
+        delay = self._retries.pause(result.attempts)
+        if delay:
+            heapq.heappush(self._delayed, (time.monotonic() + delay, result.tsk_id, tasks))
+        else:
+            self.again.append(tasks)
+
+    def next_due(self) -> float:
+        """When the next task that waits for its retry is due, on the monotonic clock."""
+        return self._delayed[0][0] if self._delayed else math.inf
+
+    def move_due(self, now: float) -> None:
+        """Put the tasks whose pause is over with those that are pushed next."""
+        while self._delayed and self._delayed[0][0] <= now:
+            self.again.append(heapq.heappop(self._delayed)[2])
 
     def give_back(self, position: int, count: int) -> None:
         """Take back tasks that never began. They are pushed again; if their job is cancelled, they end."""
         for tasks, start, stop in self._take(position, count):
             self._put(tasks.part(start, stop), self.again)
 
+    def position(self, tsk_id: int) -> int | None:
+        """The position of a task that is in the queue and has no outcome yet."""
+        for tasks in self._placed:
+            if tsk_id in tasks.tsk_ids:
+                at = tasks.tsk_ids.index(tsk_id)
+                return None if tasks.settled[at] else tasks.first + at
+        return None
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that waits to be pushed. Return True if it was never started."""
+        started = tsk_id in self._tried
+        for waiting in (self.again, self.fresh):
+            for index, tasks in enumerate(waiting):
+                if tsk_id in tasks.tsk_ids:
+                    at = tasks.tsk_ids.index(tsk_id)
+                    del waiting[index]
+                    for part in (tasks.part(at + 1, len(tasks.payloads)), tasks.part(0, at)):
+                        if part.payloads:
+                            waiting.insert(index, part)
+                    self.end(tasks.part(at, at + 1))
+                    return not started
+        for entry in self._delayed:
+            if entry[1] == tsk_id:
+                self._delayed.remove(entry)
+                heapq.heapify(self._delayed)
+                self.end(entry[2])
+                break
+        return False
+
     def drop_cancelled(self) -> None:
         """End the tasks that wait to be pushed and whose job is cancelled."""
+        for entry in [entry for entry in self._delayed if self._is_cancelled(entry[2].job)]:
+            self.cancel(entry[1])
         for waiting in (self.again, self.fresh):
             for _ in range(len(waiting)):
                 self._put(waiting.popleft(), waiting)
@@ -1446,18 +1714,20 @@ class Ledger:
         return job is not None and (job.cancelled or self.stopping)
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
-        """Give this outcome to tasks that do not begin, or do not begin again."""
+        """Give this outcome to tasks that do not begin. Those that do not begin again keep their last result."""
         tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
-                attempts, name = self._attempts.pop(tsk_id, 0), self.names[fn_id]
-                self._finish(tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, None, 0.0))
+                name, before = self.names[fn_id], self._tried.pop(tsk_id, None)
+                result = TaskResult(tsk_id, name, payload, status, None, error, 0, None, 0.0)
+                self._finish(tasks.job, before or result)
 
     def end_all(self, error: str) -> None:
         """End all tasks in the queue and on their way there, once no worker is left."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
                 self.again.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
+        self.move_due(math.inf)
         for waiting in (self.again, self.fresh):
             while waiting:
                 self.end(waiting.popleft(), error=error)
@@ -1470,7 +1740,23 @@ class Ledger:
         return sum(tasks.left for tasks in self._placed)
 
     def unfinished(self) -> int:
-        return self.in_queue() + sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
+        waiting = sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
+        return self.in_queue() + waiting + len(self._delayed)
+
+
+class Retries(NamedTuple):
+    """Which tasks are tried again, and when: see the arguments of Supervisor."""
+
+    most: int
+    delay: float = 0.0
+    statuses: Sequence[str] = RETRY_ON
+
+    def wanted(self, result: TaskResult) -> bool:
+        return result.attempts <= self.most and result.status in self.statuses
+
+    def pause(self, attempts: int) -> float:
+        """Seconds to wait after so many attempts."""
+        return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
 
 
 @dataclasses.dataclass(slots=True)
@@ -1648,6 +1934,7 @@ class Tally:
     def __init__(self, workers: int) -> None:
         self.counts = dict.fromkeys(OUTCOMES, 0)
         self.retried = 0
+        workers = max(1, workers)  # without workers, this process is number 0
         self.completed = [0] * workers
         self.failed = [0] * workers
         self.busy = [0.0] * workers
@@ -1719,26 +2006,35 @@ def function_name(function: Any) -> str:
 # The worker pool: starts, wakes, stops and reaps the worker processes.
 # ---------------------------------------------------------------------------------------------------------------------
 
-STILL_SECONDS = 0.05  # how long a worker may take to stand still once it is stopped
-STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
-MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
-REAP_SECONDS = 1.0  # how long the fork server may take to say how a worker has ended
-TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker, or ignores SIGCHLD
-FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
-FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
+STILL_SECONDS = 0.05  # a worker that is stopped stands still after this time, or the halt has failed
+STOP_SECONDS = 5.0  # workers that are told to leave may take this long
+MEMORY_SECONDS = 1.0  # how often memory and processor time are read; a worker may stay above max_rss for this long
+REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
+TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker itself, or ignores SIGCHLD
+FAILED_STARTS = 8  # so many deaths in a row before a task is claimed end the run,
+FAILED_SECONDS = 3.0  # if no task was claimed for this long, or at once if the initializer raised
+
+
+WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
+_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
 
 
 class WorkerPool:
-    """Starts, wakes, orders, kills and buries worker processes."""
+    """Starts, wakes, stops, kills and reaps worker processes."""
 
     def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
-        self._queue, self._options, self._context, self._max_rss = queue, options, context, max_rss
+        self._queue = queue
+        self._options = options
+        self._context = context
+        self._max_rss = max_rss
         self.closing = False  # start no more
         self.chosen_fork = False  # the start method is fork, and nobody has named it
-        self._refused_since = 0.0  # since when none lives and none can be started; 0 while some do
-        self.respawned = self._failed_starts = 0
-        self.starting = 0.0  # seconds that workers, now dead, took to start
-        self._worked_at, self._next_memory = time.monotonic(), 0.0
+        self.respawned = 0
+        self._refused_since = 0.0  # since when no worker lives and none can be started; 0 while some live
+        self._failed_starts = 0  # in a row
+        self._dead_starting = 0.0  # seconds that workers, now dead, took to start
+        self._worked_at = time.monotonic()
+        self._next_memory = 0.0
         self.processes: list[WorkerProcess] = [
             WorkerProcess(index, queue.words, status) for index, status in enumerate(queue.status)
         ]
@@ -1747,14 +2043,20 @@ class WorkerPool:
         self.poll.register(self.bell, select.POLLIN)
 
     def _pipe(self) -> tuple[Any, Any]:
-        """A pipe (reader, writer) that never blocks its writer, and whose ends forked workers close."""
+        """A pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
         reader, writer = self._context.Pipe(duplex=False)
         os.set_blocking(writer.fileno(), False)
         _supervisor_ends.update((reader, writer))
         return reader, writer
 
+    def start_all(self) -> None:
+        """Start every worker. Raises LIMIT_ERRORS if one cannot be started."""
+        self._queue.stuck = self.free_lock
+        for process in self.processes:
+            self.start(process)
+
     def start(self, process: WorkerProcess) -> None:
-        """Start a process as this worker. Raises LIMIT_ERRORS where it cannot be started; nothing is left open then."""
+        """Start a process as this worker. Raises LIMIT_ERRORS if that is not possible, and leaves nothing open."""
         self._check_descriptors()
         try:
             self._launch(process)
@@ -1766,7 +2068,7 @@ class WorkerPool:
                 process.wake.close()
 
     def _check_descriptors(self) -> None:
-        """Raise OSError (EMFILE) now if there are too few: multiprocessing leaves some open if it fails half-way."""
+        """Raise OSError (EMFILE) now if there are too few: multiprocessing would fail half-way and leave some open."""
         spare: list[int] = []
         try:
             while len(spare) < SPARE_DESCRIPTORS:
@@ -1776,16 +2078,16 @@ class WorkerPool:
                 os.close(descriptor)
 
     def try_to_start(self, process: WorkerProcess) -> None:
-        """Start a process as this worker while a run goes on. If a limit of the system forbids it, the others go on,
-        and it is tried again later.
+        """Start a process as this worker while a run goes on.
 
-        Raises WorkersFailedError if no worker has lived for FAILED_SECONDS because of that."""
+        If a limit of the system forbids it, the others go on, and it is tried again later. Raises WorkersFailedError
+        if no worker has lived for FAILED_SECONDS because of that.
+        """
         now = time.monotonic()
         try:
             self.start(process)
         except LIMIT_ERRORS as error:
-            process.deaths += 1
-            process.due = now + min(1.0, 0.02 * 2 ** min(process.deaths, 6))
+            process.postpone(now)
             if self.living():
                 self._refused_since = 0.0
                 return
@@ -1796,31 +2098,30 @@ class WorkerPool:
             self._refused_since = 0.0
 
     def _launch(self, process: WorkerProcess) -> None:
+        """Start the process, and note it in the books."""
+        queue = self._queue
         wake, process.wake = self._pipe()
-        queue, mine = self._queue, Pipes(wake, self._bell_end)
+        mine = Pipes(wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, process.index, self._options, mine)
-        child = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{process.index}")
+        child = self._context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{process.index}")
         child.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
-        with signals_held():  # until it is in the books; and a forked child would run our caller's handlers
+        with handlers.held():  # until the process is in the books; also, a forked child must not run our caller's
             try:
-                with start_of_worker(self.chosen_fork):
+                with handlers.start_of_worker(self.chosen_fork):
                     child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
                 wake.close()
-            process.child, process.pid, process.started = child, int(child.pid or 0), time.monotonic()
-            process.identify()
+            process.begin(child)
             self.poll.register(process.end_sign(), select.POLLIN)
-        with contextlib.suppress(OSError):  # as the child does: whoever comes first
+        with contextlib.suppress(OSError):  # the child does the same; one of the two comes first
             os.setpgid(process.pid, process.pid)
-        process.rung, process.killed_for, process.monitor, process.retiring, process.told = 0, None, None, 0.0, False
-        process.progress_since = process.started
         queue.words[process.status + PID] = process.pid
 
     def ring(self) -> None:
-        """Wake those sleepers that it pays to wake, each once a sleep."""
+        """Wake the sleepers for which there is enough work, each once a sleep."""
         for index, number in self._queue.wakeable():
             process = self.processes[index]
             if process.rung != number:
@@ -1829,7 +2130,7 @@ class WorkerPool:
                     self._write(process.wake, b"!")
 
     def retire(self, process: WorkerProcess) -> None:
-        """Have a worker leave after the task in its hand."""
+        """Make a worker leave after the task in its hand."""
         process.told = process.halt_again = True
         self._queue.tell_to_leave(process.index)
         self._write(process.wake, b"!")
@@ -1842,7 +2143,7 @@ class WorkerPool:
             os.write(pipe.fileno(), data)
 
     def find_dead(self, now: float) -> list[WorkerProcess]:
-        """See to large and missing workers. Return those that died."""
+        """Start missing workers, and retire large ones. Return those that died."""
         dead = []
         for process in self.processes:
             if process.child is None:
@@ -1860,7 +2161,8 @@ class WorkerPool:
         """Read a worker's memory and processor time; replace it if it is too large."""
         with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
             process.monitor = process.monitor or psutil.Process(process.pid)
-            process.rss, process.cpu = process.monitor.memory_info().rss, process.monitor.cpu_percent()
+            process.rss = process.monitor.memory_info().rss
+            process.cpu = process.monitor.cpu_percent()
         if self._max_rss is None or process.rss <= self._max_rss:
             return
         if not process.retiring:
@@ -1871,18 +2173,18 @@ class WorkerPool:
             process.kill(Doomed(None, "crashed", why))
 
     def reap(self, process: WorkerProcess) -> int:
-        """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
-        with signals_held():
+        """Kill what a dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
+        with handlers.held():
             process.signal_group(signal.SIGKILL)
             self.poll.unregister(process.end_sign())
-            self.starting += self._start_time(process)
+            self._dead_starting += self._start_time(process)
             code = process.reap()
             process.wake.close()
         return code
 
     def starting_seconds(self) -> float:
-        """How long all the worker processes together took to start."""
-        return self.starting + sum(map(self._start_time, self.living()))
+        """How many seconds all the worker processes together took to start."""
+        return self._dead_starting + sum(map(self._start_time, self.living()))
 
     def _start_time(self, process: WorkerProcess) -> float:
         """Seconds until this process was ready, or until now."""
@@ -1890,35 +2192,39 @@ class WorkerPool:
         return (ready if ready > process.started else time.monotonic()) - process.started
 
     def replace(self, process: WorkerProcess, code: int, claimed: bool, note: str) -> None:
-        """Start the successor of a buried worker: at once, or after a pause if it died before it claimed a task.
+        """Start the successor of a dead worker: at once, or after a pause if it died before it claimed a task.
 
-        Raises WorkersFailedError where one after the other does, and nothing else happens."""
+        Raises WorkersFailedError if one after the other dies so, and no worker gets to work.
+        """
         self.respawned += 1
+        if code == UNGUARDED:
+            raise WorkersFailedError(GUARD_REMEDY)
         if claimed or (process.told and code == 0):
             self.worked()
             process.deaths = 0
             self.try_to_start(process)
             return
-        process.deaths += 1
+        process.postpone(time.monotonic())
         self._failed_starts += 1
-        process.due = time.monotonic() + min(1.0, 0.02 * 2 ** min(process.deaths, 6))
         if self._failed_starts >= FAILED_STARTS and (note or time.monotonic() - self._worked_at > FAILED_SECONDS):
             why = note or exit_text(code)
             raise WorkersFailedError(f"{self._failed_starts} workers in a row died before they took a task: {why}")
 
     def worked(self) -> None:
-        """Some worker has had tasks."""
-        self._worked_at, self._failed_starts = time.monotonic(), 0
+        """Note that some worker has had tasks."""
+        self._worked_at = time.monotonic()
+        self._failed_starts = 0
 
     def suspend(self) -> None:
-        """Stop the workers and then this process; go on with them when it is continued."""
+        """Stop the workers and then this process. When it is continued, continue them."""
         since = time.monotonic()
         living = self.living()
         for process in living:
             process.signal_group(signal.SIGSTOP)
         for process in living:
-            process.wait_until_stopped(CHECK_SECONDS)  # then the kernel ends them if this process is killed
-        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
+            process.wait_until_stopped(CHECK_SECONDS)  # the kernel ends stopped ones if this process is killed
+        # Not SIGSTOP: if the process group is orphaned, nobody could continue it, and the kernel ignores SIGTSTP then.
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
         for process in living:
@@ -1926,7 +2232,7 @@ class WorkerPool:
             process.progress_since += time.monotonic() - since
 
     def continue_stopped(self) -> bool:
-        """Continue workers that somebody has stopped, in their sleep. Whether there were any."""
+        """Continue workers that somebody has stopped while they slept. Return True if there were any."""
         stopped = [process for process in self.living() if process.is_stopped()]
         for process in stopped:
             process.signal_group(signal.SIGCONT)
@@ -1961,11 +2267,12 @@ class WorkerPool:
 
 
 class Doomed(NamedTuple):
-    """Why the supervisor kills a worker: what becomes of the task at this position; None for whichever is in hand."""
+    """Why the supervisor kills a worker: the outcome of the task at this position, or of any in hand if it is None."""
 
     position: int | None
     status: str
     error: str
+    grace: float = 0.0  # seconds between SIGTERM and SIGKILL; without one there is no SIGTERM
 
 
 @dataclasses.dataclass
@@ -1973,43 +2280,62 @@ class WorkerProcess:
     """What the supervisor keeps of one worker, and does to its process."""
 
     index: int
-    words: Any  # of the segment
-    status: int  # the first of this worker's
-    child: Any = None  # of multiprocessing; None while it is dead
+    words: Any  # the words of the segment
+    status: int  # the index of this worker's first word
+    child: Any = None  # multiprocessing's object; None while the worker is dead
     pid: int = 0
-    pidfd: Any = None  # a file that names the process, also when its pid has gone to another one; None without pidfds
-    born: int = 0  # when the process started, as process_state() has it
+    pidfd: Any = None  # a file that names the process even after its pid has gone to another; None if there is none
+    born: int = 0  # when the process started, as process_state() tells it
     started: float = 0.0
     wake: Any = None  # our end of its pipe
     due: float = 0.0  # when to start it again
-    deaths: int = 0  # in a row, before it claimed a task
+    deaths: int = 0  # in a row, each before it claimed a task
     first_claims: int = 0  # its `claims` word when it was started
-    rung: int = 0  # the last sleep that was rung for
-    halted: float = 0.0  # when it was last halted,
-    halt_again: bool = False  # and whether that has to be done once more
-    seen: tuple[int, int] = (0, 0)  # its batch and how many of its tasks were done when last looked at,
-    progress_since: float = 0.0  # and since when
+    rung: int = 0  # the number of the last sleep that we woke it from
+    halted: float = 0.0  # when it was last halted
+    halt_again: bool = False  # the last halt could not read its lane
+    seen: tuple[int, int] = (0, 0)  # the number of its batch, and how many tasks were done, at the last check
+    progress_since: float = 0.0  # since when these two have not changed
     killed_for: Doomed | None = None
+    kill_at: float = math.inf  # when its grace ends
     monitor: Any = None  # its psutil.Process
     rss: int = 0
     cpu: float = 0.0
-    told: bool = False  # to leave
-    retiring: float = 0.0  # since when, for its memory
-    _stopped_before: bool = False  # it stood still when a halt began
+    told: bool = False  # told to leave
+    retiring: float = 0.0  # since when it is told to leave for its memory
+    _stopped_before: bool = False  # it stood still already when a halt began
     _still_since: float = 0.0
     _switches: int = 0  # its context switches at that time
 
     def word(self, word: int) -> int:
         return int(self.words[self.status + word])
 
+    def begin(self, child: Any) -> None:
+        """Note a new process as this worker."""
+        self.child = child
+        self.pid = int(child.pid or 0)
+        self.started = self.progress_since = time.monotonic()
+        self.rung = 0
+        self.killed_for = None
+        self.kill_at = math.inf
+        self.monitor = None
+        self.retiring = 0.0
+        self.told = False
+        self.identify()
+
+    def postpone(self, now: float) -> None:
+        """Start it again later; each time in a row after a longer pause, 1 s at most."""
+        self.deaths += 1
+        self.due = now + min(1.0, 0.02 * 2 ** min(self.deaths, 6))
+
     def identify(self) -> None:
-        """Note who the new process is, so that later no other with its pid is taken for it."""
+        """Note who the new process is, so that no other with its pid is taken for it later."""
         self.born = process_state(self.pid)[1]
         self.pidfd = None
-        with contextlib.suppress(OSError, AttributeError):  # gone; no pidfds here, or none left
+        with contextlib.suppress(OSError, AttributeError):  # the process is gone; or there are no pidfds
             self.pidfd = io.FileIO(os.pidfd_open(self.pid))
             _supervisor_ends.add(self.pidfd)
-        if is_readable(self.child.sentinel):  # it has ended, so all this may be of another process
+        if is_readable(self.child.sentinel):  # it has ended, so what was read may belong to another process
             self.close_pidfd()
             self.born = -1
 
@@ -2029,12 +2355,14 @@ class WorkerProcess:
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except (ChildProcessError, AttributeError):
-            # the fork server's child, or reaped by this program already; macOS before Python 3.13
+            # It is the fork server's child, or this program has reaped it; or this is macOS before Python 3.13.
             return not self.child.is_alive() or is_readable(self.child.sentinel)
 
     def reap(self) -> int:
-        """Wait until the process has ended, and release what multiprocessing keeps of it. Its exit code, -n for
-        signal n, or TAKEN."""
+        """Wait until the process has ended, and release what multiprocessing keeps of it.
+
+        Return its exit code, -n for signal n, or TAKEN.
+        """
         if self.pidfd is not None:
             is_readable(self.pidfd.fileno(), None)
             self.close_pidfd()
@@ -2043,7 +2371,7 @@ class WorkerProcess:
         if self.child.exitcode is None:
             self.child.join(REAP_SECONDS)  # the fork server tells it a moment later
         code = self.child.exitcode
-        if code is None:  # multiprocessing would take the process for alive, and refuse to close it
+        if code is None:  # multiprocessing would think that the process is alive, and refuse to close it
             code = self.child._popen.returncode = TAKEN
         self.child.close()
         self.child = None
@@ -2055,8 +2383,15 @@ class WorkerProcess:
         self.signal_group(signal.SIGKILL)
         self.signal(signal.SIGKILL)  # where it has no group yet
 
+    def terminate(self, why: Doomed) -> None:
+        """Ask it and what its functions started to end; it has been told to leave. It is killed after the grace."""
+        self.killed_for = why
+        self.kill_at = time.monotonic() + why.grace
+        self.told = True
+        self.signal_group(signal.SIGTERM)
+
     def stop(self) -> bool:
-        """Stop it, and wait until it stands still. Return True if it does; if not in time, it goes on."""
+        """Stop it, and wait until it stands still. If that takes too long, continue it and return False."""
         self._stopped_before = self.is_stopped()
         if not self._stopped_before:
             self.signal(signal.SIGSTOP)
@@ -2082,7 +2417,7 @@ class WorkerProcess:
                 time.sleep(0.0002)
 
     def stands_still(self) -> bool:
-        """Return True if it has not run since stop(), although somebody may have continued and stopped it."""
+        """Return True if it has not run since stop(), not even if somebody has continued and stopped it."""
         state, switches = state_and_switches(self.pid)
         return state in STOPPED and switches == self._switches
 
@@ -2100,7 +2435,7 @@ class WorkerProcess:
         return process_state(self.pid)[0] in STOPPED
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process, and to no other that has got its pid since."""
+        """Send a signal to the process, and to no other that has got its pid meanwhile."""
         with contextlib.suppress(ProcessLookupError):
             if self.pidfd is not None:
                 signal.pidfd_send_signal(self.pidfd.fileno(), number)
@@ -2110,7 +2445,8 @@ class WorkerProcess:
     def signal_group(self, number: int) -> None:
         """Send a signal to the process and what its functions started, and to no other group.
 
-        While any of them lives, the system gives the number of the group to nobody else."""
+        While any of them lives, the system gives the number of the group to nobody else.
+        """
         if self._keeps_pid():
             signal_group(self.pid, number)
 
@@ -2120,8 +2456,8 @@ class WorkerProcess:
         return found in (0, self.born) or self.born == 0
 
 
-SPARE_DESCRIPTORS = 16  # more than the start of a worker needs, by any start method
-LIMIT_ERRORS = (OSError, EOFError)  # from the start of a process; EOFError: the fork server could not fork
+SPARE_DESCRIPTORS = 16  # the start of a worker needs fewer, with any start method
+LIMIT_ERRORS = (OSError, EOFError)  # what the start of a process raises; EOFError: the fork server could not fork
 REMEDIES = {
     errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
     errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
@@ -2129,11 +2465,11 @@ REMEDIES = {
 }
 
 
-def limit_error(error: OSError | EOFError) -> OSError:
-    """The same error, with what can be done about it in its text."""
+def limit_error(error: BaseException) -> BaseException:
+    """The same error. If it tells of a limit of the system, it has a remedy in its text."""
     if isinstance(error, EOFError):
         return OSError(errno.EAGAIN, limit_text(error))
-    if error.errno not in REMEDIES:
+    if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return error
     return OSError(error.errno, limit_text(error), error.filename)
 
@@ -2146,20 +2482,21 @@ def limit_text(error: OSError | EOFError) -> str:
 
 
 def close_launch_pipes(error: BaseException) -> None:
-    """Close the pipes that multiprocessing leaves open where it cannot start a process.
+    """Close the pipes that multiprocessing leaves open if it cannot start a process.
 
-    The error holds them in its traceback; those of fork are known to local names only, and would stay open for good."""
+    They are found in the error's traceback. Those of fork are in local names only, and would stay open for good.
+    """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
             names = frame.f_locals
             names["self"].close()
             if names["self"].method == "fork":
-                for end in [names[name] for name in ("parent_r", "child_w", "child_r", "parent_w") if name in names]:
-                    os.close(end)
+                for name in {"parent_r", "child_w", "child_r", "parent_w"} & names.keys():
+                    os.close(names[name])
 
 
 def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
-    """Return True if a descriptor becomes readable within so many seconds; None waits without end."""
+    """Return True if a descriptor becomes readable within `timeout` seconds. None waits for ever."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(None if timeout is None else timeout * 1000))
@@ -2181,12 +2518,15 @@ def exit_text(code: int) -> str:
     return f"the worker process was killed by signal {-code}"
 
 
-STOPPED, ENDED = ("T", "t"), ("", "Z", "X")  # states of a process: a zombie has ended, too
+STOPPED = ("T", "t")  # states of a process
+ENDED = ("", "Z", "X")
 
 
 def process_state(pid: int) -> tuple[str, int]:
-    """A process's state, as the letter that ps shows, and when it started, in units of the system's own; ("", 0)
-    where it is gone."""
+    """A process's state, as the letter that ps shows, and when it started, in a unit of the system's own.
+
+    ("", 0) if the process is gone.
+    """
     try:
         if os.path.isdir("/proc/self"):
             with open(f"/proc/{pid}/stat", "rb") as file:
@@ -2200,9 +2540,10 @@ def process_state(pid: int) -> tuple[str, int]:
 
 
 def state_and_switches(pid: int) -> tuple[str, int]:
-    """A process's state, as `process_state` has it, and how often it has been switched; 0 where nobody counts.
+    """A process's state as the letter that ps shows, and the number of its context switches (0 if nobody counts).
 
-    Read at once: if the state is "stopped", the process has not run since as long as the number stays the same."""
+    Both are read at once. So while a process is stopped and the number stays the same, it has not run.
+    """
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             text = file.read()
@@ -2223,183 +2564,202 @@ def process_exists(pid: int) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Signals: which handlers are ours, and for how long.
+# Signals: which handlers are ours, for how long, and what forked children get of them.
 # ---------------------------------------------------------------------------------------------------------------------
 
-HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
+class Handlers:
+    """Owns every signal handler that this module sets, and the end of each open Supervisor. There is one object.
 
-_open: set[object] = set()  # a token for each of this process's Supervisors
-_exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler for it, and the one before; the oldest come first
-_masks: dict[int, Any] = {}  # what signals a thread that is forking blocked before
-_starting: set[int] = set()  # threads that are starting a worker at this moment
-# Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
-_FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Signals that would raise an exception here, or end the process, come after the block.
-
-    Their handlers are exchanged. A mask would be one thread's, and every child's, the fork server among them, for ever.
+    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill this process without its
+    clean-up. That is done in the main thread only, since others run no handlers, and only if nobody else handles them.
     """
-    with contextlib.ExitStack() as came, contextlib.ExitStack() as held:  # and each is had, whatever another raises
 
-        def hold(number: int, frame: object) -> None:
-            came.callback(signal.raise_signal, number)
+    HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    HEARD = (*HELD, signal.SIGQUIT, signal.SIGTSTP)  # by a run from the command line, and by --watch
+    # Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
+    FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
 
-        if threading.current_thread() is threading.main_thread():  # others run no handlers
-            for number in HELD:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
-                    held.callback(put_back, number, hold)
-                    exchange_handler(number, hold)
-        yield
+    def __init__(self) -> None:
+        self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
+        self._exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler, the one before; oldest first
+        self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
+        self._starting: set[int] = set()  # threads that start a worker at this moment
+        os.register_at_fork(
+            before=self._block_for_fork, after_in_parent=self._unblock_after_fork, after_in_child=self._forget_in_child
+        )
 
+    # The end of Supervisors.
 
-def exit_on_signals() -> None:
-    """While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill the process without its
-    clean-up: in the main thread only, and only where nobody else processes them."""
-    old, new = (signal.SIG_DFL, _exit_cleanly) if _open else (_exit_cleanly, signal.SIG_DFL)
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is old:
-                signal.signal(number, new)
+    def open(self, resources: contextlib.ExitStack) -> None:
+        """Note an open Supervisor, and what it has to release."""
+        self._open.add(resources)
+        self.exit_on_signals()
 
-
-def _exit_cleanly(number: int, frame: object) -> None:
-    if _open and not _is_forking(frame):
-        _exit(number, frame)
-    if _open:  # come back a moment later
-        threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
-        return
-    signal.signal(number, signal.SIG_DFL)  # somebody has kept this handler, and set it again after our time
-    signal.raise_signal(number)
-
-
-def _exit(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
-def dispose(owner: int, resources: contextlib.ExitStack) -> None:
-    """Kill the workers, remove the segment, restore the signal handlers: once, at the latest when Python exits."""
-    if os.getpid() == owner:  # and not in a child that the user forked
+    def dispose(self, owner: int, resources: contextlib.ExitStack) -> None:
+        """Kill the workers, remove the segment, restore the signal handlers. Called at the latest when Python exits."""
+        if os.getpid() != owner:  # a child that the user forked
+            return
         try:
-            with signals_held():
+            with self.held():
                 resources.close()
         finally:
-            exit_on_signals()
+            self._open.discard(resources)
+            self.exit_on_signals()
 
+    def exit_on_signals(self) -> None:
+        """Set or remove the handlers that raise SystemExit, as it is needed now."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        old: Any = signal.SIG_DFL
+        new: Any = self._exit_cleanly
+        if not self._open:
+            old, new = new, old
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == old:
+                signal.signal(number, new)
 
-def exchange_handler(number: int, ours: Any) -> None:
-    """Handle a signal by `ours`, until put_back(number, ours)."""
-    _exchanged.append((number, ours, signal.getsignal(number)))  # first, because another thread may fork at any moment
-    signal.signal(number, ours)
+    def _exit_cleanly(self, number: int, frame: object) -> None:
+        if not self._open:  # somebody has kept this handler, and set it again after our time
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif self._is_forking(frame):  # Python drops an exception that is raised there, so come back a moment later
+            threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
+        else:
+            self.exit(number, frame)
 
+    @staticmethod
+    def exit(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
 
-def put_back(number: int, ours: Any) -> None:
-    """Handle a signal as before `ours`, unless somebody has set another handler since."""
-    for entry in [entry for entry in _exchanged if entry[0] == number and entry[1] is ours]:
-        if signal.getsignal(number) is ours:
-            signal.signal(number, entry[2])
-        _exchanged.remove(entry)
+    # Handlers for a time.
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Delay signals that would raise or kill until the block has ended.
 
-def _forget_supervisors() -> None:
-    """In a forked child: no Supervisor is open here, and signals are handled as they were before we came.
+        Their handlers are exchanged. A mask would hold for one thread only, and children would inherit it for ever,
+        the fork server among them.
+        """
+        # Two stacks: each signal that came is raised, whatever another one raises.
+        with contextlib.ExitStack() as came, contextlib.ExitStack() as held:
 
-    A worker is left alone. It must not run the handlers of our caller, and _isolate() sets its own."""
-    _open.clear()
-    if threading.get_ident() not in _starting:
-        for number, ours, _ in list(reversed(_exchanged)):
-            put_back(number, ours)
-        exit_on_signals()  # none is open here, so this takes our handlers away
-    while _FORK_WARNING in warnings.filters:
-        typing.cast(list[Any], warnings.filters).remove(_FORK_WARNING)
-    _exchanged.clear()
-    _starting.clear()
-    _unblock_after_fork()
-    _masks.clear()
+            def hold(number: int, frame: object) -> None:
+                came.callback(signal.raise_signal, number)
 
+            if threading.current_thread() is threading.main_thread():
+                for number in self.HELD:
+                    if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
+                        held.callback(self.put_back, number, hold)
+                        self.exchange(number, hold)
+            yield
 
-def _block_for_fork() -> None:
-    """Before a fork, in the thread that forks: hold back SIGTERM and SIGHUP if we handle them.
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[Iterable[int]]:
+        """After the block, and in children that others fork, signals are handled as before it.
 
-    A forked child of Python drops a signal that comes before its first line, if it has a Python handler. The host may
-    end its child just then, and rely on the default, which kills at once. So the child gets the signal after
-    _forget_supervisors() has put the default back."""
-    ours = [_exit_cleanly, *(entry[1] for entry in _exchanged)]
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
-    if numbers:
-        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        Yields the signals that can be handled in the block, by exchange(): none outside the main thread.
+        """
+        numbers = self.HEARD if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.getsignal(number) for number in numbers}
+        exchanged = list(self._exchanged)
+        try:
+            yield numbers
+        finally:
+            for number, handler in before.items():
+                if handler is not None:  # None: it is not Python's
+                    signal.signal(number, handler)
+            if numbers:
+                self._exchanged[:] = exchanged
 
+    def exchange(self, number: int, ours: Any) -> None:
+        """Handle a signal by `ours`, until put_back(number, ours)."""
+        self._exchanged.append((number, ours, signal.getsignal(number)))  # first: another thread may fork at any moment
+        signal.signal(number, ours)
 
-def _unblock_after_fork() -> None:
-    before = _masks.pop(threading.get_ident(), None)
-    if before is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def put_back(self, number: int, ours: Any) -> None:
+        """Handle a signal as before `ours`, unless somebody has set another handler since."""
+        for entry in [entry for entry in self._exchanged if entry[0] == number and entry[1] is ours]:
+            if signal.getsignal(number) is ours:
+                signal.signal(number, entry[2])
+            self._exchanged.remove(entry)
 
+    # Forks.
 
-def _is_forking(frame: Any) -> bool:
-    """Return True if the code at `frame` is one of these hooks. Python drops an exception that is raised in one."""
-    while frame is not None and frame.f_code not in (_block_for_fork.__code__, _unblock_after_fork.__code__):
-        frame = frame.f_back
-    return frame is not None
+    @contextlib.contextmanager
+    def start_of_worker(self, silent: bool) -> Iterator[None]:
+        """Mark a fork in this block as that of a worker. `silent`: without Python's warning about threads.
 
+        A Supervisor that chose fork by itself keeps it, so the warning says nothing that its user could change.
+        warnings.catch_warnings() would exchange the whole list of filters, and so undo what another thread sets
+        meanwhile. Here one entry goes into the list and out again.
+        """
+        filters: Any = warnings.filters if silent else []
+        filters.insert(0, self.FORK_WARNING)
+        self._starting.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            self._starting.discard(threading.get_ident())
+            with contextlib.suppress(ValueError):  # somebody has emptied the list
+                filters.remove(self.FORK_WARNING)
 
-os.register_at_fork(before=_block_for_fork, after_in_parent=_unblock_after_fork, after_in_child=_forget_supervisors)
+    def _block_for_fork(self) -> None:
+        """Before a fork, in the thread that forks: block SIGTERM and SIGHUP if we handle them.
 
-
-@contextlib.contextmanager
-def start_of_worker(silent: bool) -> Iterator[None]:
-    """Mark a fork in this block as that of a worker; `silent`: without Python's warning that there are threads.
-
-    A Supervisor that chose fork by itself keeps it, so the warning tells its user nothing that he could change.
-    warnings.catch_warnings() would do for one thread: it puts a copy in place of the list of filters and later the old
-    list back, and so undoes what another thread sets in between. One entry goes in and out of the list here, and
-    nothing else in it is touched."""
-    filters: Any = warnings.filters if silent else []
-    filters.insert(0, _FORK_WARNING)
-    _starting.add(threading.get_ident())
-    try:
-        yield
-    finally:
-        _starting.discard(threading.get_ident())
-        with contextlib.suppress(ValueError):  # somebody has emptied the list
-            filters.remove(_FORK_WARNING)
-
-
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # by a run, and by --watch
-
-
-@contextlib.contextmanager
-def handlers_kept() -> Iterator[Iterable[int]]:
-    """After the block, and in children that others fork, signals are handled as before it. Yields those that can be
-    handled in the block, by exchange_handler(): none beside the main thread."""
-    numbers = HEARD if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.getsignal(number) for number in numbers}
-    exchanged = list(_exchanged)
-    try:
-        yield numbers
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # not one of Python's
-                signal.signal(number, handler)
+        If a signal has a Python handler, a forked child drops the signal when it comes before the child's first line.
+        The host may end its child just then, and rely on the default, which kills at once. So the child gets the
+        signal after _forget_in_child() has put the default back.
+        """
+        ours = [self._exit_cleanly, *(entry[1] for entry in self._exchanged)]
+        numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
         if numbers:
-            _exchanged[:] = exchanged
+            self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def _unblock_after_fork(self) -> None:
+        before = self._masks.pop(threading.get_ident(), None)
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _forget_in_child(self) -> None:
+        """In a forked child: no Supervisor is open here, and signals are handled as before we came.
+
+        A worker is left alone: it must not run the handlers of our caller, and _isolate() sets its own.
+        """
+        self._open.clear()
+        if threading.get_ident() not in self._starting:
+            for number, ours, _ in list(reversed(self._exchanged)):
+                self.put_back(number, ours)
+            self.exit_on_signals()
+        while self.FORK_WARNING in warnings.filters:
+            typing.cast(list[Any], warnings.filters).remove(self.FORK_WARNING)
+        self._exchanged.clear()
+        self._starting.clear()
+        self._unblock_after_fork()
+        self._masks.clear()
+
+    def _is_forking(self, frame: Any) -> bool:
+        """Return True if the code at `frame` is one of the hooks around a fork."""
+        hooks = (self._block_for_fork.__code__, self._unblock_after_fork.__code__)
+        while frame is not None and frame.f_code not in hooks:
+            frame = frame.f_back
+        return frame is not None
+
+
+handlers = Handlers()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The worker process: claims batches, runs them, and leaves outcomes.
 # ---------------------------------------------------------------------------------------------------------------------
 
-BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
-QUIET_SECONDS = 20e-6  # a task that took longer has a time of its own, and the worker looks at `end` after it
-FETCH_BYTES = 256 << 10  # payloads out of line that are read at once, if they lie together
-SPILL_BYTES = 32 << 20  # values of one worker in files that may wait to be taken in
-SPILL_TRIES = 100  # to write one when none of this worker's waits and there is no room all the same
+BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
+QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and looks at `end`
+FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size
+SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
+SPILL_TRIES = 100  # if none of them waits, and there is still no room for one, it is tried so often
 SPILL_SECONDS = 0.02  # from one such try to the next
-ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
+ORPHAN_SECONDS = 0.5  # how often a worker checks that its supervisor lives, besides the pipe
 
 
 class WorkerOptions(NamedTuple):
@@ -2413,7 +2773,10 @@ class WorkerOptions(NamedTuple):
 
 
 class Pipes(NamedTuple):
-    """A worker's ends: `wake` is read, and closed by the supervisor's end; `bell` is written to wake the supervisor."""
+    """A worker's pipe ends. The supervisor wakes the worker by `wake`; the worker wakes the supervisor by `bell`.
+
+    When the supervisor is gone, `wake` is closed at its other end.
+    """
 
     wake: Any
     bell: Any
@@ -2425,8 +2788,8 @@ def worker_main(
     """The whole life of a worker process."""
     for end in list(_supervisor_ends):
         end.close()
-    ends = Pipes(*(_out_of_reach(end) for end in pipes))  # first: they may have the numbers of the standard streams
-    _isolate(name, options.log)
+    ends = Pipes(*map(_out_of_reach, pipes))  # first: they may have the numbers of the standard streams
+    _isolate(name, index, options.log)
     release_fork_server()
     queue = strategy.attach(name, primitives)
     worker = Worker(queue, index, options, ends)
@@ -2439,33 +2802,37 @@ def worker_main(
             queue.leave_note(index, describe(error))
         os._exit(1)
     queue.close()
-    os._exit(0)  # not by way of multiprocessing, which would wait for what the functions started
+    os._exit(0)  # at once: multiprocessing would wait for what the functions started
 
 
-def _isolate(run: str, log: str | None) -> None:
-    """Take the process out of the terminal's reach: a group of its own (so that what a function starts can be ended
-    with it), no signal handlers of the parent, no standard input, and output to the log or nowhere."""
+def _isolate(run: str, worker: int, log: str | None) -> None:
+    """Separate this process from its parent and the terminal.
+
+    It gets a process group of its own, so that what functions start can be ended with it. It has none of the parent's
+    signal handlers and no standard input. Its output goes to the log or nowhere.
+    """
     os.environ[RUN_VARIABLE] = run
+    os.environ[WORKER_VARIABLE] = str(worker)
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is the supervisor's, and at no moment the end of a worker
-    for caught in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
-        signal.signal(caught, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the host's would take the status of what functions start
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
+    for number in (*handlers.HEARD[1:], signal.SIGCONT, signal.SIGWINCH, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
     for old, new in ((0, null), (1, output), (2, output)):
         os.dup2(new, old)
-    for number in {null, output} - {0, 1, 2}:
-        os.close(number)
+    for descriptor in {null, output} - {0, 1, 2}:
+        os.close(descriptor)
 
 
 def release_fork_server() -> None:
     """Close this worker's end of the pipe that keeps the fork server alive, so that the server ends with the program.
 
-    Else a worker that is stopped when its supervisor is killed would stay for ever: the server lives as long as the
-    worker, and the kernel ends a stopped group only when it has become an orphan, by the end of its parent."""
+    Otherwise a worker that is stopped when its supervisor is killed would stay for ever: the kernel ends a stopped
+    process group when its parent ends, but the fork server, its parent, would wait for the worker.
+    """
     module: Any = sys.modules.get("multiprocessing.forkserver")
     if module is None or module.get_inherited_fds() is None:
         return  # the fork server has not started this process
@@ -2476,11 +2843,16 @@ def release_fork_server() -> None:
 
 
 def _out_of_reach(end: Any) -> int:
-    """A descriptor's duplicate with a high number: a function that closes descriptors and opens files of its own
-    must not find itself, or us, with the wrong file."""
+    """Move a descriptor to a high number.
+
+    A function may close descriptors and open files of its own. With low numbers, we or it would use the wrong file.
+    """
     old = end if isinstance(end, int) else end.fileno()
     new = fcntl.fcntl(old, fcntl.F_DUPFD_CLOEXEC, min(512, os.sysconf("SC_OPEN_MAX") // 2))
-    os.close(old) if isinstance(end, int) else end.close()
+    if isinstance(end, int):
+        os.close(end)
+    else:
+        end.close()
     return new
 
 
@@ -2488,28 +2860,33 @@ class Worker:
     """Claims batches, runs them, and leaves outcomes."""
 
     def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, pipes: Pipes) -> None:
-        self._queue, self._index, self._options, self._pipes = queue, index, options, pipes
-        self._words, self._status = queue.words, queue.status[index]
+        self._queue = queue
+        self._index = index
+        self._options = options
+        self._pipes = pipes
+        self._words = queue.words
+        self._status = queue.status[index]
         self._structures = structures_of(options.functions.values())
         self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
         for fn_id, function in options.functions.items():
             self._calls[fn_id] = call = adapt(function)
             self._calls[fn_id | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
         self._half = queue.half(index, 0)  # of the batch that runs
-        self._first = self._count = 0  # its positions are [first, first + count)
-        self._payloads: list[bytes] = []  # of that batch; whoever empties it ends the batch after this task
+        self._first = 0  # its positions are [first, first + count)
+        self._count = 0
+        self._payloads: list[bytes] = []  # of that batch; if it is emptied, the batch ends after this task
         self._leaving = False
-        self._left = options.max_tasks if options.max_tasks is not None else math.inf
+        self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
         self._spilled: collections.deque[tuple[str, int]] = collections.deque()  # files of values: path and bytes
         self._batch_spilled = 0  # bytes that this batch put into such files
         self._log: TaskLog | None = None
-        self.disowned = False  # true in a process that a function forked
+        self.disowned = False  # True in a process that a function forked
 
     def start(self) -> None:
-        """Make ready in the new process: watch for orphanhood, run the initializer."""
+        """Prepare the new process, and run the initializer."""
         os.register_at_fork(after_in_child=self._disown)
-        threading.Thread(target=self._watch, name="shmqueue-watch", daemon=True).start()
+        threading.Thread(target=self._end_with_supervisor, name="shmqueue-watch", daemon=True).start()
         if self._options.log:
             self._log = TaskLog(self._options.log, self._index, self._tsk_id_in_hand)
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
@@ -2544,11 +2921,11 @@ class Worker:
         This loop is the cost of a short task. The store to `ends` makes a task finished: whoever is killed before it
         has not finished the task, and whoever is killed after it has.
 
-        The supervisor may stop this process anywhere, draw `end` back, and let it go on; the stop lasts longer than
-        QUIET_SECONDS. Between two looks at the clock lies exactly one call. So a stop between them is seen as a slow
-        task, and `end` is read before anything else begins. At most one task can begin between the stop and that
-        look: the first without its `ends`, which the supervisor never takes. This needs the order of the lines below:
-        the clock before the first look at `end`, and each commit before the clock.
+        The supervisor may stop this process anywhere, draw `end` back, and let it go on. The stop lasts longer than
+        QUIET_SECONDS. Between two looks at the clock lies exactly one call. So a stop shows as a slow task, and `end`
+        is read before another task begins. At most one task can begin between the stop and that look: the first
+        without its `ends`, which the supervisor never takes. The order of the lines below makes this true: the clock
+        is read before `end` at the start, and after each commit.
         """
         half = self._begin_batch(first, count)
         calls, payloads = self._read_lane()
@@ -2584,12 +2961,14 @@ class Worker:
         self._end_batch(done, at, began, last)
 
     def _begin_batch(self, first: int, count: int) -> Half:
-        self._first, self._count, self._batch_spilled = first, count, 0
+        self._first = first
+        self._count = count
+        self._batch_spilled = 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
         return self._half
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
-        """What to call, and with what, for each task of the batch."""
+        """Return what to call, and with which payload, for each task of the batch."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
         if fn_ids.count(fn_ids[0]) < len(fn_ids):
             return map(self._call, fn_ids), iter(self._payloads)
@@ -2604,9 +2983,9 @@ class Worker:
         raise SpoiledSegmentError(f"no function has fn_id {fn_id}")
 
     def _fetch_payloads(self) -> bool:
-        """Put the payloads of a batch in the place of their references, if they lie together in the heap.
+        """Put the payloads of a batch in place of their references. Return False if they do not lie together.
 
-        This takes a third of the time that fetching each of them takes.
+        This takes a third of the time of fetching each of them.
         """
         references = b"".join(self._payloads)
         if len(references) != REFERENCE.size * self._count:
@@ -2633,7 +3012,7 @@ class Worker:
         return call(payload)
 
     def _terminate(self, payload: bytes) -> None:
-        """Begin no more: said before this task is finished, so that its death does not charge the next one."""
+        """Begin no more tasks. This is noted before this task is finished, so that a death charges no other task."""
         self._leave_before(self._half.done(self._count) + 1)
         self._payloads.clear()
 
@@ -2642,10 +3021,10 @@ class Worker:
         self._words[self._status + LEAVING] = self._first + task
 
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
-        """After a batch: see how many tasks make the next one, growing no faster than twofold.
+        """Note the end of a batch, and choose the size of the next one: at most twice as many tasks as before.
 
-        It should take BATCH_SECONDS, and its values should fill three quarters of a log, or a quarter of SPILL_BYTES
-        in files.
+        It should take BATCH_SECONDS. Its values should fill at most three quarters of a log, and its files at most a
+        quarter of SPILL_BYTES.
         """
         if done:
             self._half.stamps[done - 1] = last
@@ -2661,13 +3040,13 @@ class Worker:
     # Values that are neither plain bytes nor None.
 
     def _put_record(self, task: int, at: int, value: Any) -> int:
-        """Append a value to the log as a record: a head, and its bytes. Return where it ends."""
+        """Append a value to the log as a record: a head, and bytes. Return where it ends."""
         try:
             head, data = encode_value(value, self._structures)
         except Exception as error:  # such as text that is not Unicode
             head, data = encode_value(_Failure(describe(error)), self._structures)
         half = self._half
-        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need some
+        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need room, too
         if len(data) > room:
             head, data = self._spill(self._first + task, head, data, room)
         end = at + 1 + len(data)
@@ -2677,13 +3056,13 @@ class Worker:
         return end
 
     def _spill(self, position: int, head: int, data: bytes, room: int) -> tuple[int, bytes]:
-        """Put a value that does not fit the log into a file of its own; return the head and the bytes of its record.
+        """Write a value that does not fit the log to a file of its own. Return the head and the bytes of its record.
 
-        Where there is no room, wait: this worker is halted meanwhile like any slow one, and the supervisor takes in
-        what it has finished, which removes those files. The file is opened anew each time: a function could close a
-        descriptor that is kept, and reuse its number.
+        If there is no room, wait. Meanwhile this worker is halted like any slow one, and the supervisor takes in what
+        it has finished, which removes files. No descriptor is kept open, since a function could close it.
         """
-        path, alone = self._queue.segment.beside(f"v{position}"), 0
+        path = self._queue.segment.beside(f"v{position}")
+        alone = 0  # tries while none of this worker's files is left
         while True:
             while self._spilled and not os.path.exists(self._spilled[0][0]):
                 self._spilled.popleft()
@@ -2699,22 +3078,24 @@ class Worker:
             time.sleep(SPILL_SECONDS)
         self._spilled.append((path, len(data)))
         self._batch_spilled += len(data)
-        if not os.path.exists(self._queue.segment.path):  # the run is over and swept; nobody would remove the file
+        if not os.path.exists(self._queue.segment.path):  # the run is over, and nobody else would remove the file
             os.unlink(path)
         return head | IN_FILE, SIZE.pack(len(data))
 
-    # What others want of this process.
+    # Other processes.
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
             os.write(self._pipes.bell, b"!")
 
-    def _watch(self) -> None:
-        """In a thread: end the group when the supervisor is gone.
+    def _end_with_supervisor(self) -> None:
+        """In a thread: kill this process group when the supervisor is gone.
 
-        Gone is: its end of a pipe is closed, or (where something else holds a copy of that end) its pid is."""
+        It is gone when its end of the pipe is closed. Something else may hold a copy of that end, so its pid is
+        checked as well.
+        """
         poll = select.poll()
-        poll.register(self._pipes.wake, 0)  # only that it is closed
+        poll.register(self._pipes.wake, 0)  # hear only that it is closed
         gone = False
         while not gone and process_exists(self._queue.owner_pid):
             for _, event in poll.poll(ORPHAN_SECONDS * 1000):
@@ -2728,8 +3109,10 @@ class Worker:
         os._exit(1)
 
     def _disown(self) -> None:
-        """In a child that a function forked: make every later access to the queue an error, so that it can do what
-        it was forked for, but not act as a second copy of this worker when the function returns."""
+        """In a child that a function forked: make every later access to the queue an error.
+
+        So the child can do its work, but cannot act as a second copy of this worker when the function returns.
+        """
         self.disowned = True
         self._queue.segment.release_views()
 
@@ -2738,10 +3121,14 @@ class Worker:
 
 
 class TaskLog(io.RawIOBase):
-    """What functions print, line by line, each with its worker and task; a line is one write, so none are mixed."""
+    """Writes what functions print, line by line, each with its worker and task. A line is one write."""
 
     def __init__(self, path: str, worker: int, task: Callable[[], int]) -> None:
-        self._path, self._worker, self._task, self._line, self._owner = path, worker, task, b"", 0
+        self._path = path
+        self._worker = worker
+        self._task = task  # tells the tsk_id in hand
+        self._line = b""  # has no end yet
+        self._owner = 0  # the task that printed it
 
     def writable(self) -> bool:
         return True
@@ -3383,6 +3770,7 @@ def remove_segment(path: str) -> None:
                 os.unlink(file)
 
 
+WORKER_VARIABLE = "SHMQUEUE_WORKER"  # in the environment of functions: the worker's index
 RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
 
 
@@ -4639,7 +5027,7 @@ def watch(name: str, signals: Iterable[int]) -> None:
 
     for number in signals:
         if number != signal.SIGINT:
-            exchange_handler(number, pause if number == signal.SIGTSTP else _exit)
+            handlers.exchange(number, pause if number == signal.SIGTSTP else handlers.exit)
     try:
         while name in runs():
             with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
@@ -4912,11 +5300,11 @@ class CommandLine:
     def run(self) -> int:
         """Put the tasks through, and say how it went; the exit code."""
         problem = ""
-        with handlers_kept() as numbers:
+        with handlers.kept() as numbers:
             for number in numbers:
                 # First, because a Supervisor leaves signals alone that are handled. SIGHUP stays ignored under nohup.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    exchange_handler(number, self.note_signal)
+                    handlers.exchange(number, self.note_signal)
             wanted = {*LIMITS, "log", "start_method"}
             arguments: dict[str, Any] = {name: value for name, value in vars(self.options).items() if name in wanted}
             with _usage_error():
@@ -5046,7 +5434,7 @@ def main(
         if options.clean:
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
         elif options.watch is not None:
-            with handlers_kept() as numbers:
+            with handlers.kept() as numbers:
                 watch(choose_run(options.watch), numbers)
         else:
             check_options(options)

@@ -798,19 +798,17 @@ class World:
             "Ledger": steered_ledger(self),
             "select": types.SimpleNamespace(poll=lambda: Poll(self), POLLIN=1),
             "time": types.SimpleNamespace(**clocks),
-            "multiprocessing": types.SimpleNamespace(get_context=lambda method: context, util=mock.Mock()),
+            "multiprocessing": types.SimpleNamespace(util=mock.Mock()),
+            "choose_context": lambda *arguments: context,
             "os": files,
             "write_file": files.write,
             "read_file": files.read,
-            "signals_held": contextlib.nullcontext,
+            "handlers": NO_HANDLERS,
             "signal_group": lambda *_: None,
             "state_and_switches": self.state_and_switches,
             "process_state": lambda pid: (self.state_and_switches(pid)[0], 0),
-            "_open": set(),
             "psutil": None,
             "sweep": list,
-            "dispose": lambda *_: None,
-            "exit_on_signals": lambda *_: None,
             "_annotations": functools.cache(shmqueue._annotations),
         }
 
@@ -1545,6 +1543,13 @@ class World:
                 self.fail(f"at rest: worker {lane.process.index} has {at}, and {lane.harvested} batches were read")
 
 
+NO_HANDLERS = types.SimpleNamespace(
+    held=contextlib.nullcontext,
+    start_of_worker=contextlib.nullcontext,
+    open=lambda resources: None,
+    dispose=lambda owner, resources: None,
+    exit_on_signals=lambda: None,
+)
 HIDDEN = ("_switches", "_still_since", "_stopped_before")  # of a WorkerProcess: of no use between two halts
 
 

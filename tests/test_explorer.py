@@ -516,14 +516,10 @@ class FreesPagesEarly(Heap):
     put = changed(Heap.put, "Block(users, ", "Block(1, ")
 
 
-class RingsOnce(WorkerPool):
+class RingsOnce(WorkerProcess):
     """Does not ring a new process for a sleep of the number for which the old one was rung."""
 
-    _launch = changed(
-        WorkerPool._launch,
-        "process.rung, process.killed_for, process.monitor, process.retiring, process.told = 0, None, None, 0.0, False",
-        "process.killed_for, process.monitor, process.retiring, process.told = None, None, 0.0, False",
-    )
+    begin = changed(WorkerProcess.begin, "        self.rung = 0\n", "")
 
 
 class RingsForTheFirstSleep(WorkerPool):
