@@ -180,6 +180,8 @@ class TaskResult(NamedTuple):
     attempts: how often it was started.
     worker: the index of the last worker that ran it, or None.
     seconds: the time that the function took; for tasks of less than 20 microseconds, the mean of several.
+    traceback: of the exception that the function raised, as the interpreter would print it, or None.
+    started: when the function was called last, in seconds since 1970; 0.0 if it never was.
     """
 
     tsk_id: int
@@ -253,6 +255,8 @@ class Supervisor:
         second, it is killed with the task. Needs psutil.
     max_tasks: a worker is replaced after so many tasks.
     initializer: called first in every worker.
+    codec: an object with dumps and loads, such as the module pickle. Payloads and values that are not bytes or str go
+        through it. None: they must be plain data, and nothing is pickled.
     screen: draw on the error stream.
     log: a file for what functions print; without it that is dropped.
     start_method: fork, spawn or forkserver; None: fork if this process has one thread, else forkserver.
@@ -288,12 +292,13 @@ class Supervisor:
         check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
         check_numbers(grace=grace, retries=retries, retry_delay=retry_delay, max_rss=max_rss, max_tasks=max_tasks)
         self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
-        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers)
+        codec = check_codec(codec)
+        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers, codec)
         self._submitted = Job(None, self._ledger.names)
         self._began = time.monotonic()
         self._next_share = 0.0
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
-        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log))
+        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
         if workers == 0:
             refuse_without_workers(timeout=timeout, max_rss=max_rss, log=log)
             self._run_here(options)
@@ -355,9 +360,10 @@ class Supervisor:
     def run(self, tasks: Iterable[Any] | Source) -> Iterator[TaskResult]:
         """Yield the TaskResults of `tasks` as they finish. Never raises for a task.
 
-        An item is a payload if there is one function, or (function, payload), with a function or its name. `tasks` is
-        read in the caller's thread when there is room. While it blocks, no result is yielded. Do not change a
-        Structure after `tasks` has yielded it. Closing the iterator early cancels what has not begun.
+        An item is (function, payload), with a function or its name. If there is one function, an item is a payload,
+        or such a pair if its first element is that function itself. `tasks` is read in the caller's thread when there
+        is room. While it blocks, no result is yielded. Do not change what `tasks` has yielded. Closing the iterator
+        early cancels what has not begun.
         """
         return self._read(Job(self._open(tasks), self._ledger.names))
 
@@ -588,7 +594,7 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
 # ---------------------------------------------------------------------------------------------------------------------
 
 LIMITS: dict[str, tuple[float, float]] = {
-    "fn_id": (1, (1 << 31) - 1),  # the highest bit is OUT_OF_LINE
+    "fn_id": (1, (1 << 31) - 1),
     "workers": (0, 4096),
     "num_slots": (2, 1 << 26),
     "slot_size": (64, 65536),
@@ -1068,7 +1074,11 @@ class InlineEngine(Engine):
     def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger, options: WorkerOptions) -> None:
         super().__init__(queue, pool, ledger)
         self._inline: InlineQueue = queue
-        self._calls = {fn_id: adapt(function) for fn_id, function in options.functions.items()}
+        self._calls = {
+            fn_id | mark: call
+            for fn_id, function in options.functions.items()
+            for mark, call in adapt(function, options.codec).items()
+        }
         if options.initializer is not None:
             options.initializer()
 
@@ -1077,26 +1087,26 @@ class InlineEngine(Engine):
         tasks = self._inline.take()
         if tasks is None:
             return False
-        began = time.perf_counter()
-        value = self._call(tasks.fn_ids[0], tasks.data[0])
+        started, began = time.time(), time.perf_counter()
+        value = self._call((tasks.marked or tasks.fn_ids)[0], tasks.data[0])
         seconds = time.perf_counter() - began
-        if isinstance(value, _Failure):
-            self._ledger.charge(0, tasks.first, "failed", value, seconds)
+        if isinstance(value, Failure):
+            self._ledger.charge(0, tasks.first, "failed", value, seconds, started)
         else:
-            self._ledger.complete(0, tasks.first, 1, [value], seconds)
+            self._ledger.complete(0, tasks.first, 1, [value], seconds, started)
         return True
 
     def _call(self, fn_id: int, payload: bytes) -> Any:
-        """The value as it would arrive from a worker, or a _Failure."""
-        structures = self._ledger.structures
+        """The value as it would arrive from a worker, or a Failure."""
+        structures, codec = self._ledger.structures, self._ledger.codec
         try:
             value = self._calls[fn_id](payload)
             if value is not None:
-                value = decode_value(*encode_value(value, structures), structures)
+                value = decode_value(*encode_value(value, structures, codec), structures, codec)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            value = _Failure(describe(error))
+            value = Failure.of(error)
         return value
 
 
@@ -1106,6 +1116,7 @@ class Outcomes(NamedTuple):
     start: the position of the first task.
     done: the number of tasks; all are finished.
     seconds: one number for each task, or their mean.
+    started: when the first task began, in seconds since 1970.
     ends: where the values end in the log; empty if every task returned None.
     begin: where the first value begins in the log.
     log: the bytes of the log up to the last value.
@@ -1203,7 +1214,7 @@ class LaneReader:
 
     def _settle(self, outcomes: Outcomes) -> int:
         """Tell the ledger what was read. Return the position after the last finished task."""
-        start, done, seconds, ends, begin, log, special = outcomes
+        start, done, seconds, started, ends, begin, log, special = outcomes
         worker, doomed = self.process.index, self.process.killed_for
         if done:
             self.settled_below = start + done
@@ -1215,7 +1226,7 @@ class LaneReader:
             if not 1 <= begin <= ends[-1] <= len(log):
                 raise SpoiledSegmentError(f"worker {worker} says that values end at {ends[-1]:,} of its log")
             values = [log[at:end] or None for at, end in zip([begin, *ends], ends)]
-            self._ledger.complete(worker, start, done, values, seconds)
+            self._ledger.complete(worker, start, done, values, seconds, started)
         elif done:
             self._ledger.complete(worker, start, done, None, seconds, started)
         return start + done
@@ -1224,12 +1235,11 @@ class LaneReader:
         """Settle a task that ended after its timeout, during its grace. It was the last of its batch."""
         if outcomes.special:
             self._decode(outcomes)  # its value may have a file, which goes
-        seconds = time.monotonic() - self.process.progress_since
-        self._ledger.charge(self.process.index, outcomes.start, doomed.status, doomed.error, seconds)
+        self._charge(outcomes.start, doomed.status, doomed.error)
 
     def _settle_records(self, outcomes: Outcomes) -> None:
         """Do the same if some values are records. A record can be a failure."""
-        position, seconds = outcomes.start, outcomes.seconds
+        position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
         values = self._decode(outcomes)
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
         for failed, group in itertools.groupby(values, key=lambda value: type(value) is Failure):
@@ -1370,8 +1380,14 @@ class LaneReader:
         doomed = process.killed_for
         if doomed is not None and doomed.position in (None, position):
             status, error = doomed.status, doomed.error
-        seconds = time.monotonic() - process.progress_since
-        self._ledger.charge(process.index, position, status, Failure(error), seconds, time.time() - seconds)
+        self._charge(position, status, error)
+
+    def _charge(self, position: int, status: str, error: str) -> None:
+        """Charge an attempt to the task that has been in hand until now."""
+        seconds = time.monotonic() - self.process.progress_since
+        self._ledger.charge(
+            self.process.index, position, status, Failure(error), seconds, started=time.time() - seconds
+        )
 
     def take_unclaimed(self) -> bool:
         """Give back tasks that only this worker could claim; in variants there may be some. Return True if so."""
@@ -1441,7 +1457,7 @@ class Packer:
 
     def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
         """Return the tasks with references to `block` instead of their large payloads."""
-        fn_ids, count, capacity = tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
+        fn_ids, count, capacity = tasks.marked or tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
         marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
         if len(references) < count:
             following = iter(references)
@@ -1541,7 +1557,7 @@ class Ledger:
     stopping: nothing more begins, in any job.
     """
 
-    def __init__(self, functions: Mapping[int, Function], retries: Retries, workers: int) -> None:
+    def __init__(self, functions: Mapping[int, Function], retries: Retries, workers: int, codec: Codec | None) -> None:
         self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
@@ -1587,10 +1603,12 @@ class Ledger:
         job.admit(tsk_ids.start, count)
         return tsk_ids
 
-    def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
-        """Return the columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
-        types, payloads, fn_id = set(map(type, items)), items, job.fn_id
-        if fn_id == 0 and all(issubclass(each, tuple) for each in types):
+    def _encode(
+        self, job: Job, items: Sequence[Any]
+    ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int] | None]:
+        """Return the columns of `items`, as Tasks has them. Raises an exception if one of them cannot be sent."""
+        types, payloads, fn_id = set(map(type, items)), items, job.fn_id or self._only
+        if not job.fn_id and (job.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
             types = set(map(type, payloads))
             fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
@@ -1671,6 +1689,7 @@ class Ledger:
         """Note that the tasks from `position` on are ok.
 
         values: None if every task returned None. seconds: one number for each task, or a float for all of them.
+        started: when the first of them began.
         """
         done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
@@ -1709,14 +1728,14 @@ class Ledger:
                 self.tally.add_slow(ok)
             started += seconds
 
-    def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
+    def charge(self, worker: int, position: int, status: str, failure: Failure, seconds: float, started: float) -> None:
         """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
                 return
             tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], tasks.payloads[at]
-            attempts = self._next_attempt(tsk_id)
-            result = TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
+            about = (tsk_id, name, payload, status, None, failure.error, self._next_attempt(tsk_id), worker, seconds)
+            result = TaskResult(*about, failure.traceback, started)
             if self._retries.wanted(result) and not self._is_cancelled(tasks.job):
                 self._try_again(tasks.part(at, at + 1), result)
             else:
@@ -1852,7 +1871,7 @@ class Tasks:
     payloads: as they were given.
     data: as they travel. They are encoded once, because a Structure may change before its task is tried again.
     block: holds the payloads that do not fit their slots; None if all fit, or if they are not packed yet.
-    marked: the fn_ids, with OUT_OF_LINE for the payloads in `block`; None without it.
+    marked: the fn_ids with the payloads' kinds, and with OUT_OF_LINE for the payloads in `block`; None without any.
     first: the position of the first task in the queue.
     left: how many tasks are still in the queue.
     settled: a byte for each task; 1 if it has left the queue.
@@ -1916,6 +1935,7 @@ class Block:
 class Job:
     """One call of run, or all calls of submit: where tasks come from, and where their results go as they finish.
 
+    pairs: as its source has it.
     results: iterators of TaskResults.
     fn_id: the function of every item, or 0.
     outstanding: the number of tasks that have a tsk_id and no outcome yet.
@@ -2969,10 +2989,9 @@ class Worker:
         self._structures = structures_of(options.functions.values())
         self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
         for fn_id, function in options.functions.items():
-            for kind, call in enumerate(adapt(function, options.codec)):
-                mark = fn_id | kind << KIND_BIT
-                self._calls[mark] = call
-                self._calls[mark | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
+            for mark, call in adapt(function, options.codec).items():
+                self._calls[fn_id | mark] = call
+                self._calls[fn_id | mark | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
         self._half = queue.half(index, 0)  # of the batch that runs
         self._first = 0  # its positions are [first, first + count)
         self._count = 0
@@ -4490,15 +4509,16 @@ def last_frame(trace: str | None) -> str:
     return f" ({os.path.basename(path)}:{line} in {name})"
 
 
-def adapt(function: Function, codec: Codec | None) -> Sequence[Callable[[bytes], Any]]:
-    """`function` as four functions of bytes, one for each kind of payload.
+def adapt(function: Function, codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
+    """`function` as functions of bytes, one for each kind of payload, by the mark of that kind in a fn_id.
 
     Bytes and text are read as the annotation of the first parameter says; all else arrives as it is.
     """
     named = _annotations(function)[0]
     loads: Any = codec.loads if codec is not None else load_plain
     readers = (_reader(bytes, named), _reader(str, named), loads, lambda data: loads(decode_text(data)))
-    return [function if read is bytes else _composed(function, read) for read in readers]
+    calls = (function if read is bytes else _composed(function, read) for read in readers)
+    return {kind << KIND_BIT: call for kind, call in enumerate(calls)}
 
 
 def _composed(function: Function, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 import shmqueue
 
 
-def only(function, payload=b"", **options):
+def only(function, payload=b"", workers=1, **options):
     """The result of one task."""
-    with shmqueue.Supervisor([function], workers=1, **options) as supervisor:
+    with shmqueue.Supervisor([function], workers=workers, **options) as supervisor:
         (result,) = supervisor.run([payload])
     return result
 
@@ -244,6 +244,19 @@ def test_annotations_that_cannot_be_evaluated_count_as_absent():
         assert [only(function, payload).value for payload in (b"a", "a", 1)] == ["bytes", "str", "int"]
 
 
+def test_without_workers_everything_is_the_same():
+    tasks = [(jobs.kind, "a"), (jobs.echo_any, (1, {2})), (jobs.echo_int, "5"), (jobs.echo_any, None),
+             (jobs.echo_any, ["x" * 1000]), (jobs.return_path, b""), (jobs.raise_chain, 3), (jobs.echo_int, b"x"),
+             (jobs.echo, object()), (jobs.echo_any, bytearray(b"a"))]  # fmt: skip
+    for function, payload in tasks:
+        results = [only(function, payload, workers=workers) for workers in (0, 1)]
+        assert [result[:6] for result in results] == [results[0][:6]] * 2
+        assert results[0].traceback == results[1].traceback
+        assert results[0].started == pytest.approx(results[1].started, abs=30)
+    value = Pair(1, pathlib.Path("a"))
+    assert only(jobs.echo_any, value, workers=0, codec=pickle).value == value
+
+
 # Codecs.
 
 
@@ -434,6 +447,14 @@ def test_started_is_the_time_of_the_call():
         for result, following in itertools.pairwise(slow):
             assert result.seconds >= 0.03
             assert result.started + result.seconds < following.started + 0.001
+
+
+def test_the_traceback_and_the_time_are_those_of_the_last_attempt():
+    before = time.time()
+    result = only(jobs.raise_error, retries=1, retry_delay=0.2)
+    assert result.attempts == 2
+    assert result.traceback.splitlines()[-1] == "KeyError: 'gone'"
+    assert result.started >= before + 0.2
 
 
 def test_when_tasks_that_are_not_ok_began():
