@@ -95,62 +95,66 @@ of any kind; in no event shall the authors be liable for any claim or damages ar
 
 from __future__ import annotations
 
-import argparse
 import array
 import bisect
 import collections
 import contextlib
-import csv
 import ctypes
-import dataclasses
 import errno
 import functools
-import glob
-import hashlib
 import importlib
-import inspect
 import io
 import itertools
-import json
 import math
 import mmap
-import multiprocessing.util
 import operator
 import os
 import re
 import reprlib
 import resource
-import secrets
 import select
-import shutil
 import signal
 import stat
 import struct
-import subprocess
 import sys
-import tempfile
-import termios
 import threading
 import time
-import traceback
-import tty
 import typing
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    import argparse
 
 try:
     import fcntl
 except ImportError as missing:  # Windows: no lock there is released by the kernel and reachable by path
     raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
 
-psutil: Any = None  # without it the screen's cpu and rss columns stay blank, and max_rss is refused
-with contextlib.suppress(ImportError):
-    psutil = importlib.import_module("psutil")
-
 __version__ = "0.1.0"
 __all__ = ["Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import multiprocessing and psutil when they are first used: they take as long as all the others together.
+
+    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused."""
+    if name == "multiprocessing":
+        importlib.import_module("multiprocessing.util")
+    elif name != "psutil":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = None
+    with contextlib.suppress(ImportError):
+        module = importlib.import_module(name)
+    globals()[name] = module
+    return module
+
+
+def late(name: str) -> Any:
+    """Return multiprocessing or psutil."""
+    return getattr(sys.modules[__name__], name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,6 +269,7 @@ class Supervisor:
                 pass
         sweep()
         method = start_method or ("fork" if count_threads() == 1 else "forkserver")
+        multiprocessing = late("multiprocessing")
         context = multiprocessing.get_context(method)
         most = batch or max(16, min(1024, num_slots // (2 * workers)))
         worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
@@ -454,6 +459,8 @@ class Supervisor:
 
     def _share(self) -> None:
         """Leave a snapshot beside the segment, for --watch, and the counters in it."""
+        import json
+
         words, path, tally = self._queue.words, self._queue.segment.beside("watch"), self._ledger.tally
         for status, completed, failed in zip(self._queue.status, tally.completed, tally.failed):
             words[status + COMPLETED], words[status + FAILURES] = completed, failed
@@ -518,7 +525,7 @@ def check_numbers(**values: Any) -> None:
             raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
     if values.get("slot_size", 0) % 8:
         raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
-    if values.get("max_rss") is not None and psutil is None:
+    if values.get("max_rss") is not None and late("psutil") is None:
         raise ValueError(f"max_rss={values['max_rss']}: needs psutil, which is not installed (pip install psutil)")
 
 
@@ -879,7 +886,7 @@ class Feeder:
             for at, item in enumerate(tasks.data):
                 if len(item) <= capacity:
                     marked[at] = fn_ids[at]
-        return dataclasses.replace(tasks, data=references, block=block, marked=marked)
+        return Tasks(tasks.job, tasks.tsk_ids, fn_ids, tasks.payloads, references, block, marked)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
         """Make a file beside the segment for a payload that is too large for the heap."""
@@ -1399,7 +1406,6 @@ class Ledger:
         return self.in_queue() + sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
 
 
-@dataclasses.dataclass(slots=True)
 class Tasks:
     """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
 
@@ -1409,16 +1415,28 @@ class Tasks:
     have not been packed yet. marked: the fn_ids as they travel then, with OUT_OF_LINE.
     """
 
-    job: Job | None
-    tsk_ids: Sequence[int]
-    fn_ids: array.array[int]
-    payloads: Sequence[Any]
-    data: Sequence[bytes]
-    block: Block | None = None
-    marked: array.array[int] | None = None
-    first: int = 0
-    left: int = 0
-    settled: bytearray = dataclasses.field(default_factory=bytearray)
+    __slots__ = ("block", "data", "first", "fn_ids", "job", "left", "marked", "payloads", "settled", "tsk_ids")
+
+    def __init__(
+        self,
+        job: Job | None,
+        tsk_ids: Sequence[int],
+        fn_ids: array.array[int],
+        payloads: Sequence[Any],
+        data: Sequence[bytes],
+        block: Block | None = None,
+        marked: array.array[int] | None = None,
+    ) -> None:
+        self.job = job
+        self.tsk_ids = tsk_ids
+        self.fn_ids = fn_ids
+        self.payloads = payloads
+        self.data = data
+        self.block = block
+        self.marked = marked
+        self.first = 0
+        self.left = 0
+        self.settled = bytearray()
 
     def part(self, start: int, stop: int) -> Tasks:
         """Some of them, to be pushed."""
@@ -1717,7 +1735,7 @@ class WorkerPool:
                     self.try_to_start(process)
             elif process.is_dead():
                 dead.append(process)
-        if now >= self._next_memory and psutil is not None:
+        if now >= self._next_memory and late("psutil") is not None:
             self._next_memory = now + MEMORY_SECONDS
             for process in self.living():
                 self._weigh(process, now)
@@ -1725,6 +1743,7 @@ class WorkerPool:
 
     def _weigh(self, process: WorkerProcess, now: float) -> None:
         """Read a worker's memory and processor time; replace it if it is too large."""
+        psutil = late("psutil")
         with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
             process.monitor = process.monitor or psutil.Process(process.pid)
             process.rss, process.cpu = process.monitor.memory_info().rss, process.monitor.cpu_percent()
@@ -1848,15 +1867,10 @@ class Doomed(NamedTuple):
     error: str
 
 
-@dataclasses.dataclass
 class WorkerProcess:
     """What the supervisor keeps of one worker, and does to its process."""
 
-    index: int
-    words: Any  # of the segment
-    status: int  # the first of this worker's
     child: Any = None  # of multiprocessing; None while it is dead
-    pid: int = 0
     pidfd: Any = None  # a file that names the process, also when its pid has gone to another one; None without pidfds
     born: int = 0  # when the process started, as process_state() has it
     started: float = 0.0
@@ -1882,6 +1896,12 @@ class WorkerProcess:
     _stopped_before: bool = False  # it stood still when a halt began
     _still_since: float = 0.0
     _switches: int = 0  # its context switches at that time
+
+    def __init__(self, index: int, words: Any, status: int, pid: int = 0) -> None:
+        self.index = index
+        self.words = words  # of the segment
+        self.status = status  # the first of this worker's
+        self.pid = pid
 
     def word(self, word: int) -> int:
         return int(self.words[self.status + word])
@@ -2033,6 +2053,8 @@ def close_launch_pipes(error: BaseException) -> None:
     """Close the pipes that multiprocessing leaves open where it cannot start a process.
 
     The error holds them in its traceback; those of fork are known to local names only, and would stay open for good."""
+    import traceback
+
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
             names = frame.f_locals
@@ -2071,6 +2093,8 @@ STOPPED, ENDED = ("T", "t"), ("", "Z", "X")  # states of a process: a zombie has
 def process_state(pid: int) -> tuple[str, int]:
     """A process's state, as the letter that ps shows, and when it started, in units of the system's own; ("", 0)
     where it is gone."""
+    import subprocess
+
     try:
         if os.path.isdir("/proc/self"):
             with open(f"/proc/{pid}/stat", "rb") as file:
@@ -2839,7 +2863,7 @@ class SharedTaskQueue(QueueMemory):
 
     @classmethod
     def create(
-        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = multiprocessing
+        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = None
     ) -> SharedTaskQueue:
         """Make the segment and its primitives (supervisor). Sizes in slots, bytes, processes and slots.
 
@@ -2850,7 +2874,7 @@ class SharedTaskQueue(QueueMemory):
         layout = segment_layout(*sizes)
         rest = ctypes.sizeof(layout)
         heap_bytes = heap_size(rest)
-        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
+        name = f"{PREFIX}{os.getpid()}-{os.urandom(3).hex()}"
         segment = Segment(name, rest + heap_bytes, rest)
         try:
             header = QueueHeader(
@@ -2860,7 +2884,7 @@ class SharedTaskQueue(QueueMemory):
             header.ring_end, header.heap_bytes = layout.ring.offset + layout.ring.size, heap_bytes
             segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
             segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
-            queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
+            queue = cls(segment, cls.make_primitives(context or late("multiprocessing"), num_slots, num_workers))
             queue.prepare()
             for worker in range(num_workers):
                 queue.reset(worker)
@@ -3068,6 +3092,8 @@ OWNER_BYTE, LOCK_BYTE = range(2)  # of the segment's file: locked as long as the
 @functools.cache
 def shared_directory() -> str:
     """Where segments live: memory where the system shows it as a folder, else the folder for temporary files."""
+    import tempfile
+
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
 
 
@@ -3197,6 +3223,8 @@ def remove_segment(path: str) -> None:
     """Remove a segment's file after those beside it, so that what a kill leaves in between is found again.
 
     Look once more after it: an orphaned worker may have made another one (see `Worker._spill`)."""
+    import glob
+
     beside = glob.escape(path) + ".*"
     for file in [*glob.glob(beside), path]:
         with contextlib.suppress(FileNotFoundError):
@@ -3213,6 +3241,8 @@ def end_strays(name: str) -> None:
     """Kill what the functions of a run have started and left behind in sessions of their own.
 
     Their environment names the run; this needs /proc, and does not find a process that was forked and not executed."""
+    import glob
+
     mark, me = f"{RUN_VARIABLE}={name}".encode(), os.geteuid()
     for path in glob.glob("/proc/[0-9]*"):
         with contextlib.suppress(OSError):
@@ -3229,6 +3259,8 @@ def sweep() -> list[str]:
     owner's pid and start time. Segments with this process's own pid are left: to open and close one of them would
     drop the locks that this process holds on it.
     """
+    import glob
+
     removed = []
     for name, path, pid in _own_segments():
         if pid == os.getpid():
@@ -3258,6 +3290,8 @@ def runs() -> list[str]:
 
 def _own_segments() -> list[tuple[str, str, int]]:
     """This user's segments: name, path, and the owner's pid."""
+    import glob
+
     owned, found = os.geteuid(), []
     for path in sorted(glob.glob(os.path.join(shared_directory(), PREFIX + "*-*"))):
         name = os.path.basename(path)
@@ -3631,6 +3665,8 @@ def describe(error: BaseException) -> str:
 
 def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
     """The types that a function's first parameter and its return value name, unions taken apart; [] for none."""
+    import inspect
+
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # built in
@@ -3643,6 +3679,8 @@ def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
 def _members(hint: Any, function: Any) -> list[Any]:
     """The types of an annotation. Text is evaluated, as inspect would, which gives up all for one that cannot be."""
     if isinstance(hint, str):
+        import inspect
+
         function = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
         names = getattr(function, "__globals__", None) or getattr(type(function).__call__, "__globals__", {})
         try:
@@ -4079,6 +4117,8 @@ class JsonLines(Results):
 
     def parse(self, record: bytes) -> Sequence[str] | None:
         """Its status, function and payload; None for what is not a record."""
+        import csv
+
         try:
             fields = self.fields(record)
             found = [fields[name] for name in ("status", "function", "payload")]
@@ -4090,9 +4130,13 @@ class JsonLines(Results):
         raise ValueError(f"what begins in line {number:,} is not a record of results; mend it, or give another file")
 
     def fields(self, record: bytes) -> Any:
+        import json
+
         return json.loads(record)
 
     def put(self, row: list[Any]) -> None:
+        import json
+
         self._file.write(json.dumps(dict(zip(self.FIELDS, row))).encode() + b"\n")
 
 
@@ -4114,11 +4158,15 @@ class Csv(JsonLines):
         return not any(self.parse(line) for line in lines[1:] if line.endswith(self.END))
 
     def fields(self, record: bytes) -> Any:
+        import csv
+
         csv.field_size_limit(sys.maxsize)
         (row,) = csv.reader([decode_text(record).replace("\0", NUL)], strict=True)
         return dict(zip(self.FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
 
     def put(self, row: list[Any]) -> None:
+        import csv
+
         text = io.StringIO(newline="")
         csv.writer(text).writerow([x.replace("\0", NUL) if isinstance(x, str) else x for x in row])
         self._file.write(encode_text(text.getvalue().replace(NUL, "\0")))
@@ -4187,6 +4235,8 @@ def results_format(path: str) -> type[Results]:
 
 def task_digest(function: str, payload: bytes) -> bytes:
     """Sixteen bytes by which a recorded task is known again."""
+    import hashlib
+
     return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
 
 
@@ -4412,6 +4462,8 @@ class Screen(Progress):
         with contextlib.suppress(OSError):
             if all(size := os.get_terminal_size(2)):
                 return size
+        import shutil
+
         return shutil.get_terminal_size()
 
     def close(self) -> None:
@@ -4448,6 +4500,8 @@ def watch(name: str, signals: Iterable[int]) -> None:
     """Show the screen of another supervisor's run until it ends or Ctrl-C; reads its file, and nothing else.
 
     signals: those that this thread can process."""
+    import json
+
     screen = Screen()
 
     def pause(number: int, frame: object) -> None:
@@ -4493,6 +4547,8 @@ def sleep(payload: str) -> None:
 
 def sha256(payload: bytes) -> str:
     """The SHA-256 of the file at this path, in hex."""
+    import hashlib
+
     digest = hashlib.sha256()
     with open(payload, "rb") as file:
         while block := file.read(1 << 20):
@@ -4506,6 +4562,8 @@ def noop(payload: bytes) -> None:
 
 def shell(payload: bytes) -> bytes:
     """What a shell command prints; it fails with what it printed on its error stream if its exit code is not 0."""
+    import subprocess
+
     done = subprocess.run([b"/bin/sh", b"-c", payload], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         errors = decode_text(done.stderr[-1000:]).strip()
@@ -4546,6 +4604,8 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
             raise UsageError(f"--call {options.call}: {no_such_function(name, [n for n in loaded if n[0] != '_'])}")
         return {1: loaded[name]}, True
     if options.handlers:
+        import inspect
+
         own = vars(module := load_module(options.handlers)).items()
         public = [value for name, value in own if inspect.isfunction(value) and not name.startswith("_")]
         functions = [function for function in public if function.__module__ == module.__name__]
@@ -4556,6 +4616,8 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
 
 def parse_size(text: str) -> int:
     """A number of bytes, with K, M, G or T for powers of 1024."""
+    import argparse
+
     unit = "KMGT".find(text[-1:].upper()) + 1
     try:
         return int(float(text[:-1] if unit else text) * 1024**unit)
@@ -4563,12 +4625,13 @@ def parse_size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise UsageError(f"{message} (--help lists the options)")
+def make_parser() -> argparse.ArgumentParser:
+    import argparse
 
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> typing.NoReturn:
+            raise UsageError(f"{message} (--help lists the options)")
 
-def make_parser() -> Parser:
     parser = Parser(
         prog="shmqueue",
         allow_abbrev=False,
@@ -4592,7 +4655,7 @@ def make_parser() -> Parser:
     add("--slots", type=int, dest="num_slots", default=16384, metavar="N", help="tasks the ring holds (%(default)s)")
     add("--slot-size", type=int, default=128, metavar="BYTES", help="bytes of a slot (%(default)s)")
     add("--batch", type=int, metavar="N", help="tasks a worker claims at once (default: sized by itself)")
-    add("--start-method", choices=multiprocessing.get_all_start_methods(), help="how workers are started")
+    add("--start-method", choices=late("multiprocessing").get_all_start_methods(), help="how workers are started")
     add("--results", metavar="FILE", help="write results as they come: .jsonl, .csv, .sqlite; -: JSON lines on stdout")
     add("--resume", action="store_true", help="leave out the tasks that the results file already holds as ok")
     add("--summary", metavar="FILE", help="write the summary as JSON, too")
@@ -4655,6 +4718,9 @@ class Keys:
         self.active = wanted and os.isatty(0) and in_foreground(0)
 
     def enter(self) -> None:
+        import termios
+        import tty
+
         if self.active and self._before is None and in_foreground(0):
             with contextlib.suppress(termios.error):
                 self._before = termios.tcgetattr(0)
@@ -4662,6 +4728,8 @@ class Keys:
 
     def leave(self) -> None:
         if self._before is not None:
+            import termios
+
             with contextlib.suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(0, termios.TCSADRAIN, self._before)
             self._before = None
@@ -4813,6 +4881,8 @@ class CommandLine:
             lost = f"{results.lost:,} results were not written{remedy}"
             problems.append(f"--results {results.path}: {results.problem}; {lost}")
         if path is not None:
+            import json
+
             whole = {**summary, "problem": "; ".join(problems), "left_out": left_out}
             try:
                 with open(path, "w", encoding="utf-8") as file:
