@@ -3974,30 +3974,39 @@ def _as_bytes(value: Any) -> bytes:
 # Results: where the command line keeps outcomes, and what --resume finds there.
 # ---------------------------------------------------------------------------------------------------------------------
 
+FIELDS = TaskResult._fields
+RECORDED = ("status", "function", "payload")  # the fields by which a task is known again
+
 
 class Results:
-    """Where results are written as they come; flushed often, so that a killed run keeps what was finished.
+    """A file to which results are written as they come. It is flushed often, so a killed run keeps what was finished.
 
-    Made, it has read what the file holds, if that is to be resumed, and changed nothing; it is written from `begin` on.
-    A subclass knows a format: `read` returns (status, function, payload) of each record; `open` empties the file, or
-    cuts off what a kill has left of a last record.
+    Making one reads what is to be resumed, and changes nothing; results can be written after `begin`. A subclass is a
+    format. read: yield each record with its place in words; None for what is no record. open: empty the file, or cut
+    off what a kill has left of the last record. put: write a row, whose payload and value are text.
     """
 
-    FIELDS = TaskResult._fields
-    broken: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
+    errors: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
     _file: Any = None
 
     def __init__(self, path: str, resume: bool) -> None:
-        self.path, self.problem = path, ""
-        self._records = self._safe = 0  # all there are, and those that the file holds for certain
-        self.done: collections.Counter[bytes] = collections.Counter()  # of the tasks that the file holds as ok
+        self.path = path
+        self.problem = ""  # why no more is written
+        self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: what the file holds as ok
         self._resume = resume and os.path.getsize(path) > 0
+        self._records = 0  # in the file, or written since
         with self._usable():
-            for status, function, payload in self.read():
-                self._records += 1
-                if status == "ok":
-                    self.done[task_digest(function, encode_text(payload))] += 1
-        self._safe = self._records
+            for place, record in self.read():
+                self._note(place, recorded_task(record))
+        self._safe = self._records  # those that the file holds for certain
+
+    def _note(self, place: str, task: tuple[str, bytes] | None) -> None:
+        if task is None:
+            raise ValueError(f"{place} is not a record of results; mend it, or give another file")
+        status, digest = task
+        self._records += 1
+        if status == "ok":
+            self.done[digest] += 1
 
     def begin(self) -> None:
         with self._usable():
@@ -4011,13 +4020,13 @@ class Results:
             text = str(error) if isinstance(error, ValueError) else describe(error)
             raise UsageError(f"--results {self.path}: cannot be used: {text}") from None
 
-    def read(self) -> Iterable[Sequence[str]]:
+    def read(self) -> Iterable[tuple[str, Any]]:
         raise NotImplementedError
 
     def open(self) -> None:
         raise NotImplementedError
 
-    def put(self, row: list[Any]) -> None:
+    def put(self, row: TaskResult) -> None:
         raise NotImplementedError
 
     def flush(self) -> None:
@@ -4028,24 +4037,23 @@ class Results:
 
     @property
     def lost(self) -> int:
+        """How many results are not in the file."""
         return self._records - self._safe
 
     def write(self, result: TaskResult) -> None:
-        row = list(result)
-        row[2], row[4] = _as_text(result.payload), _as_text(result.value)
         self._records += 1
-        self._attempt(self.put, row)
+        self._attempt(self.put, result._replace(payload=as_text(result.payload), value=as_text(result.value)))
         if self.lost >= 256:
             self.save()
 
     def save(self) -> bool:
-        """Bring what was written to the file; whether all is well."""
+        """Bring what was written to the file. Return True if nothing has failed yet."""
         if self._attempt(self.flush):
             self._safe = self._records
         return not self.problem
 
     def finish(self) -> None:
-        """Save and close; if that failed, find out what the file holds."""
+        """Save and close. If that fails, find out what the file holds."""
         if self._file is None:  # interrupted before it began
             return
         self.save()
@@ -4054,26 +4062,33 @@ class Results:
                 self._safe = type(self)(self.path, True)._records
 
     def _attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
-        """Do something with the file, unless that has failed before; after a failure the run goes on without it."""
+        """Do something with the file and return True. After a failure, do nothing: the run goes on without it."""
         if not self.problem:
             try:
                 action(*arguments)
                 return True
-            except self.broken as error:
+            except self.errors as error:
                 self.problem = describe(error)
-                with contextlib.suppress(*self.broken):
+                with contextlib.suppress(*self.errors):
                     self.close()
         return False
 
 
-class JsonLines(Results):
-    """A JSON object a line; bytes are text by surrogateescape."""
+class TextResults(Results):
+    """Records one after the other, after a header. A record begins with START and ends with END.
 
-    HEADER, END, CLOSE = b"", b"\n", b"}"  # CLOSE: what shows that a record is whole, if its END is not there
-    START = b'{"tsk_id": '  # of a record
+    QUOTED: what is between quotes may hold ENDs, and without its own END the last record may lack some digits."""
 
-    def read(self) -> Iterator[Sequence[str]]:
-        self._end, self._lead = 0, self.HEADER  # what is kept of the file, and what the next record needs before it
+    HEADER = START = b""
+    END = b"\n"
+    QUOTED = False
+
+    def decode(self, record: bytes) -> Any:
+        raise NotImplementedError
+
+    def read(self) -> Iterator[tuple[str, Any]]:
+        self._kept = 0  # bytes of the file that stay
+        self._lead = self.HEADER  # what has to stand before the next record
         if not self._resume:
             return
         with open(self.path, "rb") as file:
@@ -4081,90 +4096,85 @@ class JsonLines(Results):
             if not self.HEADER.startswith(head):
                 raise ValueError(f"it begins with {head!r}, not with the header of results")
             if head == self.HEADER:
-                self._end, self._lead = len(head), b""
+                self._kept = len(head)
+                self._lead = b""
                 yield from self._read_records(file)
 
-    def _read_records(self, file: Iterable[bytes]) -> Iterator[Sequence[str]]:
-        number, lines = 1 + self.HEADER.count(b"\n"), []
+    def _read_records(self, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+        number = 1 + self.HEADER.count(b"\n")
+        lines: list[bytes] = []
+        quotes = 0
         for line in file:
             lines.append(line)
-            if self.is_end(line):
-                yield self.parse(b"".join(lines)) or self.refuse(number)
-                self._end += sum(map(len, lines))
-                number, lines = number + len(lines), []
+            quotes += line.count(b'"')
+            if line.endswith(self.END) and not (self.QUOTED and quotes % 2):
+                record = b"".join(lines)
+                yield f"what begins in line {number:,}", self._parse(record)
+                self._kept += len(record)
+                number += len(lines)
+                lines = []
         last = b"".join(lines).rstrip(b"\r\n")
-        if last.endswith(self.CLOSE) and (record := self.parse(last)):  # an editor may have taken its end
-            yield record
-            self._end, self._lead = self._end + len(last), self.END
-        elif lines and not self.is_torn(lines):
-            self.refuse(number)
+        found = None if self.QUOTED else self._parse(last)
+        if found is not None:  # an editor took its END
+            self._kept += len(last)
+            self._lead = self.END
+        if found is not None or (lines and not self._is_torn(lines)):
+            yield f"what begins in line {number:,}", found
+
+    def _is_torn(self, lines: Sequence[bytes]) -> bool:
+        """Return True if a kill can have left these last lines: they begin as a record, and none begins after it."""
+        whole = [line for line in lines[1:] if line.endswith(self.END) and recorded_task(self._parse(line))]
+        return self.START.startswith(lines[0][: len(self.START)]) and not whole
+
+    def _parse(self, record: bytes) -> Any:
+        try:
+            return self.decode(record)
+        except Exception:  # whatever a foreign file leads to
+            return None
 
     def open(self) -> None:
         where = os.dup(1) if self.path == "-" else self.path
-        self._file = open(where, "r+b" if self._end else "wb", 1 << 20)  # noqa: SIM115
-        if self._end:
-            self._file.seek(self._end)
+        self._file = open(where, "r+b" if self._kept else "wb", 1 << 20)  # noqa: SIM115
+        if self._kept:
+            self._file.seek(self._kept)
             self._file.truncate()
         self._file.write(self._lead)
 
-    def is_end(self, line: bytes) -> bool:
-        """Whether a record ends with the next line of the file."""
-        return line.endswith(b"\n")
 
-    def is_torn(self, lines: Sequence[bytes]) -> bool:
-        """Whether these last lines, which do not end as a record does, are the beginning of one."""
-        return self.START.startswith(lines[0][: len(self.START)])
+class JsonLines(TextResults):
+    """A JSON object a line; bytes are text by surrogateescape."""
 
-    def parse(self, record: bytes) -> Sequence[str] | None:
-        """Its status, function and payload; None for what is not a record."""
-        import csv
+    START = b'{"tsk_id": '
 
-        try:
-            fields = self.fields(record)
-            found = [fields[name] for name in ("status", "function", "payload")]
-        except (ValueError, TypeError, LookupError, RecursionError, csv.Error):
-            return None
-        return found if all(isinstance(text, str) for text in found) and found[0] in OUTCOMES else None
-
-    def refuse(self, number: int) -> typing.NoReturn:
-        raise ValueError(f"what begins in line {number:,} is not a record of results; mend it, or give another file")
-
-    def fields(self, record: bytes) -> Any:
+    def decode(self, record: bytes) -> Any:
         import json
 
         return json.loads(record)
 
-    def put(self, row: list[Any]) -> None:
+    def put(self, row: TaskResult) -> None:
         import json
 
-        self._file.write(json.dumps(dict(zip(self.FIELDS, row))).encode() + b"\n")
+        self._file.write(json.dumps(row._asdict()).encode() + self.END)
 
 
 NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which takes none: not a character
 
 
-class Csv(JsonLines):
+class Csv(TextResults):
     """Comma-separated values with a header; bytes as they are."""
 
-    HEADER, END, CLOSE = (",".join(Results.FIELDS) + "\r\n").encode(), b"\r\n", b"\r\n"
-    _quotes = 0
+    HEADER = (",".join(FIELDS) + "\r\n").encode()
+    END = b"\r\n"
+    QUOTED = True
 
-    def is_end(self, line: bytes) -> bool:
-        self._quotes += line.count(b'"')
-        return line.endswith(b"\r\n") and self._quotes % 2 == 0
-
-    def is_torn(self, lines: Sequence[bytes]) -> bool:
-        """A kill tears the last record only: if whole ones follow its first line, a quote there is wrong."""
-        return not any(self.parse(line) for line in lines[1:] if line.endswith(self.END))
-
-    def fields(self, record: bytes) -> Any:
+    def decode(self, record: bytes) -> Any:
         import csv
 
         csv.field_size_limit(sys.maxsize)
         (row,) = csv.reader([decode_text(record).replace("\0", NUL)], strict=True)
-        return dict(zip(self.FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
+        return dict(zip(FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
 
-    def put(self, row: list[Any]) -> None:
+    def put(self, row: TaskResult) -> None:
         import csv
 
         text = io.StringIO(newline="")
@@ -4175,21 +4185,20 @@ class Csv(JsonLines):
 class Sqlite(Results):
     """The table `results` of a SQLite file; what is not UTF-8 is a blob."""
 
-    def read(self) -> Iterator[Sequence[str]]:
+    def read(self) -> Iterator[tuple[str, Any]]:
         import sqlite3
 
-        self.broken = (OSError, sqlite3.Error)
+        self.errors = (OSError, sqlite3.Error)
         self._connect = functools.partial(sqlite3.connect, self.path)
         with contextlib.closing(self._connect()) as base:
             columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
-            if self._resume and columns not in ((), self.FIELDS):
+            if self._resume and columns not in ((), FIELDS):
                 raise ValueError(f"its table results has the columns {', '.join(columns)}")
             base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
-            query = "SELECT rowid, status, function, payload FROM results"
-            for number, *row in base.execute(query) if self._resume and columns else ():
-                if not all(isinstance(text, (str, bytes)) for text in row):
-                    raise ValueError(f"row {number:,} of its table results is not a record of results")
-                yield [decode_text(text) if isinstance(text, bytes) else text for text in row]
+            if self._resume and columns:
+                for number, *row in base.execute(f"SELECT rowid, {', '.join(RECORDED)} FROM results"):  # noqa: S608
+                    texts = [decode_text(text) if isinstance(text, bytes) else text for text in row]
+                    yield f"row {number:,} of its table results", dict(zip(RECORDED, texts))
 
     def open(self) -> None:
         self._file = self._connect()
@@ -4200,19 +4209,22 @@ class Sqlite(Results):
                 self._file.execute("BEGIN IMMEDIATE")
                 if not self._resume:
                     self._file.execute("DROP TABLE IF EXISTS results")
-                self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(self.FIELDS)})")
+                self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(FIELDS)})")
         except BaseException:
             self._file.close()
             raise
 
-    def put(self, row: list[Any]) -> None:
-        for at, value in enumerate(row):
-            if isinstance(value, str):
-                try:
-                    value.encode()
-                except UnicodeEncodeError:
-                    row[at] = encode_text(value)
-        self._file.execute(f"INSERT INTO results VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+    def put(self, row: TaskResult) -> None:
+        marks = ", ".join("?" * len(row))
+        self._file.execute(f"INSERT INTO results VALUES ({marks})", list(map(self._storable, row)))  # noqa: S608
+
+    def _storable(self, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return encode_text(value)
+        return value
 
     def flush(self) -> None:
         self._file.commit()
@@ -4226,21 +4238,31 @@ FORMATS: dict[str, type[Results]] = {"-": JsonLines, ".jsonl": JsonLines, ".csv"
 
 
 def results_format(path: str) -> type[Results]:
-    """The class that writes results to a file of this name."""
-    kind = FORMATS.get(path if path == "-" else os.path.splitext(path)[1])
-    if kind is None:
+    """Return the class that writes results to a file of this name."""
+    found = FORMATS.get(path if path == "-" else os.path.splitext(path)[1])
+    if found is None:
         raise UsageError(f"--results {path}: must end with .jsonl, .csv or .sqlite, or be - for standard output")
-    return kind
+    return found
+
+
+def recorded_task(record: Any) -> tuple[str, bytes] | None:
+    """Return the status and the digest of the task in a record; None if it is no record."""
+    try:
+        status, function, payload = (record[name] for name in RECORDED)
+        digest = task_digest(function, encode_text(payload))
+        return (status, digest) if status in OUTCOMES else None
+    except (TypeError, LookupError, AttributeError):
+        return None
 
 
 def task_digest(function: str, payload: bytes) -> bytes:
-    """Sixteen bytes by which a recorded task is known again."""
+    """Return sixteen bytes by which a task is known again."""
     import hashlib
 
     return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
 
 
-def _as_text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     return None if value is None else decode_text(to_bytes(value))
 
 
@@ -4886,7 +4908,7 @@ class CommandLine:
             whole = {**summary, "problem": "; ".join(problems), "left_out": left_out}
             try:
                 with open(path, "w", encoding="utf-8") as file:
-                    json.dump(whole, file, default=_as_text, indent=1)
+                    json.dump(whole, file, default=as_text, indent=1)
             except OSError as error:
                 problems.append(f"--summary {path}: {error.strerror}")
         lines = summary_lines(summary, "; ".join(problems), left_out)
