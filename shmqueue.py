@@ -3760,7 +3760,7 @@ REFERRING = 1 + SIZE.size  # bytes of such a record
 
 
 class Rejected(NamedTuple):
-    """In place of an item: a task that cannot be sent, and becomes a failed result with this error."""
+    """In place of an item: a task that cannot be sent. It becomes a failed result with this error."""
 
     function: str
     payload: Any
@@ -3777,16 +3777,16 @@ class Source:
     problem = ""
 
     def take(self, room: int) -> Sequence[Any]:
-        """Up to `room` items, those that are there; they are payloads, (function, payload) pairs or Rejected."""
+        """Return up to `room` items, those that are there: payloads, (function, payload) pairs or Rejected."""
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """A descriptor to wait for when `take` gave nothing; -1 where it waits itself."""
+        """Return a descriptor to wait for when `take` gave nothing; -1 if `take` itself waits."""
         return -1
 
 
 class IterableSource(Source):
-    """Tasks from any iterable, taken as they come: what it has yielded is passed on before it is waited for again."""
+    """Tasks from any iterable, as they come: what it has yielded is passed on before it is waited for again."""
 
     def __init__(self, tasks: Iterable[Any]) -> None:
         self._sequence = tasks if isinstance(tasks, (list, tuple)) else None
@@ -3795,14 +3795,15 @@ class IterableSource(Source):
         self.finite = self._sequence is not None
 
     def take(self, room: int) -> Sequence[Any]:
-        """Up to `room` items. Where the iterable pauses for more than a millisecond, those before the pause."""
+        """Return up to `room` items. If the iterable pauses for more than a millisecond, those before the pause."""
         room = min(room, BLOCK)
         if self._sequence is not None:
             items = self._sequence[self._taken : self._taken + room]
             self._taken += len(items)
             self.exhausted = self._taken >= len(self._sequence)
             return items
-        clock, taken = time.perf_counter, []
+        clock = time.perf_counter
+        taken = []
         until = clock() + 0.001
         for item in self._iterator:
             taken.append(item)
@@ -3813,18 +3814,23 @@ class IterableSource(Source):
 
 
 class LineParser:
-    """Makes tasks of lines: of FUNCTION PAYLOAD, or, if a line is `whole`, of a payload for the first function. Empty
-    lines are skipped, and lines that start with #, if those are comments; and tasks that are done, as often as that."""
+    """Makes tasks of lines: FUNCTION PAYLOAD or, if a line is `whole`, a payload for the first function.
+
+    Empty lines are skipped, and lines that start with # if those are comments. A task is left out as often as `done`
+    counts it, and is counted down there."""
 
     def __init__(self, names: Sequence[str], comments: bool, whole: bool = False) -> None:
-        self.whole, self._comments, self._only, self._line = whole, comments, names[0], 0
-        self._known = {name.encode(): name for name in names}
+        self.whole = whole
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest
         self.left_out = 0
+        self._comments = comments
+        self._only = names[0]
+        self._known = {name.encode(): name for name in names}
+        self._line = 0
 
     def __call__(self, lines: Sequence[bytes]) -> list[Any]:
         if self.whole:
-            return self.rest([line for line in lines if line and not (self._comments and line.startswith(b"#"))])
+            return self.without_done([x for x in lines if x and not (self._comments and x.startswith(b"#"))])
         items: list[Any] = []
         for number, line in enumerate(lines, self._line + 1):
             word, _, payload = line.partition(b" ")
@@ -3834,22 +3840,25 @@ class LineParser:
                 word = line.split(None, 1)[0]
                 items.append(self.pair(word, line[len(word) + 1 :], f"line {number:,}: "))
         self._line += len(lines)
-        return self.rest(items)
+        return self.without_done(items)
 
-    def rest(self, items: list[Any]) -> list[Any]:
-        """Those of these tasks that are not done."""
-        return [item for item in items if not self._is_done(item)] if self.done else items
+    def without_done(self, items: list[Any]) -> list[Any]:
+        if not self.done:
+            return items
+        return [item for item in items if not self._leave_out(item)]
 
-    def _is_done(self, item: Any) -> bool:
-        digest = task_digest(*((self._only, item) if self.whole else item[:2]))
-        known = self.done[digest] > 0
-        if known:
-            self.done[digest] -= 1
-            self.left_out += 1
-        return known
+    def _leave_out(self, item: Any) -> bool:
+        """Return True if this task is done."""
+        function, payload = (self._only, item) if self.whole else item[:2]
+        digest = task_digest(function, payload)
+        if not self.done[digest]:
+            return False
+        self.done[digest] -= 1
+        self.left_out += 1
+        return True
 
     def pair(self, word: bytes, payload: bytes, where: str = "") -> Any:
-        """A task of a function's name and its payload."""
+        """Return the task of a function's name and its payload."""
         if word in self._known:
             return self._known[word], payload
         text = decode_text(word)
@@ -3857,11 +3866,13 @@ class LineParser:
 
 
 class LineSource(Source):
-    """Tasks from a file of lines, as they come. A line ends at a newline and nowhere else; a carriage return before
-    it, and a byte order mark at the start of the file, are dropped."""
+    """Tasks from a file of lines, as they come. A line ends at a newline and nowhere else.
+
+    A carriage return before the newline and a byte order mark at the start of the file are dropped."""
 
     def __init__(self, path: str, parse: LineParser) -> None:
-        self._parse, self.tasks = parse, 0
+        self.tasks = 0  # taken
+        self._parse = parse
         try:
             self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             info = os.fstat(self._file)
@@ -3870,23 +3881,27 @@ class LineSource(Source):
         except OSError as error:
             why = f"cannot read {path!r}: {error.strerror}"
             raise UsageError(f"{why}; give a file of tasks, or - for standard input") from None
-        self.finite, self._size = stat.S_ISREG(info.st_mode), info.st_size
+        self.finite = stat.S_ISREG(info.st_mode)
+        self._size = info.st_size
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLIN)
         self._mark = b"\xef\xbb\xbf"  # a byte order mark, which the first line may begin with
         self._parts: list[bytes] = []  # of the line that is not yet whole
-        self._items: list[Any] = []  # read, the next one last
-        self._bytes = 0
+        self._items: list[Any] = []  # read and not taken, the next one last
+        self._bytes = 0  # read
 
     def fileno(self) -> int:
         return -1 if self.finite else self._file
 
     def total(self) -> int | None:
-        """How many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
-        known, left_out = self.tasks + len(self._items), self._parse.left_out
+        """Return how many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
+        known = self.tasks + len(self._items)
         if self._file < 0:
             return known
-        return int((known + left_out) * self._size / self._bytes) - left_out if self.finite and self._bytes else None
+        if not self.finite or not self._bytes:
+            return None
+        left_out = self._parse.left_out
+        return int((known + left_out) * self._size / self._bytes) - left_out
 
     def take(self, room: int) -> Sequence[Any]:
         if not self._items and self._file >= 0 and self._poll.poll(0):
@@ -3903,7 +3918,8 @@ class LineSource(Source):
         try:
             block = os.read(self._file, 1 << 18)
         except OSError as error:
-            block, self.problem = b"", f"reading the tasks stopped: {error.strerror}"
+            block = b""
+            self.problem = f"reading the tasks stopped: {error.strerror}"
         self._bytes += len(block)
         if not block:
             os.close(self._file)
@@ -3921,23 +3937,16 @@ class QuerySource(Source):
     """Tasks from the rows of a SQLite query: one column is a line, two are a function and its payload."""
 
     def __init__(self, path: str, query: str, parse: LineParser) -> None:
-        import sqlite3  # here, since few runs need it
-        import urllib.parse
+        import sqlite3
 
-        self._parse, self.tasks, self._rows, self._error = parse, 0, None, sqlite3.Error
+        self.tasks = 0  # taken
+        self._parse = parse
+        self._error = sqlite3.Error
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
         try:
-            base = sqlite3.connect(f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro", uri=True)
-            weakref.finalize(self, base.close)
-            base.text_factory = bytes
-            deny, attach, allow = sqlite3.SQLITE_DENY, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_OK
-            base.set_authorizer(lambda action, *_: deny if action == attach else allow)  # that would make a file
-            deadline = time.monotonic() + 0.2
-            base.set_progress_handler(lambda: time.monotonic() > deadline, 10000)
-            with contextlib.suppress(sqlite3.OperationalError):  # it takes too long to count; a wrong query fails below
-                self._rows = base.execute(f"SELECT count(*) FROM ({query.strip().rstrip(';')})").fetchone()[0]  # noqa: S608
-            base.set_progress_handler(None, 0)
+            base = self._connect(path)
+            self._rows = self._count(base, query)
             self._cursor = base.execute(query)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
@@ -3947,8 +3956,36 @@ class QuerySource(Source):
         if columns == 2 and parse.whole:
             raise UsageError(f"--query {query!r}: two columns name functions; --call and --shell take one")
 
+    def _connect(self, path: str) -> Any:
+        """Open a database so that a query can only read it: to attach another one would make a file."""
+        import sqlite3
+        import urllib.parse
+
+        def allow(action: int, *_: object) -> int:
+            return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
+
+        base = sqlite3.connect(f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro", uri=True)
+        weakref.finalize(self, base.close)
+        base.text_factory = bytes
+        base.set_authorizer(allow)
+        return base
+
+    def _count(self, base: Any, query: str) -> int | None:
+        """Return how many rows there are. Return None if that takes too long to count, or if the query is wrong."""
+        deadline = time.monotonic() + 0.2
+        base.set_progress_handler(lambda: time.monotonic() > deadline, 10000)
+        try:
+            row = base.execute(f"SELECT count(*) FROM ({query.strip().rstrip(';')})").fetchone()  # noqa: S608
+            return int(row[0])
+        except base.OperationalError:
+            return None
+        finally:
+            base.set_progress_handler(None, 0)
+
     def total(self) -> int | None:
-        return self.tasks if self.exhausted else self._rows and self._rows - self._parse.left_out
+        if self.exhausted:
+            return self.tasks
+        return self._rows and self._rows - self._parse.left_out
 
     def take(self, room: int) -> Sequence[Any]:
         rows: list[tuple[bytes, ...]] = []
@@ -3961,13 +3998,15 @@ class QuerySource(Source):
         if self._columns == 1:
             items = self._parse([line for (line,) in rows])
         else:
-            items = self._parse.rest([self._parse.pair(name, payload) for name, payload in rows])
+            items = self._parse.without_done([self._parse.pair(name, payload) for name, payload in rows])
         self.tasks += len(items)
         return items
 
 
 def _as_bytes(value: Any) -> bytes:
-    return b"" if value is None else value if isinstance(value, bytes) else str(value).encode()
+    if value is None:
+        return b""
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4288,7 +4327,7 @@ class WorkerRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """All that a frame shows. total: tasks in all, None where it is not known; rates: tasks a second, oldest first."""
+    """All that a frame shows. total: tasks in all, None if that is not known; rates: tasks a second, oldest first."""
 
     title: str
     name: str
@@ -4314,7 +4353,7 @@ class Snapshot(NamedTuple):
         return self.rates[-1] if self.rates else 0.0
 
 
-# The columns of the table: side, width, text of a row; and their order of importance, the first to go last.
+# The columns of the table: side, width, text of a row. IMPORTANCE: the last ones are the first to go.
 COLUMNS: dict[str, tuple[str, int, Callable[[WorkerRow], str]]] = {
     "worker": (">", 6, lambda row: str(row.number)),
     "pid": (">", 7, lambda row: str(row.pid)),
@@ -4331,8 +4370,9 @@ IMPORTANCE = ("worker", "state", "done", "tasks/s", "failed", "in hand", "functi
 
 
 def printable(text: str) -> str:
-    """`text` without what could command a terminal: controls, C1, direction marks and the like become "�"."""
-    return "".join(c if c.isprintable() else " " if c in "\t\n" else "�" for c in text)
+    """Return `text` with "�" for what could command a terminal: controls, C1, direction marks and the like."""
+    text = text.replace("\t", " ").replace("\n", " ")
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def counted(count: int, noun: str) -> str:
@@ -4355,47 +4395,68 @@ def sparkline(rates: Sequence[float]) -> str:
 
 
 def spread(left: str, right: str, width: int) -> str:
-    """`left` and `right` at the ends of a line; left alone where both do not fit."""
+    """Put `left` and `right` at the ends of a line, or `left` alone if they do not both fit."""
     gap = width - len(left) - len(right)
-    return left + " " * gap + right if gap >= 2 else left[:width]
+    if gap < 2:
+        return left[:width]
+    return left + " " * gap + right
 
 
 def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
-    """A frame of at most `height` lines of at most `width` characters; pure, so that it can be tested line by line."""
-    head = _render_head(snapshot, width - 2)
-    foot = [snapshot.keys] if snapshot.keys and height >= len(head) + 6 else []
-    free = height - len(head) - 1 - len(foot)
+    """Return a frame of at most `height` lines of at most `width` characters. Pure, so that it can be tested."""
+    lines = [*_render_head(snapshot, width - 2), ""]
+    foot = bool(snapshot.keys) and height >= len(lines) + 5
+    free = height - len(lines) - foot
     most = min(5, max(0, (free - 2) // 3))
-    failures = ["", *snapshot.failures[-most:]] if most and snapshot.failures else []
-    lines = [*head, "", *_render_table(snapshot.workers, width - 2, free - len(failures)), *failures]
-    lines += [""] * (height - 1 - len(lines)) + foot if foot else []
+    failures: list[str] = []
+    if most and snapshot.failures:
+        failures = ["", *snapshot.failures[-most:]]
+    lines += _render_table(snapshot.workers, width - 2, free - len(failures)) + failures
+    if foot:
+        lines += [""] * (height - 1 - len(lines)) + [snapshot.keys]
     return [(" " + printable(line))[:width].rstrip() for line in lines[:height]]
 
 
 def _render_head(snapshot: Snapshot, width: int) -> list[str]:
-    counts, done, total, rate = snapshot.counts, snapshot.done, snapshot.total, snapshot.rate
-    title = snapshot.title[: max(8, width // 2)] + (f"  [{snapshot.state}]" if snapshot.state else "")
+    title = snapshot.title[: max(8, width // 2)]
+    if snapshot.state:
+        title += f"  [{snapshot.state}]"
     about = f"{counted(len(snapshot.workers), 'worker')} · {snapshot.strategy} · {snapshot.name}"
     first = spread(f"shmqueue  {title}", f"{about}      {clock(snapshot.seconds)}", width)
-    second = f"{done:,} tasks done"
-    if total:
-        left = f"eta {clock((total - done) / rate)}" if rate > 0 else "eta –"
-        parts = [f"  {done / total:6.1%}", f"{done:,} / {total:,}", left]
-        while len("   ".join(parts)) > width - 8 and len(parts) > 1:
-            parts.pop()
-        tail = "   ".join(parts)
-        second = bar(done / total, max(4, width - len(tail))) + tail
-    bad = [f"{name} {count:,}" for name, count in counts.items() if name != "ok" and count] or ["failed 0"]
-    retried = [f"retried {snapshot.retried:,}"] if snapshot.retried else []
-    outcomes = "  ".join([f"ok {counts['ok']:,}", *bad, *retried])
-    speed = f"{rate:,.0f} tasks/s  {sparkline(snapshot.rates[-12:])}"
+    second = _render_progress(snapshot, width)
+    speed = f"{snapshot.rate:,.0f} tasks/s  {sparkline(snapshot.rates[-12:])}"
     used = f"ring {bar(snapshot.ring / snapshot.num_slots, 10)} {snapshot.ring:,} / {snapshot.num_slots:,}"
+    outcomes = _render_outcomes(snapshot)
     third = "   ".join((speed, used, outcomes))
-    return [first, second, third] if len(third) <= width else [first, second, spread(speed, used, width), outcomes]
+    if len(third) <= width:
+        return [first, second, third]
+    return [first, second, spread(speed, used, width), outcomes]
+
+
+def _render_progress(snapshot: Snapshot, width: int) -> str:
+    done, total = snapshot.done, snapshot.total
+    if not total:
+        return f"{done:,} tasks done"
+    left = "–"
+    if snapshot.rate > 0:
+        left = clock((total - done) / snapshot.rate)
+    parts = [f"  {done / total:6.1%}", f"{done:,} / {total:,}", f"eta {left}"]
+    while len("   ".join(parts)) > width - 8 and len(parts) > 1:
+        parts.pop()
+    tail = "   ".join(parts)
+    return bar(done / total, max(4, width - len(tail))) + tail
+
+
+def _render_outcomes(snapshot: Snapshot) -> str:
+    counts = snapshot.counts
+    parts = [f"{name} {count:,}" for name, count in counts.items() if name != "ok" and count] or ["failed 0"]
+    if snapshot.retried:
+        parts.append(f"retried {snapshot.retried:,}")
+    return "  ".join([f"ok {counts['ok']:,}", *parts])
 
 
 def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[str]:
-    """As many columns and rows as fit; workers that do not are summed up in a line."""
+    """As many columns and rows as fit. The workers that do not fit are summed up in a line."""
     names: list[str] = []
     for name in IMPORTANCE:
         if sum(COLUMNS[each][1] + 2 for each in [*names, name]) <= width + 2:
@@ -4405,10 +4466,14 @@ def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[st
     def line(texts: Iterable[str]) -> str:
         return "  ".join(f"{text:{side}{size}.{size}}" for text, (side, size, _) in zip(texts, columns.values()))
 
-    fit = len(rows) if len(rows) <= height - 1 else max(0, height - 2)
+    fit = len(rows)
+    if fit > height - 1:
+        fit = max(0, height - 2)
     table = [line(columns)] + [line(text(row) for _, _, text in columns.values()) for row in rows[:fit]]
     if rest := rows[fit:]:
-        busy, done, rate = sum(r.state == "run" for r in rest), sum(r.done for r in rest), sum(r.rate for r in rest)
+        busy = sum(row.state == "run" for row in rest)
+        done = sum(row.done for row in rest)
+        rate = sum(row.rate for row in rest)
         table.append(f"and {len(rest):,} more: {busy} run, {done:,} done, {rate:,.0f} tasks/s")
     return table[: max(0, height)]
 
@@ -4419,16 +4484,19 @@ class Progress:
     SECONDS = math.inf  # from one drawing to the next
 
     def __init__(self, title: str = "", total: Callable[[], int | None] = lambda: None) -> None:
-        self.title, self.total = title, total
-        self.state = self.keys = ""  # what the run is doing, if not its work; the keys it listens to
+        self.title = title
+        self.total = total
+        self.state = ""  # what the run is doing, if not its work
+        self.keys = ""  # the keys that it listens to
         self._rates: collections.deque[float] = collections.deque(maxlen=64)
         self._worker_rates: list[float] = []
         self._sample: tuple[float, Iterable[int]] = (time.monotonic(), itertools.repeat(0))
         self._next = time.monotonic() + self.SECONDS
 
     def rates(self, done: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
-        """Note what each worker has done until now; tasks a second, of all over time and of each just now."""
-        now, (before, done_before) = time.monotonic(), self._sample
+        """Note what each worker has done until now. Return tasks a second: of all over time, and of each just now."""
+        now = time.monotonic()
+        before, done_before = self._sample
         if now - before >= 1.0 or not self._rates:
             self._worker_rates = [(a - b) / max(now - before, 0.1) for a, b in zip(done, done_before)]
             self._rates.append(sum(self._worker_rates))
@@ -4436,7 +4504,7 @@ class Progress:
         return list(self._rates), self._worker_rates
 
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Show a snapshot, if it is time to; called several times a second."""
+        """Show a snapshot if it is time to. Called several times a second."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self.SECONDS
             self.show(snapshot())
@@ -4445,7 +4513,7 @@ class Progress:
         raise NotImplementedError
 
     def write(self, text: str) -> None:
-        """Write to the error stream in one piece; if it is closed, no more."""
+        """Write to the error stream in one piece. If it is closed, write no more."""
         data = text.encode("utf-8", "replace")
         with contextlib.suppress(OSError):
             while data and sys.__stderr__ is not None:
@@ -4461,31 +4529,37 @@ class PlainLines(Progress):
     SECONDS = 5.0
 
     def show(self, shot: Snapshot) -> None:
-        of, bad = f" of {shot.total:,}" if shot.total else "", shot.done - shot.counts["ok"]
-        self.write(f"shmqueue: {shot.done:,}{of} tasks done, {bad:,} not ok, {shot.rate:,.0f} tasks/s\n")
+        total = f" of {shot.total:,}" if shot.total else ""
+        bad = shot.done - shot.counts["ok"]
+        self.write(f"shmqueue: {shot.done:,}{total} tasks done, {bad:,} not ok, {shot.rate:,.0f} tasks/s\n")
 
 
 class Screen(Progress):
     """Draws frames on the alternate screen of the error stream's terminal, which is as it was afterwards."""
 
     SECONDS = 0.1
-    ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J", "\x1b[?7h\x1b[?25h\x1b[?1049l"
+    ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
+    LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
     _entered = False
 
     def show(self, shot: Snapshot) -> None:
-        if in_foreground(2):
-            width, height = self.size()
-            lines = [line if len(line) == width else line + "\x1b[K" for line in render(shot, width, height)]
-            enter, self._entered = "" if self._entered else self.ENTER, True
-            self.write(enter + "\x1b[H" + "\r\n".join(lines) + ("\x1b[J" if len(lines) < height else ""))
+        if not in_foreground(2):
+            return
+        width, height = self.size()
+        lines = [line + "\x1b[K" * (len(line) < width) for line in render(shot, width, height)]
+        text = "\x1b[H" + "\r\n".join(lines) + "\x1b[J" * (len(lines) < height)
+        if not self._entered:
+            self._entered = True
+            text = self.ENTER + text
+        self.write(text)
 
     @staticmethod
     def size() -> tuple[int, int]:
+        import shutil
+
         with contextlib.suppress(OSError):
             if all(size := os.get_terminal_size(2)):
                 return size
-        import shutil
-
         return shutil.get_terminal_size()
 
     def close(self) -> None:
@@ -4494,13 +4568,17 @@ class Screen(Progress):
             self.write(self.LEAVE)
 
 
+def is_terminal(stream: Any) -> bool:
+    return stream is not None and bool(stream.isatty())
+
+
 def can_draw() -> bool:
-    """Whether the error stream is a terminal that knows commands."""
-    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    """Return True if the error stream is a terminal that knows commands."""
+    return is_terminal(sys.stderr) and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def in_foreground(descriptor: int) -> bool:
-    """Whether this process may write to the terminal; yes where it is not its controlling terminal."""
+    """Return True if this process may write to the terminal, or if it is not its controlling terminal."""
     try:
         return os.tcgetpgrp(descriptor) == os.getpgrp()
     except OSError:
@@ -4508,22 +4586,21 @@ def in_foreground(descriptor: int) -> bool:
 
 
 def choose_run(name: str) -> str:
-    """The run of this name that is alive; without a name, the only one."""
+    """Return the name of the living run that is called so, or of the only one if no name is given."""
     alive = runs()
     found = [each for each in alive if name in ("", each)]
     if len(found) != 1:
-        raise UsageError(f"--watch {name}: " + (f"give one of {', '.join(alive)}" if alive else "no run is alive"))
+        remedy = f"give one of {', '.join(alive)}" if alive else "no run is alive"
+        raise UsageError(f"--watch {name}: {remedy}")
     if not can_draw():
         raise UsageError("--watch: draws on the error stream, which is not a terminal that can be drawn on")
     return found[0]
 
 
-def watch(name: str, signals: Iterable[int]) -> None:
-    """Show the screen of another supervisor's run until it ends or Ctrl-C; reads its file, and nothing else.
+def watch_run(name: str, signals: Iterable[int]) -> None:
+    """Show the screen of another supervisor's run until it ends or Ctrl-C. Only its snapshots are read.
 
     signals: those that this thread can process."""
-    import json
-
     screen = Screen()
 
     def pause(number: int, frame: object) -> None:
@@ -4531,14 +4608,14 @@ def watch(name: str, signals: Iterable[int]) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
     for number in signals:
-        if number != signal.SIGINT:
-            exchange_handler(number, pause if number == signal.SIGTSTP else _exit)
+        if number == signal.SIGTSTP:
+            exchange_handler(number, pause)
+        elif number != signal.SIGINT:
+            exchange_handler(number, _exit)
     try:
         while name in runs():
             with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
-                with open(os.path.join(shared_directory(), f"{name}.watch"), encoding="utf-8") as file:
-                    shot = Snapshot(*json.load(file))
-                screen.show(shot._replace(workers=[WorkerRow(*row) for row in shot.workers], keys="Ctrl-C leaves"))
+                screen.show(read_snapshot(name)._replace(keys="Ctrl-C leaves"))
             time.sleep(Screen.SECONDS)
     except KeyboardInterrupt:
         pass
@@ -4546,6 +4623,15 @@ def watch(name: str, signals: Iterable[int]) -> None:
         raise UsageError(f"--watch {name}: its snapshot cannot be shown: {describe(error)}") from None
     finally:
         screen.close()
+
+
+def read_snapshot(name: str) -> Snapshot:
+    """Return the snapshot that a run has left beside its segment."""
+    import json
+
+    with open(os.path.join(shared_directory(), f"{name}.watch"), encoding="utf-8") as file:
+        shot = Snapshot(*json.load(file))
+    return shot._replace(workers=[WorkerRow(*row) for row in shot.workers])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4956,7 +5042,7 @@ def main(
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
         elif options.watch is not None:
             with handlers_kept() as numbers:
-                watch(choose_run(options.watch), numbers)
+                watch_run(choose_run(options.watch), numbers)
         else:
             check_options(options)
             return CommandLine(options, functions, queue).run()
