@@ -157,6 +157,14 @@ def late(name: str) -> Any:
     return getattr(sys.modules[__name__], name)
 
 
+def import_all() -> None:
+    """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
+    names = "csv glob hashlib inspect json multiprocessing.util shutil subprocess tempfile termios traceback tty"
+    for name in names.split():
+        importlib.import_module(name)
+    late("psutil")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What a user calls: results, errors, parallel_map and Supervisor.
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,10 +263,9 @@ class Supervisor:
         queue: type[SharedTaskQueue] | None = None,
     ) -> None:
         numbered = number_functions(functions)
+        check_numbers(locals())
         queue = queue or SharedTaskQueue
         workers = available_processors() if workers is None else workers
-        check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
-        check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
         self._ledger = Ledger(numbered, retries, workers)
         self._submitted = Job(None, self._ledger.names)
         self._began, self._next_share = time.monotonic(), 0.0
@@ -495,54 +502,146 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The arguments of a Supervisor: their limits, and what is taken where none is given.
+# The options of a Supervisor and of the command line: one table, their limits, and what is taken without them.
 # ---------------------------------------------------------------------------------------------------------------------
 
-LIMITS: dict[str, tuple[float, float]] = {
-    "fn_id": (1, (1 << 31) - 1),  # the highest bit is OUT_OF_LINE
-    "workers": (1, 4096),
-    "num_slots": (2, 1 << 26),
-    "slot_size": (64, 65536),
-    "batch": (1, 1 << 26),
-    "timeout": (0.001, 1e9),
-    "retries": (0, 1 << 30),
-    "max_rss": (1 << 20, 1 << 50),
-    "max_tasks": (1, 1 << 50),
-}
-OPTIONAL = {"batch", "timeout", "max_rss", "max_tasks"}
+PYTHON, COMMAND, BOTH = "python", "command", "both"
 
 
-def check_numbers(**values: Any) -> None:
-    """Raise TypeError or ValueError, with value and limit, for an argument out of LIMITS; OPTIONAL ones may be None."""
-    for name, value in values.items():
-        low, high = LIMITS[name]
-        whole = isinstance(low, int)
-        if value is None and name in OPTIONAL:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise TypeError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
-        if not low <= value <= high:
-            raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
+class Option(NamedTuple):
+    """A row of OPTIONS.
+
+    name: the argument of Supervisor; the command line spells it as `flag` does. type: int, float, str, bool for a
+    switch, a tuple of the words that are allowed, or a function that reads it from text. default: None if it may be
+    absent. limits: of a number. place: PYTHON for an argument of Supervisor, COMMAND for the command line, or BOTH.
+    metavar: in brackets if the value may be left out, and is empty then. alone: excludes the others that are alone.
+    """
+
+    name: str
+    type: Any
+    default: Any = None
+    limits: tuple[float, float] | None = None
+    place: str = COMMAND
+    short: str = ""
+    metavar: str = ""
+    help: str = ""
+    alone: bool = False
+
+    def parser_arguments(self) -> dict[str, Any]:
+        """Return what argparse is told of it."""
+        arguments = {"dest": self.name, "default": self.default, "help": self.help}
+        if self.type is bool:
+            return {**arguments, "action": "store_true"}
+        if isinstance(self.type, tuple):
+            return {**arguments, "choices": self.type}
+        if self.metavar.startswith("["):
+            arguments |= {"nargs": "?", "const": ""}
+        return {**arguments, "type": self.type, "metavar": self.metavar.strip("[]")}
+
+
+def flag(name: str) -> str:
+    """Return an option's name on the command line."""
+    return "--" + name.removeprefix("num_").replace("_", "-")
+
+
+def parse_size(text: str) -> int:
+    """Return a number of bytes. K, M, G or T behind it stand for powers of 1024."""
+    import argparse
+
+    unit = "KMGT".find(text[-1:].upper()) + 1
+    try:
+        return int(float(text[: -1 if unit else None]) * 1024**unit)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
+
+
+COUNTS = (1, 1 << 50)
+FN_IDS = (1, (1 << 31) - 1)  # the highest bit is OUT_OF_LINE
+SLOT_SIZES = (64, 65536)
+
+# To add an option, write its row, the argument of Supervisor, and its line in README; a test compares the three.
+OPTIONS = (
+    Option("handlers", str, metavar="MODULE_OR_FILE.py", help="the functions that lines may name", alone=True),
+    Option(
+        "call", str, metavar="MODULE_OR_FILE.py:FUNCTION", help="each line is a payload of this function", alone=True
+    ),
+    Option("shell", bool, False, help="each line is a shell command; its output is the value", alone=True),
+    Option(
+        "query", str, metavar="SQL", help="TASKS is a SQLite file: one column is a line, two are function and payload"
+    ),
+    Option(
+        "workers", int, None, (1, 4096), BOTH, "-w", "N", "worker processes (default: the processors there are)"
+    ),
+    Option("timeout", float, None, (0.001, 1e9), BOTH, metavar="S", help="seconds a task may run"),
+    Option("retries", int, 0, (0, 1 << 30), BOTH, metavar="N", help="start a task that is not ok again, so often"),
+    Option(
+        "max_rss", parse_size, None, (1 << 20, 1 << 50), BOTH, metavar="SIZE",
+        help="replace workers that hold more, as 500M; needs psutil",
+    ),
+    Option("max_tasks", int, None, COUNTS, BOTH, metavar="N", help="replace a worker after so many tasks"),
+    Option("halt", int, None, COUNTS, metavar="N", help="stop after so many tasks were not ok"),
+    Option("num_slots", int, 16384, (2, 1 << 26), BOTH, metavar="N", help="tasks the ring holds (%(default)s)"),
+    Option("slot_size", int, 128, SLOT_SIZES, BOTH, metavar="BYTES", help="bytes of a slot (%(default)s)"),
+    Option(
+        "batch", int, None, (1, 1 << 26), BOTH, metavar="N",
+        help="tasks a worker claims at once (default: sized by itself)",
+    ),
+    Option("start_method", ("fork", "spawn", "forkserver"), place=BOTH, help="how workers are started"),
+    Option(
+        "results", str, metavar="FILE",
+        help="write results as they come: .jsonl, .csv, .sqlite; -: JSON lines on stdout",
+    ),
+    Option("resume", bool, False, help="leave out the tasks that the results file already holds as ok"),
+    Option("summary", str, metavar="FILE", help="write the summary as JSON, too"),
+    Option(
+        "log", str, place=BOTH, metavar="FILE", help="write what the functions print, which is dropped otherwise"
+    ),
+    Option("screen", ("auto", "on", "off"), "auto", help="auto: where the error stream is a terminal"),
+    Option("watch", str, metavar="[NAME]", help="show the screen of a run in another terminal, and exit"),
+    Option("clean", bool, False, help="remove what dead runs left behind, and exit"),
+    Option("initializer", None, place=PYTHON),
+    Option("screen", None, False, place=PYTHON),
+    Option("queue", None, place=PYTHON),
+)  # fmt: skip
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError, with value and limits, for an option that is out of its limits."""
+    for option in OPTIONS:
+        if option.limits is not None and option.name in values:
+            value = values[option.name]
+            if value is not None or option.default is not None:
+                check_number(option.name, value, option.limits)
     if values.get("slot_size", 0) % 8:
         raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
     if values.get("max_rss") is not None and late("psutil") is None:
         raise ValueError(f"max_rss={values['max_rss']}: needs psutil, which is not installed (pip install psutil)")
 
 
+def check_number(name: str, value: Any, limits: tuple[float, float]) -> None:
+    """Raise TypeError or ValueError for a value that is out of these limits. It is whole if they are."""
+    low, high = limits
+    whole = isinstance(low, int)
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise TypeError(f"{name}={value!r}: must be a {'whole ' * whole}number")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
+
+
 def number_functions(functions: Any) -> dict[int, Function]:
-    """Functions by fn_id: a mapping as it is, a sequence numbered from 1 on."""
-    numbered = dict(functions) if isinstance(functions, Mapping) else dict(enumerate(functions, 1))
+    """Return functions by fn_id: a mapping as it is, a sequence numbered from 1 on."""
+    numbered = dict(functions if isinstance(functions, Mapping) else enumerate(functions, 1))
     if not numbered:
         raise ValueError("functions is empty: at least one is needed")
     for fn_id, function in numbered.items():
-        check_numbers(fn_id=fn_id)
+        check_number("fn_id", fn_id, FN_IDS)
         if not callable(function) or not isinstance(function, collections.abc.Hashable):
             raise TypeError(f"functions: {function!r} is not a callable with a hash")
     return numbered
 
 
 def available_processors() -> int:
-    """The processors that this process may use: its affinity, and the quota of its control group."""
+    """Return how many processors this process may use: by its affinity, and by the quota of its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
         quota, period = file.read().split()  # "max" for the quota is a ValueError
@@ -551,7 +650,7 @@ def available_processors() -> int:
 
 
 def count_threads() -> int:
-    """How many threads this process has, with those of C libraries where the system tells."""
+    """Return how many threads this process has, with those of C libraries where the system tells."""
     for _ in range(10):
         count = threading.active_count()
         with contextlib.suppress(OSError):
@@ -4669,26 +4768,26 @@ def noop(payload: bytes) -> None:
 
 
 def shell(payload: bytes) -> bytes:
-    """What a shell command prints; it fails with what it printed on its error stream if its exit code is not 0."""
+    """What a shell command prints. It fails with what it printed on its error stream if its exit code is not 0."""
     import subprocess
 
     done = subprocess.run([b"/bin/sh", b"-c", payload], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         errors = decode_text(done.stderr[-1000:]).strip()
-        raise RuntimeError(f"exit code {done.returncode}" + (f": {errors}" if errors else ""))
+        raise RuntimeError(f"exit code {done.returncode}" + f": {errors}" * bool(errors))
     return done.stdout
 
 
 def load_module(where: str) -> Any:
-    """Import a module by its name, or a file that ends with .py; workers that are not forked import it by name, too."""
+    """Import a module by its name, or a file that ends with .py. Workers that are not forked import it by name, too."""
     with _usage_error(f"{where!r}: the working directory cannot be found: "):
         path = os.path.abspath(where) if where.endswith(".py") else ""
-        folder = os.path.dirname(path) if path else os.getcwd()
+        folder, name = os.path.split(path[:-3]) if path else (os.getcwd(), where)
     if path and not os.path.isfile(path):
         raise UsageError(f"{where!r}: no such file")
-    name = os.path.basename(path)[:-3] if path else where
     if path and "." in name:
         raise UsageError(f"{where!r}: is imported by its name, which must hold no dot but that of .py; rename the file")
+    import_all()
     sys.path.insert(0, folder)
     try:
         module = importlib.import_module(name)
@@ -4700,40 +4799,44 @@ def load_module(where: str) -> Any:
 
 
 def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[int, Function], bool]:
-    """The functions by fn_id, and whether a line is a payload, rather than FUNCTION PAYLOAD."""
+    """Return the functions by fn_id. Return True with them if a whole line is a payload, not FUNCTION PAYLOAD."""
     if options.shell:
         return {1: shell}, True
     if options.call:
-        where, _, name = options.call.rpartition(":")
-        if not where:
-            raise UsageError(f"--call {options.call}: give MODULE_OR_FILE.py:FUNCTION")
-        loaded = {key: value for key, value in vars(load_module(where)).items() if callable(value)}
-        if name not in loaded:
-            raise UsageError(f"--call {options.call}: {no_such_function(name, [n for n in loaded if n[0] != '_'])}")
-        return {1: loaded[name]}, True
+        return {1: load_function(options.call)}, True
     if options.handlers:
-        import inspect
-
-        own = vars(module := load_module(options.handlers)).items()
-        public = [value for name, value in own if inspect.isfunction(value) and not name.startswith("_")]
-        functions = [function for function in public if function.__module__ == module.__name__]
-        if not functions:
-            raise UsageError(f"--handlers {options.handlers}: it has no public functions")
-    return number_functions([echo, sleep, sha256, noop] if functions is None else functions), False
+        functions = load_functions(options.handlers)
+    elif functions is None:
+        functions = [echo, sleep, sha256, noop]
+    return number_functions(functions), False
 
 
-def parse_size(text: str) -> int:
-    """A number of bytes, with K, M, G or T for powers of 1024."""
-    import argparse
+def load_function(call: str) -> Function:
+    where, _, name = call.rpartition(":")
+    if not where:
+        raise UsageError(f"--call {call}: give MODULE_OR_FILE.py:FUNCTION")
+    loaded = {key: value for key, value in vars(load_module(where)).items() if callable(value)}
+    if name not in loaded:
+        public = [each for each in loaded if not each.startswith("_")]
+        raise UsageError(f"--call {call}: {no_such_function(name, public)}")
+    function: Function = loaded[name]
+    return function
 
-    unit = "KMGT".find(text[-1:].upper()) + 1
-    try:
-        return int(float(text[:-1] if unit else text) * 1024**unit)
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
+
+def load_functions(where: str) -> list[Function]:
+    """Return the public functions that a module defines itself."""
+    import inspect
+
+    module = load_module(where)
+    own = [value for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")]
+    functions: list[Function] = [function for function in own if function.__module__ == module.__name__]
+    if not functions:
+        raise UsageError(f"--handlers {where}: it has no public functions")
+    return functions
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return a parser for OPTIONS, which raises UsageError."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -4748,44 +4851,25 @@ def make_parser() -> argparse.ArgumentParser:
         "sleep SECONDS, sha256 PATH, noop. Exit code: 0 all ok; 1 some task was not; 2 bad usage or input; 128+n "
         "stopped by signal n.",
     )
-    add, what = parser.add_argument, parser.add_mutually_exclusive_group()
-    add("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
-    what.add_argument("--handlers", metavar="MODULE_OR_FILE.py", help="the functions that lines may name")
-    what.add_argument("--call", metavar="MODULE_OR_FILE.py:FUNCTION", help="each line is a payload of this function")
-    what.add_argument("--shell", action="store_true", help="each line is a shell command; its output is the value")
-    add("--query", metavar="SQL", help="TASKS is a SQLite file: one column is a line, two are function and payload")
-    add("-w", "--workers", type=int, metavar="N", help="worker processes (default: the processors there are)")
-    add("--timeout", type=float, metavar="S", help="seconds a task may run")
-    add("--retries", type=int, default=0, metavar="N", help="start a task that is not ok again, so often")
-    add("--max-rss", type=parse_size, metavar="SIZE", help="replace workers that hold more, as 500M; needs psutil")
-    add("--max-tasks", type=int, metavar="N", help="replace a worker after so many tasks")
-    add("--halt", type=int, metavar="N", help="stop after so many tasks were not ok")
-    add("--slots", type=int, dest="num_slots", default=16384, metavar="N", help="tasks the ring holds (%(default)s)")
-    add("--slot-size", type=int, default=128, metavar="BYTES", help="bytes of a slot (%(default)s)")
-    add("--batch", type=int, metavar="N", help="tasks a worker claims at once (default: sized by itself)")
-    add("--start-method", choices=late("multiprocessing").get_all_start_methods(), help="how workers are started")
-    add("--results", metavar="FILE", help="write results as they come: .jsonl, .csv, .sqlite; -: JSON lines on stdout")
-    add("--resume", action="store_true", help="leave out the tasks that the results file already holds as ok")
-    add("--summary", metavar="FILE", help="write the summary as JSON, too")
-    add("--log", metavar="FILE", help="write what the functions print, which is dropped otherwise")
-    add("--screen", choices=("auto", "on", "off"), default="auto", help="auto: where the error stream is a terminal")
-    add("--watch", metavar="NAME", nargs="?", const="", help="show the screen of a run in another terminal, and exit")
-    add("--clean", action="store_true", help="remove what dead runs left behind, and exit")
-    add("--version", action="version", version=f"shmqueue {__version__}")
+    alone = parser.add_mutually_exclusive_group()
+    parser.add_argument("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
+    for option in OPTIONS:
+        if option.place != PYTHON:
+            group = alone if option.alone else parser
+            group.add_argument(*filter(None, (option.short, flag(option.name))), **option.parser_arguments())
+    parser.add_argument("--version", action="version", version=f"shmqueue {__version__}")
     return parser
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """What argparse does not check, before anything is opened."""
+    """Raise UsageError for what argparse does not check, before anything is opened."""
     if options.tasks is None:
         raise UsageError("TASKS is missing: give a file of tasks, or - for standard input (--help lists the options)")
     for name, value in vars(options).items():
         if value == "" and name != "tasks":
-            raise UsageError(f"--{name}: the value is empty")
-        with _usage_error():
-            check_numbers(**{name: value} if name in LIMITS and value is not None else {})
-    if options.halt is not None and options.halt < 1:
-        raise UsageError(f"--halt {options.halt}: must be 1 or more")
+            raise UsageError(f"{flag(name)}: the value is empty")
+    with _usage_error():
+        check_numbers(vars(options))
     if options.results is not None:
         results_format(options.results)
     if options.results == "-" and sys.stdout is None:
@@ -4800,29 +4884,31 @@ def check_options(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _usage_error(what: str = "") -> Iterator[None]:
-    """What Supervisor and open raise for bad arguments, as a UsageError."""
+    """Turn what Supervisor and open raise for bad arguments into a UsageError."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except OSError as error:
+        text = limit_text(error)
+        if error.filename and str(error.filename) not in what:
+            text = f"{error.filename}: {text}"
+        raise UsageError(what + text) from None
+    except (ValueError, TypeError) as error:
         text = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            where = f"{error.filename}: " if error.filename and str(error.filename) not in what else ""
-            text = where + limit_text(error)
         name, found, rest = text.partition("=")
         if found and name.isidentifier():  # an argument of Supervisor: say the option
-            text = f"--{name.replace('num_', '').replace('_', '-')} {rest}"
+            text = f"{flag(name)} {rest}"
         raise UsageError(what + text) from None
 
 
 class Keys:
     """Single keys from the terminal on standard input: p pauses and resumes, q finishes what is begun and quits.
 
-    They are read only where standard input is a terminal in the foreground and not the source of tasks."""
+    They are read only while standard input is a terminal in the foreground, and not the source of tasks."""
 
     TEXT = "p pause or go on   q finish what is begun and quit"
 
     def __init__(self, wanted: bool) -> None:
-        self._before: Any = None
+        self._before: Any = None  # the modes of the terminal
         self.active = wanted and os.isatty(0) and in_foreground(0)
 
     def enter(self) -> None:
@@ -4835,18 +4921,18 @@ class Keys:
                 tty.setcbreak(0)
 
     def leave(self) -> None:
-        if self._before is not None:
-            import termios
+        import termios
 
+        if self._before is not None:
             with contextlib.suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(0, termios.TCSADRAIN, self._before)
             self._before = None
 
     def read(self) -> str:
-        """The keys that were pressed."""
+        """Return the keys that were pressed."""
         self.enter()  # again, after the run was in the background
         with contextlib.suppress(OSError):  # the terminal is gone
-            if self._before is not None and in_foreground(0) and select.select([0], [], [], 0)[0]:
+            if self._before is not None and in_foreground(0) and is_readable(0):
                 return os.read(0, 64).decode("ascii", "replace")
         return ""
 
@@ -4855,67 +4941,70 @@ class CommandLine:
     """One run from the command line. A subclass may run it elsewhere, by `make_supervisor`."""
 
     def __init__(self, options: argparse.Namespace, functions: Any, queue: type[SharedTaskQueue]) -> None:
-        self.options, self.queue = options, queue
+        self.options = options
+        self.queue = queue
         self.functions, whole = choose_functions(options, functions)
-        names = [function_name(function) for function in self.functions.values()]
-        self.parse = parse = LineParser(names, comments=not options.call, whole=whole)
-        self.source = (
-            QuerySource(options.tasks, options.query, parse) if options.query else LineSource(options.tasks, parse)
-        )
+        names = list(map(function_name, self.functions.values()))
+        self.parse = LineParser(names, comments=not options.call, whole=whole)
+        self.source = self._open_source()
         self._check_files()
         self.results: Results | None = None
         if options.results:
             self.results = results_format(options.results)(options.results, options.resume)
-            parse.done = self.results.done
-        self.progress, self.keys = self._choose_screen()
-        self.signals: list[int] = []
+            self.parse.done = self.results.done
+        self.progress = self._choose_progress()
+        self.keys = Keys(isinstance(self.progress, Screen) and options.tasks != "-")
+        if self.keys.active:
+            self.progress.keys = Keys.TEXT
+        self.signals: list[int] = []  # that came, and were not acted on
         self.stopped_by = 0
         self.supervisor: Any = None
 
+    def _open_source(self) -> LineSource | QuerySource:
+        if self.options.query:
+            return QuerySource(self.options.tasks, self.options.query, self.parse)
+        return LineSource(self.options.tasks, self.parse)
+
     def _check_files(self) -> None:
-        """Files can be written, and no two are the same; devices may be."""
-        options = self.options
+        """Check that files can be written, and that no two are the same. Devices may be."""
         uses: dict[tuple[int, int], str] = {}
-        if os.path.isfile(options.tasks):
-            info = os.stat(options.tasks)
+        if os.path.isfile(self.options.tasks):
+            info = os.stat(self.options.tasks)
             uses[info.st_dev, info.st_ino] = "TASKS"
-        for option in ("results", "log", "summary"):
-            path = getattr(options, option)
+        for name in ("results", "log", "summary"):
+            path = getattr(self.options, name)
             if path not in (None, "-"):
-                with _usage_error(f"--{option} {path}: "), open(path, "ab") as file:
+                with _usage_error(f"{flag(name)} {path}: "), open(path, "ab") as file:
                     info = os.fstat(file.fileno())
-                    other = uses.setdefault((info.st_dev, info.st_ino), f"--{option}")
-                    if other != f"--{option}" and stat.S_ISREG(info.st_mode):
+                    other = uses.setdefault((info.st_dev, info.st_ino), flag(name))
+                    if other != flag(name) and stat.S_ISREG(info.st_mode):
                         raise ValueError(f"is the file of {other}, too; give another one")
 
-    def _choose_screen(self) -> tuple[Progress, Keys]:
+    def _choose_progress(self) -> Progress:
         options = self.options
-        results_shown = options.results == "-" and sys.stdout is not None and sys.stdout.isatty()
-        drawn = options.screen == "on" or (options.screen == "auto" and can_draw() and not results_shown)
-        kind = Screen if drawn else PlainLines if options.screen == "auto" else Progress
+        how = options.screen
+        if how == "auto":
+            results_shown = options.results == "-" and is_terminal(sys.stdout)
+            how = "on" if can_draw() and not results_shown else "lines"
         title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
-        progress, keys = kind(title, self.source.total), Keys(drawn and options.tasks != "-")
-        progress.keys = Keys.TEXT if keys.active else ""
-        return progress, keys
+        return {"on": Screen, "lines": PlainLines, "off": Progress}[how](title, self.source.total)
 
     def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
-        """A Supervisor, or what has its public names."""
+        """Return a Supervisor, or what has its public names."""
         return Supervisor(functions, **arguments)
 
     def run(self) -> int:
-        """Put the tasks through, and say how it went; the exit code."""
+        """Put the tasks through, and say how it went. Return the exit code."""
         problem = ""
         with handlers_kept() as numbers:
             for number in numbers:
                 # First, because a Supervisor leaves signals alone that are handled. SIGHUP stays ignored under nohup.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     exchange_handler(number, self.note_signal)
-            wanted = {*LIMITS, "log", "start_method"}
-            arguments: dict[str, Any] = {name: value for name, value in vars(self.options).items() if name in wanted}
+            arguments = {option.name: getattr(self.options, option.name) for option in OPTIONS if option.place == BOTH}
+            arguments |= {"screen": self.progress, "queue": self.queue}
             with _usage_error():
-                self.supervisor = self.make_supervisor(
-                    self.functions, screen=self.progress, queue=self.queue, **arguments
-                )
+                self.supervisor = self.make_supervisor(self.functions, **arguments)
             try:
                 with self.supervisor:
                     self._put_through()
@@ -4930,14 +5019,14 @@ class CommandLine:
         return self.report(problem or self.source.problem)
 
     def _put_through(self) -> None:
-        results, bad = self.results, 0
-        if results is not None:
-            results.begin()  # not before, since it empties a file that was there
-        self.supervisor.on_check = self.look
+        if self.results is not None:
+            self.results.begin()  # not before, since it empties a file that was there
+        self.supervisor.on_check = self.on_check
         self.keys.enter()
+        bad = 0
         for result in self.supervisor.run(self.source):
-            if results is not None:
-                results.write(result)
+            if self.results is not None:
+                self.results.write(result)
             if result.status not in ("ok", "cancelled"):
                 bad += 1
                 if bad == self.options.halt:
@@ -4945,15 +5034,15 @@ class CommandLine:
 
     def note_signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
-        if self.supervisor is not None:  # else it is done at the first look
+        if self.supervisor is not None:  # else on_check comes to it at the start
             self.supervisor.wake()
-        if self.signals.count(signal.SIGINT) > 2:  # whatever it is that does not come back to look()
+        if self.signals.count(signal.SIGINT) > 2:  # something keeps on_check from being called
             raise KeyboardInterrupt
 
-    def look(self) -> None:
-        """Several times a second: do what signals and keys asked for, and bring results to their file."""
-        results, supervisor = self.results, self.supervisor
-        if results is not None and not results.save() and results.path != "-":
+    def on_check(self) -> None:
+        """Several times a second: do what signals and keys ask for, and bring results to their file."""
+        supervisor = self.supervisor
+        if self.results is not None and not self.results.save() and self.results.path != "-":
             supervisor.cancel()  # what cannot be kept need not be done
         for key in self.keys.read():
             if key == "p" and not supervisor.cancelled:
@@ -4961,17 +5050,22 @@ class CommandLine:
             elif key == "q":
                 supervisor.cancel()
         while self.signals:
-            number = self.signals.pop(0)
-            if number == signal.SIGTSTP:
-                self.suspend()
-            elif number == signal.SIGINT and not self.stopped_by:
-                self.stopped_by = number
-                supervisor.cancel()
-            else:
-                self.stopped_by = self.stopped_by or number
-                supervisor.abort()
-        ending = "ending: what is begun is finished" if supervisor.cancelled else ""
-        self.progress.state = ending or ("paused" if supervisor.paused else "")
+            self._act_on(self.signals.pop(0))
+        if supervisor.cancelled:
+            self.progress.state = "ending: what is begun is finished"
+        else:
+            self.progress.state = "paused" * supervisor.paused
+
+    def _act_on(self, number: int) -> None:
+        """Do what a signal asks for: the first Ctrl-C ends the run gently, anything after it at once."""
+        if number == signal.SIGTSTP:
+            self.suspend()
+        elif number == signal.SIGINT and not self.stopped_by:
+            self.stopped_by = number
+            self.supervisor.cancel()
+        else:
+            self.stopped_by = self.stopped_by or number
+            self.supervisor.abort()
 
     def suspend(self) -> None:
         """Ctrl-Z: give the terminal back, stop, and take it again."""
@@ -4981,35 +5075,42 @@ class CommandLine:
         self.keys.enter()
 
     def report(self, problem: str) -> int:
-        """Say how it went, on the standard output, unless results go there; the exit code."""
-        results, path, summary = self.results, self.options.summary, self.supervisor.summary()
-        problems, left_out = [problem] if problem else [], self.parse.left_out
+        """Say how it went on the standard output, or on the error stream if results go there. Return the exit code."""
+        results = self.results
+        summary = self.supervisor.summary()
+        problems = [problem] if problem else []
         if results is not None and results.problem:
-            remedy = ": run again with --resume" if results.path != "-" else ""
+            remedy = ": run again with --resume" * (results.path != "-")
             lost = f"{results.lost:,} results were not written{remedy}"
             problems.append(f"--results {results.path}: {results.problem}; {lost}")
-        if path is not None:
-            import json
-
-            whole = {**summary, "problem": "; ".join(problems), "left_out": left_out}
-            try:
-                with open(path, "w", encoding="utf-8") as file:
-                    json.dump(whole, file, default=as_text, indent=1)
-            except OSError as error:
-                problems.append(f"--summary {path}: {error.strerror}")
-        lines = summary_lines(summary, "; ".join(problems), left_out)
+        self._write_summary(summary, problems)
+        lines = summary_lines(summary, "; ".join(problems), self.parse.left_out)
         stream = sys.stderr if self.options.results == "-" else sys.stdout
-        if failure := say("\n".join(map(printable, lines)), stream):
-            problems.append(failure)
+        failure = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
             return 128 + self.stopped_by
-        return int(bool(problems) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
+        return int(bool(problems or failure) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
+
+    def _write_summary(self, summary: Mapping[str, Any], problems: list[str]) -> None:
+        import json
+
+        path = self.options.summary
+        if path is None:
+            return
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                whole = {**summary, "problem": "; ".join(problems), "left_out": self.parse.left_out}
+                json.dump(whole, file, default=as_text, indent=1)
+        except OSError as error:
+            problems.append(f"--summary {path}: {error.strerror}")
 
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
-    """What one wants to know at the end: what went wrong first, which tasks took long, and the totals last."""
+    """Return what one wants to know at the end: first what went wrong, then which tasks took long, last the totals."""
     lines = [f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}" for r in summary["failures"]]
-    kinds, slowest, seconds = collections.Counter(summary["kinds"]), summary["slowest"], summary["seconds"]
+    kinds = collections.Counter(summary["kinds"])
+    slowest = summary["slowest"]
+    seconds = summary["seconds"]
     if sum(kinds.values()) > len(lines):
         lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5)))
     if slowest and slowest[0]["seconds"] >= 0.01:
@@ -5020,19 +5121,23 @@ def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> li
     if seconds >= 1:
         spent = ", ".join(f"{what} {summary['shares'][what]:.0%}" for what in ("run", "wait", "start"))
         lines.append(f"workers: {spent} of the time")
-    lines += [f"{left_out:,} tasks left out: the results file holds them as ok"] if left_out else []
-    lines += [f"shmqueue: {problem}"] if problem else []
+    if left_out:
+        lines.append(f"{left_out:,} tasks left out: the results file holds them as ok")
+    if problem:
+        lines.append(f"shmqueue: {problem}")
     total = sum(summary[name] for name in OUTCOMES)
-    each = (f"{summary[name]:,} {word}" for name, word in OUTCOMES.items())
-    tasks = f"{counted(total, 'task')}: {', '.join(each)}" if total else "no tasks"
-    workers, rate = counted(len(summary["workers"]), "worker"), (total - summary["cancelled"]) / seconds
-    return [*lines, f"{tasks}; {seconds:.2f} s, {rate:,.0f} tasks/s, {workers}"]
+    tasks = "no tasks"
+    if total:
+        outcomes = ", ".join(f"{summary[name]:,} {word}" for name, word in OUTCOMES.items())
+        tasks = f"{counted(total, 'task')}: {outcomes}"
+    rate = (total - summary["cancelled"]) / seconds
+    return [*lines, f"{tasks}; {seconds:.2f} s, {rate:,.0f} tasks/s, {counted(len(summary['workers']), 'worker')}"]
 
 
 def main(
     functions: Any = None, argv: Sequence[str] | None = None, *, queue: type[SharedTaskQueue] = SharedTaskQueue
 ) -> int:
-    """The command line, over `functions` instead of the built-in ones; the exit code.
+    """Run the command line over `functions`, or over the built-in ones. Return the exit code.
 
     argv: without the program's name; None for sys.argv. queue: the strategy."""
 
@@ -5052,7 +5157,7 @@ def main(
 
 
 def exit_code(run: Callable[[], int]) -> int:
-    """What `run` returns, or 2 after a line that says what is wrong with its arguments."""
+    """Return what `run` returns, or 2 after a line that says what is wrong with its arguments."""
     fill_streams()
     try:
         return run()
@@ -5064,7 +5169,8 @@ def exit_code(run: Callable[[], int]) -> int:
 
 
 def fill_streams() -> None:
-    """Open standard streams that are closed, on nothing: or a file or pipe gets the number of one, and its output."""
+    """Reopen closed standard streams on /dev/null. Otherwise the next file opened would take the number of one and
+    receive its output."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -5073,8 +5179,9 @@ def fill_streams() -> None:
 
 
 def say(text: str, stream: Any) -> str:
-    """Print on a stream, unless it is None, closed from the start: `print` takes that for standard output. What went
-    wrong, if anything did."""
+    """Print on a stream. Return what went wrong, if anything did.
+
+    A stream that was closed from the start is None, which `print` would take for standard output."""
     try:
         if stream is not None:
             print(text, file=stream, flush=True)
