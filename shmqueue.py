@@ -621,9 +621,8 @@ def check_numbers(values: Mapping[str, Any]) -> None:
 def check_number(name: str, value: Any, limits: tuple[float, float]) -> None:
     """Raise TypeError or ValueError for a value that is out of these limits. It is whole if they are."""
     low, high = limits
-    whole = isinstance(low, int)
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise TypeError(f"{name}={value!r}: must be a {'whole ' * whole}number")
+    if isinstance(value, bool) or not isinstance(value, (int, type(low))):
+        raise TypeError(f"{name}={value!r}: must be a {'whole ' * isinstance(low, int)}number")
     if not low <= value <= high:
         raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
 
@@ -642,7 +641,9 @@ def number_functions(functions: Any) -> dict[int, Function]:
 
 def available_processors() -> int:
     """Return how many processors this process may use: by its affinity, and by the quota of its control group."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = os.cpu_count() or 1
+    with contextlib.suppress(AttributeError):  # not every system has it
+        count = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
         quota, period = file.read().split()  # "max" for the quota is a ValueError
         count = min(count, math.ceil(int(quota) / int(period)))
@@ -3948,8 +3949,9 @@ class LineParser:
 
     def _leave_out(self, item: Any) -> bool:
         """Return True if this task is done."""
-        function, payload = (self._only, item) if self.whole else item[:2]
-        digest = task_digest(function, payload)
+        if self.whole:
+            item = (self._only, item)
+        digest = task_digest(*item[:2])
         if not self.done[digest]:
             return False
         self.done[digest] -= 1
@@ -4105,7 +4107,9 @@ class QuerySource(Source):
 def _as_bytes(value: Any) -> bytes:
     if value is None:
         return b""
-    return value if isinstance(value, bytes) else str(value).encode()
+    if isinstance(value, bytes):
+        return value
+    return str(value).encode()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4252,7 +4256,9 @@ class TextResults(Results):
                 number += len(lines)
                 lines = []
         last = b"".join(lines).rstrip(b"\r\n")
-        found = None if self.QUOTED else self._parse(last)
+        found = None
+        if not self.QUOTED:
+            found = self._parse(last)
         if found is not None:  # an editor took its END
             self._kept += len(last)
             self._lead = self.END
@@ -4335,8 +4341,7 @@ class Sqlite(Results):
             base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
             if self._resume and columns:
                 for number, *row in base.execute(f"SELECT rowid, {', '.join(RECORDED)} FROM results"):  # noqa: S608
-                    texts = [decode_text(text) if isinstance(text, bytes) else text for text in row]
-                    yield f"row {number:,} of its table results", dict(zip(RECORDED, texts))
+                    yield f"row {number:,} of its table results", dict(zip(RECORDED, row))
 
     def open(self) -> None:
         self._file = self._connect()
@@ -4385,12 +4390,11 @@ def results_format(path: str) -> type[Results]:
 
 def recorded_task(record: Any) -> tuple[str, bytes] | None:
     """Return the status and the digest of the task in a record; None if it is no record."""
-    try:
+    with contextlib.suppress(TypeError, LookupError):
         status, function, payload = (record[name] for name in RECORDED)
-        digest = task_digest(function, encode_text(payload))
-        return (status, digest) if status in OUTCOMES else None
-    except (TypeError, LookupError, AttributeError):
-        return None
+        if status in OUTCOMES:
+            return status, task_digest(decode_text(to_bytes(function)), to_bytes(payload))
+    return None
 
 
 def task_digest(function: str, payload: bytes) -> bytes:
@@ -4401,7 +4405,9 @@ def task_digest(function: str, payload: bytes) -> bytes:
 
 
 def as_text(value: Any) -> str | None:
-    return None if value is None else decode_text(to_bytes(value))
+    if value is None:
+        return None
+    return decode_text(to_bytes(value))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4689,7 +4695,9 @@ def choose_run(name: str) -> str:
     alive = runs()
     found = [each for each in alive if name in ("", each)]
     if len(found) != 1:
-        remedy = f"give one of {', '.join(alive)}" if alive else "no run is alive"
+        remedy = "no run is alive"
+        if alive:
+            remedy = f"give one of {', '.join(alive)}"
         raise UsageError(f"--watch {name}: {remedy}")
     if not can_draw():
         raise UsageError("--watch: draws on the error stream, which is not a terminal that can be drawn on")
@@ -4780,9 +4788,14 @@ def shell(payload: bytes) -> bytes:
 
 def load_module(where: str) -> Any:
     """Import a module by its name, or a file that ends with .py. Workers that are not forked import it by name, too."""
+    path = ""
+    name = where
     with _usage_error(f"{where!r}: the working directory cannot be found: "):
-        path = os.path.abspath(where) if where.endswith(".py") else ""
-        folder, name = os.path.split(path[:-3]) if path else (os.getcwd(), where)
+        if where.endswith(".py"):
+            path = os.path.abspath(where)
+            folder, name = os.path.split(path[:-3])
+        else:
+            folder = os.getcwd()
     if path and not os.path.isfile(path):
         raise UsageError(f"{where!r}: no such file")
     if path and "." in name:
@@ -4983,11 +4996,10 @@ class CommandLine:
     def _choose_progress(self) -> Progress:
         options = self.options
         how = options.screen
-        if how == "auto":
-            results_shown = options.results == "-" and is_terminal(sys.stdout)
-            how = "on" if can_draw() and not results_shown else "lines"
+        if how == "auto" and can_draw() and not (options.results == "-" and is_terminal(sys.stdout)):
+            how = "on"
         title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
-        return {"on": Screen, "lines": PlainLines, "off": Progress}[how](title, self.source.total)
+        return {"on": Screen, "auto": PlainLines, "off": Progress}[how](title, self.source.total)
 
     def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
         """Return a Supervisor, or what has its public names."""
@@ -5078,7 +5090,7 @@ class CommandLine:
         """Say how it went on the standard output, or on the error stream if results go there. Return the exit code."""
         results = self.results
         summary = self.supervisor.summary()
-        problems = [problem] if problem else []
+        problems = list(filter(None, [problem]))
         if results is not None and results.problem:
             remedy = ": run again with --resume" * (results.path != "-")
             lost = f"{results.lost:,} results were not written{remedy}"
