@@ -511,20 +511,21 @@ PYTHON, COMMAND, BOTH = "python", "command", "both"
 class Option(NamedTuple):
     """A row of OPTIONS.
 
-    name: the argument of Supervisor; the command line spells it as `flag` does. type: int, float, str, bool for a
-    switch, a tuple of the words that are allowed, or a function that reads it from text. default: None if it may be
-    absent. limits: of a number. place: PYTHON for an argument of Supervisor, COMMAND for the command line, or BOTH.
-    metavar: in brackets if the value may be left out, and is empty then. alone: excludes the others that are alone.
+    name: of the argument of Supervisor; the command line spells it as `flag` does. type: int, float, str, bool for a
+    switch, a tuple of the words that are allowed, or a function that reads it from text. value: what stands for it in
+    --help; in brackets if it may be left out, and is empty then. default: None if the option may be absent. limits: of
+    a number. place: PYTHON for an argument of Supervisor, COMMAND for the command line, or BOTH. alone: excludes the
+    others that are alone.
     """
 
     name: str
     type: Any
+    value: str = ""
+    help: str = ""
     default: Any = None
     limits: tuple[float, float] | None = None
     place: str = COMMAND
     short: str = ""
-    metavar: str = ""
-    help: str = ""
     alone: bool = False
 
     def parser_arguments(self) -> dict[str, Any]:
@@ -534,9 +535,9 @@ class Option(NamedTuple):
             return {**arguments, "action": "store_true"}
         if isinstance(self.type, tuple):
             return {**arguments, "choices": self.type}
-        if self.metavar.startswith("["):
+        if self.value.startswith("["):
             arguments |= {"nargs": "?", "const": ""}
-        return {**arguments, "type": self.type, "metavar": self.metavar.strip("[]")}
+        return {**arguments, "type": self.type, "metavar": self.value.strip("[]")}
 
 
 def flag(name: str) -> str:
@@ -557,52 +558,36 @@ def parse_size(text: str) -> int:
 
 COUNTS = (1, 1 << 50)
 FN_IDS = (1, (1 << 31) - 1)  # the highest bit is OUT_OF_LINE
+SIZES = (1 << 20, 1 << 50)
 SLOT_SIZES = (64, 65536)
 
 # To add an option, write its row, the argument of Supervisor, and its line in README; a test compares the three.
 OPTIONS = (
-    Option("handlers", str, metavar="MODULE_OR_FILE.py", help="the functions that lines may name", alone=True),
-    Option(
-        "call", str, metavar="MODULE_OR_FILE.py:FUNCTION", help="each line is a payload of this function", alone=True
-    ),
-    Option("shell", bool, False, help="each line is a shell command; its output is the value", alone=True),
-    Option(
-        "query", str, metavar="SQL", help="TASKS is a SQLite file: one column is a line, two are function and payload"
-    ),
-    Option(
-        "workers", int, None, (1, 4096), BOTH, "-w", "N", "worker processes (default: the processors there are)"
-    ),
-    Option("timeout", float, None, (0.001, 1e9), BOTH, metavar="S", help="seconds a task may run"),
-    Option("retries", int, 0, (0, 1 << 30), BOTH, metavar="N", help="start a task that is not ok again, so often"),
-    Option(
-        "max_rss", parse_size, None, (1 << 20, 1 << 50), BOTH, metavar="SIZE",
-        help="replace workers that hold more, as 500M; needs psutil",
-    ),
-    Option("max_tasks", int, None, COUNTS, BOTH, metavar="N", help="replace a worker after so many tasks"),
-    Option("halt", int, None, COUNTS, metavar="N", help="stop after so many tasks were not ok"),
-    Option("num_slots", int, 16384, (2, 1 << 26), BOTH, metavar="N", help="tasks the ring holds (%(default)s)"),
-    Option("slot_size", int, 128, SLOT_SIZES, BOTH, metavar="BYTES", help="bytes of a slot (%(default)s)"),
-    Option(
-        "batch", int, None, (1, 1 << 26), BOTH, metavar="N",
-        help="tasks a worker claims at once (default: sized by itself)",
-    ),
-    Option("start_method", ("fork", "spawn", "forkserver"), place=BOTH, help="how workers are started"),
-    Option(
-        "results", str, metavar="FILE",
-        help="write results as they come: .jsonl, .csv, .sqlite; -: JSON lines on stdout",
-    ),
-    Option("resume", bool, False, help="leave out the tasks that the results file already holds as ok"),
-    Option("summary", str, metavar="FILE", help="write the summary as JSON, too"),
-    Option(
-        "log", str, place=BOTH, metavar="FILE", help="write what the functions print, which is dropped otherwise"
-    ),
-    Option("screen", ("auto", "on", "off"), "auto", help="auto: where the error stream is a terminal"),
-    Option("watch", str, metavar="[NAME]", help="show the screen of a run in another terminal, and exit"),
-    Option("clean", bool, False, help="remove what dead runs left behind, and exit"),
+    Option("handlers", str, "MODULE_OR_FILE.py", "the functions that lines may name", alone=True),
+    Option("call", str, "MODULE_OR_FILE.py:FUNCTION", "each line is a payload of this function", alone=True),
+    Option("shell", bool, "", "each line is a shell command; its output is the value", False, alone=True),
+    Option("query", str, "SQL", "TASKS is a SQLite file: one column is a line, two are function and payload"),
+    Option("workers", int, "N", "worker processes (default: the processors there are)", None, (1, 4096), BOTH, "-w"),
+    Option("timeout", float, "S", "seconds a task may run", None, (0.001, 1e9), BOTH),
+    Option("retries", int, "N", "start a task that is not ok again, so often", 0, (0, 1 << 30), BOTH),
+    Option("max_rss", parse_size, "SIZE", "replace workers that hold more, as 500M; needs psutil", None, SIZES, BOTH),
+    Option("max_tasks", int, "N", "replace a worker after so many tasks", None, COUNTS, BOTH),
+    Option("halt", int, "N", "stop after so many tasks were not ok", None, COUNTS),
+    Option("num_slots", int, "N", "tasks the ring holds (%(default)s)", 16384, (2, 1 << 26), BOTH),
+    Option("slot_size", int, "BYTES", "bytes of a slot (%(default)s)", 128, SLOT_SIZES, BOTH),
+    Option("batch", int, "N", "tasks a worker claims at once (default: sized by itself)", None, (1, 1 << 26), BOTH),
+    Option("start_method", ("fork", "spawn", "forkserver"), "M", "how workers are started", place=BOTH),
+    Option("results", str, "FILE", "write results as they come: .jsonl, .csv, .sqlite; -: JSON lines on stdout"),
+    Option("resume", bool, "", "leave out the tasks that the results file already holds as ok", False),
+    Option("summary", str, "FILE", "write the summary as JSON, too"),
+    Option("log", str, "FILE", "write what the functions print, which is dropped otherwise", place=BOTH),
+    Option("screen", ("auto", "on", "off"), "", "auto: where the error stream is a terminal", "auto"),
+    Option("watch", str, "[NAME]", "show the screen of a run in another terminal, and exit"),
+    Option("clean", bool, "", "remove what dead runs left behind, and exit", False),
     Option("initializer", None, place=PYTHON),
-    Option("screen", None, False, place=PYTHON),
+    Option("screen", None, default=False, place=PYTHON),
     Option("queue", None, place=PYTHON),
-)  # fmt: skip
+)
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
