@@ -102,6 +102,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import heapq
 import importlib
 import io
 import itertools
@@ -119,6 +120,7 @@ import struct
 import sys
 import threading
 import time
+import types
 import typing
 import warnings
 import weakref
@@ -173,6 +175,9 @@ def import_all() -> None:
 OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
 
 
+RETRY_ON = ("failed", "timeout", "crashed")  # the statuses that are tried again, unless the user names others
+
+
 class TaskResult(NamedTuple):
     """The one outcome of a task.
 
@@ -215,12 +220,13 @@ class SpoiledSegmentError(RuntimeError):
 def parallel_map(
     function: Function, payloads: Iterable[Any], *, workers: int | None = None, **options: Any
 ) -> list[Any]:
-    """The values of `function` for `payloads`, in their order. Raises TaskError at the first task that is not ok.
+    """Return the values of `function` for `payloads`, in their order. Raises TaskError at the first task not ok.
 
-    `options` are those of Supervisor."""
+    `options` are those of Supervisor.
+    """
     with Supervisor([function], workers=workers, **options) as supervisor:
         values: list[Any] = []
-        for part in supervisor._parts(supervisor._open(payloads, True, 1)):
+        for part in supervisor._parts(supervisor._ordered(payloads, 1)):
             values += part
         return values
 
@@ -232,10 +238,13 @@ class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
     functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE. workers: processes;
-    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a
+    None for as many as this process may use processors; 0 to run the functions in this process, where a debugger
+    stops in them. num_slots: tasks the ring holds. slot_size: bytes of a
     slot, a multiple of 8; a payload of slot_size - 9 bytes or fewer travels in its slot, a longer one beside it.
-    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. retries:
-    how often a task that is not ok is started again. max_rss: bytes of memory above which a worker is replaced,
+    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. grace: seconds
+    between SIGTERM and SIGKILL for a task that ran too long. retries: how often a task that is not ok is started
+    again. retry_delay: seconds before the second attempt, doubled for each further one, 60 at most. retry_on: the
+    statuses that are tried again. max_rss: bytes of memory above which a worker is replaced,
     after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
     which a worker is replaced. initializer: called first in every worker. screen: draw on the error stream. log: a
     file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
@@ -253,7 +262,10 @@ class Supervisor:
         slot_size: int = 128,
         batch: int | None = None,
         timeout: float | None = None,
+        grace: float = 0.0,
         retries: int = 0,
+        retry_delay: float = 0.0,
+        retry_on: Sequence[str] = RETRY_ON,
         max_rss: int | None = None,
         max_tasks: int | None = None,
         initializer: Callable[[], object] | None = None,
@@ -264,79 +276,92 @@ class Supervisor:
     ) -> None:
         numbered = number_functions(functions)
         check_numbers(locals())
-        queue = queue or SharedTaskQueue
         workers = available_processors() if workers is None else workers
-        self._ledger = Ledger(numbered, retries, workers)
-        self._submitted = Job(None, self._ledger.names)
-        self._began, self._next_share = time.monotonic(), 0.0
         self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
+        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers)
+        self._submitted = Job(None, self._ledger.names)
+        self._began = time.monotonic()
+        self._next_share = 0.0
+        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
+        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log))
+        if workers == 0:
+            refuse_without_workers(timeout=timeout, max_rss=max_rss, log=log)
+            self._run_here(options)
+            return
         if log:
-            log = os.path.abspath(log)  # its workers may be started elsewhere
-            with open(log, "ab"):  # or nobody would hear that it cannot be written
+            with open(log, "ab"):  # raises here, since nobody would hear a worker's error
                 pass
         sweep()
-        method = start_method or ("fork" if count_threads() == 1 else "forkserver")
-        multiprocessing = late("multiprocessing")
-        context = multiprocessing.get_context(method)
-        most = batch or max(16, min(1024, num_slots // (2 * workers)))
-        worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
-        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
-        resources, token = contextlib.ExitStack(), object()
-        self._dispose = weakref.finalize(self, dispose, os.getpid(), resources)
-        # At the latest when multiprocessing ends this process, before it waits for its children.
-        self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
-        _open.add(token)
-        resources.callback(_open.discard, token)
-        exit_on_signals()
+        most = min(num_slots, batch or max(16, min(1024, num_slots // (2 * workers))))
+        resources = self._prepare_end()
         try:
-            with signals_held():  # or an interrupt would leave the segment behind
-                self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
+            with handlers.held():  # an interrupt here would leave the segment behind
+                context = choose_context(start_method, [*numbered.values(), initializer])
+                self._queue: Any = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
                 resources.callback(self._queue.remove)
-                self._pool = WorkerPool(self._queue, worker_options, context, max_rss)
-                self._pool.chosen_fork = method == "fork" and start_method is None
+                self._pool = WorkerPool(self._queue, options, context, max_rss)
+                self._pool.chosen_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
-            self._queue.stuck = self._pool.free_lock
-            self._engine = Engine(self._queue, self._pool, self._ledger, timeout)
-            for process in self._pool.processes:
-                self._pool.start(process)
-        except LIMIT_ERRORS as error:
+            self._engine = Engine(self._queue, self._pool, self._ledger, timeout, grace)
+            self._pool.start_all()
+        except BaseException as error:
             self._end()
             raise limit_error(error) from None
-        except BaseException:
-            self._end()
-            raise
+
+    def _run_here(self, options: WorkerOptions) -> None:
+        """Run the functions in this process, without workers and without a segment."""
+        resources = self._prepare_end()
+        self._queue = InlineQueue()
+        self._pool = WorkerPool(self._queue, options, late("multiprocessing"), None)
+        resources.callback(self._pool.close)
+        self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
+
+    def _prepare_end(self) -> contextlib.ExitStack:
+        """What is put on the stack that this returns is released at the end, whichever way this process ends."""
+        resources = contextlib.ExitStack()
+        self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
+        # multiprocessing waits for its children when Python exits, so this has to come before.
+        self._at_exit = late("multiprocessing").util.Finalize(None, self._dispose, exitpriority=10)
+        handlers.open(resources)
+        return resources
 
     # What a user calls.
 
     @property
     def name(self) -> str:
-        """The name of the segment."""
-        return self._queue.name
+        """The name of the segment; empty without workers."""
+        return str(self._queue.name)
 
     def __enter__(self) -> Supervisor:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self.close() if kind is None else self._stop()
+        if kind is None:
+            self.close()
+        else:
+            self._stop()
 
     def run(self, tasks: Iterable[Any] | Source) -> Iterator[TaskResult]:
-        """The TaskResults of `tasks` as they finish; never raises for a task.
+        """Yield the TaskResults of `tasks` as they finish. Never raises for a task.
 
-        An item is a payload, where there is one function, or (function, payload), with a function or its name.
-        `tasks` is read as there is room, in the caller's thread: while it blocks, nothing is yielded; a Structure it
-        has yielded must not be changed. Closing the iterator early cancels what has not begun."""
-        return self._read(self._open(tasks))
+        An item is a payload if there is one function, or (function, payload), with a function or its name. `tasks` is
+        read in the caller's thread when there is room; while it blocks, nothing is yielded. A Structure that it has
+        yielded must not be changed. Closing the iterator early cancels what has not begun.
+        """
+        return self._read(Job(self._open(tasks), self._ledger.names))
 
     def map(self, function: Any, payloads: Iterable[Any]) -> Iterator[Any]:
-        """The values of `function` for `payloads`, in their order, reading ahead a few rings at most. Raises
-        TaskError at the first task that is not ok, and cancels the rest."""
+        """Yield the values of `function` for `payloads`, in their order. Reads ahead a few rings at most.
+
+        Raises TaskError at the first task that is not ok, and cancels the rest.
+        """
         if function not in self._ledger.fn_ids:
             raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
-        return self._read(self._open(payloads, True, self._ledger.fn_ids[function]))
+        return self._read(self._ordered(payloads, self._ledger.fn_ids[function]))
 
     def submit(self, function: Any, payload: Any) -> int:
-        """Add one task, and return its tsk_id; results() has its outcome. Blocks while the ring is full."""
+        """Add one task and return its tsk_id. results() yields its outcome. Blocks while the ring is full."""
         self._engine.check_open()
         tsk_id = self._ledger.next_id
         self._ledger.admit(self._submitted, [(function, payload)])
@@ -346,17 +371,25 @@ class Supervisor:
         return tsk_id
 
     def results(self) -> Iterator[TaskResult]:
-        """The TaskResults of submitted tasks as they finish, until none is outstanding."""
+        """Yield the TaskResults of submitted tasks as they finish, until none is outstanding."""
         self._engine.check_open()
         return self._read(self._submitted)
 
-    def cancel(self) -> None:
-        """Let what has begun finish and cancel the rest, in all runs, for good; their iterators go on to the end."""
+    def cancel(self, tsk_id: int | None = None) -> bool:
+        """Let what has begun finish, and cancel the rest, in all runs, for good. Their iterators go on to the end.
+
+        With a tsk_id, cancel this one task. Return True if it had not begun, and never will. If it waits for another
+        attempt, it ends with the status of its last one, and that is False.
+        """
+        if tsk_id is not None:
+            self._engine.check_open()
+            return self._engine.cancel(tsk_id)
         self._ledger.stopping = True
         self._engine.withdraw()
+        return True
 
     def pause(self, paused: bool) -> None:
-        """Begin no more tasks; go on."""
+        """Begin no more tasks if `paused`, or go on."""
         self._engine.check_open()
         self._engine.paused = paused
         if paused:
@@ -367,7 +400,7 @@ class Supervisor:
         self._engine.abort("cancelled", "stopped while it ran")
 
     def close(self) -> None:
-        """Finish what is outstanding, have the workers leave, and remove the segment. May be called again."""
+        """Finish what is outstanding, let the workers leave, and remove the segment. May be called again."""
         try:
             if not self._engine.over:
                 self._engine.finish(self._submitted, self._report)
@@ -375,57 +408,79 @@ class Supervisor:
             self._stop()
 
     def wake(self) -> None:
-        """Have on_check called soon; for signal handlers."""
+        """Make on_check be called soon. For signal handlers."""
         self._engine.next_check = 0.0
         self._pool.wake_supervisor()
 
     @property
     def paused(self) -> bool:
-        """Whether pause(True) was called."""
+        """True after pause(True)."""
         return self._engine.paused
 
     @property
     def cancelled(self) -> bool:
-        """Whether cancel() or abort() was called."""
+        """True after cancel() or abort()."""
         return self._ledger.stopping
 
     def stats(self) -> dict[str, Any]:
-        """Counts of outcomes (ok, failed, timeout, crashed, cancelled), of retried and outstanding tasks and of
-        respawned workers, seconds since the start, and for each worker its pid, completed and failed tasks."""
+        """Count outcomes (ok, failed, timeout, crashed, cancelled), retried and outstanding tasks, respawned workers.
+
+        seconds: since the start. workers: a dict for each, with its pid and its completed and failed tasks.
+        """
         tally, pool = self._ledger.tally, self._pool
-        workers = [
-            {"pid": process.pid, "completed": tally.completed[process.index], "failed": tally.failed[process.index]}
-            for process in pool.processes
-        ]
-        more = {"retried": tally.retried, "respawned": pool.respawned, "outstanding": self._ledger.unfinished()}
-        return {**tally.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
+        return {
+            **tally.counts,
+            "retried": tally.retried,
+            "respawned": pool.respawned,
+            "outstanding": self._ledger.unfinished(),
+            "seconds": time.monotonic() - self._began,
+            "workers": [
+                {"pid": process.pid, "completed": completed, "failed": failed}
+                for process, completed, failed in zip(pool.processes, tally.completed, tally.failed)
+            ],
+        }
 
     def snapshot(self) -> Snapshot:
         """What the screen shows."""
-        tally, queue, progress, pool = self._ledger.tally, self._queue, self._progress, self._pool
+        tally, queue, progress = self._ledger.tally, self._queue, self._progress
         rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
-        workers = zip(pool.processes, worker_rates or itertools.repeat(0.0))
-        rows = [_worker_row(process, queue, self._ledger, rate) for process, rate in workers]
-        failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]]
-        seconds = time.monotonic() - self._began
-        about = (progress.title, queue.name, queue.strategy, seconds, tally.counts, tally.retried)
-        amounts = (progress.total(), rates, queue.backlog(), queue.num_slots)
-        return Snapshot(*about, *amounts, rows, failures, progress.state, progress.keys)
+        workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
+        return Snapshot(
+            title=progress.title,
+            name=queue.name,
+            strategy=queue.strategy,
+            seconds=time.monotonic() - self._began,
+            counts=tally.counts,
+            retried=tally.retried,
+            total=progress.total(),
+            rates=rates,
+            ring=queue.backlog(),
+            num_slots=queue.num_slots,
+            workers=[_worker_row(process, queue, self._ledger, rate) for process, rate in workers],
+            failures=[f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]],
+            state=progress.state,
+            keys=progress.keys,
+        )
 
     def summary(self) -> dict[str, Any]:
-        """stats(), and: the shares of the workers' time that they ran functions, started and waited; the slowest
-        tasks and the first that were not ok, five each; how many failed in which way."""
+        """stats(), and what one wants to know at the end.
+
+        shares: of the workers' time, in which they ran functions, started and waited. slowest: five tasks. failures:
+        the first five tasks that were not ok. kinds: how many failed in which way.
+        """
         stats = self.stats()
         return {**stats, **self._ledger.tally.summary(stats["seconds"], self._pool.starting_seconds())}
 
     def suspend(self) -> None:
-        """Stop the workers and this process, as Ctrl-Z does, and go on with them."""
+        """Stop the workers and this process, as Ctrl-Z does. They go on together."""
         self._pool.suspend()
 
-    def _open(self, tasks: Iterable[Any] | Source, ordered: bool = False, fn_id: int = 0) -> Job:
+    def _open(self, tasks: Iterable[Any] | Source) -> Source:
         self._engine.check_open()
-        source = tasks if isinstance(tasks, Source) else IterableSource(tasks)
-        return Job(source, self._ledger.names, ordered, fn_id)
+        return tasks if isinstance(tasks, Source) else IterableSource(tasks)
+
+    def _ordered(self, payloads: Iterable[Any], fn_id: int) -> Job:
+        return OrderedJob(self._open(payloads), self._ledger.names, fn_id)
 
     def _read(self, job: Job) -> Iterator[Any]:
         with contextlib.closing(self._parts(job)) as parts:
@@ -433,7 +488,7 @@ class Supervisor:
                 yield from part
 
     def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
-        """The results of a job as they come, as iterators of several; closed early, it cancels what has not begun."""
+        """Yield the results of a job as they come, as iterators of several. Closed early, it cancels the rest."""
         try:
             while not job.finished:
                 if not job.results:
@@ -444,7 +499,7 @@ class Supervisor:
                     part = job.results.popleft()
                     try:
                         yield part
-                    except GeneratorExit:  # the reader stopped in its midst: the rest is there for the next one
+                    except GeneratorExit:  # the reader stopped within this part; another reader gets the rest of it
                         job.results.appendleft(part)
                         raise
             if self._engine.failure is not None:
@@ -457,21 +512,19 @@ class Supervisor:
                     self._engine.withdraw()
 
     def _report(self) -> None:
-        """After each look at the workers: draw, and from time to time leave a snapshot beside the segment."""
+        """After each check of the workers: draw, and from time to time leave a snapshot beside the segment."""
         self.on_check()
         self._progress.draw(self.snapshot)
-        if time.monotonic() >= self._next_share:
+        if self.name and time.monotonic() >= self._next_share:
             self._next_share = time.monotonic() + SHARE_SECONDS
             self._share()
 
     def _share(self) -> None:
-        """Leave a snapshot beside the segment, for --watch, and the counters in it."""
+        """Leave a snapshot beside the segment, for --watch."""
         import json
 
-        words, path, tally = self._queue.words, self._queue.segment.beside("watch"), self._ledger.tally
-        for status, completed, failed in zip(self._queue.status, tally.completed, tally.failed):
-            words[status + COMPLETED], words[status + FAILURES] = completed, failed
-        with contextlib.suppress(OSError):  # no room: nobody can watch, and the run goes on
+        path = self._queue.segment.beside("watch")
+        with contextlib.suppress(OSError):  # if there is no room, nobody can watch, and the run goes on
             write_file(path + ".new", json.dumps(self.snapshot()).encode())
             os.replace(path + ".new", path)
 
@@ -482,23 +535,39 @@ class Supervisor:
         self._progress.close()
 
     def _end(self) -> None:
-        with signals_held():
+        with handlers.held():
             self._dispose()
             self._at_exit.cancel()
-        exit_on_signals()  # dispose has done so where it was called alone; within the block, handlers were exchanged
+        handlers.exit_on_signals()  # once more, since other handlers were set within the block
 
 
 def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
     """What the screen shows of a worker."""
-    index, tally, seen = process.index, ledger.tally, queue.glance(process.index)
-    lane, at = queue.half(index, seen.number).lane, seen.done
-    busy = process.child is not None and seen.in_hand is not None
-    state = "dead" if process.child is None else "run" if busy else "sleep"
-    function = ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
-    done = (tally.completed[index], tally.failed[index], rate)
-    load = (process.cpu, process.rss) if process.rss else (None, None)
-    held = (lane.tsk_id(at), time.monotonic() - process.progress_since) if busy else (None, 0.0)
-    return WorkerRow(index, process.pid, state, function, *done, *load, *held)
+    index, glance = process.index, queue.glance(process.index)
+    row = WorkerRow(
+        number=index,
+        pid=process.pid,
+        state="sleep",
+        function="",
+        done=ledger.tally.completed[index],
+        failed=ledger.tally.failed[index],
+        rate=rate,
+        cpu=process.cpu if process.rss else None,
+        rss=process.rss or None,
+        in_hand=None,
+        held=0.0,
+    )
+    if process.child is None:
+        return row._replace(state="dead")
+    if glance.in_hand is None:
+        return row
+    lane = queue.half(index, glance.number).lane
+    return row._replace(
+        state="run",
+        function=ledger.names.get(lane.fn_id(glance.done) & ~OUT_OF_LINE, ""),
+        in_hand=lane.tsk_id(glance.done),
+        held=time.monotonic() - process.progress_since,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -557,6 +626,7 @@ def parse_size(text: str) -> int:
 
 
 COUNTS = (1, 1 << 50)
+DELAYS = (0.0, 1e9)
 FN_IDS = (1, (1 << 31) - 1)  # the highest bit is OUT_OF_LINE
 SIZES = (1 << 20, 1 << 50)
 SLOT_SIZES = (64, 65536)
@@ -567,9 +637,12 @@ OPTIONS = (
     Option("call", str, "MODULE_OR_FILE.py:FUNCTION", "each line is a payload of this function", alone=True),
     Option("shell", bool, "", "each line is a shell command; its output is the value", False, alone=True),
     Option("query", str, "SQL", "TASKS is a SQLite file: one column is a line, two are function and payload"),
-    Option("workers", int, "N", "worker processes (default: the processors there are)", None, (1, 4096), BOTH, "-w"),
+    Option("workers", int, "N", "worker processes (default: the processors there are)", None, (0, 4096), BOTH, "-w"),
     Option("timeout", float, "S", "seconds a task may run", None, (0.001, 1e9), BOTH),
+    Option("grace", float, default=0.0, limits=DELAYS, place=PYTHON),
     Option("retries", int, "N", "start a task that is not ok again, so often", 0, (0, 1 << 30), BOTH),
+    Option("retry_delay", float, default=0.0, limits=DELAYS, place=PYTHON),
+    Option("retry_on", None, default=RETRY_ON, place=PYTHON),
     Option("max_rss", parse_size, "SIZE", "replace workers that hold more, as 500M; needs psutil", None, SIZES, BOTH),
     Option("max_tasks", int, "N", "replace a worker after so many tasks", None, COUNTS, BOTH),
     Option("halt", int, "N", "stop after so many tasks were not ok", None, COUNTS),
@@ -647,35 +720,97 @@ def count_threads() -> int:
     return count
 
 
+def check_statuses(statuses: Sequence[str]) -> Sequence[str]:
+    """Raise ValueError if `retry_on` names something else than the statuses of tasks that were started."""
+    if isinstance(statuses, str) or not set(statuses) <= set(RETRY_ON):
+        raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}, as in ('failed', 'crashed')")
+    return statuses
+
+
+def refuse_without_workers(**values: Any) -> None:
+    """Raise ValueError for what needs a worker process."""
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r}: needs a worker process, and workers=0 starts none")
+
+
+UNGUARDED = 113  # a worker's exit code: its program would have started workers while it was imported
+GUARD_REMEDY = (
+    "the main module starts workers while it is imported, which every new worker does: "
+    'put what starts them under `if __name__ == "__main__":`'
+)
+
+
+def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
+    """The multiprocessing context of a start method; None for fork in a process that has one thread, else forkserver.
+
+    Raises RuntimeError if the method needs the main module, and that cannot be imported again.
+    """
+    multiprocessing = late("multiprocessing")
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):  # a new process imports the main module, and that has come here
+        if process.name.startswith(WORKER_NAME):
+            os._exit(UNGUARDED)
+        raise RuntimeError(GUARD_REMEDY)
+    method = start_method or ("fork" if count_threads() == 1 else "forkserver")
+    if method != "fork" and needs_lost_main(functions):
+        raise RuntimeError(
+            f"start_method={method!r}: every worker imports the main module, and this one (a notebook, python -c or "
+            "standard input) cannot be imported again: put the functions into a file and import it, or name "
+            "start_method='fork'"
+        )
+    return multiprocessing.get_context(method)
+
+
+def needs_lost_main(functions: Sequence[Any]) -> bool:
+    """Return True if a new process would need the main module for these functions, and could not import it."""
+    main = sys.modules.get("__main__")
+    if getattr(main, "__spec__", None) is not None:  # python -m
+        return False
+    path = getattr(main, "__file__", None)
+    if path is not None:  # multiprocessing imports it in any case
+        return not os.path.isfile(path)
+    plain = [getattr(function, "func", function) for function in functions]  # func: of a functools.partial
+    return any(getattr(function, "__module__", None) == "__main__" for function in plain)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The engine: moves tasks from their source into the queue, and outcomes out of it.
 # ---------------------------------------------------------------------------------------------------------------------
 
-STALL_SECONDS = 3.0  # how long tasks may be in the queue while every worker sleeps, which cannot be
+STALL_SECONDS = 3.0  # if every worker sleeps for this long while tasks are in the queue, the segment is spoiled
+READ_AHEAD = 4  # rings; a job in order reads no further beyond its oldest unfinished task
+CANCELLED = "cancelled before it began"  # the error of such a task
 
-READ_AHEAD = 4  # in rings: how far input is read beyond the oldest unfinished task, when results go in order
-
-CANCELLED = "cancelled before it began"  # the error of a task that was
-
-CHECK_SECONDS = 0.05  # how often the supervisor checks its workers while tasks are outstanding; no result waits longer
-IDLE_SECONDS = 0.25  # the same while none are
-HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
-OVERDUE_SECONDS = 1.0  # how long one that cannot be halted may go on after its task has timed out
+CHECK_SECONDS = 0.05  # how often workers are checked while tasks are outstanding; no result waits longer
+IDLE_SECONDS = 0.25  # how often while none are outstanding
+HUNGRY_SECONDS = 0.005  # how often while some workers sleep and others hold tasks that have not begun
+HALT_TRIES = 20  # so often a worker is halted to cancel one task in its lane
+OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
 class Engine:
-    """Moves tasks from their source into the queue, and outcomes out of it, a turn at a time, in its user's thread.
+    """Moves tasks from their source into the queue, and outcomes out of it. It runs turn by turn in its user's thread.
 
-    paused: nothing new begins. failure: why the run was given up, or None. over: why there are no more turns, or "".
-    next_check: when to see to the workers again.
+    paused: nothing new begins. failure: the error that ended the run early, or None. over: why no more turns are
+    possible, or "". next_check: when to check the workers again.
     """
 
-    def __init__(self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None) -> None:
-        self._queue, self._pool, self._ledger, self._timeout = queue, pool, ledger, timeout
-        self._feeder, self._harvester = Feeder(queue, ledger), Harvester(queue, ledger)
-        self.paused, self.over, self.next_check = False, "", 0.0
+    def __init__(
+        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None = None, grace: float = 0.0
+    ) -> None:
+        self._queue = queue
+        self._pool = pool
+        self._ledger = ledger
+        self._timeout = timeout
+        self._grace = grace
+        self._packer = Packer(queue, ledger)
+        self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
+        self.paused = False
+        self.over = ""
         self.failure: Exception | None = None
-        self._sleepers: list[tuple[int, int]] = []  # at the last look
+        self.next_check = 0.0
+        self._sleepers: list[tuple[int, int]] = []  # at the last check
         self._moved_at = self._turned_at = time.monotonic()
 
     def check_open(self) -> None:
@@ -683,9 +818,10 @@ class Engine:
             raise RuntimeError(self.over)
 
     def turn(self, job: Job, report: Callable[[], None]) -> None:
-        """Move what can be moved, and wait for news where nothing could be; `report` is called after a look."""
+        """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
         self.check_open()
-        more = self._take(job)  # runs the user's iterable, which may raise: nothing is under way then
+        self._ledger.move_due(time.monotonic())
+        more = self._take(job)  # this runs the user's iterable, which may raise; so it comes before `_whole`
         moved = False
         with self._whole():
             moved = self.feed() or more
@@ -704,14 +840,14 @@ class Engine:
             self._wait(job)
 
     def push(self) -> None:
-        """Push what there is room for, and wake workers for it."""
+        """Push as many tasks as there is room for, and wake workers for them."""
         with self._whole():
             self.feed()
             self._pool.ring()
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
-        """What is interrupted in this block cannot be gone on with."""
+        """If this block is interrupted, the run cannot continue."""
         try:
             yield
         except (WorkersFailedError, SpoiledSegmentError) as error:
@@ -721,133 +857,197 @@ class Engine:
             raise
 
     def _take(self, job: Job) -> bool:
-        """Read tasks, where there is room for them. Whether there may be more at once, also where there were none."""
+        """Read tasks from the source if there is room. Return True if it may have more at once, even if it had none."""
         source, ledger = job.source, self._ledger
         if source is None or source.exhausted or ledger.again or ledger.fresh:
             return False
-        far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
+        if ledger.stopping:
+            room = BLOCK
+        elif self.paused or job.is_ahead(READ_AHEAD * self._queue.num_slots):
+            room = 0
+        else:
+            room = self._queue.room()
         if ledger.stopping and not source.finite:
             source.exhausted = True
-        elif ledger.stopping or (self._queue.room() > 0 and not (far or self.paused)):
-            ledger.admit(job, source.take(BLOCK if ledger.stopping else self._queue.room()))
+        elif room > 0:
+            ledger.admit(job, source.take(room))
             return source.fileno() < 0 and not source.exhausted
         return False
 
     def feed(self) -> bool:
-        """Push tasks, unless this is paused. Return True if anything was pushed."""
-        return not self.paused and self._feeder.feed()
+        """Push tasks if there is room for them. Return True if any were pushed."""
+        ledger, room = self._ledger, self._queue.room()
+        tasks = None
+        if self.paused or room <= 0:
+            return False
+        if ledger.again:  # these come first: their payloads lie in the heap, where others may wait for room
+            tasks = take_tasks(ledger.again, room)
+        elif ledger.fresh:
+            tasks = self._packer.take(room)
+        if tasks is None:
+            return False
+        ledger.placed(tasks, self._queue.push(tasks))
+        return True
 
     def harvest(self) -> bool:
-        """Take in what workers have published. Whether there was anything, or there is more room."""
+        """Take in the batches that workers have published. Return True if there were any, or if there is more room."""
         room = self._queue.room()
-        news = self._harvester.harvest(self._pool.processes)
+        published = self._queue.harvest([lane.harvested for lane in self._lanes])
+        news = False
+        for lane, number in zip(self._lanes, published):
+            if number != lane.harvested:
+                lane.take_in_left(number)
+                news = True
         if news:
+            self._queue.harvest([lane.harvested for lane in self._lanes])  # a worker may wait for a free half
             self._pool.worked()
         return news or self._queue.room() > room
 
     def _wait(self, job: Job) -> None:
-        """Sleep until a worker rings or dies, input comes, or it is time to look."""
+        """Sleep until a worker rings or dies, input comes, or the next check is due."""
         poll, source, bell = self._pool.poll, job.source, self._pool.bell.fileno()
-        wanted = source is not None and not source.exhausted and not self.paused and self._queue.room() > 0
-        stream = source.fileno() if source is not None and wanted else -1
+        stream = -1
+        if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
+            stream = source.fileno()
         if stream >= 0:
             poll.register(stream, select.POLLIN)
-        events = poll.poll(max(0.0, self.next_check - time.monotonic()) * 1000)
+        until = min(self.next_check, self._ledger.next_due())
+        events = poll.poll(max(0.0, until - time.monotonic()) * 1000)
         if stream >= 0:
             poll.unregister(stream)
         for descriptor, _ in events:
             if descriptor == bell:
                 os.read(bell, 4096)
-            elif descriptor != stream:
+            elif descriptor != stream:  # a worker has died
                 self.next_check = 0.0
 
+    # Checks of the workers.
+
     def check_workers(self, now: float) -> bool:
-        """Look after the workers. Return True if tasks were moved."""
-        queue, ledger, pool = self._queue, self._ledger, self._pool
-        self._sleepers = queue.sleepers()
-        hungry = not self.paused and any(queue.has_free_half(worker) for worker, _ in self._sleepers)
-        all_sleep = len(self._sleepers) == len(pool.processes) and not self.paused
-        stalled = all_sleep and now - self._moved_at > STALL_SECONDS
-        if stalled and ledger.in_queue() and not pool.continue_stopped():
-            raise SpoiledSegmentError(f"{ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
-        moved = False
-        for process in pool.find_dead(now):
+        """Reap dead workers, halt slow ones, end those whose task runs too long. Return True if tasks were moved."""
+        self._sleepers = self._queue.sleepers()
+        self._check_for_stall(now)
+        hungry = not self.paused and any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
+        moved = soon = False
+        for process in self._pool.find_dead(now):
             self._reap(process)
             moved = True
-        soon = False
-        for process in pool.processes:
-            if process.child is None:
-                moved = self._harvester.take_unclaimed(process) or moved
-            elif ledger.in_queue():
-                more, again = self._attend(process, now, hungry)
+        for lane in self._lanes:
+            if lane.process.child is None:
+                moved = lane.take_unclaimed() or moved
+            elif self._ledger.in_queue():
+                more, again = self._attend(lane, now, hungry)
                 moved = moved or more
                 soon = soon or again
-        busy = ledger.unfinished() > 0
-        self.next_check = now + (HUNGRY_SECONDS if soon else CHECK_SECONDS if busy else IDLE_SECONDS)
+        if soon:
+            self.next_check = now + HUNGRY_SECONDS
+        elif self._ledger.unfinished():
+            self.next_check = now + CHECK_SECONDS
+        else:
+            self.next_check = now + IDLE_SECONDS
         return moved
 
-    def _attend(self, process: WorkerProcess, now: float, hungry: bool) -> tuple[bool, bool]:
-        """Halt a worker that is slow while others are idle or results wait, or whose task runs too long.
+    def _check_for_stall(self, now: float) -> None:
+        """Raise SpoiledSegmentError if all workers sleep although the queue has tasks, and none had been stopped."""
+        waiting = self._ledger.in_queue()
+        all_sleep = len(self._sleepers) == len(self._pool.processes) and not self.paused
+        stalled = waiting and all_sleep and now - self._moved_at > STALL_SECONDS
+        if stalled and not self._pool.continue_stopped():
+            raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, and every worker sleeps")
 
-        Return True if tasks were moved, and True if it has to be looked at again soon.
+    def _attend(self, lane: LaneReader, now: float, hungry: bool) -> tuple[bool, bool]:
+        """Halt a worker if others are idle or results wait while it is slow, or if its task runs too long.
+
+        `hungry`: some worker has nothing to do. Return two truths: tasks were moved; check this worker again soon.
         """
-        lane = self._queue.glance(process.index)
-        if process.seen != (lane.number, lane.done):
-            process.seen = (lane.number, lane.done)
+        process, glance = lane.process, self._queue.glance(lane.process.index)
+        if process.killed_for is not None:  # it is about to end
+            if now >= process.kill_at:
+                process.kill()
+            return False, False
+        if process.seen != (glance.number, glance.done):
+            process.seen = (glance.number, glance.done)
             process.progress_since = now
-        waited = time.perf_counter() - max(lane.began, process.halted)
-        wanted = process.halt_again or (hungry and waited >= HUNGRY_SECONDS)
-        finished = lane.done > 0 and lane.first + lane.done > process.taken and lane.number > process.harvested
-        if self._timeout and lane.in_hand is not None and now - process.progress_since >= self._timeout:
-            return self._end_overdue(process, lane.in_hand, now), False
+        if self._timeout and glance.in_hand is not None and now - process.progress_since >= self._timeout:
+            return self._end_overdue(lane, glance.in_hand, now), False
+        waited = time.perf_counter() - max(glance.began, process.halted)
+        slow = waited >= HUNGRY_SECONDS
         moved = False
-        if hungry and (waited >= HUNGRY_SECONDS or not (self._ledger.again or self._ledger.fresh)):
-            moved = self._harvester.take_unclaimed(process)
-        if (wanted and lane.not_begun) or (finished and waited >= CHECK_SECONDS):
+        if hungry and (slow or not (self._ledger.again or self._ledger.fresh)):
+            moved = lane.take_unclaimed()
+        take_back = glance.not_begun > 0 and (process.halt_again or (hungry and slow))
+        results_wait = lane.has_outcomes(glance) and waited >= CHECK_SECONDS
+        if take_back or results_wait:
             return self.halt(process) or moved, process.halt_again
-        if not lane.not_begun:
+        if not glance.not_begun:
             process.halt_again = False
-        return moved, process.halt_again or (hungry and lane.not_begun > 0)
+        return moved, process.halt_again or (hungry and glance.not_begun > 0)
 
-    def _end_overdue(self, process: WorkerProcess, position: int, now: float) -> bool:
-        """Kill a worker whose task in hand runs too long; without a halt, if it does not stand still for one."""
-        doomed = Doomed(position, "timeout", f"ran longer than {self._timeout:g} s")
+    def _end_overdue(self, lane: LaneReader, position: int, now: float) -> bool:
+        """End a worker whose task in hand runs too long. If it cannot be halted, kill it after OVERDUE_SECONDS."""
+        process, timeout = lane.process, self._timeout or 0.0
+        doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s", self._grace)
         halted = self.halt(process, doomed)
-        if not halted and now - process.progress_since >= (self._timeout or 0.0) + OVERDUE_SECONDS:
+        if not halted and now - process.progress_since >= timeout + OVERDUE_SECONDS:
             process.kill(doomed)
         return halted
 
     def halt(self, process: WorkerProcess, doomed: Doomed | None = None) -> bool:
         """Take back what a worker has not begun. Return True if its lane could be read."""
-        process.halt_again = not self._harvester.halt(process, doomed)
+        process.halt_again = not self._lanes[process.index].halt(doomed)
         process.halted = time.perf_counter()
         return not process.halt_again
 
     def _reap(self, process: WorkerProcess) -> None:
-        """See to the tasks of a dead worker, and to its successor."""
+        """Reap a dead worker, see to its tasks, and start its successor."""
         code = self._pool.reap(process)
         if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
             return
-        claimed, note = self._harvester.recover(process, code)
+        claimed, note = self._lanes[process.index].recover(code)
         if not self._pool.closing:
             self._pool.replace(process, code, claimed, note)
 
-    # Ends.
+    # The end of tasks, of jobs, and of the run.
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that has not begun. Return True if it was never started, and never will be."""
+        ledger = self._ledger
+        with self._whole():
+            if ledger.position(tsk_id) is not None:
+                self._take_back()
+            position = ledger.position(tsk_id)
+            if position is not None:
+                self._take_out_of_lane(position)
+            return ledger.cancel(tsk_id)
+        return False  # the run was given up
+
+    def _take_out_of_lane(self, position: int) -> None:
+        """Halt the worker whose lane holds this position. If it does not stand still, try again for a while."""
+        for process in self._pool.living():
+            glance = self._queue.glance(process.index)
+            if glance.first <= position < glance.end:
+                for _ in range(HALT_TRIES):
+                    if self.halt(process):
+                        break
 
     def withdraw(self) -> None:
-        """Take back what has not begun; of cancelled jobs it ends here."""
+        """Take back what has not begun. If its job is cancelled, it ends here."""
         ledger = self._ledger
         with self._whole():
             ledger.drop_cancelled()
             if ledger.in_queue():
-                for first, count in self._queue.drain():
-                    ledger.give_back(first, count)
+                self._take_back()
                 for process in self._pool.living():
                     self.halt(process)
                 self.next_check = 0.0
 
+    def _take_back(self) -> None:
+        """Take back what no worker has claimed."""
+        for first, count in self._queue.drain():
+            self._ledger.give_back(first, count)
+
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
-        """Kill the workers; tasks in their hands have this outcome, and the others are cancelled, with `rest`."""
+        """Kill the workers. Tasks in their hands get this outcome; the others are cancelled with the error `rest`."""
         self._ledger.stopping = self._pool.closing = True
         for process in self._pool.living():
             process.kill(Doomed(None, status, error))
@@ -856,7 +1056,7 @@ class Engine:
         self._ledger.end_all(rest)
 
     def _give_up(self, error: Exception) -> None:
-        """Kill the workers; every task still gets its outcome, and the iterators raise `error` at their end."""
+        """Kill the workers. Every task still gets its outcome, and the iterators raise `error` at their end."""
         self.failure, text = error, describe(error)
         self.abort("crashed", text, text)
 
@@ -867,86 +1067,402 @@ class Engine:
             self.turn(job, report)
         self._pool.closing = True
         count = len(self._pool.living())
-        empty = [b""] * count
         if count:
-            self._ledger.again.append(Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty))
+            self._ledger.again.append(terminate_tasks(count))
         deadline = time.monotonic() + STOP_SECONDS
         while self._pool.living() and time.monotonic() < deadline and not self.over:
             self.turn(job, report)
 
 
-BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept together in blocks of this size
-HEAP_AHEAD = 4 << 20  # payloads in the heap beyond which no more are put there while the ring has tasks
-JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
-FILE_BYTES = 64 << 20  # payloads in files that may be in the queue, unless it is a single one
+class InlineQueue:
+    """In place of a queue if there are no workers: holds the one task that runs next in this process."""
 
+    name = ""
+    strategy = "in this process"
+    num_slots = 1
+    status: Sequence[int] = ()
+    words: Sequence[int] = ()
+    segment: Any = None
+    heap = b""
+    heap_offset = 0
+    ring = types.SimpleNamespace(capacity=math.inf)
 
-class Feeder:
-    """Brings the ledger's tasks into the queue, and payloads that do not fit their slots into the heap."""
+    def __init__(self) -> None:
+        self._positions = itertools.count()
+        self._next: Tasks | None = None
 
-    def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
-        self._queue, self._ledger, self._heap = queue, ledger, Heap(queue)
-        self._files = itertools.count(1)
-        self._file_bytes = 0
-        self._block_bytes = BLOCK_BYTES  # smaller where shared memory is full
+    def room(self) -> int:
+        return int(self._next is None)
 
-    def feed(self) -> bool:
-        """Push what waits to be pushed, as far as there is room. Return True if anything was pushed."""
-        ledger, room = self._ledger, self._queue.room()
-        if room <= 0:
-            return False
-        if ledger.again:  # first: it keeps its place in the heap, which it might wait for otherwise
-            self._push(self._take(ledger.again, room))
-            return True
-        if not ledger.fresh:
-            return False
-        lengths = list(map(len, ledger.fresh[0].data[:room]))
-        if max(lengths) <= self._queue.ring.capacity:
-            self._push(self._take(ledger.fresh, len(lengths)))
-            return True
-        if self._heap.used > HEAP_AHEAD and self._queue.backlog():
-            return False  # what is pushed is work enough, and the caches of the processors hold it
-        count = self._fit(lengths)
-        packed = self._pack(self._take(ledger.fresh, count), lengths[:count])
-        if packed is not None:
-            self._push(packed)
-        return packed is not None
+    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
+        self._next = tasks
+        return [(next(self._positions), 1)]
 
-    def _take(self, waiting: collections.deque[Tasks], count: int) -> Tasks:
-        """Take the first `count` tasks, or fewer, from what waits."""
-        tasks = waiting.popleft()
-        if count < len(tasks.data):
-            waiting.appendleft(tasks.part(count, len(tasks.data)))
-            tasks = tasks.part(0, count)
+    def take(self) -> Tasks | None:
+        tasks, self._next = self._next, None
         return tasks
 
-    def _push(self, tasks: Tasks) -> None:
-        self._ledger.placed(tasks, self._queue.push(tasks))
+    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+        tasks = self.take()
+        return [] if tasks is None else [(tasks.first, 1)]
 
-    def _fit(self, lengths: Sequence[int]) -> int:
-        """How many payloads of these lengths make one block."""
-        capacity = self._queue.ring.capacity
-        if min(lengths) <= capacity:
-            lengths = [length if length > capacity else 0 for length in lengths]
-        return max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
+    def harvest(self, harvested: Sequence[int]) -> list[int]:
+        return []
 
-    def _pack(self, tasks: Tasks, lengths: list[int]) -> Tasks | None:
-        """Put the payloads that do not fit their slots elsewhere, and references in their place.
+    def sleepers(self) -> list[tuple[int, int]]:
+        return []
 
-        Return None if there is no room for them now, or ever: then they wait, or have failed.
+    wakeable = sleepers
+
+    def backlog(self) -> int:
+        return 0
+
+
+class InlineEngine(Engine):
+    """Runs the functions in this process, one task in each turn, with the same results as in a worker."""
+
+    def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger, options: WorkerOptions) -> None:
+        super().__init__(queue, pool, ledger)
+        self._inline: InlineQueue = queue
+        self._calls = {fn_id: adapt(function) for fn_id, function in options.functions.items()}
+        if options.initializer is not None:
+            options.initializer()
+
+    def harvest(self) -> bool:
+        """Run the task in the queue. Return True if there was one."""
+        tasks = self._inline.take()
+        if tasks is None:
+            return False
+        began = time.perf_counter()
+        value = self._call(tasks.fn_ids[0], tasks.data[0])
+        seconds = time.perf_counter() - began
+        if isinstance(value, _Failure):
+            self._ledger.charge(0, tasks.first, "failed", value, seconds)
+        else:
+            self._ledger.complete(0, tasks.first, 1, [value], seconds)
+        return True
+
+    def _call(self, fn_id: int, payload: bytes) -> Any:
+        """The value as it would arrive from a worker, or a _Failure."""
+        structures = self._ledger.structures
+        try:
+            value = self._calls[fn_id](payload)
+            if value is not None:
+                value = decode_value(*encode_value(value, structures), structures)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            value = _Failure(describe(error))
+        return value
+
+
+class Outcomes(NamedTuple):
+    """What was read of a batch: `done` finished tasks, the first of them at the position `start`.
+
+    seconds: one number for each task, or their mean. ends: where the values end in the log; empty if every task
+    returned None. before: where the first value begins. log: the bytes of the log up to the last value. special: some
+    values are records.
+    """
+
+    start: int
+    done: int
+    seconds: float | list[float] = 0.0
+    ends: Sequence[int] = ()
+    before: int = 1
+    log: bytes = b""
+    special: bool = False
+
+
+class LaneReader:
+    """Reads one worker's batches: brings outcomes to the ledger, and takes back what the worker has not begun.
+
+    harvested: batches that were read. taken: outcomes below this position were taken in.
+
+    A batch ends at its bound. At first that is its `end`. After a halt it is the task behind the one in hand, whatever
+    `end` says: if somebody continued the worker during the halt, the worker may have stopped at the lower `end`, or
+    run past it. `bounded` is the number of the batch that a halt has bounded, and `bound` is its bound.
+    """
+
+    def __init__(self, queue: SharedTaskQueue, process: WorkerProcess, ledger: Ledger) -> None:
+        self.process = process
+        self._queue = queue
+        self._ledger = ledger
+        self.harvested = 0
+        self.taken = 0
+        self.bounded = 0
+        self.bound = 0
+
+    def has_outcomes(self, glance: Glance) -> bool:
+        """Return True if the worker's current batch has outcomes that were not taken in."""
+        return glance.done > 0 and glance.first + glance.done > self.taken and glance.number > self.harvested
+
+    def take_in_left(self, number: int) -> None:
+        """Take in the batches that the worker has left, up to this number. What is not done there goes to others."""
+        self._check_claims(number)
+        while self.harvested < number:
+            self.harvested += 1
+            first, bound = self._limits(self.harvested)
+            done = self._settle(self._read(self.harvested, first, bound))
+            self._ledger.give_back(done, bound - done)
+
+    def _check_claims(self, number: int) -> None:
+        if not 0 <= number - self.harvested <= 2:
+            text = f"worker {self.process.index} says {number:,} batches; {self.harvested:,} were read"
+            raise SpoiledSegmentError(text)
+
+    def _limits(self, number: int) -> tuple[int, int]:
+        """The positions [first, bound) of a batch."""
+        words, half = self._queue.words, self._queue.half(self.process.index, number)
+        first = words[half.first]
+        bound = self.bound if self.bounded == number else words[half.end]
+        if not 0 <= bound - first <= self._queue.batch:
+            text = f"worker {self.process.index} has a batch of positions {first:,} to {bound:,}"
+            raise SpoiledSegmentError(text)
+        return first, bound
+
+    def _read(self, number: int, first: int, bound: int) -> Outcomes:
+        """Read the finished tasks of a batch that were not taken in before."""
+        half = self._queue.half(self.process.index, number)
+        start = max(first, self.taken)
+        if start >= bound:
+            return Outcomes(bound, 0)
+        if half.all_returned_none(start - first, bound - first):
+            return Outcomes(start, bound - start, half.seconds(start - first, bound - first))
+        ends = half.read_ends(start - first, bound - first)
+        if 0 in ends:
+            del ends[ends.index(0) :]
+        if not ends:
+            return Outcomes(start, 0)
+        before = half.ends[start - first - 1] & ~RECORD if start > first else 1
+        return Outcomes(
+            start=start,
+            done=len(ends),
+            seconds=half.seconds(start - first, start - first + len(ends)),
+            ends=ends,
+            before=before,
+            log=half.read_log(ends[-1] & ~RECORD),
+            special=bool(self._queue.words[half.special]),
+        )
+
+    def _settle(self, outcomes: Outcomes) -> int:
+        """Tell the ledger what was read. Return the position behind it."""
+        start, done, seconds, ends, before, log, special = outcomes
+        worker, doomed = self.process.index, self.process.killed_for
+        if done:
+            self.taken = start + done
+        if doomed is not None and doomed.grace and done and doomed.position == start:
+            self._end_late(doomed, outcomes)
+        elif special:
+            self._settle_records(outcomes)
+        elif ends:
+            if not 1 <= before <= ends[-1] <= len(log):
+                raise SpoiledSegmentError(f"worker {worker} says that values end at {ends[-1]:,} of its log")
+            values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
+            self._ledger.complete(worker, start, done, values, seconds)
+        elif done:
+            self._ledger.complete(worker, start, done, None, seconds)
+        return start + done
+
+    def _end_late(self, doomed: Doomed, outcomes: Outcomes) -> None:
+        """Settle a task that ended after its timeout, during its grace. It was the last of its batch."""
+        if outcomes.special:
+            self._decode(outcomes)  # its value may have a file, which goes
+        seconds = time.monotonic() - self.process.progress_since
+        self._ledger.charge(self.process.index, outcomes.start, doomed.status, doomed.error, seconds)
+
+    def _settle_records(self, outcomes: Outcomes) -> None:
+        """The same for outcomes that have records. Some may be failures."""
+        position, seconds = outcomes.start, outcomes.seconds
+        values = self._decode(outcomes)
+        each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
+        for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
+            part = list(group)
+            times = list(itertools.islice(each, len(part)))
+            if not failed:
+                self._ledger.complete(self.process.index, position, len(part), part, times)
+                position += len(part)
+                continue
+            for value, took in zip(part, times):
+                self._ledger.charge(self.process.index, position, "failed", value, took)
+                position += 1
+
+    def _decode(self, outcomes: Outcomes) -> list[Any]:
+        """The values of outcomes that have records. There is a faster way if all of them are text."""
+        log, ends = outcomes.log, outcomes.ends
+        stops = [end & ~RECORD for end in ends]
+        spans = list(zip([outcomes.before, *stops], stops))
+        try:
+            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
+                return [decode_text(log[begin + 1 : end]) for begin, end in spans]
+            return [
+                self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
+                for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
+            ]
+        except (struct.error, IndexError, ValueError) as error:
+            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
+
+    def _read_record(self, record: bytes, position: int) -> Any:
+        """The value of a record, which may have a file of its own."""
+        head, data = record[0], record[1:]
+        if head & IN_FILE:
+            path = self._queue.segment.beside(f"v{position}")
+            data = read_file(path, *SIZE.unpack(data))
+            os.unlink(path)
+        return decode_value(head & ~IN_FILE, data, self._ledger.structures)
+
+    def halt(self, doomed: Doomed | None = None) -> bool:
+        """Stop the worker for a moment. Take in what it has finished, and take back what it has not begun.
+
+        This is the one way to take tasks back. If the worker has the task of `doomed` in hand, it is killed. Return
+        True if the lane could be read; if not, try again later.
         """
-        large, capacity = tasks.data, self._queue.ring.capacity
-        if min(lengths) <= capacity:
-            large = [item for item in large if len(item) > capacity]
-            lengths = list(map(len, large))
+        if not self.process.stop():
+            return False
+        try:
+            return self._take_back(doomed)
+        finally:
+            self.process.go_on()
+
+    def _take_back(self, doomed: Doomed | None) -> bool:
+        """Do what a halt does while the worker stands still.
+
+        Somebody else may continue or kill the worker meanwhile. So nothing that was read is used before another look
+        has shown that the worker still stands still.
+        """
+        process = self.process
+        claiming = self._queue.is_claiming(process.index)
+        number = process.word(CLAIMS)
+        if claiming or not process.stands_still():
+            return False
+        self._check_claims(number)
+        if number == self.harvested:
+            return True
+        self.take_in_left(number - 1)
+        first, bound = self._limits(number)
+        outcomes = self._read(number, first, bound)
+        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores
+            return False
+        in_hand = self._settle(outcomes)
+        if in_hand + 1 < bound and not self._draw_back(number, in_hand, bound):
+            return False
+        if doomed is not None and in_hand < bound and in_hand == doomed.position and process.stands_still():
+            self._end_in_hand(doomed)
+        return True
+
+    def _end_in_hand(self, doomed: Doomed) -> None:
+        """End the worker, which stands still with this task in hand and has no other."""
+        if doomed.grace:
+            self._queue.tell_to_leave(self.process.index)
+            self.process.terminate(doomed)
+        else:
+            self.process.kill(doomed)
+
+    def _draw_back(self, number: int, in_hand: int, bound: int) -> bool:
+        """Make a batch end behind the task in hand, and give the rest to others. Return False if the worker has run.
+
+        The worker looks at `end` when more than QUIET_SECONDS have passed between two tasks. So it has to stand still
+        for longer than that. A halt never raises `end`. Tasks are given away only after the last look, and until then
+        the batch keeps its bound.
+        """
+        process, words = self.process, self._queue.words
+        half = self._queue.half(process.index, number)
+        self.bounded = number
+        self.bound = bound
+        words[half.end] = min(words[half.end], in_hand + 1)
+        process.stand_for(2 * QUIET_SECONDS)
+        task = in_hand - words[half.first]
+        if not process.stands_still() or half.read_ends(task, task + 1)[0]:
+            return False
+        self.bound = in_hand + 1
+        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
+        return True
+
+    def recover(self, code: int) -> tuple[bool, str]:
+        """See to the tasks of the worker, which has ended with this exit code and was reaped.
+
+        What it has finished is taken in. The task in its hand is charged one attempt. The others go round again.
+        Return True if the process had asked for tasks, and its last words.
+        """
+        process, words = self.process, self._queue.words
+        self._queue.recover(process.index)
+        note = self._queue.take_note(process.index)
+        number = process.word(CLAIMS)
+        self._check_claims(number)
+        asked = number != process.first_claims or process.word(ASLEEP) > 0
+        if number > self.harvested:
+            self.take_in_left(number - 1)
+            first, bound = self._limits(number)
+            done = self._settle(self._read(number, first, bound))
+            if done < min(bound, words[process.status + LEAVING]) and number > words[process.status + PUBLISHED]:
+                self._charge_in_hand(done, note or exit_text(code))
+                done += 1
+            self._ledger.give_back(done, bound - done)
+            self.harvested = number
+        self._queue.reset(process.index)
+        self.take_unclaimed()
+        return asked, note
+
+    def _charge_in_hand(self, position: int, error: str) -> None:
+        """The task at this position was in the hand of a worker that died."""
+        process = self.process
+        with contextlib.suppress(FileNotFoundError):  # the worker may have died while it wrote its value
+            os.unlink(self._queue.segment.beside(f"v{position}"))
+        status = "crashed"
+        doomed = process.killed_for
+        if doomed is not None and doomed.position in (None, position):
+            status, error = doomed.status, doomed.error
+        self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
+
+    def take_unclaimed(self) -> bool:
+        """Give to others what only this worker could claim, and has not. Return True if there was anything."""
+        drained = self._queue.drain(self.process.index)
+        for first, count in drained:
+            self._ledger.give_back(first, count)
+        return bool(drained)
+
+
+BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in blocks of this size
+HEAP_AHEAD = 4 << 20  # while the heap holds more than this, payloads are put there only if the ring is empty
+JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
+FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a single one may be larger
+
+
+class Packer:
+    """Puts payloads that do not fit their slots into the heap or into files, and references into the slots."""
+
+    def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
+        self._queue = queue
+        self._ledger = ledger
+        self.heap = Heap(queue)
+        self._files = itertools.count(1)
+        self._file_bytes = 0
+        self._block_bytes = BLOCK_BYTES  # fewer while shared memory is full
+
+    def take(self, room: int) -> Tasks | None:
+        """Take up to `room` fresh tasks, as they go into slots. Return None if their payloads have to wait."""
+        fresh, capacity = self._ledger.fresh, self._queue.ring.capacity
+        lengths = list(map(len, fresh[0].data[:room]))
+        if max(lengths) <= capacity:
+            return take_tasks(fresh, len(lengths))
+        if self.heap.used > HEAP_AHEAD and self._queue.backlog():
+            return None  # the ring has work enough, and the processors' caches hold its payloads
+        large = [length if length > capacity else 0 for length in lengths]
+        count = max(1, bisect.bisect(list(itertools.accumulate(large)), self._block_bytes))
+        return self._pack(take_tasks(fresh, count))
+
+    def _pack(self, tasks: Tasks) -> Tasks | None:
+        """Put the large payloads of `tasks` elsewhere. Return None if there is no room now, or never will be."""
+        capacity = self._queue.ring.capacity
+        large = [item for item in tasks.data if len(item) > capacity]
         if not large:
             return tasks
+        lengths = list(map(len, large))
         size = sum(lengths)
         try:
-            if size > self._heap.size // 2 and len(tasks.data) == 1:
+            if size > self.heap.size // 2 and len(tasks.data) == 1:
                 placed = self._put_in_file(large[0])
             else:
-                placed = self._heap.put(large, size, users=len(tasks.data))
+                placed = self.heap.put(large, size, users=len(tasks.data))
         except OSError as error:
             self._no_room(tasks, size, error)
             return None
@@ -961,10 +1477,7 @@ class Feeder:
     def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
         """The tasks with references in place of the large payloads, which lie in this block."""
         fn_ids, count, capacity = tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
-        if fn_ids.count(fn_ids[0]) == count:
-            marked = array.array("I", [fn_ids[0] | OUT_OF_LINE]) * count
-        else:
-            marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
+        marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
         if len(references) < count:
             following = iter(references)
             references = [next(following) if len(item) > capacity else item for item in tasks.data]
@@ -974,7 +1487,7 @@ class Feeder:
         return Tasks(tasks.job, tasks.tsk_ids, fn_ids, tasks.payloads, references, block, marked)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
-        """Make a file beside the segment for a payload that is too large for the heap."""
+        """Write a payload that is too large for the heap to a file beside the segment."""
         size = len(payload)
         if self._file_bytes and self._file_bytes + size > FILE_BYTES:
             return None
@@ -989,11 +1502,11 @@ class Feeder:
         os.unlink(path)
 
     def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
-        """There is no memory for payloads: try fewer at a time, and fail the one that does not fit alone."""
+        """There is no memory for these payloads. Try fewer at a time. A task that does not fit alone fails."""
         if len(tasks.data) > 1:
             self._block_bytes = max(1, size // 2)
             self._ledger.fresh.appendleft(tasks)
-        elif self._file_bytes or self._heap.used:  # there may be room once others are done
+        elif self._file_bytes or self.heap.used:  # there may be room when others are done
             self._ledger.fresh.appendleft(tasks)
         else:
             where = shared_directory()
@@ -1004,7 +1517,9 @@ class Heap:
     """The pages of the segment for payloads that do not fit their slots (supervisor)."""
 
     def __init__(self, queue: SharedTaskQueue) -> None:
-        self._segment, self._bytes, self._offset = queue.segment, queue.heap, queue.heap_offset
+        self._segment = queue.segment
+        self._bytes = queue.heap
+        self._offset = queue.heap_offset
         self.size = len(queue.heap)
         pages = self.size // mmap.PAGESIZE
         self._in_use = bytearray(pages)  # a byte a page, so that `find` looks for free ones
@@ -1012,10 +1527,10 @@ class Heap:
         self.used = 0  # bytes of the pages in use
 
     def put(self, payloads: Sequence[bytes], size: int, users: int) -> tuple[int, int, Block] | None:
-        """Copy payloads, `size` bytes in all, next to each other. Return 0, the offset of the first, and their block;
-        None if there is no room for them.
+        """Copy payloads, `size` bytes in all, next to each other, for the tasks of so many `users`.
 
-        Raises OSError (ENOSPC) where the memory cannot be reserved.
+        Return 0, the offset of the first payload, and their block; None if there is no room for them. Raises OSError
+        (ENOSPC) if the memory cannot be reserved.
         """
         count = -(-size // mmap.PAGESIZE)
         first = self._in_use.find(bytes(count))
@@ -1044,287 +1559,54 @@ class Heap:
         self.used -= count * mmap.PAGESIZE
 
 
-class Outcomes(NamedTuple):
-    """What was read of a batch: its finished tasks, `done` of them, from the position `start` on.
-
-    seconds: of each, or their mean. ends: where their values end in the log, or nothing where all of them returned
-    None; before: where the first value begins; log: up to the last. special: some of them are records.
-    """
-
-    start: int
-    done: int
-    seconds: float | list[float] = 0.0
-    ends: Sequence[int] = ()
-    before: int = 1
-    log: bytes = b""
-    special: bool = False
-
-
-class Harvester:
-    """Brings outcomes from the workers' lanes to the ledger, and takes back what they have not begun.
-
-    A batch ends at its bound: its `end` as it was claimed, and after a halt the task behind the one in hand. For
-    whatever is read of it here, `end` itself counts no more once a halt has drawn it back: a worker that somebody
-    continued in the midst of the halt may have stopped there, or gone on beyond it.
-    """
-
-    def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
-        self._queue, self._ledger = queue, ledger
-
-    def harvest(self, processes: Sequence[WorkerProcess]) -> bool:
-        """Take in the batches that workers have published. Return True if there were any."""
-        published = self._queue.harvest([process.harvested for process in processes])
-        news = False
-        for process, number in zip(processes, published):
-            if number != process.harvested:
-                self._check_claims(process, number)
-                self._take_in_batches(process, number)
-                news = True
-        if news:  # tell it at once: a worker may wait for a free half
-            self._queue.harvest([process.harvested for process in processes])
-        return news
-
-    def _check_claims(self, process: WorkerProcess, number: int) -> None:
-        if not 0 <= number - process.harvested <= 2:
-            text = f"worker {process.index} says {number:,} batches; {process.harvested:,} were read"
-            raise SpoiledSegmentError(text)
-
-    def _take_in_batches(self, process: WorkerProcess, number: int) -> None:
-        """Take in batches that a worker has left, up to this one. What it has not done there goes to others."""
-        while process.harvested < number:
-            process.harvested += 1
-            first, bound = self._span(process, process.harvested)
-            done = self._take_in(process, process.harvested, first, bound)
-            self._ledger.give_back(done, bound - done)
-
-    def _span(self, process: WorkerProcess, number: int) -> tuple[int, int]:
-        """The positions [first, bound) of a batch."""
-        words, half = self._queue.words, self._queue.half(process.index, number)
-        first = words[half.first]
-        bound = process.bound if process.bounded == number else words[half.end]
-        if not 0 <= bound - first <= self._queue.batch:
-            raise SpoiledSegmentError(f"worker {process.index} has a batch of positions {first:,} to {bound:,}")
-        return first, bound
-
-    def _take_in(self, process: WorkerProcess, number: int, first: int, bound: int) -> int:
-        """Settle what is finished of a batch and was not taken in before. Return the position behind it."""
-        return self._settle(process, self._read(process, number, first, bound))
-
-    def _read(self, process: WorkerProcess, number: int, first: int, bound: int) -> Outcomes:
-        """Read what is finished of a batch and was not taken in before."""
-        half = self._queue.half(process.index, number)
-        start = max(first, process.taken)
-        if start >= bound:
-            return Outcomes(bound, 0)
-        if half.all_returned_none(start - first, bound - first):
-            return Outcomes(start, bound - start, half.seconds(start - first, bound - first))
-        ends = half.read_ends(start - first, bound - first)
-        if 0 in ends:
-            del ends[ends.index(0) :]
-        if not ends:
-            return Outcomes(start, 0)
-        before = half.ends[start - first - 1] & ~RECORD if start > first else 1
-        return Outcomes(
-            start,
-            len(ends),
-            half.seconds(start - first, start - first + len(ends)),
-            ends,
-            before,
-            half.read_log(ends[-1] & ~RECORD),
-            bool(self._queue.words[half.special]),
-        )
-
-    def _settle(self, process: WorkerProcess, outcomes: Outcomes) -> int:
-        """Settle what was read of a batch. Return the position behind it."""
-        start, done, seconds, ends, before, log, special = outcomes
-        if done:
-            process.taken = start + done
-        if special:
-            self._settle_records(process.index, outcomes)
-        elif ends:
-            if not 1 <= before <= ends[-1] <= len(log):
-                raise SpoiledSegmentError(f"worker {process.index} says that values end at {ends[-1]:,} of its log")
-            values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
-            self._ledger.complete(process.index, start, done, values, seconds)
-        elif done:
-            self._ledger.complete(process.index, start, done, None, seconds)
-        return start + done
-
-    def _settle_records(self, worker: int, outcomes: Outcomes) -> None:
-        """The same where some of the values are records, failures among them."""
-        position, seconds = outcomes.start, outcomes.seconds
-        values = self._decode(outcomes)
-        each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
-        for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
-            part = list(group)
-            times = list(itertools.islice(each, len(part)))
-            if not failed:
-                self._ledger.complete(worker, position, len(part), part, times)
-                position += len(part)
-                continue
-            for value, took in zip(part, times):
-                self._ledger.charge(worker, position, "failed", value, took)
-                position += 1
-
-    def _decode(self, outcomes: Outcomes) -> list[Any]:
-        """The values, of which some are records: text in a faster way, if all of them are."""
-        log, ends = outcomes.log, outcomes.ends
-        stops = [end & ~RECORD for end in ends]
-        spans = list(zip([outcomes.before, *stops], stops))
-        try:
-            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
-                return [decode_text(log[begin + 1 : end]) for begin, end in spans]
-            return [
-                self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
-                for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
-            ]
-        except (struct.error, IndexError, ValueError) as error:
-            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
-
-    def _read_record(self, record: bytes, position: int) -> Any:
-        """The value of a record, which may have a file of its own."""
-        head, data = record[0], record[1:]
-        if head & IN_FILE:
-            path = self._queue.segment.beside(f"v{position}")
-            data = read_file(path, *SIZE.unpack(data))
-            os.unlink(path)
-        return decode_value(head & ~IN_FILE, data, self._ledger.structures)
-
-    def halt(self, process: WorkerProcess, doomed: Doomed | None = None) -> bool:
-        """Stop a worker for a moment: settle what it has finished, and take back what it has not begun.
-
-        The one way to take tasks back. `doomed`: kill the worker if it has that task in hand. Return True if its
-        lane could be read; if not, it is worth another try.
-        """
-        if not process.stop():
-            return False
-        try:
-            return self._take_back(process, doomed)
-        finally:
-            process.go_on()
-
-    def _take_back(self, process: WorkerProcess, doomed: Doomed | None) -> bool:
-        """The part of a halt in which the worker stands still, unless somebody else continues or kills it.
-
-        Nothing that was read is used before a look that it still stands still.
-        """
-        claiming = self._queue.is_claiming(process.index)
-        number = self._queue.words[process.status + CLAIMS]
-        if claiming or not process.stands_still():
-            return False
-        self._check_claims(process, number)
-        if number == process.harvested:
-            return True
-        self._take_in_batches(process, number - 1)
-        first, bound = self._span(process, number)
-        outcomes = self._read(process, number, first, bound)
-        if not process.stands_still():  # or a processor could show `ends` before what was stored earlier
-            return False
-        in_hand = self._settle(process, outcomes)
-        if in_hand + 1 < bound and not self._draw_back(process, number, in_hand, bound):
-            return False
-        if doomed is not None and in_hand < bound and in_hand == doomed.position and process.stands_still():
-            process.kill(doomed)
-        return True
-
-    def _draw_back(self, process: WorkerProcess, number: int, in_hand: int, bound: int) -> bool:
-        """Have a batch end behind the task in hand, and give the rest to others. Return False if it may have run.
-
-        The worker looks at `end` if it sees that more than QUIET_SECONDS have passed, so it has to stand still for
-        longer. A halt never raises `end`. Only after the last look is anything given away: until then the batch
-        keeps its bound.
-        """
-        words, half = self._queue.words, self._queue.half(process.index, number)
-        process.bounded, process.bound = number, bound
-        words[half.end] = min(words[half.end], in_hand + 1)
-        process.stand_for(2 * QUIET_SECONDS)
-        task = in_hand - words[half.first]
-        if not process.stands_still() or half.read_ends(task, task + 1)[0]:
-            return False
-        process.bound = in_hand + 1
-        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
-        return True
-
-    def recover(self, process: WorkerProcess, code: int) -> tuple[bool, str]:
-        """See to the tasks of a worker that ended with this exit code, and was reaped.
-
-        What it finished is settled, the task in its hand is charged, the others go round again. Return True if it had
-        asked for tasks, and its last words.
-        """
-        index, words = process.index, self._queue.words
-        self._queue.recover(index)
-        note = self._queue.take_note(index)
-        number = words[process.status + CLAIMS]
-        self._check_claims(process, number)
-        asked = number != process.first_claims or words[process.status + ASLEEP] > 0
-        if number > process.harvested:
-            self._take_in_batches(process, number - 1)
-            first, bound = self._span(process, number)
-            done = self._take_in(process, number, first, bound)
-            if done < min(bound, words[process.status + LEAVING]) and number > words[process.status + PUBLISHED]:
-                self._charge_in_hand(process, done, note or exit_text(code))
-                done += 1
-            self._ledger.give_back(done, bound - done)
-            process.harvested = number
-        self._queue.reset(index)
-        self.take_unclaimed(process)
-        return asked, note
-
-    def _charge_in_hand(self, process: WorkerProcess, position: int, error: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # it may have died while it wrote its value
-            os.unlink(self._queue.segment.beside(f"v{position}"))
-        status = "crashed"
-        doomed = process.killed_for
-        if doomed is not None and doomed.position in (None, position):
-            status, error = doomed.status, doomed.error
-        self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
-
-    def take_unclaimed(self, process: WorkerProcess) -> bool:
-        """What only this worker could claim, and has not, goes to others. Return True if there was anything."""
-        drained = self._queue.drain(process.index)
-        for first, count in drained:
-            self._ledger.give_back(first, count)
-        return bool(drained)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The ledger: which task is where, and what became of it.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Ledger:
-    """Which task is where: gives each its tsk_id, knows who holds which position, and sees to its one outcome."""
+LONGEST_PAUSE = 60.0  # seconds before a task is tried again, at most
 
-    def __init__(self, functions: Mapping[int, Function], retries: int, workers: int) -> None:
+
+class Ledger:
+    """Keeps the books: gives each task its tsk_id, knows which positions hold it, and sees to its one outcome.
+
+    fresh: tasks that were read and not pushed yet. again: tasks that were in the queue; they are pushed before fresh
+    ones. stopping: nothing more begins, in any job.
+    """
+
+    def __init__(self, functions: Mapping[int, Function], retries: Retries, workers: int) -> None:
         self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self.structures = structures_of(functions.values())
         self.tally = Tally(workers)
-        self.fresh: collections.deque[Tasks] = collections.deque()  # read, and not pushed yet
-        self.again: collections.deque[Tasks] = collections.deque()  # were in the queue, and are pushed before those
-        self.stopping = False  # nothing more begins, in any job
+        self.fresh: collections.deque[Tasks] = collections.deque()
+        self.again: collections.deque[Tasks] = collections.deque()
+        self.stopping = False
         self.next_id = 1
-        self._only = next(iter(functions)) if len(functions) == 1 else 0
+        self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._retries = retries
-        self._attempts: dict[int, int] = {}  # tsk_id: how often it was started, for those that go round again
+        self._tried: dict[int, TaskResult] = {}  # tsk_id: the last result of a task that is tried again
+        self._delayed: list[tuple[float, int, Tasks]] = []  # tasks that are tried again later: a heap by that time
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
     # Into the queue.
 
     def admit(self, job: Job, items: Sequence[Any]) -> None:
-        """Make tasks of `items`, each with its tsk_id. One that cannot be sent is found by halving: a failed result."""
+        """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task.
+
+        Such an item is found by halving.
+        """
         if len(items) == 0:
             return
         try:
             fn_ids, payloads, data = self._encode(job, items)
         except (KeyError, TypeError, ValueError) as error:
-            if len(items) > 1:
+            if len(items) == 1:
+                self._reject(job, self._explain(job, items[0], error))
+            else:
                 self.admit(job, items[: len(items) // 2])
                 self.admit(job, items[len(items) // 2 :])
-            else:
-                (tsk_id,), (name, payload, text) = self._number(job, 1), self._explain(job, items[0], error)
-                self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
         else:
             self._put(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data), self.fresh)
 
@@ -1336,33 +1618,40 @@ class Ledger:
         return tsk_ids
 
     def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
-        """The columns of `items`. Raises KeyError, TypeError or ValueError where one of them cannot be sent."""
-        kinds, payloads, fn_id = set(map(type, items)), items, job.fn_id
-        if fn_id == 0 and all(issubclass(kind, tuple) for kind in kinds):
+        """The columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
+        types, payloads, fn_id = set(map(type, items)), items, job.fn_id
+        if fn_id == 0 and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
-            kinds = set(map(type, payloads))
+            types = set(map(type, payloads))
             fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
-        elif fn_id == 0 and (tuple in kinds or not self._only):
+        elif fn_id == 0 and (tuple in types or not self._only):
             raise TypeError("with several functions, an item is (function, payload)")
         else:
             fn_ids = array.array("I", [fn_id or self._only]) * len(items)
-        return fn_ids, payloads, payloads if kinds <= {bytes} else list(map(to_bytes, payloads))
+        return fn_ids, payloads, payloads if types <= {bytes} else list(map(to_bytes, payloads))
 
     def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
-        """Why an item cannot be sent."""
+        """Say why an item cannot be sent."""
         if isinstance(item, Rejected):
             return item
-        fn_id, pair = job.fn_id or self._only, not job.fn_id and isinstance(item, tuple) and len(item) == 2
+        fn_id = job.fn_id or self._only
+        pair = not job.fn_id and isinstance(item, tuple) and len(item) == 2
         function, payload = item if pair else (self.names.get(fn_id, ""), item)
-        name, text = function_name(function), describe(error)
+        name = function_name(function)
+        text = describe(error)
         if isinstance(error, KeyError):
             text = no_such_function(name, self.names.values())
         elif not pair and (isinstance(item, tuple) or not fn_id):
             text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
         return Rejected(name, payload, text)
 
+    def _reject(self, job: Job, rejected: Rejected) -> None:
+        (tsk_id,) = self._number(job, 1)
+        name, payload, error = rejected
+        self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, error, 0, None, 0.0))
+
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
-        """`tasks` are in the queue now, at these positions, (first, count) each."""
+        """Note that `tasks` are in the queue now, at these positions, (first, count) each."""
         start = 0
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
@@ -1373,9 +1662,10 @@ class Ledger:
     # Out of the queue.
 
     def _take(self, position: int, count: int) -> Iterator[tuple[Tasks, int, int]]:
-        """The tasks at [position, position + count), as (tasks, start, stop); each can be taken once.
+        """Take the tasks at [position, position + count) out of the books, as (tasks, start, stop).
 
-        Raises SpoiledSegmentError for positions that hold no task, or one that was taken before."""
+        Each can be taken once. Raises SpoiledSegmentError if a position holds no task, or if it was taken before.
+        """
         until = position + count
         while position < until:
             at = bisect.bisect(self._placed, position, key=operator.attrgetter("first")) - 1
@@ -1393,7 +1683,10 @@ class Ledger:
             position = tasks.first + stop
 
     def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
-        """Tasks from `position` on are ok. No values are so many None; seconds are a sequence, or a float for each."""
+        """Note that the tasks from `position` on are ok.
+
+        values: None if every task returned None. seconds: one number for each task, or a float that holds for all.
+        """
         done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
             part = slice(done, done + stop - start)
@@ -1402,8 +1695,8 @@ class Ledger:
             if tasks.job is None:
                 continue
             attempts: Iterable[int] = same(1)
-            if self._attempts:
-                attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
+            if self._tried:
+                attempts = [self._next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
                 longest = seconds
                 times: Any = same(seconds, stop - start)
@@ -1426,30 +1719,81 @@ class Ledger:
                 self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
 
     def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
-        """The task at `position` was started and is not ok: it goes round again, or that is its outcome."""
+        """The task at `position` was started and is not ok. It is tried again, or this is its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
                 return
-            tsk_id = tasks.tsk_ids[at]
-            attempts = self._attempts.pop(tsk_id, 0) + 1
-            if attempts <= self._retries and not self._is_cancelled(tasks.job):
-                self._attempts[tsk_id] = attempts
-                self.tally.retried += 1
-                self.again.append(tasks.part(at, at + 1))
+            tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], tasks.payloads[at]
+            attempts = self._next_attempt(tsk_id)
+            result = TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
+            if self._retries.wanted(result) and not self._is_cancelled(tasks.job):
+                self._try_again(tasks.part(at, at + 1), result)
             else:
                 tasks.release(1)
-                name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
-                self._finish(
-                    tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
-                )
+                self._finish(tasks.job, result)
+
+    def _next_attempt(self, tsk_id: int) -> int:
+        """The number of the attempt that has just ended."""
+        before = self._tried.pop(tsk_id, None)
+        return 1 if before is None else before.attempts + 1
+
+    def _try_again(self, tasks: Tasks, result: TaskResult) -> None:
+        """Put a task that had this result with those that are pushed next, or are to wait."""
+        self._tried[result.tsk_id] = result
+        self.tally.retried += 1
+        delay = self._retries.pause(result.attempts)
+        if delay:
+            heapq.heappush(self._delayed, (time.monotonic() + delay, result.tsk_id, tasks))
+        else:
+            self.again.append(tasks)
+
+    def next_due(self) -> float:
+        """When the next task that waits for its retry is due, on the monotonic clock."""
+        return self._delayed[0][0] if self._delayed else math.inf
+
+    def move_due(self, now: float) -> None:
+        """Put the tasks whose pause is over with those that are pushed next."""
+        while self._delayed and self._delayed[0][0] <= now:
+            self.again.append(heapq.heappop(self._delayed)[2])
 
     def give_back(self, position: int, count: int) -> None:
-        """Tasks that never began: they are pushed again, or are cancelled with their job."""
+        """Take back tasks that never began. They are pushed again; if their job is cancelled, they end."""
         for tasks, start, stop in self._take(position, count):
             self._put(tasks.part(start, stop), self.again)
 
+    def position(self, tsk_id: int) -> int | None:
+        """The position of a task that is in the queue and has no outcome yet."""
+        for tasks in self._placed:
+            if tsk_id in tasks.tsk_ids:
+                at = tasks.tsk_ids.index(tsk_id)
+                return None if tasks.settled[at] else tasks.first + at
+        return None
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that waits to be pushed. Return True if it was never started."""
+        started = tsk_id in self._tried
+        for waiting in (self.again, self.fresh):
+            for index, tasks in enumerate(waiting):
+                if tsk_id in tasks.tsk_ids:
+                    at = tasks.tsk_ids.index(tsk_id)
+                    del waiting[index]
+                    for part in (tasks.part(at + 1, len(tasks.payloads)), tasks.part(0, at)):
+                        if part.payloads:
+                            waiting.insert(index, part)
+                    self.end(tasks.part(at, at + 1))
+                    return not started
+        for entry in self._delayed:
+            if entry[1] == tsk_id:
+                self._delayed.remove(entry)
+                heapq.heapify(self._delayed)
+                self.end(entry[2])
+                break
+        return False
+
     def drop_cancelled(self) -> None:
-        """End those tasks that wait to be pushed, and whose job is cancelled."""
+        """End the tasks that wait to be pushed and whose job is cancelled."""
+        for entry in [entry for entry in self._delayed if self._is_cancelled(entry[2].job)]:
+            self.cancel(entry[1])
         for waiting in (self.again, self.fresh):
             for _ in range(len(waiting)):
                 self._put(waiting.popleft(), waiting)
@@ -1464,18 +1808,20 @@ class Ledger:
         return job is not None and (job.cancelled or self.stopping)
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
-        """The outcome of tasks that do not begin, or do not begin again."""
+        """Give this outcome to tasks that do not begin. Those that do not begin again keep their last result."""
         tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
-                attempts, name = self._attempts.pop(tsk_id, 0), self.names[fn_id]
-                self._finish(tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, None, 0.0))
+                name, before = self.names[fn_id], self._tried.pop(tsk_id, None)
+                result = TaskResult(tsk_id, name, payload, status, None, error, 0, None, 0.0)
+                self._finish(tasks.job, before or result)
 
     def end_all(self, error: str) -> None:
-        """End everything in the queue and on its way there; for when no worker is left."""
+        """End all tasks in the queue and on their way there, once no worker is left."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
                 self.again.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
+        self.move_due(math.inf)
         for waiting in (self.again, self.fresh):
             while waiting:
                 self.end(waiting.popleft(), error=error)
@@ -1488,16 +1834,33 @@ class Ledger:
         return sum(tasks.left for tasks in self._placed)
 
     def unfinished(self) -> int:
-        return self.in_queue() + sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
+        waiting = sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
+        return self.in_queue() + waiting + len(self._delayed)
+
+
+class Retries(NamedTuple):
+    """Which tasks are tried again, and when: see the arguments of Supervisor."""
+
+    most: int
+    delay: float = 0.0
+    statuses: Sequence[str] = RETRY_ON
+
+    def wanted(self, result: TaskResult) -> bool:
+        return result.attempts <= self.most and result.status in self.statuses
+
+    def pause(self, attempts: int) -> float:
+        """Seconds to wait after so many attempts."""
+        return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
 
 
 class Tasks:
     """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
 
-    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel, also if they go
-    round again: a Structure may have changed since. settled: in the queue, a byte for each, 1 once it has its outcome;
-    left: how many have none. block: where the payloads are that do not fit their slots; None if all fit, or if they
-    have not been packed yet. marked: the fn_ids as they travel then, with OUT_OF_LINE.
+    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel. They are encoded
+    once, since a Structure may change before its task goes round again. settled: in the queue, one byte a task, 1
+    once the task has its outcome. left: how many have none. block: where the payloads are that do not fit their
+    slots; None if all fit, or if they have not been packed yet. marked: the fn_ids as they travel then, with
+    OUT_OF_LINE.
     """
 
     __slots__ = ("block", "data", "first", "fn_ids", "job", "left", "marked", "payloads", "settled", "tsk_ids")
@@ -1524,72 +1887,123 @@ class Tasks:
         self.settled = bytearray()
 
     def part(self, start: int, stop: int) -> Tasks:
-        """Some of them, to be pushed."""
-        piece = slice(start, stop)
-        columns = (self.tsk_ids[piece], self.fn_ids[piece], self.payloads[piece], self.data[piece])
-        return Tasks(self.job, *columns, self.block, self.marked and self.marked[piece])
+        """The tasks [start, stop), to be pushed."""
+        part = slice(start, stop)
+        columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
+        return Tasks(self.job, *columns, self.block, self.marked and self.marked[part])
 
     def release(self, count: int) -> None:
-        """So many of them are settled for good."""
+        """Note that so many of them are settled for good."""
         if self.block is not None:
             self.block.release(count)
+
+
+def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
+    """Take the first `count` tasks, or fewer, from what waits."""
+    tasks = waiting.popleft()
+    if count < len(tasks.data):
+        waiting.appendleft(tasks.part(count, len(tasks.data)))
+        tasks = tasks.part(0, count)
+    return tasks
+
+
+def terminate_tasks(count: int) -> Tasks:
+    """So many TERMINATE tasks. Each makes the worker that takes it leave."""
+    empty = [b""] * count
+    return Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty)
 
 
 class Block:
     """Payloads that lie together outside the slots: in pages of the heap, or in a file.
 
-    users: how many tasks have not been settled. `free` is called when there are none any more.
+    users: how many tasks have not been settled. `free` is called when none is left.
     """
 
     def __init__(self, users: int, free: Callable[[], None]) -> None:
-        self._users, self._free = users, free
+        self._users = users
+        self._free = free
 
     def release(self, count: int) -> None:
-        """So many of its tasks are settled."""
+        """Note that so many of its tasks are settled."""
         self._users -= count
         if self._users == 0:
             self._free()
 
 
 class Job:
-    """One call of run, map or submit: where its tasks come from, and where their results go.
+    """One call of run, or all calls of submit: where tasks come from, and where their results go as they finish.
 
-    `results` holds iterators of TaskResults; if ordered, in input order, iterators of values, and TaskErrors.
+    results: iterators of TaskResults. fn_id: the function of every item, or 0. outstanding: tasks that have a tsk_id
+    and no outcome yet. cancelled: nobody reads the results, and nothing more of this job begins.
     """
 
-    def __init__(self, source: Source | None, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
-        self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
-        self.outstanding = 0  # tasks that have a tsk_id and no outcome yet
-        self.cancelled = False  # nobody reads its results, and nothing more of it begins
+    def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
+        self.source = source
+        self.fn_id = fn_id
+        self.outstanding = 0
+        self.cancelled = False
         self.results: collections.deque[Any] = collections.deque()
-        self.waiting = 0  # ordered: tasks whose results wait for those of earlier ones
         self._names = names
-        self._early: dict[int, tuple[int, Any]] = {}  # ordered: those results, by tsk_id
-        self._due: collections.deque[list[int]] = collections.deque()  # ordered: [next, stop) of tsk_ids, in order
 
     @property
     def finished(self) -> bool:
         return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
 
+    def is_ahead(self, limit: int) -> bool:
+        """Return True if no more input may be read for now."""
+        return False
+
     def admit(self, tsk_id: int, count: int) -> None:
-        """`count` tasks from `tsk_id` on belong to this job."""
+        """Note that `count` tasks from `tsk_id` on belong to this job."""
         self.outstanding += count
+
+    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
+        """Note that this part of `tasks` is ok. values, seconds and attempts are iterables.
+
+        The TaskResults are made when they are read.
+        """
+        tsk_ids, same = tasks.tsk_ids[part], itertools.repeat
+        self.outstanding -= len(tsk_ids)
+        if len(self._names) == 1:
+            names: Any = same(*self._names.values())
+        else:
+            names = map(self._names.__getitem__, tasks.fn_ids[part])
+        columns = (tsk_ids, names, tasks.payloads[part], same("ok"), values, same(None), attempts, same(worker))
+        self._deliver(map(_new_result, zip(*columns, seconds)))
+
+    def add_one(self, result: TaskResult) -> None:
+        self.outstanding -= 1
+        self._deliver(iter([result]))
+
+    def _deliver(self, results: Any) -> None:
+        if not self.cancelled:
+            self.results.append(results)
+
+
+class OrderedJob(Job):
+    """One call of map. `results` holds iterators of values, and TaskErrors, in the order of the input."""
+
+    def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
+        super().__init__(source, names, fn_id)
+        self._early: dict[int, tuple[int, Any]] = {}  # tsk_id: count, results that wait for those of earlier tasks
+        self._waiting = 0  # how many those are
+        self._due: collections.deque[list[int]] = collections.deque()  # [next, stop) of tsk_ids, in order
+
+    def is_ahead(self, limit: int) -> bool:
+        """Return True if more than `limit` tasks lie between the oldest unfinished one and the newest."""
+        return self.outstanding + self._waiting > limit
+
+    def admit(self, tsk_id: int, count: int) -> None:
+        super().admit(tsk_id, count)
         if self._due and self._due[-1][1] == tsk_id:
             self._due[-1][1] += count
-        elif self.ordered:
+        else:
             self._due.append([tsk_id, tsk_id + count])
 
-    def add(self, tasks: Tasks, piece: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
-        """These of `tasks` are ok; values, seconds and attempts are iterables. Results are built when they are read."""
-        tsk_ids = tasks.tsk_ids[piece]
+    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
+        tsk_ids = tasks.tsk_ids[part]
         self.outstanding -= len(tsk_ids)
-        if not self.ordered:
-            same = itertools.repeat
-            one = len(self._names) == 1
-            names = same(*self._names.values()) if one else map(self._names.__getitem__, tasks.fn_ids[piece])
-            columns = (tsk_ids, names, tasks.payloads[piece], same("ok"), values, same(None), attempts, same(worker))
-            self._deliver(map(_new_result, zip(*columns, seconds)))
-        elif isinstance(tsk_ids, range):
+        if isinstance(tsk_ids, range):
             self._order(tsk_ids[0], len(tsk_ids), values)
         else:
             for tsk_id, value in zip(tsk_ids, values):
@@ -1597,39 +2011,39 @@ class Job:
 
     def add_one(self, result: TaskResult) -> None:
         self.outstanding -= 1
-        if self.ordered:
-            self._order(result.tsk_id, 1, TaskError(result))
-        else:
-            self._deliver(iter([result]))
+        self._order(result.tsk_id, 1, TaskError(result))
 
-    def _order(self, tsk_id: int, count: int, values: Any) -> None:
-        self._early[tsk_id] = (count, values)
-        self.waiting += count
+    def _order(self, tsk_id: int, count: int, results: Any) -> None:
+        """Deliver the results of tasks from `tsk_id` on, once those of all earlier tasks have been delivered."""
+        self._early[tsk_id] = (count, results)
+        self._waiting += count
         while self._due and self._due[0][0] in self._early:
-            count, values = self._early.pop(self._due[0][0])
-            self._due[0][0] += count
-            self.waiting -= count
-            self._deliver(values)
-            if self._due[0][0] == self._due[0][1]:
+            due = self._due[0]
+            count, results = self._early.pop(due[0])
+            due[0] += count
+            self._waiting -= count
+            self._deliver(results)
+            if due[0] == due[1]:
                 self._due.popleft()
-
-    def _deliver(self, values: Any) -> None:
-        if not self.cancelled:
-            self.results.append(values)
 
 
 class Tally:
-    """What became of the tasks: how many had which outcome, and the most remarkable of them.
+    """Counts outcomes, and keeps the most remarkable ones.
 
-    kinds: how many were not ok, by function (where it was started), status and the kind of error. failures: the first
-    and the last five of them, without payloads. slowest: the five that took longest, and `slow`, the seconds one of
-    them must take. For each worker: completed and failed tasks, and busy, the seconds that functions ran.
+    errors: how many tasks were not ok, by function (if they were started), status and name of the error. failures:
+    the first five and the last five of them, without payloads. slowest: the five that took longest. slow: the seconds
+    that a task must take to be one of them. For each worker: completed and failed tasks, and busy, the seconds that
+    functions ran.
     """
 
     def __init__(self, workers: int) -> None:
         self.counts = dict.fromkeys(OUTCOMES, 0)
-        self.retried, self.completed, self.failed, self.busy = 0, [0] * workers, [0] * workers, [0.0] * workers
-        self.kinds: collections.Counter[str] = collections.Counter()
+        self.retried = 0
+        workers = max(1, workers)  # without workers, this process is number 0
+        self.completed = [0] * workers
+        self.failed = [0] * workers
+        self.busy = [0.0] * workers
+        self.errors: collections.Counter[str] = collections.Counter()
         self.failures: list[TaskResult] = []
         self.slowest: list[TaskResult] = []
         self.slow = 0.0
@@ -1651,31 +2065,40 @@ class Tally:
         if result.worker is not None:
             self.failed[result.worker] += 1
             self.busy[result.worker] += result.seconds
-        if result.status != "cancelled":
-            where, _, rest = (result.error or "").partition(": ")
-            kind = (rest if where.startswith("line ") else where).partition(":")[0]
-            what = f"{result.function} {result.status}" if result.attempts else result.status  # else: of any name
-            self.kinds[f"{what}: {kind}"[:100]] += 1
-            self.failures.append(result._replace(payload=None))
-            del self.failures[5:-5]
+        if result.status == "cancelled":
+            return
+        where, _, rest = (result.error or "").partition(": ")
+        error = (rest if where.startswith("line ") else where).partition(":")[0]
+        what = result.status
+        if result.attempts:  # else its function may have any name, and there would be too many of them
+            what = f"{result.function} {what}"
+        self.errors[f"{what}: {error}"[:100]] += 1
+        self.failures.append(result._replace(payload=None))
+        del self.failures[5:-5]
 
     def summary(self, seconds: float, starting: float) -> dict[str, Any]:
-        """After so many seconds, of which the workers together spent `starting`; see Supervisor.summary."""
+        """The part of Supervisor.summary that is kept here.
+
+        seconds: since the start. starting: how many of them the workers, all together, took to start.
+        """
         whole = max(1e-9, seconds * len(self.busy))
-        run, start = sum(self.busy) / whole, starting / whole
-        shares = {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)}
-        slowest = [result._asdict() for result in self.slowest]
-        failures = [result._asdict() for result in self.failures[:5]]
-        return {"shares": shares, "slowest": slowest, "failures": failures, "kinds": dict(self.kinds)}
+        run = sum(self.busy) / whole
+        start = starting / whole
+        return {
+            "shares": {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)},
+            "slowest": [result._asdict() for result in self.slowest],
+            "failures": [result._asdict() for result in self.failures[:5]],
+            "kinds": dict(self.errors),
+        }
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
-    import difflib  # here, like sqlite3 below: a run seldom needs it, and starts sooner without
+    """The error for a name that no function has."""
+    import difflib
 
     near = difflib.get_close_matches(name, list(names), 3, 0.5)
-    return f"LookupError: no function {name!r}; " + (
-        f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(names)}"
-    )
+    known = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(names)}"
+    return f"LookupError: no function {name!r}; {known}"
 
 
 def function_name(function: Any) -> str:
@@ -1688,26 +2111,35 @@ def function_name(function: Any) -> str:
 # The worker pool: starts, wakes, stops and reaps the worker processes.
 # ---------------------------------------------------------------------------------------------------------------------
 
-STILL_SECONDS = 0.05  # how long a worker may take to stand still once it is stopped
-STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
-MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
-REAP_SECONDS = 1.0  # how long the fork server may take to say how a worker has ended
-TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker, or ignores SIGCHLD
-FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
-FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
+STILL_SECONDS = 0.05  # a worker that is stopped stands still after this time, or the halt has failed
+STOP_SECONDS = 5.0  # workers that are told to leave may take this long
+MEMORY_SECONDS = 1.0  # how often memory and processor time are read; a worker may stay above max_rss for this long
+REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
+TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker itself, or ignores SIGCHLD
+FAILED_STARTS = 8  # so many deaths in a row before a task is claimed end the run,
+FAILED_SECONDS = 3.0  # if no task was claimed for this long, or at once if the initializer raised
+
+
+WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
+_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
 
 
 class WorkerPool:
-    """Starts, wakes, orders, kills and buries worker processes."""
+    """Starts, wakes, stops, kills and reaps worker processes."""
 
     def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
-        self._queue, self._options, self._context, self._max_rss = queue, options, context, max_rss
+        self._queue = queue
+        self._options = options
+        self._context = context
+        self._max_rss = max_rss
         self.closing = False  # start no more
         self.chosen_fork = False  # the start method is fork, and nobody has named it
-        self._refused_since = 0.0  # since when none lives and none can be started; 0 while some do
-        self.respawned = self._failed_starts = 0
-        self.starting = 0.0  # seconds that workers, now dead, took to start
-        self._worked_at, self._next_memory = time.monotonic(), 0.0
+        self.respawned = 0
+        self._refused_since = 0.0  # since when no worker lives and none can be started; 0 while some live
+        self._failed_starts = 0  # in a row
+        self._dead_starting = 0.0  # seconds that workers, now dead, took to start
+        self._worked_at = time.monotonic()
+        self._next_memory = 0.0
         self.processes: list[WorkerProcess] = [
             WorkerProcess(index, queue.words, status) for index, status in enumerate(queue.status)
         ]
@@ -1716,14 +2148,20 @@ class WorkerPool:
         self.poll.register(self.bell, select.POLLIN)
 
     def _pipe(self) -> tuple[Any, Any]:
-        """A pipe (reader, writer) that never blocks its writer, and whose ends forked workers close."""
+        """A pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
         reader, writer = self._context.Pipe(duplex=False)
         os.set_blocking(writer.fileno(), False)
         _supervisor_ends.update((reader, writer))
         return reader, writer
 
+    def start_all(self) -> None:
+        """Start every worker. Raises LIMIT_ERRORS if one cannot be started."""
+        self._queue.stuck = self.free_lock
+        for process in self.processes:
+            self.start(process)
+
     def start(self, process: WorkerProcess) -> None:
-        """Start a process as this worker. Raises LIMIT_ERRORS where it cannot be started; nothing is left open then."""
+        """Start a process as this worker. Raises LIMIT_ERRORS if that is not possible, and leaves nothing open."""
         self._check_descriptors()
         try:
             self._launch(process)
@@ -1735,7 +2173,7 @@ class WorkerPool:
                 process.wake.close()
 
     def _check_descriptors(self) -> None:
-        """Raise OSError (EMFILE) now if there are too few: multiprocessing leaves some open if it fails half-way."""
+        """Raise OSError (EMFILE) now if there are too few: multiprocessing would fail half-way and leave some open."""
         spare: list[int] = []
         try:
             while len(spare) < SPARE_DESCRIPTORS:
@@ -1745,16 +2183,16 @@ class WorkerPool:
                 os.close(descriptor)
 
     def try_to_start(self, process: WorkerProcess) -> None:
-        """Start a process as this worker while a run goes on. If a limit of the system forbids it, the others go on,
-        and it is tried again later.
+        """Start a process as this worker while a run goes on.
 
-        Raises WorkersFailedError if no worker has lived for FAILED_SECONDS because of that."""
+        If a limit of the system forbids it, the others go on, and it is tried again later. Raises WorkersFailedError
+        if no worker has lived for FAILED_SECONDS because of that.
+        """
         now = time.monotonic()
         try:
             self.start(process)
         except LIMIT_ERRORS as error:
-            process.deaths += 1
-            process.due = now + min(1.0, 0.02 * 2 ** min(process.deaths, 6))
+            process.postpone(now)
             if self.living():
                 self._refused_since = 0.0
                 return
@@ -1765,32 +2203,31 @@ class WorkerPool:
             self._refused_since = 0.0
 
     def _launch(self, process: WorkerProcess) -> None:
+        """Start the process, and note it in the books."""
+        queue = self._queue
         wake, process.wake = self._pipe()
-        queue, mine = self._queue, Pipes(wake, self._bell_end)
+        mine = Pipes(wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, process.index, self._options, mine)
-        child = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{process.index}")
+        child = self._context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{process.index}")
         child.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
-        with signals_held():  # until it is in the books; and a forked child would run our caller's handlers
+        with handlers.held():  # until the process is in the books; also, a forked child must not run our caller's
             try:
-                with start_of_worker(self.chosen_fork):
+                with handlers.start_of_worker(self.chosen_fork):
                     child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
                 wake.close()
-            process.child, process.pid, process.started = child, int(child.pid or 0), time.monotonic()
-            process.identify()
+            process.begin(child)
             self.poll.register(process.end_sign(), select.POLLIN)
-        with contextlib.suppress(OSError):  # as the child does: whoever comes first
+        with contextlib.suppress(OSError):  # the child does the same; one of the two comes first
             os.setpgid(process.pid, process.pid)
-        process.rung, process.killed_for, process.monitor, process.retiring, process.told = 0, None, None, 0.0, False
-        process.progress_since = process.started
         queue.words[process.status + PID] = process.pid
         queue.words[process.status + STARTED] += 1
 
     def ring(self) -> None:
-        """Wake those sleepers that it pays to wake, each once a sleep."""
+        """Wake the sleepers for which there is enough work, each once a sleep."""
         for index, number in self._queue.wakeable():
             process = self.processes[index]
             if process.rung != number:
@@ -1799,7 +2236,7 @@ class WorkerPool:
                     self._write(process.wake, b"!")
 
     def retire(self, process: WorkerProcess) -> None:
-        """Have a worker leave after the task in its hand."""
+        """Make a worker leave after the task in its hand."""
         process.told = process.halt_again = True
         self._queue.tell_to_leave(process.index)
         self._write(process.wake, b"!")
@@ -1812,7 +2249,7 @@ class WorkerPool:
             os.write(pipe.fileno(), data)
 
     def find_dead(self, now: float) -> list[WorkerProcess]:
-        """See to large and missing workers. Return those that died."""
+        """Start missing workers, and retire large ones. Return those that died."""
         dead = []
         for process in self.processes:
             if process.child is None:
@@ -1831,7 +2268,8 @@ class WorkerPool:
         psutil = late("psutil")
         with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
             process.monitor = process.monitor or psutil.Process(process.pid)
-            process.rss, process.cpu = process.monitor.memory_info().rss, process.monitor.cpu_percent()
+            process.rss = process.monitor.memory_info().rss
+            process.cpu = process.monitor.cpu_percent()
         if self._max_rss is None or process.rss <= self._max_rss:
             return
         if not process.retiring:
@@ -1842,18 +2280,18 @@ class WorkerPool:
             process.kill(Doomed(None, "crashed", why))
 
     def reap(self, process: WorkerProcess) -> int:
-        """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
-        with signals_held():
+        """Kill what a dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
+        with handlers.held():
             process.signal_group(signal.SIGKILL)
             self.poll.unregister(process.end_sign())
-            self.starting += self._start_time(process)
+            self._dead_starting += self._start_time(process)
             code = process.reap()
             process.wake.close()
         return code
 
     def starting_seconds(self) -> float:
-        """How long all the worker processes together took to start."""
-        return self.starting + sum(map(self._start_time, self.living()))
+        """How many seconds all the worker processes together took to start."""
+        return self._dead_starting + sum(map(self._start_time, self.living()))
 
     def _start_time(self, process: WorkerProcess) -> float:
         """Seconds until this process was ready, or until now."""
@@ -1861,35 +2299,39 @@ class WorkerPool:
         return (ready if ready > process.started else time.monotonic()) - process.started
 
     def replace(self, process: WorkerProcess, code: int, claimed: bool, note: str) -> None:
-        """Start the successor of a buried worker: at once, or after a pause if it died before it claimed a task.
+        """Start the successor of a dead worker: at once, or after a pause if it died before it claimed a task.
 
-        Raises WorkersFailedError where one after the other does, and nothing else happens."""
+        Raises WorkersFailedError if one after the other dies so, and no worker gets to work.
+        """
         self.respawned += 1
+        if code == UNGUARDED:
+            raise WorkersFailedError(GUARD_REMEDY)
         if claimed or (process.told and code == 0):
             self.worked()
             process.deaths = 0
             self.try_to_start(process)
             return
-        process.deaths += 1
+        process.postpone(time.monotonic())
         self._failed_starts += 1
-        process.due = time.monotonic() + min(1.0, 0.02 * 2 ** min(process.deaths, 6))
         if self._failed_starts >= FAILED_STARTS and (note or time.monotonic() - self._worked_at > FAILED_SECONDS):
             why = note or exit_text(code)
             raise WorkersFailedError(f"{self._failed_starts} workers in a row died before they took a task: {why}")
 
     def worked(self) -> None:
-        """Some worker has had tasks."""
-        self._worked_at, self._failed_starts = time.monotonic(), 0
+        """Note that some worker has had tasks."""
+        self._worked_at = time.monotonic()
+        self._failed_starts = 0
 
     def suspend(self) -> None:
-        """Stop the workers and then this process; go on with them when it is continued."""
+        """Stop the workers and then this process. When it is continued, continue them."""
         since = time.monotonic()
         living = self.living()
         for process in living:
             process.signal_group(signal.SIGSTOP)
         for process in living:
-            process.wait_until_stopped(CHECK_SECONDS)  # then the kernel ends them if this process is killed
-        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
+            process.wait_until_stopped(CHECK_SECONDS)  # the kernel ends stopped ones if this process is killed
+        # Not SIGSTOP: if the process group is orphaned, nobody could continue it, and the kernel ignores SIGTSTP then.
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
         for process in living:
@@ -1897,7 +2339,7 @@ class WorkerPool:
             process.progress_since += time.monotonic() - since
 
     def continue_stopped(self) -> bool:
-        """Continue workers that somebody has stopped, in their sleep. Whether there were any."""
+        """Continue workers that somebody has stopped while they slept. Return True if there were any."""
         stopped = [process for process in self.living() if process.is_stopped()]
         for process in stopped:
             process.signal_group(signal.SIGCONT)
@@ -1945,60 +2387,76 @@ class WorkerPool:
 
 
 class Doomed(NamedTuple):
-    """Why the supervisor kills a worker: what becomes of the task at this position; None for whichever is in hand."""
+    """Why the supervisor kills a worker: the outcome of the task at this position, or of any in hand if it is None."""
 
     position: int | None
     status: str
     error: str
+    grace: float = 0.0  # seconds between SIGTERM and SIGKILL; without one there is no SIGTERM
 
 
 class WorkerProcess:
     """What the supervisor keeps of one worker, and does to its process."""
 
-    child: Any = None  # of multiprocessing; None while it is dead
-    pidfd: Any = None  # a file that names the process, also when its pid has gone to another one; None without pidfds
-    born: int = 0  # when the process started, as process_state() has it
+    child: Any = None  # multiprocessing's object; None while the worker is dead
+    pidfd: Any = None  # a file that names the process even after its pid has gone to another; None if there is none
+    born: int = 0  # when the process started, as process_state() tells it
     started: float = 0.0
     wake: Any = None  # our end of its pipe
     due: float = 0.0  # when to start it again
-    deaths: int = 0  # in a row, before it claimed a task
+    deaths: int = 0  # in a row, each before it claimed a task
     first_claims: int = 0  # its `claims` word when it was started
-    rung: int = 0  # the last sleep that was rung for
-    harvested: int = 0  # batches taken in
-    taken: int = 0  # outcomes below this position are taken in
-    bounded: int = 0  # the batch whose bound a halt has noted,
-    bound: int = 0  # and that bound
-    halted: float = 0.0  # when it was last halted,
-    halt_again: bool = False  # and whether that has to be done once more
-    seen: tuple[int, int] = (0, 0)  # its batch and how many of its tasks were done when last looked at,
-    progress_since: float = 0.0  # and since when
+    rung: int = 0  # the number of the last sleep that we woke it from
+    halted: float = 0.0  # when it was last halted
+    halt_again: bool = False  # the last halt could not read its lane
+    seen: tuple[int, int] = (0, 0)  # the number of its batch, and how many tasks were done, at the last check
+    progress_since: float = 0.0  # since when these two have not changed
     killed_for: Doomed | None = None
+    kill_at: float = math.inf  # when its grace ends
     monitor: Any = None  # its psutil.Process
     rss: int = 0
     cpu: float = 0.0
-    told: bool = False  # to leave
-    retiring: float = 0.0  # since when, for its memory
-    _stopped_before: bool = False  # it stood still when a halt began
+    told: bool = False  # told to leave
+    retiring: float = 0.0  # since when it is told to leave for its memory
+    _stopped_before: bool = False  # it stood still already when a halt began
     _still_since: float = 0.0
     _switches: int = 0  # its context switches at that time
 
     def __init__(self, index: int, words: Any, status: int, pid: int = 0) -> None:
         self.index = index
-        self.words = words  # of the segment
-        self.status = status  # the first of this worker's
+        self.words = words  # the words of the segment
+        self.status = status  # the index of this worker's first word
         self.pid = pid
 
     def word(self, word: int) -> int:
         return int(self.words[self.status + word])
 
+    def begin(self, child: Any) -> None:
+        """Note a new process as this worker."""
+        self.child = child
+        self.pid = int(child.pid or 0)
+        self.started = self.progress_since = time.monotonic()
+        self.rung = 0
+        self.killed_for = None
+        self.kill_at = math.inf
+        self.monitor = None
+        self.retiring = 0.0
+        self.told = False
+        self.identify()
+
+    def postpone(self, now: float) -> None:
+        """Start it again later; each time in a row after a longer pause, 1 s at most."""
+        self.deaths += 1
+        self.due = now + min(1.0, 0.02 * 2 ** min(self.deaths, 6))
+
     def identify(self) -> None:
-        """Note who the new process is, so that later no other with its pid is taken for it."""
+        """Note who the new process is, so that no other with its pid is taken for it later."""
         self.born = process_state(self.pid)[1]
         self.pidfd = None
-        with contextlib.suppress(OSError, AttributeError):  # gone; no pidfds here, or none left
+        with contextlib.suppress(OSError, AttributeError):  # the process is gone; or there are no pidfds
             self.pidfd = io.FileIO(os.pidfd_open(self.pid))
             _supervisor_ends.add(self.pidfd)
-        if is_readable(self.child.sentinel):  # it has ended, so all this may be of another process
+        if is_readable(self.child.sentinel):  # it has ended, so what was read may belong to another process
             self.close_pidfd()
             self.born = -1
 
@@ -2018,12 +2476,14 @@ class WorkerProcess:
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except (ChildProcessError, AttributeError):
-            # the fork server's child, or reaped by this program already; macOS before Python 3.13
+            # It is the fork server's child, or this program has reaped it; or this is macOS before Python 3.13.
             return not self.child.is_alive() or is_readable(self.child.sentinel)
 
     def reap(self) -> int:
-        """Wait until the process has ended, and release what multiprocessing keeps of it. Its exit code, -n for
-        signal n, or TAKEN."""
+        """Wait until the process has ended, and release what multiprocessing keeps of it.
+
+        Return its exit code, -n for signal n, or TAKEN.
+        """
         if self.pidfd is not None:
             is_readable(self.pidfd.fileno(), None)
             self.close_pidfd()
@@ -2032,7 +2492,7 @@ class WorkerProcess:
         if self.child.exitcode is None:
             self.child.join(REAP_SECONDS)  # the fork server tells it a moment later
         code = self.child.exitcode
-        if code is None:  # multiprocessing would take the process for alive, and refuse to close it
+        if code is None:  # multiprocessing would think that the process is alive, and refuse to close it
             code = self.child._popen.returncode = TAKEN
         self.child.close()
         self.child = None
@@ -2044,8 +2504,15 @@ class WorkerProcess:
         self.signal_group(signal.SIGKILL)
         self.signal(signal.SIGKILL)  # where it has no group yet
 
+    def terminate(self, why: Doomed) -> None:
+        """Ask it and what its functions started to end; it has been told to leave. It is killed after the grace."""
+        self.killed_for = why
+        self.kill_at = time.monotonic() + why.grace
+        self.told = True
+        self.signal_group(signal.SIGTERM)
+
     def stop(self) -> bool:
-        """Stop it, and wait until it stands still. Return True if it does; if not in time, it goes on."""
+        """Stop it, and wait until it stands still. If that takes too long, continue it and return False."""
         self._stopped_before = self.is_stopped()
         if not self._stopped_before:
             self.signal(signal.SIGSTOP)
@@ -2071,7 +2538,7 @@ class WorkerProcess:
                 time.sleep(0.0002)
 
     def stands_still(self) -> bool:
-        """Return True if it has not run since stop(), although somebody may have continued and stopped it."""
+        """Return True if it has not run since stop(), not even if somebody has continued and stopped it."""
         state, switches = state_and_switches(self.pid)
         return state in STOPPED and switches == self._switches
 
@@ -2089,7 +2556,7 @@ class WorkerProcess:
         return process_state(self.pid)[0] in STOPPED
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process, and to no other that has got its pid since."""
+        """Send a signal to the process, and to no other that has got its pid meanwhile."""
         with contextlib.suppress(ProcessLookupError):
             if self.pidfd is not None:
                 signal.pidfd_send_signal(self.pidfd.fileno(), number)
@@ -2099,7 +2566,8 @@ class WorkerProcess:
     def signal_group(self, number: int) -> None:
         """Send a signal to the process and what its functions started, and to no other group.
 
-        While any of them lives, the system gives the number of the group to nobody else."""
+        While any of them lives, the system gives the number of the group to nobody else.
+        """
         if self._keeps_pid():
             signal_group(self.pid, number)
 
@@ -2109,8 +2577,8 @@ class WorkerProcess:
         return found in (0, self.born) or self.born == 0
 
 
-SPARE_DESCRIPTORS = 16  # more than the start of a worker needs, by any start method
-LIMIT_ERRORS = (OSError, EOFError)  # from the start of a process; EOFError: the fork server could not fork
+SPARE_DESCRIPTORS = 16  # the start of a worker needs fewer, with any start method
+LIMIT_ERRORS = (OSError, EOFError)  # what the start of a process raises; EOFError: the fork server could not fork
 REMEDIES = {
     errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
     errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
@@ -2118,11 +2586,11 @@ REMEDIES = {
 }
 
 
-def limit_error(error: OSError | EOFError) -> OSError:
-    """The same error, with what can be done about it in its text."""
+def limit_error(error: BaseException) -> BaseException:
+    """The same error. If it tells of a limit of the system, it has a remedy in its text."""
     if isinstance(error, EOFError):
         return OSError(errno.EAGAIN, limit_text(error))
-    if error.errno not in REMEDIES:
+    if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return error
     return OSError(error.errno, limit_text(error), error.filename)
 
@@ -2135,9 +2603,10 @@ def limit_text(error: OSError | EOFError) -> str:
 
 
 def close_launch_pipes(error: BaseException) -> None:
-    """Close the pipes that multiprocessing leaves open where it cannot start a process.
+    """Close the pipes that multiprocessing leaves open if it cannot start a process.
 
-    The error holds them in its traceback; those of fork are known to local names only, and would stay open for good."""
+    They are found in the error's traceback. Those of fork are in local names only, and would stay open for good.
+    """
     import traceback
 
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -2145,12 +2614,12 @@ def close_launch_pipes(error: BaseException) -> None:
             names = frame.f_locals
             names["self"].close()
             if names["self"].method == "fork":
-                for end in [names[name] for name in ("parent_r", "child_w", "child_r", "parent_w") if name in names]:
-                    os.close(end)
+                for name in {"parent_r", "child_w", "child_r", "parent_w"} & names.keys():
+                    os.close(names[name])
 
 
 def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
-    """Return True if a descriptor becomes readable within so many seconds; None waits without end."""
+    """Return True if a descriptor becomes readable within `timeout` seconds. None waits for ever."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(None if timeout is None else timeout * 1000))
@@ -2172,12 +2641,15 @@ def exit_text(code: int) -> str:
     return f"the worker process was killed by signal {-code}"
 
 
-STOPPED, ENDED = ("T", "t"), ("", "Z", "X")  # states of a process: a zombie has ended, too
+STOPPED = ("T", "t")  # states of a process
+ENDED = ("", "Z", "X")
 
 
 def process_state(pid: int) -> tuple[str, int]:
-    """A process's state, as the letter that ps shows, and when it started, in units of the system's own; ("", 0)
-    where it is gone."""
+    """A process's state, as the letter that ps shows, and when it started, in a unit of the system's own.
+
+    ("", 0) if the process is gone.
+    """
     import subprocess
 
     try:
@@ -2193,9 +2665,10 @@ def process_state(pid: int) -> tuple[str, int]:
 
 
 def state_and_switches(pid: int) -> tuple[str, int]:
-    """A process's state, as `process_state` has it, and how often it has been switched; 0 where nobody counts.
+    """A process's state as the letter that ps shows, and the number of its context switches (0 if nobody counts).
 
-    Read at once: if the state is "stopped", the process has not run since as long as the number stays the same."""
+    Both are read at once. So while a process is stopped and the number stays the same, it has not run.
+    """
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             text = file.read()
@@ -2216,183 +2689,202 @@ def process_exists(pid: int) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Signals: which handlers are ours, and for how long.
+# Signals: which handlers are ours, for how long, and what forked children get of them.
 # ---------------------------------------------------------------------------------------------------------------------
 
-HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
+class Handlers:
+    """Owns every signal handler that this module sets, and the end of each open Supervisor. There is one object.
 
-_open: set[object] = set()  # a token for each of this process's Supervisors
-_exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler for it, and the one before; the oldest come first
-_masks: dict[int, Any] = {}  # what signals a thread that is forking blocked before
-_starting: set[int] = set()  # threads that are starting a worker at this moment
-# Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
-_FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Signals that would raise an exception here, or end the process, come after the block.
-
-    Their handlers are exchanged. A mask would be one thread's, and every child's, the fork server among them, for ever.
+    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill this process without its
+    clean-up. That is done in the main thread only, since others run no handlers, and only if nobody else handles them.
     """
-    with contextlib.ExitStack() as came, contextlib.ExitStack() as held:  # and each is had, whatever another raises
 
-        def hold(number: int, frame: object) -> None:
-            came.callback(signal.raise_signal, number)
+    HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    HEARD = (*HELD, signal.SIGQUIT, signal.SIGTSTP)  # by a run from the command line, and by --watch
+    # Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
+    FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
 
-        if threading.current_thread() is threading.main_thread():  # others run no handlers
-            for number in HELD:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
-                    held.callback(put_back, number, hold)
-                    exchange_handler(number, hold)
-        yield
+    def __init__(self) -> None:
+        self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
+        self._exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler, the one before; oldest first
+        self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
+        self._starting: set[int] = set()  # threads that start a worker at this moment
+        os.register_at_fork(
+            before=self._block_for_fork, after_in_parent=self._unblock_after_fork, after_in_child=self._forget_in_child
+        )
 
+    # The end of Supervisors.
 
-def exit_on_signals() -> None:
-    """While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill the process without its
-    clean-up: in the main thread only, and only where nobody else processes them."""
-    old, new = (signal.SIG_DFL, _exit_cleanly) if _open else (_exit_cleanly, signal.SIG_DFL)
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is old:
-                signal.signal(number, new)
+    def open(self, resources: contextlib.ExitStack) -> None:
+        """Note an open Supervisor, and what it has to release."""
+        self._open.add(resources)
+        self.exit_on_signals()
 
-
-def _exit_cleanly(number: int, frame: object) -> None:
-    if _open and not _is_forking(frame):
-        _exit(number, frame)
-    if _open:  # come back a moment later
-        threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
-        return
-    signal.signal(number, signal.SIG_DFL)  # somebody has kept this handler, and set it again after our time
-    signal.raise_signal(number)
-
-
-def _exit(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
-def dispose(owner: int, resources: contextlib.ExitStack) -> None:
-    """Kill the workers, remove the segment, restore the signal handlers: once, at the latest when Python exits."""
-    if os.getpid() == owner:  # and not in a child that the user forked
+    def dispose(self, owner: int, resources: contextlib.ExitStack) -> None:
+        """Kill the workers, remove the segment, restore the signal handlers. Called at the latest when Python exits."""
+        if os.getpid() != owner:  # a child that the user forked
+            return
         try:
-            with signals_held():
+            with self.held():
                 resources.close()
         finally:
-            exit_on_signals()
+            self._open.discard(resources)
+            self.exit_on_signals()
 
+    def exit_on_signals(self) -> None:
+        """Set or remove the handlers that raise SystemExit, as it is needed now."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        old: Any = signal.SIG_DFL
+        new: Any = self._exit_cleanly
+        if not self._open:
+            old, new = new, old
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == old:
+                signal.signal(number, new)
 
-def exchange_handler(number: int, ours: Any) -> None:
-    """Handle a signal by `ours`, until put_back(number, ours)."""
-    _exchanged.append((number, ours, signal.getsignal(number)))  # first, because another thread may fork at any moment
-    signal.signal(number, ours)
+    def _exit_cleanly(self, number: int, frame: object) -> None:
+        if not self._open:  # somebody has kept this handler, and set it again after our time
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif self._is_forking(frame):  # Python drops an exception that is raised there, so come back a moment later
+            threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
+        else:
+            self.exit(number, frame)
 
+    @staticmethod
+    def exit(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
 
-def put_back(number: int, ours: Any) -> None:
-    """Handle a signal as before `ours`, unless somebody has set another handler since."""
-    for entry in [entry for entry in _exchanged if entry[0] == number and entry[1] is ours]:
-        if signal.getsignal(number) is ours:
-            signal.signal(number, entry[2])
-        _exchanged.remove(entry)
+    # Handlers for a time.
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Delay signals that would raise or kill until the block has ended.
 
-def _forget_supervisors() -> None:
-    """In a forked child: no Supervisor is open here, and signals are handled as they were before we came.
+        Their handlers are exchanged. A mask would hold for one thread only, and children would inherit it for ever,
+        the fork server among them.
+        """
+        # Two stacks: each signal that came is raised, whatever another one raises.
+        with contextlib.ExitStack() as came, contextlib.ExitStack() as held:
 
-    A worker is left alone. It must not run the handlers of our caller, and _isolate() sets its own."""
-    _open.clear()
-    if threading.get_ident() not in _starting:
-        for number, ours, _ in list(reversed(_exchanged)):
-            put_back(number, ours)
-        exit_on_signals()  # none is open here, so this takes our handlers away
-    while _FORK_WARNING in warnings.filters:
-        typing.cast(list[Any], warnings.filters).remove(_FORK_WARNING)
-    _exchanged.clear()
-    _starting.clear()
-    _unblock_after_fork()
-    _masks.clear()
+            def hold(number: int, frame: object) -> None:
+                came.callback(signal.raise_signal, number)
 
+            if threading.current_thread() is threading.main_thread():
+                for number in self.HELD:
+                    if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
+                        held.callback(self.put_back, number, hold)
+                        self.exchange(number, hold)
+            yield
 
-def _block_for_fork() -> None:
-    """Before a fork, in the thread that forks: hold back SIGTERM and SIGHUP if we handle them.
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[Iterable[int]]:
+        """After the block, and in children that others fork, signals are handled as before it.
 
-    A forked child of Python drops a signal that comes before its first line, if it has a Python handler. The host may
-    end its child just then, and rely on the default, which kills at once. So the child gets the signal after
-    _forget_supervisors() has put the default back."""
-    ours = [_exit_cleanly, *(entry[1] for entry in _exchanged)]
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
-    if numbers:
-        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        Yields the signals that can be handled in the block, by exchange(): none outside the main thread.
+        """
+        numbers = self.HEARD if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.getsignal(number) for number in numbers}
+        exchanged = list(self._exchanged)
+        try:
+            yield numbers
+        finally:
+            for number, handler in before.items():
+                if handler is not None:  # None: it is not Python's
+                    signal.signal(number, handler)
+            if numbers:
+                self._exchanged[:] = exchanged
 
+    def exchange(self, number: int, ours: Any) -> None:
+        """Handle a signal by `ours`, until put_back(number, ours)."""
+        self._exchanged.append((number, ours, signal.getsignal(number)))  # first: another thread may fork at any moment
+        signal.signal(number, ours)
 
-def _unblock_after_fork() -> None:
-    before = _masks.pop(threading.get_ident(), None)
-    if before is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def put_back(self, number: int, ours: Any) -> None:
+        """Handle a signal as before `ours`, unless somebody has set another handler since."""
+        for entry in [entry for entry in self._exchanged if entry[0] == number and entry[1] is ours]:
+            if signal.getsignal(number) is ours:
+                signal.signal(number, entry[2])
+            self._exchanged.remove(entry)
 
+    # Forks.
 
-def _is_forking(frame: Any) -> bool:
-    """Return True if the code at `frame` is one of these hooks. Python drops an exception that is raised in one."""
-    while frame is not None and frame.f_code not in (_block_for_fork.__code__, _unblock_after_fork.__code__):
-        frame = frame.f_back
-    return frame is not None
+    @contextlib.contextmanager
+    def start_of_worker(self, silent: bool) -> Iterator[None]:
+        """Mark a fork in this block as that of a worker. `silent`: without Python's warning about threads.
 
+        A Supervisor that chose fork by itself keeps it, so the warning says nothing that its user could change.
+        warnings.catch_warnings() would exchange the whole list of filters, and so undo what another thread sets
+        meanwhile. Here one entry goes into the list and out again.
+        """
+        filters: Any = warnings.filters if silent else []
+        filters.insert(0, self.FORK_WARNING)
+        self._starting.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            self._starting.discard(threading.get_ident())
+            with contextlib.suppress(ValueError):  # somebody has emptied the list
+                filters.remove(self.FORK_WARNING)
 
-os.register_at_fork(before=_block_for_fork, after_in_parent=_unblock_after_fork, after_in_child=_forget_supervisors)
+    def _block_for_fork(self) -> None:
+        """Before a fork, in the thread that forks: block SIGTERM and SIGHUP if we handle them.
 
-
-@contextlib.contextmanager
-def start_of_worker(silent: bool) -> Iterator[None]:
-    """Mark a fork in this block as that of a worker; `silent`: without Python's warning that there are threads.
-
-    A Supervisor that chose fork by itself keeps it, so the warning tells its user nothing that he could change.
-    warnings.catch_warnings() would do for one thread: it puts a copy in place of the list of filters and later the old
-    list back, and so undoes what another thread sets in between. One entry goes in and out of the list here, and
-    nothing else in it is touched."""
-    filters: Any = warnings.filters if silent else []
-    filters.insert(0, _FORK_WARNING)
-    _starting.add(threading.get_ident())
-    try:
-        yield
-    finally:
-        _starting.discard(threading.get_ident())
-        with contextlib.suppress(ValueError):  # somebody has emptied the list
-            filters.remove(_FORK_WARNING)
-
-
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # by a run, and by --watch
-
-
-@contextlib.contextmanager
-def handlers_kept() -> Iterator[Iterable[int]]:
-    """After the block, and in children that others fork, signals are handled as before it. Yields those that can be
-    handled in the block, by exchange_handler(): none beside the main thread."""
-    numbers = HEARD if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.getsignal(number) for number in numbers}
-    exchanged = list(_exchanged)
-    try:
-        yield numbers
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # not one of Python's
-                signal.signal(number, handler)
+        If a signal has a Python handler, a forked child drops the signal when it comes before the child's first line.
+        The host may end its child just then, and rely on the default, which kills at once. So the child gets the
+        signal after _forget_in_child() has put the default back.
+        """
+        ours = [self._exit_cleanly, *(entry[1] for entry in self._exchanged)]
+        numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
         if numbers:
-            _exchanged[:] = exchanged
+            self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def _unblock_after_fork(self) -> None:
+        before = self._masks.pop(threading.get_ident(), None)
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _forget_in_child(self) -> None:
+        """In a forked child: no Supervisor is open here, and signals are handled as before we came.
+
+        A worker is left alone: it must not run the handlers of our caller, and _isolate() sets its own.
+        """
+        self._open.clear()
+        if threading.get_ident() not in self._starting:
+            for number, ours, _ in list(reversed(self._exchanged)):
+                self.put_back(number, ours)
+            self.exit_on_signals()
+        while self.FORK_WARNING in warnings.filters:
+            typing.cast(list[Any], warnings.filters).remove(self.FORK_WARNING)
+        self._exchanged.clear()
+        self._starting.clear()
+        self._unblock_after_fork()
+        self._masks.clear()
+
+    def _is_forking(self, frame: Any) -> bool:
+        """Return True if the code at `frame` is one of the hooks around a fork."""
+        hooks = (self._block_for_fork.__code__, self._unblock_after_fork.__code__)
+        while frame is not None and frame.f_code not in hooks:
+            frame = frame.f_back
+        return frame is not None
+
+
+handlers = Handlers()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The worker process: claims batches, runs them, and leaves outcomes.
 # ---------------------------------------------------------------------------------------------------------------------
 
-BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
-QUIET_SECONDS = 20e-6  # a task that took longer has a time of its own, and the worker looks at `end` after it
-FETCH_BYTES = 256 << 10  # payloads out of line that are read at once, if they lie together
-SPILL_BYTES = 32 << 20  # values of one worker in files that may wait to be taken in
-SPILL_TRIES = 100  # to write one when none of this worker's waits and there is no room all the same
+BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
+QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and looks at `end`
+FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size
+SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
+SPILL_TRIES = 100  # if none of them waits, and there is still no room for one, it is tried so often
 SPILL_SECONDS = 0.02  # from one such try to the next
-ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
+ORPHAN_SECONDS = 0.5  # how often a worker checks that its supervisor lives, besides the pipe
 
 
 class WorkerOptions(NamedTuple):
@@ -2406,7 +2898,10 @@ class WorkerOptions(NamedTuple):
 
 
 class Pipes(NamedTuple):
-    """A worker's ends: `wake` is read, and closed by the supervisor's end; `bell` is written to wake the supervisor."""
+    """A worker's pipe ends. The supervisor wakes the worker by `wake`; the worker wakes the supervisor by `bell`.
+
+    When the supervisor is gone, `wake` is closed at its other end.
+    """
 
     wake: Any
     bell: Any
@@ -2418,8 +2913,8 @@ def worker_main(
     """The whole life of a worker process."""
     for end in list(_supervisor_ends):
         end.close()
-    ends = Pipes(*(_out_of_reach(end) for end in pipes))  # first: they may have the numbers of the standard streams
-    _isolate(name, options.log)
+    ends = Pipes(*map(_out_of_reach, pipes))  # first: they may have the numbers of the standard streams
+    _isolate(name, index, options.log)
     release_fork_server()
     queue = strategy.attach(name, primitives)
     worker = Worker(queue, index, options, ends)
@@ -2434,33 +2929,37 @@ def worker_main(
             queue.leave_note(index, describe(error))
         os._exit(1)
     queue.close()
-    os._exit(0)  # not by way of multiprocessing, which would wait for what the functions started
+    os._exit(0)  # at once: multiprocessing would wait for what the functions started
 
 
-def _isolate(run: str, log: str | None) -> None:
-    """Take the process out of the terminal's reach: a group of its own (so that what a function starts can be ended
-    with it), no signal handlers of the parent, no standard input, and output to the log or nowhere."""
+def _isolate(run: str, worker: int, log: str | None) -> None:
+    """Separate this process from its parent and the terminal.
+
+    It gets a process group of its own, so that what functions start can be ended with it. It has none of the parent's
+    signal handlers and no standard input. Its output goes to the log or nowhere.
+    """
     os.environ[RUN_VARIABLE] = run
+    os.environ[WORKER_VARIABLE] = str(worker)
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is the supervisor's, and at no moment the end of a worker
-    for caught in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
-        signal.signal(caught, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the host's would take the status of what functions start
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
+    for number in (*handlers.HEARD[1:], signal.SIGCONT, signal.SIGWINCH, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
     for old, new in ((0, null), (1, output), (2, output)):
         os.dup2(new, old)
-    for number in {null, output} - {0, 1, 2}:
-        os.close(number)
+    for descriptor in {null, output} - {0, 1, 2}:
+        os.close(descriptor)
 
 
 def release_fork_server() -> None:
     """Close this worker's end of the pipe that keeps the fork server alive, so that the server ends with the program.
 
-    Else a worker that is stopped when its supervisor is killed would stay for ever: the server lives as long as the
-    worker, and the kernel ends a stopped group only when it has become an orphan, by the end of its parent."""
+    Otherwise a worker that is stopped when its supervisor is killed would stay for ever: the kernel ends a stopped
+    process group when its parent ends, but the fork server, its parent, would wait for the worker.
+    """
     module: Any = sys.modules.get("multiprocessing.forkserver")
     if module is None or module.get_inherited_fds() is None:
         return  # the fork server has not started this process
@@ -2471,11 +2970,16 @@ def release_fork_server() -> None:
 
 
 def _out_of_reach(end: Any) -> int:
-    """A descriptor's duplicate with a high number: a function that closes descriptors and opens files of its own
-    must not find itself, or us, with the wrong file."""
+    """Move a descriptor to a high number.
+
+    A function may close descriptors and open files of its own. With low numbers, we or it would use the wrong file.
+    """
     old = end if isinstance(end, int) else end.fileno()
     new = fcntl.fcntl(old, fcntl.F_DUPFD_CLOEXEC, min(512, os.sysconf("SC_OPEN_MAX") // 2))
-    os.close(old) if isinstance(end, int) else end.close()
+    if isinstance(end, int):
+        os.close(end)
+    else:
+        end.close()
     return new
 
 
@@ -2483,28 +2987,33 @@ class Worker:
     """Claims batches, runs them, and leaves outcomes."""
 
     def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, pipes: Pipes) -> None:
-        self._queue, self._index, self._options, self._pipes = queue, index, options, pipes
-        self._words, self._status = queue.words, queue.status[index]
+        self._queue = queue
+        self._index = index
+        self._options = options
+        self._pipes = pipes
+        self._words = queue.words
+        self._status = queue.status[index]
         self._structures = structures_of(options.functions.values())
         self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
         for fn_id, function in options.functions.items():
             self._calls[fn_id] = call = adapt(function)
             self._calls[fn_id | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
         self._half = queue.half(index, 0)  # of the batch that runs
-        self._first = self._count = 0  # its positions are [first, first + count)
-        self._payloads: list[bytes] = []  # of that batch; whoever empties it ends the batch after this task
+        self._first = 0  # its positions are [first, first + count)
+        self._count = 0
+        self._payloads: list[bytes] = []  # of that batch; if it is emptied, the batch ends after this task
         self._leaving = False
-        self._left = options.max_tasks if options.max_tasks is not None else math.inf
+        self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
         self._spilled: collections.deque[tuple[str, int]] = collections.deque()  # files of values: path and bytes
         self._batch_spilled = 0  # bytes that this batch put into such files
         self._log: TaskLog | None = None
-        self.disowned = False  # true in a process that a function forked
+        self.disowned = False  # True in a process that a function forked
 
     def start(self) -> None:
-        """Make ready in the new process: watch for orphanhood, run the initializer."""
+        """Prepare the new process, and run the initializer."""
         os.register_at_fork(after_in_child=self._disown)
-        threading.Thread(target=self._watch, name="shmqueue-watch", daemon=True).start()
+        threading.Thread(target=self._end_with_supervisor, name="shmqueue-watch", daemon=True).start()
         if self._options.log:
             self._log = TaskLog(self._options.log, self._index, self._tsk_id_in_hand)
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
@@ -2539,11 +3048,11 @@ class Worker:
         This loop is the cost of a short task. The store to `ends` makes a task finished: whoever is killed before it
         has not finished the task, and whoever is killed after it has.
 
-        The supervisor may stop this process anywhere, draw `end` back, and let it go on; the stop lasts longer than
-        QUIET_SECONDS. Between two looks at the clock lies exactly one call. So a stop between them is seen as a slow
-        task, and `end` is read before anything else begins. At most one task can begin between the stop and that
-        look: the first without its `ends`, which the supervisor never takes. This needs the order of the lines below:
-        the clock before the first look at `end`, and each commit before the clock.
+        The supervisor may stop this process anywhere, draw `end` back, and let it go on. The stop lasts longer than
+        QUIET_SECONDS. Between two looks at the clock lies exactly one call. So a stop shows as a slow task, and `end`
+        is read before another task begins. At most one task can begin between the stop and that look: the first
+        without its `ends`, which the supervisor never takes. The order of the lines below makes this true: the clock
+        is read before `end` at the start, and after each commit.
         """
         half = self._begin_batch(first, count)
         calls, payloads = self._read_lane()
@@ -2579,12 +3088,14 @@ class Worker:
         self._end_batch(done, at, began, last)
 
     def _begin_batch(self, first: int, count: int) -> Half:
-        self._first, self._count, self._batch_spilled = first, count, 0
+        self._first = first
+        self._count = count
+        self._batch_spilled = 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
         return self._half
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
-        """What to call, and with what, for each task of the batch."""
+        """Return what to call, and with which payload, for each task of the batch."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
         if fn_ids.count(fn_ids[0]) < len(fn_ids):
             return map(self._call, fn_ids), iter(self._payloads)
@@ -2599,9 +3110,9 @@ class Worker:
         raise SpoiledSegmentError(f"no function has fn_id {fn_id}")
 
     def _fetch_payloads(self) -> bool:
-        """Put the payloads of a batch in the place of their references, if they lie together in the heap.
+        """Put the payloads of a batch in place of their references. Return False if they do not lie together.
 
-        This takes a third of the time that fetching each of them takes.
+        This takes a third of the time of fetching each of them.
         """
         references = b"".join(self._payloads)
         if len(references) != REFERENCE.size * self._count:
@@ -2628,7 +3139,7 @@ class Worker:
         return call(payload)
 
     def _terminate(self, payload: bytes) -> None:
-        """Begin no more: said before this task is finished, so that its death does not charge the next one."""
+        """Begin no more tasks. This is noted before this task is finished, so that a death charges no other task."""
         self._leave_before(self._half.done(self._count) + 1)
         self._payloads.clear()
 
@@ -2637,10 +3148,10 @@ class Worker:
         self._words[self._status + LEAVING] = self._first + task
 
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
-        """After a batch: see how many tasks make the next one, growing no faster than twofold.
+        """Note the end of a batch, and choose the size of the next one: at most twice as many tasks as before.
 
-        It should take BATCH_SECONDS, and its values should fill three quarters of a log, or a quarter of SPILL_BYTES
-        in files.
+        It should take BATCH_SECONDS. Its values should fill at most three quarters of a log, and its files at most a
+        quarter of SPILL_BYTES.
         """
         if done:
             self._half.stamps[done - 1] = last
@@ -2656,13 +3167,13 @@ class Worker:
     # Values that are neither plain bytes nor None.
 
     def _put_record(self, task: int, at: int, value: Any) -> int:
-        """Append a value to the log as a record: a head, and its bytes. Return where it ends."""
+        """Append a value to the log as a record: a head, and bytes. Return where it ends."""
         try:
             head, data = encode_value(value, self._structures)
         except Exception as error:  # such as text that is not Unicode
             head, data = encode_value(_Failure(describe(error)), self._structures)
         half = self._half
-        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need some
+        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need room, too
         if len(data) > room:
             head, data = self._spill(self._first + task, head, data, room)
         end = at + 1 + len(data)
@@ -2672,13 +3183,13 @@ class Worker:
         return end
 
     def _spill(self, position: int, head: int, data: bytes, room: int) -> tuple[int, bytes]:
-        """Put a value that does not fit the log into a file of its own; return the head and the bytes of its record.
+        """Write a value that does not fit the log to a file of its own. Return the head and the bytes of its record.
 
-        Where there is no room, wait: this worker is halted meanwhile like any slow one, and the supervisor takes in
-        what it has finished, which removes those files. The file is opened anew each time: a function could close a
-        descriptor that is kept, and reuse its number.
+        If there is no room, wait. Meanwhile this worker is halted like any slow one, and the supervisor takes in what
+        it has finished, which removes files. No descriptor is kept open, since a function could close it.
         """
-        path, alone = self._queue.segment.beside(f"v{position}"), 0
+        path = self._queue.segment.beside(f"v{position}")
+        alone = 0  # tries while none of this worker's files is left
         while True:
             while self._spilled and not os.path.exists(self._spilled[0][0]):
                 self._spilled.popleft()
@@ -2694,22 +3205,24 @@ class Worker:
             time.sleep(SPILL_SECONDS)
         self._spilled.append((path, len(data)))
         self._batch_spilled += len(data)
-        if not os.path.exists(self._queue.segment.path):  # the run is over and swept; nobody would remove the file
+        if not os.path.exists(self._queue.segment.path):  # the run is over, and nobody else would remove the file
             os.unlink(path)
         return head | IN_FILE, SIZE.pack(len(data))
 
-    # What others want of this process.
+    # Other processes.
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
             os.write(self._pipes.bell, b"!")
 
-    def _watch(self) -> None:
-        """In a thread: end the group when the supervisor is gone.
+    def _end_with_supervisor(self) -> None:
+        """In a thread: kill this process group when the supervisor is gone.
 
-        Gone is: its end of a pipe is closed, or (where something else holds a copy of that end) its pid is."""
+        It is gone when its end of the pipe is closed. Something else may hold a copy of that end, so its pid is
+        checked as well.
+        """
         poll = select.poll()
-        poll.register(self._pipes.wake, 0)  # only that it is closed
+        poll.register(self._pipes.wake, 0)  # hear only that it is closed
         gone = False
         while not gone and process_exists(self._queue.owner_pid):
             for _, event in poll.poll(ORPHAN_SECONDS * 1000):
@@ -2723,8 +3236,10 @@ class Worker:
         os._exit(1)
 
     def _disown(self) -> None:
-        """In a child that a function forked: make every later access to the queue an error, so that it can do what
-        it was forked for, but not act as a second copy of this worker when the function returns."""
+        """In a child that a function forked: make every later access to the queue an error.
+
+        So the child can do its work, but cannot act as a second copy of this worker when the function returns.
+        """
         self.disowned = True
         self._queue.segment.release_views()
 
@@ -2733,10 +3248,14 @@ class Worker:
 
 
 class TaskLog(io.RawIOBase):
-    """What functions print, line by line, each with its worker and task; a line is one write, so none are mixed."""
+    """Writes what functions print, line by line, each with its worker and task. A line is one write."""
 
     def __init__(self, path: str, worker: int, task: Callable[[], int]) -> None:
-        self._path, self._worker, self._task, self._line, self._owner = path, worker, task, b"", 0
+        self._path = path
+        self._worker = worker
+        self._task = task  # tells the tsk_id in hand
+        self._line = b""  # has no end yet
+        self._owner = 0  # the task that printed it
 
     def writable(self) -> bool:
         return True
@@ -3319,6 +3838,7 @@ def remove_segment(path: str) -> None:
             os.unlink(file)
 
 
+WORKER_VARIABLE = "SHMQUEUE_WORKER"  # in the environment of functions: the worker's index
 RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
 
 
@@ -4470,7 +4990,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    whole = int(seconds)
+    whole = int(min(seconds, 1e9))  # a rate may be next to nothing
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
@@ -4701,9 +5221,9 @@ def watch_run(name: str, signals: Iterable[int]) -> None:
 
     for number in signals:
         if number == signal.SIGTSTP:
-            exchange_handler(number, pause)
+            handlers.exchange(number, pause)
         elif number != signal.SIGINT:
-            exchange_handler(number, _exit)
+            handlers.exchange(number, handlers.exit)
     try:
         while name in runs():
             with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
@@ -4868,6 +5388,8 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(f"{flag(name)}: the value is empty")
     with _usage_error():
         check_numbers(vars(options))
+    if options.workers == 0:
+        raise UsageError("--workers 0: must be 1 or more")
     if options.results is not None:
         results_format(options.results)
     if options.results == "-" and sys.stdout is None:
@@ -4993,11 +5515,11 @@ class CommandLine:
     def run(self) -> int:
         """Put the tasks through, and say how it went. Return the exit code."""
         problem = ""
-        with handlers_kept() as numbers:
+        with handlers.kept() as numbers:
             for number in numbers:
                 # First, because a Supervisor leaves signals alone that are handled. SIGHUP stays ignored under nohup.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    exchange_handler(number, self.note_signal)
+                    handlers.exchange(number, self.note_signal)
             arguments = {option.name: getattr(self.options, option.name) for option in OPTIONS if option.place == BOTH}
             arguments |= {"screen": self.progress, "queue": self.queue}
             with _usage_error():
@@ -5143,7 +5665,7 @@ def main(
         if options.clean:
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
         elif options.watch is not None:
-            with handlers_kept() as numbers:
+            with handlers.kept() as numbers:
                 watch_run(choose_run(options.watch), numbers)
         else:
             check_options(options)

@@ -112,7 +112,7 @@ def test_readme_has_each_option_of_a_supervisor_with_its_default(option):
     ((names, defaults),) = rows
     if option.default is not None:
         position = re.findall(r"`(\w+)`", names).index(option.name)
-        assert defaults.split(", ")[position].strip("`") == str(option.default)
+        assert re.split(r", (?![^(]*\))", defaults)[position].strip("`").replace('"', "'") == str(option.default)
 
 
 def test_readme_has_no_option_of_a_supervisor_that_is_not_there():
