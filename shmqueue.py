@@ -4990,7 +4990,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    whole = int(min(seconds, 1e9))  # a rate may be next to nothing
+    whole = int(max(0.0, min(seconds, 1e9)))  # the rate that an end is computed from may be next to nothing
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
