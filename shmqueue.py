@@ -102,6 +102,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import glob
 import heapq
 import importlib
 import io
@@ -161,7 +162,7 @@ def late(name: str) -> Any:
 
 def import_all() -> None:
     """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
-    names = "csv glob hashlib inspect json multiprocessing.util shutil subprocess tempfile termios traceback tty"
+    names = "csv hashlib inspect json multiprocessing.util shutil subprocess tempfile termios traceback tty"
     for name in names.split():
         importlib.import_module(name)
     late("psutil")
@@ -3696,9 +3697,11 @@ OWNER_BYTE, LOCK_BYTE = range(2)  # of the segment's file: locked as long as the
 @functools.cache
 def shared_directory() -> str:
     """Where segments live: memory where the system shows it as a folder, else the folder for temporary files."""
+    if os.access("/dev/shm", os.W_OK | os.X_OK):
+        return "/dev/shm"
     import tempfile
 
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
+    return tempfile.gettempdir()
 
 
 class Segment:
@@ -3827,8 +3830,6 @@ def remove_segment(path: str) -> None:
     """Remove a segment's file after those beside it, so that what a kill leaves in between is found again.
 
     Look once more after it: an orphaned worker may have made another one (see `Worker._spill`)."""
-    import glob
-
     beside = glob.escape(path) + ".*"
     for file in [*glob.glob(beside), path]:
         with contextlib.suppress(FileNotFoundError):
@@ -3846,8 +3847,6 @@ def end_strays(name: str) -> None:
     """Kill what the functions of a run have started and left behind in sessions of their own.
 
     Their environment names the run; this needs /proc, and does not find a process that was forked and not executed."""
-    import glob
-
     mark, me = f"{RUN_VARIABLE}={name}".encode(), os.geteuid()
     for path in glob.glob("/proc/[0-9]*"):
         with contextlib.suppress(OSError):
@@ -3864,8 +3863,6 @@ def sweep() -> list[str]:
     owner's pid and start time. Segments with this process's own pid are left: to open and close one of them would
     drop the locks that this process holds on it.
     """
-    import glob
-
     removed = []
     for name, path, pid in _own_segments():
         if pid == os.getpid():
@@ -3895,8 +3892,6 @@ def runs() -> list[str]:
 
 def _own_segments() -> list[tuple[str, str, int]]:
     """This user's segments: name, path, and the owner's pid."""
-    import glob
-
     owned, found = os.geteuid(), []
     for path in sorted(glob.glob(os.path.join(shared_directory(), PREFIX + "*-*"))):
         name = os.path.basename(path)
