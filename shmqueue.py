@@ -32,16 +32,16 @@ The processes, and what goes between them
                   +-----------------------------------------------------------+
 
   The supervisor is the caller's process. It owns the segment, fills the ring, collects outcomes, replaces dead
-  workers and draws the screen. Workers only ever touch the segment and their own pipes; nothing is pickled after
-  the start, so whoever writes into the segment can spoil data but never run code.
+  workers and draws the screen. Workers touch only the segment and their own pipes. Nothing is unpickled after the
+  start. So a process that writes into the segment can spoil data, but cannot run code.
 
 
 The segment, in bytes
 ---------------------
-  QueueHeader          what and whose it is | pushed | claimed | dirty | asleep         a line of 128 bytes each
+  QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
   WorkerStatus x W     the worker's line: claims published asleep ready limit leaving
                        the supervisor's line: harvested leave pid completed failed started
-  (a strategy's own)   nothing here; see variants/
+  (a strategy's own)   empty for the ring; see variants/
   LocalTaskQueue x W   two halves, each with room for a batch: first end began special | a lane of `batch` task slots |
                        ends[batch] | stamps[batch] | a log for the values
   TaskSlot128 x N      the ring
@@ -49,7 +49,7 @@ The segment, in bytes
 
   Positions and counters are 64 bits, absolute, and only grow; slot `position % num_slots` holds a position. Each
   word has one writer (or is written under the lock), is aligned, and is stored through memoryview.cast("Q"), which
-  is one machine store. struct.pack_into would zero it first: that is for slots, never for words.
+  is one machine store. struct.pack_into writes zeros first, so it is for slots only.
 
 
 The life of a task
@@ -59,12 +59,13 @@ The life of a task
   claim     A worker takes the lock, says that its last batch is finished (`published`), copies a batch from the ring
             to the lane of its other half, and moves `claimed`: the commit point. From here on the batch is its own.
   run       The worker calls the function, appends the value to the log, and stores `ends[i]`. That one store makes
-            the task finished. Whoever is killed before it has not finished the task; whoever is killed after it has.
+            the task finished. A worker killed before this store has not finished the task. A worker killed after it has
+            finished it.
   harvest   The supervisor takes the lock and reads how many batches each worker has finished. Then it reads their
             logs, without the lock.
   halt      A worker is slow while others are idle or results wait, or tasks are to be taken back for another reason.
-            The supervisor stops it for a moment (SIGSTOP), reads what it has finished, draws the `end` of its batch
-            back to the task in hand, and lets it continue. What lay behind goes back to the ring.
+            The supervisor stops it for a moment (SIGSTOP), reads what it has finished, lowers the `end` of its batch
+            to the position after the task in hand, and lets it continue. The later tasks go back to the ring.
 
 
 The lock
@@ -72,19 +73,19 @@ The lock
   fcntl.lockf on one byte of the segment's file. It guards pushed, claimed, dirty, published, harvested, leave, the
   asleep words, and a claim's stores to its half. The kernel releases it when its holder dies. The next holder finds
   `dirty` set if the last one died inside, and repairs: a batch whose `end` lies beyond `claimed` was not committed,
-  so its `end` becomes `claimed`, and the batch is empty. Then it sets `dirty` to itself, and clears it before it lets
-  go. Nothing slow happens inside.
-  What one process wrote, another reads only after both held this lock, or after the kernel reaped the writer or
-  stopped it. So no assumption is made about the order in which a processor's stores become visible.
+  so its `end` becomes `claimed`, and the batch is empty. Then it writes its own number into `dirty`, and clears it
+  before it releases the lock. Nothing slow runs under the lock.
+  A process reads another's stores only after both have held this lock, or after the kernel has reaped or stopped the
+  writer. So it does not matter in which order a processor's stores become visible.
 
 
 If a worker is killed, on any line
 ----------------------------------
   in claim, before the commit      repaired by the next holder: the tasks are still in the ring
-  in a batch                       the tasks with their `ends` are finished. The next one was in hand: it is charged
-                                   one attempt. Those behind it never began, and go round again
-  after its last task              nothing is in hand, and nobody is charged
-  while it stands still            the same: only tasks behind the one in hand were taken back
+  in a batch                       the tasks with their `ends` are finished. The next one was in hand. It is charged:
+                                   this counts as one of its attempts. The later ones never began; they are pushed again
+  after its last task              nothing is in hand, and no task is charged
+  while it is halted               as in a batch: only tasks after the one in hand were taken back
 If the supervisor is killed, workers see their pipe close and leave; the next start removes the segment.
 
 MIT License: permission is granted, free of charge, to any person obtaining a copy of this software, to deal in it
@@ -133,7 +134,7 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError as missing:  # Windows: no lock there is released by the kernel and reachable by path
+except ImportError as missing:  # Windows has no lock that a path reaches and that the kernel releases
     raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
 
 __version__ = "0.1.0"
@@ -182,10 +183,15 @@ RETRY_ON = ("failed", "timeout", "crashed")  # the statuses that are tried again
 class TaskResult(NamedTuple):
     """The one outcome of a task.
 
-    tsk_id: 1 for the first task of a Supervisor, and so on. function: its name. payload: as it was given. status:
-    ok, failed, timeout, crashed or cancelled. value: what the function returned, None unless ok. error: the text of
-    what went wrong, None if ok. attempts: how often it was started. worker: the index of the last one that had it,
-    or None. seconds: the time the function took; the mean of several where they took less than 20 microseconds.
+    tsk_id: the Supervisor counts its tasks from 1.
+    function: its name.
+    payload: as it was given.
+    status: ok, failed, timeout, crashed or cancelled.
+    value: what the function returned; None unless ok.
+    error: what went wrong; None if ok.
+    attempts: how often it was started.
+    worker: the index of the last worker that ran it, or None.
+    seconds: the time that the function took; for tasks of less than 20 microseconds, the mean of several.
     """
 
     tsk_id: int
@@ -199,7 +205,7 @@ class TaskResult(NamedTuple):
     seconds: float
 
 
-_new_result = functools.partial(tuple.__new__, TaskResult)  # of a tuple, in C: TaskResult() takes twice as long
+_new_result = functools.partial(tuple.__new__, TaskResult)  # from a tuple, in half the time of TaskResult()
 
 
 class TaskError(Exception):
@@ -232,26 +238,33 @@ def parallel_map(
         return values
 
 
-SHARE_SECONDS = 0.5  # how often a snapshot is left for --watch
+SHARE_SECONDS = 0.5  # between two snapshots for --watch
 
 
 class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
-    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE. workers: processes;
-    None for as many as this process may use processors; 0 to run the functions in this process, where a debugger
-    stops in them. num_slots: tasks the ring holds. slot_size: bytes of a
-    slot, a multiple of 8; a payload of slot_size - 9 bytes or fewer travels in its slot, a longer one beside it.
-    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. grace: seconds
-    between SIGTERM and SIGKILL for a task that ran too long. retries: how often a task that is not ok is started
-    again. retry_delay: seconds before the second attempt, doubled for each further one, 60 at most. retry_on: the
-    statuses that are tried again. max_rss: bytes of memory above which a worker is replaced,
-    after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
-    which a worker is replaced. initializer: called first in every worker. screen: draw on the error stream. log: a
-    file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
-    fork in a process that has one thread, else forkserver. queue: the strategy.
+    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE.
+    workers: the number of processes; None: one for each processor that this process may use; 0: the functions run in
+        this process, where a debugger stops in them.
+    num_slots: the number of tasks that the ring holds.
+    slot_size: bytes of a slot, a multiple of 8. A payload of more than slot_size - 9 bytes lies outside its slot.
+    batch: the most tasks that a worker claims at once; None: as many as take 5 ms.
+    timeout: seconds that a task may run.
+    grace: seconds between SIGTERM and SIGKILL for a task that ran too long.
+    retries: how often a task that is not ok is started again.
+    retry_delay: seconds before the second attempt, doubled for each further one, 60 at most.
+    retry_on: the statuses that are tried again.
+    max_rss: a worker that uses more bytes of memory is replaced after its current task. If it stays above for a
+        second, it is killed with the task. Needs psutil.
+    max_tasks: a worker is replaced after so many tasks.
+    initializer: called first in every worker.
+    screen: draw on the error stream.
+    log: a file for what functions print; without it that is dropped.
+    start_method: fork, spawn or forkserver; None: fork if this process has one thread, else forkserver.
+    queue: the class that synchronizes the processes; None: SharedTaskQueue. See variants/.
 
-    Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) where shared memory is too small.
+    Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) if shared memory is too small.
     """
 
     def __init__(
@@ -278,7 +291,7 @@ class Supervisor:
         numbered = number_functions(functions)
         check_numbers(locals())
         workers = available_processors() if workers is None else workers
-        self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
+        self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers)
         self._submitted = Job(None, self._ledger.names)
         self._began = time.monotonic()
@@ -290,7 +303,7 @@ class Supervisor:
             self._run_here(options)
             return
         if log:
-            with open(log, "ab"):  # raises here, since nobody would hear a worker's error
+            with open(log, "ab"):  # now: an error in a worker would reach nobody
                 pass
         sweep()
         most = min(num_slots, batch or max(16, min(1024, num_slots // (2 * workers))))
@@ -319,10 +332,10 @@ class Supervisor:
         self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
 
     def _prepare_end(self) -> contextlib.ExitStack:
-        """What is put on the stack that this returns is released at the end, whichever way this process ends."""
+        """Return a stack. What is pushed on it is released when the Supervisor or the process ends in any way."""
         resources = contextlib.ExitStack()
         self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
-        # multiprocessing waits for its children when Python exits, so this has to come before.
+        # When Python exits, multiprocessing waits for its children. This runs before that.
         self._at_exit = late("multiprocessing").util.Finalize(None, self._dispose, exitpriority=10)
         handlers.open(resources)
         return resources
@@ -347,15 +360,16 @@ class Supervisor:
         """Yield the TaskResults of `tasks` as they finish. Never raises for a task.
 
         An item is a payload if there is one function, or (function, payload), with a function or its name. `tasks` is
-        read in the caller's thread when there is room; while it blocks, nothing is yielded. A Structure that it has
-        yielded must not be changed. Closing the iterator early cancels what has not begun.
+        read in the caller's thread when there is room. While it blocks, no result is yielded. Do not change a
+        Structure after `tasks` has yielded it. Closing the iterator early cancels what has not begun.
         """
         return self._read(Job(self._open(tasks), self._ledger.names))
 
     def map(self, function: Any, payloads: Iterable[Any]) -> Iterator[Any]:
-        """Yield the values of `function` for `payloads`, in their order. Reads ahead a few rings at most.
+        """Yield the values of `function` for `payloads`, in their order.
 
-        Raises TaskError at the first task that is not ok, and cancels the rest.
+        Reads about 4 * num_slots payloads ahead of the oldest unfinished task, not more. Raises TaskError at the first
+        task that is not ok, and cancels the rest.
         """
         if function not in self._ledger.fn_ids:
             raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
@@ -377,7 +391,9 @@ class Supervisor:
         return self._read(self._submitted)
 
     def cancel(self, tsk_id: int | None = None) -> bool:
-        """Let what has begun finish, and cancel the rest, in all runs, for good. Their iterators go on to the end.
+        """Cancel every task that has not begun, in all runs. This cannot be undone.
+
+        Tasks that have begun finish, and the iterators yield every outcome.
 
         With a tsk_id, cancel this one task. Return True if it had not begun, and never will. If it waits for another
         attempt, it ends with the status of its last one, and that is False.
@@ -390,14 +406,14 @@ class Supervisor:
         return True
 
     def pause(self, paused: bool) -> None:
-        """Begin no more tasks if `paused`, or go on."""
+        """Begin no more tasks if `paused`. Otherwise continue."""
         self._engine.check_open()
         self._engine.paused = paused
         if paused:
             self._engine.withdraw()
 
     def abort(self) -> None:
-        """Kill the workers, and cancel what they have in hand and the rest."""
+        """Kill the workers, and cancel all unfinished tasks."""
         self._engine.abort("cancelled", "stopped while it ran")
 
     def close(self) -> None:
@@ -442,7 +458,7 @@ class Supervisor:
         }
 
     def snapshot(self) -> Snapshot:
-        """What the screen shows."""
+        """Return what the screen shows."""
         tally, queue, progress = self._ledger.tally, self._queue, self._progress
         rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
         workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
@@ -464,10 +480,12 @@ class Supervisor:
         )
 
     def summary(self) -> dict[str, Any]:
-        """stats(), and what one wants to know at the end.
+        """Return stats() and more.
 
-        shares: of the workers' time, in which they ran functions, started and waited. slowest: five tasks. failures:
-        the first five tasks that were not ok. kinds: how many failed in which way.
+        shares: the fractions of the workers' time in which they ran functions, started and waited.
+        slowest: the five tasks that took longest.
+        failures: the first five tasks that were not ok.
+        kinds: how many tasks were not ok, by function, status and name of the error.
         """
         stats = self.stats()
         return {**stats, **self._ledger.tally.summary(stats["seconds"], self._pool.starting_seconds())}
@@ -489,7 +507,7 @@ class Supervisor:
                 yield from part
 
     def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
-        """Yield the results of a job as they come, as iterators of several. Closed early, it cancels the rest."""
+        """Yield iterators, each over some results of the job, as they come. Closed early, it cancels the rest."""
         try:
             while not job.finished:
                 if not job.results:
@@ -500,7 +518,7 @@ class Supervisor:
                     part = job.results.popleft()
                     try:
                         yield part
-                    except GeneratorExit:  # the reader stopped within this part; another reader gets the rest of it
+                    except GeneratorExit:  # its reader stopped inside this part; results() yields the rest later
                         job.results.appendleft(part)
                         raise
             if self._engine.failure is not None:
@@ -530,7 +548,7 @@ class Supervisor:
             os.replace(path + ".new", path)
 
     def _stop(self) -> None:
-        """Kill whoever is left, and remove everything."""
+        """Kill the remaining workers, and remove the segment."""
         self._engine.over = "this Supervisor is closed"
         self._end()
         self._progress.close()
@@ -539,11 +557,11 @@ class Supervisor:
         with handlers.held():
             self._dispose()
             self._at_exit.cancel()
-        handlers.exit_on_signals()  # once more, since other handlers were set within the block
+        handlers.exit_on_signals()  # again: inside the block, held() had replaced the handlers
 
 
 def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
-    """What the screen shows of a worker."""
+    """Return what the screen shows of a worker."""
     index, glance = process.index, queue.glance(process.index)
     row = WorkerRow(
         number=index,
@@ -780,21 +798,25 @@ def needs_lost_main(functions: Sequence[Any]) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 STALL_SECONDS = 3.0  # if every worker sleeps for this long while tasks are in the queue, the segment is spoiled
-READ_AHEAD = 4  # rings; a job in order reads no further beyond its oldest unfinished task
+READ_AHEAD = 4  # times num_slots: so far a job in order reads beyond its oldest unfinished task
 CANCELLED = "cancelled before it began"  # the error of such a task
 
-CHECK_SECONDS = 0.05  # how often workers are checked while tasks are outstanding; no result waits longer
-IDLE_SECONDS = 0.25  # how often while none are outstanding
-HUNGRY_SECONDS = 0.005  # how often while some workers sleep and others hold tasks that have not begun
-HALT_TRIES = 20  # so often a worker is halted to cancel one task in its lane
+# Seconds between two checks of the workers:
+CHECK_SECONDS = 0.05  # while tasks are outstanding; no result waits longer
+IDLE_SECONDS = 0.25  # while no tasks are outstanding
+HUNGRY_SECONDS = 0.005  # while some workers sleep and others hold tasks that have not begun
+
+HALT_TRIES = 20  # how often to halt a worker in order to cancel one task in its lane
 OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
 class Engine:
     """Moves tasks from their source into the queue, and outcomes out of it. It runs turn by turn in its user's thread.
 
-    paused: nothing new begins. failure: the error that ended the run early, or None. over: why no more turns are
-    possible, or "". next_check: when to check the workers again.
+    paused: nothing new begins.
+    failure: the error that ended the run early, or None.
+    over: why no more turns are possible, or "".
+    next_check: when to check the workers again.
     """
 
     def __init__(
@@ -822,13 +844,13 @@ class Engine:
         """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
         self.check_open()
         self._ledger.move_due(time.monotonic())
-        more = self._take(job)  # this runs the user's iterable, which may raise; so it comes before `_whole`
+        more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         moved = False
-        with self._whole():
+        with self._must_complete():
             moved = self.feed() or more
             moved = self.harvest() or moved
             now = time.monotonic()
-            if moved or now - self._turned_at > 1.0:  # or the caller was away
+            if moved or now - self._turned_at > 1.0:  # or the caller did not call this for a second
                 self._moved_at = now
             self._turned_at = now
             self._pool.ring()
@@ -842,12 +864,12 @@ class Engine:
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
-        with self._whole():
+        with self._must_complete():
             self.feed()
             self._pool.ring()
 
     @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _must_complete(self) -> Iterator[None]:
         """If this block is interrupted, the run cannot continue."""
         try:
             yield
@@ -858,13 +880,13 @@ class Engine:
             raise
 
     def _take(self, job: Job) -> bool:
-        """Read tasks from the source if there is room. Return True if it may have more at once, even if it had none."""
+        """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
         source, ledger = job.source, self._ledger
         if source is None or source.exhausted or ledger.again or ledger.fresh:
             return False
         if ledger.stopping:
             room = BLOCK
-        elif self.paused or job.is_ahead(READ_AHEAD * self._queue.num_slots):
+        elif self.paused or job.must_wait(READ_AHEAD * self._queue.num_slots):
             room = 0
         else:
             room = self._queue.room()
@@ -891,7 +913,7 @@ class Engine:
         return True
 
     def harvest(self) -> bool:
-        """Take in the batches that workers have published. Return True if there were any, or if there is more room."""
+        """Read the batches that workers have published. Return True if there were any, or if there is more room."""
         room = self._queue.room()
         published = self._queue.harvest([lane.harvested for lane in self._lanes])
         news = False
@@ -949,7 +971,10 @@ class Engine:
         return moved
 
     def _check_for_stall(self, now: float) -> None:
-        """Raise SpoiledSegmentError if all workers sleep although the queue has tasks, and none had been stopped."""
+        """Raise SpoiledSegmentError if all workers sleep for STALL_SECONDS while the queue has tasks.
+
+        If somebody has stopped workers, continue them instead.
+        """
         waiting = self._ledger.in_queue()
         all_sleep = len(self._sleepers) == len(self._pool.processes) and not self.paused
         stalled = waiting and all_sleep and now - self._moved_at > STALL_SECONDS
@@ -957,9 +982,10 @@ class Engine:
             raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, and every worker sleeps")
 
     def _attend(self, lane: LaneReader, now: float, hungry: bool) -> tuple[bool, bool]:
-        """Halt a worker if others are idle or results wait while it is slow, or if its task runs too long.
+        """Halt a worker that is slow while others are idle or its results wait, or whose task runs too long.
 
-        `hungry`: some worker has nothing to do. Return two truths: tasks were moved; check this worker again soon.
+        hungry: some worker has nothing to do.
+        Return (moved, check_soon): tasks were moved; this worker must be checked again soon.
         """
         process, glance = lane.process, self._queue.glance(lane.process.index)
         if process.killed_for is not None:  # it is about to end
@@ -974,6 +1000,7 @@ class Engine:
         waited = time.perf_counter() - max(glance.began, process.halted)
         slow = waited >= HUNGRY_SECONDS
         moved = False
+        # An idle worker gets first what only this worker could claim, and then, by a halt, what it has claimed.
         if hungry and (slow or not (self._ledger.again or self._ledger.fresh)):
             moved = lane.take_unclaimed()
         take_back = glance.not_begun > 0 and (process.halt_again or (hungry and slow))
@@ -985,7 +1012,10 @@ class Engine:
         return moved, process.halt_again or (hungry and glance.not_begun > 0)
 
     def _end_overdue(self, lane: LaneReader, position: int, now: float) -> bool:
-        """End a worker whose task in hand runs too long. If it cannot be halted, kill it after OVERDUE_SECONDS."""
+        """End a worker whose task runs too long, and take back its other tasks. Return True if that was possible.
+
+        If it cannot be halted, kill it after OVERDUE_SECONDS.
+        """
         process, timeout = lane.process, self._timeout or 0.0
         doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s", self._grace)
         halted = self.halt(process, doomed)
@@ -1000,7 +1030,7 @@ class Engine:
         return not process.halt_again
 
     def _reap(self, process: WorkerProcess) -> None:
-        """Reap a dead worker, see to its tasks, and start its successor."""
+        """Reap a dead worker, account for its tasks, and replace it."""
         code = self._pool.reap(process)
         if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
             return
@@ -1013,7 +1043,7 @@ class Engine:
     def cancel(self, tsk_id: int) -> bool:
         """End a task that has not begun. Return True if it was never started, and never will be."""
         ledger = self._ledger
-        with self._whole():
+        with self._must_complete():
             if ledger.position(tsk_id) is not None:
                 self._take_back()
             position = ledger.position(tsk_id)
@@ -1032,9 +1062,9 @@ class Engine:
                         break
 
     def withdraw(self) -> None:
-        """Take back what has not begun. If its job is cancelled, it ends here."""
+        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
         ledger = self._ledger
-        with self._whole():
+        with self._must_complete():
             ledger.drop_cancelled()
             if ledger.in_queue():
                 self._take_back()
@@ -1048,7 +1078,7 @@ class Engine:
             self._ledger.give_back(first, count)
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
-        """Kill the workers. Tasks in their hands get this outcome; the others are cancelled with the error `rest`."""
+        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
         self._ledger.stopping = self._pool.closing = True
         for process in self._pool.living():
             process.kill(Doomed(None, status, error))
@@ -1057,7 +1087,7 @@ class Engine:
         self._ledger.end_all(rest)
 
     def _give_up(self, error: Exception) -> None:
-        """Kill the workers. Every task still gets its outcome, and the iterators raise `error` at their end."""
+        """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
         self.failure, text = error, describe(error)
         self.abort("crashed", text, text)
 
@@ -1158,18 +1188,22 @@ class InlineEngine(Engine):
 
 
 class Outcomes(NamedTuple):
-    """What was read of a batch: `done` finished tasks, the first of them at the position `start`.
+    """What was read of a batch.
 
-    seconds: one number for each task, or their mean. ends: where the values end in the log; empty if every task
-    returned None. before: where the first value begins. log: the bytes of the log up to the last value. special: some
-    values are records.
+    start: the position of the first task.
+    done: the number of tasks; all are finished.
+    seconds: one number for each task, or their mean.
+    ends: where the values end in the log; empty if every task returned None.
+    begin: where the first value begins in the log.
+    log: the bytes of the log up to the last value.
+    special: True if some values are records (a head and bytes).
     """
 
     start: int
     done: int
     seconds: float | list[float] = 0.0
     ends: Sequence[int] = ()
-    before: int = 1
+    begin: int = 1
     log: bytes = b""
     special: bool = False
 
@@ -1177,11 +1211,14 @@ class Outcomes(NamedTuple):
 class LaneReader:
     """Reads one worker's batches: brings outcomes to the ledger, and takes back what the worker has not begun.
 
-    harvested: batches that were read. taken: outcomes below this position were taken in.
+    harvested: the number of the last batch that was read to its bound.
+    settled_below: outcomes below this position are in the ledger.
+    halted_batch: the number of the batch that was halted last.
+    bound: the bound of that batch.
 
-    A batch ends at its bound. At first that is its `end`. After a halt it is the task behind the one in hand, whatever
-    `end` says: if somebody continued the worker during the halt, the worker may have stopped at the lower `end`, or
-    run past it. `bounded` is the number of the batch that a halt has bounded, and `bound` is its bound.
+    A batch ends at its bound. At first that is its `end`. After a halt it is the position after the task in hand.
+    `end` is not used then: if somebody continued the worker during the halt, the worker may have stopped at the
+    lowered `end`, or run past it.
     """
 
     def __init__(self, queue: SharedTaskQueue, process: WorkerProcess, ledger: Ledger) -> None:
@@ -1189,16 +1226,19 @@ class LaneReader:
         self._queue = queue
         self._ledger = ledger
         self.harvested = 0
-        self.taken = 0
-        self.bounded = 0
+        self.settled_below = 0
+        self.halted_batch = 0
         self.bound = 0
 
     def has_outcomes(self, glance: Glance) -> bool:
-        """Return True if the worker's current batch has outcomes that were not taken in."""
-        return glance.done > 0 and glance.first + glance.done > self.taken and glance.number > self.harvested
+        """Return True if the worker's current batch has outcomes that are not in the ledger."""
+        return glance.done > 0 and glance.first + glance.done > self.settled_below and glance.number > self.harvested
 
     def take_in_left(self, number: int) -> None:
-        """Take in the batches that the worker has left, up to this number. What is not done there goes to others."""
+        """Read all batches up to this number. The worker has finished them, or a halt has cut them.
+
+        Tasks that are not done there are given back.
+        """
         self._check_claims(number)
         while self.harvested < number:
             self.harvested += 1
@@ -1212,19 +1252,19 @@ class LaneReader:
             raise SpoiledSegmentError(text)
 
     def _limits(self, number: int) -> tuple[int, int]:
-        """The positions [first, bound) of a batch."""
+        """Return the positions [first, bound) of a batch."""
         words, half = self._queue.words, self._queue.half(self.process.index, number)
         first = words[half.first]
-        bound = self.bound if self.bounded == number else words[half.end]
+        bound = self.bound if self.halted_batch == number else words[half.end]
         if not 0 <= bound - first <= self._queue.batch:
             text = f"worker {self.process.index} has a batch of positions {first:,} to {bound:,}"
             raise SpoiledSegmentError(text)
         return first, bound
 
     def _read(self, number: int, first: int, bound: int) -> Outcomes:
-        """Read the finished tasks of a batch that were not taken in before."""
+        """Read the finished tasks of a batch that are not in the ledger."""
         half = self._queue.half(self.process.index, number)
-        start = max(first, self.taken)
+        start = max(first, self.settled_below)
         if start >= bound:
             return Outcomes(bound, 0)
         if half.all_returned_none(start - first, bound - first):
@@ -1234,31 +1274,31 @@ class LaneReader:
             del ends[ends.index(0) :]
         if not ends:
             return Outcomes(start, 0)
-        before = half.ends[start - first - 1] & ~RECORD if start > first else 1
+        begin = half.ends[start - first - 1] & ~RECORD if start > first else 1
         return Outcomes(
             start=start,
             done=len(ends),
             seconds=half.seconds(start - first, start - first + len(ends)),
             ends=ends,
-            before=before,
+            begin=begin,
             log=half.read_log(ends[-1] & ~RECORD),
             special=bool(self._queue.words[half.special]),
         )
 
     def _settle(self, outcomes: Outcomes) -> int:
-        """Tell the ledger what was read. Return the position behind it."""
-        start, done, seconds, ends, before, log, special = outcomes
+        """Tell the ledger what was read. Return the position after the last finished task."""
+        start, done, seconds, ends, begin, log, special = outcomes
         worker, doomed = self.process.index, self.process.killed_for
         if done:
-            self.taken = start + done
+            self.settled_below = start + done
         if doomed is not None and doomed.grace and done and doomed.position == start:
             self._end_late(doomed, outcomes)
         elif special:
             self._settle_records(outcomes)
         elif ends:
-            if not 1 <= before <= ends[-1] <= len(log):
+            if not 1 <= begin <= ends[-1] <= len(log):
                 raise SpoiledSegmentError(f"worker {worker} says that values end at {ends[-1]:,} of its log")
-            values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
+            values = [log[at:end] or None for at, end in zip([begin, *ends], ends)]
             self._ledger.complete(worker, start, done, values, seconds)
         elif done:
             self._ledger.complete(worker, start, done, None, seconds)
@@ -1272,7 +1312,7 @@ class LaneReader:
         self._ledger.charge(self.process.index, outcomes.start, doomed.status, doomed.error, seconds)
 
     def _settle_records(self, outcomes: Outcomes) -> None:
-        """The same for outcomes that have records. Some may be failures."""
+        """Do the same if some values are records. A record can be a failure."""
         position, seconds = outcomes.start, outcomes.seconds
         values = self._decode(outcomes)
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
@@ -1288,10 +1328,10 @@ class LaneReader:
                 position += 1
 
     def _decode(self, outcomes: Outcomes) -> list[Any]:
-        """The values of outcomes that have records. There is a faster way if all of them are text."""
+        """Return the values if some are records. If all of them are text, decode them in a faster way."""
         log, ends = outcomes.log, outcomes.ends
         stops = [end & ~RECORD for end in ends]
-        spans = list(zip([outcomes.before, *stops], stops))
+        spans = list(zip([outcomes.begin, *stops], stops))
         try:
             if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
                 return [decode_text(log[begin + 1 : end]) for begin, end in spans]
@@ -1303,7 +1343,7 @@ class LaneReader:
             raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
 
     def _read_record(self, record: bytes, position: int) -> Any:
-        """The value of a record, which may have a file of its own."""
+        """Return the value of a record, which may lie in a file."""
         head, data = record[0], record[1:]
         if head & IN_FILE:
             path = self._queue.segment.beside(f"v{position}")
@@ -1312,10 +1352,10 @@ class LaneReader:
         return decode_value(head & ~IN_FILE, data, self._ledger.structures)
 
     def halt(self, doomed: Doomed | None = None) -> bool:
-        """Stop the worker for a moment. Take in what it has finished, and take back what it has not begun.
+        """Stop the worker for a moment. Read what it has finished, and take back what it has not begun.
 
-        This is the one way to take tasks back. If the worker has the task of `doomed` in hand, it is killed. Return
-        True if the lane could be read; if not, try again later.
+        Only this takes back tasks that a living worker has claimed. If the worker has the task of `doomed` in hand,
+        it is killed. Return True if the lane could be read; if not, try again later.
         """
         if not self.process.stop():
             return False
@@ -1327,8 +1367,8 @@ class LaneReader:
     def _take_back(self, doomed: Doomed | None) -> bool:
         """Do what a halt does while the worker stands still.
 
-        Somebody else may continue or kill the worker meanwhile. So nothing that was read is used before another look
-        has shown that the worker still stands still.
+        Somebody else may continue or kill the worker meanwhile. So after each read, check that the worker has not run,
+        and use what was read only then.
         """
         process = self.process
         claiming = self._queue.is_claiming(process.index)
@@ -1341,7 +1381,7 @@ class LaneReader:
         self.take_in_left(number - 1)
         first, bound = self._limits(number)
         outcomes = self._read(number, first, bound)
-        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores
+        if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value
             return False
         in_hand = self._settle(outcomes)
         if in_hand + 1 < bound and not self._draw_back(number, in_hand, bound):
@@ -1359,30 +1399,30 @@ class LaneReader:
             self.process.kill(doomed)
 
     def _draw_back(self, number: int, in_hand: int, bound: int) -> bool:
-        """Make a batch end behind the task in hand, and give the rest to others. Return False if the worker has run.
+        """Make a batch end after the task in hand, and give back the rest.
 
-        The worker looks at `end` when more than QUIET_SECONDS have passed between two tasks. So it has to stand still
-        for longer than that. A halt never raises `end`. Tasks are given away only after the last look, and until then
-        the batch keeps its bound.
+        Return False if the worker has run meanwhile. Then nothing was taken back.
         """
         process, words = self.process, self._queue.words
         half = self._queue.half(process.index, number)
-        self.bounded = number
+        self.halted_batch = number
         self.bound = bound
-        words[half.end] = min(words[half.end], in_hand + 1)
+        words[half.end] = min(words[half.end], in_hand + 1)  # never higher: an earlier halt may have lowered it
+        # Longer than QUIET_SECONDS, so that the worker reads `end` when it continues.
         process.stand_for(2 * QUIET_SECONDS)
         task = in_hand - words[half.first]
         if not process.stands_still() or half.read_ends(task, task + 1)[0]:
             return False
+        # Only now are the later tasks ours.
         self.bound = in_hand + 1
         self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
         return True
 
     def recover(self, code: int) -> tuple[bool, str]:
-        """See to the tasks of the worker, which has ended with this exit code and was reaped.
+        """Account for the tasks of the worker, which was reaped with this exit code.
 
-        What it has finished is taken in. The task in its hand is charged one attempt. The others go round again.
-        Return True if the process had asked for tasks, and its last words.
+        Read what it has finished. Charge an attempt to the task in hand. Give back the others.
+        Return (asked, note): True if the process has ever claimed or slept, and the note that it left.
         """
         process, words = self.process, self._queue.words
         self._queue.recover(process.index)
@@ -1404,7 +1444,7 @@ class LaneReader:
         return asked, note
 
     def _charge_in_hand(self, position: int, error: str) -> None:
-        """The task at this position was in the hand of a worker that died."""
+        """Charge an attempt to the task that was in hand when the worker died."""
         process = self.process
         with contextlib.suppress(FileNotFoundError):  # the worker may have died while it wrote its value
             os.unlink(self._queue.segment.beside(f"v{position}"))
@@ -1415,7 +1455,7 @@ class LaneReader:
         self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
 
     def take_unclaimed(self) -> bool:
-        """Give to others what only this worker could claim, and has not. Return True if there was anything."""
+        """Give back tasks that only this worker could claim; in variants there may be some. Return True if so."""
         drained = self._queue.drain(self.process.index)
         for first, count in drained:
             self._ledger.give_back(first, count)
@@ -1423,7 +1463,9 @@ class LaneReader:
 
 
 BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in blocks of this size
-HEAP_AHEAD = 4 << 20  # while the heap holds more than this, payloads are put there only if the ring is empty
+# While the heap holds more than this, payloads are put there only if the ring is empty. So the part of the heap that is
+# in use fits the processors' caches.
+HEAP_AHEAD = 4 << 20
 JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
 FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a single one may be larger
 
@@ -1440,19 +1482,22 @@ class Packer:
         self._block_bytes = BLOCK_BYTES  # fewer while shared memory is full
 
     def take(self, room: int) -> Tasks | None:
-        """Take up to `room` fresh tasks, as they go into slots. Return None if their payloads have to wait."""
+        """Return up to `room` fresh tasks, ready for their slots, or None if their payloads have to wait."""
         fresh, capacity = self._ledger.fresh, self._queue.ring.capacity
         lengths = list(map(len, fresh[0].data[:room]))
         if max(lengths) <= capacity:
             return take_tasks(fresh, len(lengths))
         if self.heap.used > HEAP_AHEAD and self._queue.backlog():
-            return None  # the ring has work enough, and the processors' caches hold its payloads
+            return None
         large = [length if length > capacity else 0 for length in lengths]
         count = max(1, bisect.bisect(list(itertools.accumulate(large)), self._block_bytes))
         return self._pack(take_tasks(fresh, count))
 
     def _pack(self, tasks: Tasks) -> Tasks | None:
-        """Put the large payloads of `tasks` elsewhere. Return None if there is no room now, or never will be."""
+        """Put the large payloads of `tasks` into the heap or a file. Return `tasks` with references to them.
+
+        Return None if the tasks were put back to wait, or have failed because they can never fit.
+        """
         capacity = self._queue.ring.capacity
         large = [item for item in tasks.data if len(item) > capacity]
         if not large:
@@ -1476,7 +1521,7 @@ class Packer:
         return self._refer(tasks, list(map(REFERENCE.pack, itertools.repeat(number), offsets, lengths)), block)
 
     def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
-        """The tasks with references in place of the large payloads, which lie in this block."""
+        """Return the tasks with references to `block` instead of their large payloads."""
         fn_ids, count, capacity = tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
         marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
         if len(references) < count:
@@ -1503,7 +1548,7 @@ class Packer:
         os.unlink(path)
 
     def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
-        """There is no memory for these payloads. Try fewer at a time. A task that does not fit alone fails."""
+        """Put back tasks that find no memory, and try fewer at a time. A task that does not fit alone fails."""
         if len(tasks.data) > 1:
             self._block_bytes = max(1, size // 2)
             self._ledger.fresh.appendleft(tasks)
@@ -1528,10 +1573,11 @@ class Heap:
         self.used = 0  # bytes of the pages in use
 
     def put(self, payloads: Sequence[bytes], size: int, users: int) -> tuple[int, int, Block] | None:
-        """Copy payloads, `size` bytes in all, next to each other, for the tasks of so many `users`.
+        """Copy payloads next to each other.
 
-        Return 0, the offset of the first payload, and their block; None if there is no room for them. Raises OSError
-        (ENOSPC) if the memory cannot be reserved.
+        size: bytes in all. users: the number of tasks that use the block.
+        Return (0, offset of the first payload, block), or None if there is no room. 0 says that they are in the heap;
+        files have numbers from 1. Raises OSError (ENOSPC) if the memory cannot be reserved.
         """
         count = -(-size // mmap.PAGESIZE)
         first = self._in_use.find(bytes(count))
@@ -1569,10 +1615,11 @@ LONGEST_PAUSE = 60.0  # seconds before a task is tried again, at most
 
 
 class Ledger:
-    """Keeps the books: gives each task its tsk_id, knows which positions hold it, and sees to its one outcome.
+    """Gives each task its tsk_id, knows which positions hold it, and gives it exactly one outcome.
 
-    fresh: tasks that were read and not pushed yet. again: tasks that were in the queue; they are pushed before fresh
-    ones. stopping: nothing more begins, in any job.
+    fresh: tasks that were read and not pushed yet.
+    again: tasks that were in the queue; they are pushed before fresh ones.
+    stopping: nothing more begins, in any job.
     """
 
     def __init__(self, functions: Mapping[int, Function], retries: Retries, workers: int) -> None:
@@ -1587,7 +1634,7 @@ class Ledger:
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._retries = retries
-        self._tried: dict[int, TaskResult] = {}  # tsk_id: the last result of a task that is tried again
+        self._tried: dict[int, TaskResult] = {}  # by tsk_id: the last result of a task that is tried again
         self._delayed: list[tuple[float, int, Tasks]] = []  # tasks that are tried again later: a heap by that time
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
@@ -1596,7 +1643,7 @@ class Ledger:
     def admit(self, job: Job, items: Sequence[Any]) -> None:
         """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task.
 
-        Such an item is found by halving.
+        If a list has such an item, it is halved until the item is alone.
         """
         if len(items) == 0:
             return
@@ -1612,14 +1659,14 @@ class Ledger:
             self._put(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data), self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
-        """The tsk_ids of this job's next tasks."""
+        """Return the tsk_ids of this job's next tasks."""
         tsk_ids = range(self.next_id, self.next_id + count)
         self.next_id = tsk_ids.stop
         job.admit(tsk_ids.start, count)
         return tsk_ids
 
     def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
-        """The columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
+        """Return the columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
         types, payloads, fn_id = set(map(type, items)), items, job.fn_id
         if fn_id == 0 and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
@@ -1652,7 +1699,7 @@ class Ledger:
         self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, error, 0, None, 0.0))
 
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
-        """Note that `tasks` are in the queue now, at these positions, (first, count) each."""
+        """Note that `tasks` are in the queue. places: their positions, as (first, count)."""
         start = 0
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
@@ -1663,9 +1710,9 @@ class Ledger:
     # Out of the queue.
 
     def _take(self, position: int, count: int) -> Iterator[tuple[Tasks, int, int]]:
-        """Take the tasks at [position, position + count) out of the books, as (tasks, start, stop).
+        """Remove the tasks at [position, position + count) from the account of the queue. Yield (tasks, start, stop).
 
-        Each can be taken once. Raises SpoiledSegmentError if a position holds no task, or if it was taken before.
+        Raises SpoiledSegmentError if a position holds no task, or if its task was removed before.
         """
         until = position + count
         while position < until:
@@ -1686,7 +1733,7 @@ class Ledger:
     def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
         """Note that the tasks from `position` on are ok.
 
-        values: None if every task returned None. seconds: one number for each task, or a float that holds for all.
+        values: None if every task returned None. seconds: one number for each task, or a float for all of them.
         """
         done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
@@ -1720,7 +1767,7 @@ class Ledger:
                 self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
 
     def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
-        """The task at `position` was started and is not ok. It is tried again, or this is its outcome."""
+        """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
                 return
@@ -1758,7 +1805,7 @@ class Ledger:
             self.again.append(heapq.heappop(self._delayed)[2])
 
     def give_back(self, position: int, count: int) -> None:
-        """Take back tasks that never began. They are pushed again; if their job is cancelled, they end."""
+        """Take back tasks that never began. They are pushed again, or end if their job is cancelled."""
         for tasks, start, stop in self._take(position, count):
             self._put(tasks.part(start, stop), self.again)
 
@@ -1809,7 +1856,7 @@ class Ledger:
         return job is not None and (job.cancelled or self.stopping)
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
-        """Give this outcome to tasks that do not begin. Those that do not begin again keep their last result."""
+        """Give this outcome to tasks that are not in the queue. One that was tried before keeps its last result."""
         tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
@@ -1818,10 +1865,10 @@ class Ledger:
                 self._finish(tasks.job, before or result)
 
     def end_all(self, error: str) -> None:
-        """End all tasks in the queue and on their way there, once no worker is left."""
+        """End all remaining tasks. Call it when no worker lives."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
-                self.again.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
+                self.again.extend(each.part(start, stop) for each, start, stop in self._take(tasks.first + at, 1))
         self.move_due(math.inf)
         for waiting in (self.again, self.fresh):
             while waiting:
@@ -1855,13 +1902,16 @@ class Retries(NamedTuple):
 
 
 class Tasks:
-    """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
+    """Tasks of one job in equal columns. They wait to be pushed, or are in the queue.
 
-    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel. They are encoded
-    once, since a Structure may change before its task goes round again. settled: in the queue, one byte a task, 1
-    once the task has its outcome. left: how many have none. block: where the payloads are that do not fit their
-    slots; None if all fit, or if they have not been packed yet. marked: the fn_ids as they travel then, with
-    OUT_OF_LINE.
+    job: None for TERMINATE, which has no result.
+    payloads: as they were given.
+    data: as they travel. They are encoded once, because a Structure may change before its task is tried again.
+    block: holds the payloads that do not fit their slots; None if all fit, or if they are not packed yet.
+    marked: the fn_ids, with OUT_OF_LINE for the payloads in `block`; None without it.
+    first: the position of the first task in the queue.
+    left: how many tasks are still in the queue.
+    settled: a byte for each task; 1 if it has left the queue.
     """
 
     __slots__ = ("block", "data", "first", "fn_ids", "job", "left", "marked", "payloads", "settled", "tsk_ids")
@@ -1888,19 +1938,19 @@ class Tasks:
         self.settled = bytearray()
 
     def part(self, start: int, stop: int) -> Tasks:
-        """The tasks [start, stop), to be pushed."""
+        """Return the tasks [start, stop), to be pushed."""
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
         return Tasks(self.job, *columns, self.block, self.marked and self.marked[part])
 
     def release(self, count: int) -> None:
-        """Note that so many of them are settled for good."""
+        """Note that `count` of the tasks have their outcome."""
         if self.block is not None:
             self.block.release(count)
 
 
 def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
-    """Take the first `count` tasks, or fewer, from what waits."""
+    """Take the first tasks of what waits, `count` at most."""
     tasks = waiting.popleft()
     if count < len(tasks.data):
         waiting.appendleft(tasks.part(count, len(tasks.data)))
@@ -1909,7 +1959,7 @@ def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
 
 
 def terminate_tasks(count: int) -> Tasks:
-    """So many TERMINATE tasks. Each makes the worker that takes it leave."""
+    """Return `count` TERMINATE tasks. Each makes the worker that claims it leave."""
     empty = [b""] * count
     return Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty)
 
@@ -1917,7 +1967,7 @@ def terminate_tasks(count: int) -> Tasks:
 class Block:
     """Payloads that lie together outside the slots: in pages of the heap, or in a file.
 
-    users: how many tasks have not been settled. `free` is called when none is left.
+    users: the number of tasks without an outcome. `free` is called when no user is left.
     """
 
     def __init__(self, users: int, free: Callable[[], None]) -> None:
@@ -1925,7 +1975,7 @@ class Block:
         self._free = free
 
     def release(self, count: int) -> None:
-        """Note that so many of its tasks are settled."""
+        """Note that `count` of the users have their outcome."""
         self._users -= count
         if self._users == 0:
             self._free()
@@ -1934,8 +1984,10 @@ class Block:
 class Job:
     """One call of run, or all calls of submit: where tasks come from, and where their results go as they finish.
 
-    results: iterators of TaskResults. fn_id: the function of every item, or 0. outstanding: tasks that have a tsk_id
-    and no outcome yet. cancelled: nobody reads the results, and nothing more of this job begins.
+    results: iterators of TaskResults.
+    fn_id: the function of every item, or 0.
+    outstanding: the number of tasks that have a tsk_id and no outcome yet.
+    cancelled: nobody reads the results, and nothing more of this job begins.
     """
 
     def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
@@ -1950,8 +2002,8 @@ class Job:
     def finished(self) -> bool:
         return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
 
-    def is_ahead(self, limit: int) -> bool:
-        """Return True if no more input may be read for now."""
+    def must_wait(self, limit: int) -> bool:
+        """Return True if no more input may be read for now. Only OrderedJob limits this."""
         return False
 
     def admit(self, tsk_id: int, count: int) -> None:
@@ -1986,11 +2038,11 @@ class OrderedJob(Job):
 
     def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
         super().__init__(source, names, fn_id)
-        self._early: dict[int, tuple[int, Any]] = {}  # tsk_id: count, results that wait for those of earlier tasks
-        self._waiting = 0  # how many those are
-        self._due: collections.deque[list[int]] = collections.deque()  # [next, stop) of tsk_ids, in order
+        self._early: dict[int, tuple[int, Any]] = {}  # by first tsk_id: (count, results) that wait for earlier tasks
+        self._waiting = 0  # the number of tasks in _early
+        self._due: collections.deque[list[int]] = collections.deque()  # tsk_ids [next, stop) that were not delivered
 
-    def is_ahead(self, limit: int) -> bool:
+    def must_wait(self, limit: int) -> bool:
         """Return True if more than `limit` tasks lie between the oldest unfinished one and the newest."""
         return self.outstanding + self._waiting > limit
 
@@ -2031,10 +2083,11 @@ class OrderedJob(Job):
 class Tally:
     """Counts outcomes, and keeps the most remarkable ones.
 
-    errors: how many tasks were not ok, by function (if they were started), status and name of the error. failures:
-    the first five and the last five of them, without payloads. slowest: the five that took longest. slow: the seconds
-    that a task must take to be one of them. For each worker: completed and failed tasks, and busy, the seconds that
-    functions ran.
+    errors: how many tasks were not ok, by function (if they were started), status and name of the error.
+    failures: the first five and the last five tasks that were not ok, without payloads.
+    slowest: the five tasks that took longest.
+    slow: a task that takes more seconds is one of the slowest.
+    completed, failed, busy: for each worker, its tasks that were ok and not ok, and the seconds that functions ran.
     """
 
     def __init__(self, workers: int) -> None:
@@ -2050,18 +2103,18 @@ class Tally:
         self.slow = 0.0
 
     def add_ok(self, worker: int, count: int, seconds: float) -> None:
-        """`count` tasks of a worker are ok, and took so many seconds together."""
+        """Count tasks of a worker that are ok. seconds: of all of them together."""
         self.counts["ok"] += count
         self.completed[worker] += count
         self.busy[worker] += seconds
 
     def add_slow(self, result: TaskResult) -> None:
-        """A task that is ok took longer than `slow`."""
+        """Keep a task that is ok and took longer than `slow`."""
         self.slowest = sorted([*self.slowest, result], key=lambda result: -result.seconds)[:5]
         self.slow = self.slowest[-1].seconds if len(self.slowest) == 5 else 0.0
 
     def add_bad(self, result: TaskResult) -> None:
-        """A task is not ok."""
+        """Count a task that is not ok."""
         self.counts[result.status] += 1
         if result.worker is not None:
             self.failed[result.worker] += 1
@@ -2071,16 +2124,16 @@ class Tally:
         where, _, rest = (result.error or "").partition(": ")
         error = (rest if where.startswith("line ") else where).partition(":")[0]
         what = result.status
-        if result.attempts:  # else its function may have any name, and there would be too many of them
+        if result.attempts:  # a task that was never started can name anything, and would make the table large
             what = f"{result.function} {what}"
         self.errors[f"{what}: {error}"[:100]] += 1
         self.failures.append(result._replace(payload=None))
         del self.failures[5:-5]
 
     def summary(self, seconds: float, starting: float) -> dict[str, Any]:
-        """The part of Supervisor.summary that is kept here.
+        """Return the part of Supervisor.summary that is kept here.
 
-        seconds: since the start. starting: how many of them the workers, all together, took to start.
+        seconds: since the start. starting: the seconds that all workers together took to start.
         """
         whole = max(1e-9, seconds * len(self.busy))
         run = sum(self.busy) / whole
@@ -2094,7 +2147,7 @@ class Tally:
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
-    """The error for a name that no function has."""
+    """Return the error for a name that no function has."""
     import difflib
 
     near = difflib.get_close_matches(name, list(names), 3, 0.5)
@@ -2114,11 +2167,11 @@ def function_name(function: Any) -> str:
 
 STILL_SECONDS = 0.05  # a worker that is stopped stands still after this time, or the halt has failed
 STOP_SECONDS = 5.0  # workers that are told to leave may take this long
-MEMORY_SECONDS = 1.0  # how often memory and processor time are read; a worker may stay above max_rss for this long
+MEMORY_SECONDS = 1.0  # between two readings of memory and processor time; a worker may stay above max_rss so long
 REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
-TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker itself, or ignores SIGCHLD
-FAILED_STARTS = 8  # so many deaths in a row before a task is claimed end the run,
-FAILED_SECONDS = 3.0  # if no task was claimed for this long, or at once if the initializer raised
+TAKEN = 1 << 16  # an exit code that is not known: the program has reaped the worker itself, or ignores SIGCHLD
+FAILED_STARTS = 8  # after so many deaths in a row before a claim the run ends, as soon as
+FAILED_SECONDS = 3.0  # no worker has had a task for this long, or the initializer has raised
 
 
 WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
@@ -2134,11 +2187,11 @@ class WorkerPool:
         self._context = context
         self._max_rss = max_rss
         self.closing = False  # start no more
-        self.chosen_fork = False  # the start method is fork, and nobody has named it
+        self.chosen_fork = False  # nobody has named the start method
         self.respawned = 0
-        self._refused_since = 0.0  # since when no worker lives and none can be started; 0 while some live
+        self._refused_since = 0.0  # when it began that no worker lives and none can be started; 0 if not
         self._failed_starts = 0  # in a row
-        self._dead_starting = 0.0  # seconds that workers, now dead, took to start
+        self._dead_starting = 0.0  # seconds that the dead workers took to start
         self._worked_at = time.monotonic()
         self._next_memory = 0.0
         self.processes: list[WorkerProcess] = [
@@ -2149,7 +2202,7 @@ class WorkerPool:
         self.poll.register(self.bell, select.POLLIN)
 
     def _pipe(self) -> tuple[Any, Any]:
-        """A pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
+        """Return a pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
         reader, writer = self._context.Pipe(duplex=False)
         os.set_blocking(writer.fileno(), False)
         _supervisor_ends.update((reader, writer))
@@ -2174,7 +2227,7 @@ class WorkerPool:
                 process.wake.close()
 
     def _check_descriptors(self) -> None:
-        """Raise OSError (EMFILE) now if there are too few: multiprocessing would fail half-way and leave some open."""
+        """Raise OSError (EMFILE) now if few are left. If multiprocessing fails half-way, it leaves some open."""
         spare: list[int] = []
         try:
             while len(spare) < SPARE_DESCRIPTORS:
@@ -2204,7 +2257,7 @@ class WorkerPool:
             self._refused_since = 0.0
 
     def _launch(self, process: WorkerProcess) -> None:
-        """Start the process, and note it in the books."""
+        """Start the process, and keep what is needed of it."""
         queue = self._queue
         wake, process.wake = self._pipe()
         mine = Pipes(wake, self._bell_end)
@@ -2213,7 +2266,7 @@ class WorkerPool:
         child.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
-        with handlers.held():  # until the process is in the books; also, a forked child must not run our caller's
+        with handlers.held():  # until begin(); also, a forked child must not run our caller's
             try:
                 with handlers.start_of_worker(self.chosen_fork):
                     child.start()
@@ -2228,7 +2281,7 @@ class WorkerPool:
         queue.words[process.status + STARTED] += 1
 
     def ring(self) -> None:
-        """Wake the sleepers for which there is enough work, each once a sleep."""
+        """Wake the sleepers for which there is enough work. Ring only once for each sleep."""
         for index, number in self._queue.wakeable():
             process = self.processes[index]
             if process.rung != number:
@@ -2237,7 +2290,7 @@ class WorkerPool:
                     self._write(process.wake, b"!")
 
     def retire(self, process: WorkerProcess) -> None:
-        """Make a worker leave after the task in its hand."""
+        """Make a worker leave after its current task."""
         process.told = process.halt_again = True
         self._queue.tell_to_leave(process.index)
         self._write(process.wake, b"!")
@@ -2250,7 +2303,7 @@ class WorkerPool:
             os.write(pipe.fileno(), data)
 
     def find_dead(self, now: float) -> list[WorkerProcess]:
-        """Start missing workers, and retire large ones. Return those that died."""
+        """Start workers that are due, check the memory of the living, and return the dead ones."""
         dead = []
         for process in self.processes:
             if process.child is None:
@@ -2261,11 +2314,11 @@ class WorkerPool:
         if now >= self._next_memory and late("psutil") is not None:
             self._next_memory = now + MEMORY_SECONDS
             for process in self.living():
-                self._weigh(process, now)
+                self._check_memory(process, now)
         return dead
 
-    def _weigh(self, process: WorkerProcess, now: float) -> None:
-        """Read a worker's memory and processor time; replace it if it is too large."""
+    def _check_memory(self, process: WorkerProcess, now: float) -> None:
+        """Read a worker's memory and processor time. Replace it if it uses more than max_rss."""
         psutil = late("psutil")
         with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
             process.monitor = process.monitor or psutil.Process(process.pid)
@@ -2291,18 +2344,18 @@ class WorkerPool:
         return code
 
     def starting_seconds(self) -> float:
-        """How many seconds all the worker processes together took to start."""
+        """Return the seconds that all worker processes together took to start."""
         return self._dead_starting + sum(map(self._start_time, self.living()))
 
     def _start_time(self, process: WorkerProcess) -> float:
-        """Seconds until this process was ready, or until now."""
+        """Return the seconds until this process was ready, or until now."""
         ready = process.word(READY) / 1e9
         return (ready if ready > process.started else time.monotonic()) - process.started
 
     def replace(self, process: WorkerProcess, code: int, claimed: bool, note: str) -> None:
-        """Start the successor of a dead worker: at once, or after a pause if it died before it claimed a task.
+        """Replace a reaped worker: at once, or after a pause if it died before it claimed a task.
 
-        Raises WorkersFailedError if one after the other dies so, and no worker gets to work.
+        Raises WorkersFailedError if FAILED_STARTS workers in a row died so, or if the exit code is UNGUARDED.
         """
         self.respawned += 1
         if code == UNGUARDED:
@@ -2330,8 +2383,8 @@ class WorkerPool:
         for process in living:
             process.signal_group(signal.SIGSTOP)
         for process in living:
-            process.wait_until_stopped(CHECK_SECONDS)  # the kernel ends stopped ones if this process is killed
-        # Not SIGSTOP: if the process group is orphaned, nobody could continue it, and the kernel ignores SIGTSTP then.
+            process.wait_until_stopped(CHECK_SECONDS)  # if this process is killed, the kernel ends stopped groups only
+        # Not SIGSTOP: nobody could continue an orphaned group. The kernel ignores SIGTSTP in such a group.
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
@@ -2378,7 +2431,7 @@ class WorkerPool:
         return [process for process in self.processes if process.child is not None]
 
     def close(self) -> None:
-        """Kill and reap whoever is left, and close the pipes."""
+        """Kill and reap the remaining workers, and close the pipes."""
         for process in self.living():
             process.kill()
         for process in self.living():
@@ -2388,7 +2441,10 @@ class WorkerPool:
 
 
 class Doomed(NamedTuple):
-    """Why the supervisor kills a worker: the outcome of the task at this position, or of any in hand if it is None."""
+    """Why the supervisor kills a worker, and the outcome of its task.
+
+    position: the task's; None for any task in hand.
+    """
 
     position: int | None
     status: str
@@ -2400,26 +2456,26 @@ class WorkerProcess:
     """What the supervisor keeps of one worker, and does to its process."""
 
     child: Any = None  # multiprocessing's object; None while the worker is dead
-    pidfd: Any = None  # a file that names the process even after its pid has gone to another; None if there is none
+    pidfd: Any = None  # a file that stands for this process, whoever gets its pid later; None if there is none
     born: int = 0  # when the process started, as process_state() tells it
     started: float = 0.0
     wake: Any = None  # our end of its pipe
-    due: float = 0.0  # when to start it again
+    due: float = 0.0  # when to start a new process, if this one is dead
     deaths: int = 0  # in a row, each before it claimed a task
     first_claims: int = 0  # its `claims` word when it was started
     rung: int = 0  # the number of the last sleep that we woke it from
     halted: float = 0.0  # when it was last halted
-    halt_again: bool = False  # the last halt could not read its lane
-    seen: tuple[int, int] = (0, 0)  # the number of its batch, and how many tasks were done, at the last check
-    progress_since: float = 0.0  # since when these two have not changed
+    halt_again: bool = False  # halt it at the next check: the last halt failed, or it was told to leave
+    seen: tuple[int, int] = (0, 0)  # at the last check: the number of its batch, and how many tasks were done
+    progress_since: float = 0.0  # when `seen` last changed
     killed_for: Doomed | None = None
     kill_at: float = math.inf  # when its grace ends
     monitor: Any = None  # its psutil.Process
     rss: int = 0
     cpu: float = 0.0
-    told: bool = False  # told to leave
-    retiring: float = 0.0  # since when it is told to leave for its memory
-    _stopped_before: bool = False  # it stood still already when a halt began
+    told: bool = False  # it was told to leave
+    retiring: float = 0.0  # when it was told to leave because of its memory; 0 if it was not
+    _stopped_before: bool = False  # somebody else had stopped it when the halt began
     _still_since: float = 0.0
     _switches: int = 0  # its context switches at that time
 
@@ -2433,7 +2489,7 @@ class WorkerProcess:
         return int(self.words[self.status + word])
 
     def begin(self, child: Any) -> None:
-        """Note a new process as this worker."""
+        """Make a new process this worker."""
         self.child = child
         self.pid = int(child.pid or 0)
         self.started = self.progress_since = time.monotonic()
@@ -2446,12 +2502,12 @@ class WorkerProcess:
         self.identify()
 
     def postpone(self, now: float) -> None:
-        """Start it again later; each time in a row after a longer pause, 1 s at most."""
+        """Set when to start it again: each time in a row after a longer pause, 1 s at most."""
         self.deaths += 1
         self.due = now + min(1.0, 0.02 * 2 ** min(self.deaths, 6))
 
     def identify(self) -> None:
-        """Note who the new process is, so that no other with its pid is taken for it later."""
+        """Remember the identity of the new process. Later another process may get its pid."""
         self.born = process_state(self.pid)[1]
         self.pidfd = None
         with contextlib.suppress(OSError, AttributeError):  # the process is gone; or there are no pidfds
@@ -2467,7 +2523,7 @@ class WorkerProcess:
             self.pidfd = None
 
     def end_sign(self) -> int:
-        """The descriptor that becomes readable when the process ends."""
+        """Return the descriptor that becomes readable when the process ends."""
         return int(self.pidfd.fileno() if self.pidfd is not None else self.child.sentinel)
 
     def is_dead(self) -> bool:
@@ -2503,7 +2559,7 @@ class WorkerProcess:
         """Kill it and what its functions started."""
         self.killed_for = self.killed_for or why
         self.signal_group(signal.SIGKILL)
-        self.signal(signal.SIGKILL)  # where it has no group yet
+        self.signal(signal.SIGKILL)  # if it has no group yet
 
     def terminate(self, why: Doomed) -> None:
         """Ask it and what its functions started to end; it has been told to leave. It is killed after the grace."""
@@ -2539,12 +2595,12 @@ class WorkerProcess:
                 time.sleep(0.0002)
 
     def stands_still(self) -> bool:
-        """Return True if it has not run since stop(), not even if somebody has continued and stopped it."""
+        """Return True if it has not run since stop(). This notices if somebody continued it and stopped it again."""
         state, switches = state_and_switches(self.pid)
         return state in STOPPED and switches == self._switches
 
     def stand_for(self, seconds: float) -> None:
-        """Wait until it has stood still for so long."""
+        """Wait until it has stood still for so many seconds."""
         while time.perf_counter() - self._still_since < seconds:
             pass
 
@@ -2557,7 +2613,7 @@ class WorkerProcess:
         return process_state(self.pid)[0] in STOPPED
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process, and to no other that has got its pid meanwhile."""
+        """Send a signal to the process, and never to another that got its pid."""
         with contextlib.suppress(ProcessLookupError):
             if self.pidfd is not None:
                 signal.pidfd_send_signal(self.pidfd.fileno(), number)
@@ -2567,13 +2623,13 @@ class WorkerProcess:
     def signal_group(self, number: int) -> None:
         """Send a signal to the process and what its functions started, and to no other group.
 
-        While any of them lives, the system gives the number of the group to nobody else.
+        The system does not reuse the number of a group while a process of it lives.
         """
         if self._keeps_pid():
             signal_group(self.pid, number)
 
     def _keeps_pid(self) -> bool:
-        """Return False if another process is seen to have this one's pid. Start times tell them apart."""
+        """Return False if another process has its pid now, which started at another time."""
         found = process_state(self.pid)[1]
         return found in (0, self.born) or self.born == 0
 
@@ -2606,7 +2662,7 @@ def limit_text(error: OSError | EOFError) -> str:
 def close_launch_pipes(error: BaseException) -> None:
     """Close the pipes that multiprocessing leaves open if it cannot start a process.
 
-    They are found in the error's traceback. Those of fork are in local names only, and would stay open for good.
+    They are local variables in the frames of the error's traceback. With fork nothing else knows them.
     """
     import traceback
 
@@ -2632,7 +2688,7 @@ def signal_group(pid: int, number: int) -> None:
 
 
 def exit_text(code: int) -> str:
-    """How a process ended, in words."""
+    """Return in words how a process ended."""
     if code == TAKEN:
         return "the worker process ended; its exit status was taken by this program"
     if code >= 0:
@@ -2647,9 +2703,9 @@ ENDED = ("", "Z", "X")
 
 
 def process_state(pid: int) -> tuple[str, int]:
-    """A process's state, as the letter that ps shows, and when it started, in a unit of the system's own.
+    """Return a process's state, as the letter that ps shows, and when it started, in a unit of the system.
 
-    ("", 0) if the process is gone.
+    Return ("", 0) if the process is gone.
     """
     import subprocess
 
@@ -2666,9 +2722,9 @@ def process_state(pid: int) -> tuple[str, int]:
 
 
 def state_and_switches(pid: int) -> tuple[str, int]:
-    """A process's state as the letter that ps shows, and the number of its context switches (0 if nobody counts).
+    """Return a process's state, as the letter that ps shows, and its context switches (0 if the system has no count).
 
-    Both are read at once. So while a process is stopped and the number stays the same, it has not run.
+    Both are read at once. If a process is stopped and the number is the same as before, it has not run in between.
     """
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
@@ -2697,8 +2753,8 @@ def process_exists(pid: int) -> bool:
 class Handlers:
     """Owns every signal handler that this module sets, and the end of each open Supervisor. There is one object.
 
-    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill this process without its
-    clean-up. That is done in the main thread only, since others run no handlers, and only if nobody else handles them.
+    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit, so that the clean-up runs. This is not done if the
+    program has a handler of its own, nor outside the main thread, since other threads run no handlers.
     """
 
     HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -2708,7 +2764,7 @@ class Handlers:
 
     def __init__(self) -> None:
         self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
-        self._exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler, the one before; oldest first
+        self._exchanged: list[tuple[int, Any, Any]] = []  # (signal, our handler, the handler before), oldest first
         self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
         self._starting: set[int] = set()  # threads that start a worker at this moment
         os.register_at_fork(
@@ -2746,10 +2802,10 @@ class Handlers:
                 signal.signal(number, new)
 
     def _exit_cleanly(self, number: int, frame: object) -> None:
-        if not self._open:  # somebody has kept this handler, and set it again after our time
+        if not self._open:  # other code has saved this handler, and set it again later
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        elif self._is_forking(frame):  # Python drops an exception that is raised there, so come back a moment later
+        elif self._is_forking(frame):  # Python drops exceptions there, so send the signal again later
             threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
         else:
             self.exit(number, frame)
@@ -2764,10 +2820,10 @@ class Handlers:
     def held(self) -> Iterator[None]:
         """Delay signals that would raise or kill until the block has ended.
 
-        Their handlers are exchanged. A mask would hold for one thread only, and children would inherit it for ever,
-        the fork server among them.
+        This exchanges their handlers. A signal mask would hold for one thread only, and every child would keep it, the
+        fork server too.
         """
-        # Two stacks: each signal that came is raised, whatever another one raises.
+        # Two stacks, so that every signal that came is sent again, even if the handler of another raises an exception.
         with contextlib.ExitStack() as came, contextlib.ExitStack() as held:
 
             def hold(number: int, frame: object) -> None:
@@ -2782,9 +2838,9 @@ class Handlers:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[Iterable[int]]:
-        """After the block, and in children that others fork, signals are handled as before it.
+        """Restore all handlers after the block, also in children that others fork.
 
-        Yields the signals that can be handled in the block, by exchange(): none outside the main thread.
+        Yield the signals for which the block may call exchange(). Outside the main thread there are none.
         """
         numbers = self.HEARD if threading.current_thread() is threading.main_thread() else ()
         before = {number: signal.getsignal(number) for number in numbers}
@@ -2816,7 +2872,7 @@ class Handlers:
     def start_of_worker(self, silent: bool) -> Iterator[None]:
         """Mark a fork in this block as that of a worker. `silent`: without Python's warning about threads.
 
-        A Supervisor that chose fork by itself keeps it, so the warning says nothing that its user could change.
+        A Supervisor that chose fork by itself does not change its start method later, so its user could do nothing.
         warnings.catch_warnings() would exchange the whole list of filters, and so undo what another thread sets
         meanwhile. Here one entry goes into the list and out again.
         """
@@ -2833,9 +2889,9 @@ class Handlers:
     def _block_for_fork(self) -> None:
         """Before a fork, in the thread that forks: block SIGTERM and SIGHUP if we handle them.
 
-        If a signal has a Python handler, a forked child drops the signal when it comes before the child's first line.
-        The host may end its child just then, and rely on the default, which kills at once. So the child gets the
-        signal after _forget_in_child() has put the default back.
+        If a signal has a Python handler, a forked child loses a signal that comes before its first line. The program
+        may send SIGTERM to its child then, and expect that it dies. So the signal waits until _forget_in_child() has
+        restored the default.
         """
         ours = [self._exit_cleanly, *(entry[1] for entry in self._exchanged)]
         numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
@@ -2848,9 +2904,9 @@ class Handlers:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _forget_in_child(self) -> None:
-        """In a forked child: no Supervisor is open here, and signals are handled as before we came.
+        """In a forked child: forget all Supervisors, and restore the handlers from before them.
 
-        A worker is left alone: it must not run the handlers of our caller, and _isolate() sets its own.
+        A worker keeps ours: it must not run the handlers of our caller, and _isolate() sets its own.
         """
         self._open.clear()
         if threading.get_ident() not in self._starting:
@@ -2880,12 +2936,12 @@ handlers = Handlers()
 # ---------------------------------------------------------------------------------------------------------------------
 
 BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
-QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and looks at `end`
+QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and reads `end`
 FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
-SPILL_TRIES = 100  # if none of them waits, and there is still no room for one, it is tried so often
-SPILL_SECONDS = 0.02  # from one such try to the next
-ORPHAN_SECONDS = 0.5  # how often a worker checks that its supervisor lives, besides the pipe
+SPILL_TRIES = 100  # how often to try a value for which there is no room, although none of those files is left
+SPILL_SECONDS = 0.02  # between two tries
+ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, besides the pipe
 
 
 class WorkerOptions(NamedTuple):
@@ -2901,7 +2957,7 @@ class WorkerOptions(NamedTuple):
 class Pipes(NamedTuple):
     """A worker's pipe ends. The supervisor wakes the worker by `wake`; the worker wakes the supervisor by `bell`.
 
-    When the supervisor is gone, `wake` is closed at its other end.
+    The other end of `wake` closes when the supervisor ends.
     """
 
     wake: Any
@@ -2914,7 +2970,7 @@ def worker_main(
     """The whole life of a worker process."""
     for end in list(_supervisor_ends):
         end.close()
-    ends = Pipes(*map(_out_of_reach, pipes))  # first: they may have the numbers of the standard streams
+    ends = Pipes(*map(_out_of_reach, pipes))  # first: _isolate() replaces 0 to 2, which may be pipes now
     _isolate(name, index, options.log)
     release_fork_server()
     queue = strategy.attach(name, primitives)
@@ -3046,14 +3102,16 @@ class Worker:
     def run(self, first: int, count: int) -> None:
         """Run the batch that was just claimed, task by task, up to where its `end` is now.
 
-        This loop is the cost of a short task. The store to `ends` makes a task finished: whoever is killed before it
-        has not finished the task, and whoever is killed after it has.
+        This loop is the cost of a short task. The store to `ends` makes a task finished. A worker killed before this
+        store has not finished the task. A worker killed after it has finished it.
 
-        The supervisor may stop this process anywhere, draw `end` back, and let it go on. The stop lasts longer than
-        QUIET_SECONDS. Between two looks at the clock lies exactly one call. So a stop shows as a slow task, and `end`
-        is read before another task begins. At most one task can begin between the stop and that look: the first
-        without its `ends`, which the supervisor never takes. The order of the lines below makes this true: the clock
-        is read before `end` at the start, and after each commit.
+        The supervisor may stop this process anywhere, lower `end`, and continue it. The stop lasts longer than
+        QUIET_SECONDS.
+        1. Between two readings of the clock there is exactly one call.
+        2. So a stop makes that call look slow, and `end` is read before another task begins.
+        3. At most one task can begin between the stop and that reading: the first one without its `ends`. The
+           supervisor never takes that one back.
+        4. So the clock must be read before the first read of `end`, and after each store to `ends`.
         """
         half = self._begin_batch(first, count)
         calls, payloads = self._read_lane()
@@ -3096,7 +3154,7 @@ class Worker:
         return self._half
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
-        """Return what to call, and with which payload, for each task of the batch."""
+        """Return the calls and the payloads of the batch, one for each task."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
         if fn_ids.count(fn_ids[0]) < len(fn_ids):
             return map(self._call, fn_ids), iter(self._payloads)
@@ -3174,7 +3232,7 @@ class Worker:
         except Exception as error:  # such as text that is not Unicode
             head, data = encode_value(_Failure(describe(error)), self._structures)
         half = self._half
-        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need room, too
+        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # each later task needs room for a record
         if len(data) > room:
             head, data = self._spill(self._first + task, head, data, room)
         end = at + 1 + len(data)
@@ -3249,7 +3307,10 @@ class Worker:
 
 
 class TaskLog(io.RawIOBase):
-    """Writes what functions print, line by line, each with its worker and task. A line is one write."""
+    """Writes what functions print, each line with its worker and task.
+
+    A line is one write, so that lines of different workers do not mix.
+    """
 
     def __init__(self, path: str, worker: int, task: Callable[[], int]) -> None:
         self._path = path

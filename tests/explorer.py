@@ -962,7 +962,7 @@ class World:
         for _ in range(4):  # also what cancelled tasks and dead workers leave
             self.block(actor, DRAINING)
             self.engine.next_check = 0.0
-            with self.engine._whole():
+            with self.engine._must_complete():
                 self.engine.feed()
                 self.engine.harvest()
                 self.engine.check_workers(self.now)
@@ -1396,7 +1396,7 @@ class World:
 
     def _halt_wanted(self) -> None:
         handle, self.wanted = self.pool.processes[self.wanted], None
-        with self.engine._whole():
+        with self.engine._must_complete():
             self.engine.halt(handle)
 
     def _ready_to_wake(self) -> bool:

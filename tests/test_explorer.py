@@ -388,13 +388,13 @@ class TakesTheOneInHand(LaneReader):
 
 
 class NeverMovesTaken(LaneReader):
-    _settle = changed(LaneReader._settle, "            self.taken = start + done\n", "            pass\n")
+    _settle = changed(LaneReader._settle, "            self.settled_below = start + done\n", "            pass\n")
 
 
 class IgnoresTaken(LaneReader):
     """Takes in again what a halt has taken in."""
 
-    _read = changed(LaneReader._read, "start = max(first, self.taken)", "start = first")
+    _read = changed(LaneReader._read, "start = max(first, self.settled_below)", "start = first")
 
 
 class StopsShortly(LaneReader):
@@ -429,7 +429,7 @@ class TrustsEnd(LaneReader):
     """Reads a batch up to its `end`, also where a halt has drawn that back."""
 
     _limits = changed(
-        LaneReader._limits, "self.bound if self.bounded == number else words[half.end]", "words[half.end]"
+        LaneReader._limits, "self.bound if self.halted_batch == number else words[half.end]", "words[half.end]"
     )
 
 
@@ -440,7 +440,7 @@ class UsesWhatItRead(LaneReader):
         LaneReader._take_back,
         "if claiming or not process.stands_still():",
         "if claiming:",
-        "        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores\n"
+        "        if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value\n"
         "            return False\n",
         "",
     )
@@ -451,7 +451,7 @@ class LooksTooEarly(LaneReader):
 
     _take_back = changed(
         LaneReader._take_back,
-        "        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores\n"
+        "        if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value\n"
         "            return False\n",
         "",
     )

@@ -64,7 +64,7 @@ def test_tasks_that_wait_for_a_retry_hold_up_nothing(workers):
 
 
 def test_results_in_order_wait_for_a_retry():
-    with Supervisor([flaky], workers=2, retries=1, retry_delay=0.1) as supervisor:
+    with Supervisor([flaky], workers=2, retries=2, retry_delay=0.1) as supervisor:
         assert list(supervisor.map(flaky, [str(number) for number in range(20)])) == [str(n) for n in range(20)]
 
 
