@@ -40,7 +40,7 @@ The segment, in bytes
 ---------------------
   QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
   WorkerStatus x W     the worker's line: claims published asleep ready limit leaving
-                       the supervisor's line: harvested leave pid completed failed started
+                       the supervisor's line: harvested leave pid
   (a strategy's own)   empty for the ring; see variants/
   LocalTaskQueue x W   two halves, each with room for a batch: first end began special | a lane of `batch` task slots |
                        ends[batch] | stamps[batch] | a log for the values
@@ -2172,7 +2172,6 @@ class WorkerPool:
         with contextlib.suppress(OSError):  # the child does the same; one of the two comes first
             os.setpgid(process.pid, process.pid)
         queue.words[process.status + PID] = process.pid
-        queue.words[process.status + STARTED] += 1
 
     def ring(self) -> None:
         """Wake the sleepers for which there is enough work. Ring only once for each sleep."""
@@ -2292,33 +2291,20 @@ class WorkerPool:
             process.signal_group(signal.SIGCONT)
         return bool(stopped)
 
-    def free_lock(self, holder: int, seconds: float) -> None:
-        """The lock has not been had for so long: its holder, or somebody if none has signed, was stopped or killed."""
+    def free_lock(self, lock: KernelLock, holder: int, seconds: float) -> None:
+        """See to the holder of a lock that the supervisor has not got for so many seconds.
+
+        holder: the worker that has signed, or -1 if none has. A stopped holder is continued, and killed if that does
+        not help. If the holder is dead, the lock sees to it.
+        """
         living = [process for process in self.living() if not process.is_dead()]
-        for process in living:
-            if seconds >= 1 and holder in (process.index, -1):
-                process.signal_group(signal.SIGCONT)
-                if holder >= 0 and seconds >= STOP_SECONDS:
-                    process.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
-        lost = seconds >= 1 if holder < 0 else all(process.index != holder for process in living)
-        if lost and not self._queue.kernel_unlocks:
-            self._replace_lock(living)
-
-    def _replace_lock(self, living: Sequence[WorkerProcess]) -> None:
-        """The lock went with its holder. A worker that asks for it leaves; one that may be inside is waited for."""
-        self._queue.renew_lock(self._context)
-        for process in living:
-            self._write(process.wake, b"!")  # those that sleep ask for it
-        deadline = time.monotonic() + 1
-        while inside := [process for process in living if not process.is_dead() and self._may_hold_lock(process)]:
-            if time.monotonic() > deadline:
-                for process in inside:
-                    process.kill()
-            time.sleep(0.001)
-
-    def _may_hold_lock(self, process: WorkerProcess) -> bool:
-        """Return True if a worker that lives may be inside the lock: not while it has a task in hand."""
-        return self._queue.is_claiming(process.index) or self._queue.glance(process.index).in_hand is None
+        suspects = [process for process in living if holder in (process.index, -1)]
+        for process in suspects if seconds >= 1 else ():
+            process.signal_group(signal.SIGCONT)
+            if holder >= 0 and seconds >= STOP_SECONDS:
+                process.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
+        if not suspects or (holder < 0 and seconds >= 1):
+            lock.holder_died(self._queue, self._context, living)
 
     def living(self) -> list[WorkerProcess]:
         return [process for process in self.processes if process.child is not None]
@@ -2867,8 +2853,6 @@ def worker_main(
     try:
         worker.start()
         worker.serve()
-    except LockLostError:
-        os._exit(0)
     except BaseException as error:
         if not worker.disowned:
             queue.leave_note(index, describe(error))
@@ -3240,18 +3224,26 @@ class TaskLog(io.RawIOBase):
 # The queue: every access to a shared word that more than one process may write or wait for.
 # ---------------------------------------------------------------------------------------------------------------------
 
-WAKE_SHARE = 5  # into so many parts a batch is divided; one of them is worth waking a worker for
-LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not get the lock
+WAKE_SHARE = 5  # a sleeper is woken for each fifth of a batch in the ring: about a millisecond of work
+LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not get a lock
 
 
-class LockLostError(Exception):
-    """The lock's holder died, and the lock with it: a worker that waits for it leaves, with nothing in hand."""
+class Span(NamedTuple):
+    """`count` positions that follow each other, from `first` on. In a ring: as many slots from this index on."""
+
+    first: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name
+
+    @property
+    def end(self) -> int:
+        """The position behind the last one."""
+        return self.first + self.count
 
 
 class Glance(NamedTuple):
     """What a worker's current batch seems to hold: a hint, since the worker goes on meanwhile.
 
-    number: of the batch. The tasks at [first, first + done) are finished, the next one is in hand if it lies below
+    number: of the batch. The tasks at [first, first + done) are finished. The next one is in hand if it lies below
     `end`, and the rest has not begun. began: when the batch began, in seconds of time.perf_counter().
     """
 
@@ -3276,17 +3268,17 @@ class Glance(NamedTuple):
 class QueueMemory:
     """The parts of a queue's segment, and what every strategy does with them in the same way.
 
-    num_slots, slot_size, num_workers, batch, owner_pid: from the header. words: the whole as 64-bit words. status: the
-    index of each worker's first word. ring: the slots. halves: two for each worker. heap: the window for payloads that
-    do not fit a slot. extra_offset: where the strategy's own bytes are.
+    num_slots, slot_size, num_workers, batch, owner_pid: from the header. words: the whole segment as 64-bit words.
+    status: the index of each worker's first word. ring: the slots. halves: two for each worker. heap: a window on the
+    payloads that do not fit a slot, which begins at heap_offset. state_offset: where the strategy's own bytes begin.
     """
 
-    def __init__(self, segment: Segment, extra: Callable[[int, int], int]) -> None:
+    def __init__(self, segment: Segment) -> None:
         header = QueueHeader.from_buffer_copy(segment.window(0, ctypes.sizeof(QueueHeader)))
         self.num_slots, self.slot_size = header.num_slots, header.slot_size
-        self.num_workers, self.batch, self.owner_pid = header.num_workers, header.batch, header.owner_pid
-        extra_bytes = extra(self.num_slots, self.num_workers)
-        sizes = (self.num_slots, self.slot_size, self.num_workers, self.batch, extra_bytes, header.heap_bytes)
+        self.num_workers, self.batch = header.num_workers, header.batch
+        self.owner_pid = header.owner_pid
+        sizes = [getattr(header, name) for name in SIZES]
         wrong = SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
         if header.version != LAYOUT_VERSION or max(sizes) > segment.size:
             raise wrong
@@ -3296,50 +3288,50 @@ class QueueMemory:
         self.segment, self.name, self.words = segment, segment.name, segment.words
         self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
         self.heap = segment.window(layout.heap.offset, header.heap_bytes)
-        self.heap_offset, self.extra_offset = layout.heap.offset, layout.extra.offset
-        half = ctypes.sizeof(batch_half(self.slot_size, self.batch))
-        starts = [layout.local.offset + 2 * worker * half for worker in range(self.num_workers)]
-        self.halves = [
-            [Half(segment, start + number * half, self.batch, self.slot_size) for number in range(2)]
-            for start in starts
-        ]
+        self.heap_offset, self.state_offset = layout.heap.offset, layout.extra.offset
+        half = batch_half(self.slot_size, self.batch)
+        step = ctypes.sizeof(half)
+        halves = [Half(segment, layout.local.offset + i * step, half) for i in range(2 * self.num_workers)]
+        self.halves = list(zip(halves[0::2], halves[1::2]))
         step = ctypes.sizeof(WorkerStatus) // 8
         self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
         note = WorkerStatus.note
         self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
 
-    def _write(self, places: Iterable[tuple[int, int]], tasks: Tasks) -> None:
-        """Write tasks into the ring, at these (index, count)."""
+    def _write(self, places: Iterable[Span], tasks: Tasks) -> None:
+        """Write tasks into these slots of the ring."""
         done = 0
         for index, length in places:
             self.ring.write(index, tasks if length == len(tasks.data) else tasks.part(done, done + length))
             done += length
 
     def half(self, worker: int, number: int) -> Half:
-        """Where the batch of this number lies."""
+        """The half in which the batch of this number lies."""
         return self.halves[worker][number & 1]
 
-    def _fill_half(self, worker: int, first: int, count: int, places: Iterable[tuple[int, int]]) -> None:
-        """Make the tasks at these places of the ring the worker's next batch (worker). Nothing is committed yet.
+    def _fill_half(self, worker: int, span: Span, places: Iterable[Span]) -> None:
+        """Make the tasks of a span, which lie in these slots, the worker's next batch (worker). This commits nothing.
 
-        `claims` grows last: a death before leaves nothing, and a death after it leaves a batch that `end` bounds.
+        `claims` grows last. A death before that leaves nothing. A death after it leaves a batch that `end` bounds.
         """
         words, claims = self.words, self.status[worker] + CLAIMS
         number = words[claims] + 1
         half = self.half(worker, number)
         self._copy_to_lane(half, places)
-        half.clear(count)
+        half.clear(span.count)
         words[half.special] = 0
-        words[half.first] = first
-        words[half.end] = first + count
+        words[half.first] = span.first
+        words[half.end] = span.end
         words[claims] = number
 
-    def _copy_to_lane(self, half: Half, places: Iterable[tuple[int, int]]) -> None:
-        size, done = self.slot_size, 0
+    def _copy_to_lane(self, half: Half, places: Iterable[Span]) -> None:
+        ring, lane = self.ring.bytes, half.lane.bytes
+        size = self.slot_size
+        start = 0
         for index, length in places:
-            part = self.ring.bytes[index * size : (index + length) * size]
-            half.lane.bytes[done * size : (done + length) * size] = part
-            done += length
+            stop = start + length * size
+            lane[start:stop] = ring[index * size : (index + length) * size]
+            start = stop
 
     def glance(self, worker: int) -> Glance:
         """Look at a worker's current batch while the worker goes on (supervisor, watcher)."""
@@ -3351,7 +3343,7 @@ class QueueMemory:
         return Glance(number, first, half.done(count), first + count, half.began[0])
 
     def reset(self, worker: int) -> None:
-        """Make the words of a dead worker ready for its successor, once its batches have been read (supervisor)."""
+        """Prepare the words of a dead worker for its successor, once its batches have been read (supervisor)."""
         words, status = self.words, self.status[worker]
         for half in self.halves[worker]:
             words[half.end] = words[half.first]
@@ -3361,34 +3353,29 @@ class QueueMemory:
         words[status + ASLEEP] = 0
 
     def sleepers(self) -> list[tuple[int, int]]:
-        """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
-        every sleep that began before them; one that began later saw what they did."""
-        sleeps = [self.words[status + ASLEEP] for status in self.status]
-        return [(worker, number) for worker, number in enumerate(sleeps) if number]
+        """The workers that sleep, each with the number of its sleep (supervisor).
+
+        This sees every sleep that began before the last push or harvest. Whoever fell asleep later has seen that one.
+        """
+        words = self.words
+        return [(worker, number) for worker, status in enumerate(self.status) if (number := words[status + ASLEEP])]
 
     def leave_note(self, worker: int, text: str) -> None:
-        """Say why this process ends (worker); read by the supervisor once it is reaped."""
-        note = WorkerStatus.note.size
-        self._notes[worker][:] = text.encode("utf-8", "replace")[: note - 1].ljust(note, b"\0")
+        """Say why this process ends (worker). The supervisor reads it once it has reaped the process."""
+        size = WorkerStatus.note.size
+        self._notes[worker][:] = text.encode("utf-8", "replace")[: size - 1].ljust(size, b"\0")
 
     def take_note(self, worker: int) -> str:
-        text = bytes(self._notes[worker]).partition(b"\0")[0].decode("utf-8", "replace")
+        """Read and clear a dead worker's note (supervisor)."""
+        text = bytes(self._notes[worker]).rstrip(b"\0").decode("utf-8", "replace")
         self.leave_note(worker, "")
         return text
-
-    def close(self) -> None:
-        self.segment.close()
-
-    def remove(self) -> None:
-        """Close it, and remove its files (supervisor)."""
-        self.close()
-        self.segment.unlink()
 
 
 def heap_size(rest: int) -> int:
     """Bytes of heap for a segment whose other parts have `rest` bytes.
 
-    Fewer than HEAP_BYTES where a file may not be that large, and half of what is free, since large values need room.
+    Less than HEAP_BYTES if a file may not be that large, and half of what is free, since large values need room.
     """
     space = os.statvfs(shared_directory())
     size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
@@ -3398,47 +3385,129 @@ def heap_size(rest: int) -> int:
     return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
 
 
+class KernelLock:
+    """A lock that the kernel releases when its holder dies (fcntl.lockf on one byte of the segment's file).
+
+    It belongs to the process, not to the descriptor. So a forked child does not hold it, a second acquire in the same
+    process succeeds, and closing any descriptor of the file releases it. Each process opens the segment once.
+
+    Another lock is a class with the same constructor, `size` and `shared`, and these five methods: refusal, prepare,
+    acquire, release, holder_died. Each process has its own object. size: bytes of the lock in the segment. shared:
+    what the supervisor's object has made, if anything, and a worker's object is given.
+    """
+
+    size: ClassVar[int] = 0
+
+    def __init__(self, segment: Segment, number: int, offset: int, shared: Any) -> None:
+        """Lock `number` of the segment, with its bytes at `offset`. shared: None in the supervisor, at first."""
+        self._segment, self._byte, self.shared = segment, LOCK_BYTE + number, shared
+
+    @classmethod
+    def refusal(cls) -> str:
+        """Say why this lock is not right on this machine. Empty if it is."""
+        return ""
+
+    def prepare(self, context: Any) -> None:
+        """Make the lock, before any worker starts (supervisor). context: of multiprocessing."""
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Acquire the lock. Return False if somebody else still holds it after `timeout` seconds.
+
+        Without a timeout the kernel queues the caller. With one the lock is polled, since only a signal can interrupt
+        a blocked lockf.
+        """
+        if timeout is None:
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
+            return True
+        deadline = time.monotonic() + timeout
+        tries = 0
+        while not self._try_acquire():
+            if time.monotonic() > deadline:
+                return False
+            tries += 1
+            if tries <= 20:
+                os.sched_yield()
+            else:
+                time.sleep(0.0005)
+        return True
+
+    def _try_acquire(self) -> bool:
+        try:
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            return False
+        return True
+
+    def release(self) -> None:
+        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
+
+    def holder_died(self, queue: SharedTaskQueue, context: Any, living: Sequence[WorkerProcess]) -> None:
+        """Free the lock of a dead holder (supervisor); here the kernel does. living: the other workers."""
+
+
 class SharedTaskQueue(QueueMemory):
-    """The ring and the workers' lanes, guarded by one lock that the kernel releases.
+    """The ring and the workers' lanes, guarded by one lock.
 
-    Each process makes its own object: the supervisor by `create`, a worker by `attach`. Methods are marked with
-    who calls them. A strategy overrides `prepare`, `make_primitives`, `make_lock`, or the hooks push, room, claim,
-    harvest, recover, drain, is_claiming, and keeps what they promise:
+    Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
+    calls it. A strategy is a subclass with another lock, another topology, or both. It overrides some of these hooks:
 
-    - a position names one push of one task; those of a claim follow each other, those of one worker grow;
-    - each claim belongs to exactly one worker or to none, whichever process is killed, at any point;
-    - a worker with nothing to do stores its asleep word in a way that whoever makes work afterwards will see it.
+      strategy, if_killed   its name, and what happens if a worker is killed inside; both for people
+      lock_type, num_locks  the class of its locks (see KernelLock), and how many are in `locks`; usually one
+      refusal               why it is not right on this machine
+      state_bytes, prepare  how many bytes of state it has in the segment; gives them their first values
+      room, push, drain     how many tasks there is room for; put tasks in; take tasks back
+      claim                 a worker's: publish the last batch, and take the next one, or go to sleep
+      harvest               tell how many batches have been read, and learn how many are finished
+      recover               undo what a dead worker has not committed
+      tell_to_leave         let this worker claim nothing more
+      is_claiming           return True if this worker, which stands still, is inside a claim
+      backlog, wakeable     how many tasks wait to be claimed; which sleepers to wake for them
+
+    Hooks use `words`, where worker i has those of a WorkerStatus from `status[i]` on; their own state, from byte
+    `state_offset` on; `_write`, which puts tasks into slots of the ring; `ring_spans`, which says which slots some
+    positions have; `_fill_half`, which copies tasks to a lane as the worker's next batch; `share`, which says how many
+    tasks a claim takes; and `_enter` and `_leave`, which acquire and release the lock. If its last holder died inside,
+    `_enter` calls `_repair_locked`. Hooks keep these promises:
+
+    - A position names one push of one task. The positions of a claim follow each other; those of a worker grow.
+    - Each claim belongs to exactly one worker or to none, whichever process is killed, at any point. After a death
+      before the commit, the tasks can be claimed again, and the `end` of their half does not go beyond its `first`.
+    - `claim` first stores `published`. It takes nothing while `claims - harvested` is 2 or `leave` is set. It stores
+      0 in `asleep`, or a new number if it takes nothing. The next push and harvest see that.
+    - `harvest` stores in SUPERVISOR_ASLEEP whether no worker has finished anything new.
     """
 
     strategy: ClassVar[str] = "lockf"
     if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
-    kernel_unlocks: ClassVar[bool] = True  # else the supervisor calls renew_lock when a holder has died
+    lock_type: ClassVar[type[KernelLock]] = KernelLock
     first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
 
     @classmethod
     def create(
         cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = multiprocessing
     ) -> SharedTaskQueue:
-        """Make the segment and its primitives (supervisor). Sizes in slots, bytes, processes and slots.
+        """Make the segment and the locks (supervisor). Sizes in slots, bytes, processes and slots.
 
-        Raises OSError: ENOSPC where shared memory is too small, ENOTSUP where the strategy is not right here."""
+        Raises OSError: ENOSPC if shared memory is too small, ENOTSUP if the strategy is not right here.
+        """
         if reason := cls.refusal():
             raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
         sizes = (num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers))
         layout = segment_layout(*sizes)
         rest = ctypes.sizeof(layout)
         heap_bytes = heap_size(rest)
-        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
-        segment = Segment(name, rest + heap_bytes, rest)
+        header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, (*sizes, heap_bytes))))
+        header.owner_pid, header.owner_start = os.getpid(), process_state(os.getpid())[1]
+        header.ring_end = layout.ring.offset + layout.ring.size
+        header.pushed.value = header.claimed.value = cls.first_position
+        segment = Segment(f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}", rest + heap_bytes, rest)
         try:
-            header = QueueHeader(
-                version=LAYOUT_VERSION, num_slots=num_slots, slot_size=slot_size, num_workers=num_workers, batch=batch
-            )
-            header.owner_pid, header.owner_start = os.getpid(), process_state(os.getpid())[1]
-            header.ring_end, header.heap_bytes = layout.ring.offset + layout.ring.size, heap_bytes
             segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
-            segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
-            queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
+            queue = cls(segment, None)
+            for lock in queue.locks:
+                lock.prepare(context)
             queue.prepare()
             for worker in range(num_workers):
                 queue.reset(worker)
@@ -3455,55 +3524,68 @@ class SharedTaskQueue(QueueMemory):
         return cls(Segment(name), primitives)
 
     def __init__(self, segment: Segment, primitives: Any) -> None:
-        super().__init__(segment, self.extra_bytes)
-        self.primitives = primitives
-        self.stuck: Callable[[int, float], None] = lambda holder, seconds: None  # called while the lock is not had
+        super().__init__(segment)
+        first = self.state_offset + whole_lines(self.state_bytes(self.num_slots, self.num_workers))
+        size = whole_lines(self.lock_type.size)
+        given = primitives or [None] * self.num_locks(self.num_workers)
+        self.locks = [self.lock_type(segment, i, first + i * size, shared) for i, shared in enumerate(given)]
+        self._lock: Any = self.locks[0]
+        self.stuck: Callable[[KernelLock, int, float], None] = lambda *_: None  # see WorkerPool.free_lock
         self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
         self._sleeps = 0
-        self._lock = self.make_lock()
-
-    # What a strategy is made of; overridden by variants.
-
-    @classmethod
-    def refusal(cls) -> str:
-        """Why this strategy is not right on this machine, after a test of its own; empty where it is."""
-        return ""
 
     @classmethod
     def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        """Bytes of state of its own at the end of the segment."""
-        return 0
+        """Bytes of the strategy's state and its locks."""
+        locks = cls.num_locks(num_workers) * whole_lines(cls.lock_type.size)
+        return whole_lines(cls.state_bytes(num_slots, num_workers)) + locks
+
+    @property
+    def primitives(self) -> list[Any]:
+        """What every worker is given at its start: a part for each lock (supervisor)."""
+        return [lock.shared for lock in self.locks]
+
+    def close(self) -> None:
+        self.locks.clear()  # a lock may keep something in the system as long as it lives
+        self._lock = None
+        self.segment.close()
+
+    def remove(self) -> None:
+        """Close the queue, and remove its files (supervisor)."""
+        self.close()
+        self.segment.unlink()
+
+    # What a strategy is made of.
 
     @classmethod
-    def make_primitives(cls, context: Any, num_slots: int, num_workers: int) -> Any:
-        """What the supervisor makes and every worker is given at its start (supervisor)."""
-        return None
+    def refusal(cls) -> str:
+        """Say why this strategy is not right on this machine. Empty if it is."""
+        return cls.lock_type.refusal()
+
+    @classmethod
+    def num_locks(cls, num_workers: int) -> int:
+        return 1
+
+    @classmethod
+    def state_bytes(cls, num_slots: int, num_workers: int) -> int:
+        return 0
 
     def prepare(self) -> None:
-        """Give what the strategy keeps in the segment its first value (supervisor)."""
-
-    def make_lock(self) -> Any:
-        """An object with acquire(timeout) -> bool and release()."""
-        return KernelLock(self.segment)
-
-    def renew_lock(self, context: Any) -> None:
-        """Put another lock in the place of one whose holder died (supervisor), unless the kernel unlocks.
-
-        From here on, whoever waits for the old one gets LockLostError, and so does whoever asks for it later."""
+        """Give the strategy's state its first values (supervisor)."""
 
     # The lock. Between _enter and _leave there is no `with` and no `finally`: an exception there ends a worker, and
     # then the kernel releases the lock and the next holder repairs.
 
     def _enter(self, worker: int | None) -> None:
-        """Take the lock, repair what a dead holder left, and sign `dirty`. None is the supervisor.
+        """Acquire the lock, repair what a dead holder left, and sign `dirty`. None is the supervisor.
 
-        A worker waits without a deadline: a dead holder is the kernel's business, a stopped one the supervisor's,
-        which asks for the lock several times a second.
+        A worker waits without a deadline. The supervisor, which asks for the lock several times a second, sees to a
+        holder that was stopped.
         """
         if worker is None:
             since = time.monotonic()
             while not self._lock.acquire(LOCK_PATIENCE):
-                self.stuck(self.words[DIRTY] - 1, time.monotonic() - since)
+                self.stuck(self._lock, self.words[DIRTY] - 1, time.monotonic() - since)
         else:
             self._lock.acquire()
         if self.words[DIRTY]:
@@ -3515,7 +3597,7 @@ class SharedTaskQueue(QueueMemory):
         self._lock.release()
 
     def _repair_locked(self) -> None:
-        """Take back a claim that was not committed. May be killed and run again."""
+        """Undo a claim that was not committed. The process may be killed in here; then this runs again."""
         words = self.words
         claimed = words[CLAIMED]
         for half in itertools.chain.from_iterable(self.halves):
@@ -3528,21 +3610,20 @@ class SharedTaskQueue(QueueMemory):
         """How many tasks can be pushed now, at the least (supervisor)."""
         return int(self.num_slots - (self._pushed - self._claimed))
 
-    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
-        """Put `tasks`, no more than `room()`, into the ring (supervisor); their positions as (first, count)."""
-        words, count = self.words, len(tasks.data)
-        first = self._pushed
-        self._write(ring_spans(first, count, self.num_slots), tasks)  # beyond `pushed`: nobody reads there
+    def push(self, tasks: Tasks) -> list[Span]:
+        """Put `tasks`, at most `room()`, into the ring. Return their positions (supervisor)."""
+        span = Span(self._pushed, len(tasks.data))
+        self._write(ring_spans(*span, self.num_slots), tasks)  # beyond `pushed`: nobody reads there
         self._enter(None)
-        words[PUSHED] = self._pushed = first + count
+        self.words[PUSHED] = self._pushed = span.end
         self._leave()
-        return [(first, count)]
+        return [span]
 
-    def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
-        """Take up to `limit` tasks into the lane, or go to sleep (worker). Return their positions as (first, count).
+    def claim(self, worker: int, limit: int) -> Span | None:
+        """Take up to `limit` tasks into the lane, or go to sleep. Return their positions (worker).
 
-        The current batch must be finished: a claim publishes it. A worker does not get more than its share of what is
-        there, and nothing while two of its batches wait to be harvested, or once it is told to leave.
+        The current batch must be finished: a claim publishes it. A worker gets no more than its share of what is
+        there. It gets nothing while two of its batches wait to be harvested, or once it is told to leave.
         """
         words, status = self.words, self.status[worker]
         self._enter(worker)
@@ -3551,21 +3632,23 @@ class SharedTaskQueue(QueueMemory):
         count = 0
         if claims - words[status + HARVESTED] < 2 and not words[status + LEAVE]:
             count = min(self.batch, self.share(words[PUSHED] - first, limit))
-        if count > 0:
-            self._fill_half(worker, first, count, ring_spans(first, count, self.num_slots))
-            words[CLAIMED] = first + count  # committed: from here on these tasks are the worker's
+        span = Span(first, count) if count > 0 else None
+        if span:
+            self._fill_half(worker, span, ring_spans(first, count, self.num_slots))
+            words[CLAIMED] = span.end  # committed: from here on these tasks are the worker's
             words[status + ASLEEP] = 0
         else:
             self._sleeps += 1
             words[status + ASLEEP] = self._sleeps
         self._leave()
-        return (first, count) if count > 0 else None
+        return span
 
     def harvest(self, harvested: Sequence[int]) -> list[int]:
-        """Tell each worker how many of its batches have been read, learn how many it has finished (supervisor).
+        """Tell each worker how many of its batches have been read. Return how many each has finished (supervisor).
 
-        Where there is nothing new the supervisor is noted as asleep: the next worker to publish rings.
-        Raises SpoiledSegmentError where a counter cannot be."""
+        If there is nothing new, the supervisor is noted as asleep: the next worker to publish rings.
+        Raises SpoiledSegmentError for a counter that cannot be right.
+        """
         words = self.words
         self._enter(None)
         for status, count in zip(self.status, harvested):
@@ -3580,23 +3663,23 @@ class SharedTaskQueue(QueueMemory):
         self._claimed = claimed
         return published
 
-    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
-        """Take back what no worker has claimed, as (first, count); with a worker, what only that one could claim.
+    def drain(self, worker: int | None = None) -> list[Span]:
+        """Take back what no worker has claimed; with a worker, what only that worker could claim (supervisor).
 
-        Called by the supervisor. From one ring everybody can claim, so there is nothing that only one could.
+        Every worker can claim from the one ring, so there is nothing that only one could.
         """
         if worker is not None:
             return []
         words = self.words
         self._enter(None)
-        first = words[CLAIMED]
+        span = Span(words[CLAIMED], self._pushed - words[CLAIMED])
         words[CLAIMED] = self._claimed = words[PUSHED]
         self._leave()
-        return [(first, self._pushed - first)] if first < self._pushed else []
+        return [span] if span.count > 0 else []
 
     def recover(self, worker: int) -> None:
-        """Bring in order what a worker left that died, once it has been reaped (supervisor)."""
-        self._enter(None)  # a claim that was not committed is taken back here
+        """Undo what a dead worker has not committed, once it has been reaped (supervisor)."""
+        self._enter(None)  # this repairs
         self._leave()
 
     def tell_to_leave(self, worker: int) -> None:
@@ -3609,14 +3692,14 @@ class SharedTaskQueue(QueueMemory):
         """Return True if this worker, which stands still, is inside a claim (supervisor)."""
         return bool(self.words[DIRTY] == worker + 1)
 
-    def share(self, available: int, limit: int) -> int:
-        """How many of the available tasks a worker takes that wants `limit` (worker): ceil(available / 2W), so that
-        the others find some, but not less than an eighth of what it wants: short tasks are not worth a claim each."""
-        return int(min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8)))
+    def backlog(self) -> int:
+        """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
+        return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
 
     def wakeable(self) -> list[tuple[int, int]]:
-        """The sleepers that it pays to wake (supervisor): one for each millisecond of work in the ring."""
-        tasks, worth = self.backlog(), []
+        """The sleepers to wake: one for each millisecond of work in the ring (supervisor)."""
+        tasks = self.backlog()
+        worth = []
         for worker, number in self.sleepers() if tasks else ():
             if self.has_free_half(worker):
                 worth.append((worker, number))
@@ -3630,39 +3713,42 @@ class SharedTaskQueue(QueueMemory):
         status = self.status[worker]
         return bool(self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2)
 
-    def backlog(self) -> int:
-        """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
-        return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
+    def share(self, available: int, limit: int) -> int:
+        """How many of the available tasks a worker takes that wants `limit` (worker).
+
+        This is available / (2 * workers), rounded up, so that others find some; but at least an eighth of `limit`,
+        since short tasks are not worth a claim each.
+        """
+        return int(min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The segment: a file in shared memory, its lock, the files beside it, and what removes them.
+# The segment: a file in shared memory, the files beside it, and what removes them.
 # ---------------------------------------------------------------------------------------------------------------------
 
 PREFIX = "shmq-"
-OWNER_BYTE, LOCK_BYTE = range(2)  # of the segment's file: locked as long as the supervisor lives; the queue's lock
+OWNER_BYTE, LOCK_BYTE = range(2)  # of the file: the supervisor locks the first while it lives; then come the locks
 
 
 @functools.cache
 def shared_directory() -> str:
-    """Where segments live: memory where the system shows it as a folder, else the folder for temporary files."""
+    """Where segments live: a folder that is memory, if the system has one, else the one for temporary files."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
 
 
 class Segment:
-    """A file in shared memory, mapped, with every view of it, and values that do not fit in files beside it.
+    """A file in shared memory, mapped, with every view of it. What does not fit lies in files beside it.
 
-    A plain file is the same memory that multiprocessing.shared_memory maps, without its resource tracker, which
-    unlinks live segments when a stranger exits and warns about what a killed process left (cpython#82300); and the
-    file can carry the lock. The supervisor creates it, the workers attach by name, both close it, the supervisor
-    unlinks it.
+    multiprocessing.shared_memory maps the same memory. But its resource tracker unlinks live segments when a stranger
+    exits, and warns about what a killed process left (cpython#82300). And a plain file can carry the lock. The
+    supervisor creates the file, workers attach by name, both close it, and the supervisor unlinks it.
     """
 
     def __init__(self, name: str, size: int = 0, reserved: int = 0) -> None:
-        """Attach to the segment `name`, or create it with `size` bytes, the first `reserved` of which are there.
+        """Attach to the segment `name`, or create it with `size` bytes and reserve memory for the first `reserved`.
 
-        The rest is address space, to be reserved as it is needed. Raises OSError: ENOSPC where the memory cannot be
-        reserved, ENOENT where there is no such segment.
+        The rest is address space. Raises OSError: ENOSPC if the memory cannot be reserved, ENOENT if there is no such
+        segment.
         """
         self.name, self.path = name, os.path.join(shared_directory(), name)
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if size else 0)
@@ -3670,7 +3756,7 @@ class Segment:
         self._views: list[memoryview] = []
         try:
             if size:
-                fcntl.lockf(self.fd, fcntl.LOCK_EX, 1, OWNER_BYTE)  # it waits: a sweep() may try this byte
+                fcntl.lockf(self.fd, fcntl.LOCK_EX, 1, OWNER_BYTE)  # waits, since a sweep() may try this byte
                 self._allocate(size, reserved)
             self._map = mmap.mmap(self.fd, 0)
         except BaseException:
@@ -3690,30 +3776,30 @@ class Segment:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
             where = shared_directory()
-            free = os.statvfs(where).f_bavail * os.statvfs(where).f_frsize
-            remedy = (
-                "take fewer slots (--slots), or enlarge it (docker run --shm-size=256m; mount -o remount,size=256m)"
+            space = os.statvfs(where)
+            message = (
+                f"{where} is too small: {reserved:,} bytes needed, {space.f_bavail * space.f_frsize:,} free; take fewer"
+                " slots (--slots), or enlarge it (docker run --shm-size=256m; mount -o remount,size=256m)"
             )
-            message = f"{where} is too small: {reserved:,} bytes needed, {free:,} free; {remedy}"
             raise OSError(errno.ENOSPC, message) from None
 
     def reserve(self, offset: int, size: int) -> None:
-        """Reserve memory before it is touched: a page that cannot be had is a SIGBUS (cpython#114390)."""
+        """Reserve memory before anybody touches it: a page that cannot be had later is a SIGBUS (cpython#114390)."""
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.fd, offset, size)
 
     def window(self, offset: int, size: int, unit: Any = "B") -> memoryview:
-        """A view of part of the segment in units of a struct format; it lives as long as the segment is open."""
+        """A view of part of the segment, in units of a struct format. It lives until the segment is closed."""
         whole = self.keep(memoryview(self._map))
         part = self.keep(whole[offset : offset + size])
-        return self.keep(part.cast(unit)) if unit != "B" else part
+        return self.keep(part.cast(unit))
 
     def keep(self, view: memoryview) -> memoryview:
         self._views.append(view)
         return view
 
     def release_views(self) -> None:
-        """Make every later access through a view an error; the latest first, since others stand on the earlier."""
+        """Make every later access through a view an error. The latest goes first: others stand on earlier ones."""
         while self._views:
             self._views.pop().release()
 
@@ -3734,54 +3820,15 @@ class Segment:
         remove_segment(self.path)
 
 
-class KernelLock:
-    """A lock on one byte of a file (fcntl.lockf). The kernel releases it when its holder dies, however it dies.
-
-    It belongs to the process, not to the descriptor: forked children do not have it, and taking it again in the
-    same process succeeds. Closing any descriptor of the file in the holder would drop it, so each process opens the
-    segment once.
-    """
-
-    def __init__(self, segment: Segment, byte: int = LOCK_BYTE) -> None:
-        self._segment, self._byte = segment, byte
-
-    def acquire(self, timeout: float | None = None) -> bool:
-        """Wait for the lock, for `timeout` seconds at most; whether it was had.
-
-        Without a timeout the kernel puts the caller in a queue and wakes it; with one it is asked again and again,
-        because a blocked lockf can only be cut short by a signal.
-        """
-        if timeout is None:
-            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
-            return True
-        deadline, tries = time.monotonic() + timeout, 0
-        while True:
-            try:
-                fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
-                return True
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-            if time.monotonic() > deadline:
-                return False
-            tries += 1
-            os.sched_yield() if tries <= 20 else time.sleep(0.0005)
-
-    def release(self) -> None:
-        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
-
-
 def remove_segment(path: str) -> None:
-    """Remove a segment's file after those beside it, so that what a kill leaves in between is found again.
+    """Remove the files beside a segment, and then its own: what a kill leaves in between is found by the next sweep.
 
-    Look once more after it: an orphaned worker may have made another one (see `Worker._spill`)."""
-    beside = glob.escape(path) + ".*"
-    for file in [*glob.glob(beside), path]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file)
-    for file in glob.glob(beside):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file)
+    Do it twice, since an orphaned worker may have made another file meanwhile (see `Worker._spill`).
+    """
+    for _ in range(2):
+        for file in [*glob.glob(glob.escape(path) + ".*"), path]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
 
 
 WORKER_VARIABLE = "SHMQUEUE_WORKER"  # in the environment of functions: the worker's index
@@ -3791,21 +3838,22 @@ RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the
 def end_strays(name: str) -> None:
     """Kill what the functions of a run have started and left behind in sessions of their own.
 
-    Their environment names the run; this needs /proc, and does not find a process that was forked and not executed."""
-    mark, me = f"{RUN_VARIABLE}={name}".encode(), os.geteuid()
+    Their environment names the run. This needs /proc, and misses a process that was forked and has executed nothing.
+    """
+    mark = f"{RUN_VARIABLE}={name}".encode()
     for path in glob.glob("/proc/[0-9]*"):
         with contextlib.suppress(OSError):
-            if os.stat(path).st_uid == me:
+            if os.stat(path).st_uid == os.geteuid():
                 with open(path + "/environ", "rb") as file:
                     if mark in file.read().split(b"\0"):
                         os.kill(int(path[6:]), signal.SIGKILL)
 
 
 def sweep() -> list[str]:
-    """Remove the segments of dead supervisors of this user, and what their functions left; the names of those removed.
+    """Remove the segments of this user's dead supervisors, and what their functions left. Return their names.
 
-    Dead is: nobody holds the owner's byte (which also speaks for other pid namespaces), and no process has the
-    owner's pid and start time. Segments with this process's own pid are left: to open and close one of them would
+    A supervisor is dead if nobody holds the lock on its owner byte (this also works across pid namespaces), and no
+    process has its pid and start time. Segments with this process's own pid stay: to open and close one of them would
     drop the locks that this process holds on it.
     """
     removed = []
@@ -3816,14 +3864,19 @@ def sweep() -> list[str]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
             if not _owner_lives(pid, file):
                 end_strays(name)
-                for link in glob.glob(glob.escape(path) + ".sem.*"):  # another name of a semaphore, which goes too
-                    named = os.path.join(shared_directory(), link[len(path) + 1 :])
-                    with contextlib.suppress(FileNotFoundError):
-                        if os.path.samefile(link, named):
-                            os.unlink(named)
+                _remove_linked(path)
                 remove_segment(path)
                 removed.append(name)
     return removed
+
+
+def _remove_linked(path: str) -> None:
+    """Remove the named semaphores that have links beside a segment (see variants/single_lock.py)."""
+    for link in glob.glob(glob.escape(path) + ".sem.*"):
+        named = os.path.join(shared_directory(), link[len(path) + 1 :])
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samefile(link, named):
+                os.unlink(named)
 
 
 def runs() -> list[str]:
@@ -3831,31 +3884,33 @@ def runs() -> list[str]:
     names = []
     for name, path, pid in _own_segments():
         with contextlib.suppress(OSError), open(path, "rb") as file:
-            names += [name] if _owner_lives(pid, file) else []
+            if _owner_lives(pid, file):
+                names.append(name)
     return names
 
 
 def _own_segments() -> list[tuple[str, str, int]]:
     """This user's segments: name, path, and the owner's pid."""
-    owned, found = os.geteuid(), []
+    found = []
     for path in sorted(glob.glob(os.path.join(shared_directory(), PREFIX + "*-*"))):
         name = os.path.basename(path)
         pid = name.split("-")[1]
         with contextlib.suppress(OSError):
-            if "." not in name and pid.isdigit() and os.lstat(path).st_uid == owned:
+            if "." not in name and pid.isdigit() and os.lstat(path).st_uid == os.geteuid():
                 found.append((name, path, int(pid)))
     return found
 
 
 def _owner_lives(pid: int, file: Any) -> bool:
-    """Whether the process `pid` made the segment in this file, or is about to make it."""
-    head, (state, start) = file.read(ctypes.sizeof(QueueHeader)), process_state(pid)
-    header = QueueHeader.from_buffer_copy(head) if len(head) == ctypes.sizeof(QueueHeader) else QueueHeader()
+    """Return True if process `pid` lives, and made the segment in this file or is about to make it."""
+    state, start = process_state(pid)
+    head = file.read(ctypes.sizeof(QueueHeader))
+    header = QueueHeader.from_buffer_copy(head.ljust(ctypes.sizeof(QueueHeader), b"\0"))
     return state not in ENDED and (header.magic != MAGIC or header.owner_start == start)
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Make a file of our own. Raises OSError, and leaves none."""
+    """Make a file of our own. Raises OSError, and leaves no file then."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         rest = memoryview(data)
@@ -3869,7 +3924,7 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def read_file(path: str, length: int) -> bytes:
-    """The `length` bytes of a file. Raises SpoiledSegmentError where they are not there."""
+    """The `length` bytes of a file. Raises SpoiledSegmentError if it has another length."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -3891,61 +3946,67 @@ TERMINATE = 0  # the fn_id that makes the worker which takes it leave
 OUT_OF_LINE = 1 << 31  # set in a fn_id: the slot holds a REFERENCE to the payload
 RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not plain bytes
 NEVER = (1 << 64) - 1  # the `leaving` word of a worker that goes on
-LINE = 128  # two cache lines, because processors fetch them in pairs; different writers keep to different lines
+LINE = 128  # two cache lines, since processors fetch them in pairs; different writers keep to different lines
 LOG_BYTES = 16 << 10  # the smallest log
 HEAP_BYTES = 32 << 20
+
+
+def whole_lines(size: int) -> int:
+    """Round a number of bytes up to whole lines."""
+    return -(-size // LINE) * LINE
+
+
+def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tuple[str, Any]]:
+    """The fields of a structure, with unused bytes behind them up to a multiple of so many bytes."""
+    size = sum(ctypes.sizeof(kind) for _, kind in fields)
+    return [*fields, (f"_unused{len(fields)}", ctypes.c_uint8 * (-size % multiple))]
 
 
 class Word(ctypes.Structure):
     """A 64-bit word that has its line to itself."""
 
-    _fields_ = [("value", ctypes.c_uint64), ("_unused", ctypes.c_uint8 * (LINE - 8))]
+    _fields_ = padded([("value", ctypes.c_uint64)])
 
 
 SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
 WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving")
-SUPERVISOR_WORDS = ("harvested", "leave", "pid", "completed", "failed", "started")
+SUPERVISOR_WORDS = ("harvested", "leave", "pid")
+SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_bytes")  # see segment_layout
 
 
 class QueueHeader(ctypes.Structure):
     """What the segment is, and the words that everybody shares.
 
-    pushed, claimed: positions; the ring holds the tasks in [claimed, pushed). dirty: who is inside the lock
-    (worker index + 1; num_workers + 1 is the supervisor), 0 for nobody. asleep: 1 while the supervisor has found
-    nothing to do.
+    version: LAYOUT_VERSION. owner_start: tells a pid from a later process with the same pid (see process_state).
+    ring_end: follows from the sizes, and shows that they are right. pushed, claimed: positions; the ring holds the
+    tasks in [claimed, pushed). dirty: who is inside the lock (the worker's index + 1; num_workers + 1 for the
+    supervisor), 0 for nobody. asleep: 1 while the supervisor has found nothing to do.
     """
 
     _fields_ = [
-        ("magic", ctypes.c_uint64),  # written last: a segment without it is not ready
-        ("version", ctypes.c_uint32),
-        ("num_slots", ctypes.c_uint32),
-        ("slot_size", ctypes.c_uint32),
-        ("num_workers", ctypes.c_uint32),
-        ("batch", ctypes.c_uint32),
-        ("owner_pid", ctypes.c_uint32),
-        ("owner_start", ctypes.c_uint64),  # see process_state: tells a pid from a later process with the same pid
-        ("ring_end", ctypes.c_uint64),  # follows from the sizes above, and shows that they are right
-        ("heap_bytes", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 56)),
+        *padded(
+            [
+                ("magic", ctypes.c_uint64),  # written last: a segment without it is not ready
+                *((name, ctypes.c_uint64) for name in ("version", "owner_pid", "ring_end", "owner_start", *SIZES)),
+            ]
+        ),
         *((name, Word) for name in SHARED_WORDS),
     ]
 
 
 class WorkerStatus(ctypes.Structure):
-    """One worker's words. Its own line first, then the supervisor's line, then the last words of a dying worker.
+    """One worker's words: its own line, the supervisor's line, and a note for the last words of a dying worker.
 
-    claims: batches claimed so far; published: how many of them are finished, as the supervisor may know. asleep: 0,
+    claims: batches claimed so far. published: how many of them are finished, as the supervisor may know. asleep: 0,
     or the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
     limit: how many tasks make a batch of BATCH_SECONDS. leaving: the position from which it will begin nothing, or
     NEVER. harvested: batches that the supervisor has taken in. leave: 1 once the worker is to leave at its next
-    claim. started: how many processes have been this worker.
+    claim. pid: of the process, or 0.
     """
 
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in WORKER_WORDS),
-        ("_unused", ctypes.c_uint8 * (LINE - 8 * len(WORKER_WORDS))),
-        *((name, ctypes.c_uint64) for name in SUPERVISOR_WORDS),
-        ("_unused2", ctypes.c_uint8 * (LINE - 8 * len(SUPERVISOR_WORDS))),
+        *padded([(name, ctypes.c_uint64) for name in WORKER_WORDS]),
+        *padded([(name, ctypes.c_uint64) for name in SUPERVISOR_WORDS]),
         ("note", ctypes.c_char * (2 * LINE)),
     ]
 
@@ -3953,8 +4014,8 @@ class WorkerStatus(ctypes.Structure):
 def task_slot(size: int) -> type[ctypes.Structure]:
     """The task slot of `size` bytes: which task, which function, and the payload.
 
-    payload[0] is the payload's length (0 to size - 9); its bytes follow, and the rest is zero. Where the payload
-    field is longer than 256 bytes, the length takes its first two bytes, in the machine's order.
+    payload[0] is the payload's length (0 to size - 9). Its bytes follow, and the rest is zero. In a payload field of
+    more than 256 bytes, the length takes the first two bytes, in the machine's order.
     """
     fields = [("tsk_id", ctypes.c_uint32), ("fn_id", ctypes.c_uint32), ("payload", ctypes.c_uint8 * (size - 8))]
     return type(f"TaskSlot{size}", (ctypes.Structure,), {"_fields_": fields, "__doc__": task_slot.__doc__})
@@ -3963,28 +4024,23 @@ def task_slot(size: int) -> type[ctypes.Structure]:
 TaskSlot128 = task_slot(128)
 
 
-def batch_half(slot_size: int, batch: int) -> type[ctypes.Structure]:
+def batch_half(slot_size: int, batch: int) -> Any:
     """One half of a worker's part of the segment: the tasks of one batch, and what became of them.
 
     first, end: the batch has the positions [first, end). began: when its first task began, in seconds of the worker's
     clock. special: how many records the log has. lane: the tasks. ends[i]: 0 until task i is finished, then the index
-    in `log` where its value ends; RECORD is set if that is a record. stamps[i]: when task i was finished, in seconds
+    in `log` where its value ends, with RECORD set if that is a record. stamps[i]: when task i was finished, in seconds
     of the worker's clock, or 0. log: the values, one after the other, from index 1 on.
     """
-    fields: list[tuple[str, Any]] = [
-        ("first", ctypes.c_uint64),
-        ("end", ctypes.c_uint64),
-        ("began", ctypes.c_double),
-        ("special", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 32)),
+    head = [("first", ctypes.c_uint64), ("end", ctypes.c_uint64), ("began", ctypes.c_double)]
+    fields = [
+        *padded([*head, ("special", ctypes.c_uint64)]),
         ("lane", task_slot(slot_size) * batch),
         ("ends", ctypes.c_uint64 * batch),
         ("stamps", ctypes.c_double * batch),
         ("log", ctypes.c_uint8 * max(LOG_BYTES, batch * slot_size)),
     ]
-    size = sum(ctypes.sizeof(field) for _, field in fields)
-    fields.append(("_unused2", ctypes.c_uint8 * (-size % LINE)))
-    return type("BatchHalf", (ctypes.Structure,), {"_fields_": fields, "__doc__": batch_half.__doc__})
+    return type("BatchHalf", (ctypes.Structure,), {"_fields_": padded(fields), "__doc__": batch_half.__doc__})
 
 
 class LocalTaskQueue(ctypes.Structure):
@@ -4000,20 +4056,17 @@ class LocalTaskQueue(ctypes.Structure):
 
 @functools.cache
 def segment_layout(
-    num_slots: int, slot_size: int, num_workers: int, batch: int, extra: int, heap_bytes: int = 0
+    num_slots: int, slot_size: int, num_workers: int, batch: int, extra_bytes: int, heap_bytes: int = 0
 ) -> Any:
-    """The whole segment as one ctypes type; `extra` bytes, on lines of their own, are for a strategy's own state."""
-    before = ctypes.sizeof(QueueHeader) + num_workers * ctypes.sizeof(WorkerStatus) + -(-extra // LINE) * LINE
-    before += num_workers * ctypes.sizeof(LocalTaskQueue.sized(slot_size, batch)) + num_slots * slot_size
+    """The whole segment as one ctypes type. extra: a strategy's state and its locks, in whole lines."""
     fields = [
         ("header", QueueHeader),
         ("status", WorkerStatus * num_workers),
-        ("extra", ctypes.c_uint8 * (-(-extra // LINE) * LINE)),
+        ("extra", ctypes.c_uint8 * extra_bytes),
         ("local", LocalTaskQueue.sized(slot_size, batch) * num_workers),
         ("ring", task_slot(slot_size) * num_slots),
-        ("_unused", ctypes.c_uint8 * (-before % mmap.PAGESIZE)),
-        ("heap", ctypes.c_uint8 * heap_bytes),
     ]
+    fields = [*padded(fields, mmap.PAGESIZE), ("heap", ctypes.c_uint8 * heap_bytes)]
     return type("SegmentLayout", (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -4021,17 +4074,20 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
     return (int(getattr(structure, name).offset) // 8 for name in names)
 
 
-# Indices of 64-bit words: these from the start of the segment, and the others from the start of a worker's status.
+# Indices of 64-bit words: from the start of the segment, of a worker's status, and of a half.
 PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
 CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING = _indices(WorkerStatus, WORKER_WORDS)
-HARVESTED, LEAVE, PID, COMPLETED, FAILURES, STARTED = _indices(WorkerStatus, SUPERVISOR_WORDS)
+HARVESTED, LEAVE, PID = _indices(WorkerStatus, SUPERVISOR_WORDS)
+FIRST, END, SPECIAL = _indices(batch_half(64, 1), ("first", "end", "special"))
 
 
-def ring_spans(first: int, count: int, size: int) -> list[tuple[int, int]]:
-    """The positions [first, first + count) in a ring of `size` slots, as (index, count) that do not wrap."""
+def ring_spans(first: int, count: int, size: int) -> list[Span]:
+    """The slots of the positions [first, first + count) in a ring of `size` slots: one span, or two if they wrap."""
     index = first % size
     head = min(count, size - index)
-    return [(index, head), (0, count - head)] if head < count else [(index, count)]
+    if head < count:
+        return [Span(index, head), Span(0, count - head)]
+    return [Span(index, count)]
 
 
 ROWS = 64
@@ -4039,15 +4095,15 @@ ROWS = 64
 
 @functools.cache
 def _rows(row: str, count: int) -> struct.Struct:
-    """`count` equal rows as one struct, so that one call packs them all; count is ROWS at most, so few are kept."""
+    """`count` equal rows as one struct, so that one call packs them all; at most ROWS, so that few are kept."""
     return struct.Struct("=" + row * count)
 
 
 class TaskSlots:
     """An array of task slots in the segment: the ring, or a lane.
 
-    A struct's `p` field (a length byte first) is trimmed in C, at a third of the cost of slicing in Python; it ends
-    at 255 bytes. In longer slots the length takes two bytes and an `s` field follows.
+    A struct's `p` field is a length byte and up to 255 others, which C trims at a third of the cost of slicing in
+    Python. Longer slots have a length of two bytes and an `s` field.
     """
 
     def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
@@ -4055,12 +4111,10 @@ class TaskSlots:
         area = size - 8
         self._short = area <= 256
         self.capacity = area - (1 if self._short else 2)
-        tail = f"{area}p" if self._short else f"H{area - 2}s"
-        self._row = "4xI" + tail
-        self._tail_row = "8x" + tail
-        stride = size // 4
+        self._row = f"8x{area}p" if self._short else f"8xH{area - 2}s"
         words = segment.window(offset, count * size, "I")
-        self._tsk_ids, self._fn_ids = segment.keep(words[0::stride]), segment.keep(words[1::stride])
+        self._tsk_ids = segment.keep(words[0 :: size // 4])
+        self._fn_ids = segment.keep(words[1 :: size // 4])
 
     def write(self, index: int, tasks: Tasks) -> None:
         """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
@@ -4068,19 +4122,19 @@ class TaskSlots:
         for start in range(0, len(data), ROWS):
             block = data[start : start + ROWS]
             values = block if self._short else [part for item in block for part in (len(item), item)]
-            _rows(self._tail_row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
+            _rows(self._row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
         self._tsk_ids[index : index + len(data)] = as_u32(tasks.tsk_ids)
         self._fn_ids[index : index + len(data)] = tasks.marked or tasks.fn_ids
 
     def get(self, index: int, count: int) -> tuple[list[int], list[bytes]]:
         """The fn_ids and the payloads of consecutive slots."""
-        flat: list[Any] = []
+        payloads: list[Any] = []
         for start in range(0, count, ROWS):
             rows = _rows(self._row, min(ROWS, count - start))
-            flat += rows.unpack_from(self.bytes, (index + start) * self.size)
-        if self._short:
-            return flat[0::2], flat[1::2]
-        return flat[0::3], [text[:length] for length, text in zip(flat[1::3], flat[2::3])]
+            payloads += rows.unpack_from(self.bytes, (index + start) * self.size)
+        if not self._short:
+            payloads = [text[:length] for length, text in zip(payloads[0::2], payloads[1::2])]
+        return self._fn_ids[index : index + count].tolist(), payloads
 
     def tsk_id(self, index: int) -> int:
         return int(self._tsk_ids[index])
@@ -4092,27 +4146,28 @@ class TaskSlots:
 class Half:
     """One half of a worker's part of the segment, as `batch_half` lays it out.
 
-    first, end, special: the indices of these words. The worker writes here while it runs the batch. The supervisor
-    reads it when the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
+    first, end, special: the indices of these words. The worker writes while it runs the batch. The supervisor reads
+    once the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
     """
 
-    def __init__(self, segment: Segment, offset: int, batch: int, slot_size: int) -> None:
-        layout: Any = batch_half(slot_size, batch)
-        self.first = (offset + layout.first.offset) // 8
-        self.end = (offset + layout.end.offset) // 8
-        self.special = (offset + layout.special.offset) // 8
-        self.began: Any = segment.window(offset + layout.began.offset, 8, "d")
-        self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, slot_size)
-        self.ends = segment.window(offset + layout.ends.offset, 8 * batch, "Q")
-        self.stamps: Any = segment.window(offset + layout.stamps.offset, 8 * batch, "d")
-        self.log = segment.window(offset + layout.log.offset, layout.log.size)
-        self._end_bytes = segment.window(offset + layout.ends.offset, 8 * batch)
-        self._stamp_bytes = segment.window(offset + layout.stamps.offset, 8 * batch)
+    def __init__(self, segment: Segment, offset: int, layout: Any) -> None:
+        def window(name: str, unit: str) -> Any:
+            field = getattr(layout, name)
+            return segment.window(offset + field.offset, field.size, unit)
+
+        self.first, self.end, self.special = (offset // 8 + word for word in (FIRST, END, SPECIAL))
+        self.began = window("began", "d")
+        self.ends: memoryview = window("ends", "Q")
+        self.stamps = window("stamps", "d")
+        self._end_bytes, self._stamp_bytes = window("ends", "B"), window("stamps", "B")
+        self.log: memoryview = window("log", "B")
+        batch = len(self.ends)
+        self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, layout.lane.size // batch)
         self._zeros = bytes(8 * batch)
         self._ones = array.array("Q", [1]).tobytes() * batch
 
     def clear(self, count: int) -> None:
-        """Forget what became of the tasks of an earlier batch, before one of `count` comes here (worker)."""
+        """Forget what became of an earlier batch, before one of `count` tasks comes here (worker)."""
         size = 8 * count
         self._end_bytes[:size] = self._zeros[:size]
         self._stamp_bytes[:size] = self._zeros[:size]
@@ -4134,7 +4189,7 @@ class Half:
         return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
 
     def seconds(self, start: int, stop: int) -> float | list[float]:
-        """How long each of the finished tasks [start, stop) took: one figure for each, or the mean of all of them."""
+        """How long each of the finished tasks [start, stop) took: a list, or the mean of all of them."""
         since = self.stamps[start - 1] if start else self.began[0]
         quick = slice(8 * start, 8 * (stop - 1))
         if bytes(self._stamp_bytes[quick]) == self._zeros[quick]:
@@ -4144,7 +4199,7 @@ class Half:
 
 
 def _shares(since: float, stamps: Sequence[float]) -> list[float]:
-    """The seconds of each task: those between two stamps share the time between them."""
+    """The seconds of each task. The tasks between two stamps share the time between them."""
     seconds: list[float] = []
     waiting = 0
     for stamp in stamps:
@@ -4158,10 +4213,8 @@ def _shares(since: float, stamps: Sequence[float]) -> list[float]:
 
 
 BLOCK = 2048  # tasks that are read, and pushed, at once
-RAMP, ONES = (  # the words 0, 1, 2, … and 1, 1, 1, … as one big integer each
-    int.from_bytes(array.array("I", words).tobytes(), sys.byteorder)
-    for words in (range(BLOCK), itertools.repeat(1, BLOCK))
-)
+RAMP = int.from_bytes(array.array("I", range(BLOCK)), sys.byteorder)  # the words 0, 1, 2, … as one big integer
+ONES = int.from_bytes(array.array("I", [1]) * BLOCK, sys.byteorder)
 
 
 def as_u32(numbers: Sequence[int]) -> array.array[int]:

@@ -51,13 +51,14 @@ def counting(strategy: type[shmqueue.SharedTaskQueue]) -> type[shmqueue.SharedTa
     """Return the strategy with locks that count. Each process appends its count to a file when it closes the queue."""
 
     class Counting(strategy):  # type: ignore[misc, valid-type]
-        def make_lock(self) -> Any:
-            made = super().make_lock()
-            if isinstance(made, list):
-                self.counted = [CountingLock(lock) for lock in made]
-                return self.counted
-            self.counted = [CountingLock(made)]
-            return self.counted[0]
+        def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
+            super().__init__(segment, primitives)
+            if isinstance(self._lock, list):
+                self.counted = [CountingLock(lock) for lock in self._lock]
+                self._lock = self.counted
+            else:
+                self.counted = [CountingLock(self._lock)]
+                self._lock = self.counted[0]
 
         def close(self) -> None:
             with open(os.environ[COUNTS], "a", encoding="ascii") as file:

@@ -562,7 +562,7 @@ class Seat:
             self._guard_half(half)
         queue.heap = Cells(self.words, queue.heap, "the heap", HEAP, 4096)
         if hasattr(queue, "states"):
-            first = (1 << 29) + queue.extra_offset
+            first = (1 << 29) + queue.state_offset
             queue.states = [
                 Cells(self.words, view, f"states {worker}", first + (worker << 10), 1, True)
                 for worker, view in enumerate(queue.states)
@@ -776,7 +776,7 @@ class World:
         asleep = {s + shmqueue.ASLEEP for s in status}
         self.shared = {shmqueue.SUPERVISOR_ASLEEP, shmqueue.CLAIMED, *asleep, *(s + shmqueue.LEAVE for s in status)}
         header = ("PUSHED", "CLAIMED", "DIRTY", "SUPERVISOR_ASLEEP")
-        fields = ("CLAIMS", "PUBLISHED", "ASLEEP", "READY", "LIMIT", "LEAVING", "HARVESTED", "LEAVE", "PID", "STARTED")
+        fields = ("CLAIMS", "PUBLISHED", "ASLEEP", "READY", "LIMIT", "LEAVING", "HARVESTED", "LEAVE", "PID")
         names = {getattr(shmqueue, name): name for name in header}
         names.update((s + getattr(shmqueue, name), name) for s in status for name in fields)
         names.update((first, "FIRST") for pair in self.firsts for first in pair)

@@ -107,9 +107,9 @@ class CommitsFirst(SharedTaskQueue):
 
     claim = changed(
         SharedTaskQueue.claim,
-        "            self._fill_half(worker, first, count, ring_spans(first, count, self.num_slots))\n",
-        "            words[CLAIMED] = first + count\n"
-        "            self._fill_half(worker, first, count, ring_spans(first, count, self.num_slots))\n",
+        "            self._fill_half(worker, span, ring_spans(first, count, self.num_slots))\n",
+        "            words[CLAIMED] = span.end\n"
+        "            self._fill_half(worker, span, ring_spans(first, count, self.num_slots))\n",
     )
 
 
@@ -127,7 +127,7 @@ class ClaimsLast(SharedTaskQueue):
 class KeepsOldEnds(SharedTaskQueue):
     """Does not zero the `ends` of the batch before the last."""
 
-    _fill_half = changed(SharedTaskQueue._fill_half, "half.clear(count)", "pass")
+    _fill_half = changed(SharedTaskQueue._fill_half, "half.clear(span.count)", "pass")
 
 
 class ReleasesEarly(SharedTaskQueue):
@@ -135,10 +135,10 @@ class ReleasesEarly(SharedTaskQueue):
 
     claim = changed(
         SharedTaskQueue.claim,
-        "            words[CLAIMED] = first + count ",
-        "            self._leave()\n            words[CLAIMED] = first + count ",
-        "        self._leave()\n        return (first",
-        "        count or self._leave()\n        return (first",
+        "            words[CLAIMED] = span.end ",
+        "            self._leave()\n            words[CLAIMED] = span.end ",
+        "        self._leave()\n        return span",
+        "        count or self._leave()\n        return span",
     )
 
 
