@@ -108,6 +108,7 @@ import heapq
 import importlib
 import io
 import itertools
+import marshal
 import math
 import mmap
 import operator
@@ -659,7 +660,7 @@ def parse_size(text: str) -> int:
 
 COUNTS = (1, 1 << 50)
 DELAYS = (0.0, 1e9)
-FN_IDS = (1, (1 << 31) - 1)  # the highest bit is OUT_OF_LINE
+FN_IDS = (1, (1 << 31) - 1)
 MEMORY = (1 << 20, 1 << 50)
 SLOT_SIZES = (64, 65536)
 
@@ -690,6 +691,7 @@ OPTIONS = (
     Option("watch", str, "[NAME]", "show the screen of a run in another terminal, and exit"),
     Option("clean", bool, "", "remove what dead runs left behind, and exit", False),
     Option("initializer", None, place=PYTHON),
+    Option("codec", None, place=PYTHON),
     Option("screen", None, default=False, place=PYTHON),
     Option("queue", None, place=PYTHON),
 )
@@ -1559,7 +1561,7 @@ class Packer:
             for at, item in enumerate(tasks.data):
                 if len(item) <= capacity:
                     marked[at] = fn_ids[at]
-        return Tasks(tasks.job, tasks.tsk_ids, fn_ids, tasks.payloads, references, block, marked)
+        return Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, references, block, marked)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
         """Write a payload that is too large for the heap to a file beside the segment."""
@@ -4604,6 +4606,8 @@ def describe_traceback(error: BaseException) -> str | None:
     if frames is None:
         return None
     try:
+        import traceback
+
         text = "".join(traceback.TracebackException(type(error), error, frames).format())
     except BaseException as second:  # whatever its notes, its cause and others do
         text = f"(its traceback raised {type(second).__name__})"
@@ -4705,6 +4709,8 @@ def as_json(value: Any) -> Any:
     if data is not None:
         return decode_text(data)
     try:
+        import json
+
         json.dumps(value, allow_nan=False)
         return value
     except (TypeError, ValueError, RecursionError):
@@ -4716,6 +4722,8 @@ def as_json(value: Any) -> Any:
 
 def as_text(value: Any) -> str:
     """The same as text: JSON, if it is not text already."""
+    import json
+
     form = as_json(value)
     return form if isinstance(form, str) else json.dumps(form)
 
@@ -5005,9 +5013,10 @@ class Results:
 
     Making one reads what is to be resumed, and changes nothing; results can be written after `begin`. A subclass is a
     format. read: yield each record with its place in words; None for what is no record. open: empty the file, or cut
-    off what a kill has left of the last record. put: write a row, whose payload and value are text.
+    off what a kill has left of the last record. put: write a row, whose payload is text. form: what becomes of a value.
     """
 
+    form = staticmethod(as_text)
     errors: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
     _file: Any = None
 
@@ -5064,7 +5073,8 @@ class Results:
 
     def write(self, result: TaskResult) -> None:
         self._records += 1
-        self._attempt(self.put, result._replace(payload=as_text(result.payload), value=as_text(result.value)))
+        value = None if result.value is None else self.form(result.value)
+        self._attempt(self.put, result._replace(payload=as_text(result.payload), value=value))
         if self.lost >= 256:
             self.save()
 
@@ -5166,8 +5176,9 @@ class TextResults(Results):
 
 
 class JsonLines(TextResults):
-    """A JSON object a line; bytes are text by surrogateescape."""
+    """A JSON object a line; bytes are text by surrogateescape, and a value of plain data is JSON itself."""
 
+    form = staticmethod(as_json)
     START = b'{"tsk_id": '
 
     def decode(self, record: bytes) -> Any:
@@ -5272,8 +5283,8 @@ def recorded_task(record: Any) -> tuple[str, bytes] | None:
     """Return the status and the digest of the task in a record; None if it is no record."""
     with contextlib.suppress(TypeError, LookupError):
         status, function, payload = (record[name] for name in RECORDED)
-        if status in OUTCOMES:
-            return status, task_digest(decode_text(to_bytes(function)), to_bytes(payload))
+        if status in OUTCOMES and {type(function), type(payload)} <= {str, bytes}:
+            return status, task_digest(as_text(function), encode_text(as_text(payload)))
     return None
 
 
@@ -5282,12 +5293,6 @@ def task_digest(function: str, payload: bytes) -> bytes:
     import hashlib
 
     return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
-
-
-def as_text(value: Any) -> str | None:
-    if value is None:
-        return None
-    return decode_text(to_bytes(value))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -6001,7 +6006,10 @@ class CommandLine:
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
     """Return what one wants to know at the end: first what went wrong, then which tasks took long, last the totals."""
-    lines = [f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}" for r in summary["failures"]]
+    lines = [
+        f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}{last_frame(r['traceback'])}"
+        for r in summary["failures"]
+    ]
     kinds = collections.Counter(summary["kinds"])
     slowest = summary["slowest"]
     seconds = summary["seconds"]
