@@ -41,7 +41,7 @@ The segment, in bytes
   QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
   WorkerStatus x W     the worker's line: claims published asleep ready limit leaving
                        the supervisor's line: harvested leave pid
-  (a strategy's own)   empty for the ring; see variants/
+  (a strategy's own)   its state and its locks; empty for the ring, see variants/
   LocalTaskQueue x W   two halves, each with room for a batch: first end began special | a lane of `batch` task slots |
                        ends[batch] | stamps[batch] | a log for the values
   TaskSlot128 x N      the ring
@@ -3654,7 +3654,7 @@ class SharedTaskQueue(QueueMemory):
       before the commit, the tasks can be claimed again, and the `end` of their half does not go beyond its `first`.
     - `claim` first stores `published`. It takes nothing while `claims - harvested` is 2 or `leave` is set. It stores
       0 in `asleep`, or a new number if it takes nothing. The next push and harvest see that.
-    - `harvest` stores in SUPERVISOR_ASLEEP whether no worker has finished anything new.
+    - `harvest` stores 1 in SUPERVISOR_ASLEEP if no worker has finished anything new, else 0.
     """
 
     strategy: ClassVar[str] = "lockf"
