@@ -4907,7 +4907,9 @@ class LineSource(Source):
         self._bytes = 0  # read
 
     def fileno(self) -> int:
-        return -1 if self.finite else self._file
+        if self.finite:
+            return -1
+        return self._file
 
     def total(self) -> int | None:
         """Return how many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
@@ -4943,7 +4945,9 @@ class LineSource(Source):
         self._parts.append(block)
         if b"\n" in block or not block:  # the last line may end with the file
             lines = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n")
-            self._parts = [lines.pop()] if block else []
+            self._parts.clear()
+            if block:
+                self._parts.append(lines.pop())
             lines[0] = lines[0].removeprefix(self._mark)
             self._mark = b""
             self._items = self._parse(lines)[::-1]
