@@ -3054,7 +3054,7 @@ FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at on
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # how often to try a value for which there is no room, although none of those files is left
 SPILL_SECONDS = 0.02  # between two tries
-ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, besides the pipe
+ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, if no descriptor tells
 
 
 class WorkerOptions(NamedTuple):
@@ -3390,16 +3390,22 @@ class Worker:
     def _end_with_supervisor(self) -> None:
         """In a thread: kill this process group when the supervisor is gone.
 
-        It is gone when its end of the pipe is closed. Something else may hold a copy of that end, so its pid is
-        checked as well.
+        Its end of the pipe is closed then. Something else may hold a copy of that end, so its pidfd becoming readable
+        counts as well. Without pidfds its pid is checked from time to time.
         """
+        owner = self._queue.owner_pid
         poll = select.poll()
         poll.register(self._pipes.wake, 0)  # hear only that it is closed
+        watched = False
+        with contextlib.suppress(OSError, AttributeError):
+            poll.register(_out_of_reach(os.pidfd_open(owner)), select.POLLIN)
+            watched = True
         gone = False
-        while not gone and process_exists(self._queue.owner_pid):
-            for _, event in poll.poll(ORPHAN_SECONDS * 1000):
+        while not gone and (watched or process_exists(owner)):
+            for descriptor, event in poll.poll(None if watched else ORPHAN_SECONDS * 1000):
                 if event & select.POLLNVAL:  # a function closed it
-                    poll.unregister(self._pipes.wake)
+                    poll.unregister(descriptor)
+                    watched = False
                 else:
                     gone = True
         end_strays(self._queue.name)
