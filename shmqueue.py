@@ -117,6 +117,7 @@ import mmap
 import multiprocessing.util
 import operator
 import os
+import pickle
 import re
 import reprlib
 import resource
@@ -150,7 +151,7 @@ with contextlib.suppress(ImportError):
     psutil = importlib.import_module("psutil")
 
 __version__ = "0.1.0"
-__all__ = ["Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
+__all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -488,6 +489,146 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Executor: the same workers behind the interface of concurrent.futures.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+EXECUTOR_SLOTS = 1024
+NOT_REDIRECTED = ""  # as a log: functions print where this process prints
+
+
+class ExecutorMethods:
+    """Runs calls in worker processes: an Executor of concurrent.futures, used like ProcessPoolExecutor.
+
+    Functions, arguments and values are anything that pickles. What a function raises arrives as itself, with its
+    traceback as the cause. If a worker dies, only the call in its hand fails, with TaskError, and the others go on.
+
+    max_workers: processes; None for as many as this process may use processors. mp_context: of multiprocessing, for
+    its start method; None to choose as Supervisor does, or spawn with max_tasks_per_child. initializer, initargs: a
+    call made first in every worker. max_tasks_per_child: calls after which a worker is replaced; not with fork.
+    timeout: seconds a call may run. retries: how often a call that raises, runs too long or crashes is made again.
+
+    The workers start at once, and print where this process prints. A Supervisor does the work in a thread of its
+    own, so the methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+    ) -> None:
+        self._max_workers = available_processors() if max_workers is None else max_workers
+        if self._max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        check_numbers(retries=retries)
+        method = mp_context.get_start_method() if mp_context is not None else None
+        if max_tasks_per_child is not None:
+            method = method or "spawn"
+            if method == "fork":
+                raise ValueError("max_tasks_per_child needs another start method than fork: give another mp_context")
+        supervisor = Supervisor(
+            [_make_call],
+            workers=self._max_workers,
+            num_slots=EXECUTOR_SLOTS,
+            timeout=timeout,
+            max_tasks=max_tasks_per_child,
+            initializer=functools.partial(initializer, *initargs) if initializer else None,
+            log=NOT_REDIRECTED,
+            start_method=method,
+        )
+        self._calls = Calls(supervisor, self._max_workers, retries)
+        weakref.finalize(self, self._calls.end)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Have fn(*args, **kwargs) called, and return the Future of that call."""
+        return self._calls.add(fn, args, kwargs)
+
+    def map(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1, **more: Any
+    ) -> Iterator[Any]:
+        """The values of fn for the items of `iterables`, in order. `chunksize` changes nothing: batches size themselves.
+
+        Raises TimeoutError if a value is not there `timeout` seconds after this call. `more`: what the interpreter's
+        own Executor.map knows, such as buffersize."""
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        return super().map(fn, *iterables, timeout=timeout, **more)  # type: ignore[misc,no-any-return]
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and let the workers go when all are done; `wait` for that. cancel_futures: cancel those
+        calls that have not begun."""
+        self._calls.end(cancel=cancel_futures)
+        if wait:
+            self._calls.thread.join()
+            exit_on_signals()  # the thread could not take our handlers away
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._calls.end(abort=kind is KeyboardInterrupt)
+        self.shutdown()
+
+
+def __getattr__(name: str) -> Any:
+    """Make the class Executor when it is asked for: concurrent.futures takes as long to import as all the rest."""
+    if name != "Executor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import concurrent.futures.process
+
+    threading._register_atexit(end_executors)  # type: ignore[attr-defined]
+    text = {"__module__": __name__, "__doc__": ExecutorMethods.__doc__}
+    globals()[name] = type(name, (ExecutorMethods, concurrent.futures.Executor), text)
+    return globals()[name]
+
+
+def end_executors() -> None:
+    """When the program's main thread has ended: finish all calls; none that has not begun if Ctrl-C was the reason."""
+    for calls in list(_executors):
+        calls.end("interpreter shutdown", abort=getattr(sys, "last_type", None) is KeyboardInterrupt)
+
+
+def _make_call(payload: bytes) -> bytes:
+    """Call what an Executor sent. Return (True, value) or (False, exception), pickled."""
+    try:
+        function, args, kwargs = unpickled(payload)
+        return pickled((True, function(*args, **kwargs)))
+    except BaseException as error:
+        return pickled_error(error)
+    finally:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, full, closed
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def pickled(value: Any) -> bytes:
+    """`value` pickled as multiprocessing does it, which can do more than pickle: sockets, for example."""
+    return bytes(multiprocessing.reduction.ForkingPickler.dumps(value))
+
+
+def pickled_error(error: BaseException) -> bytes:
+    """(False, error) pickled, with its traceback as text; or the error of that, if it cannot be or not be read."""
+    try:
+        data = pickled((False, _with_text(error)))
+        unpickled(data)
+    except BaseException as second:
+        return pickled((False, _with_text(second)))
+    return data
+
+
+def _with_text(error: BaseException) -> Any:
+    """What becomes, once it is pickled and read, `error` with the text of its traceback as its cause."""
+    from concurrent.futures.process import _ExceptionWithTraceback
+
+    return _ExceptionWithTraceback(error, error.__traceback__)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The arguments of a Supervisor: their limits, and what is taken where none is given.
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -638,7 +779,7 @@ class Engine:
             source.exhausted = True
         elif ledger.stopping or (self._queue.room() > 0 and not (far or self.paused)):
             ledger.admit(job, source.take(BLOCK if ledger.stopping else self._queue.room()))
-            return source.fileno() < 0 and not source.exhausted
+            return source.fileno() == READS_ITSELF and not source.exhausted
         return False
 
     def feed(self) -> bool:
@@ -2153,6 +2294,8 @@ def exit_on_signals() -> None:
 
 def _exit_cleanly(number: int, frame: object) -> None:
     if _open and not _is_forking(frame):
+        for calls in list(_executors):
+            calls.end(abort=True)
         _exit(number, frame)
     if _open:  # come back a moment later
         threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
@@ -2341,8 +2484,10 @@ def _isolate(run: str, log: str | None) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the host's would take the status of what functions start
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
-    for old, new in ((0, null), (1, output), (2, output)):
-        os.dup2(new, old)
+    os.dup2(null, 0)
+    if log != NOT_REDIRECTED:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
     for number in {null, output} - {0, 1, 2}:
         os.close(number)
 
@@ -2400,7 +2545,7 @@ class Worker:
             self._log = TaskLog(self._options.log, self._index, self._tsk_id_in_hand)
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
             sys.stdout = sys.stderr = text
-        else:
+        elif self._options.log != NOT_REDIRECTED:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         if self._options.initializer is not None:
             self._options.initializer()
@@ -3721,6 +3866,12 @@ REFERRING = 1 + SIZE.size  # bytes of such a record
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+AHEAD_SECONDS = 0.001
+AHEAD_CALLS = 16
+
+READS_ITSELF, RINGS_ITSELF = -1, -2  # in place of a descriptor: `take` waits itself; the Supervisor's bell is rung
+
+
 class Rejected(NamedTuple):
     """In place of an item: a task that cannot be sent, and becomes a failed result with this error."""
 
@@ -3743,8 +3894,8 @@ class Source:
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """A descriptor to wait for when `take` gave nothing; -1 where it waits itself."""
-        return -1
+        """A descriptor to wait for when `take` gave nothing, or one of the two words above."""
+        return READS_ITSELF
 
 
 class IterableSource(Source):
@@ -3841,7 +3992,7 @@ class LineSource(Source):
         self._bytes = 0
 
     def fileno(self) -> int:
-        return -1 if self.finite else self._file
+        return READS_ITSELF if self.finite else self._file
 
     def total(self) -> int | None:
         """How many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
@@ -3926,6 +4077,193 @@ class QuerySource(Source):
             items = self._parse.rest([self._parse.pair(name, payload) for name, payload in rows])
         self.tasks += len(items)
         return items
+
+
+@dataclasses.dataclass(slots=True)
+class Call:
+    """A call that an Executor was asked for: what to call, until it is pickled, and its future."""
+
+    future: Any
+    what: Any  # function, args, kwargs; None once they are pickled
+    name: str  # of the function
+    payload: bytes = b""
+    attempts: int = 0
+
+    def pickle(self) -> bool:
+        """Pickle what to call. Return False if it need not be called: it was cancelled, or cannot be pickled."""
+        if self.what is None:  # it has been called before
+            return True
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        try:
+            self.payload, self.what = pickled(self.what), None
+        except BaseException as error:
+            self.what = None
+            self.future.set_exception(unpickled(pickled_error(error))[1])
+        return bool(self.payload)
+
+
+class Calls(Source):
+    """The calls that an Executor was asked for; with the thread in which its Supervisor has them made.
+
+    The Supervisor is given few more calls than there are workers, since a future can be cancelled only before that;
+    but so many that the workers are busy for AHEAD_SECONDS. The lock guards `_over` and `_rung`, and, as long as that
+    is "", the Supervisor's bell.
+    """
+
+    def __init__(self, supervisor: Supervisor, workers: int, retries: int) -> None:
+        from concurrent.futures import Future
+
+        self._supervisor, self._workers, self._retries, self._new_future = supervisor, workers, retries, Future
+        self._lock = threading.RLock()  # a collection of garbage may call end() anywhere
+        self._owner = os.getpid()
+        self._waiting: collections.deque[Call] = collections.deque()
+        self._again: collections.deque[Call] = collections.deque()  # to be made once more
+        self._running: dict[int, Call] = {}  # given to the Supervisor, by tsk_id
+        self._unfinished = 0  # those whose futures have no outcome
+        self._given = 0  # how many were, since tsk_ids are given in order
+        self._seconds = 1.0  # that a call takes, by the last ones
+        self._rung = self._cancel = self._abort = self._gone = False
+        self._over = ""  # after what no calls are taken
+        self.thread = threading.Thread(target=self._serve, name="shmqueue-executor")
+        # For a child of multiprocessing, which closes Supervisors before it waits for threads.
+        self._at_exit = multiprocessing.util.Finalize(None, self.finish, exitpriority=20)
+        try:
+            self.thread.start()
+        except BaseException:
+            self._at_exit.cancel()
+            supervisor.__exit__(RuntimeError, None, None)
+            raise
+        _executors.add(self)
+
+    # In any thread.
+
+    def add(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Have a call made, and return its future."""
+        call = Call(self._new_future(), (function, args, kwargs), function_name(function))
+        if os.getpid() != self._owner:
+            raise RuntimeError("cannot schedule new futures in a forked child of the process that has the Executor")
+        with self._lock:
+            if self.problem:
+                raise _broken(self.problem)
+            if self._over:
+                raise RuntimeError(f"cannot schedule new futures after {self._over}")
+            self._waiting.append(call)
+            self._unfinished += 1
+            self._ring()
+        return call.future
+
+    def end(self, after: str = "shutdown", cancel: bool = False, abort: bool = False) -> None:
+        """Take no more calls. cancel: those that have not begun. abort: and kill the workers."""
+        if os.getpid() == self._owner:
+            with self._lock:
+                self._over = self._over or after
+                self.exhausted = self.exhausted or not self._unfinished
+                self._cancel |= cancel
+                self._abort |= abort
+                self._ring()
+
+    def finish(self) -> None:
+        self.end()
+        self.thread.join()
+
+    def _ring(self) -> None:
+        if not self._rung and not self._gone:
+            self._rung = True
+            self._supervisor._pool.wake_supervisor()
+
+    # In the thread.
+
+    def _serve(self) -> None:
+        """Have the calls made, until there are no more."""
+        try:
+            with self._supervisor as supervisor:
+                try:
+                    for result in supervisor.run(self):
+                        self._settle(result)
+                    supervisor.abort()  # nothing is left to do: those that are still starting are not waited for
+                finally:
+                    with self._lock:
+                        self._gone = True
+        except BaseException as error:
+            self._fail(error)
+        self._at_exit.cancel()
+
+    def fileno(self) -> int:
+        return RINGS_ITSELF
+
+    def take(self, room: int) -> Sequence[bytes]:
+        self._rung = False
+        if self._abort:
+            raise InterruptedError("the Executor was stopped")
+        ahead = min(room, self._workers + 1 + self._workers * min(AHEAD_CALLS, int(AHEAD_SECONDS / self._seconds)))
+        payloads = []
+        while len(self._running) < ahead and (waiting := self._again or self._waiting):
+            call = waiting.popleft()
+            if not call.pickle():
+                self._forget_one()
+            else:
+                self._given += 1
+                self._running[self._given] = call
+                payloads.append(call.payload)
+                call.payload = b""
+        while self._cancel and self._waiting:
+            self._waiting[0].future.cancel()
+            self._waiting.popleft().future.set_running_or_notify_cancel()
+            self._forget_one()
+        return payloads
+
+    def _forget_one(self) -> None:
+        with self._lock:
+            self._unfinished -= 1
+            self.exhausted = bool(self._over) and not self._unfinished
+
+    def _settle(self, result: TaskResult) -> None:
+        """A call was made: its future gets the outcome, or it waits to be made again."""
+        if result.status == "crashed" and result.worker is None:
+            return  # the Supervisor gives up, and says why when it has told all outcomes
+        call = self._running.pop(result.tsk_id)
+        call.attempts += 1
+        self._seconds += (result.seconds + 1e-6 - self._seconds) / 8
+        fine, value = self._outcome(result, call)
+        if not fine and call.attempts <= self._retries:
+            call.payload = result.payload
+            self._again.append(call)
+            return
+        if fine:
+            call.future.set_result(value)
+        else:
+            call.future.set_exception(value)
+        self._forget_one()
+
+    def _outcome(self, result: TaskResult, call: Call) -> tuple[bool, Any]:
+        """(True, value) or (False, exception)."""
+        if result.status != "ok":
+            return False, TaskError(result._replace(function=call.name, payload=None, attempts=call.attempts))
+        try:
+            outcome: tuple[bool, Any] = unpickled(result.value)
+        except BaseException as error:
+            return False, error
+        return outcome
+
+    def _fail(self, error: BaseException) -> None:
+        """The Supervisor has ended early: so do all futures."""
+        with self._lock:
+            self.problem = self._over = describe(error)
+        for call in (*self._running.values(), *self._again, *self._waiting):
+            if call.future.running() or call.future.set_running_or_notify_cancel():
+                call.future.set_exception(_broken(self.problem))
+        self._running.clear()
+        self._waiting.clear()
+
+
+def _broken(problem: str) -> BaseException:
+    from concurrent.futures.process import BrokenProcessPool
+
+    return BrokenProcessPool(problem)
+
+
+_executors: weakref.WeakSet[Calls] = weakref.WeakSet()
 
 
 def _as_bytes(value: Any) -> bytes:
