@@ -204,12 +204,13 @@ class SpoiledSegmentError(RuntimeError):
 def parallel_map(
     function: Function, payloads: Iterable[Any], *, workers: int | None = None, **options: Any
 ) -> list[Any]:
-    """The values of `function` for `payloads`, in their order. Raises TaskError at the first task that is not ok.
+    """Return the values of `function` for `payloads`, in their order. Raises TaskError at the first task not ok.
 
-    `options` are those of Supervisor."""
+    `options` are those of Supervisor.
+    """
     with Supervisor([function], workers=workers, **options) as supervisor:
         values: list[Any] = []
-        for part in supervisor._parts(supervisor._open(payloads, True, 1)):
+        for part in supervisor._parts(supervisor._ordered(payloads, 1)):
             values += part
         return values
 
@@ -252,35 +253,29 @@ class Supervisor:
         queue: type[SharedTaskQueue] | None = None,
     ) -> None:
         numbered = number_functions(functions)
-        queue = queue or SharedTaskQueue
         workers = available_processors() if workers is None else workers
         check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
         check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
+        self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
         self._ledger = Ledger(numbered, retries, workers)
         self._submitted = Job(None, self._ledger.names)
-        self._began, self._next_share = time.monotonic(), 0.0
-        self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
+        self._began = time.monotonic()
+        self._next_share = 0.0
         if log:
-            log = os.path.abspath(log)  # its workers may be started elsewhere
-            with open(log, "ab"):  # or nobody would hear that it cannot be written
+            log = os.path.abspath(log)  # a worker may be started in another folder
+            with open(log, "ab"):  # raises here, since nobody would hear a worker's error
                 pass
         sweep()
+        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
         method = start_method or ("fork" if count_threads() == 1 else "forkserver")
         context = multiprocessing.get_context(method)
-        most = batch or max(16, min(1024, num_slots // (2 * workers)))
-        worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
-        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
-        resources, token = contextlib.ExitStack(), object()
-        self._dispose = weakref.finalize(self, dispose, os.getpid(), resources)
-        # At the latest when multiprocessing ends this process, before it waits for its children.
-        self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
-        _open.add(token)
-        resources.callback(_open.discard, token)
-        exit_on_signals()
+        most = min(num_slots, batch or max(16, min(1024, num_slots // (2 * workers))))
+        resources = self._prepare_end()
         try:
-            with signals_held():  # or an interrupt would leave the segment behind
-                self._queue = queue.create(num_slots, slot_size, workers, min(most, num_slots), context)
+            with handlers.held():  # an interrupt here would leave the segment behind
+                self._queue = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
                 resources.callback(self._queue.remove)
+                worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
                 self._pool = WorkerPool(self._queue, worker_options, context, max_rss)
                 self._pool.chosen_fork = method == "fork" and start_method is None
                 resources.callback(end_strays, self._queue.name)
@@ -289,12 +284,20 @@ class Supervisor:
             self._engine = Engine(self._queue, self._pool, self._ledger, timeout)
             for process in self._pool.processes:
                 self._pool.start(process)
-        except LIMIT_ERRORS as error:
+        except BaseException as error:
             self._end()
-            raise limit_error(error) from None
-        except BaseException:
-            self._end()
+            if isinstance(error, LIMIT_ERRORS):
+                raise limit_error(error) from None
             raise
+
+    def _prepare_end(self) -> contextlib.ExitStack:
+        """What is put on the stack that this returns is released at the end, whichever way this process ends."""
+        resources = contextlib.ExitStack()
+        self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
+        # multiprocessing waits for its children when Python exits, so this has to come before.
+        self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
+        handlers.open(resources)
+        return resources
 
     # What a user calls.
 
@@ -307,25 +310,31 @@ class Supervisor:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self.close() if kind is None else self._stop()
+        if kind is None:
+            self.close()
+        else:
+            self._stop()
 
     def run(self, tasks: Iterable[Any] | Source) -> Iterator[TaskResult]:
-        """The TaskResults of `tasks` as they finish; never raises for a task.
+        """Yield the TaskResults of `tasks` as they finish. Never raises for a task.
 
-        An item is a payload, where there is one function, or (function, payload), with a function or its name.
-        `tasks` is read as there is room, in the caller's thread: while it blocks, nothing is yielded; a Structure it
-        has yielded must not be changed. Closing the iterator early cancels what has not begun."""
-        return self._read(self._open(tasks))
+        An item is a payload if there is one function, or (function, payload), with a function or its name. `tasks` is
+        read in the caller's thread when there is room; while it blocks, nothing is yielded. A Structure that it has
+        yielded must not be changed. Closing the iterator early cancels what has not begun.
+        """
+        return self._read(Job(self._open(tasks), self._ledger.names))
 
     def map(self, function: Any, payloads: Iterable[Any]) -> Iterator[Any]:
-        """The values of `function` for `payloads`, in their order, reading ahead a few rings at most. Raises
-        TaskError at the first task that is not ok, and cancels the rest."""
+        """Yield the values of `function` for `payloads`, in their order. Reads ahead a few rings at most.
+
+        Raises TaskError at the first task that is not ok, and cancels the rest.
+        """
         if function not in self._ledger.fn_ids:
             raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
-        return self._read(self._open(payloads, True, self._ledger.fn_ids[function]))
+        return self._read(self._ordered(payloads, self._ledger.fn_ids[function]))
 
     def submit(self, function: Any, payload: Any) -> int:
-        """Add one task, and return its tsk_id; results() has its outcome. Blocks while the ring is full."""
+        """Add one task and return its tsk_id. results() yields its outcome. Blocks while the ring is full."""
         self._engine.check_open()
         tsk_id = self._ledger.next_id
         self._ledger.admit(self._submitted, [(function, payload)])
@@ -335,17 +344,17 @@ class Supervisor:
         return tsk_id
 
     def results(self) -> Iterator[TaskResult]:
-        """The TaskResults of submitted tasks as they finish, until none is outstanding."""
+        """Yield the TaskResults of submitted tasks as they finish, until none is outstanding."""
         self._engine.check_open()
         return self._read(self._submitted)
 
     def cancel(self) -> None:
-        """Let what has begun finish and cancel the rest, in all runs, for good; their iterators go on to the end."""
+        """Let what has begun finish, and cancel the rest, in all runs, for good. Their iterators go on to the end."""
         self._ledger.stopping = True
         self._engine.withdraw()
 
     def pause(self, paused: bool) -> None:
-        """Begin no more tasks; go on."""
+        """Begin no more tasks if `paused`, or go on."""
         self._engine.check_open()
         self._engine.paused = paused
         if paused:
@@ -356,7 +365,7 @@ class Supervisor:
         self._engine.abort("cancelled", "stopped while it ran")
 
     def close(self) -> None:
-        """Finish what is outstanding, have the workers leave, and remove the segment. May be called again."""
+        """Finish what is outstanding, let the workers leave, and remove the segment. May be called again."""
         try:
             if not self._engine.over:
                 self._engine.finish(self._submitted, self._report)
@@ -364,57 +373,79 @@ class Supervisor:
             self._stop()
 
     def wake(self) -> None:
-        """Have on_check called soon; for signal handlers."""
+        """Make on_check be called soon. For signal handlers."""
         self._engine.next_check = 0.0
         self._pool.wake_supervisor()
 
     @property
     def paused(self) -> bool:
-        """Whether pause(True) was called."""
+        """True after pause(True)."""
         return self._engine.paused
 
     @property
     def cancelled(self) -> bool:
-        """Whether cancel() or abort() was called."""
+        """True after cancel() or abort()."""
         return self._ledger.stopping
 
     def stats(self) -> dict[str, Any]:
-        """Counts of outcomes (ok, failed, timeout, crashed, cancelled), of retried and outstanding tasks and of
-        respawned workers, seconds since the start, and for each worker its pid, completed and failed tasks."""
+        """Count outcomes (ok, failed, timeout, crashed, cancelled), retried and outstanding tasks, respawned workers.
+
+        seconds: since the start. workers: a dict for each, with its pid and its completed and failed tasks.
+        """
         tally, pool = self._ledger.tally, self._pool
-        workers = [
-            {"pid": process.pid, "completed": tally.completed[process.index], "failed": tally.failed[process.index]}
-            for process in pool.processes
-        ]
-        more = {"retried": tally.retried, "respawned": pool.respawned, "outstanding": self._ledger.unfinished()}
-        return {**tally.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
+        return {
+            **tally.counts,
+            "retried": tally.retried,
+            "respawned": pool.respawned,
+            "outstanding": self._ledger.unfinished(),
+            "seconds": time.monotonic() - self._began,
+            "workers": [
+                {"pid": process.pid, "completed": completed, "failed": failed}
+                for process, completed, failed in zip(pool.processes, tally.completed, tally.failed)
+            ],
+        }
 
     def snapshot(self) -> Snapshot:
         """What the screen shows."""
-        tally, queue, progress, pool = self._ledger.tally, self._queue, self._progress, self._pool
+        tally, queue, progress = self._ledger.tally, self._queue, self._progress
         rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
-        workers = zip(pool.processes, worker_rates or itertools.repeat(0.0))
-        rows = [_worker_row(process, queue, self._ledger, rate) for process, rate in workers]
-        failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]]
-        seconds = time.monotonic() - self._began
-        about = (progress.title, queue.name, queue.strategy, seconds, tally.counts, tally.retried)
-        amounts = (progress.total(), rates, queue.backlog(), queue.num_slots)
-        return Snapshot(*about, *amounts, rows, failures, progress.state, progress.keys)
+        workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
+        return Snapshot(
+            title=progress.title,
+            name=queue.name,
+            strategy=queue.strategy,
+            seconds=time.monotonic() - self._began,
+            counts=tally.counts,
+            retried=tally.retried,
+            total=progress.total(),
+            rates=rates,
+            ring=queue.backlog(),
+            num_slots=queue.num_slots,
+            workers=[_worker_row(process, queue, self._ledger, rate) for process, rate in workers],
+            failures=[f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]],
+            state=progress.state,
+            keys=progress.keys,
+        )
 
     def summary(self) -> dict[str, Any]:
-        """stats(), and: the shares of the workers' time that they ran functions, started and waited; the slowest
-        tasks and the first that were not ok, five each; how many failed in which way."""
+        """stats(), and what one wants to know at the end.
+
+        shares: of the workers' time, in which they ran functions, started and waited. slowest: five tasks. failures:
+        the first five tasks that were not ok. kinds: how many failed in which way.
+        """
         stats = self.stats()
         return {**stats, **self._ledger.tally.summary(stats["seconds"], self._pool.starting_seconds())}
 
     def suspend(self) -> None:
-        """Stop the workers and this process, as Ctrl-Z does, and go on with them."""
+        """Stop the workers and this process, as Ctrl-Z does. They go on together."""
         self._pool.suspend()
 
-    def _open(self, tasks: Iterable[Any] | Source, ordered: bool = False, fn_id: int = 0) -> Job:
+    def _open(self, tasks: Iterable[Any] | Source) -> Source:
         self._engine.check_open()
-        source = tasks if isinstance(tasks, Source) else IterableSource(tasks)
-        return Job(source, self._ledger.names, ordered, fn_id)
+        return tasks if isinstance(tasks, Source) else IterableSource(tasks)
+
+    def _ordered(self, payloads: Iterable[Any], fn_id: int) -> Job:
+        return OrderedJob(self._open(payloads), self._ledger.names, fn_id)
 
     def _read(self, job: Job) -> Iterator[Any]:
         with contextlib.closing(self._parts(job)) as parts:
@@ -422,7 +453,7 @@ class Supervisor:
                 yield from part
 
     def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
-        """The results of a job as they come, as iterators of several; closed early, it cancels what has not begun."""
+        """Yield the results of a job as they come, as iterators of several. Closed early, it cancels the rest."""
         try:
             while not job.finished:
                 if not job.results:
@@ -433,7 +464,7 @@ class Supervisor:
                     part = job.results.popleft()
                     try:
                         yield part
-                    except GeneratorExit:  # the reader stopped in its midst: the rest is there for the next one
+                    except GeneratorExit:  # the reader stopped within this part; another reader gets the rest of it
                         job.results.appendleft(part)
                         raise
             if self._engine.failure is not None:
@@ -446,7 +477,7 @@ class Supervisor:
                     self._engine.withdraw()
 
     def _report(self) -> None:
-        """After each look at the workers: draw, and from time to time leave a snapshot beside the segment."""
+        """After each check of the workers: draw, and from time to time leave a snapshot beside the segment."""
         self.on_check()
         self._progress.draw(self.snapshot)
         if time.monotonic() >= self._next_share:
@@ -454,11 +485,9 @@ class Supervisor:
             self._share()
 
     def _share(self) -> None:
-        """Leave a snapshot beside the segment, for --watch, and the counters in it."""
-        words, path, tally = self._queue.words, self._queue.segment.beside("watch"), self._ledger.tally
-        for status, completed, failed in zip(self._queue.status, tally.completed, tally.failed):
-            words[status + COMPLETED], words[status + FAILURES] = completed, failed
-        with contextlib.suppress(OSError):  # no room: nobody can watch, and the run goes on
+        """Leave a snapshot beside the segment, for --watch."""
+        path = self._queue.segment.beside("watch")
+        with contextlib.suppress(OSError):  # if there is no room, nobody can watch, and the run goes on
             write_file(path + ".new", json.dumps(self.snapshot()).encode())
             os.replace(path + ".new", path)
 
@@ -469,23 +498,39 @@ class Supervisor:
         self._progress.close()
 
     def _end(self) -> None:
-        with signals_held():
+        with handlers.held():
             self._dispose()
             self._at_exit.cancel()
-        exit_on_signals()  # dispose has done so where it was called alone; within the block, handlers were exchanged
+        handlers.exit_on_signals()  # once more, since other handlers were set within the block
 
 
 def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
     """What the screen shows of a worker."""
-    index, tally, seen = process.index, ledger.tally, queue.glance(process.index)
-    lane, at = queue.half(index, seen.number).lane, seen.done
-    busy = process.child is not None and seen.in_hand is not None
-    state = "dead" if process.child is None else "run" if busy else "sleep"
-    function = ledger.names.get(lane.fn_id(at) & ~OUT_OF_LINE, "") if busy else ""
-    done = (tally.completed[index], tally.failed[index], rate)
-    load = (process.cpu, process.rss) if process.rss else (None, None)
-    held = (lane.tsk_id(at), time.monotonic() - process.progress_since) if busy else (None, 0.0)
-    return WorkerRow(index, process.pid, state, function, *done, *load, *held)
+    index, glance = process.index, queue.glance(process.index)
+    row = WorkerRow(
+        number=index,
+        pid=process.pid,
+        state="sleep",
+        function="",
+        done=ledger.tally.completed[index],
+        failed=ledger.tally.failed[index],
+        rate=rate,
+        cpu=process.cpu if process.rss else None,
+        rss=process.rss or None,
+        in_hand=None,
+        held=0.0,
+    )
+    if process.child is None:
+        return row._replace(state="dead")
+    if glance.in_hand is None:
+        return row
+    lane = queue.half(index, glance.number).lane
+    return row._replace(
+        state="run",
+        function=ledger.names.get(lane.fn_id(glance.done) & ~OUT_OF_LINE, ""),
+        in_hand=lane.tsk_id(glance.done),
+        held=time.monotonic() - process.progress_since,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -568,7 +613,7 @@ class ExecutorMethods:
         self._calls.end(cancel=cancel_futures)
         if wait:
             self._calls.thread.join()
-            exit_on_signals()  # the thread could not take our handlers away
+            handlers.exit_on_signals()  # the thread could not take our handlers away
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._calls.end(abort=kind is KeyboardInterrupt)
@@ -589,7 +634,7 @@ def __getattr__(name: str) -> Any:
 
 def end_executors() -> None:
     """When the program's main thread has ended: finish all calls; none that has not begun if Ctrl-C was the reason."""
-    for calls in list(_executors):
+    for calls in list(handlers.executors):
         calls.end("interpreter shutdown", abort=getattr(sys, "last_type", None) is KeyboardInterrupt)
 
 
@@ -700,31 +745,35 @@ def count_threads() -> int:
 # The engine: moves tasks from their source into the queue, and outcomes out of it.
 # ---------------------------------------------------------------------------------------------------------------------
 
-STALL_SECONDS = 3.0  # how long tasks may be in the queue while every worker sleeps, which cannot be
+STALL_SECONDS = 3.0  # if every worker sleeps for this long while tasks are in the queue, the segment is spoiled
+READ_AHEAD = 4  # rings; a job in order reads no further beyond its oldest unfinished task
+CANCELLED = "cancelled before it began"  # the error of such a task
 
-READ_AHEAD = 4  # in rings: how far input is read beyond the oldest unfinished task, when results go in order
-
-CANCELLED = "cancelled before it began"  # the error of a task that was
-
-CHECK_SECONDS = 0.05  # how often the supervisor checks its workers while tasks are outstanding; no result waits longer
-IDLE_SECONDS = 0.25  # the same while none are
-HUNGRY_SECONDS = 0.005  # the same while some workers sleep and others hold tasks that they have not begun
-OVERDUE_SECONDS = 1.0  # how long one that cannot be halted may go on after its task has timed out
+CHECK_SECONDS = 0.05  # how often workers are checked while tasks are outstanding; no result waits longer
+IDLE_SECONDS = 0.25  # how often while none are outstanding
+HUNGRY_SECONDS = 0.005  # how often while some workers sleep and others hold tasks that have not begun
+OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
 class Engine:
-    """Moves tasks from their source into the queue, and outcomes out of it, a turn at a time, in its user's thread.
+    """Moves tasks from their source into the queue, and outcomes out of it. It runs turn by turn in its user's thread.
 
-    paused: nothing new begins. failure: why the run was given up, or None. over: why there are no more turns, or "".
-    next_check: when to see to the workers again.
+    paused: nothing new begins. failure: the error that ended the run early, or None. over: why no more turns are
+    possible, or "". next_check: when to check the workers again.
     """
 
     def __init__(self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None) -> None:
-        self._queue, self._pool, self._ledger, self._timeout = queue, pool, ledger, timeout
-        self._feeder, self._harvester = Feeder(queue, ledger), Harvester(queue, ledger)
-        self.paused, self.over, self.next_check = False, "", 0.0
+        self._queue = queue
+        self._pool = pool
+        self._ledger = ledger
+        self._timeout = timeout
+        self._packer = Packer(queue, ledger)
+        self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
+        self.paused = False
+        self.over = ""
         self.failure: Exception | None = None
-        self._sleepers: list[tuple[int, int]] = []  # at the last look
+        self.next_check = 0.0
+        self._sleepers: list[tuple[int, int]] = []  # at the last check
         self._moved_at = self._turned_at = time.monotonic()
 
     def check_open(self) -> None:
@@ -732,9 +781,9 @@ class Engine:
             raise RuntimeError(self.over)
 
     def turn(self, job: Job, report: Callable[[], None]) -> None:
-        """Move what can be moved, and wait for news where nothing could be; `report` is called after a look."""
+        """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
         self.check_open()
-        more = self._take(job)  # runs the user's iterable, which may raise: nothing is under way then
+        more = self._take(job)  # this runs the user's iterable, which may raise; so it comes before `_whole`
         moved = False
         with self._whole():
             moved = self.feed() or more
@@ -753,14 +802,14 @@ class Engine:
             self._wait(job)
 
     def push(self) -> None:
-        """Push what there is room for, and wake workers for it."""
+        """Push as many tasks as there is room for, and wake workers for them."""
         with self._whole():
             self.feed()
             self._pool.ring()
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
-        """What is interrupted in this block cannot be gone on with."""
+        """If this block is interrupted, the run cannot continue."""
         try:
             yield
         except (WorkersFailedError, SpoiledSegmentError) as error:
@@ -770,35 +819,58 @@ class Engine:
             raise
 
     def _take(self, job: Job) -> bool:
-        """Read tasks, where there is room for them. Whether there may be more at once, also where there were none."""
+        """Read tasks from the source if there is room. Return True if it may have more at once, even if it had none."""
         source, ledger = job.source, self._ledger
         if source is None or source.exhausted or ledger.again or ledger.fresh:
             return False
-        far = job.ordered and job.outstanding + job.waiting > READ_AHEAD * self._queue.num_slots
+        if ledger.stopping:
+            room = BLOCK
+        elif self.paused or job.is_ahead(READ_AHEAD * self._queue.num_slots):
+            room = 0
+        else:
+            room = self._queue.room()
         if ledger.stopping and not source.finite:
             source.exhausted = True
-        elif ledger.stopping or (self._queue.room() > 0 and not (far or self.paused)):
-            ledger.admit(job, source.take(BLOCK if ledger.stopping else self._queue.room()))
+        elif room > 0:
+            ledger.admit(job, source.take(room))
             return source.fileno() == READS_ITSELF and not source.exhausted
         return False
 
     def feed(self) -> bool:
-        """Push tasks, unless this is paused. Return True if anything was pushed."""
-        return not self.paused and self._feeder.feed()
+        """Push tasks if there is room for them. Return True if any were pushed."""
+        ledger, room = self._ledger, self._queue.room()
+        tasks = None
+        if self.paused or room <= 0:
+            return False
+        if ledger.again:  # these come first: their payloads lie in the heap, where others may wait for room
+            tasks = take_tasks(ledger.again, room)
+        elif ledger.fresh:
+            tasks = self._packer.take(room)
+        if tasks is None:
+            return False
+        ledger.placed(tasks, self._queue.push(tasks))
+        return True
 
     def harvest(self) -> bool:
-        """Take in what workers have published. Whether there was anything, or there is more room."""
+        """Take in the batches that workers have published. Return True if there were any, or if there is more room."""
         room = self._queue.room()
-        news = self._harvester.harvest(self._pool.processes)
+        published = self._queue.harvest([lane.harvested for lane in self._lanes])
+        news = False
+        for lane, number in zip(self._lanes, published):
+            if number != lane.harvested:
+                lane.take_in_left(number)
+                news = True
         if news:
+            self._queue.harvest([lane.harvested for lane in self._lanes])  # a worker may wait for a free half
             self._pool.worked()
         return news or self._queue.room() > room
 
     def _wait(self, job: Job) -> None:
-        """Sleep until a worker rings or dies, input comes, or it is time to look."""
+        """Sleep until a worker rings or dies, input comes, or the next check is due."""
         poll, source, bell = self._pool.poll, job.source, self._pool.bell.fileno()
-        wanted = source is not None and not source.exhausted and not self.paused and self._queue.room() > 0
-        stream = source.fileno() if source is not None and wanted else -1
+        stream = -1
+        if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
+            stream = source.fileno()
         if stream >= 0:
             poll.register(stream, select.POLLIN)
         events = poll.poll(max(0.0, self.next_check - time.monotonic()) * 1000)
@@ -807,84 +879,95 @@ class Engine:
         for descriptor, _ in events:
             if descriptor == bell:
                 os.read(bell, 4096)
-            elif descriptor != stream:
+            elif descriptor != stream:  # a worker has died
                 self.next_check = 0.0
 
+    # Checks of the workers.
+
     def check_workers(self, now: float) -> bool:
-        """Look after the workers. Return True if tasks were moved."""
-        queue, ledger, pool = self._queue, self._ledger, self._pool
-        self._sleepers = queue.sleepers()
-        hungry = not self.paused and any(queue.has_free_half(worker) for worker, _ in self._sleepers)
-        all_sleep = len(self._sleepers) == len(pool.processes) and not self.paused
-        stalled = all_sleep and now - self._moved_at > STALL_SECONDS
-        if stalled and ledger.in_queue() and not pool.continue_stopped():
-            raise SpoiledSegmentError(f"{ledger.in_queue():,} tasks are in the queue, and every worker sleeps")
-        moved = False
-        for process in pool.find_dead(now):
+        """Reap dead workers, halt slow ones, end those whose task runs too long. Return True if tasks were moved."""
+        self._sleepers = self._queue.sleepers()
+        self._check_for_stall(now)
+        hungry = not self.paused and any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
+        moved = soon = False
+        for process in self._pool.find_dead(now):
             self._reap(process)
             moved = True
-        soon = False
-        for process in pool.processes:
-            if process.child is None:
-                moved = self._harvester.take_unclaimed(process) or moved
-            elif ledger.in_queue():
-                more, again = self._attend(process, now, hungry)
+        for lane in self._lanes:
+            if lane.process.child is None:
+                moved = lane.take_unclaimed() or moved
+            elif self._ledger.in_queue():
+                more, again = self._attend(lane, now, hungry)
                 moved = moved or more
                 soon = soon or again
-        busy = ledger.unfinished() > 0
-        self.next_check = now + (HUNGRY_SECONDS if soon else CHECK_SECONDS if busy else IDLE_SECONDS)
+        if soon:
+            self.next_check = now + HUNGRY_SECONDS
+        elif self._ledger.unfinished():
+            self.next_check = now + CHECK_SECONDS
+        else:
+            self.next_check = now + IDLE_SECONDS
         return moved
 
-    def _attend(self, process: WorkerProcess, now: float, hungry: bool) -> tuple[bool, bool]:
-        """Halt a worker that is slow while others are idle or results wait, or whose task runs too long.
+    def _check_for_stall(self, now: float) -> None:
+        """Raise SpoiledSegmentError if all workers sleep although the queue has tasks, and none had been stopped."""
+        waiting = self._ledger.in_queue()
+        all_sleep = len(self._sleepers) == len(self._pool.processes) and not self.paused
+        stalled = waiting and all_sleep and now - self._moved_at > STALL_SECONDS
+        if stalled and not self._pool.continue_stopped():
+            raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, and every worker sleeps")
 
-        Return True if tasks were moved, and True if it has to be looked at again soon.
+    def _attend(self, lane: LaneReader, now: float, hungry: bool) -> tuple[bool, bool]:
+        """Halt a worker if others are idle or results wait while it is slow, or if its task runs too long.
+
+        `hungry`: some worker has nothing to do. Return two truths: tasks were moved; check this worker again soon.
         """
-        lane = self._queue.glance(process.index)
-        if process.seen != (lane.number, lane.done):
-            process.seen = (lane.number, lane.done)
+        process, glance = lane.process, self._queue.glance(lane.process.index)
+        if process.seen != (glance.number, glance.done):
+            process.seen = (glance.number, glance.done)
             process.progress_since = now
-        waited = time.perf_counter() - max(lane.began, process.halted)
-        wanted = process.halt_again or (hungry and waited >= HUNGRY_SECONDS)
-        finished = lane.done > 0 and lane.first + lane.done > process.taken and lane.number > process.harvested
-        if self._timeout and lane.in_hand is not None and now - process.progress_since >= self._timeout:
-            return self._end_overdue(process, lane.in_hand, now), False
+        if self._timeout and glance.in_hand is not None and now - process.progress_since >= self._timeout:
+            return self._end_overdue(lane, glance.in_hand, now), False
+        waited = time.perf_counter() - max(glance.began, process.halted)
+        slow = waited >= HUNGRY_SECONDS
         moved = False
-        if hungry and (waited >= HUNGRY_SECONDS or not (self._ledger.again or self._ledger.fresh)):
-            moved = self._harvester.take_unclaimed(process)
-        if (wanted and lane.not_begun) or (finished and waited >= CHECK_SECONDS):
+        if hungry and (slow or not (self._ledger.again or self._ledger.fresh)):
+            moved = lane.take_unclaimed()
+        take_back = glance.not_begun > 0 and (process.halt_again or (hungry and slow))
+        results_wait = lane.has_outcomes(glance) and waited >= CHECK_SECONDS
+        if take_back or results_wait:
             return self.halt(process) or moved, process.halt_again
-        if not lane.not_begun:
+        if not glance.not_begun:
             process.halt_again = False
-        return moved, process.halt_again or (hungry and lane.not_begun > 0)
+        return moved, process.halt_again or (hungry and glance.not_begun > 0)
 
-    def _end_overdue(self, process: WorkerProcess, position: int, now: float) -> bool:
-        """Kill a worker whose task in hand runs too long; without a halt, if it does not stand still for one."""
-        doomed = Doomed(position, "timeout", f"ran longer than {self._timeout:g} s")
+    def _end_overdue(self, lane: LaneReader, position: int, now: float) -> bool:
+        """Kill a worker whose task in hand runs too long. If it cannot be halted, kill it after OVERDUE_SECONDS."""
+        process, timeout = lane.process, self._timeout or 0.0
+        doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s")
         halted = self.halt(process, doomed)
-        if not halted and now - process.progress_since >= (self._timeout or 0.0) + OVERDUE_SECONDS:
+        if not halted and now - process.progress_since >= timeout + OVERDUE_SECONDS:
             process.kill(doomed)
         return halted
 
     def halt(self, process: WorkerProcess, doomed: Doomed | None = None) -> bool:
         """Take back what a worker has not begun. Return True if its lane could be read."""
-        process.halt_again = not self._harvester.halt(process, doomed)
+        process.halt_again = not self._lanes[process.index].halt(doomed)
         process.halted = time.perf_counter()
         return not process.halt_again
 
     def _reap(self, process: WorkerProcess) -> None:
-        """See to the tasks of a dead worker, and to its successor."""
+        """Reap a dead worker, see to its tasks, and start its successor."""
         code = self._pool.reap(process)
         if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
             return
-        claimed, note = self._harvester.recover(process, code)
+        claimed, note = self._lanes[process.index].recover(code)
         if not self._pool.closing:
             self._pool.replace(process, code, claimed, note)
 
-    # Ends.
+    # The end of jobs, and of the run.
 
     def withdraw(self) -> None:
-        """Take back what has not begun; of cancelled jobs it ends here."""
+        """Take back what has not begun. If its job is cancelled, it ends here."""
         ledger = self._ledger
         with self._whole():
             ledger.drop_cancelled()
@@ -896,7 +979,7 @@ class Engine:
                 self.next_check = 0.0
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
-        """Kill the workers; tasks in their hands have this outcome, and the others are cancelled, with `rest`."""
+        """Kill the workers. Tasks in their hands get this outcome; the others are cancelled with the error `rest`."""
         self._ledger.stopping = self._pool.closing = True
         for process in self._pool.living():
             process.kill(Doomed(None, status, error))
@@ -905,7 +988,7 @@ class Engine:
         self._ledger.end_all(rest)
 
     def _give_up(self, error: Exception) -> None:
-        """Kill the workers; every task still gets its outcome, and the iterators raise `error` at their end."""
+        """Kill the workers. Every task still gets its outcome, and the iterators raise `error` at their end."""
         self.failure, text = error, describe(error)
         self.abort("crashed", text, text)
 
@@ -916,86 +999,303 @@ class Engine:
             self.turn(job, report)
         self._pool.closing = True
         count = len(self._pool.living())
-        empty = [b""] * count
         if count:
-            self._ledger.again.append(Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty))
+            self._ledger.again.append(terminate_tasks(count))
         deadline = time.monotonic() + STOP_SECONDS
         while self._pool.living() and time.monotonic() < deadline and not self.over:
             self.turn(job, report)
 
 
-BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept together in blocks of this size
-HEAP_AHEAD = 4 << 20  # payloads in the heap beyond which no more are put there while the ring has tasks
+class Outcomes(NamedTuple):
+    """What was read of a batch: `done` finished tasks, the first of them at the position `start`.
+
+    seconds: one number for each task, or their mean. ends: where the values end in the log; empty if every task
+    returned None. before: where the first value begins. log: the bytes of the log up to the last value. special: some
+    values are records.
+    """
+
+    start: int
+    done: int
+    seconds: float | list[float] = 0.0
+    ends: Sequence[int] = ()
+    before: int = 1
+    log: bytes = b""
+    special: bool = False
+
+
+class LaneReader:
+    """Reads one worker's batches: brings outcomes to the ledger, and takes back what the worker has not begun.
+
+    harvested: batches that were read. taken: outcomes below this position were taken in.
+
+    A batch ends at its bound. At first that is its `end`. After a halt it is the task behind the one in hand, whatever
+    `end` says: if somebody continued the worker during the halt, the worker may have stopped at the lower `end`, or
+    run past it. `bounded` is the number of the batch that a halt has bounded, and `bound` is its bound.
+    """
+
+    def __init__(self, queue: SharedTaskQueue, process: WorkerProcess, ledger: Ledger) -> None:
+        self.process = process
+        self._queue = queue
+        self._ledger = ledger
+        self.harvested = 0
+        self.taken = 0
+        self.bounded = 0
+        self.bound = 0
+
+    def has_outcomes(self, glance: Glance) -> bool:
+        """Return True if the worker's current batch has outcomes that were not taken in."""
+        return glance.done > 0 and glance.first + glance.done > self.taken and glance.number > self.harvested
+
+    def take_in_left(self, number: int) -> None:
+        """Take in the batches that the worker has left, up to this number. What is not done there goes to others."""
+        self._check_claims(number)
+        while self.harvested < number:
+            self.harvested += 1
+            first, bound = self._limits(self.harvested)
+            done = self._settle(self._read(self.harvested, first, bound))
+            self._ledger.give_back(done, bound - done)
+
+    def _check_claims(self, number: int) -> None:
+        if not 0 <= number - self.harvested <= 2:
+            text = f"worker {self.process.index} says {number:,} batches; {self.harvested:,} were read"
+            raise SpoiledSegmentError(text)
+
+    def _limits(self, number: int) -> tuple[int, int]:
+        """The positions [first, bound) of a batch."""
+        words, half = self._queue.words, self._queue.half(self.process.index, number)
+        first = words[half.first]
+        bound = self.bound if self.bounded == number else words[half.end]
+        if not 0 <= bound - first <= self._queue.batch:
+            text = f"worker {self.process.index} has a batch of positions {first:,} to {bound:,}"
+            raise SpoiledSegmentError(text)
+        return first, bound
+
+    def _read(self, number: int, first: int, bound: int) -> Outcomes:
+        """Read the finished tasks of a batch that were not taken in before."""
+        half = self._queue.half(self.process.index, number)
+        start = max(first, self.taken)
+        if start >= bound:
+            return Outcomes(bound, 0)
+        if half.all_returned_none(start - first, bound - first):
+            return Outcomes(start, bound - start, half.seconds(start - first, bound - first))
+        ends = half.read_ends(start - first, bound - first)
+        if 0 in ends:
+            del ends[ends.index(0) :]
+        if not ends:
+            return Outcomes(start, 0)
+        before = half.ends[start - first - 1] & ~RECORD if start > first else 1
+        return Outcomes(
+            start=start,
+            done=len(ends),
+            seconds=half.seconds(start - first, start - first + len(ends)),
+            ends=ends,
+            before=before,
+            log=half.read_log(ends[-1] & ~RECORD),
+            special=bool(self._queue.words[half.special]),
+        )
+
+    def _settle(self, outcomes: Outcomes) -> int:
+        """Tell the ledger what was read. Return the position behind it."""
+        start, done, seconds, ends, before, log, special = outcomes
+        worker = self.process.index
+        if done:
+            self.taken = start + done
+        if special:
+            self._settle_records(outcomes)
+        elif ends:
+            if not 1 <= before <= ends[-1] <= len(log):
+                raise SpoiledSegmentError(f"worker {worker} says that values end at {ends[-1]:,} of its log")
+            values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
+            self._ledger.complete(worker, start, done, values, seconds)
+        elif done:
+            self._ledger.complete(worker, start, done, None, seconds)
+        return start + done
+
+    def _settle_records(self, outcomes: Outcomes) -> None:
+        """The same for outcomes that have records. Some may be failures."""
+        position, seconds = outcomes.start, outcomes.seconds
+        values = self._decode(outcomes)
+        each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
+        for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
+            part = list(group)
+            times = list(itertools.islice(each, len(part)))
+            if not failed:
+                self._ledger.complete(self.process.index, position, len(part), part, times)
+                position += len(part)
+                continue
+            for value, took in zip(part, times):
+                self._ledger.charge(self.process.index, position, "failed", value, took)
+                position += 1
+
+    def _decode(self, outcomes: Outcomes) -> list[Any]:
+        """The values of outcomes that have records. There is a faster way if all of them are text."""
+        log, ends = outcomes.log, outcomes.ends
+        stops = [end & ~RECORD for end in ends]
+        spans = list(zip([outcomes.before, *stops], stops))
+        try:
+            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
+                return [decode_text(log[begin + 1 : end]) for begin, end in spans]
+            return [
+                self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
+                for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
+            ]
+        except (struct.error, IndexError, ValueError) as error:
+            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
+
+    def _read_record(self, record: bytes, position: int) -> Any:
+        """The value of a record, which may have a file of its own."""
+        head, data = record[0], record[1:]
+        if head & IN_FILE:
+            path = self._queue.segment.beside(f"v{position}")
+            data = read_file(path, *SIZE.unpack(data))
+            os.unlink(path)
+        return decode_value(head & ~IN_FILE, data, self._ledger.structures)
+
+    def halt(self, doomed: Doomed | None = None) -> bool:
+        """Stop the worker for a moment. Take in what it has finished, and take back what it has not begun.
+
+        This is the one way to take tasks back. If the worker has the task of `doomed` in hand, it is killed. Return
+        True if the lane could be read; if not, try again later.
+        """
+        if not self.process.stop():
+            return False
+        try:
+            return self._take_back(doomed)
+        finally:
+            self.process.go_on()
+
+    def _take_back(self, doomed: Doomed | None) -> bool:
+        """Do what a halt does while the worker stands still.
+
+        Somebody else may continue or kill the worker meanwhile. So nothing that was read is used before another look
+        has shown that the worker still stands still.
+        """
+        process = self.process
+        claiming = self._queue.is_claiming(process.index)
+        number = process.word(CLAIMS)
+        if claiming or not process.stands_still():
+            return False
+        self._check_claims(number)
+        if number == self.harvested:
+            return True
+        self.take_in_left(number - 1)
+        first, bound = self._limits(number)
+        outcomes = self._read(number, first, bound)
+        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores
+            return False
+        in_hand = self._settle(outcomes)
+        if in_hand + 1 < bound and not self._draw_back(number, in_hand, bound):
+            return False
+        if doomed is not None and in_hand < bound and in_hand == doomed.position and process.stands_still():
+            process.kill(doomed)
+        return True
+
+    def _draw_back(self, number: int, in_hand: int, bound: int) -> bool:
+        """Make a batch end behind the task in hand, and give the rest to others. Return False if the worker has run.
+
+        The worker looks at `end` when more than QUIET_SECONDS have passed between two tasks. So it has to stand still
+        for longer than that. A halt never raises `end`. Tasks are given away only after the last look, and until then
+        the batch keeps its bound.
+        """
+        process, words = self.process, self._queue.words
+        half = self._queue.half(process.index, number)
+        self.bounded = number
+        self.bound = bound
+        words[half.end] = min(words[half.end], in_hand + 1)
+        process.stand_for(2 * QUIET_SECONDS)
+        task = in_hand - words[half.first]
+        if not process.stands_still() or half.read_ends(task, task + 1)[0]:
+            return False
+        self.bound = in_hand + 1
+        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
+        return True
+
+    def recover(self, code: int) -> tuple[bool, str]:
+        """See to the tasks of the worker, which has ended with this exit code and was reaped.
+
+        What it has finished is taken in. The task in its hand is charged one attempt. The others go round again.
+        Return True if the process had asked for tasks, and its last words.
+        """
+        process, words = self.process, self._queue.words
+        self._queue.recover(process.index)
+        note = self._queue.take_note(process.index)
+        number = process.word(CLAIMS)
+        self._check_claims(number)
+        asked = number != process.first_claims or process.word(ASLEEP) > 0
+        if number > self.harvested:
+            self.take_in_left(number - 1)
+            first, bound = self._limits(number)
+            done = self._settle(self._read(number, first, bound))
+            if done < min(bound, words[process.status + LEAVING]) and number > words[process.status + PUBLISHED]:
+                self._charge_in_hand(done, note or exit_text(code))
+                done += 1
+            self._ledger.give_back(done, bound - done)
+            self.harvested = number
+        self._queue.reset(process.index)
+        self.take_unclaimed()
+        return asked, note
+
+    def _charge_in_hand(self, position: int, error: str) -> None:
+        """The task at this position was in the hand of a worker that died."""
+        process = self.process
+        with contextlib.suppress(FileNotFoundError):  # the worker may have died while it wrote its value
+            os.unlink(self._queue.segment.beside(f"v{position}"))
+        status = "crashed"
+        doomed = process.killed_for
+        if doomed is not None and doomed.position in (None, position):
+            status, error = doomed.status, doomed.error
+        self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
+
+    def take_unclaimed(self) -> bool:
+        """Give to others what only this worker could claim, and has not. Return True if there was anything."""
+        drained = self._queue.drain(self.process.index)
+        for first, count in drained:
+            self._ledger.give_back(first, count)
+        return bool(drained)
+
+
+BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in blocks of this size
+HEAP_AHEAD = 4 << 20  # while the heap holds more than this, payloads are put there only if the ring is empty
 JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
-FILE_BYTES = 64 << 20  # payloads in files that may be in the queue, unless it is a single one
+FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a single one may be larger
 
 
-class Feeder:
-    """Brings the ledger's tasks into the queue, and payloads that do not fit their slots into the heap."""
+class Packer:
+    """Puts payloads that do not fit their slots into the heap or into files, and references into the slots."""
 
     def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
-        self._queue, self._ledger, self._heap = queue, ledger, Heap(queue)
+        self._queue = queue
+        self._ledger = ledger
+        self.heap = Heap(queue)
         self._files = itertools.count(1)
         self._file_bytes = 0
-        self._block_bytes = BLOCK_BYTES  # smaller where shared memory is full
+        self._block_bytes = BLOCK_BYTES  # fewer while shared memory is full
 
-    def feed(self) -> bool:
-        """Push what waits to be pushed, as far as there is room. Return True if anything was pushed."""
-        ledger, room = self._ledger, self._queue.room()
-        if room <= 0:
-            return False
-        if ledger.again:  # first: it keeps its place in the heap, which it might wait for otherwise
-            self._push(self._take(ledger.again, room))
-            return True
-        if not ledger.fresh:
-            return False
-        lengths = list(map(len, ledger.fresh[0].data[:room]))
-        if max(lengths) <= self._queue.ring.capacity:
-            self._push(self._take(ledger.fresh, len(lengths)))
-            return True
-        if self._heap.used > HEAP_AHEAD and self._queue.backlog():
-            return False  # what is pushed is work enough, and the caches of the processors hold it
-        count = self._fit(lengths)
-        packed = self._pack(self._take(ledger.fresh, count), lengths[:count])
-        if packed is not None:
-            self._push(packed)
-        return packed is not None
+    def take(self, room: int) -> Tasks | None:
+        """Take up to `room` fresh tasks, as they go into slots. Return None if their payloads have to wait."""
+        fresh, capacity = self._ledger.fresh, self._queue.ring.capacity
+        lengths = list(map(len, fresh[0].data[:room]))
+        if max(lengths) <= capacity:
+            return take_tasks(fresh, len(lengths))
+        if self.heap.used > HEAP_AHEAD and self._queue.backlog():
+            return None  # the ring has work enough, and the processors' caches hold its payloads
+        large = [length if length > capacity else 0 for length in lengths]
+        count = max(1, bisect.bisect(list(itertools.accumulate(large)), self._block_bytes))
+        return self._pack(take_tasks(fresh, count))
 
-    def _take(self, waiting: collections.deque[Tasks], count: int) -> Tasks:
-        """Take the first `count` tasks, or fewer, from what waits."""
-        tasks = waiting.popleft()
-        if count < len(tasks.data):
-            waiting.appendleft(tasks.part(count, len(tasks.data)))
-            tasks = tasks.part(0, count)
-        return tasks
-
-    def _push(self, tasks: Tasks) -> None:
-        self._ledger.placed(tasks, self._queue.push(tasks))
-
-    def _fit(self, lengths: Sequence[int]) -> int:
-        """How many payloads of these lengths make one block."""
+    def _pack(self, tasks: Tasks) -> Tasks | None:
+        """Put the large payloads of `tasks` elsewhere. Return None if there is no room now, or never will be."""
         capacity = self._queue.ring.capacity
-        if min(lengths) <= capacity:
-            lengths = [length if length > capacity else 0 for length in lengths]
-        return max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
-
-    def _pack(self, tasks: Tasks, lengths: list[int]) -> Tasks | None:
-        """Put the payloads that do not fit their slots elsewhere, and references in their place.
-
-        Return None if there is no room for them now, or ever: then they wait, or have failed.
-        """
-        large, capacity = tasks.data, self._queue.ring.capacity
-        if min(lengths) <= capacity:
-            large = [item for item in large if len(item) > capacity]
-            lengths = list(map(len, large))
+        large = [item for item in tasks.data if len(item) > capacity]
         if not large:
             return tasks
+        lengths = list(map(len, large))
         size = sum(lengths)
         try:
-            if size > self._heap.size // 2 and len(tasks.data) == 1:
+            if size > self.heap.size // 2 and len(tasks.data) == 1:
                 placed = self._put_in_file(large[0])
             else:
-                placed = self._heap.put(large, size, users=len(tasks.data))
+                placed = self.heap.put(large, size, users=len(tasks.data))
         except OSError as error:
             self._no_room(tasks, size, error)
             return None
@@ -1010,10 +1310,7 @@ class Feeder:
     def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
         """The tasks with references in place of the large payloads, which lie in this block."""
         fn_ids, count, capacity = tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
-        if fn_ids.count(fn_ids[0]) == count:
-            marked = array.array("I", [fn_ids[0] | OUT_OF_LINE]) * count
-        else:
-            marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
+        marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
         if len(references) < count:
             following = iter(references)
             references = [next(following) if len(item) > capacity else item for item in tasks.data]
@@ -1023,7 +1320,7 @@ class Feeder:
         return dataclasses.replace(tasks, data=references, block=block, marked=marked)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
-        """Make a file beside the segment for a payload that is too large for the heap."""
+        """Write a payload that is too large for the heap to a file beside the segment."""
         size = len(payload)
         if self._file_bytes and self._file_bytes + size > FILE_BYTES:
             return None
@@ -1038,11 +1335,11 @@ class Feeder:
         os.unlink(path)
 
     def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
-        """There is no memory for payloads: try fewer at a time, and fail the one that does not fit alone."""
+        """There is no memory for these payloads. Try fewer at a time. A task that does not fit alone fails."""
         if len(tasks.data) > 1:
             self._block_bytes = max(1, size // 2)
             self._ledger.fresh.appendleft(tasks)
-        elif self._file_bytes or self._heap.used:  # there may be room once others are done
+        elif self._file_bytes or self.heap.used:  # there may be room when others are done
             self._ledger.fresh.appendleft(tasks)
         else:
             where = shared_directory()
@@ -1053,7 +1350,9 @@ class Heap:
     """The pages of the segment for payloads that do not fit their slots (supervisor)."""
 
     def __init__(self, queue: SharedTaskQueue) -> None:
-        self._segment, self._bytes, self._offset = queue.segment, queue.heap, queue.heap_offset
+        self._segment = queue.segment
+        self._bytes = queue.heap
+        self._offset = queue.heap_offset
         self.size = len(queue.heap)
         pages = self.size // mmap.PAGESIZE
         self._in_use = bytearray(pages)  # a byte a page, so that `find` looks for free ones
@@ -1061,10 +1360,10 @@ class Heap:
         self.used = 0  # bytes of the pages in use
 
     def put(self, payloads: Sequence[bytes], size: int, users: int) -> tuple[int, int, Block] | None:
-        """Copy payloads, `size` bytes in all, next to each other. Return 0, the offset of the first, and their block;
-        None if there is no room for them.
+        """Copy payloads, `size` bytes in all, next to each other, for the tasks of so many `users`.
 
-        Raises OSError (ENOSPC) where the memory cannot be reserved.
+        Return 0, the offset of the first payload, and their block; None if there is no room for them. Raises OSError
+        (ENOSPC) if the memory cannot be reserved.
         """
         count = -(-size // mmap.PAGESIZE)
         first = self._in_use.find(bytes(count))
@@ -1093,256 +1392,17 @@ class Heap:
         self.used -= count * mmap.PAGESIZE
 
 
-class Outcomes(NamedTuple):
-    """What was read of a batch: its finished tasks, `done` of them, from the position `start` on.
-
-    seconds: of each, or their mean. ends: where their values end in the log, or nothing where all of them returned
-    None; before: where the first value begins; log: up to the last. special: some of them are records.
-    """
-
-    start: int
-    done: int
-    seconds: float | list[float] = 0.0
-    ends: Sequence[int] = ()
-    before: int = 1
-    log: bytes = b""
-    special: bool = False
-
-
-class Harvester:
-    """Brings outcomes from the workers' lanes to the ledger, and takes back what they have not begun.
-
-    A batch ends at its bound: its `end` as it was claimed, and after a halt the task behind the one in hand. For
-    whatever is read of it here, `end` itself counts no more once a halt has drawn it back: a worker that somebody
-    continued in the midst of the halt may have stopped there, or gone on beyond it.
-    """
-
-    def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
-        self._queue, self._ledger = queue, ledger
-
-    def harvest(self, processes: Sequence[WorkerProcess]) -> bool:
-        """Take in the batches that workers have published. Return True if there were any."""
-        published = self._queue.harvest([process.harvested for process in processes])
-        news = False
-        for process, number in zip(processes, published):
-            if number != process.harvested:
-                self._check_claims(process, number)
-                self._take_in_batches(process, number)
-                news = True
-        if news:  # tell it at once: a worker may wait for a free half
-            self._queue.harvest([process.harvested for process in processes])
-        return news
-
-    def _check_claims(self, process: WorkerProcess, number: int) -> None:
-        if not 0 <= number - process.harvested <= 2:
-            text = f"worker {process.index} says {number:,} batches; {process.harvested:,} were read"
-            raise SpoiledSegmentError(text)
-
-    def _take_in_batches(self, process: WorkerProcess, number: int) -> None:
-        """Take in batches that a worker has left, up to this one. What it has not done there goes to others."""
-        while process.harvested < number:
-            process.harvested += 1
-            first, bound = self._span(process, process.harvested)
-            done = self._take_in(process, process.harvested, first, bound)
-            self._ledger.give_back(done, bound - done)
-
-    def _span(self, process: WorkerProcess, number: int) -> tuple[int, int]:
-        """The positions [first, bound) of a batch."""
-        words, half = self._queue.words, self._queue.half(process.index, number)
-        first = words[half.first]
-        bound = process.bound if process.bounded == number else words[half.end]
-        if not 0 <= bound - first <= self._queue.batch:
-            raise SpoiledSegmentError(f"worker {process.index} has a batch of positions {first:,} to {bound:,}")
-        return first, bound
-
-    def _take_in(self, process: WorkerProcess, number: int, first: int, bound: int) -> int:
-        """Settle what is finished of a batch and was not taken in before. Return the position behind it."""
-        return self._settle(process, self._read(process, number, first, bound))
-
-    def _read(self, process: WorkerProcess, number: int, first: int, bound: int) -> Outcomes:
-        """Read what is finished of a batch and was not taken in before."""
-        half = self._queue.half(process.index, number)
-        start = max(first, process.taken)
-        if start >= bound:
-            return Outcomes(bound, 0)
-        if half.all_returned_none(start - first, bound - first):
-            return Outcomes(start, bound - start, half.seconds(start - first, bound - first))
-        ends = half.read_ends(start - first, bound - first)
-        if 0 in ends:
-            del ends[ends.index(0) :]
-        if not ends:
-            return Outcomes(start, 0)
-        before = half.ends[start - first - 1] & ~RECORD if start > first else 1
-        return Outcomes(
-            start,
-            len(ends),
-            half.seconds(start - first, start - first + len(ends)),
-            ends,
-            before,
-            half.read_log(ends[-1] & ~RECORD),
-            bool(self._queue.words[half.special]),
-        )
-
-    def _settle(self, process: WorkerProcess, outcomes: Outcomes) -> int:
-        """Settle what was read of a batch. Return the position behind it."""
-        start, done, seconds, ends, before, log, special = outcomes
-        if done:
-            process.taken = start + done
-        if special:
-            self._settle_records(process.index, outcomes)
-        elif ends:
-            if not 1 <= before <= ends[-1] <= len(log):
-                raise SpoiledSegmentError(f"worker {process.index} says that values end at {ends[-1]:,} of its log")
-            values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
-            self._ledger.complete(process.index, start, done, values, seconds)
-        elif done:
-            self._ledger.complete(process.index, start, done, None, seconds)
-        return start + done
-
-    def _settle_records(self, worker: int, outcomes: Outcomes) -> None:
-        """The same where some of the values are records, failures among them."""
-        position, seconds = outcomes.start, outcomes.seconds
-        values = self._decode(outcomes)
-        each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
-        for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
-            part = list(group)
-            times = list(itertools.islice(each, len(part)))
-            if not failed:
-                self._ledger.complete(worker, position, len(part), part, times)
-                position += len(part)
-                continue
-            for value, took in zip(part, times):
-                self._ledger.charge(worker, position, "failed", value, took)
-                position += 1
-
-    def _decode(self, outcomes: Outcomes) -> list[Any]:
-        """The values, of which some are records: text in a faster way, if all of them are."""
-        log, ends = outcomes.log, outcomes.ends
-        stops = [end & ~RECORD for end in ends]
-        spans = list(zip([outcomes.before, *stops], stops))
-        try:
-            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
-                return [decode_text(log[begin + 1 : end]) for begin, end in spans]
-            return [
-                self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
-                for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
-            ]
-        except (struct.error, IndexError, ValueError) as error:
-            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
-
-    def _read_record(self, record: bytes, position: int) -> Any:
-        """The value of a record, which may have a file of its own."""
-        head, data = record[0], record[1:]
-        if head & IN_FILE:
-            path = self._queue.segment.beside(f"v{position}")
-            data = read_file(path, *SIZE.unpack(data))
-            os.unlink(path)
-        return decode_value(head & ~IN_FILE, data, self._ledger.structures)
-
-    def halt(self, process: WorkerProcess, doomed: Doomed | None = None) -> bool:
-        """Stop a worker for a moment: settle what it has finished, and take back what it has not begun.
-
-        The one way to take tasks back. `doomed`: kill the worker if it has that task in hand. Return True if its
-        lane could be read; if not, it is worth another try.
-        """
-        if not process.stop():
-            return False
-        try:
-            return self._take_back(process, doomed)
-        finally:
-            process.go_on()
-
-    def _take_back(self, process: WorkerProcess, doomed: Doomed | None) -> bool:
-        """The part of a halt in which the worker stands still, unless somebody else continues or kills it.
-
-        Nothing that was read is used before a look that it still stands still.
-        """
-        claiming = self._queue.is_claiming(process.index)
-        number = self._queue.words[process.status + CLAIMS]
-        if claiming or not process.stands_still():
-            return False
-        self._check_claims(process, number)
-        if number == process.harvested:
-            return True
-        self._take_in_batches(process, number - 1)
-        first, bound = self._span(process, number)
-        outcomes = self._read(process, number, first, bound)
-        if not process.stands_still():  # or a processor could show `ends` before what was stored earlier
-            return False
-        in_hand = self._settle(process, outcomes)
-        if in_hand + 1 < bound and not self._draw_back(process, number, in_hand, bound):
-            return False
-        if doomed is not None and in_hand < bound and in_hand == doomed.position and process.stands_still():
-            process.kill(doomed)
-        return True
-
-    def _draw_back(self, process: WorkerProcess, number: int, in_hand: int, bound: int) -> bool:
-        """Have a batch end behind the task in hand, and give the rest to others. Return False if it may have run.
-
-        The worker looks at `end` if it sees that more than QUIET_SECONDS have passed, so it has to stand still for
-        longer. A halt never raises `end`. Only after the last look is anything given away: until then the batch
-        keeps its bound.
-        """
-        words, half = self._queue.words, self._queue.half(process.index, number)
-        process.bounded, process.bound = number, bound
-        words[half.end] = min(words[half.end], in_hand + 1)
-        process.stand_for(2 * QUIET_SECONDS)
-        task = in_hand - words[half.first]
-        if not process.stands_still() or half.read_ends(task, task + 1)[0]:
-            return False
-        process.bound = in_hand + 1
-        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
-        return True
-
-    def recover(self, process: WorkerProcess, code: int) -> tuple[bool, str]:
-        """See to the tasks of a worker that ended with this exit code, and was reaped.
-
-        What it finished is settled, the task in its hand is charged, the others go round again. Return True if it had
-        asked for tasks, and its last words.
-        """
-        index, words = process.index, self._queue.words
-        self._queue.recover(index)
-        note = self._queue.take_note(index)
-        number = words[process.status + CLAIMS]
-        self._check_claims(process, number)
-        asked = number != process.first_claims or words[process.status + ASLEEP] > 0
-        if number > process.harvested:
-            self._take_in_batches(process, number - 1)
-            first, bound = self._span(process, number)
-            done = self._take_in(process, number, first, bound)
-            if done < min(bound, words[process.status + LEAVING]) and number > words[process.status + PUBLISHED]:
-                self._charge_in_hand(process, done, note or exit_text(code))
-                done += 1
-            self._ledger.give_back(done, bound - done)
-            process.harvested = number
-        self._queue.reset(index)
-        self.take_unclaimed(process)
-        return asked, note
-
-    def _charge_in_hand(self, process: WorkerProcess, position: int, error: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # it may have died while it wrote its value
-            os.unlink(self._queue.segment.beside(f"v{position}"))
-        status = "crashed"
-        doomed = process.killed_for
-        if doomed is not None and doomed.position in (None, position):
-            status, error = doomed.status, doomed.error
-        self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
-
-    def take_unclaimed(self, process: WorkerProcess) -> bool:
-        """What only this worker could claim, and has not, goes to others. Return True if there was anything."""
-        drained = self._queue.drain(process.index)
-        for first, count in drained:
-            self._ledger.give_back(first, count)
-        return bool(drained)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The ledger: which task is where, and what became of it.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class Ledger:
-    """Which task is where: gives each its tsk_id, knows who holds which position, and sees to its one outcome."""
+    """Keeps the books: gives each task its tsk_id, knows which positions hold it, and sees to its one outcome.
+
+    fresh: tasks that were read and not pushed yet. again: tasks that were in the queue; they are pushed before fresh
+    ones. stopping: nothing more begins, in any job.
+    """
 
     def __init__(self, functions: Mapping[int, Function], retries: int, workers: int) -> None:
         self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
@@ -1350,30 +1410,32 @@ class Ledger:
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self.structures = structures_of(functions.values())
         self.tally = Tally(workers)
-        self.fresh: collections.deque[Tasks] = collections.deque()  # read, and not pushed yet
-        self.again: collections.deque[Tasks] = collections.deque()  # were in the queue, and are pushed before those
-        self.stopping = False  # nothing more begins, in any job
+        self.fresh: collections.deque[Tasks] = collections.deque()
+        self.again: collections.deque[Tasks] = collections.deque()
+        self.stopping = False
         self.next_id = 1
-        self._only = next(iter(functions)) if len(functions) == 1 else 0
+        self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._retries = retries
-        self._attempts: dict[int, int] = {}  # tsk_id: how often it was started, for those that go round again
+        self._attempts: dict[int, int] = {}  # tsk_id: how often it was started; only for tasks that go round again
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
     # Into the queue.
 
     def admit(self, job: Job, items: Sequence[Any]) -> None:
-        """Make tasks of `items`, each with its tsk_id. One that cannot be sent is found by halving: a failed result."""
+        """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task.
+
+        Such an item is found by halving.
+        """
         if len(items) == 0:
             return
         try:
             fn_ids, payloads, data = self._encode(job, items)
         except (KeyError, TypeError, ValueError) as error:
-            if len(items) > 1:
+            if len(items) == 1:
+                self._reject(job, self._explain(job, items[0], error))
+            else:
                 self.admit(job, items[: len(items) // 2])
                 self.admit(job, items[len(items) // 2 :])
-            else:
-                (tsk_id,), (name, payload, text) = self._number(job, 1), self._explain(job, items[0], error)
-                self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
         else:
             self._put(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data), self.fresh)
 
@@ -1385,33 +1447,40 @@ class Ledger:
         return tsk_ids
 
     def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
-        """The columns of `items`. Raises KeyError, TypeError or ValueError where one of them cannot be sent."""
-        kinds, payloads, fn_id = set(map(type, items)), items, job.fn_id
-        if fn_id == 0 and all(issubclass(kind, tuple) for kind in kinds):
+        """The columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
+        types, payloads, fn_id = set(map(type, items)), items, job.fn_id
+        if fn_id == 0 and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
-            kinds = set(map(type, payloads))
+            types = set(map(type, payloads))
             fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
-        elif fn_id == 0 and (tuple in kinds or not self._only):
+        elif fn_id == 0 and (tuple in types or not self._only):
             raise TypeError("with several functions, an item is (function, payload)")
         else:
             fn_ids = array.array("I", [fn_id or self._only]) * len(items)
-        return fn_ids, payloads, payloads if kinds <= {bytes} else list(map(to_bytes, payloads))
+        return fn_ids, payloads, payloads if types <= {bytes} else list(map(to_bytes, payloads))
 
     def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
-        """Why an item cannot be sent."""
+        """Say why an item cannot be sent."""
         if isinstance(item, Rejected):
             return item
-        fn_id, pair = job.fn_id or self._only, not job.fn_id and isinstance(item, tuple) and len(item) == 2
+        fn_id = job.fn_id or self._only
+        pair = not job.fn_id and isinstance(item, tuple) and len(item) == 2
         function, payload = item if pair else (self.names.get(fn_id, ""), item)
-        name, text = function_name(function), describe(error)
+        name = function_name(function)
+        text = describe(error)
         if isinstance(error, KeyError):
             text = no_such_function(name, self.names.values())
         elif not pair and (isinstance(item, tuple) or not fn_id):
             text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
         return Rejected(name, payload, text)
 
+    def _reject(self, job: Job, rejected: Rejected) -> None:
+        (tsk_id,) = self._number(job, 1)
+        name, payload, error = rejected
+        self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, error, 0, None, 0.0))
+
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
-        """`tasks` are in the queue now, at these positions, (first, count) each."""
+        """Note that `tasks` are in the queue now, at these positions, (first, count) each."""
         start = 0
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
@@ -1422,9 +1491,10 @@ class Ledger:
     # Out of the queue.
 
     def _take(self, position: int, count: int) -> Iterator[tuple[Tasks, int, int]]:
-        """The tasks at [position, position + count), as (tasks, start, stop); each can be taken once.
+        """Take the tasks at [position, position + count) out of the books, as (tasks, start, stop).
 
-        Raises SpoiledSegmentError for positions that hold no task, or one that was taken before."""
+        Each can be taken once. Raises SpoiledSegmentError if a position holds no task, or if it was taken before.
+        """
         until = position + count
         while position < until:
             at = bisect.bisect(self._placed, position, key=operator.attrgetter("first")) - 1
@@ -1442,7 +1512,10 @@ class Ledger:
             position = tasks.first + stop
 
     def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
-        """Tasks from `position` on are ok. No values are so many None; seconds are a sequence, or a float for each."""
+        """Note that the tasks from `position` on are ok.
+
+        values: None if every task returned None. seconds: one number for each task, or a float that holds for all.
+        """
         done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
             part = slice(done, done + stop - start)
@@ -1475,7 +1548,7 @@ class Ledger:
                 self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
 
     def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
-        """The task at `position` was started and is not ok: it goes round again, or that is its outcome."""
+        """The task at `position` was started and is not ok. It goes round again, or this is its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
                 return
@@ -1485,20 +1558,19 @@ class Ledger:
                 self._attempts[tsk_id] = attempts
                 self.tally.retried += 1
                 self.again.append(tasks.part(at, at + 1))
-            else:
-                tasks.release(1)
-                name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
-                self._finish(
-                    tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
-                )
+                return
+            tasks.release(1)
+            name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
+            result = TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
+            self._finish(tasks.job, result)
 
     def give_back(self, position: int, count: int) -> None:
-        """Tasks that never began: they are pushed again, or are cancelled with their job."""
+        """Take back tasks that never began. They are pushed again; if their job is cancelled, they end."""
         for tasks, start, stop in self._take(position, count):
             self._put(tasks.part(start, stop), self.again)
 
     def drop_cancelled(self) -> None:
-        """End those tasks that wait to be pushed, and whose job is cancelled."""
+        """End the tasks that wait to be pushed and whose job is cancelled."""
         for waiting in (self.again, self.fresh):
             for _ in range(len(waiting)):
                 self._put(waiting.popleft(), waiting)
@@ -1513,7 +1585,7 @@ class Ledger:
         return job is not None and (job.cancelled or self.stopping)
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
-        """The outcome of tasks that do not begin, or do not begin again."""
+        """Give this outcome to tasks that do not begin, or do not begin again."""
         tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
@@ -1521,7 +1593,7 @@ class Ledger:
                 self._finish(tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, None, 0.0))
 
     def end_all(self, error: str) -> None:
-        """End everything in the queue and on its way there; for when no worker is left."""
+        """End all tasks in the queue and on their way there, once no worker is left."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
                 self.again.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
@@ -1544,10 +1616,11 @@ class Ledger:
 class Tasks:
     """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
 
-    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel, also if they go
-    round again: a Structure may have changed since. settled: in the queue, a byte for each, 1 once it has its outcome;
-    left: how many have none. block: where the payloads are that do not fit their slots; None if all fit, or if they
-    have not been packed yet. marked: the fn_ids as they travel then, with OUT_OF_LINE.
+    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel. They are encoded
+    once, since a Structure may change before its task goes round again. settled: in the queue, one byte a task, 1
+    once the task has its outcome. left: how many have none. block: where the payloads are that do not fit their
+    slots; None if all fit, or if they have not been packed yet. marked: the fn_ids as they travel then, with
+    OUT_OF_LINE.
     """
 
     job: Job | None
@@ -1562,72 +1635,123 @@ class Tasks:
     settled: bytearray = dataclasses.field(default_factory=bytearray)
 
     def part(self, start: int, stop: int) -> Tasks:
-        """Some of them, to be pushed."""
-        piece = slice(start, stop)
-        columns = (self.tsk_ids[piece], self.fn_ids[piece], self.payloads[piece], self.data[piece])
-        return Tasks(self.job, *columns, self.block, self.marked and self.marked[piece])
+        """The tasks [start, stop), to be pushed."""
+        part = slice(start, stop)
+        columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
+        return Tasks(self.job, *columns, self.block, self.marked and self.marked[part])
 
     def release(self, count: int) -> None:
-        """So many of them are settled for good."""
+        """Note that so many of them are settled for good."""
         if self.block is not None:
             self.block.release(count)
+
+
+def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
+    """Take the first `count` tasks, or fewer, from what waits."""
+    tasks = waiting.popleft()
+    if count < len(tasks.data):
+        waiting.appendleft(tasks.part(count, len(tasks.data)))
+        tasks = tasks.part(0, count)
+    return tasks
+
+
+def terminate_tasks(count: int) -> Tasks:
+    """So many TERMINATE tasks. Each makes the worker that takes it leave."""
+    empty = [b""] * count
+    return Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty)
 
 
 class Block:
     """Payloads that lie together outside the slots: in pages of the heap, or in a file.
 
-    users: how many tasks have not been settled. `free` is called when there are none any more.
+    users: how many tasks have not been settled. `free` is called when none is left.
     """
 
     def __init__(self, users: int, free: Callable[[], None]) -> None:
-        self._users, self._free = users, free
+        self._users = users
+        self._free = free
 
     def release(self, count: int) -> None:
-        """So many of its tasks are settled."""
+        """Note that so many of its tasks are settled."""
         self._users -= count
         if self._users == 0:
             self._free()
 
 
 class Job:
-    """One call of run, map or submit: where its tasks come from, and where their results go.
+    """One call of run, or all calls of submit: where tasks come from, and where their results go as they finish.
 
-    `results` holds iterators of TaskResults; if ordered, in input order, iterators of values, and TaskErrors.
+    results: iterators of TaskResults. fn_id: the function of every item, or 0. outstanding: tasks that have a tsk_id
+    and no outcome yet. cancelled: nobody reads the results, and nothing more of this job begins.
     """
 
-    def __init__(self, source: Source | None, names: Mapping[int, str], ordered: bool = False, fn_id: int = 0) -> None:
-        self.source, self.ordered, self.fn_id = source, ordered, fn_id  # fn_id: the one of every item, or 0
-        self.outstanding = 0  # tasks that have a tsk_id and no outcome yet
-        self.cancelled = False  # nobody reads its results, and nothing more of it begins
+    def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
+        self.source = source
+        self.fn_id = fn_id
+        self.outstanding = 0
+        self.cancelled = False
         self.results: collections.deque[Any] = collections.deque()
-        self.waiting = 0  # ordered: tasks whose results wait for those of earlier ones
         self._names = names
-        self._early: dict[int, tuple[int, Any]] = {}  # ordered: those results, by tsk_id
-        self._due: collections.deque[list[int]] = collections.deque()  # ordered: [next, stop) of tsk_ids, in order
 
     @property
     def finished(self) -> bool:
         return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
 
+    def is_ahead(self, limit: int) -> bool:
+        """Return True if no more input may be read for now."""
+        return False
+
     def admit(self, tsk_id: int, count: int) -> None:
-        """`count` tasks from `tsk_id` on belong to this job."""
+        """Note that `count` tasks from `tsk_id` on belong to this job."""
         self.outstanding += count
+
+    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
+        """Note that this part of `tasks` is ok. values, seconds and attempts are iterables.
+
+        The TaskResults are made when they are read.
+        """
+        tsk_ids, same = tasks.tsk_ids[part], itertools.repeat
+        self.outstanding -= len(tsk_ids)
+        if len(self._names) == 1:
+            names: Any = same(*self._names.values())
+        else:
+            names = map(self._names.__getitem__, tasks.fn_ids[part])
+        columns = (tsk_ids, names, tasks.payloads[part], same("ok"), values, same(None), attempts, same(worker))
+        self._deliver(map(_new_result, zip(*columns, seconds)))
+
+    def add_one(self, result: TaskResult) -> None:
+        self.outstanding -= 1
+        self._deliver(iter([result]))
+
+    def _deliver(self, results: Any) -> None:
+        if not self.cancelled:
+            self.results.append(results)
+
+
+class OrderedJob(Job):
+    """One call of map. `results` holds iterators of values, and TaskErrors, in the order of the input."""
+
+    def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
+        super().__init__(source, names, fn_id)
+        self._early: dict[int, tuple[int, Any]] = {}  # tsk_id: count, results that wait for those of earlier tasks
+        self._waiting = 0  # how many those are
+        self._due: collections.deque[list[int]] = collections.deque()  # [next, stop) of tsk_ids, in order
+
+    def is_ahead(self, limit: int) -> bool:
+        """Return True if more than `limit` tasks lie between the oldest unfinished one and the newest."""
+        return self.outstanding + self._waiting > limit
+
+    def admit(self, tsk_id: int, count: int) -> None:
+        super().admit(tsk_id, count)
         if self._due and self._due[-1][1] == tsk_id:
             self._due[-1][1] += count
-        elif self.ordered:
+        else:
             self._due.append([tsk_id, tsk_id + count])
 
-    def add(self, tasks: Tasks, piece: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
-        """These of `tasks` are ok; values, seconds and attempts are iterables. Results are built when they are read."""
-        tsk_ids = tasks.tsk_ids[piece]
+    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
+        tsk_ids = tasks.tsk_ids[part]
         self.outstanding -= len(tsk_ids)
-        if not self.ordered:
-            same = itertools.repeat
-            one = len(self._names) == 1
-            names = same(*self._names.values()) if one else map(self._names.__getitem__, tasks.fn_ids[piece])
-            columns = (tsk_ids, names, tasks.payloads[piece], same("ok"), values, same(None), attempts, same(worker))
-            self._deliver(map(_new_result, zip(*columns, seconds)))
-        elif isinstance(tsk_ids, range):
+        if isinstance(tsk_ids, range):
             self._order(tsk_ids[0], len(tsk_ids), values)
         else:
             for tsk_id, value in zip(tsk_ids, values):
@@ -1635,39 +1759,38 @@ class Job:
 
     def add_one(self, result: TaskResult) -> None:
         self.outstanding -= 1
-        if self.ordered:
-            self._order(result.tsk_id, 1, TaskError(result))
-        else:
-            self._deliver(iter([result]))
+        self._order(result.tsk_id, 1, TaskError(result))
 
-    def _order(self, tsk_id: int, count: int, values: Any) -> None:
-        self._early[tsk_id] = (count, values)
-        self.waiting += count
+    def _order(self, tsk_id: int, count: int, results: Any) -> None:
+        """Deliver the results of tasks from `tsk_id` on, once those of all earlier tasks have been delivered."""
+        self._early[tsk_id] = (count, results)
+        self._waiting += count
         while self._due and self._due[0][0] in self._early:
-            count, values = self._early.pop(self._due[0][0])
-            self._due[0][0] += count
-            self.waiting -= count
-            self._deliver(values)
-            if self._due[0][0] == self._due[0][1]:
+            due = self._due[0]
+            count, results = self._early.pop(due[0])
+            due[0] += count
+            self._waiting -= count
+            self._deliver(results)
+            if due[0] == due[1]:
                 self._due.popleft()
-
-    def _deliver(self, values: Any) -> None:
-        if not self.cancelled:
-            self.results.append(values)
 
 
 class Tally:
-    """What became of the tasks: how many had which outcome, and the most remarkable of them.
+    """Counts outcomes, and keeps the most remarkable ones.
 
-    kinds: how many were not ok, by function (where it was started), status and the kind of error. failures: the first
-    and the last five of them, without payloads. slowest: the five that took longest, and `slow`, the seconds one of
-    them must take. For each worker: completed and failed tasks, and busy, the seconds that functions ran.
+    errors: how many tasks were not ok, by function (if they were started), status and name of the error. failures:
+    the first five and the last five of them, without payloads. slowest: the five that took longest. slow: the seconds
+    that a task must take to be one of them. For each worker: completed and failed tasks, and busy, the seconds that
+    functions ran.
     """
 
     def __init__(self, workers: int) -> None:
         self.counts = dict.fromkeys(OUTCOMES, 0)
-        self.retried, self.completed, self.failed, self.busy = 0, [0] * workers, [0] * workers, [0.0] * workers
-        self.kinds: collections.Counter[str] = collections.Counter()
+        self.retried = 0
+        self.completed = [0] * workers
+        self.failed = [0] * workers
+        self.busy = [0.0] * workers
+        self.errors: collections.Counter[str] = collections.Counter()
         self.failures: list[TaskResult] = []
         self.slowest: list[TaskResult] = []
         self.slow = 0.0
@@ -1689,31 +1812,40 @@ class Tally:
         if result.worker is not None:
             self.failed[result.worker] += 1
             self.busy[result.worker] += result.seconds
-        if result.status != "cancelled":
-            where, _, rest = (result.error or "").partition(": ")
-            kind = (rest if where.startswith("line ") else where).partition(":")[0]
-            what = f"{result.function} {result.status}" if result.attempts else result.status  # else: of any name
-            self.kinds[f"{what}: {kind}"[:100]] += 1
-            self.failures.append(result._replace(payload=None))
-            del self.failures[5:-5]
+        if result.status == "cancelled":
+            return
+        where, _, rest = (result.error or "").partition(": ")
+        error = (rest if where.startswith("line ") else where).partition(":")[0]
+        what = result.status
+        if result.attempts:  # else its function may have any name, and there would be too many of them
+            what = f"{result.function} {what}"
+        self.errors[f"{what}: {error}"[:100]] += 1
+        self.failures.append(result._replace(payload=None))
+        del self.failures[5:-5]
 
     def summary(self, seconds: float, starting: float) -> dict[str, Any]:
-        """After so many seconds, of which the workers together spent `starting`; see Supervisor.summary."""
+        """The part of Supervisor.summary that is kept here.
+
+        seconds: since the start. starting: how many of them the workers, all together, took to start.
+        """
         whole = max(1e-9, seconds * len(self.busy))
-        run, start = sum(self.busy) / whole, starting / whole
-        shares = {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)}
-        slowest = [result._asdict() for result in self.slowest]
-        failures = [result._asdict() for result in self.failures[:5]]
-        return {"shares": shares, "slowest": slowest, "failures": failures, "kinds": dict(self.kinds)}
+        run = sum(self.busy) / whole
+        start = starting / whole
+        return {
+            "shares": {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)},
+            "slowest": [result._asdict() for result in self.slowest],
+            "failures": [result._asdict() for result in self.failures[:5]],
+            "kinds": dict(self.errors),
+        }
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
-    import difflib  # here, like sqlite3 below: a run seldom needs it, and starts sooner without
+    """The error for a name that no function has."""
+    import difflib
 
     near = difflib.get_close_matches(name, list(names), 3, 0.5)
-    return f"LookupError: no function {name!r}; " + (
-        f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(names)}"
-    )
+    known = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(names)}"
+    return f"LookupError: no function {name!r}; {known}"
 
 
 def function_name(function: Any) -> str:
@@ -1735,8 +1867,11 @@ FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, 
 FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
 
 
+_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
+
+
 class WorkerPool:
-    """Starts, wakes, orders, kills and buries worker processes."""
+    """Starts, wakes, stops, kills and reaps worker processes."""
 
     def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
         self._queue, self._options, self._context, self._max_rss = queue, options, context, max_rss
@@ -1810,9 +1945,9 @@ class WorkerPool:
         child.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
-        with signals_held():  # until it is in the books; and a forked child would run our caller's handlers
+        with handlers.held():  # until it is in the books; and a forked child would run our caller's handlers
             try:
-                with start_of_worker(self.chosen_fork):
+                with handlers.start_of_worker(self.chosen_fork):
                     child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
@@ -1880,7 +2015,7 @@ class WorkerPool:
 
     def reap(self, process: WorkerProcess) -> int:
         """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
-        with signals_held():
+        with handlers.held():
             process.signal_group(signal.SIGKILL)
             self.poll.unregister(process.end_sign())
             self.starting += self._start_time(process)
@@ -2006,10 +2141,6 @@ class WorkerProcess:
     deaths: int = 0  # in a row, before it claimed a task
     first_claims: int = 0  # its `claims` word when it was started
     rung: int = 0  # the last sleep that was rung for
-    harvested: int = 0  # batches taken in
-    taken: int = 0  # outcomes below this position are taken in
-    bounded: int = 0  # the batch whose bound a halt has noted,
-    bound: int = 0  # and that bound
     halted: float = 0.0  # when it was last halted,
     halt_again: bool = False  # and whether that has to be done once more
     seen: tuple[int, int] = (0, 0)  # its batch and how many of its tasks were done when last looked at,
@@ -2248,172 +2379,192 @@ def process_exists(pid: int) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Signals: which handlers are ours, and for how long.
+# Signals: which handlers are ours, for how long, and what forked children get of them.
 # ---------------------------------------------------------------------------------------------------------------------
 
-HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
+class Handlers:
+    """Owns every signal handler that this module sets, and the end of each open Supervisor. There is one object.
 
-_open: set[object] = set()  # a token for each of this process's Supervisors
-_exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler for it, and the one before; the oldest come first
-_masks: dict[int, Any] = {}  # what signals a thread that is forking blocked before
-_starting: set[int] = set()  # threads that are starting a worker at this moment
-# Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
-_FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Signals that would raise an exception here, or end the process, come after the block.
-
-    Their handlers are exchanged. A mask would be one thread's, and every child's, the fork server among them, for ever.
+    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill this process without its
+    clean-up. That is done in the main thread only, since others run no handlers, and only if nobody else handles them.
     """
-    with contextlib.ExitStack() as came, contextlib.ExitStack() as held:  # and each is had, whatever another raises
 
-        def hold(number: int, frame: object) -> None:
-            came.callback(signal.raise_signal, number)
+    HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    HEARD = (*HELD, signal.SIGQUIT, signal.SIGTSTP)  # by a run from the command line, and by --watch
+    # Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
+    FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
 
-        if threading.current_thread() is threading.main_thread():  # others run no handlers
-            for number in HELD:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
-                    held.callback(put_back, number, hold)
-                    exchange_handler(number, hold)
-        yield
+    def __init__(self) -> None:
+        self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
+        self.executors: weakref.WeakSet[Calls] = weakref.WeakSet()  # they would finish their calls before the exit
+        self._exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler, the one before; oldest first
+        self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
+        self._starting: set[int] = set()  # threads that start a worker at this moment
+        os.register_at_fork(
+            before=self._block_for_fork, after_in_parent=self._unblock_after_fork, after_in_child=self._forget_in_child
+        )
 
+    # The end of Supervisors.
 
-def exit_on_signals() -> None:
-    """While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill the process without its
-    clean-up: in the main thread only, and only where nobody else processes them."""
-    old, new = (signal.SIG_DFL, _exit_cleanly) if _open else (_exit_cleanly, signal.SIG_DFL)
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is old:
-                signal.signal(number, new)
+    def open(self, resources: contextlib.ExitStack) -> None:
+        """Note an open Supervisor, and what it has to release."""
+        self._open.add(resources)
+        self.exit_on_signals()
 
-
-def _exit_cleanly(number: int, frame: object) -> None:
-    if _open and not _is_forking(frame):
-        for calls in list(_executors):
-            calls.end(abort=True)
-        _exit(number, frame)
-    if _open:  # come back a moment later
-        threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
-        return
-    signal.signal(number, signal.SIG_DFL)  # somebody has kept this handler, and set it again after our time
-    signal.raise_signal(number)
-
-
-def _exit(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
-def dispose(owner: int, resources: contextlib.ExitStack) -> None:
-    """Kill the workers, remove the segment, restore the signal handlers: once, at the latest when Python exits."""
-    if os.getpid() == owner:  # and not in a child that the user forked
+    def dispose(self, owner: int, resources: contextlib.ExitStack) -> None:
+        """Kill the workers, remove the segment, restore the signal handlers. Called at the latest when Python exits."""
+        if os.getpid() != owner:  # a child that the user forked
+            return
         try:
-            with signals_held():
+            with self.held():
                 resources.close()
         finally:
-            exit_on_signals()
+            self._open.discard(resources)
+            self.exit_on_signals()
 
+    def exit_on_signals(self) -> None:
+        """Set or remove the handlers that raise SystemExit, as it is needed now."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        old: Any = signal.SIG_DFL
+        new: Any = self._exit_cleanly
+        if not self._open:
+            old, new = new, old
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == old:
+                signal.signal(number, new)
 
-def exchange_handler(number: int, ours: Any) -> None:
-    """Handle a signal by `ours`, until put_back(number, ours)."""
-    _exchanged.append((number, ours, signal.getsignal(number)))  # first, because another thread may fork at any moment
-    signal.signal(number, ours)
+    def _exit_cleanly(self, number: int, frame: object) -> None:
+        if not self._open:  # somebody has kept this handler, and set it again after our time
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif self._is_forking(frame):  # Python drops an exception that is raised there, so come back a moment later
+            threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
+        else:
+            for calls in list(self.executors):
+                calls.end(abort=True)
+            self.exit(number, frame)
 
+    @staticmethod
+    def exit(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
 
-def put_back(number: int, ours: Any) -> None:
-    """Handle a signal as before `ours`, unless somebody has set another handler since."""
-    for entry in [entry for entry in _exchanged if entry[0] == number and entry[1] is ours]:
-        if signal.getsignal(number) is ours:
-            signal.signal(number, entry[2])
-        _exchanged.remove(entry)
+    # Handlers for a time.
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Delay signals that would raise or kill until the block has ended.
 
-def _forget_supervisors() -> None:
-    """In a forked child: no Supervisor is open here, and signals are handled as they were before we came.
+        Their handlers are exchanged. A mask would hold for one thread only, and children would inherit it for ever,
+        the fork server among them.
+        """
+        # Two stacks: each signal that came is raised, whatever another one raises.
+        with contextlib.ExitStack() as came, contextlib.ExitStack() as held:
 
-    A worker is left alone. It must not run the handlers of our caller, and _isolate() sets its own."""
-    _open.clear()
-    if threading.get_ident() not in _starting:
-        for number, ours, _ in list(reversed(_exchanged)):
-            put_back(number, ours)
-        exit_on_signals()  # none is open here, so this takes our handlers away
-    while _FORK_WARNING in warnings.filters:
-        typing.cast(list[Any], warnings.filters).remove(_FORK_WARNING)
-    _exchanged.clear()
-    _starting.clear()
-    _unblock_after_fork()
-    _masks.clear()
+            def hold(number: int, frame: object) -> None:
+                came.callback(signal.raise_signal, number)
 
+            if threading.current_thread() is threading.main_thread():
+                for number in self.HELD:
+                    if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
+                        held.callback(self.put_back, number, hold)
+                        self.exchange(number, hold)
+            yield
 
-def _block_for_fork() -> None:
-    """Before a fork, in the thread that forks: hold back SIGTERM and SIGHUP if we handle them.
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[Iterable[int]]:
+        """After the block, and in children that others fork, signals are handled as before it.
 
-    A forked child of Python drops a signal that comes before its first line, if it has a Python handler. The host may
-    end its child just then, and rely on the default, which kills at once. So the child gets the signal after
-    _forget_supervisors() has put the default back."""
-    ours = [_exit_cleanly, *(entry[1] for entry in _exchanged)]
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
-    if numbers:
-        _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        Yields the signals that can be handled in the block, by exchange(): none outside the main thread.
+        """
+        numbers = self.HEARD if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.getsignal(number) for number in numbers}
+        exchanged = list(self._exchanged)
+        try:
+            yield numbers
+        finally:
+            for number, handler in before.items():
+                if handler is not None:  # None: it is not Python's
+                    signal.signal(number, handler)
+            if numbers:
+                self._exchanged[:] = exchanged
 
+    def exchange(self, number: int, ours: Any) -> None:
+        """Handle a signal by `ours`, until put_back(number, ours)."""
+        self._exchanged.append((number, ours, signal.getsignal(number)))  # first: another thread may fork at any moment
+        signal.signal(number, ours)
 
-def _unblock_after_fork() -> None:
-    before = _masks.pop(threading.get_ident(), None)
-    if before is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def put_back(self, number: int, ours: Any) -> None:
+        """Handle a signal as before `ours`, unless somebody has set another handler since."""
+        for entry in [entry for entry in self._exchanged if entry[0] == number and entry[1] is ours]:
+            if signal.getsignal(number) is ours:
+                signal.signal(number, entry[2])
+            self._exchanged.remove(entry)
 
+    # Forks.
 
-def _is_forking(frame: Any) -> bool:
-    """Return True if the code at `frame` is one of these hooks. Python drops an exception that is raised in one."""
-    while frame is not None and frame.f_code not in (_block_for_fork.__code__, _unblock_after_fork.__code__):
-        frame = frame.f_back
-    return frame is not None
+    @contextlib.contextmanager
+    def start_of_worker(self, silent: bool) -> Iterator[None]:
+        """Mark a fork in this block as that of a worker. `silent`: without Python's warning about threads.
 
+        A Supervisor that chose fork by itself keeps it, so the warning says nothing that its user could change.
+        warnings.catch_warnings() would exchange the whole list of filters, and so undo what another thread sets
+        meanwhile. Here one entry goes into the list and out again.
+        """
+        filters: Any = warnings.filters if silent else []
+        filters.insert(0, self.FORK_WARNING)
+        self._starting.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            self._starting.discard(threading.get_ident())
+            with contextlib.suppress(ValueError):  # somebody has emptied the list
+                filters.remove(self.FORK_WARNING)
 
-os.register_at_fork(before=_block_for_fork, after_in_parent=_unblock_after_fork, after_in_child=_forget_supervisors)
+    def _block_for_fork(self) -> None:
+        """Before a fork, in the thread that forks: block SIGTERM and SIGHUP if we handle them.
 
-
-@contextlib.contextmanager
-def start_of_worker(silent: bool) -> Iterator[None]:
-    """Mark a fork in this block as that of a worker; `silent`: without Python's warning that there are threads.
-
-    A Supervisor that chose fork by itself keeps it, so the warning tells its user nothing that he could change.
-    warnings.catch_warnings() would do for one thread: it puts a copy in place of the list of filters and later the old
-    list back, and so undoes what another thread sets in between. One entry goes in and out of the list here, and
-    nothing else in it is touched."""
-    filters: Any = warnings.filters if silent else []
-    filters.insert(0, _FORK_WARNING)
-    _starting.add(threading.get_ident())
-    try:
-        yield
-    finally:
-        _starting.discard(threading.get_ident())
-        with contextlib.suppress(ValueError):  # somebody has emptied the list
-            filters.remove(_FORK_WARNING)
-
-
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # by a run, and by --watch
-
-
-@contextlib.contextmanager
-def handlers_kept() -> Iterator[Iterable[int]]:
-    """After the block, and in children that others fork, signals are handled as before it. Yields those that can be
-    handled in the block, by exchange_handler(): none beside the main thread."""
-    numbers = HEARD if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.getsignal(number) for number in numbers}
-    exchanged = list(_exchanged)
-    try:
-        yield numbers
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # not one of Python's
-                signal.signal(number, handler)
+        If a signal has a Python handler, a forked child drops the signal when it comes before the child's first line.
+        The host may end its child just then, and rely on the default, which kills at once. So the child gets the
+        signal after _forget_in_child() has put the default back.
+        """
+        ours = [self._exit_cleanly, *(entry[1] for entry in self._exchanged)]
+        numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
         if numbers:
-            _exchanged[:] = exchanged
+            self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def _unblock_after_fork(self) -> None:
+        before = self._masks.pop(threading.get_ident(), None)
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _forget_in_child(self) -> None:
+        """In a forked child: no Supervisor is open here, and signals are handled as before we came.
+
+        A worker is left alone: it must not run the handlers of our caller, and _isolate() sets its own.
+        """
+        self._open.clear()
+        if threading.get_ident() not in self._starting:
+            for number, ours, _ in list(reversed(self._exchanged)):
+                self.put_back(number, ours)
+            self.exit_on_signals()
+        while self.FORK_WARNING in warnings.filters:
+            typing.cast(list[Any], warnings.filters).remove(self.FORK_WARNING)
+        self._exchanged.clear()
+        self._starting.clear()
+        self._unblock_after_fork()
+        self._masks.clear()
+
+    def _is_forking(self, frame: Any) -> bool:
+        """Return True if the code at `frame` is one of the hooks around a fork."""
+        hooks = (self._block_for_fork.__code__, self._unblock_after_fork.__code__)
+        while frame is not None and frame.f_code not in hooks:
+            frame = frame.f_back
+        return frame is not None
+
+
+handlers = Handlers()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4134,7 +4285,7 @@ class Calls(Source):
             self._at_exit.cancel()
             supervisor.__exit__(RuntimeError, None, None)
             raise
-        _executors.add(self)
+        handlers.executors.add(self)
 
     # In any thread.
 
@@ -4261,9 +4412,6 @@ def _broken(problem: str) -> BaseException:
     from concurrent.futures.process import BrokenProcessPool
 
     return BrokenProcessPool(problem)
-
-
-_executors: weakref.WeakSet[Calls] = weakref.WeakSet()
 
 
 def _as_bytes(value: Any) -> bytes:
@@ -4794,7 +4942,7 @@ def watch(name: str, signals: Iterable[int]) -> None:
 
     for number in signals:
         if number != signal.SIGINT:
-            exchange_handler(number, pause if number == signal.SIGTSTP else _exit)
+            handlers.exchange(number, pause if number == signal.SIGTSTP else handlers.exit)
     try:
         while name in runs():
             with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
@@ -5067,11 +5215,11 @@ class CommandLine:
     def run(self) -> int:
         """Put the tasks through, and say how it went; the exit code."""
         problem = ""
-        with handlers_kept() as numbers:
+        with handlers.kept() as numbers:
             for number in numbers:
                 # First, because a Supervisor leaves signals alone that are handled. SIGHUP stays ignored under nohup.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    exchange_handler(number, self.note_signal)
+                    handlers.exchange(number, self.note_signal)
             wanted = {*LIMITS, "log", "start_method"}
             arguments: dict[str, Any] = {name: value for name, value in vars(self.options).items() if name in wanted}
             with _usage_error():
@@ -5201,7 +5349,7 @@ def main(
         if options.clean:
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
         elif options.watch is not None:
-            with handlers_kept() as numbers:
+            with handlers.kept() as numbers:
                 watch(choose_run(options.watch), numbers)
         else:
             check_options(options)

@@ -150,8 +150,8 @@ SCENARIOS = {
 
 
 PARTS = (
-    shmqueue.SharedTaskQueue, shmqueue.Worker, shmqueue.Engine, shmqueue.Ledger, shmqueue.Harvester, shmqueue.Heap,
-    shmqueue.WorkerPool, shmqueue.WorkerProcess, shmqueue.Feeder,
+    shmqueue.SharedTaskQueue, shmqueue.Worker, shmqueue.Engine, shmqueue.Ledger, shmqueue.LaneReader, shmqueue.Heap,
+    shmqueue.WorkerPool, shmqueue.WorkerProcess, shmqueue.Packer,
 )  # fmt: skip
 
 
@@ -802,15 +802,12 @@ class World:
             "os": files,
             "write_file": files.write,
             "read_file": files.read,
-            "signals_held": contextlib.nullcontext,
+            "handlers": NO_HANDLERS,
             "signal_group": lambda *_: None,
             "state_and_switches": self.state_and_switches,
             "process_state": lambda pid: (self.state_and_switches(pid)[0], 0),
-            "_open": set(),
             "psutil": None,
             "sweep": list,
-            "dispose": lambda *_: None,
-            "exit_on_signals": lambda *_: None,
             "_annotations": functools.cache(shmqueue._annotations),
         }
 
@@ -1325,7 +1322,7 @@ class World:
         return limit
 
     def between_turns(self, engine: Any, job: Any) -> int:
-        ledger, feeder = engine._ledger, engine._feeder
+        ledger, packer = engine._ledger, engine._packer
         return hash((
             scalars(engine), scalars(engine._queue), scalars(ledger), of_job(job), scalars(engine._pool),
             tuple((scalars(handle, HIDDEN), handle.child is None) for handle in engine._pool.processes),
@@ -1333,7 +1330,7 @@ class World:
             len(ledger.again),
             tuple((tasks.first, bytes(tasks.settled), tuple(tasks.tsk_ids)) for tasks in ledger._placed),
             tuple(sorted(ledger._attempts.items())), tuple(self.results), tuple(engine._sleepers),
-            scalars(feeder), bytes(feeder._heap._in_use),
+            tuple(map(scalars, engine._lanes)), scalars(packer), bytes(packer.heap._in_use),
         ))  # fmt: skip
 
     # What processes do to each other.
@@ -1507,10 +1504,10 @@ class World:
             self.fail(f"tasks are left: {left}")
         if self.files:
             self.fail(f"files are left: {sorted(self.files)}")
-        if any(self.engine._feeder._heap._in_use):
+        if any(self.engine._packer.heap._in_use):
             self.fail("pages of the heap are left")
         if self.one_ring and not scenario.close:
-            self._check_words(supervisor._pool.processes)
+            self._check_words(self.engine._lanes)
 
     def _check_result(self, tsk_id: int, status: str, value: Any, attempts: int) -> None:
         scenario, payload, started = self.scenario, self.payloads[tsk_id - 1], self.started[tsk_id - 1]
@@ -1531,20 +1528,27 @@ class World:
         if status in ("ok", "failed") and not started:
             self.fail(f"task {tsk_id} is {status} and was never started")
 
-    def _check_words(self, handles: Any) -> None:
+    def _check_words(self, lanes: Any) -> None:
         """All have come to rest."""
         words = self._made.segment.words
         claimed, pushed, dirty = (words[word] for word in (shmqueue.CLAIMED, shmqueue.PUSHED, shmqueue.DIRTY))
         if claimed != pushed or dirty:
             self.fail(f"at rest: claimed {claimed}, pushed {pushed}, dirty {dirty}")
-        for status, handle in zip(self.status, handles):
+        for status, lane in zip(self.status, lanes):
             names = ("CLAIMS", "PUBLISHED", "HARVESTED", "ASLEEP")
             at = {name: words[status + getattr(shmqueue, name)] for name in names}
-            rest = at["ASLEEP"] > 0 or handle.child is None
-            if not (at["CLAIMS"] == at["PUBLISHED"] == handle.harvested and rest):
-                self.fail(f"at rest: worker {handle.index} has {at}, and {handle.harvested} batches were read")
+            rest = at["ASLEEP"] > 0 or lane.process.child is None
+            if not (at["CLAIMS"] == at["PUBLISHED"] == lane.harvested and rest):
+                self.fail(f"at rest: worker {lane.process.index} has {at}, and {lane.harvested} batches were read")
 
 
+NO_HANDLERS = types.SimpleNamespace(
+    held=contextlib.nullcontext,
+    start_of_worker=contextlib.nullcontext,
+    open=lambda resources: None,
+    dispose=lambda owner, resources: None,
+    exit_on_signals=lambda: None,
+)
 HIDDEN = ("_switches", "_still_since", "_stopped_before")  # of a WorkerProcess: of no use between two halts
 
 
@@ -1555,7 +1559,9 @@ def scalars(thing: Any, hidden: Iterable[str] = ()) -> tuple[Any, ...]:
 
 
 def of_job(job: Any) -> tuple[Any, ...]:
-    return scalars(job), tuple(sorted(job._early)), tuple(map(tuple, job._due)), job.source and job.source.exhausted
+    ordered = isinstance(job, shmqueue.OrderedJob)
+    order = (tuple(sorted(job._early)), tuple(map(tuple, job._due))) if ordered else ()
+    return scalars(job), order, job.source and job.source.exhausted
 
 
 def explore(scenario: Scenario, bounds: Bounds, **options: Any) -> Report:

@@ -948,7 +948,7 @@ def test_a_signal_while_the_workers_start_ends_the_run_and_leaves_nothing(cli, n
 
 
 def handled():
-    return {number: signal.getsignal(number) for number in shmqueue.HEARD}
+    return {number: signal.getsignal(number) for number in shmqueue.handlers.HEARD}
 
 
 def test_after_main_signals_are_handled_as_before(tmp_path, capfd, monkeypatch):

@@ -364,8 +364,8 @@ def test_a_storm_of_kills_stops_and_halts(queue, tmp_path):
     chance, kills, path = random.Random(5), 0, tmp_path / "notes"  # noqa: S311
     halts = []
     with start([uneven], queue, num_slots=128, batch=32) as supervisor:
-        halt = supervisor._engine._harvester.halt
-        supervisor._engine._harvester.halt = lambda *arguments: (halts.append(1), halt(*arguments))[1]
+        halt = supervisor._engine.halt
+        supervisor._engine.halt = lambda *arguments: (halts.append(1), halt(*arguments))[1]
         results, due, stopped = [], time.monotonic(), []
         source = (f"{path}|{number}" for number in itertools.takewhile(lambda _: kills < 20, itertools.count()))
         for result in supervisor.run(source):

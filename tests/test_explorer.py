@@ -15,8 +15,8 @@ from shmqueue import (
     PUBLISHED,
     PUSHED,
     SUPERVISOR_ASLEEP,
-    Harvester,
     Heap,
+    LaneReader,
     Ledger,
     SharedTaskQueue,
     Worker,
@@ -375,43 +375,43 @@ class SaysAsleepLast(Worker):
     )
 
 
-class TakesTheOneInHand(Harvester):
+class TakesTheOneInHand(LaneReader):
     """A halt takes back the task in hand as well."""
 
     _draw_back = changed(
-        Harvester._draw_back,
+        LaneReader._draw_back,
         "words[half.end] = min(words[half.end], in_hand + 1)",
         "words[half.end] = min(words[half.end], in_hand)",
-        "    process.bound = in_hand + 1\n        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)\n",
-        "    process.bound = in_hand\n        self._ledger.give_back(in_hand, bound - in_hand)\n",
+        "    self.bound = in_hand + 1\n        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)\n",
+        "    self.bound = in_hand\n        self._ledger.give_back(in_hand, bound - in_hand)\n",
     )
 
 
-class NeverMovesTaken(Harvester):
-    _settle = changed(Harvester._settle, "            process.taken = start + done\n", "            pass\n")
+class NeverMovesTaken(LaneReader):
+    _settle = changed(LaneReader._settle, "            self.taken = start + done\n", "            pass\n")
 
 
-class IgnoresTaken(Harvester):
+class IgnoresTaken(LaneReader):
     """Takes in again what a halt has taken in."""
 
-    _read = changed(Harvester._read, "start = max(first, process.taken)", "start = first")
+    _read = changed(LaneReader._read, "start = max(first, self.taken)", "start = first")
 
 
-class StopsShortly(Harvester):
+class StopsShortly(LaneReader):
     """Stops a worker for less than QUIET_SECONDS."""
 
-    _draw_back = changed(Harvester._draw_back, "stand_for(2 * QUIET_SECONDS)", "stand_for(QUIET_SECONDS / 2)")
+    _draw_back = changed(LaneReader._draw_back, "stand_for(2 * QUIET_SECONDS)", "stand_for(QUIET_SECONDS / 2)")
 
 
-class NeverWaits(Harvester):
-    _draw_back = changed(Harvester._draw_back, "process.stand_for(2 * QUIET_SECONDS)", "pass")
+class NeverWaits(LaneReader):
+    _draw_back = changed(LaneReader._draw_back, "process.stand_for(2 * QUIET_SECONDS)", "pass")
 
 
-class GivesAwayEarly(Harvester):
+class GivesAwayEarly(LaneReader):
     """Gives the rest to others before the last look."""
 
     _draw_back = changed(
-        Harvester._draw_back,
+        LaneReader._draw_back,
         "self._ledger.give_back(in_hand + 1, bound - in_hand - 1)",
         "pass",
         "    process.stand_for(2 * QUIET_SECONDS)\n",
@@ -419,76 +419,76 @@ class GivesAwayEarly(Harvester):
     )
 
 
-class LooksOnlyAtEnds(Harvester):
+class LooksOnlyAtEnds(LaneReader):
     """The last look does not see whether the worker stands still."""
 
-    _draw_back = changed(Harvester._draw_back, "not process.stands_still() or ", "")
+    _draw_back = changed(LaneReader._draw_back, "not process.stands_still() or ", "")
 
 
-class TrustsEnd(Harvester):
+class TrustsEnd(LaneReader):
     """Reads a batch up to its `end`, also where a halt has drawn that back."""
 
-    _span = changed(
-        Harvester._span, "process.bound if process.bounded == number else words[half.end]", "words[half.end]"
+    _limits = changed(
+        LaneReader._limits, "self.bound if self.bounded == number else words[half.end]", "words[half.end]"
     )
 
 
-class UsesWhatItRead(Harvester):
+class UsesWhatItRead(LaneReader):
     """Does not look again whether the worker has stood still while it was read."""
 
     _take_back = changed(
-        Harvester._take_back,
+        LaneReader._take_back,
         "if claiming or not process.stands_still():",
         "if claiming:",
-        "        if not process.stands_still():  # or a processor could show `ends` before what was stored earlier\n"
+        "        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores\n"
         "            return False\n",
         "",
     )
 
 
-class LooksTooEarly(Harvester):
+class LooksTooEarly(LaneReader):
     """Looks whether the worker stands still before its outcomes are read, and not after it."""
 
     _take_back = changed(
-        Harvester._take_back,
-        "        if not process.stands_still():  # or a processor could show `ends` before what was stored earlier\n"
+        LaneReader._take_back,
+        "        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores\n"
         "            return False\n",
         "",
     )
 
 
-class RecoversTheLastBatchOnly(Harvester):
-    recover = changed(Harvester.recover, "            self._take_in_batches(process, number - 1)\n", "")
+class RecoversTheLastBatchOnly(LaneReader):
+    recover = changed(LaneReader.recover, "            self.take_in_left(number - 1)\n", "")
 
 
-class ChargesNobody(Harvester):
+class ChargesNobody(LaneReader):
     """Takes the task in hand for one that never began."""
 
-    recover = changed(Harvester.recover, "if done < min(bound, words[process.status + LEAVING])", "if False")
+    recover = changed(LaneReader.recover, "if done < min(bound, words[process.status + LEAVING])", "if False")
 
 
-class ChargesTheNext(Harvester):
+class ChargesTheNext(LaneReader):
     """Takes the task after the one in hand for it."""
 
     recover = changed(
-        Harvester.recover,
-        "self._charge_in_hand(process, done, note or exit_text(code))",
-        "self._charge_in_hand(process, min(done + 1, bound - 1), note or exit_text(code))",
+        LaneReader.recover,
+        "self._charge_in_hand(done, note or exit_text(code))",
+        "self._charge_in_hand(min(done + 1, bound - 1), note or exit_text(code))",
     )
 
 
-class KeepsFiles(Harvester):
+class KeepsFiles(LaneReader):
     """Does not remove the file of a value that a worker had in hand."""
 
     _charge_in_hand = changed(
-        Harvester._charge_in_hand, '        os.unlink(self._queue.segment.beside(f"v{position}"))\n', "        pass\n"
+        LaneReader._charge_in_hand, '        os.unlink(self._queue.segment.beside(f"v{position}"))\n', "        pass\n"
     )
 
 
-class KillsTheNext(Harvester):
+class KillsTheNext(LaneReader):
     """Kills a worker for a task that it has finished meanwhile."""
 
-    _take_back = changed(Harvester._take_back, "in_hand == doomed.position and ", "")
+    _take_back = changed(LaneReader._take_back, "in_hand == doomed.position and ", "")
 
 
 class NeverContinues(WorkerProcess):

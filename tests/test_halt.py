@@ -220,15 +220,15 @@ def test_nobody_is_charged_in_a_batch_that_its_worker_has_left(held, monkeypatch
     assert held.finish() == ALL_OK
 
 
-def forgets_the_bound(harvester, handle, number):
-    half = harvester._queue.half(handle.index, number)
-    return harvester._queue.words[half.first], harvester._queue.words[half.end]
+def forgets_the_bound(lane, number):
+    half = lane._queue.half(lane.process.index, number)
+    return lane._queue.words[half.first], lane._queue.words[half.end]
 
 
 @pytest.mark.parametrize("again", [True, False])
 def test_a_halt_that_forgets_the_bound_is_found(held, monkeypatch, again):
     """The tests above, with this mistake: what lies behind the lowered `end` is lost."""
-    monkeypatch.setattr(shmqueue.Harvester, "_span", forgets_the_bound)
+    monkeypatch.setattr(shmqueue.LaneReader, "_limits", forgets_the_bound)
     half_a_halt(held, monkeypatch)
     if again:
         held.engine.halt(held.handle)
@@ -241,13 +241,13 @@ def test_a_halt_that_forgets_the_bound_is_found(held, monkeypatch, again):
 
 def test_a_recovery_that_charges_in_a_published_batch_is_found(held, monkeypatch):
     words = held.queue.words
-    recover = shmqueue.Harvester.recover
+    recover = shmqueue.LaneReader.recover
 
-    def charges(harvester, handle, code):
-        words[handle.status + shmqueue.PUBLISHED] = handle.harvested
-        return recover(harvester, handle, code)
+    def charges(lane, code):
+        words[lane.process.status + shmqueue.PUBLISHED] = lane.harvested
+        return recover(lane, code)
 
-    monkeypatch.setattr(shmqueue.Harvester, "recover", charges)
+    monkeypatch.setattr(shmqueue.LaneReader, "recover", charges)
     die_behind_a_published_batch(held, monkeypatch)
     assert held.finish() == {"ok": REST + 1, "crashed": 1}
 
@@ -413,8 +413,8 @@ def test_results_do_not_wait_for_a_long_task_of_the_same_worker(tmp_path, batch)
 
 def test_halts_are_few_where_there_is_nothing_to_take(tmp_path, monkeypatch):
     """Long tasks alone, each worker with one: nobody is stopped."""
-    halts, halt = [], shmqueue.Harvester.halt
-    monkeypatch.setattr(shmqueue.Harvester, "halt", lambda *arguments: halts.append(1) or halt(*arguments))
+    halts, halt = [], shmqueue.LaneReader.halt
+    monkeypatch.setattr(shmqueue.LaneReader, "halt", lambda *arguments: halts.append(1) or halt(*arguments))
     with shmqueue.Supervisor([jobs.rest], workers=2) as supervisor:
         assert len(list(supervisor.run(["0.3"] * 3))) == 3
     assert len(halts) <= 3
@@ -431,4 +431,4 @@ def test_values_and_payloads_of_sizes_between_a_slot_and_a_file():
         assert [next(values) for _ in range(100)] == payloads[:100]
         assert not list(segment.parent.glob(f"{segment.name}.p*")), "payloads lie in the heap"
         assert list(values) == payloads[100:]
-        assert supervisor._engine._feeder._heap.used == 0
+        assert supervisor._engine._packer.heap.used == 0

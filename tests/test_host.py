@@ -104,7 +104,7 @@ def test_a_child_that_is_forked_while_signals_are_held(plain_signals):
         before = handlers()
         with contextlib.ExitStack() as held:
             for _ in range(2):  # as the end of a Supervisor does
-                held.enter_context(shmqueue.signals_held())
+                held.enter_context(shmqueue.handlers.held())
 
             def question():
                 within = handlers()
@@ -120,7 +120,7 @@ def test_a_child_that_is_forked_while_signals_are_held(plain_signals):
 def test_a_child_that_another_thread_forks_while_signals_are_held(plain_signals):
     answers = []
     question = lambda: handlers() == [signal.SIG_DFL] * 3  # noqa: E731
-    with Supervisor([jobs.echo], workers=1, start_method="fork"), shmqueue.signals_held():
+    with Supervisor([jobs.echo], workers=1, start_method="fork"), shmqueue.handlers.held():
         thread = threading.Thread(target=lambda: answers.append(in_child(question)))
         thread.start()
         thread.join()
@@ -192,9 +192,9 @@ if __name__ == "__main__":
 
 
 def test_a_forked_child_has_no_handler_of_the_command_line(plain_signals):
-    with shmqueue.handlers_kept() as numbers:
+    with shmqueue.handlers.kept() as numbers:
         for number in numbers:
-            shmqueue.exchange_handler(number, lambda number, frame: None)
+            shmqueue.handlers.exchange(number, lambda number, frame: None)
         assert in_child(lambda: handlers() == [signal.SIG_DFL] * 3)
     assert handlers() == [signal.SIG_DFL] * 3
 
@@ -285,13 +285,13 @@ def test_the_list_of_warning_filters_is_as_it_was():
     import warnings
 
     before, filters = list(warnings.filters), warnings.filters
-    with shmqueue.start_of_worker(True):
+    with shmqueue.handlers.start_of_worker(True):
         assert warnings.filters != before
         with warnings.catch_warnings():
             warnings.simplefilter("error")
     assert warnings.filters == before
     assert warnings.filters is filters
-    with shmqueue.start_of_worker(False):
+    with shmqueue.handlers.start_of_worker(False):
         assert warnings.filters == before
 
 
