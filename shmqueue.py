@@ -534,27 +534,24 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Executor: the same workers behind the interface of concurrent.futures.
+# Executor: the same workers for those who want futures.
 # ---------------------------------------------------------------------------------------------------------------------
 
-
-EXECUTOR_SLOTS = 1024
-NOT_REDIRECTED = ""  # as a log: functions print where this process prints
+NOT_REDIRECTED = ""  # in place of a log: what functions print goes where this process prints
 
 
 class ExecutorMethods:
     """Runs calls in worker processes: an Executor of concurrent.futures, used like ProcessPoolExecutor.
 
-    Functions, arguments and values are anything that pickles. What a function raises arrives as itself, with its
-    traceback as the cause. If a worker dies, only the call in its hand fails, with TaskError, and the others go on.
+    Functions, arguments and values are anything that pickles. What a function raises arrives as itself, with the text
+    of its traceback as the cause. If a worker dies, only the call in its hand fails, with TaskError. A Supervisor does
+    the work in a thread of its own, so every method may be called from any thread.
 
-    max_workers: processes; None for as many as this process may use processors. mp_context: of multiprocessing, for
-    its start method; None to choose as Supervisor does, or spawn with max_tasks_per_child. initializer, initargs: a
-    call made first in every worker. max_tasks_per_child: calls after which a worker is replaced; not with fork.
-    timeout: seconds a call may run. retries: how often a call that raises, runs too long or crashes is made again.
-
-    The workers start at once, and print where this process prints. A Supervisor does the work in a thread of its
-    own, so the methods may be called from any thread.
+    max_workers: processes; None for as many as this process may use processors. mp_context: of multiprocessing; only
+    its start method counts. None for what Supervisor takes, or for spawn with max_tasks_per_child. initializer,
+    initargs: a call that is made first in every worker. max_tasks_per_child: calls after which a worker is replaced;
+    not with fork. timeout: seconds a call may run. retries: how often a call that raises, runs too long or crashes is
+    made again. The workers start at once, and print where this process prints.
     """
 
     def __init__(
@@ -574,15 +571,15 @@ class ExecutorMethods:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         check_numbers(retries=retries)
-        method = mp_context.get_start_method() if mp_context is not None else None
-        if max_tasks_per_child is not None:
-            method = method or "spawn"
-            if method == "fork":
-                raise ValueError("max_tasks_per_child needs another start method than fork: give another mp_context")
+        method = "spawn" if max_tasks_per_child is not None else None
+        if mp_context is not None:
+            method = mp_context.get_start_method()
+        if max_tasks_per_child is not None and method == "fork":
+            raise ValueError("max_tasks_per_child is incompatible with the fork start method: give another mp_context")
         supervisor = Supervisor(
             [_make_call],
             workers=self._max_workers,
-            num_slots=EXECUTOR_SLOTS,
+            num_slots=1024,
             timeout=timeout,
             max_tasks=max_tasks_per_child,
             initializer=functools.partial(initializer, *initargs) if initializer else None,
@@ -593,53 +590,62 @@ class ExecutorMethods:
         weakref.finalize(self, self._calls.end)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Have fn(*args, **kwargs) called, and return the Future of that call."""
+        """Have fn(*args, **kwargs) called in a worker. Return the Future of that call."""
         return self._calls.add(fn, args, kwargs)
 
-    def map(
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1, **more: Any
-    ) -> Iterator[Any]:
-        """The values of fn for the items of `iterables`, in order. `chunksize` changes nothing: batches size themselves.
+    def map(self, fn: Callable[..., Any], *iterables: Any, chunksize: int = 1, **options: Any) -> Iterator[Any]:
+        """Yield the values of `fn` for the items of `iterables`, in order.
 
-        Raises TimeoutError if a value is not there `timeout` seconds after this call. `more`: what the interpreter's
-        own Executor.map knows, such as buffersize."""
+        timeout: seconds from now on after which a value that is not there raises TimeoutError. chunksize: changes
+        nothing, since batches size themselves. Other options are those of this Python's Executor.map.
+        """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
-        return super().map(fn, *iterables, timeout=timeout, **more)  # type: ignore[misc,no-any-return]
+        values: Iterator[Any] = super().map(fn, *iterables, **options)  # type: ignore[misc]
+        return values
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, and let the workers go when all are done; `wait` for that. cancel_futures: cancel those
-        calls that have not begun."""
-        self._calls.end(cancel=cancel_futures)
-        if wait:
-            self._calls.thread.join()
-            handlers.exit_on_signals()  # the thread could not take our handlers away
+        """Take no more calls. When all are made, the workers leave; `wait` for that.
+
+        cancel_futures: cancel the calls that have not begun.
+        """
+        self._calls.end(cancel=cancel_futures, wait=wait)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._calls.end(abort=kind is KeyboardInterrupt)
-        self.shutdown()
+        self._calls.end(abort=kind is KeyboardInterrupt, wait=True)
+
+
+Executor: Any  # a subclass of ExecutorMethods and concurrent.futures.Executor
 
 
 def __getattr__(name: str) -> Any:
-    """Make the class Executor when it is asked for: concurrent.futures takes as long to import as all the rest."""
+    """Make the class Executor when somebody asks for it, since concurrent.futures takes long to import."""
     if name != "Executor":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import concurrent.futures.process
 
-    threading._register_atexit(end_executors)  # type: ignore[attr-defined]
-    text = {"__module__": __name__, "__doc__": ExecutorMethods.__doc__}
-    globals()[name] = type(name, (ExecutorMethods, concurrent.futures.Executor), text)
+    threading._register_atexit(end_executors)  # type: ignore[attr-defined]  # as ProcessPoolExecutor does it
+    names = {"__module__": __name__, "__doc__": ExecutorMethods.__doc__}
+    globals()[name] = type(name, (ExecutorMethods, concurrent.futures.Executor), names)
     return globals()[name]
 
 
 def end_executors() -> None:
-    """When the program's main thread has ended: finish all calls; none that has not begun if Ctrl-C was the reason."""
-    for calls in list(handlers.executors):
-        calls.end("interpreter shutdown", abort=getattr(sys, "last_type", None) is KeyboardInterrupt)
+    """Finish all calls when the main thread has ended; but if a signal ended it, or comes now, give them up."""
+    executors = list(handlers.executors)
+    try:
+        for calls in executors:
+            calls.end("interpreter shutdown", abort=getattr(sys, "last_type", None) is KeyboardInterrupt, wait=True)
+    except BaseException as interrupt:
+        for calls in executors:
+            calls.end(abort=True, wait=True)
+        if isinstance(interrupt, SystemExit):  # Python would only print it, and exit with 0
+            os._exit(int(interrupt.code or 0))
+        raise
 
 
 def _make_call(payload: bytes) -> bytes:
-    """Call what an Executor sent. Return (True, value) or (False, exception), pickled."""
+    """Make a call for an Executor (worker). Return (True, value) or (False, exception), pickled."""
     try:
         function, args, kwargs = unpickled(payload)
         return pickled((True, function(*args, **kwargs)))
@@ -651,26 +657,23 @@ def _make_call(payload: bytes) -> bytes:
             sys.stderr.flush()
 
 
+unpickled = pickle.loads  # only of what a process of this Executor has pickled
+
+
 def pickled(value: Any) -> bytes:
-    """`value` pickled as multiprocessing does it, which can do more than pickle: sockets, for example."""
+    """Pickle a value as multiprocessing does, which can send more than pickle alone: a socket, for example."""
     return bytes(multiprocessing.reduction.ForkingPickler.dumps(value))
 
 
 def pickled_error(error: BaseException) -> bytes:
-    """(False, error) pickled, with its traceback as text; or the error of that, if it cannot be or not be read."""
+    """Pickle (False, error), with its traceback as text. If that fails, pickle the error with which it fails."""
+    with_text: Any = importlib.import_module("concurrent.futures.process")._ExceptionWithTraceback
     try:
-        data = pickled((False, _with_text(error)))
+        data = pickled((False, with_text(error, error.__traceback__)))
         unpickled(data)
     except BaseException as second:
-        return pickled((False, _with_text(second)))
+        return pickled((False, with_text(second, second.__traceback__)))
     return data
-
-
-def _with_text(error: BaseException) -> Any:
-    """What becomes, once it is pickled and read, `error` with the text of its traceback as its cause."""
-    from concurrent.futures.process import _ExceptionWithTraceback
-
-    return _ExceptionWithTraceback(error, error.__traceback__)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -833,7 +836,7 @@ class Engine:
             source.exhausted = True
         elif room > 0:
             ledger.admit(job, source.take(room))
-            return source.fileno() == READS_ITSELF and not source.exhausted
+            return source.exhausted or source.fileno() == -1  # if exhausted, its job may be finished
         return False
 
     def feed(self) -> bool:
@@ -4017,12 +4020,6 @@ REFERRING = 1 + SIZE.size  # bytes of such a record
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-AHEAD_SECONDS = 0.001
-AHEAD_CALLS = 16
-
-READS_ITSELF, RINGS_ITSELF = -1, -2  # in place of a descriptor: `take` waits itself; the Supervisor's bell is rung
-
-
 class Rejected(NamedTuple):
     """In place of an item: a task that cannot be sent, and becomes a failed result with this error."""
 
@@ -4045,8 +4042,8 @@ class Source:
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """A descriptor to wait for when `take` gave nothing, or one of the two words above."""
-        return READS_ITSELF
+        """A descriptor to wait for when `take` gave nothing; -1 where it waits itself, -2 where somebody rings."""
+        return -1
 
 
 class IterableSource(Source):
@@ -4143,7 +4140,7 @@ class LineSource(Source):
         self._bytes = 0
 
     def fileno(self) -> int:
-        return READS_ITSELF if self.finite else self._file
+        return -1 if self.finite else self._file
 
     def total(self) -> int | None:
         """How many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
@@ -4230,188 +4227,169 @@ class QuerySource(Source):
         return items
 
 
+AHEAD_SECONDS = 0.001  # for how long an Executor gives its workers work in advance,
+AHEAD_CALLS = 4  # and how many calls for each of them at most
+
+
 @dataclasses.dataclass(slots=True)
 class Call:
-    """A call that an Executor was asked for: what to call, until it is pickled, and its future."""
+    """A call that an Executor was asked for. `what`: (function, args, kwargs), or that pickled, once it has begun."""
 
     future: Any
-    what: Any  # function, args, kwargs; None once they are pickled
-    name: str  # of the function
-    payload: bytes = b""
+    what: Any
+    function: str  # its name
     attempts: int = 0
 
-    def pickle(self) -> bool:
-        """Pickle what to call. Return False if it need not be called: it was cancelled, or cannot be pickled."""
-        if self.what is None:  # it has been called before
+    def begin(self) -> bool:
+        """Pickle what to call. Return False if there is nothing to call: it is cancelled, or cannot be pickled."""
+        if self.attempts:
             return True
         if not self.future.set_running_or_notify_cancel():
             return False
         try:
-            self.payload, self.what = pickled(self.what), None
+            self.what = pickled(self.what)
         except BaseException as error:
-            self.what = None
             self.future.set_exception(unpickled(pickled_error(error))[1])
-        return bool(self.payload)
+            return False
+        return True
 
 
 class Calls(Source):
-    """The calls that an Executor was asked for; with the thread in which its Supervisor has them made.
+    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
 
-    The Supervisor is given few more calls than there are workers, since a future can be cancelled only before that;
-    but so many that the workers are busy for AHEAD_SECONDS. The lock guards `_over` and `_rung`, and, as long as that
-    is "", the Supervisor's bell.
+    A future cannot be cancelled any more once the Supervisor has its call. So the Supervisor gets one call more than
+    there are workers, and further ones only while calls are short. The lock guards `_over` and the use of the
+    Supervisor's bell. It may be acquired again, since a collection of garbage can call end().
     """
 
     def __init__(self, supervisor: Supervisor, workers: int, retries: int) -> None:
-        from concurrent.futures import Future
-
-        self._supervisor, self._workers, self._retries, self._new_future = supervisor, workers, retries, Future
-        self._lock = threading.RLock()  # a collection of garbage may call end() anywhere
+        self._futures: Any = importlib.import_module("concurrent.futures")
+        self._supervisor: Supervisor | None = supervisor  # None once it has ended
+        self._workers = workers
+        self._retries = retries
         self._owner = os.getpid()
+        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._over = ""  # what came, after which no calls are taken
+        self._rung = self._cancel = self._abort = False
         self._waiting: collections.deque[Call] = collections.deque()
-        self._again: collections.deque[Call] = collections.deque()  # to be made once more
-        self._running: dict[int, Call] = {}  # given to the Supervisor, by tsk_id
-        self._unfinished = 0  # those whose futures have no outcome
-        self._given = 0  # how many were, since tsk_ids are given in order
-        self._seconds = 1.0  # that a call takes, by the last ones
-        self._rung = self._cancel = self._abort = self._gone = False
-        self._over = ""  # after what no calls are taken
-        self.thread = threading.Thread(target=self._serve, name="shmqueue-executor")
-        # For a child of multiprocessing, which closes Supervisors before it waits for threads.
-        self._at_exit = multiprocessing.util.Finalize(None, self.finish, exitpriority=20)
-        try:
-            self.thread.start()
-        except BaseException:
-            self._at_exit.cancel()
-            supervisor.__exit__(RuntimeError, None, None)
-            raise
+        self._given: dict[int, Call] = {}  # those that the Supervisor has, by tsk_id
+        self._tsk_id = 0  # the last one
+        self._seconds = 1.0  # that a call takes, on average over the last ones
+        supervisor._pool.chosen_fork = True  # the thread is ours, so a warning about it says nothing to the user
+        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
+        with contextlib.ExitStack() as undo:
+            undo.push(supervisor)
+            self._thread.start()
+            undo.pop_all()
+        # Python ends a child of multiprocessing in another order, and would close the Supervisor first.
+        self._at_exit = multiprocessing.util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
         handlers.executors.add(self)
 
     # In any thread.
 
     def add(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Have a call made, and return its future."""
-        call = Call(self._new_future(), (function, args, kwargs), function_name(function))
+        """Take a call, and return its future."""
+        call = Call(self._futures.Future(), (function, args, kwargs), function_name(function))
         if os.getpid() != self._owner:
-            raise RuntimeError("cannot schedule new futures in a forked child of the process that has the Executor")
+            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
         with self._lock:
             if self.problem:
-                raise _broken(self.problem)
+                raise self._futures.process.BrokenProcessPool(self.problem)
             if self._over:
                 raise RuntimeError(f"cannot schedule new futures after {self._over}")
             self._waiting.append(call)
-            self._unfinished += 1
-            self._ring()
+            self._ring_locked()
         return call.future
 
-    def end(self, after: str = "shutdown", cancel: bool = False, abort: bool = False) -> None:
-        """Take no more calls. cancel: those that have not begun. abort: and kill the workers."""
-        if os.getpid() == self._owner:
-            with self._lock:
-                self._over = self._over or after
-                self.exhausted = self.exhausted or not self._unfinished
-                self._cancel |= cancel
-                self._abort |= abort
-                self._ring()
+    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
+        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._over = self._over or after
+            self._cancel |= cancel
+            self._abort |= abort
+            self._ring_locked()
+        if wait:
+            self._ended.wait()  # first: until Python 3.12 a join() that a signal interrupts takes the thread for ended
+            self._thread.join()
+            handlers.exit_on_signals()  # the thread could not remove them
 
-    def finish(self) -> None:
-        self.end()
-        self.thread.join()
-
-    def _ring(self) -> None:
-        if not self._rung and not self._gone:
+    def _ring_locked(self) -> None:
+        if self._supervisor is not None and not self._rung:
             self._rung = True
             self._supervisor._pool.wake_supervisor()
 
     # In the thread.
 
-    def _serve(self) -> None:
-        """Have the calls made, until there are no more."""
+    def _serve(self, supervisor: Supervisor) -> None:
+        """Make the calls, until there are no more."""
         try:
-            with self._supervisor as supervisor:
+            with supervisor:
                 try:
                     for result in supervisor.run(self):
                         self._settle(result)
-                    supervisor.abort()  # nothing is left to do: those that are still starting are not waited for
+                    supervisor.abort()  # there is nothing left to do: do not wait for workers that are still starting
                 finally:
                     with self._lock:
-                        self._gone = True
+                        self._supervisor = None
         except BaseException as error:
             self._fail(error)
         self._at_exit.cancel()
+        self._ended.set()
 
     def fileno(self) -> int:
-        return RINGS_ITSELF
+        return -2
 
     def take(self, room: int) -> Sequence[bytes]:
         self._rung = False
         if self._abort:
-            raise InterruptedError("the Executor was stopped")
-        ahead = min(room, self._workers + 1 + self._workers * min(AHEAD_CALLS, int(AHEAD_SECONDS / self._seconds)))
-        payloads = []
-        while len(self._running) < ahead and (waiting := self._again or self._waiting):
-            call = waiting.popleft()
-            if not call.pickle():
-                self._forget_one()
-            else:
-                self._given += 1
-                self._running[self._given] = call
-                payloads.append(call.payload)
-                call.payload = b""
-        while self._cancel and self._waiting:
-            self._waiting[0].future.cancel()
-            self._waiting.popleft().future.set_running_or_notify_cancel()
-            self._forget_one()
+            raise InterruptedError("this Executor was interrupted")
+        ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))
+        room = min(room, 1 + self._workers * (1 + ahead) - len(self._given))
+        payloads: list[bytes] = []
+        while self._waiting and (len(payloads) < room or self._cancel):
+            call = self._waiting.popleft()
+            if len(payloads) >= room:
+                call.future.cancel()
+            if call.begin():
+                self._tsk_id += 1
+                self._given[self._tsk_id] = call
+                payloads.append(call.what)
+        self.exhausted = bool(self._over) and not (self._waiting or self._given)
         return payloads
 
-    def _forget_one(self) -> None:
-        with self._lock:
-            self._unfinished -= 1
-            self.exhausted = bool(self._over) and not self._unfinished
-
     def _settle(self, result: TaskResult) -> None:
-        """A call was made: its future gets the outcome, or it waits to be made again."""
-        if result.status == "crashed" and result.worker is None:
-            return  # the Supervisor gives up, and says why when it has told all outcomes
-        call = self._running.pop(result.tsk_id)
+        """Give a future its outcome, or have its call made again."""
+        if result.status == "cancelled":
+            return  # the Supervisor gives up, and raises the reason at the end
+        call = self._given.pop(result.tsk_id)
         call.attempts += 1
-        self._seconds += (result.seconds + 1e-6 - self._seconds) / 8
-        fine, value = self._outcome(result, call)
-        if not fine and call.attempts <= self._retries:
-            call.payload = result.payload
-            self._again.append(call)
-            return
-        if fine:
-            call.future.set_result(value)
-        else:
-            call.future.set_exception(value)
-        self._forget_one()
-
-    def _outcome(self, result: TaskResult, call: Call) -> tuple[bool, Any]:
-        """(True, value) or (False, exception)."""
-        if result.status != "ok":
-            return False, TaskError(result._replace(function=call.name, payload=None, attempts=call.attempts))
+        self._seconds += (result.seconds - self._seconds) / 8
         try:
-            outcome: tuple[bool, Any] = unpickled(result.value)
+            succeeded, value = unpickled(result.value) if result.status == "ok" else (False, None)
         except BaseException as error:
-            return False, error
-        return outcome
+            succeeded, value = False, error.with_traceback(None)
+        if succeeded:
+            call.future.set_result(value)
+        elif call.attempts <= self._retries:
+            self._waiting.appendleft(call)
+        elif value is not None:
+            call.future.set_exception(value)
+        else:
+            result = result._replace(function=call.function, payload=None, attempts=call.attempts)
+            call.future.set_exception(TaskError(result))
 
     def _fail(self, error: BaseException) -> None:
-        """The Supervisor has ended early: so do all futures."""
+        """The Supervisor has ended early: so do all calls."""
         with self._lock:
             self.problem = self._over = describe(error)
-        for call in (*self._running.values(), *self._again, *self._waiting):
+        for call in (*self._given.values(), *self._waiting):
             if call.future.running() or call.future.set_running_or_notify_cancel():
-                call.future.set_exception(_broken(self.problem))
-        self._running.clear()
+                call.future.set_exception(self._futures.process.BrokenProcessPool(self.problem))
+        self._given.clear()
         self._waiting.clear()
-
-
-def _broken(problem: str) -> BaseException:
-    from concurrent.futures.process import BrokenProcessPool
-
-    return BrokenProcessPool(problem)
 
 
 def _as_bytes(value: Any) -> bytes:

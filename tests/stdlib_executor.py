@@ -14,7 +14,7 @@ from concurrent import futures
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import shmqueue  # noqa: E402
+import shmqueue
 
 METHODS = ("fork", "forkserver", "spawn", "default")
 CLASSES = {  # by name: the module of the package that it is in since Python 3.12
@@ -25,11 +25,12 @@ CLASSES = {  # by name: the module of the package that it is in since Python 3.1
     "InitializerMixin": "test_init",
 }
 
+BROKEN = "wants a broken pool after one death"
 PRIVATE = "reads private attributes: "
 BY_NAME = "a script of its own imports the class from concurrent.futures by name"
 LEFT_OUT = {
-    "test_killed_child": "wants a broken pool after one death",
-    "test_python_finalization_error": "wants a broken pool, after a thread that the Executor does not need",
+    "test_killed_child": BROKEN,
+    "test_python_finalization_error": BROKEN + ", here of a thread that the Executor does not have",
     "test_saturation": PRIVATE + "_processes",
     "test_idle_process_reuse_one": PRIVATE + "_processes",
     "test_idle_process_reuse_multiple": PRIVATE + "_processes",
