@@ -2400,7 +2400,7 @@ class Handlers:
 
     def __init__(self) -> None:
         self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
-        self.executors: weakref.WeakSet[Calls] = weakref.WeakSet()  # they would finish their calls before the exit
+        self.executors: set[Calls] = set()  # whose threads run; Python would wait for them at its end
         self._exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler, the one before; oldest first
         self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
         self._starting: set[int] = set()  # threads that start a worker at this moment
@@ -4337,6 +4337,7 @@ class Calls(Source):
         except BaseException as error:
             self._fail(error)
         self._at_exit.cancel()
+        handlers.executors.discard(self)
         self._ended.set()
 
     def fileno(self) -> int:

@@ -74,6 +74,7 @@ def main(method, classes):
     multiprocessing.util._cleanup_tests()
     bad = [f"{test}\n{text}" for test, text in (*result.failures, *result.errors)]
     skipped = [f"{test}: {why}" for test, why in result.skipped]
+    print()  # these tests print times
     print(json.dumps({"run": result.testsRun, "bad": bad, "skipped": skipped}))
 
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import gc
 import importlib.util
+import itertools
 import json
 import math
 import multiprocessing
@@ -68,7 +69,11 @@ def test_the_standard_librarys_tests(own_pids):
         pytest.skip(f"Python {sys.version.split()[0]} came without test.test_concurrent_futures; another one has it")
     runs = {method: [start_standard_tests(method, classes) for classes in GROUPS] for method in stdlib_executor.METHODS}
     own_pids.update(process.pid for processes in runs.values() for process in processes)
-    reports = {method: [report_of(process) for process in processes] for method, processes in runs.items()}
+    try:
+        reports = {method: [report_of(process) for process in processes] for method, processes in runs.items()}
+    finally:
+        for process in itertools.chain(*runs.values()):
+            process.kill()  # those that are still running, after a failure
     for method, parts in reports.items():
         assert [bad for part in parts for bad in part["bad"]] == []
         left_out = [why for part in parts for why in part["skipped"]]
@@ -491,7 +496,7 @@ def test_a_thread_that_cannot_start_leaves_nothing(monkeypatch):
     before = descriptors()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        shmqueue.Executor(2)
+        shmqueue.Executor(2, multiprocessing.get_context("fork"))
     monkeypatch.undo()
     assert descriptors() == before
     assert multiprocessing.active_children() == []
@@ -570,7 +575,7 @@ if __name__ == "__main__":
     except SystemExit as error:
         os._exit(error.code)
 """
-    assert run_script(tmp_path, text) == ["7", "10"]
+    assert run_script(tmp_path, text, flags=("-W", "ignore::DeprecationWarning")) == ["7", "10"]
 
 
 def test_workers_print_where_this_process_prints(tmp_path):
