@@ -32,16 +32,16 @@ The processes, and what goes between them
                   +-----------------------------------------------------------+
 
   The supervisor is the caller's process. It owns the segment, fills the ring, collects outcomes, replaces dead
-  workers and draws the screen. Workers only ever touch the segment and their own pipes; nothing is pickled after
-  the start, so whoever writes into the segment can spoil data but never run code.
+  workers and draws the screen. Workers touch only the segment and their own pipes. Nothing is unpickled after the
+  start. So a process that writes into the segment can spoil data, but cannot run code.
 
 
 The segment, in bytes
 ---------------------
-  QueueHeader          what and whose it is | pushed | claimed | dirty | asleep         a line of 128 bytes each
+  QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
   WorkerStatus x W     the worker's line: claims published asleep ready limit leaving
-                       the supervisor's line: harvested leave pid completed failed started
-  (a strategy's own)   nothing here; see variants/
+                       the supervisor's line: harvested leave pid
+  (a strategy's own)   empty for the ring; see variants/
   LocalTaskQueue x W   two halves, each with room for a batch: first end began special | a lane of `batch` task slots |
                        ends[batch] | stamps[batch] | a log for the values
   TaskSlot128 x N      the ring
@@ -49,7 +49,7 @@ The segment, in bytes
 
   Positions and counters are 64 bits, absolute, and only grow; slot `position % num_slots` holds a position. Each
   word has one writer (or is written under the lock), is aligned, and is stored through memoryview.cast("Q"), which
-  is one machine store. struct.pack_into would zero it first: that is for slots, never for words.
+  is one machine store. struct.pack_into writes zeros first, so it is for slots only.
 
 
 The life of a task
@@ -59,12 +59,13 @@ The life of a task
   claim     A worker takes the lock, says that its last batch is finished (`published`), copies a batch from the ring
             to the lane of its other half, and moves `claimed`: the commit point. From here on the batch is its own.
   run       The worker calls the function, appends the value to the log, and stores `ends[i]`. That one store makes
-            the task finished. Whoever is killed before it has not finished the task; whoever is killed after it has.
+            the task finished. A worker killed before this store has not finished the task. A worker killed after it has
+            finished it.
   harvest   The supervisor takes the lock and reads how many batches each worker has finished. Then it reads their
             logs, without the lock.
   halt      A worker is slow while others are idle or results wait, or tasks are to be taken back for another reason.
-            The supervisor stops it for a moment (SIGSTOP), reads what it has finished, draws the `end` of its batch
-            back to the task in hand, and lets it continue. What lay behind goes back to the ring.
+            The supervisor stops it for a moment (SIGSTOP), reads what it has finished, lowers the `end` of its batch
+            to the position after the task in hand, and lets it continue. The later tasks go back to the ring.
 
 
 The lock
@@ -72,19 +73,19 @@ The lock
   fcntl.lockf on one byte of the segment's file. It guards pushed, claimed, dirty, published, harvested, leave, the
   asleep words, and a claim's stores to its half. The kernel releases it when its holder dies. The next holder finds
   `dirty` set if the last one died inside, and repairs: a batch whose `end` lies beyond `claimed` was not committed,
-  so its `end` becomes `claimed`, and the batch is empty. Then it sets `dirty` to itself, and clears it before it lets
-  go. Nothing slow happens inside.
-  What one process wrote, another reads only after both held this lock, or after the kernel reaped the writer or
-  stopped it. So no assumption is made about the order in which a processor's stores become visible.
+  so its `end` becomes `claimed`, and the batch is empty. Then it writes its own number into `dirty`, and clears it
+  before it releases the lock. Nothing slow runs under the lock.
+  A process reads another's stores only after both have held this lock, or after the kernel has reaped or stopped the
+  writer. So it does not matter in which order a processor's stores become visible.
 
 
 If a worker is killed, on any line
 ----------------------------------
   in claim, before the commit      repaired by the next holder: the tasks are still in the ring
-  in a batch                       the tasks with their `ends` are finished. The next one was in hand: it is charged
-                                   one attempt. Those behind it never began, and go round again
-  after its last task              nothing is in hand, and nobody is charged
-  while it stands still            the same: only tasks behind the one in hand were taken back
+  in a batch                       the tasks with their `ends` are finished. The next one was in hand. It is charged:
+                                   this counts as one of its attempts. The later ones never began; they are pushed again
+  after its last task              nothing is in hand, and no task is charged
+  while it is halted               as in a batch: only tasks after the one in hand were taken back
 If the supervisor is killed, workers see their pipe close and leave; the next start removes the segment.
 
 MIT License: permission is granted, free of charge, to any person obtaining a copy of this software, to deal in it
@@ -107,6 +108,7 @@ import errno
 import functools
 import glob
 import hashlib
+import heapq
 import importlib
 import inspect
 import io
@@ -135,6 +137,7 @@ import threading
 import time
 import traceback
 import tty
+import types
 import typing
 import warnings
 import weakref
@@ -143,7 +146,7 @@ from typing import Any, ClassVar, NamedTuple
 
 try:
     import fcntl
-except ImportError as missing:  # Windows: no lock there is released by the kernel and reachable by path
+except ImportError as missing:  # Windows has no lock that a path reaches and that the kernel releases
     raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
 
 psutil: Any = None  # without it the screen's cpu and rss columns stay blank, and max_rss is refused
@@ -162,13 +165,21 @@ __all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "main", "paralle
 OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
 
 
+RETRY_ON = ("failed", "timeout", "crashed")  # the statuses that are tried again, unless the user names others
+
+
 class TaskResult(NamedTuple):
     """The one outcome of a task.
 
-    tsk_id: 1 for the first task of a Supervisor, and so on. function: its name. payload: as it was given. status:
-    ok, failed, timeout, crashed or cancelled. value: what the function returned, None unless ok. error: the text of
-    what went wrong, None if ok. attempts: how often it was started. worker: the index of the last one that had it,
-    or None. seconds: the time the function took; the mean of several where they took less than 20 microseconds.
+    tsk_id: the Supervisor counts its tasks from 1.
+    function: its name.
+    payload: as it was given.
+    status: ok, failed, timeout, crashed or cancelled.
+    value: what the function returned; None unless ok.
+    error: what went wrong; None if ok.
+    attempts: how often it was started.
+    worker: the index of the last worker that ran it, or None.
+    seconds: the time that the function took; for tasks of less than 20 microseconds, the mean of several.
     """
 
     tsk_id: int
@@ -182,7 +193,7 @@ class TaskResult(NamedTuple):
     seconds: float
 
 
-_new_result = functools.partial(tuple.__new__, TaskResult)  # of a tuple, in C: TaskResult() takes twice as long
+_new_result = functools.partial(tuple.__new__, TaskResult)  # from a tuple, in half the time of TaskResult()
 
 
 class TaskError(Exception):
@@ -215,23 +226,33 @@ def parallel_map(
         return values
 
 
-SHARE_SECONDS = 0.5  # how often a snapshot is left for --watch
+SHARE_SECONDS = 0.5  # between two snapshots for --watch
 
 
 class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
-    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE. workers: processes;
-    None for as many as this process may use processors. num_slots: tasks the ring holds. slot_size: bytes of a
-    slot, a multiple of 8; a payload of slot_size - 9 bytes or fewer travels in its slot, a longer one beside it.
-    batch: tasks a worker claims at once; None sizes batches by itself. timeout: seconds a task may run. retries:
-    how often a task that is not ok is started again. max_rss: bytes of memory above which a worker is replaced,
-    after the task in its hand, or with it if it stays above for a second; needs psutil. max_tasks: tasks after
-    which a worker is replaced. initializer: called first in every worker. screen: draw on the error stream. log: a
-    file for what functions print, which is dropped without it. start_method: fork, spawn or forkserver; None for
-    fork in a process that has one thread, else forkserver. queue: the strategy.
+    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE.
+    workers: the number of processes; None: one for each processor that this process may use; 0: the functions run in
+        this process, where a debugger stops in them.
+    num_slots: the number of tasks that the ring holds.
+    slot_size: bytes of a slot, a multiple of 8. A payload of more than slot_size - 9 bytes lies outside its slot.
+    batch: the most tasks that a worker claims at once; None: as many as take 5 ms.
+    timeout: seconds that a task may run.
+    grace: seconds between SIGTERM and SIGKILL for a task that ran too long.
+    retries: how often a task that is not ok is started again.
+    retry_delay: seconds before the second attempt, doubled for each further one, 60 at most.
+    retry_on: the statuses that are tried again.
+    max_rss: a worker that uses more bytes of memory is replaced after its current task. If it stays above for a
+        second, it is killed with the task. Needs psutil.
+    max_tasks: a worker is replaced after so many tasks.
+    initializer: called first in every worker.
+    screen: draw on the error stream.
+    log: a file for what functions print; without it that is dropped.
+    start_method: fork, spawn or forkserver; None: fork if this process has one thread, else forkserver.
+    queue: the class that synchronizes the processes; None: SharedTaskQueue. See variants/.
 
-    Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) where shared memory is too small.
+    Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) if shared memory is too small.
     """
 
     def __init__(
@@ -243,7 +264,10 @@ class Supervisor:
         slot_size: int = 128,
         batch: int | None = None,
         timeout: float | None = None,
+        grace: float = 0.0,
         retries: int = 0,
+        retry_delay: float = 0.0,
+        retry_on: Sequence[str] = RETRY_ON,
         max_rss: int | None = None,
         max_tasks: int | None = None,
         initializer: Callable[[], object] | None = None,
@@ -255,46 +279,52 @@ class Supervisor:
         numbered = number_functions(functions)
         workers = available_processors() if workers is None else workers
         check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
-        check_numbers(retries=retries, max_rss=max_rss, max_tasks=max_tasks)
-        self.on_check: Callable[[], None] = lambda: None  # called several times a second while tasks are outstanding
-        self._ledger = Ledger(numbered, retries, workers)
+        check_numbers(grace=grace, retries=retries, retry_delay=retry_delay, max_rss=max_rss, max_tasks=max_tasks)
+        self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
+        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers)
         self._submitted = Job(None, self._ledger.names)
         self._began = time.monotonic()
         self._next_share = 0.0
+        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
+        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log))
+        if workers == 0:
+            refuse_without_workers(timeout=timeout, max_rss=max_rss, log=log)
+            self._run_here(options)
+            return
         if log:
-            log = os.path.abspath(log)  # a worker may be started in another folder
-            with open(log, "ab"):  # raises here, since nobody would hear a worker's error
+            with open(log, "ab"):  # now: an error in a worker would reach nobody
                 pass
         sweep()
-        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
-        method = start_method or ("fork" if count_threads() == 1 else "forkserver")
-        context = multiprocessing.get_context(method)
         most = min(num_slots, batch or max(16, min(1024, num_slots // (2 * workers))))
         resources = self._prepare_end()
         try:
             with handlers.held():  # an interrupt here would leave the segment behind
-                self._queue = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
+                context = choose_context(start_method, [*numbered.values(), initializer])
+                self._queue: Any = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
                 resources.callback(self._queue.remove)
-                worker_options = WorkerOptions(numbered, initializer, batch, max_tasks, log)
-                self._pool = WorkerPool(self._queue, worker_options, context, max_rss)
-                self._pool.chosen_fork = method == "fork" and start_method is None
+                self._pool = WorkerPool(self._queue, options, context, max_rss)
+                self._pool.chosen_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
-            self._queue.stuck = self._pool.free_lock
-            self._engine = Engine(self._queue, self._pool, self._ledger, timeout)
-            for process in self._pool.processes:
-                self._pool.start(process)
+            self._engine = Engine(self._queue, self._pool, self._ledger, timeout, grace)
+            self._pool.start_all()
         except BaseException as error:
             self._end()
-            if isinstance(error, LIMIT_ERRORS):
-                raise limit_error(error) from None
-            raise
+            raise limit_error(error) from None
+
+    def _run_here(self, options: WorkerOptions) -> None:
+        """Run the functions in this process, without workers and without a segment."""
+        resources = self._prepare_end()
+        self._queue = InlineQueue()
+        self._pool = WorkerPool(self._queue, options, multiprocessing, None)
+        resources.callback(self._pool.close)
+        self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
 
     def _prepare_end(self) -> contextlib.ExitStack:
-        """What is put on the stack that this returns is released at the end, whichever way this process ends."""
+        """Return a stack. What is pushed on it is released when the Supervisor or the process ends in any way."""
         resources = contextlib.ExitStack()
         self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
-        # multiprocessing waits for its children when Python exits, so this has to come before.
+        # When Python exits, multiprocessing waits for its children. This runs before that.
         self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
         handlers.open(resources)
         return resources
@@ -303,8 +333,8 @@ class Supervisor:
 
     @property
     def name(self) -> str:
-        """The name of the segment."""
-        return self._queue.name
+        """The name of the segment; empty without workers."""
+        return str(self._queue.name)
 
     def __enter__(self) -> Supervisor:
         return self
@@ -319,15 +349,16 @@ class Supervisor:
         """Yield the TaskResults of `tasks` as they finish. Never raises for a task.
 
         An item is a payload if there is one function, or (function, payload), with a function or its name. `tasks` is
-        read in the caller's thread when there is room; while it blocks, nothing is yielded. A Structure that it has
-        yielded must not be changed. Closing the iterator early cancels what has not begun.
+        read in the caller's thread when there is room. While it blocks, no result is yielded. Do not change a
+        Structure after `tasks` has yielded it. Closing the iterator early cancels what has not begun.
         """
         return self._read(Job(self._open(tasks), self._ledger.names))
 
     def map(self, function: Any, payloads: Iterable[Any]) -> Iterator[Any]:
-        """Yield the values of `function` for `payloads`, in their order. Reads ahead a few rings at most.
+        """Yield the values of `function` for `payloads`, in their order.
 
-        Raises TaskError at the first task that is not ok, and cancels the rest.
+        Reads about 4 * num_slots payloads ahead of the oldest unfinished task, not more. Raises TaskError at the first
+        task that is not ok, and cancels the rest.
         """
         if function not in self._ledger.fn_ids:
             raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
@@ -348,20 +379,30 @@ class Supervisor:
         self._engine.check_open()
         return self._read(self._submitted)
 
-    def cancel(self) -> None:
-        """Let what has begun finish, and cancel the rest, in all runs, for good. Their iterators go on to the end."""
+    def cancel(self, tsk_id: int | None = None) -> bool:
+        """Cancel every task that has not begun, in all runs. This cannot be undone.
+
+        Tasks that have begun finish, and the iterators yield every outcome.
+
+        With a tsk_id, cancel this one task. Return True if it had not begun, and never will. If it waits for another
+        attempt, it ends with the status of its last one, and that is False.
+        """
+        if tsk_id is not None:
+            self._engine.check_open()
+            return self._engine.cancel(tsk_id)
         self._ledger.stopping = True
         self._engine.withdraw()
+        return True
 
     def pause(self, paused: bool) -> None:
-        """Begin no more tasks if `paused`, or go on."""
+        """Begin no more tasks if `paused`. Otherwise continue."""
         self._engine.check_open()
         self._engine.paused = paused
         if paused:
             self._engine.withdraw()
 
     def abort(self) -> None:
-        """Kill the workers, and cancel what they have in hand and the rest."""
+        """Kill the workers, and cancel all unfinished tasks."""
         self._engine.abort("cancelled", "stopped while it ran")
 
     def close(self) -> None:
@@ -406,7 +447,7 @@ class Supervisor:
         }
 
     def snapshot(self) -> Snapshot:
-        """What the screen shows."""
+        """Return what the screen shows."""
         tally, queue, progress = self._ledger.tally, self._queue, self._progress
         rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
         workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
@@ -428,10 +469,12 @@ class Supervisor:
         )
 
     def summary(self) -> dict[str, Any]:
-        """stats(), and what one wants to know at the end.
+        """Return stats() and more.
 
-        shares: of the workers' time, in which they ran functions, started and waited. slowest: five tasks. failures:
-        the first five tasks that were not ok. kinds: how many failed in which way.
+        shares: the fractions of the workers' time in which they ran functions, started and waited.
+        slowest: the five tasks that took longest.
+        failures: the first five tasks that were not ok.
+        kinds: how many tasks were not ok, by function, status and name of the error.
         """
         stats = self.stats()
         return {**stats, **self._ledger.tally.summary(stats["seconds"], self._pool.starting_seconds())}
@@ -453,7 +496,7 @@ class Supervisor:
                 yield from part
 
     def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
-        """Yield the results of a job as they come, as iterators of several. Closed early, it cancels the rest."""
+        """Yield iterators, each over some results of the job, as they come. Closed early, it cancels the rest."""
         try:
             while not job.finished:
                 if not job.results:
@@ -464,7 +507,7 @@ class Supervisor:
                     part = job.results.popleft()
                     try:
                         yield part
-                    except GeneratorExit:  # the reader stopped within this part; another reader gets the rest of it
+                    except GeneratorExit:  # its reader stopped inside this part; results() yields the rest later
                         job.results.appendleft(part)
                         raise
             if self._engine.failure is not None:
@@ -480,7 +523,7 @@ class Supervisor:
         """After each check of the workers: draw, and from time to time leave a snapshot beside the segment."""
         self.on_check()
         self._progress.draw(self.snapshot)
-        if time.monotonic() >= self._next_share:
+        if self.name and time.monotonic() >= self._next_share:
             self._next_share = time.monotonic() + SHARE_SECONDS
             self._share()
 
@@ -492,7 +535,7 @@ class Supervisor:
             os.replace(path + ".new", path)
 
     def _stop(self) -> None:
-        """Kill whoever is left, and remove everything."""
+        """Kill the remaining workers, and remove the segment."""
         self._engine.over = "this Supervisor is closed"
         self._end()
         self._progress.close()
@@ -501,11 +544,11 @@ class Supervisor:
         with handlers.held():
             self._dispose()
             self._at_exit.cancel()
-        handlers.exit_on_signals()  # once more, since other handlers were set within the block
+        handlers.exit_on_signals()  # again: inside the block, held() had replaced the handlers
 
 
 def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
-    """What the screen shows of a worker."""
+    """Return what the screen shows of a worker."""
     index, glance = process.index, queue.glance(process.index)
     row = WorkerRow(
         number=index,
@@ -682,12 +725,14 @@ def pickled_error(error: BaseException) -> bytes:
 
 LIMITS: dict[str, tuple[float, float]] = {
     "fn_id": (1, (1 << 31) - 1),  # the highest bit is OUT_OF_LINE
-    "workers": (1, 4096),
+    "workers": (0, 4096),
     "num_slots": (2, 1 << 26),
     "slot_size": (64, 65536),
     "batch": (1, 1 << 26),
     "timeout": (0.001, 1e9),
+    "grace": (0.0, 1e9),
     "retries": (0, 1 << 30),
+    "retry_delay": (0.0, 1e9),
     "max_rss": (1 << 20, 1 << 50),
     "max_tasks": (1, 1 << 50),
 }
@@ -744,32 +789,93 @@ def count_threads() -> int:
     return count
 
 
+def check_statuses(statuses: Sequence[str]) -> Sequence[str]:
+    """Raise ValueError if `retry_on` names something else than the statuses of tasks that were started."""
+    if isinstance(statuses, str) or not set(statuses) <= set(RETRY_ON):
+        raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}, as in ('failed', 'crashed')")
+    return statuses
+
+
+def refuse_without_workers(**values: Any) -> None:
+    """Raise ValueError for what needs a worker process."""
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r}: needs a worker process, and workers=0 starts none")
+
+
+UNGUARDED = 113  # a worker's exit code: its program would have started workers while it was imported
+GUARD_REMEDY = (
+    "the main module starts workers while it is imported, which every new worker does: "
+    'put what starts them under `if __name__ == "__main__":`'
+)
+
+
+def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
+    """The multiprocessing context of a start method; None for fork in a process that has one thread, else forkserver.
+
+    Raises RuntimeError if the method needs the main module, and that cannot be imported again.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):  # a new process imports the main module, and that has come here
+        if process.name.startswith(WORKER_NAME):
+            os._exit(UNGUARDED)
+        raise RuntimeError(GUARD_REMEDY)
+    method = start_method or ("fork" if count_threads() == 1 else "forkserver")
+    if method != "fork" and needs_lost_main(functions):
+        raise RuntimeError(
+            f"start_method={method!r}: every worker imports the main module, and this one (a notebook, python -c or "
+            "standard input) cannot be imported again: put the functions into a file and import it, or name "
+            "start_method='fork'"
+        )
+    return multiprocessing.get_context(method)
+
+
+def needs_lost_main(functions: Sequence[Any]) -> bool:
+    """Return True if a new process would need the main module for these functions, and could not import it."""
+    main = sys.modules.get("__main__")
+    if getattr(main, "__spec__", None) is not None:  # python -m
+        return False
+    path = getattr(main, "__file__", None)
+    if path is not None:  # multiprocessing imports it in any case
+        return not os.path.isfile(path)
+    plain = [getattr(function, "func", function) for function in functions]  # func: of a functools.partial
+    return any(getattr(function, "__module__", None) == "__main__" for function in plain)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The engine: moves tasks from their source into the queue, and outcomes out of it.
 # ---------------------------------------------------------------------------------------------------------------------
 
 STALL_SECONDS = 3.0  # if every worker sleeps for this long while tasks are in the queue, the segment is spoiled
-READ_AHEAD = 4  # rings; a job in order reads no further beyond its oldest unfinished task
+READ_AHEAD = 4  # times num_slots: so far a job in order reads beyond its oldest unfinished task
 CANCELLED = "cancelled before it began"  # the error of such a task
 
-CHECK_SECONDS = 0.05  # how often workers are checked while tasks are outstanding; no result waits longer
-IDLE_SECONDS = 0.25  # how often while none are outstanding
-HUNGRY_SECONDS = 0.005  # how often while some workers sleep and others hold tasks that have not begun
+# Seconds between two checks of the workers:
+CHECK_SECONDS = 0.05  # while tasks are outstanding; no result waits longer
+IDLE_SECONDS = 0.25  # while no tasks are outstanding
+HUNGRY_SECONDS = 0.005  # while some workers sleep and others hold tasks that have not begun
+
+HALT_TRIES = 20  # how often to halt a worker in order to cancel one task in its lane
 OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
 class Engine:
     """Moves tasks from their source into the queue, and outcomes out of it. It runs turn by turn in its user's thread.
 
-    paused: nothing new begins. failure: the error that ended the run early, or None. over: why no more turns are
-    possible, or "". next_check: when to check the workers again.
+    paused: nothing new begins.
+    failure: the error that ended the run early, or None.
+    over: why no more turns are possible, or "".
+    next_check: when to check the workers again.
     """
 
-    def __init__(self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None) -> None:
+    def __init__(
+        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None = None, grace: float = 0.0
+    ) -> None:
         self._queue = queue
         self._pool = pool
         self._ledger = ledger
         self._timeout = timeout
+        self._grace = grace
         self._packer = Packer(queue, ledger)
         self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
         self.paused = False
@@ -786,13 +892,14 @@ class Engine:
     def turn(self, job: Job, report: Callable[[], None]) -> None:
         """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
         self.check_open()
-        more = self._take(job)  # this runs the user's iterable, which may raise; so it comes before `_whole`
+        self._ledger.move_due(time.monotonic())
+        more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         moved = False
-        with self._whole():
+        with self._must_complete():
             moved = self.feed() or more
             moved = self.harvest() or moved
             now = time.monotonic()
-            if moved or now - self._turned_at > 1.0:  # or the caller was away
+            if moved or now - self._turned_at > 1.0:  # or the caller did not call this for a second
                 self._moved_at = now
             self._turned_at = now
             self._pool.ring()
@@ -806,12 +913,12 @@ class Engine:
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
-        with self._whole():
+        with self._must_complete():
             self.feed()
             self._pool.ring()
 
     @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _must_complete(self) -> Iterator[None]:
         """If this block is interrupted, the run cannot continue."""
         try:
             yield
@@ -822,13 +929,13 @@ class Engine:
             raise
 
     def _take(self, job: Job) -> bool:
-        """Read tasks from the source if there is room. Return True if it may have more at once, even if it had none."""
+        """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
         source, ledger = job.source, self._ledger
         if source is None or source.exhausted or ledger.again or ledger.fresh:
             return False
         if ledger.stopping:
             room = BLOCK
-        elif self.paused or job.is_ahead(READ_AHEAD * self._queue.num_slots):
+        elif self.paused or job.must_wait(READ_AHEAD * self._queue.num_slots):
             room = 0
         else:
             room = self._queue.room()
@@ -855,7 +962,7 @@ class Engine:
         return True
 
     def harvest(self) -> bool:
-        """Take in the batches that workers have published. Return True if there were any, or if there is more room."""
+        """Read the batches that workers have published. Return True if there were any, or if there is more room."""
         room = self._queue.room()
         published = self._queue.harvest([lane.harvested for lane in self._lanes])
         news = False
@@ -876,7 +983,8 @@ class Engine:
             stream = source.fileno()
         if stream >= 0:
             poll.register(stream, select.POLLIN)
-        events = poll.poll(max(0.0, self.next_check - time.monotonic()) * 1000)
+        until = min(self.next_check, self._ledger.next_due())
+        events = poll.poll(max(0.0, until - time.monotonic()) * 1000)
         if stream >= 0:
             poll.unregister(stream)
         for descriptor, _ in events:
@@ -912,7 +1020,10 @@ class Engine:
         return moved
 
     def _check_for_stall(self, now: float) -> None:
-        """Raise SpoiledSegmentError if all workers sleep although the queue has tasks, and none had been stopped."""
+        """Raise SpoiledSegmentError if all workers sleep for STALL_SECONDS while the queue has tasks.
+
+        If somebody has stopped workers, continue them instead.
+        """
         waiting = self._ledger.in_queue()
         all_sleep = len(self._sleepers) == len(self._pool.processes) and not self.paused
         stalled = waiting and all_sleep and now - self._moved_at > STALL_SECONDS
@@ -920,11 +1031,16 @@ class Engine:
             raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, and every worker sleeps")
 
     def _attend(self, lane: LaneReader, now: float, hungry: bool) -> tuple[bool, bool]:
-        """Halt a worker if others are idle or results wait while it is slow, or if its task runs too long.
+        """Halt a worker that is slow while others are idle or its results wait, or whose task runs too long.
 
-        `hungry`: some worker has nothing to do. Return two truths: tasks were moved; check this worker again soon.
+        hungry: some worker has nothing to do.
+        Return (moved, check_soon): tasks were moved; this worker must be checked again soon.
         """
         process, glance = lane.process, self._queue.glance(lane.process.index)
+        if process.killed_for is not None:  # it is about to end
+            if now >= process.kill_at:
+                process.kill()
+            return False, False
         if process.seen != (glance.number, glance.done):
             process.seen = (glance.number, glance.done)
             process.progress_since = now
@@ -933,6 +1049,7 @@ class Engine:
         waited = time.perf_counter() - max(glance.began, process.halted)
         slow = waited >= HUNGRY_SECONDS
         moved = False
+        # An idle worker gets first what only this worker could claim, and then, by a halt, what it has claimed.
         if hungry and (slow or not (self._ledger.again or self._ledger.fresh)):
             moved = lane.take_unclaimed()
         take_back = glance.not_begun > 0 and (process.halt_again or (hungry and slow))
@@ -944,9 +1061,12 @@ class Engine:
         return moved, process.halt_again or (hungry and glance.not_begun > 0)
 
     def _end_overdue(self, lane: LaneReader, position: int, now: float) -> bool:
-        """Kill a worker whose task in hand runs too long. If it cannot be halted, kill it after OVERDUE_SECONDS."""
+        """End a worker whose task runs too long, and take back its other tasks. Return True if that was possible.
+
+        If it cannot be halted, kill it after OVERDUE_SECONDS.
+        """
         process, timeout = lane.process, self._timeout or 0.0
-        doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s")
+        doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s", self._grace)
         halted = self.halt(process, doomed)
         if not halted and now - process.progress_since >= timeout + OVERDUE_SECONDS:
             process.kill(doomed)
@@ -959,7 +1079,7 @@ class Engine:
         return not process.halt_again
 
     def _reap(self, process: WorkerProcess) -> None:
-        """Reap a dead worker, see to its tasks, and start its successor."""
+        """Reap a dead worker, account for its tasks, and replace it."""
         code = self._pool.reap(process)
         if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
             return
@@ -967,22 +1087,47 @@ class Engine:
         if not self._pool.closing:
             self._pool.replace(process, code, claimed, note)
 
-    # The end of jobs, and of the run.
+    # The end of tasks, of jobs, and of the run.
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that has not begun. Return True if it was never started, and never will be."""
+        ledger = self._ledger
+        with self._must_complete():
+            if ledger.position(tsk_id) is not None:
+                self._take_back()
+            position = ledger.position(tsk_id)
+            if position is not None:
+                self._take_out_of_lane(position)
+            return ledger.cancel(tsk_id)
+        return False  # the run was given up
+
+    def _take_out_of_lane(self, position: int) -> None:
+        """Halt the worker whose lane holds this position. If it does not stand still, try again for a while."""
+        for process in self._pool.living():
+            glance = self._queue.glance(process.index)
+            if glance.first <= position < glance.end:
+                for _ in range(HALT_TRIES):
+                    if self.halt(process):
+                        break
 
     def withdraw(self) -> None:
-        """Take back what has not begun. If its job is cancelled, it ends here."""
+        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
         ledger = self._ledger
-        with self._whole():
+        with self._must_complete():
             ledger.drop_cancelled()
             if ledger.in_queue():
-                for first, count in self._queue.drain():
-                    ledger.give_back(first, count)
+                self._take_back()
                 for process in self._pool.living():
                     self.halt(process)
                 self.next_check = 0.0
 
+    def _take_back(self) -> None:
+        """Take back what no worker has claimed."""
+        for first, count in self._queue.drain():
+            self._ledger.give_back(first, count)
+
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
-        """Kill the workers. Tasks in their hands get this outcome; the others are cancelled with the error `rest`."""
+        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
         self._ledger.stopping = self._pool.closing = True
         for process in self._pool.living():
             process.kill(Doomed(None, status, error))
@@ -991,7 +1136,7 @@ class Engine:
         self._ledger.end_all(rest)
 
     def _give_up(self, error: Exception) -> None:
-        """Kill the workers. Every task still gets its outcome, and the iterators raise `error` at their end."""
+        """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
         self.failure, text = error, describe(error)
         self.abort("crashed", text, text)
 
@@ -1009,19 +1154,105 @@ class Engine:
             self.turn(job, report)
 
 
-class Outcomes(NamedTuple):
-    """What was read of a batch: `done` finished tasks, the first of them at the position `start`.
+class InlineQueue:
+    """In place of a queue if there are no workers: holds the one task that runs next in this process."""
 
-    seconds: one number for each task, or their mean. ends: where the values end in the log; empty if every task
-    returned None. before: where the first value begins. log: the bytes of the log up to the last value. special: some
-    values are records.
+    name = ""
+    strategy = "in this process"
+    num_slots = 1
+    status: Sequence[int] = ()
+    words: Sequence[int] = ()
+    segment: Any = None
+    heap = b""
+    heap_offset = 0
+    ring = types.SimpleNamespace(capacity=math.inf)
+
+    def __init__(self) -> None:
+        self._positions = itertools.count()
+        self._next: Tasks | None = None
+
+    def room(self) -> int:
+        return int(self._next is None)
+
+    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
+        self._next = tasks
+        return [(next(self._positions), 1)]
+
+    def take(self) -> Tasks | None:
+        tasks, self._next = self._next, None
+        return tasks
+
+    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+        tasks = self.take()
+        return [] if tasks is None else [(tasks.first, 1)]
+
+    def harvest(self, harvested: Sequence[int]) -> list[int]:
+        return []
+
+    def sleepers(self) -> list[tuple[int, int]]:
+        return []
+
+    wakeable = sleepers
+
+    def backlog(self) -> int:
+        return 0
+
+
+class InlineEngine(Engine):
+    """Runs the functions in this process, one task in each turn, with the same results as in a worker."""
+
+    def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger, options: WorkerOptions) -> None:
+        super().__init__(queue, pool, ledger)
+        self._inline: InlineQueue = queue
+        self._calls = {fn_id: adapt(function) for fn_id, function in options.functions.items()}
+        if options.initializer is not None:
+            options.initializer()
+
+    def harvest(self) -> bool:
+        """Run the task in the queue. Return True if there was one."""
+        tasks = self._inline.take()
+        if tasks is None:
+            return False
+        began = time.perf_counter()
+        value = self._call(tasks.fn_ids[0], tasks.data[0])
+        seconds = time.perf_counter() - began
+        if isinstance(value, _Failure):
+            self._ledger.charge(0, tasks.first, "failed", value, seconds)
+        else:
+            self._ledger.complete(0, tasks.first, 1, [value], seconds)
+        return True
+
+    def _call(self, fn_id: int, payload: bytes) -> Any:
+        """The value as it would arrive from a worker, or a _Failure."""
+        structures = self._ledger.structures
+        try:
+            value = self._calls[fn_id](payload)
+            if value is not None:
+                value = decode_value(*encode_value(value, structures), structures)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            value = _Failure(describe(error))
+        return value
+
+
+class Outcomes(NamedTuple):
+    """What was read of a batch.
+
+    start: the position of the first task.
+    done: the number of tasks; all are finished.
+    seconds: one number for each task, or their mean.
+    ends: where the values end in the log; empty if every task returned None.
+    begin: where the first value begins in the log.
+    log: the bytes of the log up to the last value.
+    special: True if some values are records (a head and bytes).
     """
 
     start: int
     done: int
     seconds: float | list[float] = 0.0
     ends: Sequence[int] = ()
-    before: int = 1
+    begin: int = 1
     log: bytes = b""
     special: bool = False
 
@@ -1029,11 +1260,14 @@ class Outcomes(NamedTuple):
 class LaneReader:
     """Reads one worker's batches: brings outcomes to the ledger, and takes back what the worker has not begun.
 
-    harvested: batches that were read. taken: outcomes below this position were taken in.
+    harvested: the number of the last batch that was read to its bound.
+    settled_below: outcomes below this position are in the ledger.
+    halted_batch: the number of the batch that was halted last.
+    bound: the bound of that batch.
 
-    A batch ends at its bound. At first that is its `end`. After a halt it is the task behind the one in hand, whatever
-    `end` says: if somebody continued the worker during the halt, the worker may have stopped at the lower `end`, or
-    run past it. `bounded` is the number of the batch that a halt has bounded, and `bound` is its bound.
+    A batch ends at its bound. At first that is its `end`. After a halt it is the position after the task in hand.
+    `end` is not used then: if somebody continued the worker during the halt, the worker may have stopped at the
+    lowered `end`, or run past it.
     """
 
     def __init__(self, queue: SharedTaskQueue, process: WorkerProcess, ledger: Ledger) -> None:
@@ -1041,16 +1275,19 @@ class LaneReader:
         self._queue = queue
         self._ledger = ledger
         self.harvested = 0
-        self.taken = 0
-        self.bounded = 0
+        self.settled_below = 0
+        self.halted_batch = 0
         self.bound = 0
 
     def has_outcomes(self, glance: Glance) -> bool:
-        """Return True if the worker's current batch has outcomes that were not taken in."""
-        return glance.done > 0 and glance.first + glance.done > self.taken and glance.number > self.harvested
+        """Return True if the worker's current batch has outcomes that are not in the ledger."""
+        return glance.done > 0 and glance.first + glance.done > self.settled_below and glance.number > self.harvested
 
     def take_in_left(self, number: int) -> None:
-        """Take in the batches that the worker has left, up to this number. What is not done there goes to others."""
+        """Read all batches up to this number. The worker has finished them, or a halt has cut them.
+
+        Tasks that are not done there are given back.
+        """
         self._check_claims(number)
         while self.harvested < number:
             self.harvested += 1
@@ -1064,19 +1301,19 @@ class LaneReader:
             raise SpoiledSegmentError(text)
 
     def _limits(self, number: int) -> tuple[int, int]:
-        """The positions [first, bound) of a batch."""
+        """Return the positions [first, bound) of a batch."""
         words, half = self._queue.words, self._queue.half(self.process.index, number)
         first = words[half.first]
-        bound = self.bound if self.bounded == number else words[half.end]
+        bound = self.bound if self.halted_batch == number else words[half.end]
         if not 0 <= bound - first <= self._queue.batch:
             text = f"worker {self.process.index} has a batch of positions {first:,} to {bound:,}"
             raise SpoiledSegmentError(text)
         return first, bound
 
     def _read(self, number: int, first: int, bound: int) -> Outcomes:
-        """Read the finished tasks of a batch that were not taken in before."""
+        """Read the finished tasks of a batch that are not in the ledger."""
         half = self._queue.half(self.process.index, number)
-        start = max(first, self.taken)
+        start = max(first, self.settled_below)
         if start >= bound:
             return Outcomes(bound, 0)
         if half.all_returned_none(start - first, bound - first):
@@ -1086,36 +1323,45 @@ class LaneReader:
             del ends[ends.index(0) :]
         if not ends:
             return Outcomes(start, 0)
-        before = half.ends[start - first - 1] & ~RECORD if start > first else 1
+        begin = half.ends[start - first - 1] & ~RECORD if start > first else 1
         return Outcomes(
             start=start,
             done=len(ends),
             seconds=half.seconds(start - first, start - first + len(ends)),
             ends=ends,
-            before=before,
+            begin=begin,
             log=half.read_log(ends[-1] & ~RECORD),
             special=bool(self._queue.words[half.special]),
         )
 
     def _settle(self, outcomes: Outcomes) -> int:
-        """Tell the ledger what was read. Return the position behind it."""
-        start, done, seconds, ends, before, log, special = outcomes
-        worker = self.process.index
+        """Tell the ledger what was read. Return the position after the last finished task."""
+        start, done, seconds, ends, begin, log, special = outcomes
+        worker, doomed = self.process.index, self.process.killed_for
         if done:
-            self.taken = start + done
-        if special:
+            self.settled_below = start + done
+        if doomed is not None and doomed.grace and done and doomed.position == start:
+            self._end_late(doomed, outcomes)
+        elif special:
             self._settle_records(outcomes)
         elif ends:
-            if not 1 <= before <= ends[-1] <= len(log):
+            if not 1 <= begin <= ends[-1] <= len(log):
                 raise SpoiledSegmentError(f"worker {worker} says that values end at {ends[-1]:,} of its log")
-            values = [log[begin:end] or None for begin, end in zip([before, *ends], ends)]
+            values = [log[at:end] or None for at, end in zip([begin, *ends], ends)]
             self._ledger.complete(worker, start, done, values, seconds)
         elif done:
             self._ledger.complete(worker, start, done, None, seconds)
         return start + done
 
+    def _end_late(self, doomed: Doomed, outcomes: Outcomes) -> None:
+        """Settle a task that ended after its timeout, during its grace. It was the last of its batch."""
+        if outcomes.special:
+            self._decode(outcomes)  # its value may have a file, which goes
+        seconds = time.monotonic() - self.process.progress_since
+        self._ledger.charge(self.process.index, outcomes.start, doomed.status, doomed.error, seconds)
+
     def _settle_records(self, outcomes: Outcomes) -> None:
-        """The same for outcomes that have records. Some may be failures."""
+        """Do the same if some values are records. A record can be a failure."""
         position, seconds = outcomes.start, outcomes.seconds
         values = self._decode(outcomes)
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
@@ -1131,10 +1377,10 @@ class LaneReader:
                 position += 1
 
     def _decode(self, outcomes: Outcomes) -> list[Any]:
-        """The values of outcomes that have records. There is a faster way if all of them are text."""
+        """Return the values if some are records. If all of them are text, decode them in a faster way."""
         log, ends = outcomes.log, outcomes.ends
         stops = [end & ~RECORD for end in ends]
-        spans = list(zip([outcomes.before, *stops], stops))
+        spans = list(zip([outcomes.begin, *stops], stops))
         try:
             if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
                 return [decode_text(log[begin + 1 : end]) for begin, end in spans]
@@ -1146,7 +1392,7 @@ class LaneReader:
             raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
 
     def _read_record(self, record: bytes, position: int) -> Any:
-        """The value of a record, which may have a file of its own."""
+        """Return the value of a record, which may lie in a file."""
         head, data = record[0], record[1:]
         if head & IN_FILE:
             path = self._queue.segment.beside(f"v{position}")
@@ -1155,10 +1401,10 @@ class LaneReader:
         return decode_value(head & ~IN_FILE, data, self._ledger.structures)
 
     def halt(self, doomed: Doomed | None = None) -> bool:
-        """Stop the worker for a moment. Take in what it has finished, and take back what it has not begun.
+        """Stop the worker for a moment. Read what it has finished, and take back what it has not begun.
 
-        This is the one way to take tasks back. If the worker has the task of `doomed` in hand, it is killed. Return
-        True if the lane could be read; if not, try again later.
+        Only this takes back tasks that a living worker has claimed. If the worker has the task of `doomed` in hand,
+        it is killed. Return True if the lane could be read; if not, try again later.
         """
         if not self.process.stop():
             return False
@@ -1170,8 +1416,8 @@ class LaneReader:
     def _take_back(self, doomed: Doomed | None) -> bool:
         """Do what a halt does while the worker stands still.
 
-        Somebody else may continue or kill the worker meanwhile. So nothing that was read is used before another look
-        has shown that the worker still stands still.
+        Somebody else may continue or kill the worker meanwhile. So after each read, check that the worker has not run,
+        and use what was read only then.
         """
         process = self.process
         claiming = self._queue.is_claiming(process.index)
@@ -1184,40 +1430,48 @@ class LaneReader:
         self.take_in_left(number - 1)
         first, bound = self._limits(number)
         outcomes = self._read(number, first, bound)
-        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores
+        if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value
             return False
         in_hand = self._settle(outcomes)
         if in_hand + 1 < bound and not self._draw_back(number, in_hand, bound):
             return False
         if doomed is not None and in_hand < bound and in_hand == doomed.position and process.stands_still():
-            process.kill(doomed)
+            self._end_in_hand(doomed)
         return True
 
-    def _draw_back(self, number: int, in_hand: int, bound: int) -> bool:
-        """Make a batch end behind the task in hand, and give the rest to others. Return False if the worker has run.
+    def _end_in_hand(self, doomed: Doomed) -> None:
+        """End the worker, which stands still with this task in hand and has no other."""
+        if doomed.grace:
+            self._queue.tell_to_leave(self.process.index)
+            self.process.terminate(doomed)
+        else:
+            self.process.kill(doomed)
 
-        The worker looks at `end` when more than QUIET_SECONDS have passed between two tasks. So it has to stand still
-        for longer than that. A halt never raises `end`. Tasks are given away only after the last look, and until then
-        the batch keeps its bound.
+    def _draw_back(self, number: int, in_hand: int, bound: int) -> bool:
+        """Make a batch end after the task in hand, and give back the rest.
+
+        Return False if the worker has run meanwhile. Then nothing was taken back.
         """
         process, words = self.process, self._queue.words
         half = self._queue.half(process.index, number)
-        self.bounded = number
+        self.halted_batch = number
         self.bound = bound
-        words[half.end] = min(words[half.end], in_hand + 1)
+        words[half.end] = min(words[half.end], in_hand + 1)  # never higher: an earlier halt may have lowered it
+        # Longer than QUIET_SECONDS, so that the worker reads `end` when it continues.
         process.stand_for(2 * QUIET_SECONDS)
         task = in_hand - words[half.first]
         if not process.stands_still() or half.read_ends(task, task + 1)[0]:
             return False
+        # Only now are the later tasks ours.
         self.bound = in_hand + 1
         self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
         return True
 
     def recover(self, code: int) -> tuple[bool, str]:
-        """See to the tasks of the worker, which has ended with this exit code and was reaped.
+        """Account for the tasks of the worker, which was reaped with this exit code.
 
-        What it has finished is taken in. The task in its hand is charged one attempt. The others go round again.
-        Return True if the process had asked for tasks, and its last words.
+        Read what it has finished. Charge an attempt to the task in hand. Give back the others.
+        Return (asked, note): True if the process has ever claimed or slept, and the note that it left.
         """
         process, words = self.process, self._queue.words
         self._queue.recover(process.index)
@@ -1239,7 +1493,7 @@ class LaneReader:
         return asked, note
 
     def _charge_in_hand(self, position: int, error: str) -> None:
-        """The task at this position was in the hand of a worker that died."""
+        """Charge an attempt to the task that was in hand when the worker died."""
         process = self.process
         with contextlib.suppress(FileNotFoundError):  # the worker may have died while it wrote its value
             os.unlink(self._queue.segment.beside(f"v{position}"))
@@ -1250,7 +1504,7 @@ class LaneReader:
         self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
 
     def take_unclaimed(self) -> bool:
-        """Give to others what only this worker could claim, and has not. Return True if there was anything."""
+        """Give back tasks that only this worker could claim; in variants there may be some. Return True if so."""
         drained = self._queue.drain(self.process.index)
         for first, count in drained:
             self._ledger.give_back(first, count)
@@ -1258,7 +1512,9 @@ class LaneReader:
 
 
 BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in blocks of this size
-HEAP_AHEAD = 4 << 20  # while the heap holds more than this, payloads are put there only if the ring is empty
+# While the heap holds more than this, payloads are put there only if the ring is empty. So the part of the heap that is
+# in use fits the processors' caches.
+HEAP_AHEAD = 4 << 20
 JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
 FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a single one may be larger
 
@@ -1275,19 +1531,22 @@ class Packer:
         self._block_bytes = BLOCK_BYTES  # fewer while shared memory is full
 
     def take(self, room: int) -> Tasks | None:
-        """Take up to `room` fresh tasks, as they go into slots. Return None if their payloads have to wait."""
+        """Return up to `room` fresh tasks, ready for their slots, or None if their payloads have to wait."""
         fresh, capacity = self._ledger.fresh, self._queue.ring.capacity
         lengths = list(map(len, fresh[0].data[:room]))
         if max(lengths) <= capacity:
             return take_tasks(fresh, len(lengths))
         if self.heap.used > HEAP_AHEAD and self._queue.backlog():
-            return None  # the ring has work enough, and the processors' caches hold its payloads
+            return None
         large = [length if length > capacity else 0 for length in lengths]
         count = max(1, bisect.bisect(list(itertools.accumulate(large)), self._block_bytes))
         return self._pack(take_tasks(fresh, count))
 
     def _pack(self, tasks: Tasks) -> Tasks | None:
-        """Put the large payloads of `tasks` elsewhere. Return None if there is no room now, or never will be."""
+        """Put the large payloads of `tasks` into the heap or a file. Return `tasks` with references to them.
+
+        Return None if the tasks were put back to wait, or have failed because they can never fit.
+        """
         capacity = self._queue.ring.capacity
         large = [item for item in tasks.data if len(item) > capacity]
         if not large:
@@ -1311,7 +1570,7 @@ class Packer:
         return self._refer(tasks, list(map(REFERENCE.pack, itertools.repeat(number), offsets, lengths)), block)
 
     def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
-        """The tasks with references in place of the large payloads, which lie in this block."""
+        """Return the tasks with references to `block` instead of their large payloads."""
         fn_ids, count, capacity = tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
         marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
         if len(references) < count:
@@ -1338,7 +1597,7 @@ class Packer:
         os.unlink(path)
 
     def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
-        """There is no memory for these payloads. Try fewer at a time. A task that does not fit alone fails."""
+        """Put back tasks that find no memory, and try fewer at a time. A task that does not fit alone fails."""
         if len(tasks.data) > 1:
             self._block_bytes = max(1, size // 2)
             self._ledger.fresh.appendleft(tasks)
@@ -1363,10 +1622,11 @@ class Heap:
         self.used = 0  # bytes of the pages in use
 
     def put(self, payloads: Sequence[bytes], size: int, users: int) -> tuple[int, int, Block] | None:
-        """Copy payloads, `size` bytes in all, next to each other, for the tasks of so many `users`.
+        """Copy payloads next to each other.
 
-        Return 0, the offset of the first payload, and their block; None if there is no room for them. Raises OSError
-        (ENOSPC) if the memory cannot be reserved.
+        size: bytes in all. users: the number of tasks that use the block.
+        Return (0, offset of the first payload, block), or None if there is no room. 0 says that they are in the heap;
+        files have numbers from 1. Raises OSError (ENOSPC) if the memory cannot be reserved.
         """
         count = -(-size // mmap.PAGESIZE)
         first = self._in_use.find(bytes(count))
@@ -1400,14 +1660,18 @@ class Heap:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Ledger:
-    """Keeps the books: gives each task its tsk_id, knows which positions hold it, and sees to its one outcome.
+LONGEST_PAUSE = 60.0  # seconds before a task is tried again, at most
 
-    fresh: tasks that were read and not pushed yet. again: tasks that were in the queue; they are pushed before fresh
-    ones. stopping: nothing more begins, in any job.
+
+class Ledger:
+    """Gives each task its tsk_id, knows which positions hold it, and gives it exactly one outcome.
+
+    fresh: tasks that were read and not pushed yet.
+    again: tasks that were in the queue; they are pushed before fresh ones.
+    stopping: nothing more begins, in any job.
     """
 
-    def __init__(self, functions: Mapping[int, Function], retries: int, workers: int) -> None:
+    def __init__(self, functions: Mapping[int, Function], retries: Retries, workers: int) -> None:
         self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
@@ -1419,7 +1683,8 @@ class Ledger:
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._retries = retries
-        self._attempts: dict[int, int] = {}  # tsk_id: how often it was started; only for tasks that go round again
+        self._tried: dict[int, TaskResult] = {}  # by tsk_id: the last result of a task that is tried again
+        self._delayed: list[tuple[float, int, Tasks]] = []  # tasks that are tried again later: a heap by that time
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
     # Into the queue.
@@ -1427,7 +1692,7 @@ class Ledger:
     def admit(self, job: Job, items: Sequence[Any]) -> None:
         """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task.
 
-        Such an item is found by halving.
+        If a list has such an item, it is halved until the item is alone.
         """
         if len(items) == 0:
             return
@@ -1443,14 +1708,14 @@ class Ledger:
             self._put(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data), self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
-        """The tsk_ids of this job's next tasks."""
+        """Return the tsk_ids of this job's next tasks."""
         tsk_ids = range(self.next_id, self.next_id + count)
         self.next_id = tsk_ids.stop
         job.admit(tsk_ids.start, count)
         return tsk_ids
 
     def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
-        """The columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
+        """Return the columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
         types, payloads, fn_id = set(map(type, items)), items, job.fn_id
         if fn_id == 0 and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
@@ -1483,7 +1748,7 @@ class Ledger:
         self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, error, 0, None, 0.0))
 
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
-        """Note that `tasks` are in the queue now, at these positions, (first, count) each."""
+        """Note that `tasks` are in the queue. places: their positions, as (first, count)."""
         start = 0
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
@@ -1494,9 +1759,9 @@ class Ledger:
     # Out of the queue.
 
     def _take(self, position: int, count: int) -> Iterator[tuple[Tasks, int, int]]:
-        """Take the tasks at [position, position + count) out of the books, as (tasks, start, stop).
+        """Remove the tasks at [position, position + count) from the account of the queue. Yield (tasks, start, stop).
 
-        Each can be taken once. Raises SpoiledSegmentError if a position holds no task, or if it was taken before.
+        Raises SpoiledSegmentError if a position holds no task, or if its task was removed before.
         """
         until = position + count
         while position < until:
@@ -1517,7 +1782,7 @@ class Ledger:
     def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
         """Note that the tasks from `position` on are ok.
 
-        values: None if every task returned None. seconds: one number for each task, or a float that holds for all.
+        values: None if every task returned None. seconds: one number for each task, or a float for all of them.
         """
         done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
@@ -1527,8 +1792,8 @@ class Ledger:
             if tasks.job is None:
                 continue
             attempts: Iterable[int] = same(1)
-            if self._attempts:
-                attempts = [self._attempts.pop(tsk_id, 0) + 1 for tsk_id in tasks.tsk_ids[start:stop]]
+            if self._tried:
+                attempts = [self._next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
                 longest = seconds
                 times: Any = same(seconds, stop - start)
@@ -1551,29 +1816,81 @@ class Ledger:
                 self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
 
     def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
-        """The task at `position` was started and is not ok. It goes round again, or this is its outcome."""
+        """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
                 return
-            tsk_id = tasks.tsk_ids[at]
-            attempts = self._attempts.pop(tsk_id, 0) + 1
-            if attempts <= self._retries and not self._is_cancelled(tasks.job):
-                self._attempts[tsk_id] = attempts
-                self.tally.retried += 1
-                self.again.append(tasks.part(at, at + 1))
-                return
-            tasks.release(1)
-            name, payload = self.names[tasks.fn_ids[at]], tasks.payloads[at]
+            tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], tasks.payloads[at]
+            attempts = self._next_attempt(tsk_id)
             result = TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
-            self._finish(tasks.job, result)
+            if self._retries.wanted(result) and not self._is_cancelled(tasks.job):
+                self._try_again(tasks.part(at, at + 1), result)
+            else:
+                tasks.release(1)
+                self._finish(tasks.job, result)
+
+    def _next_attempt(self, tsk_id: int) -> int:
+        """The number of the attempt that has just ended."""
+        before = self._tried.pop(tsk_id, None)
+        return 1 if before is None else before.attempts + 1
+
+    def _try_again(self, tasks: Tasks, result: TaskResult) -> None:
+        """Put a task that had this result with those that are pushed next, or are to wait."""
+        self._tried[result.tsk_id] = result
+        self.tally.retried += 1
+        delay = self._retries.pause(result.attempts)
+        if delay:
+            heapq.heappush(self._delayed, (time.monotonic() + delay, result.tsk_id, tasks))
+        else:
+            self.again.append(tasks)
+
+    def next_due(self) -> float:
+        """When the next task that waits for its retry is due, on the monotonic clock."""
+        return self._delayed[0][0] if self._delayed else math.inf
+
+    def move_due(self, now: float) -> None:
+        """Put the tasks whose pause is over with those that are pushed next."""
+        while self._delayed and self._delayed[0][0] <= now:
+            self.again.append(heapq.heappop(self._delayed)[2])
 
     def give_back(self, position: int, count: int) -> None:
-        """Take back tasks that never began. They are pushed again; if their job is cancelled, they end."""
+        """Take back tasks that never began. They are pushed again, or end if their job is cancelled."""
         for tasks, start, stop in self._take(position, count):
             self._put(tasks.part(start, stop), self.again)
 
+    def position(self, tsk_id: int) -> int | None:
+        """The position of a task that is in the queue and has no outcome yet."""
+        for tasks in self._placed:
+            if tsk_id in tasks.tsk_ids:
+                at = tasks.tsk_ids.index(tsk_id)
+                return None if tasks.settled[at] else tasks.first + at
+        return None
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that waits to be pushed. Return True if it was never started."""
+        started = tsk_id in self._tried
+        for waiting in (self.again, self.fresh):
+            for index, tasks in enumerate(waiting):
+                if tsk_id in tasks.tsk_ids:
+                    at = tasks.tsk_ids.index(tsk_id)
+                    del waiting[index]
+                    for part in (tasks.part(at + 1, len(tasks.payloads)), tasks.part(0, at)):
+                        if part.payloads:
+                            waiting.insert(index, part)
+                    self.end(tasks.part(at, at + 1))
+                    return not started
+        for entry in self._delayed:
+            if entry[1] == tsk_id:
+                self._delayed.remove(entry)
+                heapq.heapify(self._delayed)
+                self.end(entry[2])
+                break
+        return False
+
     def drop_cancelled(self) -> None:
         """End the tasks that wait to be pushed and whose job is cancelled."""
+        for entry in [entry for entry in self._delayed if self._is_cancelled(entry[2].job)]:
+            self.cancel(entry[1])
         for waiting in (self.again, self.fresh):
             for _ in range(len(waiting)):
                 self._put(waiting.popleft(), waiting)
@@ -1588,18 +1905,20 @@ class Ledger:
         return job is not None and (job.cancelled or self.stopping)
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
-        """Give this outcome to tasks that do not begin, or do not begin again."""
+        """Give this outcome to tasks that are not in the queue. One that was tried before keeps its last result."""
         tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
-                attempts, name = self._attempts.pop(tsk_id, 0), self.names[fn_id]
-                self._finish(tasks.job, TaskResult(tsk_id, name, payload, status, None, error, attempts, None, 0.0))
+                name, before = self.names[fn_id], self._tried.pop(tsk_id, None)
+                result = TaskResult(tsk_id, name, payload, status, None, error, 0, None, 0.0)
+                self._finish(tasks.job, before or result)
 
     def end_all(self, error: str) -> None:
-        """End all tasks in the queue and on their way there, once no worker is left."""
+        """End all remaining tasks. Call it when no worker lives."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
-                self.again.extend(part.part(start, stop) for part, start, stop in self._take(tasks.first + at, 1))
+                self.again.extend(each.part(start, stop) for each, start, stop in self._take(tasks.first + at, 1))
+        self.move_due(math.inf)
         for waiting in (self.again, self.fresh):
             while waiting:
                 self.end(waiting.popleft(), error=error)
@@ -1612,18 +1931,37 @@ class Ledger:
         return sum(tasks.left for tasks in self._placed)
 
     def unfinished(self) -> int:
-        return self.in_queue() + sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
+        waiting = sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
+        return self.in_queue() + waiting + len(self._delayed)
+
+
+class Retries(NamedTuple):
+    """Which tasks are tried again, and when: see the arguments of Supervisor."""
+
+    most: int
+    delay: float = 0.0
+    statuses: Sequence[str] = RETRY_ON
+
+    def wanted(self, result: TaskResult) -> bool:
+        return result.attempts <= self.most and result.status in self.statuses
+
+    def pause(self, attempts: int) -> float:
+        """Seconds to wait after so many attempts."""
+        return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
 
 
 @dataclasses.dataclass(slots=True)
 class Tasks:
-    """Tasks of one job in equal columns: on their way into the queue, or in it at the positions from `first` on.
+    """Tasks of one job in equal columns. They wait to be pushed, or are in the queue.
 
-    job: None for TERMINATE, which has no result. payloads: as they were given. data: as they travel. They are encoded
-    once, since a Structure may change before its task goes round again. settled: in the queue, one byte a task, 1
-    once the task has its outcome. left: how many have none. block: where the payloads are that do not fit their
-    slots; None if all fit, or if they have not been packed yet. marked: the fn_ids as they travel then, with
-    OUT_OF_LINE.
+    job: None for TERMINATE, which has no result.
+    payloads: as they were given.
+    data: as they travel. They are encoded once, because a Structure may change before its task is tried again.
+    block: holds the payloads that do not fit their slots; None if all fit, or if they are not packed yet.
+    marked: the fn_ids, with OUT_OF_LINE for the payloads in `block`; None without it.
+    first: the position of the first task in the queue.
+    left: how many tasks are still in the queue.
+    settled: a byte for each task; 1 if it has left the queue.
     """
 
     job: Job | None
@@ -1638,19 +1976,19 @@ class Tasks:
     settled: bytearray = dataclasses.field(default_factory=bytearray)
 
     def part(self, start: int, stop: int) -> Tasks:
-        """The tasks [start, stop), to be pushed."""
+        """Return the tasks [start, stop), to be pushed."""
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
         return Tasks(self.job, *columns, self.block, self.marked and self.marked[part])
 
     def release(self, count: int) -> None:
-        """Note that so many of them are settled for good."""
+        """Note that `count` of the tasks have their outcome."""
         if self.block is not None:
             self.block.release(count)
 
 
 def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
-    """Take the first `count` tasks, or fewer, from what waits."""
+    """Take the first tasks of what waits, `count` at most."""
     tasks = waiting.popleft()
     if count < len(tasks.data):
         waiting.appendleft(tasks.part(count, len(tasks.data)))
@@ -1659,7 +1997,7 @@ def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
 
 
 def terminate_tasks(count: int) -> Tasks:
-    """So many TERMINATE tasks. Each makes the worker that takes it leave."""
+    """Return `count` TERMINATE tasks. Each makes the worker that claims it leave."""
     empty = [b""] * count
     return Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty)
 
@@ -1667,7 +2005,7 @@ def terminate_tasks(count: int) -> Tasks:
 class Block:
     """Payloads that lie together outside the slots: in pages of the heap, or in a file.
 
-    users: how many tasks have not been settled. `free` is called when none is left.
+    users: the number of tasks without an outcome. `free` is called when no user is left.
     """
 
     def __init__(self, users: int, free: Callable[[], None]) -> None:
@@ -1675,7 +2013,7 @@ class Block:
         self._free = free
 
     def release(self, count: int) -> None:
-        """Note that so many of its tasks are settled."""
+        """Note that `count` of the users have their outcome."""
         self._users -= count
         if self._users == 0:
             self._free()
@@ -1684,8 +2022,10 @@ class Block:
 class Job:
     """One call of run, or all calls of submit: where tasks come from, and where their results go as they finish.
 
-    results: iterators of TaskResults. fn_id: the function of every item, or 0. outstanding: tasks that have a tsk_id
-    and no outcome yet. cancelled: nobody reads the results, and nothing more of this job begins.
+    results: iterators of TaskResults.
+    fn_id: the function of every item, or 0.
+    outstanding: the number of tasks that have a tsk_id and no outcome yet.
+    cancelled: nobody reads the results, and nothing more of this job begins.
     """
 
     def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
@@ -1700,8 +2040,8 @@ class Job:
     def finished(self) -> bool:
         return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
 
-    def is_ahead(self, limit: int) -> bool:
-        """Return True if no more input may be read for now."""
+    def must_wait(self, limit: int) -> bool:
+        """Return True if no more input may be read for now. Only OrderedJob limits this."""
         return False
 
     def admit(self, tsk_id: int, count: int) -> None:
@@ -1736,11 +2076,11 @@ class OrderedJob(Job):
 
     def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
         super().__init__(source, names, fn_id)
-        self._early: dict[int, tuple[int, Any]] = {}  # tsk_id: count, results that wait for those of earlier tasks
-        self._waiting = 0  # how many those are
-        self._due: collections.deque[list[int]] = collections.deque()  # [next, stop) of tsk_ids, in order
+        self._early: dict[int, tuple[int, Any]] = {}  # by first tsk_id: (count, results) that wait for earlier tasks
+        self._waiting = 0  # the number of tasks in _early
+        self._due: collections.deque[list[int]] = collections.deque()  # tsk_ids [next, stop) that were not delivered
 
-    def is_ahead(self, limit: int) -> bool:
+    def must_wait(self, limit: int) -> bool:
         """Return True if more than `limit` tasks lie between the oldest unfinished one and the newest."""
         return self.outstanding + self._waiting > limit
 
@@ -1781,15 +2121,17 @@ class OrderedJob(Job):
 class Tally:
     """Counts outcomes, and keeps the most remarkable ones.
 
-    errors: how many tasks were not ok, by function (if they were started), status and name of the error. failures:
-    the first five and the last five of them, without payloads. slowest: the five that took longest. slow: the seconds
-    that a task must take to be one of them. For each worker: completed and failed tasks, and busy, the seconds that
-    functions ran.
+    errors: how many tasks were not ok, by function (if they were started), status and name of the error.
+    failures: the first five and the last five tasks that were not ok, without payloads.
+    slowest: the five tasks that took longest.
+    slow: a task that takes more seconds is one of the slowest.
+    completed, failed, busy: for each worker, its tasks that were ok and not ok, and the seconds that functions ran.
     """
 
     def __init__(self, workers: int) -> None:
         self.counts = dict.fromkeys(OUTCOMES, 0)
         self.retried = 0
+        workers = max(1, workers)  # without workers, this process is number 0
         self.completed = [0] * workers
         self.failed = [0] * workers
         self.busy = [0.0] * workers
@@ -1799,18 +2141,18 @@ class Tally:
         self.slow = 0.0
 
     def add_ok(self, worker: int, count: int, seconds: float) -> None:
-        """`count` tasks of a worker are ok, and took so many seconds together."""
+        """Count tasks of a worker that are ok. seconds: of all of them together."""
         self.counts["ok"] += count
         self.completed[worker] += count
         self.busy[worker] += seconds
 
     def add_slow(self, result: TaskResult) -> None:
-        """A task that is ok took longer than `slow`."""
+        """Keep a task that is ok and took longer than `slow`."""
         self.slowest = sorted([*self.slowest, result], key=lambda result: -result.seconds)[:5]
         self.slow = self.slowest[-1].seconds if len(self.slowest) == 5 else 0.0
 
     def add_bad(self, result: TaskResult) -> None:
-        """A task is not ok."""
+        """Count a task that is not ok."""
         self.counts[result.status] += 1
         if result.worker is not None:
             self.failed[result.worker] += 1
@@ -1820,16 +2162,16 @@ class Tally:
         where, _, rest = (result.error or "").partition(": ")
         error = (rest if where.startswith("line ") else where).partition(":")[0]
         what = result.status
-        if result.attempts:  # else its function may have any name, and there would be too many of them
+        if result.attempts:  # a task that was never started can name anything, and would make the table large
             what = f"{result.function} {what}"
         self.errors[f"{what}: {error}"[:100]] += 1
         self.failures.append(result._replace(payload=None))
         del self.failures[5:-5]
 
     def summary(self, seconds: float, starting: float) -> dict[str, Any]:
-        """The part of Supervisor.summary that is kept here.
+        """Return the part of Supervisor.summary that is kept here.
 
-        seconds: since the start. starting: how many of them the workers, all together, took to start.
+        seconds: since the start. starting: the seconds that all workers together took to start.
         """
         whole = max(1e-9, seconds * len(self.busy))
         run = sum(self.busy) / whole
@@ -1843,7 +2185,7 @@ class Tally:
 
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
-    """The error for a name that no function has."""
+    """Return the error for a name that no function has."""
     import difflib
 
     near = difflib.get_close_matches(name, list(names), 3, 0.5)
@@ -1861,15 +2203,16 @@ def function_name(function: Any) -> str:
 # The worker pool: starts, wakes, stops and reaps the worker processes.
 # ---------------------------------------------------------------------------------------------------------------------
 
-STILL_SECONDS = 0.05  # how long a worker may take to stand still once it is stopped
-STOP_SECONDS = 5.0  # how long workers may take to leave once they are told to
-MEMORY_SECONDS = 1.0  # how often their memory and processor time are read, and how long one may stay above max_rss
-REAP_SECONDS = 1.0  # how long the fork server may take to say how a worker has ended
-TAKEN = 1 << 16  # in place of an exit code: this program has waited for the worker, or ignores SIGCHLD
-FAILED_STARTS = 8  # deaths in a row before a task is claimed that end the run, after
-FAILED_SECONDS = 3.0  # this time without one; at once where the initializer raised
+STILL_SECONDS = 0.05  # a worker that is stopped stands still after this time, or the halt has failed
+STOP_SECONDS = 5.0  # workers that are told to leave may take this long
+MEMORY_SECONDS = 1.0  # between two readings of memory and processor time; a worker may stay above max_rss so long
+REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
+TAKEN = 1 << 16  # an exit code that is not known: the program has reaped the worker itself, or ignores SIGCHLD
+FAILED_STARTS = 8  # after so many deaths in a row before a claim the run ends, as soon as
+FAILED_SECONDS = 3.0  # no worker has had a task for this long, or the initializer has raised
 
 
+WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
 _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
 
 
@@ -1877,13 +2220,18 @@ class WorkerPool:
     """Starts, wakes, stops, kills and reaps worker processes."""
 
     def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
-        self._queue, self._options, self._context, self._max_rss = queue, options, context, max_rss
+        self._queue = queue
+        self._options = options
+        self._context = context
+        self._max_rss = max_rss
         self.closing = False  # start no more
-        self.chosen_fork = False  # the start method is fork, and nobody has named it
-        self._refused_since = 0.0  # since when none lives and none can be started; 0 while some do
-        self.respawned = self._failed_starts = 0
-        self.starting = 0.0  # seconds that workers, now dead, took to start
-        self._worked_at, self._next_memory = time.monotonic(), 0.0
+        self.chosen_fork = False  # nobody has named the start method
+        self.respawned = 0
+        self._refused_since = 0.0  # when it began that no worker lives and none can be started; 0 if not
+        self._failed_starts = 0  # in a row
+        self._dead_starting = 0.0  # seconds that the dead workers took to start
+        self._worked_at = time.monotonic()
+        self._next_memory = 0.0
         self.processes: list[WorkerProcess] = [
             WorkerProcess(index, queue.words, status) for index, status in enumerate(queue.status)
         ]
@@ -1892,14 +2240,20 @@ class WorkerPool:
         self.poll.register(self.bell, select.POLLIN)
 
     def _pipe(self) -> tuple[Any, Any]:
-        """A pipe (reader, writer) that never blocks its writer, and whose ends forked workers close."""
+        """Return a pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
         reader, writer = self._context.Pipe(duplex=False)
         os.set_blocking(writer.fileno(), False)
         _supervisor_ends.update((reader, writer))
         return reader, writer
 
+    def start_all(self) -> None:
+        """Start every worker. Raises LIMIT_ERRORS if one cannot be started."""
+        self._queue.stuck = self.free_lock
+        for process in self.processes:
+            self.start(process)
+
     def start(self, process: WorkerProcess) -> None:
-        """Start a process as this worker. Raises LIMIT_ERRORS where it cannot be started; nothing is left open then."""
+        """Start a process as this worker. Raises LIMIT_ERRORS if that is not possible, and leaves nothing open."""
         self._check_descriptors()
         try:
             self._launch(process)
@@ -1911,7 +2265,7 @@ class WorkerPool:
                 process.wake.close()
 
     def _check_descriptors(self) -> None:
-        """Raise OSError (EMFILE) now if there are too few: multiprocessing leaves some open if it fails half-way."""
+        """Raise OSError (EMFILE) now if few are left. If multiprocessing fails half-way, it leaves some open."""
         spare: list[int] = []
         try:
             while len(spare) < SPARE_DESCRIPTORS:
@@ -1921,16 +2275,16 @@ class WorkerPool:
                 os.close(descriptor)
 
     def try_to_start(self, process: WorkerProcess) -> None:
-        """Start a process as this worker while a run goes on. If a limit of the system forbids it, the others go on,
-        and it is tried again later.
+        """Start a process as this worker while a run goes on.
 
-        Raises WorkersFailedError if no worker has lived for FAILED_SECONDS because of that."""
+        If a limit of the system forbids it, the others go on, and it is tried again later. Raises WorkersFailedError
+        if no worker has lived for FAILED_SECONDS because of that.
+        """
         now = time.monotonic()
         try:
             self.start(process)
         except LIMIT_ERRORS as error:
-            process.deaths += 1
-            process.due = now + min(1.0, 0.02 * 2 ** min(process.deaths, 6))
+            process.postpone(now)
             if self.living():
                 self._refused_since = 0.0
                 return
@@ -1941,32 +2295,30 @@ class WorkerPool:
             self._refused_since = 0.0
 
     def _launch(self, process: WorkerProcess) -> None:
+        """Start the process, and keep what is needed of it."""
+        queue = self._queue
         wake, process.wake = self._pipe()
-        queue, mine = self._queue, Pipes(wake, self._bell_end)
+        mine = Pipes(wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, process.index, self._options, mine)
-        child = self._context.Process(target=worker_main, args=arguments, name=f"shmqueue-{process.index}")
+        child = self._context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{process.index}")
         child.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
-        with handlers.held():  # until it is in the books; and a forked child would run our caller's handlers
+        with handlers.held():  # until begin(); also, a forked child must not run our caller's
             try:
                 with handlers.start_of_worker(self.chosen_fork):
                     child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
                 wake.close()
-            process.child, process.pid, process.started = child, int(child.pid or 0), time.monotonic()
-            process.identify()
+            process.begin(child)
             self.poll.register(process.end_sign(), select.POLLIN)
-        with contextlib.suppress(OSError):  # as the child does: whoever comes first
+        with contextlib.suppress(OSError):  # the child does the same; one of the two comes first
             os.setpgid(process.pid, process.pid)
-        process.rung, process.killed_for, process.monitor, process.retiring, process.told = 0, None, None, 0.0, False
-        process.progress_since = process.started
         queue.words[process.status + PID] = process.pid
-        queue.words[process.status + STARTED] += 1
 
     def ring(self) -> None:
-        """Wake those sleepers that it pays to wake, each once a sleep."""
+        """Wake the sleepers for which there is enough work. Ring only once for each sleep."""
         for index, number in self._queue.wakeable():
             process = self.processes[index]
             if process.rung != number:
@@ -1975,7 +2327,7 @@ class WorkerPool:
                     self._write(process.wake, b"!")
 
     def retire(self, process: WorkerProcess) -> None:
-        """Have a worker leave after the task in its hand."""
+        """Make a worker leave after its current task."""
         process.told = process.halt_again = True
         self._queue.tell_to_leave(process.index)
         self._write(process.wake, b"!")
@@ -1988,7 +2340,7 @@ class WorkerPool:
             os.write(pipe.fileno(), data)
 
     def find_dead(self, now: float) -> list[WorkerProcess]:
-        """See to large and missing workers. Return those that died."""
+        """Start workers that are due, check the memory of the living, and return the dead ones."""
         dead = []
         for process in self.processes:
             if process.child is None:
@@ -1999,14 +2351,15 @@ class WorkerPool:
         if now >= self._next_memory and psutil is not None:
             self._next_memory = now + MEMORY_SECONDS
             for process in self.living():
-                self._weigh(process, now)
+                self._check_memory(process, now)
         return dead
 
-    def _weigh(self, process: WorkerProcess, now: float) -> None:
-        """Read a worker's memory and processor time; replace it if it is too large."""
+    def _check_memory(self, process: WorkerProcess, now: float) -> None:
+        """Read a worker's memory and processor time. Replace it if it uses more than max_rss."""
         with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
             process.monitor = process.monitor or psutil.Process(process.pid)
-            process.rss, process.cpu = process.monitor.memory_info().rss, process.monitor.cpu_percent()
+            process.rss = process.monitor.memory_info().rss
+            process.cpu = process.monitor.cpu_percent()
         if self._max_rss is None or process.rss <= self._max_rss:
             return
         if not process.retiring:
@@ -2017,54 +2370,58 @@ class WorkerPool:
             process.kill(Doomed(None, "crashed", why))
 
     def reap(self, process: WorkerProcess) -> int:
-        """End what a dead worker's functions started, and reap it; its exit code, -n for signal n."""
+        """Kill what a dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
         with handlers.held():
             process.signal_group(signal.SIGKILL)
             self.poll.unregister(process.end_sign())
-            self.starting += self._start_time(process)
+            self._dead_starting += self._start_time(process)
             code = process.reap()
             process.wake.close()
         return code
 
     def starting_seconds(self) -> float:
-        """How long all the worker processes together took to start."""
-        return self.starting + sum(map(self._start_time, self.living()))
+        """Return the seconds that all worker processes together took to start."""
+        return self._dead_starting + sum(map(self._start_time, self.living()))
 
     def _start_time(self, process: WorkerProcess) -> float:
-        """Seconds until this process was ready, or until now."""
+        """Return the seconds until this process was ready, or until now."""
         ready = process.word(READY) / 1e9
         return (ready if ready > process.started else time.monotonic()) - process.started
 
     def replace(self, process: WorkerProcess, code: int, claimed: bool, note: str) -> None:
-        """Start the successor of a buried worker: at once, or after a pause if it died before it claimed a task.
+        """Replace a reaped worker: at once, or after a pause if it died before it claimed a task.
 
-        Raises WorkersFailedError where one after the other does, and nothing else happens."""
+        Raises WorkersFailedError if FAILED_STARTS workers in a row died so, or if the exit code is UNGUARDED.
+        """
         self.respawned += 1
+        if code == UNGUARDED:
+            raise WorkersFailedError(GUARD_REMEDY)
         if claimed or (process.told and code == 0):
             self.worked()
             process.deaths = 0
             self.try_to_start(process)
             return
-        process.deaths += 1
+        process.postpone(time.monotonic())
         self._failed_starts += 1
-        process.due = time.monotonic() + min(1.0, 0.02 * 2 ** min(process.deaths, 6))
         if self._failed_starts >= FAILED_STARTS and (note or time.monotonic() - self._worked_at > FAILED_SECONDS):
             why = note or exit_text(code)
             raise WorkersFailedError(f"{self._failed_starts} workers in a row died before they took a task: {why}")
 
     def worked(self) -> None:
-        """Some worker has had tasks."""
-        self._worked_at, self._failed_starts = time.monotonic(), 0
+        """Note that some worker has had tasks."""
+        self._worked_at = time.monotonic()
+        self._failed_starts = 0
 
     def suspend(self) -> None:
-        """Stop the workers and then this process; go on with them when it is continued."""
+        """Stop the workers and then this process. When it is continued, continue them."""
         since = time.monotonic()
         living = self.living()
         for process in living:
             process.signal_group(signal.SIGSTOP)
         for process in living:
-            process.wait_until_stopped(CHECK_SECONDS)  # then the kernel ends them if this process is killed
-        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # not SIGSTOP: nobody could continue an orphaned group
+            process.wait_until_stopped(CHECK_SECONDS)  # if this process is killed, the kernel ends stopped groups only
+        # Not SIGSTOP: nobody could continue an orphaned group. The kernel ignores SIGTSTP in such a group.
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
         for process in living:
@@ -2072,45 +2429,32 @@ class WorkerPool:
             process.progress_since += time.monotonic() - since
 
     def continue_stopped(self) -> bool:
-        """Continue workers that somebody has stopped, in their sleep. Whether there were any."""
+        """Continue workers that somebody has stopped while they slept. Return True if there were any."""
         stopped = [process for process in self.living() if process.is_stopped()]
         for process in stopped:
             process.signal_group(signal.SIGCONT)
         return bool(stopped)
 
-    def free_lock(self, holder: int, seconds: float) -> None:
-        """The lock has not been had for so long: its holder, or somebody if none has signed, was stopped or killed."""
+    def free_lock(self, lock: KernelLock, holder: int, seconds: float) -> None:
+        """See to the holder of a lock that the supervisor has not got for so many seconds.
+
+        holder: the worker that has signed, or -1 if none has. A stopped holder is continued, and killed if that does
+        not help. If the holder is dead, the lock sees to it.
+        """
         living = [process for process in self.living() if not process.is_dead()]
-        for process in living:
-            if seconds >= 1 and holder in (process.index, -1):
-                process.signal_group(signal.SIGCONT)
-                if holder >= 0 and seconds >= STOP_SECONDS:
-                    process.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
-        lost = seconds >= 1 if holder < 0 else all(process.index != holder for process in living)
-        if lost and not self._queue.kernel_unlocks:
-            self._replace_lock(living)
-
-    def _replace_lock(self, living: Sequence[WorkerProcess]) -> None:
-        """The lock went with its holder. A worker that asks for it leaves; one that may be inside is waited for."""
-        self._queue.renew_lock(self._context)
-        for process in living:
-            self._write(process.wake, b"!")  # those that sleep ask for it
-        deadline = time.monotonic() + 1
-        while inside := [process for process in living if not process.is_dead() and self._may_hold_lock(process)]:
-            if time.monotonic() > deadline:
-                for process in inside:
-                    process.kill()
-            time.sleep(0.001)
-
-    def _may_hold_lock(self, process: WorkerProcess) -> bool:
-        """Return True if a worker that lives may be inside the lock: not while it has a task in hand."""
-        return self._queue.is_claiming(process.index) or self._queue.glance(process.index).in_hand is None
+        suspects = [process for process in living if holder in (process.index, -1)]
+        for process in suspects if seconds >= 1 else ():
+            process.signal_group(signal.SIGCONT)
+            if holder >= 0 and seconds >= STOP_SECONDS:
+                process.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
+        if not suspects or (holder < 0 and seconds >= 1):
+            lock.holder_died(self._queue, self._context, living)
 
     def living(self) -> list[WorkerProcess]:
         return [process for process in self.processes if process.child is not None]
 
     def close(self) -> None:
-        """Kill and reap whoever is left, and close the pipes."""
+        """Kill and reap the remaining workers, and close the pipes."""
         for process in self.living():
             process.kill()
         for process in self.living():
@@ -2120,11 +2464,15 @@ class WorkerPool:
 
 
 class Doomed(NamedTuple):
-    """Why the supervisor kills a worker: what becomes of the task at this position; None for whichever is in hand."""
+    """Why the supervisor kills a worker, and the outcome of its task.
+
+    position: the task's; None for any task in hand.
+    """
 
     position: int | None
     status: str
     error: str
+    grace: float = 0.0  # seconds between SIGTERM and SIGKILL; without one there is no SIGTERM
 
 
 @dataclasses.dataclass
@@ -2132,43 +2480,62 @@ class WorkerProcess:
     """What the supervisor keeps of one worker, and does to its process."""
 
     index: int
-    words: Any  # of the segment
-    status: int  # the first of this worker's
-    child: Any = None  # of multiprocessing; None while it is dead
+    words: Any  # the words of the segment
+    status: int  # the index of this worker's first word
+    child: Any = None  # multiprocessing's object; None while the worker is dead
     pid: int = 0
-    pidfd: Any = None  # a file that names the process, also when its pid has gone to another one; None without pidfds
-    born: int = 0  # when the process started, as process_state() has it
+    pidfd: Any = None  # a file that stands for this process, whoever gets its pid later; None if there is none
+    born: int = 0  # when the process started, as process_state() tells it
     started: float = 0.0
     wake: Any = None  # our end of its pipe
-    due: float = 0.0  # when to start it again
-    deaths: int = 0  # in a row, before it claimed a task
+    due: float = 0.0  # when to start a new process, if this one is dead
+    deaths: int = 0  # in a row, each before it claimed a task
     first_claims: int = 0  # its `claims` word when it was started
-    rung: int = 0  # the last sleep that was rung for
-    halted: float = 0.0  # when it was last halted,
-    halt_again: bool = False  # and whether that has to be done once more
-    seen: tuple[int, int] = (0, 0)  # its batch and how many of its tasks were done when last looked at,
-    progress_since: float = 0.0  # and since when
+    rung: int = 0  # the number of the last sleep that we woke it from
+    halted: float = 0.0  # when it was last halted
+    halt_again: bool = False  # halt it at the next check: the last halt failed, or it was told to leave
+    seen: tuple[int, int] = (0, 0)  # at the last check: the number of its batch, and how many tasks were done
+    progress_since: float = 0.0  # when `seen` last changed
     killed_for: Doomed | None = None
+    kill_at: float = math.inf  # when its grace ends
     monitor: Any = None  # its psutil.Process
     rss: int = 0
     cpu: float = 0.0
-    told: bool = False  # to leave
-    retiring: float = 0.0  # since when, for its memory
-    _stopped_before: bool = False  # it stood still when a halt began
+    told: bool = False  # it was told to leave
+    retiring: float = 0.0  # when it was told to leave because of its memory; 0 if it was not
+    _stopped_before: bool = False  # somebody else had stopped it when the halt began
     _still_since: float = 0.0
     _switches: int = 0  # its context switches at that time
 
     def word(self, word: int) -> int:
         return int(self.words[self.status + word])
 
+    def begin(self, child: Any) -> None:
+        """Make a new process this worker."""
+        self.child = child
+        self.pid = int(child.pid or 0)
+        self.started = self.progress_since = time.monotonic()
+        self.rung = 0
+        self.killed_for = None
+        self.kill_at = math.inf
+        self.monitor = None
+        self.retiring = 0.0
+        self.told = False
+        self.identify()
+
+    def postpone(self, now: float) -> None:
+        """Set when to start it again: each time in a row after a longer pause, 1 s at most."""
+        self.deaths += 1
+        self.due = now + min(1.0, 0.02 * 2 ** min(self.deaths, 6))
+
     def identify(self) -> None:
-        """Note who the new process is, so that later no other with its pid is taken for it."""
+        """Remember the identity of the new process. Later another process may get its pid."""
         self.born = process_state(self.pid)[1]
         self.pidfd = None
-        with contextlib.suppress(OSError, AttributeError):  # gone; no pidfds here, or none left
+        with contextlib.suppress(OSError, AttributeError):  # the process is gone; or there are no pidfds
             self.pidfd = io.FileIO(os.pidfd_open(self.pid))
             _supervisor_ends.add(self.pidfd)
-        if is_readable(self.child.sentinel):  # it has ended, so all this may be of another process
+        if is_readable(self.child.sentinel):  # it has ended, so what was read may belong to another process
             self.close_pidfd()
             self.born = -1
 
@@ -2178,7 +2545,7 @@ class WorkerProcess:
             self.pidfd = None
 
     def end_sign(self) -> int:
-        """The descriptor that becomes readable when the process ends."""
+        """Return the descriptor that becomes readable when the process ends."""
         return int(self.pidfd.fileno() if self.pidfd is not None else self.child.sentinel)
 
     def is_dead(self) -> bool:
@@ -2188,12 +2555,14 @@ class WorkerProcess:
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except (ChildProcessError, AttributeError):
-            # the fork server's child, or reaped by this program already; macOS before Python 3.13
+            # It is the fork server's child, or this program has reaped it; or this is macOS before Python 3.13.
             return not self.child.is_alive() or is_readable(self.child.sentinel)
 
     def reap(self) -> int:
-        """Wait until the process has ended, and release what multiprocessing keeps of it. Its exit code, -n for
-        signal n, or TAKEN."""
+        """Wait until the process has ended, and release what multiprocessing keeps of it.
+
+        Return its exit code, -n for signal n, or TAKEN.
+        """
         if self.pidfd is not None:
             is_readable(self.pidfd.fileno(), None)
             self.close_pidfd()
@@ -2202,7 +2571,7 @@ class WorkerProcess:
         if self.child.exitcode is None:
             self.child.join(REAP_SECONDS)  # the fork server tells it a moment later
         code = self.child.exitcode
-        if code is None:  # multiprocessing would take the process for alive, and refuse to close it
+        if code is None:  # multiprocessing would think that the process is alive, and refuse to close it
             code = self.child._popen.returncode = TAKEN
         self.child.close()
         self.child = None
@@ -2212,10 +2581,17 @@ class WorkerProcess:
         """Kill it and what its functions started."""
         self.killed_for = self.killed_for or why
         self.signal_group(signal.SIGKILL)
-        self.signal(signal.SIGKILL)  # where it has no group yet
+        self.signal(signal.SIGKILL)  # if it has no group yet
+
+    def terminate(self, why: Doomed) -> None:
+        """Ask it and what its functions started to end; it has been told to leave. It is killed after the grace."""
+        self.killed_for = why
+        self.kill_at = time.monotonic() + why.grace
+        self.told = True
+        self.signal_group(signal.SIGTERM)
 
     def stop(self) -> bool:
-        """Stop it, and wait until it stands still. Return True if it does; if not in time, it goes on."""
+        """Stop it, and wait until it stands still. If that takes too long, continue it and return False."""
         self._stopped_before = self.is_stopped()
         if not self._stopped_before:
             self.signal(signal.SIGSTOP)
@@ -2241,12 +2617,12 @@ class WorkerProcess:
                 time.sleep(0.0002)
 
     def stands_still(self) -> bool:
-        """Return True if it has not run since stop(), although somebody may have continued and stopped it."""
+        """Return True if it has not run since stop(). This notices if somebody continued it and stopped it again."""
         state, switches = state_and_switches(self.pid)
         return state in STOPPED and switches == self._switches
 
     def stand_for(self, seconds: float) -> None:
-        """Wait until it has stood still for so long."""
+        """Wait until it has stood still for so many seconds."""
         while time.perf_counter() - self._still_since < seconds:
             pass
 
@@ -2259,7 +2635,7 @@ class WorkerProcess:
         return process_state(self.pid)[0] in STOPPED
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process, and to no other that has got its pid since."""
+        """Send a signal to the process, and never to another that got its pid."""
         with contextlib.suppress(ProcessLookupError):
             if self.pidfd is not None:
                 signal.pidfd_send_signal(self.pidfd.fileno(), number)
@@ -2269,18 +2645,19 @@ class WorkerProcess:
     def signal_group(self, number: int) -> None:
         """Send a signal to the process and what its functions started, and to no other group.
 
-        While any of them lives, the system gives the number of the group to nobody else."""
+        The system does not reuse the number of a group while a process of it lives.
+        """
         if self._keeps_pid():
             signal_group(self.pid, number)
 
     def _keeps_pid(self) -> bool:
-        """Return False if another process is seen to have this one's pid. Start times tell them apart."""
+        """Return False if another process has its pid now, which started at another time."""
         found = process_state(self.pid)[1]
         return found in (0, self.born) or self.born == 0
 
 
-SPARE_DESCRIPTORS = 16  # more than the start of a worker needs, by any start method
-LIMIT_ERRORS = (OSError, EOFError)  # from the start of a process; EOFError: the fork server could not fork
+SPARE_DESCRIPTORS = 16  # the start of a worker needs fewer, with any start method
+LIMIT_ERRORS = (OSError, EOFError)  # what the start of a process raises; EOFError: the fork server could not fork
 REMEDIES = {
     errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
     errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
@@ -2288,11 +2665,11 @@ REMEDIES = {
 }
 
 
-def limit_error(error: OSError | EOFError) -> OSError:
-    """The same error, with what can be done about it in its text."""
+def limit_error(error: BaseException) -> BaseException:
+    """The same error. If it tells of a limit of the system, it has a remedy in its text."""
     if isinstance(error, EOFError):
         return OSError(errno.EAGAIN, limit_text(error))
-    if error.errno not in REMEDIES:
+    if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return error
     return OSError(error.errno, limit_text(error), error.filename)
 
@@ -2305,20 +2682,21 @@ def limit_text(error: OSError | EOFError) -> str:
 
 
 def close_launch_pipes(error: BaseException) -> None:
-    """Close the pipes that multiprocessing leaves open where it cannot start a process.
+    """Close the pipes that multiprocessing leaves open if it cannot start a process.
 
-    The error holds them in its traceback; those of fork are known to local names only, and would stay open for good."""
+    They are local variables in the frames of the error's traceback. With fork nothing else knows them.
+    """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
             names = frame.f_locals
             names["self"].close()
             if names["self"].method == "fork":
-                for end in [names[name] for name in ("parent_r", "child_w", "child_r", "parent_w") if name in names]:
-                    os.close(end)
+                for name in {"parent_r", "child_w", "child_r", "parent_w"} & names.keys():
+                    os.close(names[name])
 
 
 def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
-    """Return True if a descriptor becomes readable within so many seconds; None waits without end."""
+    """Return True if a descriptor becomes readable within `timeout` seconds. None waits for ever."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(None if timeout is None else timeout * 1000))
@@ -2330,7 +2708,7 @@ def signal_group(pid: int, number: int) -> None:
 
 
 def exit_text(code: int) -> str:
-    """How a process ended, in words."""
+    """Return in words how a process ended."""
     if code == TAKEN:
         return "the worker process ended; its exit status was taken by this program"
     if code >= 0:
@@ -2340,12 +2718,15 @@ def exit_text(code: int) -> str:
     return f"the worker process was killed by signal {-code}"
 
 
-STOPPED, ENDED = ("T", "t"), ("", "Z", "X")  # states of a process: a zombie has ended, too
+STOPPED = ("T", "t")  # states of a process
+ENDED = ("", "Z", "X")
 
 
 def process_state(pid: int) -> tuple[str, int]:
-    """A process's state, as the letter that ps shows, and when it started, in units of the system's own; ("", 0)
-    where it is gone."""
+    """Return a process's state, as the letter that ps shows, and when it started, in a unit of the system.
+
+    Return ("", 0) if the process is gone.
+    """
     try:
         if os.path.isdir("/proc/self"):
             with open(f"/proc/{pid}/stat", "rb") as file:
@@ -2359,9 +2740,10 @@ def process_state(pid: int) -> tuple[str, int]:
 
 
 def state_and_switches(pid: int) -> tuple[str, int]:
-    """A process's state, as `process_state` has it, and how often it has been switched; 0 where nobody counts.
+    """Return a process's state, as the letter that ps shows, and its context switches (0 if the system has no count).
 
-    Read at once: if the state is "stopped", the process has not run since as long as the number stays the same."""
+    Both are read at once. If a process is stopped and the number is the same as before, it has not run in between.
+    """
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             text = file.read()
@@ -2389,8 +2771,8 @@ def process_exists(pid: int) -> bool:
 class Handlers:
     """Owns every signal handler that this module sets, and the end of each open Supervisor. There is one object.
 
-    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit where they would kill this process without its
-    clean-up. That is done in the main thread only, since others run no handlers, and only if nobody else handles them.
+    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit, so that the clean-up runs. This is not done if the
+    program has a handler of its own, nor outside the main thread, since other threads run no handlers.
     """
 
     HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -2400,8 +2782,8 @@ class Handlers:
 
     def __init__(self) -> None:
         self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
-        self.executors: set[Calls] = set()  # whose threads run; Python would wait for them at its end
-        self._exchanged: list[tuple[int, Any, Any]] = []  # a signal, our handler, the one before; oldest first
+        self.executors: set[Calls] = set()  # those whose threads run; Python waits for these threads when it exits
+        self._exchanged: list[tuple[int, Any, Any]] = []  # (signal, our handler, the handler before), oldest first
         self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
         self._starting: set[int] = set()  # threads that start a worker at this moment
         os.register_at_fork(
@@ -2439,10 +2821,10 @@ class Handlers:
                 signal.signal(number, new)
 
     def _exit_cleanly(self, number: int, frame: object) -> None:
-        if not self._open:  # somebody has kept this handler, and set it again after our time
+        if not self._open:  # other code has saved this handler, and set it again later
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        elif self._is_forking(frame):  # Python drops an exception that is raised there, so come back a moment later
+        elif self._is_forking(frame):  # Python drops exceptions there, so send the signal again later
             threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
         else:
             for calls in list(self.executors):
@@ -2459,10 +2841,10 @@ class Handlers:
     def held(self) -> Iterator[None]:
         """Delay signals that would raise or kill until the block has ended.
 
-        Their handlers are exchanged. A mask would hold for one thread only, and children would inherit it for ever,
-        the fork server among them.
+        This exchanges their handlers. A signal mask would hold for one thread only, and every child would keep it, the
+        fork server too.
         """
-        # Two stacks: each signal that came is raised, whatever another one raises.
+        # Two stacks, so that every signal that came is sent again, even if the handler of another raises an exception.
         with contextlib.ExitStack() as came, contextlib.ExitStack() as held:
 
             def hold(number: int, frame: object) -> None:
@@ -2477,9 +2859,9 @@ class Handlers:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[Iterable[int]]:
-        """After the block, and in children that others fork, signals are handled as before it.
+        """Restore all handlers after the block, also in children that others fork.
 
-        Yields the signals that can be handled in the block, by exchange(): none outside the main thread.
+        Yield the signals for which the block may call exchange(). Outside the main thread there are none.
         """
         numbers = self.HEARD if threading.current_thread() is threading.main_thread() else ()
         before = {number: signal.getsignal(number) for number in numbers}
@@ -2511,7 +2893,7 @@ class Handlers:
     def start_of_worker(self, silent: bool) -> Iterator[None]:
         """Mark a fork in this block as that of a worker. `silent`: without Python's warning about threads.
 
-        A Supervisor that chose fork by itself keeps it, so the warning says nothing that its user could change.
+        A Supervisor that chose fork by itself does not change its start method later, so its user could do nothing.
         warnings.catch_warnings() would exchange the whole list of filters, and so undo what another thread sets
         meanwhile. Here one entry goes into the list and out again.
         """
@@ -2528,9 +2910,9 @@ class Handlers:
     def _block_for_fork(self) -> None:
         """Before a fork, in the thread that forks: block SIGTERM and SIGHUP if we handle them.
 
-        If a signal has a Python handler, a forked child drops the signal when it comes before the child's first line.
-        The host may end its child just then, and rely on the default, which kills at once. So the child gets the
-        signal after _forget_in_child() has put the default back.
+        If a signal has a Python handler, a forked child loses a signal that comes before its first line. The program
+        may send SIGTERM to its child then, and expect that it dies. So the signal waits until _forget_in_child() has
+        restored the default.
         """
         ours = [self._exit_cleanly, *(entry[1] for entry in self._exchanged)]
         numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
@@ -2543,9 +2925,9 @@ class Handlers:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _forget_in_child(self) -> None:
-        """In a forked child: no Supervisor is open here, and signals are handled as before we came.
+        """In a forked child: forget all Supervisors, and restore the handlers from before them.
 
-        A worker is left alone: it must not run the handlers of our caller, and _isolate() sets its own.
+        A worker keeps ours: it must not run the handlers of our caller, and _isolate() sets its own.
         """
         self._open.clear()
         if threading.get_ident() not in self._starting:
@@ -2574,13 +2956,13 @@ handlers = Handlers()
 # The worker process: claims batches, runs them, and leaves outcomes.
 # ---------------------------------------------------------------------------------------------------------------------
 
-BATCH_SECONDS = 0.005  # what a batch should take: long against a lock's microsecond, short against a user's patience
-QUIET_SECONDS = 20e-6  # a task that took longer has a time of its own, and the worker looks at `end` after it
-FETCH_BYTES = 256 << 10  # payloads out of line that are read at once, if they lie together
-SPILL_BYTES = 32 << 20  # values of one worker in files that may wait to be taken in
-SPILL_TRIES = 100  # to write one when none of this worker's waits and there is no room all the same
-SPILL_SECONDS = 0.02  # from one such try to the next
-ORPHAN_SECONDS = 0.5  # how often a worker looks whether its supervisor lives, besides watching its pipe
+BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
+QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and reads `end`
+FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size
+SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
+SPILL_TRIES = 100  # how often to try a value for which there is no room, although none of those files is left
+SPILL_SECONDS = 0.02  # between two tries
+ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, besides the pipe
 
 
 class WorkerOptions(NamedTuple):
@@ -2594,7 +2976,10 @@ class WorkerOptions(NamedTuple):
 
 
 class Pipes(NamedTuple):
-    """A worker's ends: `wake` is read, and closed by the supervisor's end; `bell` is written to wake the supervisor."""
+    """A worker's pipe ends. The supervisor wakes the worker by `wake`; the worker wakes the supervisor by `bell`.
+
+    The other end of `wake` closes when the supervisor ends.
+    """
 
     wake: Any
     bell: Any
@@ -2606,8 +2991,8 @@ def worker_main(
     """The whole life of a worker process."""
     for end in list(_supervisor_ends):
         end.close()
-    ends = Pipes(*(_out_of_reach(end) for end in pipes))  # first: they may have the numbers of the standard streams
-    _isolate(name, options.log)
+    ends = Pipes(*map(_out_of_reach, pipes))  # first: _isolate() replaces 0 to 2, which may be pipes now
+    _isolate(name, index, options.log)
     release_fork_server()
     queue = strategy.attach(name, primitives)
     worker = Worker(queue, index, options, ends)
@@ -2615,42 +3000,44 @@ def worker_main(
     try:
         worker.start()
         worker.serve()
-    except LockLostError:
-        os._exit(0)
     except BaseException as error:
         if not worker.disowned:
             queue.leave_note(index, describe(error))
         os._exit(1)
     queue.close()
-    os._exit(0)  # not by way of multiprocessing, which would wait for what the functions started
+    os._exit(0)  # at once: multiprocessing would wait for what the functions started
 
 
-def _isolate(run: str, log: str | None) -> None:
-    """Take the process out of the terminal's reach: a group of its own (so that what a function starts can be ended
-    with it), no signal handlers of the parent, no standard input, and output to the log or nowhere."""
+def _isolate(run: str, worker: int, log: str | None) -> None:
+    """Separate this process from its parent and the terminal.
+
+    It gets a process group of its own, so that what functions start can be ended with it. It has none of the parent's
+    signal handlers and no standard input. Its output goes to the log or nowhere.
+    """
     os.environ[RUN_VARIABLE] = run
+    os.environ[WORKER_VARIABLE] = str(worker)
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is the supervisor's, and at no moment the end of a worker
-    for caught in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH):
-        signal.signal(caught, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the host's would take the status of what functions start
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
+    for number in (*handlers.HEARD[1:], signal.SIGCONT, signal.SIGWINCH, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
     os.dup2(null, 0)
     if log != NOT_REDIRECTED:
         os.dup2(output, 1)
         os.dup2(output, 2)
-    for number in {null, output} - {0, 1, 2}:
-        os.close(number)
+    for descriptor in {null, output} - {0, 1, 2}:
+        os.close(descriptor)
 
 
 def release_fork_server() -> None:
     """Close this worker's end of the pipe that keeps the fork server alive, so that the server ends with the program.
 
-    Else a worker that is stopped when its supervisor is killed would stay for ever: the server lives as long as the
-    worker, and the kernel ends a stopped group only when it has become an orphan, by the end of its parent."""
+    Otherwise a worker that is stopped when its supervisor is killed would stay for ever: the kernel ends a stopped
+    process group when its parent ends, but the fork server, its parent, would wait for the worker.
+    """
     module: Any = sys.modules.get("multiprocessing.forkserver")
     if module is None or module.get_inherited_fds() is None:
         return  # the fork server has not started this process
@@ -2661,11 +3048,16 @@ def release_fork_server() -> None:
 
 
 def _out_of_reach(end: Any) -> int:
-    """A descriptor's duplicate with a high number: a function that closes descriptors and opens files of its own
-    must not find itself, or us, with the wrong file."""
+    """Move a descriptor to a high number.
+
+    A function may close descriptors and open files of its own. With low numbers, we or it would use the wrong file.
+    """
     old = end if isinstance(end, int) else end.fileno()
     new = fcntl.fcntl(old, fcntl.F_DUPFD_CLOEXEC, min(512, os.sysconf("SC_OPEN_MAX") // 2))
-    os.close(old) if isinstance(end, int) else end.close()
+    if isinstance(end, int):
+        os.close(end)
+    else:
+        end.close()
     return new
 
 
@@ -2673,28 +3065,33 @@ class Worker:
     """Claims batches, runs them, and leaves outcomes."""
 
     def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, pipes: Pipes) -> None:
-        self._queue, self._index, self._options, self._pipes = queue, index, options, pipes
-        self._words, self._status = queue.words, queue.status[index]
+        self._queue = queue
+        self._index = index
+        self._options = options
+        self._pipes = pipes
+        self._words = queue.words
+        self._status = queue.status[index]
         self._structures = structures_of(options.functions.values())
         self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
         for fn_id, function in options.functions.items():
             self._calls[fn_id] = call = adapt(function)
             self._calls[fn_id | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
         self._half = queue.half(index, 0)  # of the batch that runs
-        self._first = self._count = 0  # its positions are [first, first + count)
-        self._payloads: list[bytes] = []  # of that batch; whoever empties it ends the batch after this task
+        self._first = 0  # its positions are [first, first + count)
+        self._count = 0
+        self._payloads: list[bytes] = []  # of that batch; if it is emptied, the batch ends after this task
         self._leaving = False
-        self._left = options.max_tasks if options.max_tasks is not None else math.inf
+        self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
         self._spilled: collections.deque[tuple[str, int]] = collections.deque()  # files of values: path and bytes
         self._batch_spilled = 0  # bytes that this batch put into such files
         self._log: TaskLog | None = None
-        self.disowned = False  # true in a process that a function forked
+        self.disowned = False  # True in a process that a function forked
 
     def start(self) -> None:
-        """Make ready in the new process: watch for orphanhood, run the initializer."""
+        """Prepare the new process, and run the initializer."""
         os.register_at_fork(after_in_child=self._disown)
-        threading.Thread(target=self._watch, name="shmqueue-watch", daemon=True).start()
+        threading.Thread(target=self._end_with_supervisor, name="shmqueue-watch", daemon=True).start()
         if self._options.log:
             self._log = TaskLog(self._options.log, self._index, self._tsk_id_in_hand)
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
@@ -2726,14 +3123,16 @@ class Worker:
     def run(self, first: int, count: int) -> None:
         """Run the batch that was just claimed, task by task, up to where its `end` is now.
 
-        This loop is the cost of a short task. The store to `ends` makes a task finished: whoever is killed before it
-        has not finished the task, and whoever is killed after it has.
+        This loop is the cost of a short task. The store to `ends` makes a task finished. A worker killed before this
+        store has not finished the task. A worker killed after it has finished it.
 
-        The supervisor may stop this process anywhere, draw `end` back, and let it go on; the stop lasts longer than
-        QUIET_SECONDS. Between two looks at the clock lies exactly one call. So a stop between them is seen as a slow
-        task, and `end` is read before anything else begins. At most one task can begin between the stop and that
-        look: the first without its `ends`, which the supervisor never takes. This needs the order of the lines below:
-        the clock before the first look at `end`, and each commit before the clock.
+        The supervisor may stop this process anywhere, lower `end`, and continue it. The stop lasts longer than
+        QUIET_SECONDS.
+        1. Between two readings of the clock there is exactly one call.
+        2. So a stop makes that call look slow, and `end` is read before another task begins.
+        3. At most one task can begin between the stop and that reading: the first one without its `ends`. The
+           supervisor never takes that one back.
+        4. So the clock must be read before the first read of `end`, and after each store to `ends`.
         """
         half = self._begin_batch(first, count)
         calls, payloads = self._read_lane()
@@ -2769,12 +3168,14 @@ class Worker:
         self._end_batch(done, at, began, last)
 
     def _begin_batch(self, first: int, count: int) -> Half:
-        self._first, self._count, self._batch_spilled = first, count, 0
+        self._first = first
+        self._count = count
+        self._batch_spilled = 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
         return self._half
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
-        """What to call, and with what, for each task of the batch."""
+        """Return the calls and the payloads of the batch, one for each task."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
         if fn_ids.count(fn_ids[0]) < len(fn_ids):
             return map(self._call, fn_ids), iter(self._payloads)
@@ -2789,9 +3190,9 @@ class Worker:
         raise SpoiledSegmentError(f"no function has fn_id {fn_id}")
 
     def _fetch_payloads(self) -> bool:
-        """Put the payloads of a batch in the place of their references, if they lie together in the heap.
+        """Put the payloads of a batch in place of their references. Return False if they do not lie together.
 
-        This takes a third of the time that fetching each of them takes.
+        This takes a third of the time of fetching each of them.
         """
         references = b"".join(self._payloads)
         if len(references) != REFERENCE.size * self._count:
@@ -2818,7 +3219,7 @@ class Worker:
         return call(payload)
 
     def _terminate(self, payload: bytes) -> None:
-        """Begin no more: said before this task is finished, so that its death does not charge the next one."""
+        """Begin no more tasks. This is noted before this task is finished, so that a death charges no other task."""
         self._leave_before(self._half.done(self._count) + 1)
         self._payloads.clear()
 
@@ -2827,10 +3228,10 @@ class Worker:
         self._words[self._status + LEAVING] = self._first + task
 
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
-        """After a batch: see how many tasks make the next one, growing no faster than twofold.
+        """Note the end of a batch, and choose the size of the next one: at most twice as many tasks as before.
 
-        It should take BATCH_SECONDS, and its values should fill three quarters of a log, or a quarter of SPILL_BYTES
-        in files.
+        It should take BATCH_SECONDS. Its values should fill at most three quarters of a log, and its files at most a
+        quarter of SPILL_BYTES.
         """
         if done:
             self._half.stamps[done - 1] = last
@@ -2846,13 +3247,13 @@ class Worker:
     # Values that are neither plain bytes nor None.
 
     def _put_record(self, task: int, at: int, value: Any) -> int:
-        """Append a value to the log as a record: a head, and its bytes. Return where it ends."""
+        """Append a value to the log as a record: a head, and bytes. Return where it ends."""
         try:
             head, data = encode_value(value, self._structures)
         except Exception as error:  # such as text that is not Unicode
             head, data = encode_value(_Failure(describe(error)), self._structures)
         half = self._half
-        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # the tasks behind need some
+        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # each later task needs room for a record
         if len(data) > room:
             head, data = self._spill(self._first + task, head, data, room)
         end = at + 1 + len(data)
@@ -2862,13 +3263,13 @@ class Worker:
         return end
 
     def _spill(self, position: int, head: int, data: bytes, room: int) -> tuple[int, bytes]:
-        """Put a value that does not fit the log into a file of its own; return the head and the bytes of its record.
+        """Write a value that does not fit the log to a file of its own. Return the head and the bytes of its record.
 
-        Where there is no room, wait: this worker is halted meanwhile like any slow one, and the supervisor takes in
-        what it has finished, which removes those files. The file is opened anew each time: a function could close a
-        descriptor that is kept, and reuse its number.
+        If there is no room, wait. Meanwhile this worker is halted like any slow one, and the supervisor takes in what
+        it has finished, which removes files. No descriptor is kept open, since a function could close it.
         """
-        path, alone = self._queue.segment.beside(f"v{position}"), 0
+        path = self._queue.segment.beside(f"v{position}")
+        alone = 0  # tries while none of this worker's files is left
         while True:
             while self._spilled and not os.path.exists(self._spilled[0][0]):
                 self._spilled.popleft()
@@ -2884,22 +3285,24 @@ class Worker:
             time.sleep(SPILL_SECONDS)
         self._spilled.append((path, len(data)))
         self._batch_spilled += len(data)
-        if not os.path.exists(self._queue.segment.path):  # the run is over and swept; nobody would remove the file
+        if not os.path.exists(self._queue.segment.path):  # the run is over, and nobody else would remove the file
             os.unlink(path)
         return head | IN_FILE, SIZE.pack(len(data))
 
-    # What others want of this process.
+    # Other processes.
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
             os.write(self._pipes.bell, b"!")
 
-    def _watch(self) -> None:
-        """In a thread: end the group when the supervisor is gone.
+    def _end_with_supervisor(self) -> None:
+        """In a thread: kill this process group when the supervisor is gone.
 
-        Gone is: its end of a pipe is closed, or (where something else holds a copy of that end) its pid is."""
+        It is gone when its end of the pipe is closed. Something else may hold a copy of that end, so its pid is
+        checked as well.
+        """
         poll = select.poll()
-        poll.register(self._pipes.wake, 0)  # only that it is closed
+        poll.register(self._pipes.wake, 0)  # hear only that it is closed
         gone = False
         while not gone and process_exists(self._queue.owner_pid):
             for _, event in poll.poll(ORPHAN_SECONDS * 1000):
@@ -2913,8 +3316,10 @@ class Worker:
         os._exit(1)
 
     def _disown(self) -> None:
-        """In a child that a function forked: make every later access to the queue an error, so that it can do what
-        it was forked for, but not act as a second copy of this worker when the function returns."""
+        """In a child that a function forked: make every later access to the queue an error.
+
+        So the child can do its work, but cannot act as a second copy of this worker when the function returns.
+        """
         self.disowned = True
         self._queue.segment.release_views()
 
@@ -2923,10 +3328,17 @@ class Worker:
 
 
 class TaskLog(io.RawIOBase):
-    """What functions print, line by line, each with its worker and task; a line is one write, so none are mixed."""
+    """Writes what functions print, each line with its worker and task.
+
+    A line is one write, so that lines of different workers do not mix.
+    """
 
     def __init__(self, path: str, worker: int, task: Callable[[], int]) -> None:
-        self._path, self._worker, self._task, self._line, self._owner = path, worker, task, b"", 0
+        self._path = path
+        self._worker = worker
+        self._task = task  # tells the tsk_id in hand
+        self._line = b""  # has no end yet
+        self._owner = 0  # the task that printed it
 
     def writable(self) -> bool:
         return True
@@ -2961,18 +3373,26 @@ class TaskLog(io.RawIOBase):
 # The queue: every access to a shared word that more than one process may write or wait for.
 # ---------------------------------------------------------------------------------------------------------------------
 
-WAKE_SHARE = 5  # into so many parts a batch is divided; one of them is worth waking a worker for
-LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not get the lock
+WAKE_SHARE = 5  # a sleeper is woken for each fifth of a batch in the ring: about a millisecond of work
+LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not get a lock
 
 
-class LockLostError(Exception):
-    """The lock's holder died, and the lock with it: a worker that waits for it leaves, with nothing in hand."""
+class Span(NamedTuple):
+    """`count` positions that follow each other, from `first` on. In a ring: as many slots from this index on."""
+
+    first: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name
+
+    @property
+    def end(self) -> int:
+        """The position behind the last one."""
+        return self.first + self.count
 
 
 class Glance(NamedTuple):
     """What a worker's current batch seems to hold: a hint, since the worker goes on meanwhile.
 
-    number: of the batch. The tasks at [first, first + done) are finished, the next one is in hand if it lies below
+    number: of the batch. The tasks at [first, first + done) are finished. The next one is in hand if it lies below
     `end`, and the rest has not begun. began: when the batch began, in seconds of time.perf_counter().
     """
 
@@ -2997,17 +3417,17 @@ class Glance(NamedTuple):
 class QueueMemory:
     """The parts of a queue's segment, and what every strategy does with them in the same way.
 
-    num_slots, slot_size, num_workers, batch, owner_pid: from the header. words: the whole as 64-bit words. status: the
-    index of each worker's first word. ring: the slots. halves: two for each worker. heap: the window for payloads that
-    do not fit a slot. extra_offset: where the strategy's own bytes are.
+    num_slots, slot_size, num_workers, batch, owner_pid: from the header. words: the whole segment as 64-bit words.
+    status: the index of each worker's first word. ring: the slots. halves: two for each worker. heap: a window on the
+    payloads that do not fit a slot, which begins at heap_offset. state_offset: where the strategy's own bytes begin.
     """
 
-    def __init__(self, segment: Segment, extra: Callable[[int, int], int]) -> None:
+    def __init__(self, segment: Segment) -> None:
         header = QueueHeader.from_buffer_copy(segment.window(0, ctypes.sizeof(QueueHeader)))
         self.num_slots, self.slot_size = header.num_slots, header.slot_size
-        self.num_workers, self.batch, self.owner_pid = header.num_workers, header.batch, header.owner_pid
-        extra_bytes = extra(self.num_slots, self.num_workers)
-        sizes = (self.num_slots, self.slot_size, self.num_workers, self.batch, extra_bytes, header.heap_bytes)
+        self.num_workers, self.batch = header.num_workers, header.batch
+        self.owner_pid = header.owner_pid
+        sizes = [getattr(header, name) for name in SIZES]
         wrong = SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
         if header.version != LAYOUT_VERSION or max(sizes) > segment.size:
             raise wrong
@@ -3017,50 +3437,50 @@ class QueueMemory:
         self.segment, self.name, self.words = segment, segment.name, segment.words
         self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
         self.heap = segment.window(layout.heap.offset, header.heap_bytes)
-        self.heap_offset, self.extra_offset = layout.heap.offset, layout.extra.offset
-        half = ctypes.sizeof(batch_half(self.slot_size, self.batch))
-        starts = [layout.local.offset + 2 * worker * half for worker in range(self.num_workers)]
-        self.halves = [
-            [Half(segment, start + number * half, self.batch, self.slot_size) for number in range(2)]
-            for start in starts
-        ]
+        self.heap_offset, self.state_offset = layout.heap.offset, layout.extra.offset
+        half = batch_half(self.slot_size, self.batch)
+        step = ctypes.sizeof(half)
+        halves = [Half(segment, layout.local.offset + i * step, half) for i in range(2 * self.num_workers)]
+        self.halves = list(zip(halves[0::2], halves[1::2]))
         step = ctypes.sizeof(WorkerStatus) // 8
         self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
         note = WorkerStatus.note
         self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
 
-    def _write(self, places: Iterable[tuple[int, int]], tasks: Tasks) -> None:
-        """Write tasks into the ring, at these (index, count)."""
+    def _write(self, places: Iterable[Span], tasks: Tasks) -> None:
+        """Write tasks into these slots of the ring."""
         done = 0
         for index, length in places:
             self.ring.write(index, tasks if length == len(tasks.data) else tasks.part(done, done + length))
             done += length
 
     def half(self, worker: int, number: int) -> Half:
-        """Where the batch of this number lies."""
+        """The half in which the batch of this number lies."""
         return self.halves[worker][number & 1]
 
-    def _fill_half(self, worker: int, first: int, count: int, places: Iterable[tuple[int, int]]) -> None:
-        """Make the tasks at these places of the ring the worker's next batch (worker). Nothing is committed yet.
+    def _fill_half(self, worker: int, span: Span, places: Iterable[Span]) -> None:
+        """Make the tasks of a span, which lie in these slots, the worker's next batch (worker). This commits nothing.
 
-        `claims` grows last: a death before leaves nothing, and a death after it leaves a batch that `end` bounds.
+        `claims` grows last. A death before that leaves nothing. A death after it leaves a batch that `end` bounds.
         """
         words, claims = self.words, self.status[worker] + CLAIMS
         number = words[claims] + 1
         half = self.half(worker, number)
         self._copy_to_lane(half, places)
-        half.clear(count)
+        half.clear(span.count)
         words[half.special] = 0
-        words[half.first] = first
-        words[half.end] = first + count
+        words[half.first] = span.first
+        words[half.end] = span.end
         words[claims] = number
 
-    def _copy_to_lane(self, half: Half, places: Iterable[tuple[int, int]]) -> None:
-        size, done = self.slot_size, 0
+    def _copy_to_lane(self, half: Half, places: Iterable[Span]) -> None:
+        ring, lane = self.ring.bytes, half.lane.bytes
+        size = self.slot_size
+        start = 0
         for index, length in places:
-            part = self.ring.bytes[index * size : (index + length) * size]
-            half.lane.bytes[done * size : (done + length) * size] = part
-            done += length
+            stop = start + length * size
+            lane[start:stop] = ring[index * size : (index + length) * size]
+            start = stop
 
     def glance(self, worker: int) -> Glance:
         """Look at a worker's current batch while the worker goes on (supervisor, watcher)."""
@@ -3072,7 +3492,7 @@ class QueueMemory:
         return Glance(number, first, half.done(count), first + count, half.began[0])
 
     def reset(self, worker: int) -> None:
-        """Make the words of a dead worker ready for its successor, once its batches have been read (supervisor)."""
+        """Prepare the words of a dead worker for its successor, once its batches have been read (supervisor)."""
         words, status = self.words, self.status[worker]
         for half in self.halves[worker]:
             words[half.end] = words[half.first]
@@ -3082,34 +3502,29 @@ class QueueMemory:
         words[status + ASLEEP] = 0
 
     def sleepers(self) -> list[tuple[int, int]]:
-        """The workers that sleep, with the number of the sleep (supervisor). Asked after push or harvest, it sees
-        every sleep that began before them; one that began later saw what they did."""
-        sleeps = [self.words[status + ASLEEP] for status in self.status]
-        return [(worker, number) for worker, number in enumerate(sleeps) if number]
+        """The workers that sleep, each with the number of its sleep (supervisor).
+
+        This sees every sleep that began before the last push or harvest. Whoever fell asleep later has seen that one.
+        """
+        words = self.words
+        return [(worker, number) for worker, status in enumerate(self.status) if (number := words[status + ASLEEP])]
 
     def leave_note(self, worker: int, text: str) -> None:
-        """Say why this process ends (worker); read by the supervisor once it is reaped."""
-        note = WorkerStatus.note.size
-        self._notes[worker][:] = text.encode("utf-8", "replace")[: note - 1].ljust(note, b"\0")
+        """Say why this process ends (worker). The supervisor reads it once it has reaped the process."""
+        size = WorkerStatus.note.size
+        self._notes[worker][:] = text.encode("utf-8", "replace")[: size - 1].ljust(size, b"\0")
 
     def take_note(self, worker: int) -> str:
-        text = bytes(self._notes[worker]).partition(b"\0")[0].decode("utf-8", "replace")
+        """Read and clear a dead worker's note (supervisor)."""
+        text = bytes(self._notes[worker]).rstrip(b"\0").decode("utf-8", "replace")
         self.leave_note(worker, "")
         return text
-
-    def close(self) -> None:
-        self.segment.close()
-
-    def remove(self) -> None:
-        """Close it, and remove its files (supervisor)."""
-        self.close()
-        self.segment.unlink()
 
 
 def heap_size(rest: int) -> int:
     """Bytes of heap for a segment whose other parts have `rest` bytes.
 
-    Fewer than HEAP_BYTES where a file may not be that large, and half of what is free, since large values need room.
+    Less than HEAP_BYTES if a file may not be that large, and half of what is free, since large values need room.
     """
     space = os.statvfs(shared_directory())
     size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
@@ -3119,47 +3534,129 @@ def heap_size(rest: int) -> int:
     return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
 
 
+class KernelLock:
+    """A lock that the kernel releases when its holder dies (fcntl.lockf on one byte of the segment's file).
+
+    It belongs to the process, not to the descriptor. So a forked child does not hold it, a second acquire in the same
+    process succeeds, and closing any descriptor of the file releases it. Each process opens the segment once.
+
+    Another lock is a class with the same constructor, `size` and `shared`, and these five methods: refusal, prepare,
+    acquire, release, holder_died. Each process has its own object. size: bytes of the lock in the segment. shared:
+    what the supervisor's object has made, if anything, and a worker's object is given.
+    """
+
+    size: ClassVar[int] = 0
+
+    def __init__(self, segment: Segment, number: int, offset: int, shared: Any) -> None:
+        """Lock `number` of the segment, with its bytes at `offset`. shared: None in the supervisor, at first."""
+        self._segment, self._byte, self.shared = segment, LOCK_BYTE + number, shared
+
+    @classmethod
+    def refusal(cls) -> str:
+        """Say why this lock is not right on this machine. Empty if it is."""
+        return ""
+
+    def prepare(self, context: Any) -> None:
+        """Make the lock, before any worker starts (supervisor). context: of multiprocessing."""
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Acquire the lock. Return False if somebody else still holds it after `timeout` seconds.
+
+        Without a timeout the kernel queues the caller. With one the lock is polled, since only a signal can interrupt
+        a blocked lockf.
+        """
+        if timeout is None:
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
+            return True
+        deadline = time.monotonic() + timeout
+        tries = 0
+        while not self._try_acquire():
+            if time.monotonic() > deadline:
+                return False
+            tries += 1
+            if tries <= 20:
+                os.sched_yield()
+            else:
+                time.sleep(0.0005)
+        return True
+
+    def _try_acquire(self) -> bool:
+        try:
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            return False
+        return True
+
+    def release(self) -> None:
+        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
+
+    def holder_died(self, queue: SharedTaskQueue, context: Any, living: Sequence[WorkerProcess]) -> None:
+        """Free the lock of a dead holder (supervisor); here the kernel does. living: the other workers."""
+
+
 class SharedTaskQueue(QueueMemory):
-    """The ring and the workers' lanes, guarded by one lock that the kernel releases.
+    """The ring and the workers' lanes, guarded by one lock.
 
-    Each process makes its own object: the supervisor by `create`, a worker by `attach`. Methods are marked with
-    who calls them. A strategy overrides `prepare`, `make_primitives`, `make_lock`, or the hooks push, room, claim,
-    harvest, recover, drain, is_claiming, and keeps what they promise:
+    Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
+    calls it. A strategy is a subclass with another lock, another topology, or both. It overrides some of these hooks:
 
-    - a position names one push of one task; those of a claim follow each other, those of one worker grow;
-    - each claim belongs to exactly one worker or to none, whichever process is killed, at any point;
-    - a worker with nothing to do stores its asleep word in a way that whoever makes work afterwards will see it.
+      strategy, if_killed   its name, and what happens if a worker is killed inside; both for people
+      lock_type, num_locks  the class of its locks (see KernelLock), and how many are in `locks`; usually one
+      refusal               why it is not right on this machine
+      state_bytes, prepare  how many bytes of state it has in the segment; gives them their first values
+      room, push, drain     how many tasks there is room for; put tasks in; take tasks back
+      claim                 a worker's: publish the last batch, and take the next one, or go to sleep
+      harvest               tell how many batches have been read, and learn how many are finished
+      recover               undo what a dead worker has not committed
+      tell_to_leave         let this worker claim nothing more
+      is_claiming           return True if this worker, which stands still, is inside a claim
+      backlog, wakeable     how many tasks wait to be claimed; which sleepers to wake for them
+
+    Hooks use `words`, where worker i has those of a WorkerStatus from `status[i]` on; their own state, from byte
+    `state_offset` on; `_write`, which puts tasks into slots of the ring; `ring_spans`, which says which slots some
+    positions have; `_fill_half`, which copies tasks to a lane as the worker's next batch; `share`, which says how many
+    tasks a claim takes; and `_enter` and `_leave`, which acquire and release the lock. If its last holder died inside,
+    `_enter` calls `_repair_locked`. Hooks keep these promises:
+
+    - A position names one push of one task. The positions of a claim follow each other; those of a worker grow.
+    - Each claim belongs to exactly one worker or to none, whichever process is killed, at any point. After a death
+      before the commit, the tasks can be claimed again, and the `end` of their half does not go beyond its `first`.
+    - `claim` first stores `published`. It takes nothing while `claims - harvested` is 2 or `leave` is set. It stores
+      0 in `asleep`, or a new number if it takes nothing. The next push and harvest see that.
+    - `harvest` stores in SUPERVISOR_ASLEEP whether no worker has finished anything new.
     """
 
     strategy: ClassVar[str] = "lockf"
     if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
-    kernel_unlocks: ClassVar[bool] = True  # else the supervisor calls renew_lock when a holder has died
+    lock_type: ClassVar[type[KernelLock]] = KernelLock
     first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
 
     @classmethod
     def create(
         cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = multiprocessing
     ) -> SharedTaskQueue:
-        """Make the segment and its primitives (supervisor). Sizes in slots, bytes, processes and slots.
+        """Make the segment and the locks (supervisor). Sizes in slots, bytes, processes and slots.
 
-        Raises OSError: ENOSPC where shared memory is too small, ENOTSUP where the strategy is not right here."""
+        Raises OSError: ENOSPC if shared memory is too small, ENOTSUP if the strategy is not right here.
+        """
         if reason := cls.refusal():
             raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
         sizes = (num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers))
         layout = segment_layout(*sizes)
         rest = ctypes.sizeof(layout)
         heap_bytes = heap_size(rest)
-        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
-        segment = Segment(name, rest + heap_bytes, rest)
+        header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, (*sizes, heap_bytes))))
+        header.owner_pid, header.owner_start = os.getpid(), process_state(os.getpid())[1]
+        header.ring_end = layout.ring.offset + layout.ring.size
+        header.pushed.value = header.claimed.value = cls.first_position
+        segment = Segment(f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}", rest + heap_bytes, rest)
         try:
-            header = QueueHeader(
-                version=LAYOUT_VERSION, num_slots=num_slots, slot_size=slot_size, num_workers=num_workers, batch=batch
-            )
-            header.owner_pid, header.owner_start = os.getpid(), process_state(os.getpid())[1]
-            header.ring_end, header.heap_bytes = layout.ring.offset + layout.ring.size, heap_bytes
             segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
-            segment.words[PUSHED] = segment.words[CLAIMED] = cls.first_position
-            queue = cls(segment, cls.make_primitives(context, num_slots, num_workers))
+            queue = cls(segment, None)
+            for lock in queue.locks:
+                lock.prepare(context)
             queue.prepare()
             for worker in range(num_workers):
                 queue.reset(worker)
@@ -3176,55 +3673,68 @@ class SharedTaskQueue(QueueMemory):
         return cls(Segment(name), primitives)
 
     def __init__(self, segment: Segment, primitives: Any) -> None:
-        super().__init__(segment, self.extra_bytes)
-        self.primitives = primitives
-        self.stuck: Callable[[int, float], None] = lambda holder, seconds: None  # called while the lock is not had
+        super().__init__(segment)
+        first = self.state_offset + whole_lines(self.state_bytes(self.num_slots, self.num_workers))
+        size = whole_lines(self.lock_type.size)
+        given = primitives or [None] * self.num_locks(self.num_workers)
+        self.locks = [self.lock_type(segment, i, first + i * size, shared) for i, shared in enumerate(given)]
+        self._lock: Any = self.locks[0]
+        self.stuck: Callable[[KernelLock, int, float], None] = lambda *_: None  # see WorkerPool.free_lock
         self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
         self._sleeps = 0
-        self._lock = self.make_lock()
-
-    # What a strategy is made of; overridden by variants.
-
-    @classmethod
-    def refusal(cls) -> str:
-        """Why this strategy is not right on this machine, after a test of its own; empty where it is."""
-        return ""
 
     @classmethod
     def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        """Bytes of state of its own at the end of the segment."""
-        return 0
+        """Bytes of the strategy's state and its locks."""
+        locks = cls.num_locks(num_workers) * whole_lines(cls.lock_type.size)
+        return whole_lines(cls.state_bytes(num_slots, num_workers)) + locks
+
+    @property
+    def primitives(self) -> list[Any]:
+        """What every worker is given at its start: a part for each lock (supervisor)."""
+        return [lock.shared for lock in self.locks]
+
+    def close(self) -> None:
+        self.locks.clear()  # a lock may keep something in the system as long as it lives
+        self._lock = None
+        self.segment.close()
+
+    def remove(self) -> None:
+        """Close the queue, and remove its files (supervisor)."""
+        self.close()
+        self.segment.unlink()
+
+    # What a strategy is made of.
 
     @classmethod
-    def make_primitives(cls, context: Any, num_slots: int, num_workers: int) -> Any:
-        """What the supervisor makes and every worker is given at its start (supervisor)."""
-        return None
+    def refusal(cls) -> str:
+        """Say why this strategy is not right on this machine. Empty if it is."""
+        return cls.lock_type.refusal()
+
+    @classmethod
+    def num_locks(cls, num_workers: int) -> int:
+        return 1
+
+    @classmethod
+    def state_bytes(cls, num_slots: int, num_workers: int) -> int:
+        return 0
 
     def prepare(self) -> None:
-        """Give what the strategy keeps in the segment its first value (supervisor)."""
-
-    def make_lock(self) -> Any:
-        """An object with acquire(timeout) -> bool and release()."""
-        return KernelLock(self.segment)
-
-    def renew_lock(self, context: Any) -> None:
-        """Put another lock in the place of one whose holder died (supervisor), unless the kernel unlocks.
-
-        From here on, whoever waits for the old one gets LockLostError, and so does whoever asks for it later."""
+        """Give the strategy's state its first values (supervisor)."""
 
     # The lock. Between _enter and _leave there is no `with` and no `finally`: an exception there ends a worker, and
     # then the kernel releases the lock and the next holder repairs.
 
     def _enter(self, worker: int | None) -> None:
-        """Take the lock, repair what a dead holder left, and sign `dirty`. None is the supervisor.
+        """Acquire the lock, repair what a dead holder left, and sign `dirty`. None is the supervisor.
 
-        A worker waits without a deadline: a dead holder is the kernel's business, a stopped one the supervisor's,
-        which asks for the lock several times a second.
+        A worker waits without a deadline. The supervisor, which asks for the lock several times a second, sees to a
+        holder that was stopped.
         """
         if worker is None:
             since = time.monotonic()
             while not self._lock.acquire(LOCK_PATIENCE):
-                self.stuck(self.words[DIRTY] - 1, time.monotonic() - since)
+                self.stuck(self._lock, self.words[DIRTY] - 1, time.monotonic() - since)
         else:
             self._lock.acquire()
         if self.words[DIRTY]:
@@ -3236,7 +3746,7 @@ class SharedTaskQueue(QueueMemory):
         self._lock.release()
 
     def _repair_locked(self) -> None:
-        """Take back a claim that was not committed. May be killed and run again."""
+        """Undo a claim that was not committed. The process may be killed in here; then this runs again."""
         words = self.words
         claimed = words[CLAIMED]
         for half in itertools.chain.from_iterable(self.halves):
@@ -3249,21 +3759,20 @@ class SharedTaskQueue(QueueMemory):
         """How many tasks can be pushed now, at the least (supervisor)."""
         return int(self.num_slots - (self._pushed - self._claimed))
 
-    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
-        """Put `tasks`, no more than `room()`, into the ring (supervisor); their positions as (first, count)."""
-        words, count = self.words, len(tasks.data)
-        first = self._pushed
-        self._write(ring_spans(first, count, self.num_slots), tasks)  # beyond `pushed`: nobody reads there
+    def push(self, tasks: Tasks) -> list[Span]:
+        """Put `tasks`, at most `room()`, into the ring. Return their positions (supervisor)."""
+        span = Span(self._pushed, len(tasks.data))
+        self._write(ring_spans(*span, self.num_slots), tasks)  # beyond `pushed`: nobody reads there
         self._enter(None)
-        words[PUSHED] = self._pushed = first + count
+        self.words[PUSHED] = self._pushed = span.end
         self._leave()
-        return [(first, count)]
+        return [span]
 
-    def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
-        """Take up to `limit` tasks into the lane, or go to sleep (worker). Return their positions as (first, count).
+    def claim(self, worker: int, limit: int) -> Span | None:
+        """Take up to `limit` tasks into the lane, or go to sleep. Return their positions (worker).
 
-        The current batch must be finished: a claim publishes it. A worker does not get more than its share of what is
-        there, and nothing while two of its batches wait to be harvested, or once it is told to leave.
+        The current batch must be finished: a claim publishes it. A worker gets no more than its share of what is
+        there. It gets nothing while two of its batches wait to be harvested, or once it is told to leave.
         """
         words, status = self.words, self.status[worker]
         self._enter(worker)
@@ -3272,21 +3781,23 @@ class SharedTaskQueue(QueueMemory):
         count = 0
         if claims - words[status + HARVESTED] < 2 and not words[status + LEAVE]:
             count = min(self.batch, self.share(words[PUSHED] - first, limit))
-        if count > 0:
-            self._fill_half(worker, first, count, ring_spans(first, count, self.num_slots))
-            words[CLAIMED] = first + count  # committed: from here on these tasks are the worker's
+        span = Span(first, count) if count > 0 else None
+        if span:
+            self._fill_half(worker, span, ring_spans(first, count, self.num_slots))
+            words[CLAIMED] = span.end  # committed: from here on these tasks are the worker's
             words[status + ASLEEP] = 0
         else:
             self._sleeps += 1
             words[status + ASLEEP] = self._sleeps
         self._leave()
-        return (first, count) if count > 0 else None
+        return span
 
     def harvest(self, harvested: Sequence[int]) -> list[int]:
-        """Tell each worker how many of its batches have been read, learn how many it has finished (supervisor).
+        """Tell each worker how many of its batches have been read. Return how many each has finished (supervisor).
 
-        Where there is nothing new the supervisor is noted as asleep: the next worker to publish rings.
-        Raises SpoiledSegmentError where a counter cannot be."""
+        If there is nothing new, the supervisor is noted as asleep: the next worker to publish rings.
+        Raises SpoiledSegmentError for a counter that cannot be right.
+        """
         words = self.words
         self._enter(None)
         for status, count in zip(self.status, harvested):
@@ -3301,23 +3812,23 @@ class SharedTaskQueue(QueueMemory):
         self._claimed = claimed
         return published
 
-    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
-        """Take back what no worker has claimed, as (first, count); with a worker, what only that one could claim.
+    def drain(self, worker: int | None = None) -> list[Span]:
+        """Take back what no worker has claimed; with a worker, what only that worker could claim (supervisor).
 
-        Called by the supervisor. From one ring everybody can claim, so there is nothing that only one could.
+        Every worker can claim from the one ring, so there is nothing that only one could.
         """
         if worker is not None:
             return []
         words = self.words
         self._enter(None)
-        first = words[CLAIMED]
+        span = Span(words[CLAIMED], self._pushed - words[CLAIMED])
         words[CLAIMED] = self._claimed = words[PUSHED]
         self._leave()
-        return [(first, self._pushed - first)] if first < self._pushed else []
+        return [span] if span.count > 0 else []
 
     def recover(self, worker: int) -> None:
-        """Bring in order what a worker left that died, once it has been reaped (supervisor)."""
-        self._enter(None)  # a claim that was not committed is taken back here
+        """Undo what a dead worker has not committed, once it has been reaped (supervisor)."""
+        self._enter(None)  # this repairs
         self._leave()
 
     def tell_to_leave(self, worker: int) -> None:
@@ -3330,14 +3841,14 @@ class SharedTaskQueue(QueueMemory):
         """Return True if this worker, which stands still, is inside a claim (supervisor)."""
         return bool(self.words[DIRTY] == worker + 1)
 
-    def share(self, available: int, limit: int) -> int:
-        """How many of the available tasks a worker takes that wants `limit` (worker): ceil(available / 2W), so that
-        the others find some, but not less than an eighth of what it wants: short tasks are not worth a claim each."""
-        return int(min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8)))
+    def backlog(self) -> int:
+        """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
+        return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
 
     def wakeable(self) -> list[tuple[int, int]]:
-        """The sleepers that it pays to wake (supervisor): one for each millisecond of work in the ring."""
-        tasks, worth = self.backlog(), []
+        """The sleepers to wake: one for each millisecond of work in the ring (supervisor)."""
+        tasks = self.backlog()
+        worth = []
         for worker, number in self.sleepers() if tasks else ():
             if self.has_free_half(worker):
                 worth.append((worker, number))
@@ -3351,39 +3862,42 @@ class SharedTaskQueue(QueueMemory):
         status = self.status[worker]
         return bool(self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2)
 
-    def backlog(self) -> int:
-        """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
-        return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
+    def share(self, available: int, limit: int) -> int:
+        """How many of the available tasks a worker takes that wants `limit` (worker).
+
+        This is available / (2 * workers), rounded up, so that others find some; but at least an eighth of `limit`,
+        since short tasks are not worth a claim each.
+        """
+        return int(min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The segment: a file in shared memory, its lock, the files beside it, and what removes them.
+# The segment: a file in shared memory, the files beside it, and what removes them.
 # ---------------------------------------------------------------------------------------------------------------------
 
 PREFIX = "shmq-"
-OWNER_BYTE, LOCK_BYTE = range(2)  # of the segment's file: locked as long as the supervisor lives; the queue's lock
+OWNER_BYTE, LOCK_BYTE = range(2)  # of the file: the supervisor locks the first while it lives; then come the locks
 
 
 @functools.cache
 def shared_directory() -> str:
-    """Where segments live: memory where the system shows it as a folder, else the folder for temporary files."""
+    """Where segments live: a folder that is memory, if the system has one, else the one for temporary files."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
 
 
 class Segment:
-    """A file in shared memory, mapped, with every view of it, and values that do not fit in files beside it.
+    """A file in shared memory, mapped, with every view of it. What does not fit lies in files beside it.
 
-    A plain file is the same memory that multiprocessing.shared_memory maps, without its resource tracker, which
-    unlinks live segments when a stranger exits and warns about what a killed process left (cpython#82300); and the
-    file can carry the lock. The supervisor creates it, the workers attach by name, both close it, the supervisor
-    unlinks it.
+    multiprocessing.shared_memory maps the same memory. But its resource tracker unlinks live segments when a stranger
+    exits, and warns about what a killed process left (cpython#82300). And a plain file can carry the lock. The
+    supervisor creates the file, workers attach by name, both close it, and the supervisor unlinks it.
     """
 
     def __init__(self, name: str, size: int = 0, reserved: int = 0) -> None:
-        """Attach to the segment `name`, or create it with `size` bytes, the first `reserved` of which are there.
+        """Attach to the segment `name`, or create it with `size` bytes and reserve memory for the first `reserved`.
 
-        The rest is address space, to be reserved as it is needed. Raises OSError: ENOSPC where the memory cannot be
-        reserved, ENOENT where there is no such segment.
+        The rest is address space. Raises OSError: ENOSPC if the memory cannot be reserved, ENOENT if there is no such
+        segment.
         """
         self.name, self.path = name, os.path.join(shared_directory(), name)
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if size else 0)
@@ -3391,7 +3905,7 @@ class Segment:
         self._views: list[memoryview] = []
         try:
             if size:
-                fcntl.lockf(self.fd, fcntl.LOCK_EX, 1, OWNER_BYTE)  # it waits: a sweep() may try this byte
+                fcntl.lockf(self.fd, fcntl.LOCK_EX, 1, OWNER_BYTE)  # waits, since a sweep() may try this byte
                 self._allocate(size, reserved)
             self._map = mmap.mmap(self.fd, 0)
         except BaseException:
@@ -3411,30 +3925,30 @@ class Segment:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
             where = shared_directory()
-            free = os.statvfs(where).f_bavail * os.statvfs(where).f_frsize
-            remedy = (
-                "take fewer slots (--slots), or enlarge it (docker run --shm-size=256m; mount -o remount,size=256m)"
+            space = os.statvfs(where)
+            message = (
+                f"{where} is too small: {reserved:,} bytes needed, {space.f_bavail * space.f_frsize:,} free; take fewer"
+                " slots (--slots), or enlarge it (docker run --shm-size=256m; mount -o remount,size=256m)"
             )
-            message = f"{where} is too small: {reserved:,} bytes needed, {free:,} free; {remedy}"
             raise OSError(errno.ENOSPC, message) from None
 
     def reserve(self, offset: int, size: int) -> None:
-        """Reserve memory before it is touched: a page that cannot be had is a SIGBUS (cpython#114390)."""
+        """Reserve memory before anybody touches it: a page that cannot be had later is a SIGBUS (cpython#114390)."""
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.fd, offset, size)
 
     def window(self, offset: int, size: int, unit: Any = "B") -> memoryview:
-        """A view of part of the segment in units of a struct format; it lives as long as the segment is open."""
+        """A view of part of the segment, in units of a struct format. It lives until the segment is closed."""
         whole = self.keep(memoryview(self._map))
         part = self.keep(whole[offset : offset + size])
-        return self.keep(part.cast(unit)) if unit != "B" else part
+        return self.keep(part.cast(unit))
 
     def keep(self, view: memoryview) -> memoryview:
         self._views.append(view)
         return view
 
     def release_views(self) -> None:
-        """Make every later access through a view an error; the latest first, since others stand on the earlier."""
+        """Make every later access through a view an error. The latest goes first: others stand on earlier ones."""
         while self._views:
             self._views.pop().release()
 
@@ -3455,77 +3969,40 @@ class Segment:
         remove_segment(self.path)
 
 
-class KernelLock:
-    """A lock on one byte of a file (fcntl.lockf). The kernel releases it when its holder dies, however it dies.
-
-    It belongs to the process, not to the descriptor: forked children do not have it, and taking it again in the
-    same process succeeds. Closing any descriptor of the file in the holder would drop it, so each process opens the
-    segment once.
-    """
-
-    def __init__(self, segment: Segment, byte: int = LOCK_BYTE) -> None:
-        self._segment, self._byte = segment, byte
-
-    def acquire(self, timeout: float | None = None) -> bool:
-        """Wait for the lock, for `timeout` seconds at most; whether it was had.
-
-        Without a timeout the kernel puts the caller in a queue and wakes it; with one it is asked again and again,
-        because a blocked lockf can only be cut short by a signal.
-        """
-        if timeout is None:
-            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
-            return True
-        deadline, tries = time.monotonic() + timeout, 0
-        while True:
-            try:
-                fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
-                return True
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-            if time.monotonic() > deadline:
-                return False
-            tries += 1
-            os.sched_yield() if tries <= 20 else time.sleep(0.0005)
-
-    def release(self) -> None:
-        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
-
-
 def remove_segment(path: str) -> None:
-    """Remove a segment's file after those beside it, so that what a kill leaves in between is found again.
+    """Remove the files beside a segment, and then its own: what a kill leaves in between is found by the next sweep.
 
-    Look once more after it: an orphaned worker may have made another one (see `Worker._spill`)."""
-    beside = glob.escape(path) + ".*"
-    for file in [*glob.glob(beside), path]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file)
-    for file in glob.glob(beside):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file)
+    Do it twice, since an orphaned worker may have made another file meanwhile (see `Worker._spill`).
+    """
+    for _ in range(2):
+        for file in [*glob.glob(glob.escape(path) + ".*"), path]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
 
 
+WORKER_VARIABLE = "SHMQUEUE_WORKER"  # in the environment of functions: the worker's index
 RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
 
 
 def end_strays(name: str) -> None:
     """Kill what the functions of a run have started and left behind in sessions of their own.
 
-    Their environment names the run; this needs /proc, and does not find a process that was forked and not executed."""
-    mark, me = f"{RUN_VARIABLE}={name}".encode(), os.geteuid()
+    Their environment names the run. This needs /proc, and misses a process that was forked and has executed nothing.
+    """
+    mark = f"{RUN_VARIABLE}={name}".encode()
     for path in glob.glob("/proc/[0-9]*"):
         with contextlib.suppress(OSError):
-            if os.stat(path).st_uid == me:
+            if os.stat(path).st_uid == os.geteuid():
                 with open(path + "/environ", "rb") as file:
                     if mark in file.read().split(b"\0"):
                         os.kill(int(path[6:]), signal.SIGKILL)
 
 
 def sweep() -> list[str]:
-    """Remove the segments of dead supervisors of this user, and what their functions left; the names of those removed.
+    """Remove the segments of this user's dead supervisors, and what their functions left. Return their names.
 
-    Dead is: nobody holds the owner's byte (which also speaks for other pid namespaces), and no process has the
-    owner's pid and start time. Segments with this process's own pid are left: to open and close one of them would
+    A supervisor is dead if nobody holds the lock on its owner byte (this also works across pid namespaces), and no
+    process has its pid and start time. Segments with this process's own pid stay: to open and close one of them would
     drop the locks that this process holds on it.
     """
     removed = []
@@ -3536,14 +4013,19 @@ def sweep() -> list[str]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
             if not _owner_lives(pid, file):
                 end_strays(name)
-                for link in glob.glob(glob.escape(path) + ".sem.*"):  # another name of a semaphore, which goes too
-                    named = os.path.join(shared_directory(), link[len(path) + 1 :])
-                    with contextlib.suppress(FileNotFoundError):
-                        if os.path.samefile(link, named):
-                            os.unlink(named)
+                _remove_linked(path)
                 remove_segment(path)
                 removed.append(name)
     return removed
+
+
+def _remove_linked(path: str) -> None:
+    """Remove the named semaphores that have links beside a segment (see variants/single_lock.py)."""
+    for link in glob.glob(glob.escape(path) + ".sem.*"):
+        named = os.path.join(shared_directory(), link[len(path) + 1 :])
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samefile(link, named):
+                os.unlink(named)
 
 
 def runs() -> list[str]:
@@ -3551,31 +4033,33 @@ def runs() -> list[str]:
     names = []
     for name, path, pid in _own_segments():
         with contextlib.suppress(OSError), open(path, "rb") as file:
-            names += [name] if _owner_lives(pid, file) else []
+            if _owner_lives(pid, file):
+                names.append(name)
     return names
 
 
 def _own_segments() -> list[tuple[str, str, int]]:
     """This user's segments: name, path, and the owner's pid."""
-    owned, found = os.geteuid(), []
+    found = []
     for path in sorted(glob.glob(os.path.join(shared_directory(), PREFIX + "*-*"))):
         name = os.path.basename(path)
         pid = name.split("-")[1]
         with contextlib.suppress(OSError):
-            if "." not in name and pid.isdigit() and os.lstat(path).st_uid == owned:
+            if "." not in name and pid.isdigit() and os.lstat(path).st_uid == os.geteuid():
                 found.append((name, path, int(pid)))
     return found
 
 
 def _owner_lives(pid: int, file: Any) -> bool:
-    """Whether the process `pid` made the segment in this file, or is about to make it."""
-    head, (state, start) = file.read(ctypes.sizeof(QueueHeader)), process_state(pid)
-    header = QueueHeader.from_buffer_copy(head) if len(head) == ctypes.sizeof(QueueHeader) else QueueHeader()
+    """Return True if process `pid` lives, and made the segment in this file or is about to make it."""
+    state, start = process_state(pid)
+    head = file.read(ctypes.sizeof(QueueHeader))
+    header = QueueHeader.from_buffer_copy(head.ljust(ctypes.sizeof(QueueHeader), b"\0"))
     return state not in ENDED and (header.magic != MAGIC or header.owner_start == start)
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Make a file of our own. Raises OSError, and leaves none."""
+    """Make a file of our own. Raises OSError, and leaves no file then."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         rest = memoryview(data)
@@ -3589,7 +4073,7 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def read_file(path: str, length: int) -> bytes:
-    """The `length` bytes of a file. Raises SpoiledSegmentError where they are not there."""
+    """The `length` bytes of a file. Raises SpoiledSegmentError if it has another length."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -3611,61 +4095,67 @@ TERMINATE = 0  # the fn_id that makes the worker which takes it leave
 OUT_OF_LINE = 1 << 31  # set in a fn_id: the slot holds a REFERENCE to the payload
 RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not plain bytes
 NEVER = (1 << 64) - 1  # the `leaving` word of a worker that goes on
-LINE = 128  # two cache lines, because processors fetch them in pairs; different writers keep to different lines
+LINE = 128  # two cache lines, since processors fetch them in pairs; different writers keep to different lines
 LOG_BYTES = 16 << 10  # the smallest log
 HEAP_BYTES = 32 << 20
+
+
+def whole_lines(size: int) -> int:
+    """Round a number of bytes up to whole lines."""
+    return -(-size // LINE) * LINE
+
+
+def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tuple[str, Any]]:
+    """The fields of a structure, with unused bytes behind them up to a multiple of so many bytes."""
+    size = sum(ctypes.sizeof(kind) for _, kind in fields)
+    return [*fields, (f"_unused{len(fields)}", ctypes.c_uint8 * (-size % multiple))]
 
 
 class Word(ctypes.Structure):
     """A 64-bit word that has its line to itself."""
 
-    _fields_ = [("value", ctypes.c_uint64), ("_unused", ctypes.c_uint8 * (LINE - 8))]
+    _fields_ = padded([("value", ctypes.c_uint64)])
 
 
 SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
 WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving")
-SUPERVISOR_WORDS = ("harvested", "leave", "pid", "completed", "failed", "started")
+SUPERVISOR_WORDS = ("harvested", "leave", "pid")
+SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_bytes")  # see segment_layout
 
 
 class QueueHeader(ctypes.Structure):
     """What the segment is, and the words that everybody shares.
 
-    pushed, claimed: positions; the ring holds the tasks in [claimed, pushed). dirty: who is inside the lock
-    (worker index + 1; num_workers + 1 is the supervisor), 0 for nobody. asleep: 1 while the supervisor has found
-    nothing to do.
+    version: LAYOUT_VERSION. owner_start: tells a pid from a later process with the same pid (see process_state).
+    ring_end: follows from the sizes, and shows that they are right. pushed, claimed: positions; the ring holds the
+    tasks in [claimed, pushed). dirty: who is inside the lock (the worker's index + 1; num_workers + 1 for the
+    supervisor), 0 for nobody. asleep: 1 while the supervisor has found nothing to do.
     """
 
     _fields_ = [
-        ("magic", ctypes.c_uint64),  # written last: a segment without it is not ready
-        ("version", ctypes.c_uint32),
-        ("num_slots", ctypes.c_uint32),
-        ("slot_size", ctypes.c_uint32),
-        ("num_workers", ctypes.c_uint32),
-        ("batch", ctypes.c_uint32),
-        ("owner_pid", ctypes.c_uint32),
-        ("owner_start", ctypes.c_uint64),  # see process_state: tells a pid from a later process with the same pid
-        ("ring_end", ctypes.c_uint64),  # follows from the sizes above, and shows that they are right
-        ("heap_bytes", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 56)),
+        *padded(
+            [
+                ("magic", ctypes.c_uint64),  # written last: a segment without it is not ready
+                *((name, ctypes.c_uint64) for name in ("version", "owner_pid", "ring_end", "owner_start", *SIZES)),
+            ]
+        ),
         *((name, Word) for name in SHARED_WORDS),
     ]
 
 
 class WorkerStatus(ctypes.Structure):
-    """One worker's words. Its own line first, then the supervisor's line, then the last words of a dying worker.
+    """One worker's words: its own line, the supervisor's line, and a note for the last words of a dying worker.
 
-    claims: batches claimed so far; published: how many of them are finished, as the supervisor may know. asleep: 0,
+    claims: batches claimed so far. published: how many of them are finished, as the supervisor may know. asleep: 0,
     or the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
     limit: how many tasks make a batch of BATCH_SECONDS. leaving: the position from which it will begin nothing, or
     NEVER. harvested: batches that the supervisor has taken in. leave: 1 once the worker is to leave at its next
-    claim. started: how many processes have been this worker.
+    claim. pid: of the process, or 0.
     """
 
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in WORKER_WORDS),
-        ("_unused", ctypes.c_uint8 * (LINE - 8 * len(WORKER_WORDS))),
-        *((name, ctypes.c_uint64) for name in SUPERVISOR_WORDS),
-        ("_unused2", ctypes.c_uint8 * (LINE - 8 * len(SUPERVISOR_WORDS))),
+        *padded([(name, ctypes.c_uint64) for name in WORKER_WORDS]),
+        *padded([(name, ctypes.c_uint64) for name in SUPERVISOR_WORDS]),
         ("note", ctypes.c_char * (2 * LINE)),
     ]
 
@@ -3673,8 +4163,8 @@ class WorkerStatus(ctypes.Structure):
 def task_slot(size: int) -> type[ctypes.Structure]:
     """The task slot of `size` bytes: which task, which function, and the payload.
 
-    payload[0] is the payload's length (0 to size - 9); its bytes follow, and the rest is zero. Where the payload
-    field is longer than 256 bytes, the length takes its first two bytes, in the machine's order.
+    payload[0] is the payload's length (0 to size - 9). Its bytes follow, and the rest is zero. In a payload field of
+    more than 256 bytes, the length takes the first two bytes, in the machine's order.
     """
     fields = [("tsk_id", ctypes.c_uint32), ("fn_id", ctypes.c_uint32), ("payload", ctypes.c_uint8 * (size - 8))]
     return type(f"TaskSlot{size}", (ctypes.Structure,), {"_fields_": fields, "__doc__": task_slot.__doc__})
@@ -3683,28 +4173,23 @@ def task_slot(size: int) -> type[ctypes.Structure]:
 TaskSlot128 = task_slot(128)
 
 
-def batch_half(slot_size: int, batch: int) -> type[ctypes.Structure]:
+def batch_half(slot_size: int, batch: int) -> Any:
     """One half of a worker's part of the segment: the tasks of one batch, and what became of them.
 
     first, end: the batch has the positions [first, end). began: when its first task began, in seconds of the worker's
     clock. special: how many records the log has. lane: the tasks. ends[i]: 0 until task i is finished, then the index
-    in `log` where its value ends; RECORD is set if that is a record. stamps[i]: when task i was finished, in seconds
+    in `log` where its value ends, with RECORD set if that is a record. stamps[i]: when task i was finished, in seconds
     of the worker's clock, or 0. log: the values, one after the other, from index 1 on.
     """
-    fields: list[tuple[str, Any]] = [
-        ("first", ctypes.c_uint64),
-        ("end", ctypes.c_uint64),
-        ("began", ctypes.c_double),
-        ("special", ctypes.c_uint64),
-        ("_unused", ctypes.c_uint8 * (LINE - 32)),
+    head = [("first", ctypes.c_uint64), ("end", ctypes.c_uint64), ("began", ctypes.c_double)]
+    fields = [
+        *padded([*head, ("special", ctypes.c_uint64)]),
         ("lane", task_slot(slot_size) * batch),
         ("ends", ctypes.c_uint64 * batch),
         ("stamps", ctypes.c_double * batch),
         ("log", ctypes.c_uint8 * max(LOG_BYTES, batch * slot_size)),
     ]
-    size = sum(ctypes.sizeof(field) for _, field in fields)
-    fields.append(("_unused2", ctypes.c_uint8 * (-size % LINE)))
-    return type("BatchHalf", (ctypes.Structure,), {"_fields_": fields, "__doc__": batch_half.__doc__})
+    return type("BatchHalf", (ctypes.Structure,), {"_fields_": padded(fields), "__doc__": batch_half.__doc__})
 
 
 class LocalTaskQueue(ctypes.Structure):
@@ -3720,20 +4205,17 @@ class LocalTaskQueue(ctypes.Structure):
 
 @functools.cache
 def segment_layout(
-    num_slots: int, slot_size: int, num_workers: int, batch: int, extra: int, heap_bytes: int = 0
+    num_slots: int, slot_size: int, num_workers: int, batch: int, extra_bytes: int, heap_bytes: int = 0
 ) -> Any:
-    """The whole segment as one ctypes type; `extra` bytes, on lines of their own, are for a strategy's own state."""
-    before = ctypes.sizeof(QueueHeader) + num_workers * ctypes.sizeof(WorkerStatus) + -(-extra // LINE) * LINE
-    before += num_workers * ctypes.sizeof(LocalTaskQueue.sized(slot_size, batch)) + num_slots * slot_size
+    """The whole segment as one ctypes type. extra: a strategy's state and its locks, in whole lines."""
     fields = [
         ("header", QueueHeader),
         ("status", WorkerStatus * num_workers),
-        ("extra", ctypes.c_uint8 * (-(-extra // LINE) * LINE)),
+        ("extra", ctypes.c_uint8 * extra_bytes),
         ("local", LocalTaskQueue.sized(slot_size, batch) * num_workers),
         ("ring", task_slot(slot_size) * num_slots),
-        ("_unused", ctypes.c_uint8 * (-before % mmap.PAGESIZE)),
-        ("heap", ctypes.c_uint8 * heap_bytes),
     ]
+    fields = [*padded(fields, mmap.PAGESIZE), ("heap", ctypes.c_uint8 * heap_bytes)]
     return type("SegmentLayout", (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -3741,17 +4223,20 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
     return (int(getattr(structure, name).offset) // 8 for name in names)
 
 
-# Indices of 64-bit words: these from the start of the segment, and the others from the start of a worker's status.
+# Indices of 64-bit words: from the start of the segment, of a worker's status, and of a half.
 PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
 CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING = _indices(WorkerStatus, WORKER_WORDS)
-HARVESTED, LEAVE, PID, COMPLETED, FAILURES, STARTED = _indices(WorkerStatus, SUPERVISOR_WORDS)
+HARVESTED, LEAVE, PID = _indices(WorkerStatus, SUPERVISOR_WORDS)
+FIRST, END, SPECIAL = _indices(batch_half(64, 1), ("first", "end", "special"))
 
 
-def ring_spans(first: int, count: int, size: int) -> list[tuple[int, int]]:
-    """The positions [first, first + count) in a ring of `size` slots, as (index, count) that do not wrap."""
+def ring_spans(first: int, count: int, size: int) -> list[Span]:
+    """The slots of the positions [first, first + count) in a ring of `size` slots: one span, or two if they wrap."""
     index = first % size
     head = min(count, size - index)
-    return [(index, head), (0, count - head)] if head < count else [(index, count)]
+    if head < count:
+        return [Span(index, head), Span(0, count - head)]
+    return [Span(index, count)]
 
 
 ROWS = 64
@@ -3759,15 +4244,15 @@ ROWS = 64
 
 @functools.cache
 def _rows(row: str, count: int) -> struct.Struct:
-    """`count` equal rows as one struct, so that one call packs them all; count is ROWS at most, so few are kept."""
+    """`count` equal rows as one struct, so that one call packs them all; at most ROWS, so that few are kept."""
     return struct.Struct("=" + row * count)
 
 
 class TaskSlots:
     """An array of task slots in the segment: the ring, or a lane.
 
-    A struct's `p` field (a length byte first) is trimmed in C, at a third of the cost of slicing in Python; it ends
-    at 255 bytes. In longer slots the length takes two bytes and an `s` field follows.
+    A struct's `p` field is a length byte and up to 255 others, which C trims at a third of the cost of slicing in
+    Python. Longer slots have a length of two bytes and an `s` field.
     """
 
     def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
@@ -3775,12 +4260,10 @@ class TaskSlots:
         area = size - 8
         self._short = area <= 256
         self.capacity = area - (1 if self._short else 2)
-        tail = f"{area}p" if self._short else f"H{area - 2}s"
-        self._row = "4xI" + tail
-        self._tail_row = "8x" + tail
-        stride = size // 4
+        self._row = f"8x{area}p" if self._short else f"8xH{area - 2}s"
         words = segment.window(offset, count * size, "I")
-        self._tsk_ids, self._fn_ids = segment.keep(words[0::stride]), segment.keep(words[1::stride])
+        self._tsk_ids = segment.keep(words[0 :: size // 4])
+        self._fn_ids = segment.keep(words[1 :: size // 4])
 
     def write(self, index: int, tasks: Tasks) -> None:
         """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
@@ -3788,19 +4271,19 @@ class TaskSlots:
         for start in range(0, len(data), ROWS):
             block = data[start : start + ROWS]
             values = block if self._short else [part for item in block for part in (len(item), item)]
-            _rows(self._tail_row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
+            _rows(self._row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
         self._tsk_ids[index : index + len(data)] = as_u32(tasks.tsk_ids)
         self._fn_ids[index : index + len(data)] = tasks.marked or tasks.fn_ids
 
     def get(self, index: int, count: int) -> tuple[list[int], list[bytes]]:
         """The fn_ids and the payloads of consecutive slots."""
-        flat: list[Any] = []
+        payloads: list[Any] = []
         for start in range(0, count, ROWS):
             rows = _rows(self._row, min(ROWS, count - start))
-            flat += rows.unpack_from(self.bytes, (index + start) * self.size)
-        if self._short:
-            return flat[0::2], flat[1::2]
-        return flat[0::3], [text[:length] for length, text in zip(flat[1::3], flat[2::3])]
+            payloads += rows.unpack_from(self.bytes, (index + start) * self.size)
+        if not self._short:
+            payloads = [text[:length] for length, text in zip(payloads[0::2], payloads[1::2])]
+        return self._fn_ids[index : index + count].tolist(), payloads
 
     def tsk_id(self, index: int) -> int:
         return int(self._tsk_ids[index])
@@ -3812,27 +4295,28 @@ class TaskSlots:
 class Half:
     """One half of a worker's part of the segment, as `batch_half` lays it out.
 
-    first, end, special: the indices of these words. The worker writes here while it runs the batch. The supervisor
-    reads it when the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
+    first, end, special: the indices of these words. The worker writes while it runs the batch. The supervisor reads
+    once the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
     """
 
-    def __init__(self, segment: Segment, offset: int, batch: int, slot_size: int) -> None:
-        layout: Any = batch_half(slot_size, batch)
-        self.first = (offset + layout.first.offset) // 8
-        self.end = (offset + layout.end.offset) // 8
-        self.special = (offset + layout.special.offset) // 8
-        self.began: Any = segment.window(offset + layout.began.offset, 8, "d")
-        self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, slot_size)
-        self.ends = segment.window(offset + layout.ends.offset, 8 * batch, "Q")
-        self.stamps: Any = segment.window(offset + layout.stamps.offset, 8 * batch, "d")
-        self.log = segment.window(offset + layout.log.offset, layout.log.size)
-        self._end_bytes = segment.window(offset + layout.ends.offset, 8 * batch)
-        self._stamp_bytes = segment.window(offset + layout.stamps.offset, 8 * batch)
+    def __init__(self, segment: Segment, offset: int, layout: Any) -> None:
+        def window(name: str, unit: str) -> Any:
+            field = getattr(layout, name)
+            return segment.window(offset + field.offset, field.size, unit)
+
+        self.first, self.end, self.special = (offset // 8 + word for word in (FIRST, END, SPECIAL))
+        self.began = window("began", "d")
+        self.ends: memoryview = window("ends", "Q")
+        self.stamps = window("stamps", "d")
+        self._end_bytes, self._stamp_bytes = window("ends", "B"), window("stamps", "B")
+        self.log: memoryview = window("log", "B")
+        batch = len(self.ends)
+        self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, layout.lane.size // batch)
         self._zeros = bytes(8 * batch)
         self._ones = array.array("Q", [1]).tobytes() * batch
 
     def clear(self, count: int) -> None:
-        """Forget what became of the tasks of an earlier batch, before one of `count` comes here (worker)."""
+        """Forget what became of an earlier batch, before one of `count` tasks comes here (worker)."""
         size = 8 * count
         self._end_bytes[:size] = self._zeros[:size]
         self._stamp_bytes[:size] = self._zeros[:size]
@@ -3854,7 +4338,7 @@ class Half:
         return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
 
     def seconds(self, start: int, stop: int) -> float | list[float]:
-        """How long each of the finished tasks [start, stop) took: one figure for each, or the mean of all of them."""
+        """How long each of the finished tasks [start, stop) took: a list, or the mean of all of them."""
         since = self.stamps[start - 1] if start else self.began[0]
         quick = slice(8 * start, 8 * (stop - 1))
         if bytes(self._stamp_bytes[quick]) == self._zeros[quick]:
@@ -3864,7 +4348,7 @@ class Half:
 
 
 def _shares(since: float, stamps: Sequence[float]) -> list[float]:
-    """The seconds of each task: those between two stamps share the time between them."""
+    """The seconds of each task. The tasks between two stamps share the time between them."""
     seconds: list[float] = []
     waiting = 0
     for stamp in stamps:
@@ -3878,10 +4362,8 @@ def _shares(since: float, stamps: Sequence[float]) -> list[float]:
 
 
 BLOCK = 2048  # tasks that are read, and pushed, at once
-RAMP, ONES = (  # the words 0, 1, 2, … and 1, 1, 1, … as one big integer each
-    int.from_bytes(array.array("I", words).tobytes(), sys.byteorder)
-    for words in (range(BLOCK), itertools.repeat(1, BLOCK))
-)
+RAMP = int.from_bytes(array.array("I", range(BLOCK)), sys.byteorder)  # the words 0, 1, 2, … as one big integer
+ONES = int.from_bytes(array.array("I", [1]) * BLOCK, sys.byteorder)
 
 
 def as_u32(numbers: Sequence[int]) -> array.array[int]:

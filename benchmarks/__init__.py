@@ -1,15 +1,18 @@
-"""What BENCHMARKS.md is made from: `python -m benchmarks`.
+"""Everything that makes BENCHMARKS.md: run `python -m benchmarks`.
 
     jobs.py      the functions that tasks call, and their payloads
-    harness.py   a measurement is a process of its own; alternation, median and range, goals
-    ours.py      what is measured of shmqueue in a process          peers.py     the same of others
-    commands.py  what is measured of command lines                  floor.py     the loops without synchronization
+    harness.py   runs each measurement in its own process; samples, goals, rows
+    ours.py      measures shmqueue inside a Python process
+    peers.py     measures other systems in the same way
+    commands.py  measures command lines
+    floor.py     the packing loop and the dispatch loop alone, without synchronization
     costs.py     where the processor time of a task goes
     rates.py, shapes.py, growth.py    the rows, one function each
-    report.py, plots.py               BENCHMARKS.md and its drawings
-    storm.py     workers killed under load              compare.py   the strategies, by their tests and rates
+    report.py, plots.py               write BENCHMARKS.md and draw its plots
+    storm.py     kills workers of shmqueue and of other systems, and counts what is lost
+    compare.py   compares the strategies by their tests and their rates
     screen.py    makes screen.svg, the picture in the README
 
-Every measurement checks what came back before it has a rate. One that finds a task missing or a value wrong prints
-no rate, and the command exits with 1.
+Every measurement checks all values before it returns a rate. If a task is missing or a value is wrong, no rate is
+printed, and the command exits with 1.
 """

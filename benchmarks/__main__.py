@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print, and write BENCHMARKS.md."""
+"""Measure, print, and write BENCHMARKS.md: `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from benchmarks import growth, rates, report, shapes
 from benchmarks.harness import ROOT, ROWS, Findings, Plan
 from benchmarks.jobs import WrongError
 
-# The rows of the table: those with goals first, in the order of the design, then what has none.
+# The order of the rows in the table: first those with a goal, then those without.
 ORDER = (
     *("noop", "returned", "again", "warm", "sizes", "doubling", "finish", "queues", "floor"),
     *("uneven", "tail", "head", "heavy", "waves", "late", "latency", "memory", "shell", "workers", "idle", "screen"),
     *("start", "by_tasks", "by_workers", "by_payload", "by_batch", "variants", "scenarios", "task_costs"),
 )  # fmt: skip
+# growth, rates and shapes are imported because importing them fills ROWS.
 assert set(ORDER) == {*ROWS} and growth and rates and shapes  # noqa: S101, PT018
 
 
-def main() -> int:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure shmqueue against other systems.")
     parser.add_argument("--quick", action="store_true", help="fewer tasks: about two minutes instead of twelve")
     parser.add_argument("--rows", nargs="+", metavar="NAME", choices=ORDER, default=ORDER, help=", ".join(ORDER))
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: BENCHMARKS.md for a whole run, else none")
-    options = parser.parse_args()
-    plan, began = Plan(options.quick), time.monotonic()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = _options()
+    plan = Plan(options.quick)
+    began = time.monotonic()
     done: dict[str, Findings] = {}
     failed: dict[str, str] = {}
     for name in ORDER:
@@ -38,10 +44,12 @@ def main() -> int:
                 failed[name] = str(error)
                 print(f"{name}: {ROWS[name].title}\n  WRONG: {error}", flush=True)
             print(f"  [{time.monotonic() - since:.0f} s]", flush=True)
-    whole = not options.quick and options.rows is ORDER
-    if out := options.out or (ROOT / "BENCHMARKS.md" if whole else None):
-        report.write(out.resolve(), plan, done, failed, time.monotonic() - began)
-    return 1 if failed else 0
+    out = options.out
+    if out is None and options.rows is ORDER and not options.quick:
+        out = ROOT / "BENCHMARKS.md"
+    if out is not None:
+        report.write(out.resolve(), plan, done=done, failed=failed, seconds=time.monotonic() - began)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

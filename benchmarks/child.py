@@ -1,4 +1,4 @@
-"""One measurement, in this process: `python -m benchmarks.child MODULE:FUNCTION ARGUMENTS_AS_JSON`."""
+"""Run one measurement in this process: `python -m benchmarks.child MODULE:FUNCTION ARGUMENTS_AS_JSON`."""
 
 from __future__ import annotations
 

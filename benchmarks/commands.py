@@ -1,5 +1,6 @@
-"""What is measured of command lines: ours, a script with Pool, xargs, GNU parallel. Each is a process, and its exit
-code and what it says of its tasks are checked before there is a figure.
+"""Measure command lines: ours, a script with Pool, xargs and GNU parallel.
+
+Each command is a process. Its exit code and its report about the tasks are checked before there is a figure.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from benchmarks.harness import CORES, ROOT, terminal
 from benchmarks.jobs import WrongError
 
 SHMQUEUE = [sys.executable, str(ROOT / "shmqueue.py")]
-JOBS_FILE, POOL_SCRIPT = str(ROOT / "benchmarks" / "jobs.py"), str(ROOT / "benchmarks" / "pool_script.py")
+JOBS_FILE = str(ROOT / "benchmarks" / "jobs.py")
+POOL_SCRIPT = str(ROOT / "benchmarks" / "pool_script.py")
 DATE = "date +%s.%N"
 
 
 @contextlib.contextmanager
 def task_file(line: str, count: int) -> Iterator[str]:
-    """A file of `count` lines; `#` in the line stands for its number."""
+    """Make a file of `count` lines. In each line, `#` is replaced by the number of the line, from 0."""
     with tempfile.NamedTemporaryFile("w", prefix="tasks-", suffix=".txt") as file:
         for start in range(0, count, 10_000):
             file.writelines(line.replace("#", str(n)) + "\n" for n in range(start, min(count, start + 10_000)))
@@ -35,12 +37,11 @@ def task_file(line: str, count: int) -> Iterator[str]:
 
 
 class Ended(NamedTuple):
-    """A command that has ended. seconds: wall time. cpu: seconds of processor time, with its children. peak: MiB of
-    memory that the process itself held at most."""
+    """A command that has ended."""
 
-    seconds: float
-    cpu: float
-    peak: float
+    seconds: float  # wall time
+    cpu: float  # seconds of processor time, its children included
+    peak: float  # MiB of memory that the process itself held at most; 0 unless it was measured
     output: str
 
 
@@ -51,36 +52,46 @@ def _peak(pid: int) -> float:
     return 0.0
 
 
-def run(command: Sequence[str], source: str | None = None, watch: bool = False, stderr: Any = None) -> Ended:
-    """Run a command to its end. Raises WrongError if its exit code is not 0."""
-    peak, start = 0.0, time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        source_file: Any = stack.enter_context(open(source, "rb")) if source else subprocess.DEVNULL
-        output = stack.enter_context(tempfile.TemporaryFile("w+"))
-        errors = stack.enter_context(tempfile.TemporaryFile("w+")) if stderr is None else stderr
-        child = subprocess.Popen(command, stdin=source_file, stdout=output, stderr=errors)
-        while watch and os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            peak = max(peak, _peak(child.pid))
-            time.sleep(0.01)
+def run(
+    command: Sequence[str], source: str = os.devnull, measure_peak: bool = False, stderr: int | None = None
+) -> Ended:
+    """Run a command to its end. Raise WrongError if its exit code is not 0."""
+    start = time.perf_counter()
+    with open(source, "rb") as tasks, tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(command, stdin=tasks, stdout=output, stderr=errors if stderr is None else stderr)
+        peak = _highest_peak(child.pid) if measure_peak else 0.0
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - start
         child.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read()
+        text = _text_of(output)
         if child.returncode:
-            why = "" if isinstance(errors, int) else (errors.seek(0), errors.read())[1][-300:]
+            why = _text_of(errors)[-300:]
             raise WrongError(f"{' '.join(command)[:100]}: exit code {child.returncode} {text[-200:]} {why}")
     return Ended(seconds, usage.ru_utime + usage.ru_stime, peak, text)
 
 
+def _highest_peak(pid: int) -> float:
+    """Read the peak memory of a child again and again until it has ended. Leave it to be waited for."""
+    peak = 0.0
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        peak = max(peak, _peak(pid))
+        time.sleep(0.01)
+    return peak
+
+
+def _text_of(file: Any) -> str:
+    file.seek(0)
+    return str(file.read())
+
+
 def check_ok(output: str, tasks: int) -> None:
-    """Raises WrongError unless our summary says that all tasks were ok."""
+    """Raise WrongError unless our summary says that all tasks were ok."""
     if f"{tasks:,} ok, 0 failed, 0 timed out, 0 crashed, 0 cancelled" not in output:
         raise WrongError(f"{tasks:,} tasks, and the summary says: {output.strip()[-200:]!r}")
 
 
 def _check_lines(output: str, tasks: int) -> list[float]:
-    """Times, one a line."""
+    """Return the times in the output, one a line. Raise WrongError if their number is not that of the tasks."""
     times = [float(line) for line in output.split()]
     if len(times) != tasks:
         raise WrongError(f"{tasks:,} tasks, {len(times):,} lines")
@@ -91,16 +102,16 @@ def _check_lines(output: str, tasks: int) -> list[float]:
 
 
 def ours_memory(lines: int) -> float:
-    """MiB that the supervisor held at most, for so many lines of a task file."""
+    """Return the MiB that the supervisor held at most while it ran a file of `lines` tasks."""
     with task_file("noop #", lines) as path:
-        ended = run([*SHMQUEUE, path, "--screen", "off"], watch=True)
+        ended = run([*SHMQUEUE, path, "--screen", "off"], measure_peak=True)
     check_ok(ended.output, lines)
     return ended.peak
 
 
 def pool_memory(lines: int) -> float:
     with task_file("noop #", lines) as path:
-        ended = run([sys.executable, POOL_SCRIPT, path, "noop"], watch=True)
+        ended = run([sys.executable, POOL_SCRIPT, path, "noop"], measure_peak=True)
     if ended.output.split() != [str(lines)]:
         raise WrongError(f"{lines:,} tasks, and the script says {ended.output!r:.60}")
     return ended.peak
@@ -110,7 +121,7 @@ def pool_memory(lines: int) -> float:
 
 
 def ours_shell(lines: int) -> float:
-    """Seconds for so many lines of `true`."""
+    """Return the seconds for `lines` lines of `true`."""
     with task_file("true", lines) as path:
         ended = run([*SHMQUEUE, path, "--shell", "-w", str(CORES), "--screen", "off"])
     check_ok(ended.output, lines)
@@ -138,7 +149,7 @@ def _installed(program: str) -> str:
 
 
 def ours_start(tasks: int) -> dict[str, float]:
-    """Seconds from the command to the first task's first line, and to the command's end."""
+    """Return the seconds from the command to the first line of the first task, and to the end of the command."""
     return _ours_start(tasks, "x", ["--call", f"{JOBS_FILE}:wall"])
 
 
@@ -175,7 +186,7 @@ def pool_start(tasks: int) -> dict[str, float]:
 
 
 def ours_screen(lines: int, screen: str) -> dict[str, float]:
-    """Tasks a second, and microseconds of processor time a task, of a command whose error stream is a terminal."""
+    """Return tasks a second and microseconds of processor time a task. The error stream is a terminal."""
     drawn: list[bytes] = []
     os.environ["TERM"] = "xterm-256color"
     with task_file("noop #", lines) as path, terminal(drawn) as stream:
@@ -190,7 +201,7 @@ def ours_screen(lines: int, screen: str) -> dict[str, float]:
 
 
 def ours_idle(workers: int, seconds: float) -> float:
-    """Per cent of a core that a command and its workers take while their input, a pipe, is silent."""
+    """Return the percentage of a core that a command and its workers use while their input, a pipe, is silent."""
     command = [*SHMQUEUE, "-", "-w", str(workers), "--screen", "off"]
     child: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with child:
@@ -198,7 +209,8 @@ def ours_idle(workers: int, seconds: float) -> float:
         child.stdin.flush()
         time.sleep(2)
         pids = [child.pid, *_children(child.pid)]
-        before, start = sum(map(_processor_seconds, pids)), time.perf_counter()
+        before = sum(map(_processor_seconds, pids))
+        start = time.perf_counter()
         time.sleep(seconds)
         share = (sum(map(_processor_seconds, pids)) - before) / (time.perf_counter() - start)
         child.stdin.close()
@@ -214,5 +226,6 @@ def _children(pid: int) -> list[int]:
 
 
 def _processor_seconds(pid: int) -> float:
-    """Processor time of all threads of a process; the scheduler counts it in ns."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+    """Return the processor time of all threads of a process."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e9

@@ -20,23 +20,24 @@ import shmqueue
 from variants import strategies
 
 WORKERS = (1, 2, 4, 16, 64)
-COUNTS = "SHMQUEUE_LOCK_COUNTS"  # names the file that counted lock operations go to
+COUNTS = "SHMQUEUE_LOCK_COUNTS"  # the environment variable that names the file of lock counts
 
 
 def noop(payload: bytes) -> None:
-    """The shortest task."""
+    """Do nothing."""
 
 
 def now(payload: bytes) -> str:
-    """When it was begun, on the clock that all processes share."""
+    """Return the time of the call, on the clock that all processes share."""
     return str(time.monotonic_ns())
 
 
 class CountingLock:
-    """A lock that counts how often it was taken."""
+    """A lock that counts how often it was acquired."""
 
     def __init__(self, lock: Any) -> None:
-        self._lock, self.count = lock, 0
+        self._lock = lock
+        self.count = 0
 
     def acquire(self, *timeout: float) -> bool:
         self.count += 1
@@ -47,14 +48,17 @@ class CountingLock:
 
 
 def counting(strategy: type[shmqueue.SharedTaskQueue]) -> type[shmqueue.SharedTaskQueue]:
-    """The strategy with locks that count; each process adds its count to a file when it closes the queue."""
+    """Return the strategy with locks that count. Each process appends its count to a file when it closes the queue."""
 
     class Counting(strategy):  # type: ignore[misc, valid-type]
-        def make_lock(self) -> Any:
-            made = super().make_lock()
-            locks = made if isinstance(made, list) else [made]
-            self.counted = [CountingLock(lock) for lock in locks]
-            return self.counted if isinstance(made, list) else self.counted[0]
+        def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
+            super().__init__(segment, primitives)
+            if isinstance(self._lock, list):
+                self.counted = [CountingLock(lock) for lock in self._lock]
+                self._lock = self.counted
+            else:
+                self.counted = [CountingLock(self._lock)]
+                self._lock = self.counted[0]
 
         def close(self) -> None:
             with open(os.environ[COUNTS], "a", encoding="ascii") as file:
@@ -65,7 +69,7 @@ def counting(strategy: type[shmqueue.SharedTaskQueue]) -> type[shmqueue.SharedTa
 
 
 def rate(strategy: type[shmqueue.SharedTaskQueue], workers: int, tasks: int) -> float:
-    """No-op tasks a second, with the start; every value is checked."""
+    """Return no-op tasks a second, the start of the workers included. Every value is checked."""
     payloads = [b"%0100d" % i for i in range(tasks)]
     began = time.perf_counter()
     values = shmqueue.parallel_map(noop, payloads, workers=workers, queue=strategy)
@@ -76,7 +80,7 @@ def rate(strategy: type[shmqueue.SharedTaskQueue], workers: int, tasks: int) -> 
 
 
 def latency(strategy: type[shmqueue.SharedTaskQueue], tasks: int = 300) -> float:
-    """Median microseconds from submit to the start of one task, with two idle workers."""
+    """Return the median microseconds from submit to the start of one task, with two idle workers."""
     delays = []
     with shmqueue.Supervisor([now], workers=2, queue=strategy) as supervisor:
         for _ in range(tasks):
@@ -89,7 +93,7 @@ def latency(strategy: type[shmqueue.SharedTaskQueue], tasks: int = 300) -> float
 
 
 def lock_operations(strategy: type[shmqueue.SharedTaskQueue], tasks: int) -> float:
-    """How often a lock is taken, for a task, by all processes together; two workers."""
+    """Return how often all processes together acquire a lock, per task, with two workers."""
     with tempfile.NamedTemporaryFile("r", encoding="ascii") as file:
         os.environ[COUNTS] = file.name
         rate(counting(strategy), 2, tasks)
@@ -97,7 +101,7 @@ def lock_operations(strategy: type[shmqueue.SharedTaskQueue], tasks: int) -> flo
 
 
 def contract(name: str) -> str:
-    """How many of the contract suite's tests the strategy passes."""
+    """Return how many tests of the contract suite the strategy passes."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_contract.py", "-k", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
@@ -113,8 +117,10 @@ def row(name: str, tasks: int, suite: bool) -> list[str]:
     if reason := strategy.refusal():
         return [name, f"refuses: {reason}"]
     rates = [f"{median_of(lambda w=w: rate(strategy, w, tasks)) / 1e6:.2f}" for w in WORKERS]
-    micros, locks = f"{latency(strategy):.0f}", f"{lock_operations(strategy, tasks):.4f}"
-    return [name, contract(name) if suite else "–", *rates, micros, locks, strategy.if_killed]
+    microseconds = f"{latency(strategy):.0f}"
+    locks = f"{lock_operations(strategy, tasks):.4f}"
+    passed = contract(name) if suite else "–"
+    return [name, passed, *rates, microseconds, locks, strategy.if_killed]
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
-"""Where the processor time of a task goes, in a real run: the parts of shmqueue are wrapped with a clock that counts
-the thread's processor time. They are called once a block or batch, so that the clock itself costs little.
+"""Measure where the processor time of a task goes in a real run.
+
+Functions of shmqueue are wrapped with a clock that counts the thread's processor time. The wrapped functions are called
+once for each block or batch, so the clock itself costs little.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import shmqueue
 from benchmarks.jobs import JOBS, check, payloads
 
 clock = time.thread_time_ns
-SUPERVISOR = {  # what a reader calls it: the function, where it exists
+SUPERVISOR = {  # the name in the table: the function that is measured
     "take": "IterableSource.take",
     "admit": "Ledger.admit",
     "feed": "Engine.feed",
@@ -43,7 +45,7 @@ WORKER = {
 
 
 class Meter:
-    """Processor time by part, each without the parts inside it."""
+    """Counts processor time by part. The time of a part leaves out the parts called inside it."""
 
     def __init__(self) -> None:
         self.spent: collections.Counter[str] = collections.Counter()
@@ -67,25 +69,29 @@ class Meter:
     def install(self, parts: dict[str, str]) -> None:
         for name, where in parts.items():
             owner, _, attribute = where.partition(".")
-            kind = getattr(shmqueue, owner)
-            self._before.append((kind, attribute, vars(kind)[attribute]))
-            setattr(kind, attribute, self.wrap(name, vars(kind)[attribute]))
+            owning_class = getattr(shmqueue, owner)
+            function = vars(owning_class)[attribute]
+            self._before.append((owning_class, attribute, function))
+            setattr(owning_class, attribute, self.wrap(name, function))
 
     def remove(self) -> None:
         while self._before:
-            setattr(*self._before.pop())
+            owning_class, attribute, function = self._before.pop()
+            setattr(owning_class, attribute, function)
 
 
 def ours_costs(job: str, tasks: int) -> dict[str, dict[str, float]]:
-    """Nanoseconds of processor time a task: of the supervisor, and of the workers (all of them together)."""
-    items, meter, starting = payloads(tasks), Meter(), shmqueue.Worker.serve
+    """Return nanoseconds of processor time a task, by part: of the supervisor, and of all workers together."""
+    items = payloads(tasks)
+    meter = Meter()
+    original = shmqueue.Worker.serve
     with tempfile.TemporaryDirectory() as folder:
 
         def serve(worker: Any) -> None:
-            """In a worker, which was forked with the supervisor's meter: put its own in place."""
+            """Serve with a meter of this worker's own. The worker was forked with the supervisor's meter."""
             mine = Meter()
             meter.remove()
-            shmqueue.Worker.serve = starting  # type: ignore[method-assign]
+            shmqueue.Worker.serve = original  # type: ignore[method-assign]
             mine.install(WORKER)
             worker.serve()
             Path(folder, str(time.monotonic_ns())).write_text(json.dumps(mine.spent))

@@ -1,5 +1,7 @@
-"""A measurement is a function of this package, run in a process of its own, so that no thread, pool or heap of one
-is there for the next. Systems that are compared take turns, and the order of the turns rotates.
+"""Run measurements, each in a process of its own, and keep what they found.
+
+A measurement is a function of this package. Its process ends with it, so no thread, pool or heap is left for the next
+measurement. Systems that are compared take turns, and the order of the turns rotates.
 """
 
 from __future__ import annotations
@@ -25,19 +27,24 @@ from benchmarks.jobs import WrongError
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-WRONG, MISSING = 3, 4  # exit codes of a child
+WRONG = 3  # exit code of a child that found a wrong value
+MISSING = 4  # exit code of a child that could not import a system
 TIMES = "\u00d7"  # the unit of a ratio
-RESULT = "result: "  # before the line that says what was measured
+RESULT = "result: "  # begins the line on which a child prints its result
 
 
 class AbsentError(Exception):
-    """There is no measurement of this system: it is not installed, or did not finish."""
+    """This system cannot be measured: it is not installed, or it did not finish."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One thing to measure. function: of this package, with arguments that JSON can hold; it returns a number, or
-    several by name. seconds: when to give it up."""
+    """One thing to measure.
+
+    function: a function of this package. It returns one number, or several by name.
+    arguments: its arguments, which JSON can hold.
+    seconds: the time after which the measurement is given up.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -46,7 +53,7 @@ class Case:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it measures shmqueue: then it must not fail."""
+        """True if it measures shmqueue. Such a case must not fail."""
         return self.function.__name__.startswith("ours")
 
 
@@ -55,9 +62,10 @@ def case(name: str, function: Callable[..., Any], **arguments: Any) -> Case:
 
 
 def measure(what: Case) -> Any:
-    """What the function of a case returns in a new process.
+    """Run a case in a new process and return its result.
 
-    Raises WrongError where a value was wrong or shmqueue failed, AbsentError where another system did."""
+    Raise WrongError if a value is wrong or shmqueue fails. Raise AbsentError if another system fails.
+    """
     where = f"{what.function.__module__}:{what.function.__name__}"
     command = [sys.executable, "-m", "benchmarks.child", where, json.dumps(what.arguments)]
     child = subprocess.Popen(
@@ -67,7 +75,8 @@ def measure(what: Case) -> Any:
     try:
         output, errors = child.communicate(timeout=what.seconds)
     except subprocess.TimeoutExpired:
-        output, errors = "", f"not finished after {what.seconds:g} s"
+        output = ""
+        errors = f"not finished after {what.seconds:g} s"
     finally:
         _end_group(child)
     if child.returncode == 0:
@@ -79,7 +88,7 @@ def measure(what: Case) -> Any:
 
 
 def _end_group(child: subprocess.Popen[str]) -> None:
-    """End what a measurement has started; it is the leader of a session."""
+    """Kill a measurement and everything that it started. The measurement leads its own process group."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -90,7 +99,7 @@ def _end_group(child: subprocess.Popen[str]) -> None:
 
 @dataclasses.dataclass
 class Sample:
-    """Repetitions of one measurement."""
+    """The repetitions of one measurement."""
 
     values: list[float]
 
@@ -99,27 +108,31 @@ class Sample:
         return statistics.median(self.values)
 
     def over(self, other: Sample) -> Sample:
-        """The ratio, repetition by repetition, so that what slowed both down cancels out."""
+        """Return the ratio, repetition by repetition. What slowed both down cancels out."""
         return Sample([a / b for a, b in zip(self.values, other.values)])
 
     def scaled(self, factor: float) -> Sample:
         return Sample([value * factor for value in self.values])
 
     def text(self, unit: str) -> str:
-        """The median, with the range."""
-        low, middle, high = (number(value, unit) for value in (min(self.values), self.median, max(self.values)))
-        return f"{middle} ({low}–{high})" + (f" {unit}" if unit else "")
+        """Return the median with the range."""
+        low = number(min(self.values), unit)
+        high = number(max(self.values), unit)
+        return f"{number(self.median, unit)} ({low}–{high}) {unit}".rstrip()
 
 
 def number(value: float, unit: str = "") -> str:
-    if unit in ("tasks/s", "results"):
+    """Return a number with three digits that count. Counts have no decimals."""
+    if unit in ("tasks/s", "results") or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """What a figure must be: at least or at most so much."""
+    """The limit that a figure has to keep."""
 
     sign: str  # "≥", "≤" or "<"
     value: float
@@ -142,7 +155,7 @@ def at_most(value: float, unit: str = TIMES) -> Goal:
 
 @dataclasses.dataclass
 class Line:
-    """One comparison: our sample, theirs where there is one, and the figure that the goal speaks of."""
+    """One comparison: our sample, theirs if there is one, and the figure that the goal limits."""
 
     against: str
     ours: Sample
@@ -154,25 +167,37 @@ class Line:
 
     @property
     def met(self) -> bool | None:
-        """None where no goal is set."""
-        return None if self.goal is None else self.goal.met(self.figure.median)
+        """True if the figure meets its goal, None if there is no goal."""
+        if self.goal is None:
+            return None
+        return self.goal.met(self.figure.median)
+
+
+def ratio(against: str, ours: Sample, theirs: Sample, *, unit: str, goal: Goal | None = None) -> Line:
+    """Return a line whose figure is our sample over theirs."""
+    return Line(against=against, ours=ours, unit=unit, theirs=theirs, figure=ours.over(theirs), goal=goal)
+
+
+def absolute(against: str, ours: Sample, theirs: Sample | None, *, unit: str, goal: Goal) -> Line:
+    """Return a line whose figure is our sample itself."""
+    return Line(against=against, ours=ours, unit=unit, theirs=theirs, figure=ours, figure_unit=unit, goal=goal)
 
 
 @dataclasses.dataclass
 class Curve:
-    """How something grows. series: for each name, a sample at each x (None where there is none)."""
+    """How something grows. series: for each name, a sample at each x, or None if there is none."""
 
     title: str
     label: str
     x: list[Any]
     series: dict[str, list[Sample | None]]
     unit: str = "tasks/s"
-    plot: str = ""  # the drawing's file name, without its ending
+    plot: str = ""  # the plot's file name without its suffix; no plot if empty
 
 
 @dataclasses.dataclass
 class Findings:
-    """What a row found. notes: what a reader must know besides, such as which system is missing."""
+    """What a row found. notes: what else a reader must know, such as which system is missing."""
 
     lines: list[Line] = dataclasses.field(default_factory=list)
     curves: list[Curve] = dataclasses.field(default_factory=list)
@@ -181,18 +206,20 @@ class Findings:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """How much to measure."""
 
     quick: bool
     repetitions: int = 3
 
     def size(self, full: int, quick: int) -> int:
-        return quick if self.quick else full
+        if self.quick:
+            return quick
+        return full
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the table. reason: why it misses its goal, where it does; said only then."""
+    """A row of the table. reason: why it misses its goal; printed only if it does."""
 
     name: str
     title: str
@@ -204,7 +231,7 @@ ROWS: dict[str, Row] = {}
 
 
 def row(title: str, reason: str = "") -> Callable[[Callable[[Plan], Findings]], Callable[[Plan], Findings]]:
-    """Make a function a row, known by its name."""
+    """Register a function as a row under its own name."""
 
     def register(function: Callable[[Plan], Findings]) -> Callable[[Plan], Findings]:
         ROWS[function.__name__] = Row(function.__name__, title, function, reason)
@@ -214,8 +241,10 @@ def row(title: str, reason: str = "") -> Callable[[Callable[[Plan], Findings]], 
 
 
 def alternate(cases: Sequence[Case], repetitions: int, notes: list[str]) -> dict[str, list[Any]]:
-    """What each case returned, by name, once a repetition, in rotating order. A system that is absent is left out,
-    and noted."""
+    """Run every case once in each repetition, in rotating order, and return the results by name.
+
+    A system that is absent is left out, and a note says so.
+    """
     found: dict[str, list[Any]] = {each.name: [] for each in cases}
     absent: set[str] = set()
     for turn in range(repetitions):
@@ -230,18 +259,21 @@ def alternate(cases: Sequence[Case], repetitions: int, notes: list[str]) -> dict
 
 
 def samples(cases: Sequence[Case], repetitions: int, notes: list[str]) -> dict[str, Sample]:
-    """`alternate`, for cases that return one number."""
+    """Do the same for cases that return one number."""
     return {name: Sample(values) for name, values in alternate(cases, repetitions, notes).items()}
 
 
 @contextlib.contextmanager
 def terminal(drawn: list[bytes]) -> Iterator[int]:
-    """A terminal of 100 by 30 for a child to write to; what is written to it goes into `drawn`, whole after it."""
+    """Open a terminal of 100 by 30 characters for a child to write to.
+
+    What is written to it is appended to `drawn`. `drawn` is complete when the block has ended.
+    """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # the other end is closed
+        with contextlib.suppress(OSError):  # read() raises it once the other end is closed.
             while data := os.read(master, 65536):
                 drawn.append(data)
 
@@ -256,7 +288,7 @@ def terminal(drawn: list[bytes]) -> Iterator[int]:
 
 
 def best_setting(cases: Iterable[Case], notes: list[str]) -> list[Case]:
-    """Of several settings of one system the one that was fastest when each was tried once; none if it is absent."""
+    """Try each setting of one system once. Return the fastest, or an empty list if the system is absent."""
     tried: list[tuple[float, int, Case]] = []
     for order, each in enumerate(cases):
         try:
@@ -264,9 +296,11 @@ def best_setting(cases: Iterable[Case], notes: list[str]) -> list[Case]:
         except AbsentError as error:
             notes.append(f"left out: {error}")
             break
-    return [max(tried)[2]] if tried else []
+    if not tried:
+        return []
+    return [max(tried)[2]]
 
 
 def fastest(found: Mapping[str, Sample], names: Iterable[str]) -> str:
-    """Which of `names` has the highest median."""
+    """Return the one of `names` that has the highest median."""
     return max((name for name in names if name in found), key=lambda name: found[name].median)

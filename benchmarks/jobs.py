@@ -1,4 +1,7 @@
-"""The functions that tasks call, and their payloads. It imports nothing of this package: --call loads it as a file."""
+"""The functions that tasks call, and their payloads.
+
+This file imports nothing of its package, because --call loads it as a single file.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,21 @@ LONGEST_SPIN = 10_000  # microseconds; `spend` sleeps through what is longer
 
 
 def noop(payload: bytes) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def echo(payload: bytes) -> bytes:
-    """The payload."""
+    """Return the payload."""
     return payload
 
 
 def length(payload: bytes) -> bytes:
-    """How long the payload is."""
+    """Return the length of the payload."""
     return b"%d" % len(payload)
 
 
 def spin(payload: bytes) -> bytes:
-    """Keep a core busy for so many microseconds of wall time; the payload."""
+    """Keep a core busy for as many microseconds as the payload says, then return the payload."""
     until = time.perf_counter() + int(payload) / 1e6
     while time.perf_counter() < until:
         pass
@@ -37,10 +40,10 @@ def spin(payload: bytes) -> bytes:
 
 
 def spend(payload: bytes) -> bytes:
-    """Take some time: the payload is a number and the microseconds. Return the number and the nanoseconds it took.
+    """Take some time, then return the task's number and the nanoseconds that it took.
 
-    Up to LONGEST_SPIN it keeps a core busy. Above that it sleeps, so that a long task does not take the core which the
-    short ones of the other worker need.
+    The payload is the task's number and the microseconds to take. Up to LONGEST_SPIN the function keeps a core busy.
+    Above that it sleeps, so that the other worker has a core for its short tasks.
     """
     start = time.perf_counter_ns()
     number, microseconds = map(int, payload.split())
@@ -53,17 +56,17 @@ def spend(payload: bytes) -> bytes:
 
 
 def monotonic(payload: bytes) -> bytes:
-    """When it was called, in ns of the clock that all processes of a machine share."""
+    """Return the time of the call, in nanoseconds of the clock that all processes of a machine share."""
     return NANOSECONDS.pack(time.monotonic_ns())
 
 
 def wall(payload: bytes) -> bytes:
-    """When it was called, in seconds since 1970, as `date +%s.%N` prints it."""
+    """Return the time of the call, in seconds since 1970, as `date +%s.%N` prints it."""
     return b"%.9f" % time.time()
 
 
 def whoami(payload: bytes) -> bytes:
-    """The process that called it; it stays long enough for the other workers to take a task each."""
+    """Return the worker's process id. The call lasts long enough for every other worker to take a task."""
     time.sleep(0.005)
     return b"%d" % os.getpid()
 
@@ -74,26 +77,28 @@ JOBS: dict[str, Callable[[bytes], Any]] = {
 
 
 class WrongError(Exception):
-    """A task is missing, or a value is not what it must be: there is no rate."""
+    """A task is missing, or a value is wrong. Then there is no rate."""
 
 
 def payloads(count: int, size: int = 100) -> list[bytes]:
-    """`count` payloads of `size` bytes, all different where the size allows it."""
-    return [b"%0*d" % (size, number) for number in range(count)] if size >= 8 else [bytes(size)] * count
+    """Return `count` payloads of `size` bytes. From 8 bytes on they all differ."""
+    if size < 8:
+        return [bytes(size)] * count
+    return [b"%0*d" % (size, number) for number in range(count)]
 
 
 def uneven() -> list[bytes]:
-    """4,000 tasks of 50 microseconds, then 40 of 20 milliseconds."""
+    """Return the payloads for 4,000 tasks of 50 microseconds, then 40 of 20 milliseconds."""
     return [b"50"] * 4000 + [b"20000"] * 40
 
 
 def _random_times(count: int, draw: Callable[[random.Random], float]) -> list[int]:
-    """So many draws, the same ones in every run; half a second at most."""
+    """Return `count` random times, in microseconds, at most half a second each. They are the same in every run."""
     chance = random.Random(9)  # noqa: S311
     return [min(int(draw(chance)), 500_000) for _ in range(count)]
 
 
-# What tasks take, in microseconds and in input order: for each row the shapes that it measures.
+# For each row, the shapes that it measures: the microseconds that the tasks take, in input order.
 SHAPES: dict[str, dict[str, list[int]]] = {
     "tail": {
         "4,000 of 50 µs, then 2 of 1 s": [50] * 4000 + [1_000_000] * 2,
@@ -109,14 +114,14 @@ SHAPES: dict[str, dict[str, list[int]]] = {
 
 
 def numbered(shape: Sequence[int]) -> list[bytes]:
-    """The payloads with which `spend` takes these microseconds."""
+    """Return the payloads with which `spend` takes these microseconds."""
     return [b"%d %d" % pair for pair in enumerate(shape)]
 
 
 def durations(shape: Sequence[int], values: Sequence[bytes]) -> list[float]:
-    """The seconds that the tasks took, in input order, from the values that `spend` returned in any order.
+    """Return the seconds that the tasks took, in input order. `values` are those of `spend`, in any order.
 
-    Raises WrongError unless each task is there once, and took the time that it had to.
+    Raise WrongError unless each task is there once and took its time.
     """
     took = sorted(tuple(map(int, value.split())) for value in values)
     if [number for number, _ in took] != list(range(len(shape))):
@@ -128,27 +133,30 @@ def durations(shape: Sequence[int], values: Sequence[bytes]) -> list[float]:
 
 
 def list_schedule(seconds: Sequence[float], workers: int) -> float:
-    """When the last task ends, if each task in input order goes to the first worker that is free."""
-    free = [0.0] * workers  # a heap: when each worker is free
+    """Return when the last task ends if each task, in input order, goes to the first free worker."""
+    free = [0.0] * workers  # a heap of the times at which the workers are free
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
     return max(free)
 
 
 def expected(job: str, items: Sequence[bytes]) -> list[Any]:
-    """What `job` returns for `items`."""
+    """Return the values of `job` for `items`."""
     if job == "noop":
         return [None] * len(items)
-    return [b"%d" % len(item) for item in items] if job == "length" else list(items)
+    if job == "length":
+        return [b"%d" % len(item) for item in items]
+    return list(items)
 
 
 def check(job: str, items: Sequence[bytes], values: Sequence[Any], ordered: bool = True) -> None:
-    """Raises WrongError unless `values` are those of `job` for `items`."""
+    """Raise WrongError unless `values` are those of `job` for `items`."""
     if len(values) != len(items):
         raise WrongError(f"{len(items):,} tasks, {len(values):,} values")
     wanted = expected(job, items)
     if not ordered and job != "noop":
-        values, wanted = sorted(values), sorted(wanted)
+        values = sorted(values)
+        wanted = sorted(wanted)
     if list(values) != wanted:
         at = next(index for index, (a, b) in enumerate(zip(values, wanted)) if a != b)
         raise WrongError(f"value {at:,} is {values[at]!r:.60}, not {wanted[at]!r:.60}")

@@ -1,4 +1,4 @@
-"""What is measured of shmqueue inside a Python process. Each function checks all values before it returns a figure."""
+"""Measure shmqueue inside a Python process. Each function checks all values before it returns a figure."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from benchmarks.jobs import (
 )
 
 clock = time.perf_counter
-GROW = [b""] * 20_000  # no-ops that come first, where batches are to grow to the size which suits them
-PAIR = 2  # workers, where a row says what one does while the other is busy
+GROW = [b""] * 20_000  # no-ops that run first where batches have to be large when the measurement starts
+PAIR = 2  # workers of a row about what one worker does while the other is busy
 
 
 def strategies() -> Mapping[str, type[shmqueue.SharedTaskQueue]]:
-    """The ways to synchronize by name: those of variants/, the built-in one first; that one alone without variants/."""
+    """Return all strategies by name, the built-in one first. Without variants/ it is the only one."""
     with contextlib.suppress(ModuleNotFoundError):
         import variants
 
@@ -40,7 +40,9 @@ def strategies() -> Mapping[str, type[shmqueue.SharedTaskQueue]]:
 
 
 def _queue(strategy: str | None) -> dict[str, Any]:
-    return {"queue": strategies()[strategy]} if strategy else {}
+    if strategy is None:
+        return {}
+    return {"queue": strategies()[strategy]}
 
 
 def _warm(supervisor: shmqueue.Supervisor) -> None:
@@ -57,8 +59,9 @@ def _warm(supervisor: shmqueue.Supervisor) -> None:
 def ours_map(
     job: str, tasks: int, size: int = 100, strategy: str | None = None, times: int = 1, **options: Any
 ) -> float:
-    """Tasks a second, values in input order, from before the workers start until they have left; of the last time."""
-    items, seconds = payloads(tasks, size), 0.0
+    """Return tasks a second of the last of `times` runs, values in input order. Workers start and end in the time."""
+    items = payloads(tasks, size)
+    seconds = 0.0
     for _ in range(times):
         start = clock()
         values = shmqueue.parallel_map(JOBS[job], items, **_queue(strategy), **options)
@@ -68,7 +71,7 @@ def ours_map(
 
 
 def ours_run(job: str, tasks: int, size: int = 100, **options: Any) -> float:
-    """Tasks a second, TaskResults as they finish, from before the workers start until they have left."""
+    """Return tasks a second, TaskResults as they finish. Workers start and end in the time."""
     items = payloads(tasks, size)
     start = clock()
     with shmqueue.Supervisor([JOBS[job]], **options) as supervisor:
@@ -82,7 +85,7 @@ def ours_run(job: str, tasks: int, size: int = 100, **options: Any) -> float:
 
 
 def ours_steady(job: str, tasks: int, size: int = 100, workers: int = CORES, times: int = 1) -> float:
-    """Tasks a second, values in input order, once all workers have started; of the last time."""
+    """Return tasks a second of the last of `times` runs, values in input order. All workers have started before."""
     seconds = 0.0
     with shmqueue.Supervisor([JOBS[job], JOBS["whoami"]], workers=workers) as supervisor:
         _warm(supervisor)
@@ -96,7 +99,7 @@ def ours_steady(job: str, tasks: int, size: int = 100, workers: int = CORES, tim
 
 
 def ours_stream(tasks: int) -> float:
-    """No-op tasks a second out of an iterator that holds no list, results counted as they come."""
+    """Return no-op tasks a second out of an iterator without a list. Results are counted as they come."""
     start = clock()
     with shmqueue.Supervisor([JOBS["noop"]]) as supervisor:
         done = sum(result.status == "ok" for result in supervisor.run(itertools.repeat(bytes(100), tasks)))
@@ -107,7 +110,7 @@ def ours_stream(tasks: int) -> float:
 
 
 def ours_uneven() -> float:
-    """The makespan of the uneven tasks over the ideal one, once all workers have started."""
+    """Return the makespan of the uneven tasks over the ideal one. All workers have started before."""
     items = uneven()
     with shmqueue.Supervisor([JOBS["spin"], JOBS["whoami"]], workers=CORES) as supervisor:
         _warm(supervisor)
@@ -119,9 +122,9 @@ def ours_uneven() -> float:
 
 
 def ours_scheduled(row: str, shape: str) -> dict[str, float]:
-    """The makespan of tasks of a shape, and that of a list schedule of the times which they took in this run.
+    """Return the makespan of tasks of a shape, and that of a list schedule of the times that they took in this run.
 
-    No-ops come before, so that batches have grown to the size which suits the shortest tasks.
+    No-ops run first, so that batches have grown to the size that suits the shortest tasks.
     """
     microseconds = SHAPES[row][shape]
     items = [("spend", payload) for payload in numbered(microseconds)]
@@ -136,9 +139,10 @@ def ours_scheduled(row: str, shape: str) -> dict[str, float]:
 
 
 def ours_late(before: int, after: int) -> int:
-    """How many results come later than a second after the start: no-ops, one task of 2 seconds, no-ops."""
+    """Run no-ops, one task of 2 seconds and no-ops. Return how many results come later than 1 s after the start."""
     items = [("noop", b"")] * before + [("spend", b"0 2000000")] + [("noop", b"")] * after
-    results, late = [], 0
+    results = []
+    late = 0
     with shmqueue.Supervisor([JOBS["noop"], JOBS["spend"], JOBS["whoami"]], workers=PAIR) as supervisor:
         _warm(supervisor)
         start = clock()
@@ -152,7 +156,7 @@ def ours_late(before: int, after: int) -> int:
 
 
 def ours_wake(times: int, strategy: str | None = None) -> float:
-    """Microseconds from submit to the function's first line in an idle worker: the median."""
+    """Return the median microseconds from submit to the function's first line in an idle worker."""
     waits = []
     with shmqueue.Supervisor([JOBS["monotonic"], JOBS["whoami"]], **_queue(strategy)) as supervisor:
         _warm(supervisor)
@@ -168,10 +172,13 @@ def ours_wake(times: int, strategy: str | None = None) -> float:
 
 
 def ours_drawing(tasks: int) -> float:
-    """How much of the time the supervisor spends on drawing, in percent: processor time over all the time of a run.
+    """Return the processor time that the supervisor spends on drawing, in percent of the time of the runs.
 
-    The error stream of this process is a terminal meanwhile."""
-    screen, seconds, items = TimedScreen("drawing", lambda: tasks), 0.0, payloads(tasks, 100)
+    The error stream of this process is a terminal meanwhile.
+    """
+    screen = TimedScreen("drawing", lambda: tasks)
+    items = payloads(tasks, 100)
+    seconds = 0.0
     error_stream = os.dup(2)
     with terminal([]) as stream:
         os.dup2(stream, 2)
@@ -190,9 +197,10 @@ def ours_drawing(tasks: int) -> float:
 
 
 class TimedScreen(shmqueue.Screen):
-    """A screen that knows what it costs: the processor time of this thread, from the snapshot to the last byte."""
+    """A screen that measures the processor time it costs this thread, from the snapshot to the last byte."""
 
-    spent, frames = 0.0, 0
+    spent = 0.0
+    frames = 0
 
     def draw(self, snapshot: Callable[[], shmqueue.Snapshot]) -> None:
         before = time.thread_time()
@@ -205,7 +213,9 @@ class TimedScreen(shmqueue.Screen):
 
 
 def ours_messages(producers: int, consumers: int, messages: int) -> float:
-    """Seconds for a queue benchmark's scenario: as many tasks as all its producers send, of 40 bytes, through as
-    many workers as it has consumers."""
+    """Return the seconds that a scenario of a queue benchmark takes.
+
+    There are as many tasks, of 40 bytes, as all its producers send, and as many workers as it has consumers.
+    """
     tasks = producers * messages
     return tasks / ours_map("noop", tasks, size=40, workers=consumers)

@@ -1,4 +1,4 @@
-"""The other systems, doing the same work. Each function checks all values before it returns a figure.
+"""Measure other systems at the same work. Each function checks all values before it returns a figure.
 
 Rates include the start and the end of the workers, as ours do.
 """
@@ -20,7 +20,7 @@ from benchmarks.harness import CORES
 from benchmarks.jobs import JOBS, NANOSECONDS, WrongError, check, payloads, uneven
 
 clock = time.perf_counter
-PATIENCE = 20.0  # seconds without a message after which one is lost
+PATIENCE = 20.0  # seconds without a message after which one counts as lost
 
 
 def _rate(job: str, tasks: int, collect: Callable[[list[bytes]], list[Any]], ordered: bool = True) -> float:
@@ -35,7 +35,8 @@ def _rate(job: str, tasks: int, collect: Callable[[list[bytes]], list[Any]], ord
 def pool_map(
     job: str, tasks: int, chunk: int | None = None, workers: int = CORES, size: int = 100, times: int = 1
 ) -> float:
-    items, seconds = payloads(tasks, size), 0.0
+    items = payloads(tasks, size)
+    seconds = 0.0
     for _ in range(times):
         start = clock()
         with multiprocessing.Pool(workers) as pool:
@@ -46,7 +47,7 @@ def pool_map(
 
 
 def pool_steady(job: str, tasks: int, chunk: int, size: int = 100, times: int = 1) -> float:
-    """Pool.map once all workers have started; of the last time."""
+    """Return tasks a second of the last of `times` calls of Pool.map. All workers have started before the first."""
     seconds = 0.0
     with multiprocessing.Pool(CORES) as pool:
         pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
@@ -106,8 +107,9 @@ def pebble_map(job: str, tasks: int, chunk: int) -> float:
 
 
 def _serve_many(inbox: Any, outbox: Any, job: str, most: int) -> None:
-    """A consumer of faster-fifo: None ends it; a second None in the same hand is for another one."""
-    function, ended = JOBS[job], 0
+    """Consume messages of faster-fifo until a None. Put any further None back: it is for another consumer."""
+    function = JOBS[job]
+    ended = 0
     while not ended:
         messages = inbox.get_many(timeout=PATIENCE, max_messages_to_get=most)
         ended = messages.count(None)
@@ -119,12 +121,13 @@ def _serve_many(inbox: Any, outbox: Any, job: str, most: int) -> None:
 
 
 def fifo_many(job: str, tasks: int, many: int) -> float:
-    """faster-fifo there and back, `many` messages a call."""
+    """Send tasks through one faster-fifo queue and values back through another, `many` messages a call."""
     import faster_fifo
 
     def collect(items: list[bytes]) -> list[Any]:
         room = 1 << 27
-        inbox, outbox = faster_fifo.Queue(room), faster_fifo.Queue(room)
+        inbox = faster_fifo.Queue(room)
+        outbox = faster_fifo.Queue(room)
         consumers = _start(CORES, _serve_many, (inbox, outbox, job, many))
         values: list[Any] = []
         for at in range(0, len(items), many):
@@ -149,7 +152,7 @@ def _serve_queue(inbox: Any, outbox: Any, job: str) -> None:
 
 
 def queue_one(job: str, tasks: int) -> float:
-    """multiprocessing.Queue there and back; it has no call for many messages."""
+    """Do the same with multiprocessing.Queue, which sends one message a call."""
 
     def collect(items: list[bytes]) -> list[Any]:
         inbox: Any = multiprocessing.Queue()
@@ -187,19 +190,20 @@ def _join(processes: list[Any]) -> None:
 
 
 def pool_uneven(method: str, chunk: int | None) -> float:
-    """The makespan of the uneven tasks over the ideal one, once all workers have started."""
+    """Return the makespan of the uneven tasks over the ideal one. All workers have started before."""
     items = uneven()
+    options = {"chunksize": chunk} if chunk else {}
     with multiprocessing.Pool(CORES) as pool:
         pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
         start = clock()
-        values = list(getattr(pool, method)(JOBS["spin"], items, *([chunk] if chunk else [])))
+        values = list(getattr(pool, method)(JOBS["spin"], items, **options))
         seconds = clock() - start
     check("spin", items, values, ordered=method != "imap_unordered")
     return seconds / (sum(map(int, items)) / 1e6 / CORES)
 
 
 def pool_wake(times: int) -> float:
-    """Microseconds from Pool.apply to the function's first line in an idle worker: the median."""
+    """Return the median microseconds from Pool.apply to the function's first line in an idle worker."""
     waits = []
     with multiprocessing.Pool(CORES) as pool:
         pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
@@ -211,8 +215,10 @@ def pool_wake(times: int) -> float:
 
 
 def pipe_wake(times: int) -> float:
-    """Microseconds from a write to the return of a read in another process: the median."""
-    there, back, waits = os.pipe(), os.pipe(), []
+    """Return the median microseconds from a write to the return of a read in another process."""
+    there = os.pipe()
+    back = os.pipe()
+    waits = []
     if os.fork() == 0:
         while os.read(there[0], 1) == b"!":
             os.write(back[1], NANOSECONDS.pack(time.monotonic_ns()))
@@ -227,7 +233,7 @@ def pipe_wake(times: int) -> float:
     return float(statistics.median(waits))
 
 
-# faster-fifo's own benchmark: messages of five numbers from some producers to some consumers, nothing sent back.
+# faster-fifo's own benchmark: producers send messages of five numbers to consumers. Nothing is sent back.
 
 
 def _produce(inbox: Any, messages: int) -> None:
@@ -244,9 +250,10 @@ def _consume(inbox: Any, counts: Any, index: int, many: int, ended: Any) -> None
     received: collections.Counter[int] = collections.Counter()
     while True:
         try:
-            messages = (
-                inbox.get_many(timeout=0.001, max_messages_to_get=many) if many > 1 else [inbox.get(timeout=0.001)]
-            )
+            if many > 1:
+                messages = inbox.get_many(timeout=0.001, max_messages_to_get=many)
+            else:
+                messages = [inbox.get(timeout=0.001)]
             received.update(message[0] for message in messages)
         except queue.Empty:
             if ended.value:
@@ -255,7 +262,7 @@ def _consume(inbox: Any, counts: Any, index: int, many: int, ended: Any) -> None
 
 
 def messages(kind: str, producers: int, consumers: int, messages: int, many: int) -> float:
-    """Seconds for a scenario of faster-fifo's benchmark; the sum of all numbers received is checked."""
+    """Return the seconds that a scenario of faster-fifo's benchmark takes. The sum of what is received is checked."""
     if kind == "faster-fifo":
         import faster_fifo
 
@@ -275,7 +282,8 @@ def messages(kind: str, producers: int, consumers: int, messages: int, many: int
     ended.value = 1
     _join(receiving)
     seconds = clock() - start
-    got, total = sum(itertools.islice(counts, 0, None, 2)), sum(itertools.islice(counts, 1, None, 2))
+    got = sum(itertools.islice(counts, 0, None, 2))
+    total = sum(itertools.islice(counts, 1, None, 2))
     if (got, total) != (producers * messages, producers * (messages * (messages - 1) // 2)):
         raise WrongError(f"{producers * messages:,} messages sent, {got:,} received, or not the same ones")
     return seconds

@@ -1,4 +1,4 @@
-"""Drawings of curves, as SVG."""
+"""Draw curves as SVG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MARKS = "osD^v"
 
 
 def draw(curve: Curve, folder: Path) -> Path:
-    """Draw a curve: medians as a line, ranges as bars. Raises ImportError where matplotlib is missing."""
+    """Draw a curve: medians as a line, ranges as bars. Raise ImportError if matplotlib is not installed."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -20,7 +20,8 @@ def draw(curve: Curve, folder: Path) -> Path:
     figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
     for mark, (name, points) in zip(MARKS, curve.series.items()):
         known = [(x, sample) for x, sample in zip(curve.x, points) if sample is not None]
-        x, middles = [x for x, _ in known], [sample.median for _, sample in known]
+        x = [x for x, _ in known]
+        middles = [sample.median for _, sample in known]
         below = [sample.median - min(sample.values) for _, sample in known]
         above = [max(sample.values) - sample.median for _, sample in known]
         axes.errorbar(x, middles, yerr=[below, above], marker=mark, markersize=4, capsize=2, label=name)

@@ -1,6 +1,6 @@
-"""What one would write with multiprocessing.Pool for a file of tasks: `python benchmarks/pool_script.py FILE JOB`.
+"""Run a file of tasks with multiprocessing.Pool, as a user would: `python benchmarks/pool_script.py FILE JOB`.
 
-It prints how many tasks there were, and the smallest value.
+It prints the number of tasks and the smallest value.
 """
 
 from __future__ import annotations

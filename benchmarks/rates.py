@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from benchmarks import costs, ours, peers
 from benchmarks.floor import floor as floor_rate
@@ -21,13 +22,14 @@ from benchmarks.harness import (
     best_setting,
     case,
     fastest,
+    ratio,
     row,
     samples,
 )
 
 CHUNKS = (100, 500, 2_000, 10_000, 50_000, 0)  # 0: one chunk a worker
-WARM = {"times": 2}  # the processes run already, and have done the same tasks once
-SIZES = (  # bytes of a payload, tasks of half a second or so, the goal, chunk sizes of Pool.map
+WARM = {"times": 2}  # The second time is measured: the processes run already and have done these tasks once.
+SIZES = (  # bytes of a payload, number of tasks (about half a second), goal, chunk sizes of Pool.map
     (8, 800_000, 0.5, (500, 2_000, 10_000, 50_000)),
     (93, 400_000, 1.2, (500, 2_000, 10_000, 50_000)),
     (120, 400_000, 1.1, (500, 2_000, 10_000, 50_000)),
@@ -36,25 +38,40 @@ SIZES = (  # bytes of a payload, tasks of half a second or so, the goal, chunk s
     (262_144, 800, 1.5, (1, 4, 20, 100)),
     (2_097_152, 80, 1.5, (1, 2, 5, 20)),
 )
+# Queues and other pools: name, function, the option that is varied, and the values to try.
+SETTINGS: tuple[tuple[str, Callable[..., float], str, tuple[Any, ...]], ...] = (
+    ("faster-fifo put_many, get_many", peers.fifo_many, "many", (100, 1000)),
+    ("multiprocessing.Queue", peers.queue_one, "", ()),
+    ("mpire", peers.mpire_map, "chunk", (None, 1000, 10_000)),
+    ("joblib", peers.joblib_map, "batch", ("auto", 1000, 10_000)),
+    ("Pebble", peers.pebble_map, "chunk", (1000, 10_000)),
+    ("ProcessPoolExecutor", peers.executor_map, "chunk", (1000, 10_000)),
+)
+WITHOUT_GOAL = (peers.pebble_map, peers.executor_map)
 
 
 def _versus(found: dict[str, Sample], names: Sequence[str], goal: Goal | None, what: str = "") -> Line:
-    """shmqueue against the fastest of `names`."""
+    """Compare shmqueue with the fastest of `names`."""
     best = fastest(found, names)
-    us, them = found["shmqueue"], found[best]
-    return Line(what or best, us, "tasks/s", them, us.over(them), goal=goal)
+    return ratio(what or best, found["shmqueue"], found[best], unit="tasks/s", goal=goal)
 
 
 def _chunks(tasks: int) -> list[int]:
     return [chunk or -(-tasks // CORES) for chunk in CHUNKS]
 
 
+def _pool_cases(function: Callable[..., float], chunks: Sequence[int], shared: Mapping[str, Any]) -> list[Case]:
+    """Return one case of Pool.map for each chunk size."""
+    return [Case(f"Pool.map, chunks of {n:,}", function, {**shared, "chunk": n}) for n in chunks]
+
+
 def _against_pool(plan: Plan, job: str, plot: str) -> Findings:
-    """Values in input order, against Pool.map at each chunk size."""
-    tasks, found = plan.size(1_000_000, 150_000), Findings()
+    """Compare values in input order with Pool.map at each chunk size."""
+    tasks = plan.size(1_000_000, 150_000)
+    found = Findings()
     chunks = _chunks(tasks)
     cases = [case("shmqueue", ours.ours_map, job=job, tasks=tasks)]
-    cases += [case(f"Pool.map, chunks of {n:,}", peers.pool_map, job=job, tasks=tasks, chunk=n) for n in chunks]
+    cases += _pool_cases(peers.pool_map, chunks, {"job": job, "tasks": tasks})
     rates = samples(cases, plan.repetitions, found.notes)
     found.lines.append(_versus(rates, [each.name for each in cases[1:]], at_least(1.3)))
     series: dict[str, list[Sample | None]] = {
@@ -68,25 +85,26 @@ def _against_pool(plan: Plan, job: str, plot: str) -> Findings:
 
 @row(
     "1,000,000 no-op tasks of 100 bytes",
-    "the Python code around a task costs more than pickle, which is C; the table of costs says where",
+    "the Python code around a task costs more than pickle, which is C; the tables of processor time say where",
 )
 def noop(plan: Plan) -> Findings:
     return _against_pool(plan, "noop", "chunks-noop")
 
 
-@row("the same, value returned, in order", "one outcome a task is written, and read again by the supervisor")
+@row("the same, value returned, in order", "the worker writes one outcome a task, and the supervisor reads it again")
 def returned(plan: Plan) -> Findings:
     return _against_pool(plan, "echo", "chunks-echo")
 
 
 @row("both again, the third time in one process")
 def again(plan: Plan) -> Findings:
-    """Pool gains more than shmqueue where an earlier run has left memory that is mapped already."""
-    tasks, found = plan.size(1_000_000, 150_000), Findings()
+    """Measure runs that find memory mapped by an earlier run. Pool gains more from it than shmqueue."""
+    tasks = plan.size(1_000_000, 150_000)
+    found = Findings()
     for job in ("noop", "echo"):
         shared = {"job": job, "tasks": tasks, "times": 3}
         cases = [case("shmqueue", ours.ours_map, **shared)]
-        cases += [case(f"Pool.map, chunks of {n:,}", peers.pool_map, **shared, chunk=n) for n in (500, 4_000, 10_000)]
+        cases += _pool_cases(peers.pool_map, (500, 4_000, 10_000), shared)
         rates = samples(cases, plan.repetitions, found.notes)
         them = fastest(rates, [each.name for each in cases[1:]])
         found.lines.append(_versus(rates, [them], None, f"{job}: {them}"))
@@ -95,9 +113,11 @@ def again(plan: Plan) -> Findings:
 
 @row("no-op, and value returned, 93 bytes, processes running already")
 def warm(plan: Plan) -> Findings:
-    tasks, found = plan.size(1_000_000, 150_000), Findings()
+    tasks = plan.size(1_000_000, 150_000)
+    found = Findings()
     for job in ("noop", "echo"):
-        found.lines.append(_warm_line(plan, found.notes, job, tasks, 93, _chunks(tasks), 1.2, job))
+        shared = {"job": job, "tasks": tasks, "size": 93}
+        found.lines.append(_warm_line(plan, found.notes, shared, chunks=_chunks(tasks), goal=1.2, what=job))
     return found
 
 
@@ -105,109 +125,106 @@ def warm(plan: Plan) -> Findings:
 def sizes(plan: Plan) -> Findings:
     found = Findings()
     for size, tasks, goal, chunks in SIZES:
-        count = plan.size(tasks, tasks // 5)
-        found.lines.append(_warm_line(plan, found.notes, "echo", count, size, chunks, goal, f"{size:,} bytes"))
+        shared = {"job": "echo", "tasks": plan.size(tasks, tasks // 5), "size": size}
+        found.lines.append(_warm_line(plan, found.notes, shared, chunks=chunks, goal=goal, what=f"{size:,} bytes"))
     return found
 
 
 def _warm_line(
-    plan: Plan, notes: list[str], job: str, tasks: int, size: int, chunks: Sequence[int], goal: float, what: str
+    plan: Plan, notes: list[str], shared: Mapping[str, Any], *, chunks: Sequence[int], goal: float, what: str
 ) -> Line:
-    """shmqueue against Pool.map at the best of some chunk sizes, both with processes that run already."""
-    shared = {"job": job, "tasks": tasks, "size": size, **WARM}
-    cases = [case("shmqueue", ours.ours_steady, **shared)]
-    cases += [case(f"Pool.map, chunks of {n:,}", peers.pool_steady, **shared, chunk=n) for n in chunks]
+    """Compare shmqueue with Pool.map at its best chunk size, both with processes that run already."""
+    cases = [case("shmqueue", ours.ours_steady, **shared, **WARM)]
+    cases += _pool_cases(peers.pool_steady, chunks, {**shared, **WARM})
     rates = samples(cases, plan.repetitions, notes)
     them = fastest(rates, [each.name for each in cases[1:]])
     return _versus(rates, [them], at_least(goal), f"{what}: {them}")
 
 
 @row(
-    "value returned, as they finish", "a TaskResult with nine fields is made for every task; Pool gives the value alone"
+    "value returned, as they finish",
+    "shmqueue makes a TaskResult with nine fields for every task; Pool gives the value alone",
 )
 def finish(plan: Plan) -> Findings:
-    tasks, found = plan.size(1_000_000, 150_000), Findings()
-    chunks = _chunks(tasks)
-    kind = "Pool.imap_unordered"
-    cases = [case("shmqueue", ours.ours_run, job="echo", tasks=tasks)]
-    cases += [
-        case(f"{kind}, chunks of {n:,}", peers.pool_imap_unordered, job="echo", tasks=tasks, chunk=n) for n in chunks
-    ]
-    default = case(f"{kind}, default", peers.pool_imap_unordered, job="echo", tasks=tasks // 20)
+    tasks = plan.size(1_000_000, 150_000)
+    found = Findings()
+    name = "Pool.imap_unordered"
+    shared = {"job": "echo", "tasks": tasks}
+    cases = [case("shmqueue", ours.ours_run, **shared)]
+    cases += [case(f"{name}, chunks of {n:,}", peers.pool_imap_unordered, **shared, chunk=n) for n in _chunks(tasks)]
+    default = case(f"{name}, default", peers.pool_imap_unordered, job="echo", tasks=tasks // 20)
     rates = samples([*cases, default], plan.repetitions, found.notes)
     found.lines.append(_versus(rates, [each.name for each in cases[1:]], at_least(2)))
     found.lines.append(_versus(rates, [default.name], at_least(40)))
-    found.notes.append(f"{kind} at its default was given {tasks // 20:,} tasks")
+    found.notes.append(f"{name} at its default was given {tasks // 20:,} tasks")
     return found
 
 
 @row(
     "value returned, against queues and other pools",
-    "results as they finish are records, each with nine fields; the peers are faster here than the goal supposed",
+    "each result is a record with nine fields; and the others are faster here than the goal supposed",
 )
 def queues(plan: Plan) -> Findings:
-    """Each system at the best of a few settings, which are tried once each with fewer tasks."""
-    tasks, found = plan.size(400_000, 60_000), Findings()
-
-    def settings(name: str, function: object, option: str, values: Sequence[object]) -> list[Case]:
-        return [
-            Case(f"{name}, {option}={v}", function, {"job": "echo", "tasks": tasks // 4, option: v})  # type: ignore[arg-type]
-            for v in values
-        ]
-
-    systems = {
-        "faster-fifo": settings("faster-fifo put_many, get_many", peers.fifo_many, "many", (100, 1000)),
-        "queue": [case("multiprocessing.Queue", peers.queue_one, job="echo", tasks=tasks)],
-        "mpire": settings("mpire", peers.mpire_map, "chunk", (None, 1000, 10_000)),
-        "joblib": settings("joblib", peers.joblib_map, "batch", ("auto", 1000, 10_000)),
-        "pebble": settings("Pebble", peers.pebble_map, "chunk", (1000, 10_000)),
-        "executor": settings("ProcessPoolExecutor", peers.executor_map, "chunk", (1000, 10_000)),
-    }
-    chosen = [case("shmqueue", ours.ours_run, job="echo", tasks=tasks)]
-    for cases in systems.values():
-        for best in best_setting(cases, found.notes) if len(cases) > 1 else cases:
-            chosen.append(Case(best.name, best.function, {**best.arguments, "tasks": tasks}))
+    """Compare with each system at its best setting. Each setting is tried once, with fewer tasks."""
+    tasks = plan.size(400_000, 60_000)
+    found = Findings()
+    shared = {"job": "echo", "tasks": tasks}
+    fewer = {"job": "echo", "tasks": tasks // 4}
+    chosen = [case("shmqueue", ours.ours_run, **shared)]
+    for name, function, option, values in SETTINGS:
+        if option:
+            tries = [Case(f"{name}, {option}={value}", function, {**fewer, option: value}) for value in values]
+            best = best_setting(tries, found.notes)
+        else:
+            best = [Case(name, function, shared)]
+        chosen += [Case(each.name, each.function, {**each.arguments, **shared}) for each in best]
     rates = samples(chosen, plan.repetitions, found.notes)
     for each in chosen[1:]:
         if each.name in rates:
-            judged = each.function not in (peers.pebble_map, peers.executor_map)
-            found.lines.append(_versus(rates, [each.name], at_least(8) if judged else None))
+            goal = None if each.function in WITHOUT_GOAL else at_least(8)
+            found.lines.append(_versus(rates, [each.name], goal))
     return found
 
 
 @row(
     "floor: packing loop plus dispatch loop, no synchronization, over the cores",
-    "the floor has no clock, no outcome and no account of tasks; the table of costs says what each takes",
+    "the floor has no clock, no outcomes and no account of tasks; the tables of processor time say what each costs",
 )
 def floor(plan: Plan) -> Findings:
-    tasks, found = plan.size(1_000_000, 150_000), Findings()
+    tasks = plan.size(1_000_000, 150_000)
+    found = Findings()
     cases = [case("shmqueue", ours.ours_map, job="noop", tasks=tasks), case("the loops alone", floor_rate, tasks=tasks)]
     rates = samples(cases, plan.repetitions, found.notes)
-    us, them = rates["shmqueue"], rates["the loops alone"]
-    found.lines.append(Line("the loops alone", us, "tasks/s", them, them.over(us), goal=at_most(1.3)))
+    us = rates["shmqueue"]
+    them = rates["the loops alone"]
+    line = Line("the loops alone", ours=us, unit="tasks/s", theirs=them, figure=them.over(us), goal=at_most(1.3))
+    found.lines.append(line)
     return found
 
 
 @row(
     "64 workers on these cores, against as many as there are cores",
-    "shares of the ring, and with them claims, are smaller, and the kernel switches between more processes",
+    "each worker's share of the ring is smaller, so claims are smaller; and the kernel switches between more processes",
 )
 def workers(plan: Plan) -> Findings:
-    tasks, found = plan.size(500_000, 150_000), Findings()
+    tasks = plan.size(500_000, 150_000)
+    found = Findings()
     cases = [
         case("shmqueue", ours.ours_steady, job="noop", tasks=tasks, workers=64),
         case(f"shmqueue, {CORES} workers", ours.ours_steady, job="noop", tasks=tasks, workers=CORES),
     ]
     rates = samples(cases, plan.repetitions, found.notes)
     found.lines.append(_versus(rates, [cases[1].name], at_least(0.8)))
-    found.notes.append("measured once all workers have started")
+    found.notes.append("all workers have started before")
     return found
 
 
 @row("each way to synchronize")
 def variants(plan: Plan) -> Findings:
-    """No-op tasks, values returned, and one task to idle workers, for every strategy."""
-    tasks, times, found = plan.size(300_000, 60_000), plan.size(300, 100), Findings()
+    """Measure no-op tasks, values returned, and one task to idle workers, for every strategy."""
+    tasks = plan.size(300_000, 60_000)
+    times = plan.size(300, 100)
+    found = Findings()
     names = list(ours.strategies())
     series: dict[str, list[Sample | None]] = {}
     for title, function, arguments in (
@@ -226,7 +243,8 @@ def variants(plan: Plan) -> Findings:
 
 @row("where the processor time of a task goes")
 def task_costs(plan: Plan) -> Findings:
-    tasks, found = plan.size(500_000, 150_000), Findings()
+    tasks = plan.size(500_000, 150_000)
+    found = Findings()
     for job in ("noop", "echo"):
         runs = alternate([case("shmqueue", costs.ours_costs, job=job, tasks=tasks)], plan.repetitions, found.notes)
         for side in ("supervisor", "workers"):

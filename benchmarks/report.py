@@ -1,4 +1,4 @@
-"""BENCHMARKS.md, and the same as text on the terminal."""
+"""Write BENCHMARKS.md, and the same figures as text for the terminal."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from benchmarks.harness import CORES, ROOT, ROWS, Curve, Findings, Line, Plan, R
 PEERS = ("faster-fifo", "joblib", "mpire", "pebble")
 
 NOT_EQUIVALENT = """\
-- `Pool`, `ProcessPoolExecutor`, joblib, mpire and Pebble carry any Python object, by pickle. shmqueue carries bytes,
-  text and flat structures only. On the tasks measured here, bytes, both do the same.
-- `Pool.map` and joblib hold all tasks and all values in memory, and `imap_unordered` reads its whole input ahead;
-  shmqueue reads as there is room. Its rates include that.
-- shmqueue keeps an account of every task, so that each has one outcome whatever is killed; times every task, or every
-  run of short ones; and its iterator as they finish gives a record with function, payload, status, attempts, worker and
-  seconds. `Pool` gives the value alone, and waits for ever when a worker is killed.
-- faster-fifo and `multiprocessing.Queue` are queues, not pools. There and back through two of them is compared, with a
-  loop that calls the function in between; they know nothing of tasks. They allow several producers, where shmqueue
-  has one: in faster-fifo's scenarios it sends as many tasks as all their producers together.
-- Chunk sizes of `Pool` are chosen by hand here, the best of several for these very tasks. Batches of shmqueue size
+- `Pool`, `ProcessPoolExecutor`, joblib, mpire and Pebble pickle their arguments, so they carry any Python object.
+  shmqueue carries bytes, text and flat structures only. The tasks measured here are bytes, and both sides do the same.
+- `Pool.map` and joblib hold all tasks and all values in memory. `imap_unordered` reads its whole input ahead. shmqueue
+  reads its input only while there is room. Its rates include the cost of that.
+- shmqueue keeps an account of every task, so each task has one outcome whatever is killed. It measures the time of
+  every task, or of every run of short ones. As they finish, its results are records with function, payload, status,
+  attempts, worker and seconds. `Pool` returns the value alone, and waits for ever when a worker is killed.
+- faster-fifo and `multiprocessing.Queue` are queues, not pools. They know nothing of tasks. Tasks go through one queue,
+  a loop calls the function, and values come back through a second queue. These queues allow several producers; shmqueue
+  has one. In faster-fifo's scenarios it sends as many tasks as all their producers together.
+- The chunk sizes of `Pool` were chosen by hand: the best of several for these very tasks. The batches of shmqueue size
   themselves in all rows but the one that sets them.
-- `xargs` and GNU parallel do not keep the output of each line apart as a value, with its time and its exit code;
+- `xargs` and GNU parallel do not keep the output of each line as a value of its own, with its time and its exit code.
   `xargs` mixes the output of lines that run at the same time.
-- The floor is not a system. Nothing that keeps its processes apart and tells its tasks apart can reach it.
-- Rates include the start and the end of workers on both sides, except where a row says otherwise. Where it says
+- The floor is not a system. No system that keeps processes and tasks apart can reach it.
+- Rates include the start and the end of the workers on both sides, unless a row says otherwise. Where a row says
   "processes running already", both sides have done the same tasks once before, in the same processes.
-- A list schedule is not a system either. It gives each task, in input order, to the first worker that is free, at no
-  cost, and is computed from the times that the tasks of the same run took. It is not the best schedule there is: a
-  makespan may be a little below it.
+- A list schedule is not a system either. It gives each task, in input order, to the first free worker, at no cost. It
+  is computed from the times that the tasks took in the same run. It is not the best schedule there is, so a makespan
+  may be a little below it.
 """
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """Return what the figures depend on."""
     versions = []
     for name in PEERS:
         try:
@@ -77,10 +77,15 @@ def verdict(line: Line) -> str:
 
 
 def cells(line: Line) -> list[str]:
-    """A comparison as the cells of the table: against, ours, theirs, figure, goal, verdict."""
-    theirs = line.theirs.text(line.unit) if line.theirs else "–"
-    goal = line.goal.text().strip() if line.goal else "–"
-    return [line.against, line.ours.text(line.unit), theirs, line.figure.text(line.figure_unit), goal, verdict(line)]
+    """Return a comparison as the cells of the table: against, ours, theirs, figure, goal, verdict."""
+    return [
+        line.against,
+        line.ours.text(line.unit),
+        line.theirs.text(line.unit) if line.theirs else "–",
+        line.figure.text(line.figure_unit),
+        line.goal.text().strip() if line.goal else "–",
+        verdict(line),
+    ]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -89,7 +94,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def summary(done: Mapping[str, Findings], failed: Mapping[str, str]) -> str:
-    """The table of goals and figures."""
+    """Return the table of goals and figures."""
     rows = []
     for name, found in done.items():
         for at, line in enumerate(found.lines):
@@ -102,19 +107,19 @@ def curve_table(curve: Curve) -> str:
     names = list(curve.series)
     rows = []
     for at, x in enumerate(curve.x):
+        label = f"{x:,}" if isinstance(x, int) else str(x)
         found = [curve.series[name][at] for name in names]
-        rows.append([f"{x:,}" if isinstance(x, int) else str(x), *(s.text(curve.unit) if s else "–" for s in found)])
+        rows.append([label, *(sample.text(curve.unit) if sample else "–" for sample in found)])
     return table([curve.label, *names], rows)
 
 
 def text(name: str, found: Findings) -> str:
-    """What a row found, for the terminal."""
+    """Return what a row found as text for the terminal."""
     lines = [f"{name}: {ROWS[name].title}"]
     for line in found.lines:
         against, us, them, figure, goal, met = cells(line)
-        lines.append(
-            f"  {against}: {us} against {them}; {figure}" + (f", goal {goal}: {met.strip('*')}" if met else "")
-        )
+        judged = f", goal {goal}: {met.strip('*')}" if met else ""
+        lines.append(f"  {against}: {us} against {them}; {figure}{judged}")
     for curve in found.curves:
         lines.append(f"  {curve.title}")
         lines += ["    " + line.replace("|", " ") for line in curve_table(curve).splitlines() if "---" not in line]
@@ -122,27 +127,35 @@ def text(name: str, found: Findings) -> str:
 
 
 def _missed(rows: Sequence[tuple[Row, Findings]]) -> str:
-    """Why rows missed their goals."""
-    missed = [(row, [line for line in found.lines if line.met is False]) for row, found in rows]
+    """Return a list of the rows that missed their goals, with the reasons."""
     lines = []
-    for row, bad in missed:
-        if bad:
-            figures = "; ".join(
-                f"{number(x.figure.median)} {x.figure_unit}, goal {x.goal.text()}" for x in bad if x.goal
-            )
-            lines.append(f"- {row.title}: {figures}" + (f". Why: {row.reason}." if row.reason else "."))
+    for row, found in rows:
+        missed = [line for line in found.lines if line.met is False and line.goal]
+        if missed:
+            figures = [f"{number(x.figure.median)} {x.figure_unit}, goal {x.goal.text()}" for x in missed if x.goal]
+            reason = f" Why: {row.reason}." if row.reason else ""
+            lines.append(f"- {row.title}: {'; '.join(figures)}.{reason}")
     return "\n".join(lines) or "None."
 
 
+def _preface(plan: Plan, seconds: float) -> str:
+    lines = [
+        f"Written by `python -m benchmarks{' --quick' if plan.quick else ''}` in {seconds / 60:.1f} minutes.",
+        f"Figures are medians of {plan.repetitions} or more repetitions, with the range in parentheses.",
+        "The systems take turns. A ratio is taken repetition by repetition.",
+        "All values were checked before a rate was printed.",
+        "`python -m benchmarks --rows NAME …` measures single rows. It writes no file unless `--out` names one.",
+    ]
+    if plan.quick:
+        lines.append("With `--quick` there are fewer tasks than the rows say.")
+    return "\n".join(lines)
+
+
 def write(path: Path, plan: Plan, done: Mapping[str, Findings], failed: Mapping[str, str], seconds: float) -> None:
-    """Write BENCHMARKS.md, and the plots where matplotlib is there."""
+    """Write BENCHMARKS.md, and the plots if matplotlib is installed."""
     pieces = [
         "# Benchmarks",
-        f"Written by `python -m benchmarks{' --quick' if plan.quick else ''}` in {seconds / 60:.1f} minutes.\n"
-        f"Figures are medians of {plan.repetitions} or more repetitions, the systems taking turns, with the range in\n"
-        "parentheses; a ratio is taken repetition by repetition. All values were checked before a rate was printed."
-        "\n`python -m benchmarks --rows NAME …` measures single rows; it writes no file unless `--out` names one."
-        + ("\nWith `--quick` there are fewer tasks than the rows say." if plan.quick else ""),
+        _preface(plan, seconds),
         "\n".join(f"- {name}: {value}" for name, value in machine().items()),
         "## Goals and figures",
         summary(done, failed),

@@ -19,12 +19,14 @@ import time
 
 import pyte
 
-COLUMNS, LINES, SECONDS = 106, 14, 6.0
+COLUMNS = 106
+LINES = 14
+SECONDS = 6.0  # from the start of the run to the picture
 HERE = pathlib.Path(__file__).parent
 
 
 def tasks() -> str:
-    """Work of several kinds, some of which fails."""
+    """Return tasks of several kinds. Some of them fail."""
     lines = []
     for i in range(4000):
         lines += [f"echo {i}", "sha256 shmqueue.py", "sleep 0.02"]
@@ -34,7 +36,7 @@ def tasks() -> str:
 
 
 def film(path: str) -> pyte.Screen:
-    """The screen of a run, some seconds after its start."""
+    """Return the screen of a run SECONDS after its start."""
     screen = pyte.Screen(COLUMNS, LINES)
     stream = pyte.ByteStream(screen)
     ours, theirs = pty.openpty()
@@ -54,9 +56,11 @@ def film(path: str) -> pyte.Screen:
 
 
 def draw(lines: list[str]) -> str:
-    """Lines of text as an SVG picture."""
-    wide, high = 8.4, 19
-    width, height = round(COLUMNS * wide + 24), len(lines) * high + 20
+    """Return lines of text as an SVG picture."""
+    wide = 8.4  # of a character
+    high = 19  # of a line
+    width = round(COLUMNS * wide + 24)
+    height = len(lines) * high + 20
     rows = "\n".join(
         f'<text x="12" y="{20 + high * at}" xml:space="preserve" textLength="{len(line) * wide:.1f}">'
         f"{html.escape(line)}</text>"

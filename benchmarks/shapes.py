@@ -1,11 +1,27 @@
-"""Rows: what is not a rate. Balance, latency, memory, commands, idling, the screen."""
+"""Rows that are not rates: balance, latency, memory, commands, idling, the screen."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from benchmarks import commands, ours, peers
-from benchmarks.harness import Curve, Findings, Goal, Line, Plan, Sample, alternate, at_most, case, number, row, samples
+from benchmarks.harness import (
+    Case,
+    Curve,
+    Findings,
+    Goal,
+    Line,
+    Plan,
+    Sample,
+    absolute,
+    alternate,
+    at_most,
+    case,
+    number,
+    ratio,
+    row,
+    samples,
+)
 from benchmarks.jobs import LONGEST_SPIN, SHAPES
 
 
@@ -13,35 +29,42 @@ def _figures(runs: list[Any], name: str) -> Sample:
     return Sample([run[name] for run in runs])
 
 
+def _beside_others(cases: list[Case], plan: Plan, unit: str, goal: Goal) -> Findings:
+    """Set a goal for our own figure, and show each other system beside it. The first case is ours."""
+    found = Findings()
+    measured = samples(cases, plan.repetitions, found.notes)
+    us = measured["shmqueue"]
+    for name in list(measured)[1:]:
+        found.lines.append(absolute(name, us, measured[name], unit=unit, goal=goal))
+    return found
+
+
 @row("uneven tasks (4,000 of 50 µs, then 40 of 20 ms): makespan over ideal")
 def uneven(plan: Plan) -> Findings:
-    found = Findings()
     cases = [
         case("shmqueue", ours.ours_uneven),
         case("Pool.map", peers.pool_uneven, method="map", chunk=None),
         case("Pool.map, chunks of 10", peers.pool_uneven, method="map", chunk=10),
         case("Pool.imap_unordered", peers.pool_uneven, method="imap_unordered", chunk=None),
     ]
-    over = samples(cases, plan.repetitions, found.notes)
-    us = over["shmqueue"]
-    for name in list(over)[1:]:
-        found.lines.append(Line(name, us, "", over[name], us, "", at_most(1.05, "")))
-    found.notes.append("tasks keep a core busy for a time by the clock; measured once all workers have started")
+    found = _beside_others(cases, plan, "", at_most(1.05, ""))
+    found.notes.append("each task keeps a core busy for a fixed time; all workers have started before")
     return found
 
 
 def _over_list_schedule(plan: Plan, row: str) -> Findings:
-    """The makespan over that of a list schedule. They are the same if nothing waited that could run."""
+    """Compare makespans with those of a list schedule. The ratio is 1 if no task waited while a worker was free."""
     found = Findings()
     for shape in SHAPES[row]:
         cases = [case("shmqueue", ours.ours_scheduled, row=row, shape=shape)]
         (runs,) = alternate(cases, plan.repetitions + 2, found.notes).values()
-        us, ideal = _figures(runs, "makespan"), _figures(runs, "schedule")
-        found.lines.append(Line(f"list schedule, {shape}", us, "s", ideal, us.over(ideal), goal=at_most(1.05)))
+        makespan = _figures(runs, "makespan")
+        schedule = _figures(runs, "schedule")
+        found.lines.append(ratio(f"list schedule, {shape}", makespan, schedule, unit="s", goal=at_most(1.05)))
     found.notes.append(
-        "the list schedule is computed from the times that the tasks of the same run took; tasks of up to "
-        f"{LONGEST_SPIN // 1000} ms keep a core busy, longer ones sleep; {ours.PAIR} workers, which have started and "
-        f"have run {len(ours.GROW):,} no-ops"
+        "the list schedule is computed from the times that the tasks took in the same run; tasks of up to "
+        f"{LONGEST_SPIN // 1000} ms keep a core busy, longer ones sleep; {ours.PAIR} workers have started and "
+        f"run {len(ours.GROW):,} no-ops before"
     )
     return found
 
@@ -71,24 +94,20 @@ def late(plan: Plan) -> Findings:
     found = Findings()
     cases = [case("shmqueue", ours.ours_late, before=20_000, after=3_000)]
     us = samples(cases, plan.repetitions, found.notes)["shmqueue"]
-    found.lines.append(Line("–", us, "results", None, us, "results", at_most(2, "results")))
-    found.notes.append(f"the long task sleeps, and is one of them; {ours.PAIR} workers, which have started")
+    found.lines.append(absolute("–", us, None, unit="results", goal=at_most(2, "results")))
+    found.notes.append(f"the long task sleeps, and its result is one of them; {ours.PAIR} workers have started before")
     return found
 
 
-@row("one task to idle workers, submit to start, median", "submit itself, which is Python, takes more than half of it")
+@row("one task to idle workers, submit to start, median", "submit itself takes more than half of it, and is Python")
 def latency(plan: Plan) -> Findings:
-    times, found = plan.size(1000, 200), Findings()
+    times = plan.size(1000, 200)
     cases = [
         case("shmqueue", ours.ours_wake, times=times),
         case("Pool.apply", peers.pool_wake, times=times),
         case("a bare pipe", peers.pipe_wake, times=times),
     ]
-    waits = samples(cases, plan.repetitions, found.notes)
-    us = waits["shmqueue"]
-    for name in list(waits)[1:]:
-        found.lines.append(Line(name, us, "µs", waits[name], us, "µs", at_most(25, "µs")))
-    return found
+    return _beside_others(cases, plan, "µs", at_most(25, "µs"))
 
 
 @row("supervisor's peak memory, by lines of a task file")
@@ -100,16 +119,19 @@ def memory(plan: Plan) -> Findings:
             case("Pool.map", commands.pool_memory, lines=lines),
         ]
         peaks = samples(cases, plan.repetitions, found.notes)
-        us, them = peaks["shmqueue"], peaks.get("Pool.map")
-        found.lines.append(Line(f"Pool.map, {lines:,} lines", us, "MiB", them, us, "MiB", at_most(40, "MiB")))
-    few, many = found.lines[0].ours, found.lines[1].ours
-    found.lines.append(Line("itself, with fewer lines", many, "MiB", few, many.over(few), goal=at_most(1.05)))
+        against = f"Pool.map, {lines:,} lines"
+        us = peaks["shmqueue"]
+        them = peaks.get("Pool.map")
+        found.lines.append(absolute(against, us, them, unit="MiB", goal=at_most(40, "MiB")))
+    few, many = (line.ours for line in found.lines)
+    found.lines.append(ratio("itself, with fewer lines", many, few, unit="MiB", goal=at_most(1.05)))
     return found
 
 
 @row("2,000 lines of `true` with --shell", "the worker starts each shell through subprocess, in Python")
 def shell(plan: Plan) -> Findings:
-    lines, found = plan.size(2000, 400), Findings()
+    lines = plan.size(2000, 400)
+    found = Findings()
     cases = [
         case("shmqueue", commands.ours_shell, lines=lines),
         case("xargs -P", commands.xargs_shell, lines=lines),
@@ -118,42 +140,47 @@ def shell(plan: Plan) -> Findings:
     times = samples(cases, plan.repetitions, found.notes)
     for name, goal in (("xargs -P", at_most(1.2)), ("GNU parallel", None)):
         if name in times:
-            us, them = times["shmqueue"], times[name]
-            found.lines.append(Line(name, us, "s", them, us.over(them), goal=goal))
+            found.lines.append(ratio(name, times["shmqueue"], times[name], unit="s", goal=goal))
     return found
 
 
 @row("idle, 8 workers, share of a core")
 def idle(plan: Plan) -> Findings:
-    seconds, found = plan.size(15, 4), Findings()
+    seconds = plan.size(15, 4)
+    found = Findings()
     shares = samples([case("shmqueue", commands.ours_idle, workers=8, seconds=seconds)], plan.repetitions, found.notes)
     us = shares["shmqueue"]
-    found.lines.append(Line("–", us, "%", None, us, "%", Goal("<", 0.5, "%")))
+    found.lines.append(absolute("–", us, None, unit="%", goal=Goal("<", 0.5, "%")))
     found.notes.append(f"a command whose input, a pipe, is silent for {seconds} s; supervisor and workers together")
     return found
 
 
 @row(
     "the screen, on against off",
-    "two runs of a second differ by as much; what drawing itself takes is in the first line",
+    "two runs of a second differ by as much; the first line says what drawing itself takes",
 )
 def screen(plan: Plan) -> Findings:
-    lines, found = plan.size(1_500_000, 300_000), Findings()
+    lines = plan.size(1_500_000, 300_000)
+    found = Findings()
     drawing = samples([case("drawing", ours.ours_drawing, tasks=lines)], plan.repetitions, found.notes)["drawing"]
-    found.lines.append(Line("all the time, by the time it draws", drawing, "%", None, drawing, "%", at_most(2, "%")))
+    found.lines.append(absolute("all the time, by the time it draws", drawing, None, unit="%", goal=at_most(2, "%")))
     cases = [case(f"screen {state}", commands.ours_screen, lines=lines, screen=state) for state in ("on", "off")]
     runs = alternate(cases, plan.repetitions + 2, found.notes)
-    for name, unit, sign in (("rate", "tasks/s", -1), ("cpu", "µs", 1)):
+    for name, unit, sign, against in (
+        ("rate", "tasks/s", -1, "off, by time"),
+        ("cpu", "µs", 1, "off, by processor time a task"),
+    ):
         on, off = (_figures(runs[each.name], name) for each in cases)
         share = Sample([sign * 100 * (value - 1) for value in on.over(off).values])
-        what = "off, by time" if name == "rate" else "off, by processor time a task"
-        found.lines.append(Line(what, on, unit, off, share, "%", at_most(2, "%")))
+        line = Line(against, ours=on, unit=unit, theirs=off, figure=share, figure_unit="%", goal=at_most(2, "%"))
+        found.lines.append(line)
     return found
 
 
 @row("from the command to the first task, and to the end of 100 tasks")
 def start(plan: Plan) -> Findings:
-    tasks, found = 100, Findings()
+    tasks = 100
+    found = Findings()
     cases = [
         case("shmqueue --call", commands.ours_start, tasks=tasks),
         case("script with Pool.map", commands.pool_start, tasks=tasks),
@@ -161,21 +188,23 @@ def start(plan: Plan) -> Findings:
         case("xargs -P", commands.xargs_start, tasks=tasks),
     ]
     runs = alternate(cases, plan.repetitions + 2, found.notes)
-    for until in ("first", "all"):
-        for us, them in ((cases[0].name, cases[1].name), (cases[2].name, cases[3].name)):
+    pairs = ((cases[0].name, cases[1].name), (cases[2].name, cases[3].name))
+    for until, what in (("first", "first task"), ("all", f"all {tasks}")):
+        for us, them in pairs:
             if us in runs and them in runs:
                 mine, other = (_figures(runs[name], until).scaled(1000) for name in (us, them))
-                what = f"{them} ({us}), " + ("first task" if until == "first" else f"all {tasks}")
-                found.lines.append(Line(what, mine, "ms", other, mine.over(other)))
+                found.lines.append(ratio(f"{them} ({us}), {what}", mine, other, unit="ms"))
     return found
 
 
 @row("faster-fifo's own scenarios, in small")
 def scenarios(plan: Plan) -> Findings:
-    """Messages from some producers to some consumers, a tenth of what faster-fifo publishes; seconds."""
-    found, part = Findings(), plan.size(10, 100)
+    """Measure seconds for a tenth of the messages that faster-fifo's published benchmark sends."""
+    found = Findings()
+    part = plan.size(10, 100)
     shapes = [(1, 1, 200_000), (1, 2, 200_000), (1, 10, 200_000), (10, 1, 100_000), (3, 20, 100_000)]
-    shapes += [] if plan.quick else [(20, 3, 50_000), (20, 20, 50_000)]
+    if not plan.quick:
+        shapes += [(20, 3, 50_000), (20, 20, 50_000)]
     series: dict[str, list[Sample | None]] = {}
     labels = []
     for producers, consumers, published in shapes:
@@ -194,6 +223,6 @@ def scenarios(plan: Plan) -> Findings:
     title = "faster-fifo's own scenarios, in small: producers to consumers, seconds"
     found.curves.append(Curve(title, "scenario", labels, series, unit="s"))
     found.notes.append(
-        "shmqueue has one producer: it sends what all producers send, and also knows afterwards that each was received"
+        "shmqueue has one producer, which sends the messages of all producers; it also knows that each was received"
     )
     return found

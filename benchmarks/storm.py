@@ -1,11 +1,13 @@
-"""The same storm on shmqueue and on its peers: a random worker is killed every so often, and what becomes of the tasks?
+"""Kill random workers of shmqueue and of other systems, and count what becomes of the tasks.
 
     python benchmarks/storm.py [--tasks N] [--workers N] [--every SECONDS] [--only NAME ...]
 
-Requirements: pebble, loky, mpire from PyPI (pip install pebble loky mpire). What is not installed is named and left
-out. Each contender is a process of its own. Its function notes its process where it has not done so, then sleeps for a
-millisecond. From outside, one of those that live is sent SIGKILL at random intervals. A contender that shows no new
-outcome for --patience seconds hangs, and is ended.
+It compares with pebble, loky and mpire (pip install pebble loky mpire). It names what is not installed, and leaves it
+out.
+
+Each contender runs in a process of its own. A task writes the id of its worker into a file, once for each worker, and
+sleeps for a millisecond. This process sends SIGKILL to a random live worker at random intervals. A contender that shows
+no new outcome for --patience seconds hangs, and is ended.
 """
 
 import argparse
@@ -45,29 +47,32 @@ def work_bytes(payload: bytes) -> bytes:
 
 
 class Tally:
-    """What a contender has got so far; told to the outside a few times a second."""
+    """The outcomes of a contender so far. It reports them to the outside a few times a second."""
 
     def __init__(self) -> None:
-        self.values, self.errors, self.seen, self.told = 0, 0, set(), 0.0
+        self.values = 0
+        self.errors = 0
+        self.seen = set()
+        self.reported = 0.0
 
     def value(self, number: int, value: int) -> None:
         assert value == number + 1, (number, value)  # noqa: S101
         self.values += number not in self.seen
         self.seen.add(number)
-        self.tell()
+        self.report()
 
     def error(self, number: int) -> None:
         self.errors += number not in self.seen
         self.seen.add(number)
-        self.tell()
+        self.report()
 
-    def tell(self, end: str = "") -> None:
-        if end or time.monotonic() - self.told > 0.1:
-            self.told = time.monotonic()
+    def report(self, end: str = "") -> None:
+        if end or time.monotonic() - self.reported > 0.1:
+            self.reported = time.monotonic()
             print(json.dumps([self.values, self.errors, end]), flush=True)
 
 
-# The contenders. Each leaves an exception of the executor as a whole to its caller.
+# The contenders. If the executor as a whole fails, they leave the exception to their caller.
 
 
 def with_shmqueue(tasks: int, workers: int, tally: Tally, retries: int = 0) -> None:
@@ -94,7 +99,7 @@ def with_pool(tasks: int, workers: int, tally: Tally) -> None:
 
 
 def from_futures(futures: dict, tally: Tally, broken: tuple) -> None:
-    """Futures of single tasks; `broken` are the errors that mean the end of the executor."""
+    """Count the futures of single tasks. `broken` are the errors that end the executor as a whole."""
     import concurrent.futures
 
     end = None
@@ -146,7 +151,7 @@ def with_mpire(tasks: int, workers: int, tally: Tally) -> None:
             tally.value(value - 1, value)
 
 
-CONTENDERS = {  # label: the module that it needs, and the function
+CONTENDERS = {  # label: the module that it needs, its function
     "shmqueue": ("shmqueue", with_shmqueue),
     "shmqueue, retries=3": ("shmqueue", with_shmqueue_retries),
     "multiprocessing.Pool": ("multiprocessing", with_pool),
@@ -158,21 +163,22 @@ CONTENDERS = {  # label: the module that it needs, and the function
 
 
 def compete(label: str, tasks: int, workers: int) -> None:
-    """In the contender's process."""
-    tally, end = Tally(), "finished"
+    """Run one contender in this process, and end the process."""
+    tally = Tally()
+    end = "finished"
     try:
         CONTENDERS[label][1](tasks, workers, tally)
     except BaseException as error:
         end = f"gave up: {type(error).__name__}"
-    tally.tell(end)
-    os._exit(0)  # not waiting for what may hang
+    tally.report(end)
+    os._exit(0)  # An ordinary exit could wait for something that hangs.
 
 
 # From outside.
 
 
 def stat_of(pid: int) -> tuple[int, str]:
-    """The session and the state of a process; (0, "") where it is gone."""
+    """Return the session and the state of a process, or (0, "") if it is gone."""
     try:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return int(fields[3]), fields[0].decode()
@@ -186,53 +192,89 @@ def session_members(session: int) -> list[int]:
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a contender, and remove what only it would have removed."""
+    """Kill what is left of a contender, and remove what nobody else removes."""
     for pid in session_members(process.pid):
         os.kill(pid, signal.SIGKILL)
     process.wait()
-    for path in glob.glob(f"/dev/shm/sem.loky-{process.pid}-*"):  # its tracker, killed with it, would have
+    # loky's resource tracker would remove these, but it was killed too.
+    for path in glob.glob(f"/dev/shm/sem.loky-{process.pid}-*"):
         os.unlink(path)
 
 
-def storm(label: str, options: argparse.Namespace) -> list[str]:
-    """One contender; its row."""
-    chance, kills, last_kills = random.Random(options.seed), 0, 0  # noqa: S311
-    with tempfile.TemporaryDirectory() as folder:
-        note = pathlib.Path(folder) / "workers"
-        note.touch()
+class Contest:
+    """The process of one contender, and what is seen of it from outside."""
+
+    def __init__(self, label: str, options: argparse.Namespace, note: pathlib.Path) -> None:
+        self._options = options
+        self._note = note
+        self._random = random.Random(options.seed)  # noqa: S311
+        self.kills = 0
+        self.kills_at_last_outcome = 0
+        self.reports = [[0, 0, ""]]
         command = [sys.executable, __file__, "--contender", label, "--tasks", str(options.tasks)]
-        process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [*command, "--workers", str(options.workers)], env={**os.environ, NOTE: str(note)},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        told = [[0, 0, ""]]
-        reader = threading.Thread(target=lambda: told.extend(map(json.loads, process.stdout)), daemon=True)
-        reader.start()
-        began = moved = time.monotonic()
-        due, done = began + options.every, -1
-        while process.poll() is None and time.monotonic() - moved < options.patience:
+        self._reader = threading.Thread(target=self._read_reports, daemon=True)
+        self._reader.start()
+
+    def _read_reports(self) -> None:
+        self.reports.extend(map(json.loads, self.process.stdout))
+
+    def kill_workers(self) -> None:
+        """Kill random workers until the contender has ended, or shows no new outcome for --patience seconds."""
+        last_outcome = time.monotonic()
+        next_kill = last_outcome + self._options.every
+        outcomes = -1
+        while self.process.poll() is None and time.monotonic() - last_outcome < self._options.patience:
             time.sleep(0.01)
-            now, (values, errors, _) = time.monotonic(), told[-1]
-            if values + errors != done:
-                done, moved, last_kills = values + errors, now, kills
-            if now < due or done < 1:
-                continue
-            due = now + options.every * chance.uniform(0.5, 1.5)
-            alive = [pid for pid in map(int, note.read_text().split()) if stat_of(pid)[0] == process.pid]
-            alive = [pid for pid in alive if stat_of(pid)[1] not in ("Z", "X")]
-            if alive and not told[-1][2]:
-                os.kill(chance.choice(alive), signal.SIGKILL)
-                kills += 1
+            now = time.monotonic()
+            values, errors, end = self.reports[-1]
+            if values + errors != outcomes:
+                outcomes = values + errors
+                last_outcome = now
+                self.kills_at_last_outcome = self.kills
+            if now >= next_kill and outcomes >= 1:
+                next_kill = now + self._options.every * self._random.uniform(0.5, 1.5)
+                workers = self._live_workers()
+                if workers and not end:
+                    os.kill(self._random.choice(workers), signal.SIGKILL)
+                    self.kills += 1
+
+    def _live_workers(self) -> list[int]:
+        """Return the noted processes that are in the contender's session and neither dead nor zombies."""
+        pids = map(int, self._note.read_text().split())
+        states = [(pid, *stat_of(pid)) for pid in pids]
+        return [pid for pid, session, state in states if session == self.process.pid and state not in ("Z", "X")]
+
+    def close(self) -> None:
+        end_session(self.process)
+        self._reader.join(5)
+        self.process.stdout.close()
+
+
+def storm(label: str, options: argparse.Namespace) -> list[str]:
+    """Run one contender and return its row of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        note = pathlib.Path(folder) / "workers"
+        note.touch()
+        contest = Contest(label, options, note)
+        began = time.monotonic()
+        contest.kill_workers()
         seconds = time.monotonic() - began
-        hung = process.poll() is None
-        end_session(process)
-        reader.join(5)
-        process.stdout.close()
-    values, errors, end = told[-1]
-    end = f"hung after {kills} kills" if hung else end or "died"
-    survived = kills if end == "finished" else max(0, last_kills - (not hung))
+        hung = contest.process.poll() is None
+        contest.close()
+    values, errors, end = contest.reports[-1]
+    if hung:
+        seconds -= options.patience
+        survived = contest.kills_at_last_outcome
+        told_end = f"hung after {contest.kills} kills"
+    else:
+        survived = contest.kills if end == "finished" else max(0, contest.kills_at_last_outcome - 1)
+        told_end = end or "died"
     numbers = [f"{number:,}" for number in (values, errors, options.tasks - values - errors, survived)]
-    return [label, *numbers, end, f"{seconds - (options.patience if hung else 0):.0f} s"]
+    return [label, *numbers, told_end, f"{seconds:.0f} s"]
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What all tests share: where the product is, a guard against hangs, one against leftovers, and the command line."""
+"""What all tests share: paths, a guard against hangs, a guard against leftovers, and the command line."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from hypothesis import settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "shmqueue.py"
-HANG = 120.0  # seconds after which a test is stuck; nothing here takes a tenth of it
+HANG = 120.0  # seconds after which a test counts as stuck; no test takes a tenth of it
 sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in sys.path]
 
 settings.register_profile("shmqueue", deadline=None, derandomize=True, database=None, max_examples=60)
@@ -24,25 +24,26 @@ settings.load_profile("shmqueue")
 
 
 SLOW = {"test_contract", "test_endings", "test_explorer", "test_hooks"}
-SLOW |= {"test_kill_at_store", "test_screen", "test_storm"}
+SLOW |= {"test_kill_at_store", "test_screen", "test_storm", "test_strategy"}
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(HANG))
-        if item.module.__name__.rpartition(".")[2] in SLOW:  # what they test does not depend on Python's version
+        # What these modules test does not depend on the version of Python.
+        if item.module.__name__.rpartition(".")[2] in SLOW:
             item.add_marker(pytest.mark.slow)
 
 
 def segments_of(pids):
-    """The files in shared memory that belong to runs of these processes."""
+    """Return the files in shared memory that belong to runs of these processes."""
     prefixes = tuple(f"shmq-{pid}-" for pid in pids)
-    return sorted(name for name in os.listdir("/dev/shm") if name.startswith(prefixes)) if prefixes else []
+    return sorted(name for name in os.listdir("/dev/shm") if name.startswith(prefixes))
 
 
 def wait_until(condition, seconds=30.0):
-    """Whether `condition()` became true; asked again and again."""
+    """Call `condition()` until it is true. Return False if it is still false after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -52,7 +53,7 @@ def wait_until(condition, seconds=30.0):
 
 
 def is_running(pid):
-    """Whether a process exists and is not merely waiting to be reaped."""
+    """Return True if a process exists and is not a zombie."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -62,13 +63,14 @@ def is_running(pid):
 
 @pytest.fixture
 def own_pids():
-    """The processes whose leftovers this test answers for; the tests add those that they start."""
+    """Return the processes whose leftovers this test has to answer for. A test adds each process that it starts."""
     return {os.getpid()}
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(own_pids):
-    before, children = set(segments_of(own_pids)), set(multiprocessing.active_children())
+    before = set(segments_of(own_pids))
+    children = set(multiprocessing.active_children())
     yield
     assert [name for name in segments_of(own_pids) if name not in before] == []
     assert [child for child in multiprocessing.active_children() if child not in children] == []
@@ -92,10 +94,12 @@ class Run(NamedTuple):
 
 
 class CommandLine:
-    """Starts `python shmqueue.py ...` in a folder of the test's own, with every Python warning shown."""
+    """Starts `python shmqueue.py ...` in the test's own folder, with every Python warning shown."""
 
     def __init__(self, folder, pids):
-        self.folder, self._pids, self._started = folder, pids, []
+        self.folder = folder
+        self._pids = pids
+        self._started = []
 
     def file(self, name, data):
         path = self.folder / name
@@ -103,7 +107,7 @@ class CommandLine:
         return str(path)
 
     def start(self, *arguments, script=SCRIPT, **options):
-        """A running process; binary streams, all piped unless `options` say otherwise."""
+        """Start a process and return it. Its streams are binary pipes unless `options` say otherwise."""
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         command = [sys.executable, "-W", "default", str(script), *map(str, arguments)]
         process = subprocess.Popen(command, **{"cwd": self.folder, "bufsize": 0, **streams, **options})
@@ -112,14 +116,14 @@ class CommandLine:
         return process
 
     def finish(self, process, data=None):
-        out, err = process.communicate(data, timeout=HANG / 2)
-        return Run(process.returncode, *((text or b"").decode("utf-8", "surrogateescape") for text in (out, err)))
+        out, err = ((text or b"").decode("utf-8", "surrogateescape") for text in process.communicate(data, HANG / 2))
+        return Run(process.returncode, out, err)
 
     def run(self, *arguments, stdin=b"", **options):
         return self.finish(self.start(*arguments, **options), stdin)
 
     def tasks(self, data, *arguments, **options):
-        """Run a file of these tasks; results come on standard output unless the arguments name another place."""
+        """Run a file of these tasks. Results go to standard output unless the arguments name another place."""
         where = () if "--results" in arguments else ("--results", "-")
         workers = () if {"-w", "--workers"} & set(arguments) else ("-w", "2")
         return self.run(self.file("tasks", data), *where, *workers, "--screen", "off", *arguments, **options)

@@ -562,7 +562,7 @@ class Seat:
             self._guard_half(half)
         queue.heap = Cells(self.words, queue.heap, "the heap", HEAP, 4096)
         if hasattr(queue, "states"):
-            first = (1 << 29) + queue.extra_offset
+            first = (1 << 29) + queue.state_offset
             queue.states = [
                 Cells(self.words, view, f"states {worker}", first + (worker << 10), 1, True)
                 for worker, view in enumerate(queue.states)
@@ -776,7 +776,7 @@ class World:
         asleep = {s + shmqueue.ASLEEP for s in status}
         self.shared = {shmqueue.SUPERVISOR_ASLEEP, shmqueue.CLAIMED, *asleep, *(s + shmqueue.LEAVE for s in status)}
         header = ("PUSHED", "CLAIMED", "DIRTY", "SUPERVISOR_ASLEEP")
-        fields = ("CLAIMS", "PUBLISHED", "ASLEEP", "READY", "LIMIT", "LEAVING", "HARVESTED", "LEAVE", "PID", "STARTED")
+        fields = ("CLAIMS", "PUBLISHED", "ASLEEP", "READY", "LIMIT", "LEAVING", "HARVESTED", "LEAVE", "PID")
         names = {getattr(shmqueue, name): name for name in header}
         names.update((s + getattr(shmqueue, name), name) for s in status for name in fields)
         names.update((first, "FIRST") for pair in self.firsts for first in pair)
@@ -798,7 +798,8 @@ class World:
             "Ledger": steered_ledger(self),
             "select": types.SimpleNamespace(poll=lambda: Poll(self), POLLIN=1),
             "time": types.SimpleNamespace(**clocks),
-            "multiprocessing": types.SimpleNamespace(get_context=lambda method: context, util=mock.Mock()),
+            "multiprocessing": types.SimpleNamespace(util=mock.Mock()),
+            "choose_context": lambda *arguments: context,
             "os": files,
             "write_file": files.write,
             "read_file": files.read,
@@ -961,7 +962,7 @@ class World:
         for _ in range(4):  # also what cancelled tasks and dead workers leave
             self.block(actor, DRAINING)
             self.engine.next_check = 0.0
-            with self.engine._whole():
+            with self.engine._must_complete():
                 self.engine.feed()
                 self.engine.harvest()
                 self.engine.check_workers(self.now)
@@ -1395,7 +1396,7 @@ class World:
 
     def _halt_wanted(self) -> None:
         handle, self.wanted = self.pool.processes[self.wanted], None
-        with self.engine._whole():
+        with self.engine._must_complete():
             self.engine.halt(handle)
 
     def _ready_to_wake(self) -> bool:

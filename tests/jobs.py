@@ -1,5 +1,7 @@
-"""Functions that the tests have workers call, and strategies they start them with. Top-level, so that workers that
-are not forked can import them."""
+"""Functions that workers call in tests, and strategies that tests start workers with.
+
+All are at the top level, so that workers can import them if they are not forked.
+"""
 
 import ctypes
 import faulthandler
@@ -43,7 +45,7 @@ def echo_record(payload: Record) -> Record | None:
 
 
 def quiet(payload: bytes) -> None:
-    """Returns nothing, as fast as can be."""
+    """Return nothing, as fast as possible."""
 
 
 def kind(payload):
@@ -79,12 +81,12 @@ def digest(payload: bytes) -> str:
 
 
 def blow_up(payload: str) -> bytes:
-    """So many bytes."""
+    """Return as many bytes as the payload says."""
     return pattern(int(payload))
 
 
 def pattern(size: int) -> bytes:
-    """Bytes that differ from place to place."""
+    """Return `size` bytes that differ from place to place."""
     return (bytes(range(256)) * (size // 256 + 1))[:size]
 
 
@@ -98,7 +100,7 @@ class Callable:
         return payload.upper()
 
 
-# Side effects: a line appended to the file that the payload names, before anything else.
+# Side effects. Before anything else, these functions append a line to the file that the payload names.
 
 
 def note(payload: str) -> None:
@@ -128,7 +130,7 @@ def note_and_hang(payload: str) -> None:
 
 
 def fail_twice(payload: str) -> str:
-    """Fails until the file has three lines."""
+    """Fail until the file has three lines."""
     note(payload)
     with open(payload.partition("|")[0], "rb") as file:
         lines = file.read().count(b"\n")
@@ -144,7 +146,7 @@ def wait_for_file(payload: str) -> str:
 
 
 def note_and_wait(payload: str) -> str:
-    """Note that it has begun, and wait for a file."""
+    """Note that the task has begun, then wait until a file exists."""
     path, text, gate = payload.split("|")
     note(f"{path}|{text}")
     return wait_for_file(gate)
@@ -165,7 +167,7 @@ _kept: list[bytes] = []
 
 
 def keep_memory(payload: str) -> str:
-    """Holds so many bytes more for as long as the process lives."""
+    """Hold as many more bytes as the payload says until the process ends."""
     _kept.append(b"x" * int(payload))
     time.sleep(0.01)
     return str(os.getpid())
@@ -208,7 +210,7 @@ def raise_interrupt(payload: bytes) -> None:
 
 
 class HostileError(Exception):
-    def __init__(self, first, second):  # two arguments: does not survive pickling
+    def __init__(self, first, second):  # With two arguments it cannot be unpickled.
         super().__init__(first)
 
     def __str__(self):
@@ -236,7 +238,7 @@ def exit_zero(payload: bytes) -> None:
 
 
 def segfault(payload: bytes) -> None:
-    faulthandler.disable()  # the test runner's
+    faulthandler.disable()  # The test runner has enabled it.
     ctypes.string_at(0)
 
 
@@ -286,12 +288,12 @@ def fork_and_raise(payload: bytes) -> None:
 
 
 def start_child(payload: bytes) -> str:
-    """A child that outlives the task; its pid."""
+    """Start a child that outlives the task. Return its pid."""
     return str(subprocess.Popen(["sleep", "600"]).pid)  # noqa: S607
 
 
 def start_child_in_session(payload: bytes) -> str:
-    """The same, out of the worker's group and session."""
+    """Do the same outside the worker's group and session."""
     return str(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)  # noqa: S607
 
 
@@ -352,16 +354,16 @@ def return_half_a_pair(payload: bytes) -> str:
     return "\ud800"
 
 
-# Strategies whose counters start elsewhere.
+# Strategies whose counters do not start at 0.
 
 
 class StartsLate(shmqueue.SharedTaskQueue):
-    """The queue of a run that has pushed `start` tasks already."""
+    """The queue of a run that has already pushed `start` tasks."""
 
     start = 0
 
     def __init__(self, segment, primitives):
-        if segment.words[0] != shmqueue.MAGIC:  # being made: nobody else has it yet
+        if segment.words[0] != shmqueue.MAGIC:  # It is being made, so no other process uses it yet.
             segment.words[shmqueue.PUSHED] = segment.words[shmqueue.CLAIMED] = self.start
         super().__init__(segment, primitives)
 
@@ -379,10 +381,11 @@ def signal_mask(payload: bytes) -> str:
 
 
 class Stalling:
-    """Says the x of a point; of the first it takes its time."""
+    """Return the x of a point. It takes `seconds` if x is 0."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.__name__ = seconds, "stalling"
+        self.seconds = seconds
+        self.__name__ = "stalling"
 
     def __call__(self, point: Point) -> bytes:
         if point.x == 0:
@@ -396,6 +399,6 @@ def kill_self(number: str) -> None:
 
 
 def nested_handler(payload: bytes) -> str:
-    """How SIGTERM is handled after a Supervisor was open in here."""
+    """Return how SIGTERM is handled after a Supervisor was open in this worker."""
     shmqueue.parallel_map(echo, [b"1"], workers=1, start_method="fork")
     return str(signal.getsignal(signal.SIGTERM))

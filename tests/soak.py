@@ -1,18 +1,18 @@
-"""The soak: workers are killed and stopped at random instants, and a ledger of side effects says what began.
+"""The soak: kill and stop workers at random instants for a long time, and check that nothing is lost.
 
     python -m tests.soak [--kills N] [--seed S] [--runs N] [--queue MODULE:CLASS]
 
-Each run is a process of its own, in a session of its own, with tens of thousands of tasks that return nothing, bytes,
-text or more than fits a slot. The function writes a line into the ledger before anything else: the task's number and
-its own process. Meanwhile this process sends SIGKILL and SIGSTOP (and SIGCONT later) to random workers, as fast as they
-come back. Afterwards the ledger, the outcomes and the machine are compared:
+Each run is a process of its own, in a session of its own. It has tens of thousands of tasks. They return nothing,
+bytes, text, or more than fits a slot. Before anything else, a task writes a line into a ledger: its number and its
+process. Meanwhile this process sends SIGKILL and SIGSTOP (and later SIGCONT) to random workers, as fast as new workers
+start. Afterwards it compares the ledger, the outcomes and the machine:
 
 - each task has exactly one outcome, and no value is wrong;
 - no task was started more than retries + 1 times;
 - a kill charges at most one task, and only killed workers have tasks charged;
 - nothing is left: no process, no segment, no temporary file, nothing on standard error.
 
-A run's seed decides what it does; the exit code is 1 if anything was violated.
+The seed of a run decides what the run does. The exit code is 1 if one of these is violated.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from typing import Any, NamedTuple
 import shmqueue
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-HANG = 90.0  # seconds without an outcome after which a run is stuck
+HANG = 90.0  # seconds without an outcome after which a run counts as stuck
 MANY = 1 << 20
 
 
 class Plan(NamedTuple):
-    """What one run does. brisk: tasks take microseconds, so that batches are large; ordered: through `map`."""
+    """What one run does. brisk: tasks take microseconds, so batches are large. ordered: tasks go through `map`."""
 
     kills: int  # SIGKILLs and SIGSTOPs
     method: str = "fork"
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     ordered: bool = False
     num_slots: int = 16384
     batch: int | None = None
-    tasks: int = 20_000  # at the least
+    tasks: int = 20_000  # at least
 
 
 PLANS = (
@@ -66,7 +66,7 @@ PLANS = (
 )
 
 
-# The tasks: what each one is given and returns follows from its number.
+# The tasks. The payload and the value of a task follow from its number.
 
 
 def mixed(number: int) -> int:
@@ -92,14 +92,14 @@ resting = True
 
 
 def open_ledger(path: str, brisk: bool) -> None:
-    """The initializer of every worker."""
+    """Open the ledger. This is the initializer of every worker."""
     global ledger, resting
     ledger, resting = os.open(path, os.O_WRONLY | os.O_APPEND), not brisk
 
 
 def work(payload: bytes) -> bytes | str | None:
     number = int(payload.partition(b" ")[0])
-    os.write(ledger, b"%d %d\n" % (number, os.getpid()))  # one write, which O_APPEND keeps whole
+    os.write(ledger, b"%d %d\n" % (number, os.getpid()))  # O_APPEND keeps one write whole.
     if payload != payload_of(number):
         raise ValueError(f"a wrong payload: {payload[:50]!r}")
     chance = mixed(number) // 1000 % 400
@@ -112,7 +112,7 @@ def work(payload: bytes) -> bytes | str | None:
 
 
 def run(plan: Plan, folder: pathlib.Path, queue: str) -> None:
-    """Put tasks through until the file `stop` appears; write the outcomes."""
+    """Run tasks until the file `stop` exists, and write their outcomes."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     module, _, name = queue.partition(":")
     stop = folder / "stop"
@@ -141,7 +141,7 @@ def run(plan: Plan, folder: pathlib.Path, queue: str) -> None:
 
 
 class Opener:
-    """open_ledger with its arguments."""
+    """A call of open_ledger, with its arguments, that can be pickled."""
 
     def __init__(self, path: str, brisk: bool) -> None:
         self.path, self.brisk = path, brisk
@@ -150,11 +150,11 @@ class Opener:
         open_ledger(self.path, self.brisk)
 
 
-# The weather: who is killed when.
+# The weather: which worker is killed, and when.
 
 
 def state_of(pid: int) -> str:
-    """A process's state as ps shows it; "" where it is gone."""
+    """Return the state of a process as ps shows it, or "" if it is gone."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -170,7 +170,7 @@ def session_of(pid: int) -> int:
 
 
 def processes_in(session: int) -> list[int]:
-    """The processes of a session that are not merely waiting to be reaped."""
+    """Return the processes of a session that are not zombies."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     return [pid for pid in pids if session_of(pid) == session and state_of(pid) not in ("", "Z", "X")]
 
@@ -180,20 +180,20 @@ def segments_of(pid: int) -> list[str]:
 
 
 class Worker:
-    """A worker of the run as seen from outside: by its words in the segment, which are only read."""
+    """A worker of the run, seen from outside. Its words in the segment are only read."""
 
     def __init__(self, words: memoryview, index: int) -> None:
         self.words = words
         self.at = (
             shmqueue.ctypes.sizeof(shmqueue.QueueHeader) + index * shmqueue.ctypes.sizeof(shmqueue.WorkerStatus)
         ) // 8
-        self.pid, self.fd, self.hit = 0, -1, False  # hit: it has been killed
-        self.known = 0  # how many batches it had claimed at first
+        self.pid, self.fd, self.hit = 0, -1, False  # hit: we have killed it
+        self.known = 0  # the number of batches claimed when this process was first seen
         self.hit_at = self.stopped_until = 0.0
-        self.early = False  # may be killed before it has begun to work
+        self.early = False  # True: it may be killed before it works
 
     def look(self, session: int, chance: random.Random) -> bool:
-        """Learn of a new process; whether there is one that has not been killed yet."""
+        """Take note of a new process. Return True if there is a process that we have not killed."""
         pid = self.words[self.at + shmqueue.PID]
         if pid != self.pid:
             self.close()
@@ -208,7 +208,7 @@ class Worker:
         return self.fd >= 0 and not self.hit
 
     def works(self) -> bool:
-        """Whether it has claimed tasks, or found none."""
+        """Return True if the worker has claimed tasks, or found none and sleeps."""
         return self.words[self.at + shmqueue.CLAIMS] != self.known or self.words[self.at + shmqueue.ASLEEP] > 0
 
     def send(self, number: int) -> bool:
@@ -225,7 +225,7 @@ class Worker:
 
 
 class Storm:
-    """One run, what is done to it, and what is found afterwards."""
+    """One run: what is done to it, and what is found afterwards."""
 
     def __init__(self, seed: int, plan: Plan | None = None, queue: str = "shmqueue:SharedTaskQueue") -> None:
         self.seed, self.plan, self.queue = seed, plan or PLANS[seed % len(PLANS)], queue
@@ -237,7 +237,7 @@ class Storm:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="shmqueue-soak-"))
 
     def rage(self) -> "Storm":
-        """The whole of it."""
+        """Start the run, disturb it, end it and judge it. Remove its folder if nothing was violated."""
         began = time.monotonic()
         (self.folder / "tmp").mkdir()
         for name in ("ledger", "outcomes"):
@@ -263,7 +263,7 @@ class Storm:
         return self
 
     def wait(self, process: Any, condition: Any) -> bool:
-        """Whether `condition()` came true before the run was stuck or ended."""
+        """Wait for `condition()`. Return False if the run ends or is stuck before it is true."""
         size, since = -1, time.monotonic()
         while not condition():
             if process.poll() is not None:
@@ -280,10 +280,10 @@ class Storm:
         return True
 
     def blow(self, process: Any) -> None:
-        """Kill and stop until it is enough, or the run ends."""
+        """Kill and stop workers until there were enough kills, or the run ends."""
         if not self.wait(process, lambda: segments_of(process.pid)):
             return
-        time.sleep(0.05)  # until it has its size
+        time.sleep(0.05)  # The segment gets its size meanwhile.
         with open(f"/dev/shm/{segments_of(process.pid)[0]}", "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         with mapped, memoryview(mapped) as view, view[: len(view) // 8 * 8].cast("Q") as words:
@@ -294,7 +294,8 @@ class Storm:
                 worker.close()
 
     def blow_at(self, process: Any, workers: list[Worker]) -> None:
-        chance, back = self.random, 0.02  # back: seconds that a worker takes to come back
+        chance = self.random
+        back = 0.02  # seconds from the kill of a worker until its successor works, on average
         size, since, looked, due = -1, time.monotonic(), 0.0, 0.0
         while len(self.killed) + self.stops < self.plan.kills:
             time.sleep(0.001)
@@ -329,7 +330,7 @@ class Storm:
                 worker.hit, worker.hit_at, worker.stopped_until = True, now, 0.0
 
     def end(self, process: Any) -> None:
-        """End what is left of the run, if it did not end by itself; note what is left if it did."""
+        """Kill the run if it has not ended by itself. If it has, note what it left behind."""
         if process.poll() is None:
             for pid in processes_in(process.pid):
                 os.kill(pid, signal.SIGKILL)
@@ -392,7 +393,10 @@ class Storm:
         self.charged += int(attempts) - (status == "ok") if not self.plan.ordered else 0
 
     def judge_charges(self, starts: dict[int, list[int]], outcomes: dict[int, str]) -> None:
-        """Each start that was not the successful last one was by a killed worker, and that worker has no other."""
+        """Check that every lost start belongs to a killed worker, and that no worker has two of them.
+
+        A start is lost unless it is the last one of a task that is ok.
+        """
         lost: dict[int, list[int]] = collections.defaultdict(list)
         for number, pids in starts.items():
             for pid in pids[:-1] if outcomes.get(number) == "ok" else pids:

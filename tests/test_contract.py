@@ -608,7 +608,9 @@ def lockf_without_repair():
 
 
 def single_lock_kept():
-    return type("Mistaken", (strategies["single_lock"],), {"kernel_unlocks": True})
+    strategy = strategies["single_lock"]
+    kept = type("Kept", (strategy.lock_type,), {"holder_died": shmqueue.KernelLock.holder_died})
+    return type("Mistaken", (strategy,), {"lock_type": kept})
 
 
 def robust_mutex_never_made_consistent(monkeypatch):
@@ -630,7 +632,7 @@ def slot_state_that_forgets_what_was_taken_back():
 
 
 def worker_lanes_taken_back_and_left_there():
-    return mistaken("worker_lanes", "dealt", "self.words[self.lanes[worker] + START] = stop", "pass")
+    return mistaken("worker_lanes", "dealt", "self.words[self.lanes[worker] + START] = span.end", "pass")
 
 
 MISTAKES = {

@@ -107,9 +107,9 @@ class CommitsFirst(SharedTaskQueue):
 
     claim = changed(
         SharedTaskQueue.claim,
-        "            self._fill_half(worker, first, count, ring_spans(first, count, self.num_slots))\n",
-        "            words[CLAIMED] = first + count\n"
-        "            self._fill_half(worker, first, count, ring_spans(first, count, self.num_slots))\n",
+        "            self._fill_half(worker, span, ring_spans(first, count, self.num_slots))\n",
+        "            words[CLAIMED] = span.end\n"
+        "            self._fill_half(worker, span, ring_spans(first, count, self.num_slots))\n",
     )
 
 
@@ -127,7 +127,7 @@ class ClaimsLast(SharedTaskQueue):
 class KeepsOldEnds(SharedTaskQueue):
     """Does not zero the `ends` of the batch before the last."""
 
-    _fill_half = changed(SharedTaskQueue._fill_half, "half.clear(count)", "pass")
+    _fill_half = changed(SharedTaskQueue._fill_half, "half.clear(span.count)", "pass")
 
 
 class ReleasesEarly(SharedTaskQueue):
@@ -135,10 +135,10 @@ class ReleasesEarly(SharedTaskQueue):
 
     claim = changed(
         SharedTaskQueue.claim,
-        "            words[CLAIMED] = first + count ",
-        "            self._leave()\n            words[CLAIMED] = first + count ",
-        "        self._leave()\n        return (first",
-        "        count or self._leave()\n        return (first",
+        "            words[CLAIMED] = span.end ",
+        "            self._leave()\n            words[CLAIMED] = span.end ",
+        "        self._leave()\n        return span",
+        "        count or self._leave()\n        return span",
     )
 
 
@@ -388,13 +388,13 @@ class TakesTheOneInHand(LaneReader):
 
 
 class NeverMovesTaken(LaneReader):
-    _settle = changed(LaneReader._settle, "            self.taken = start + done\n", "            pass\n")
+    _settle = changed(LaneReader._settle, "            self.settled_below = start + done\n", "            pass\n")
 
 
 class IgnoresTaken(LaneReader):
     """Takes in again what a halt has taken in."""
 
-    _read = changed(LaneReader._read, "start = max(first, self.taken)", "start = first")
+    _read = changed(LaneReader._read, "start = max(first, self.settled_below)", "start = first")
 
 
 class StopsShortly(LaneReader):
@@ -429,7 +429,7 @@ class TrustsEnd(LaneReader):
     """Reads a batch up to its `end`, also where a halt has drawn that back."""
 
     _limits = changed(
-        LaneReader._limits, "self.bound if self.bounded == number else words[half.end]", "words[half.end]"
+        LaneReader._limits, "self.bound if self.halted_batch == number else words[half.end]", "words[half.end]"
     )
 
 
@@ -440,7 +440,7 @@ class UsesWhatItRead(LaneReader):
         LaneReader._take_back,
         "if claiming or not process.stands_still():",
         "if claiming:",
-        "        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores\n"
+        "        if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value\n"
         "            return False\n",
         "",
     )
@@ -451,7 +451,7 @@ class LooksTooEarly(LaneReader):
 
     _take_back = changed(
         LaneReader._take_back,
-        "        if not process.stands_still():  # while it runs, `ends` may be seen before earlier stores\n"
+        "        if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value\n"
         "            return False\n",
         "",
     )
@@ -516,14 +516,10 @@ class FreesPagesEarly(Heap):
     put = changed(Heap.put, "Block(users, ", "Block(1, ")
 
 
-class RingsOnce(WorkerPool):
+class RingsOnce(WorkerProcess):
     """Does not ring a new process for a sleep of the number for which the old one was rung."""
 
-    _launch = changed(
-        WorkerPool._launch,
-        "process.rung, process.killed_for, process.monitor, process.retiring, process.told = 0, None, None, 0.0, False",
-        "process.killed_for, process.monitor, process.retiring, process.told = None, None, 0.0, False",
-    )
+    begin = changed(WorkerProcess.begin, "        self.rung = 0\n", "")
 
 
 class RingsForTheFirstSleep(WorkerPool):

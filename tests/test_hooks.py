@@ -401,23 +401,15 @@ READ_OFF_END = f"return int(max(self.words[{HALF}.end], self.words[lane + START]
 LOCKED = "                self._shut(worker)\n                words[status + shmqueue.HARVESTED] = count\n"
 FOUND = {
     "slot_state, done before the commit": (
-        (
-            "slot_state",
-            "super()._fill_half(worker, first, count, places)\n",
-            "{0}        self._set(worker, first, first + count, DONE)\n",
-        ),
+        ("slot_state", "super()._fill_half(worker, span, places)\n", "{0}        self._set(worker, *span, DONE)\n"),
         lambda queue: test_the_supervisor_comes_at_any_line_of_a_claim(queue, "harvest", "tasks"),
     ),
     "slot_state, done before the copy": (
-        (
-            "slot_state",
-            "self._set(worker, first, first + count, CLAIMED)",
-            "self._set(worker, first, first + count, DONE)",
-        ),
+        ("slot_state", "self._set(worker, *span, CLAIMED)", "self._set(worker, *span, DONE)"),
         lambda queue: test_the_supervisor_comes_at_any_line_of_a_claim(queue, "push all there is room for", "tasks"),
     ),
     "slot_state, recovery without done": (
-        ("slot_state", "self._set(worker, freed, max(freed, head), DONE)", "pass"),
+        ("slot_state", "self._set(worker, freed, max(0, head - freed), DONE)", "pass"),
         lambda queue: test_a_worker_dies_at_any_line_of_a_claim(queue, "tasks"),
     ),
     "slot_state, no second look": (

@@ -1001,8 +1001,7 @@ def test_the_default_is_one_worker_for_each_processor_this_process_may_use(own_p
 @pytest.mark.parametrize(
     ("name", "value", "error", "limit"),
     [
-        ("workers", 0, ValueError, "1"),
-        ("workers", -3, ValueError, "1"),
+        ("workers", -3, ValueError, "0"),
         ("workers", 1_000_000, ValueError, "4,096"),
         ("workers", 1.5, TypeError, "whole"),
         ("workers", "2", TypeError, "whole"),

@@ -2,14 +2,14 @@
 """What slot_state and worker_lanes share: the supervisor deals the tasks to the workers. Not a strategy by itself.
 
 The ring is cut into one lane of slots for each worker, so that no two workers want the same task. Worker i has the
-positions from i * 2**48 on. The supervisor deals so that the loads are level. It takes a lane back when its worker is
+positions from i * 2**48 on. The supervisor deals so that the loads are level. It takes a lane back if its worker is
 slow and another has nothing to do.
 
 Each worker has two lines of words. The supervisor writes the first, the worker the second:
   pushed    the lane holds no task from this position on
-  start     no task before this position may be claimed: those that were there have been taken back
+  start     no task before this position may be claimed: they have been taken back
   shut      1 while the supervisor wants nobody to claim here (slot_state)
-  claimed   the position behind the last claim. Its store commits a claim, and it only grows
+  claimed   the position behind the last claim. It only grows, and its store commits a claim
   claiming  1 while the worker is inside a claim
 The next task to claim, the head, is at the larger of `start` and `claimed`. A halt lowers the `end` of a batch; that
 bounds what the worker runs and says nothing about what was claimed.
@@ -34,7 +34,7 @@ SLOW_SECONDS = 2 * shmqueue.BATCH_SECONDS  # a worker whose batch takes longer g
 
 
 def shares(loads: Sequence[int], rooms: Sequence[int], count: int) -> list[int]:
-    """How many of `count` tasks each lane gets, so that the loads come out as level as the rooms allow."""
+    """How many of `count` tasks each lane gets, so that the loads become as level as the rooms allow."""
 
     def filled(level: int) -> list[int]:
         return [min(room, max(0, level - load)) for load, room in zip(loads, rooms, strict=True)]
@@ -47,27 +47,24 @@ def shares(loads: Sequence[int], rooms: Sequence[int], count: int) -> list[int]:
 
 
 class DealtQueue(shmqueue.SharedTaskQueue):
-    """A lane for each worker. A strategy adds `claim` and `harvest`, and says how a lane is guarded by these hooks:
+    """A lane for each worker. A strategy adds `claim` and `harvest`, and guards a lane by these hooks:
 
-    - _shut, _reopen: between them the supervisor has the lane for itself, and the worker is not inside a claim;
+    - _shut, _reopen: between them the supervisor has the lane to itself, and the worker is not inside a claim;
     - _offer: let the worker see tasks that have been written;
     - _ready: how many tasks can be claimed at the head.
     """
 
     @classmethod
-    def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        return num_workers * 2 * shmqueue.LINE
-
-    @classmethod
-    def make_primitives(cls, context: Any, num_slots: int, num_workers: int) -> Any:
+    def state_bytes(cls, num_slots: int, num_workers: int) -> int:
         if num_slots < num_workers:
             raise ValueError(f"num_slots={num_slots}: {cls.strategy} needs one for each worker, workers={num_workers}")
+        return num_workers * 2 * shmqueue.LINE
 
     def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
         super().__init__(segment, primitives)
         self._size = self.num_slots // self.num_workers  # slots of a lane
-        self.lanes = [self.extra_offset // 8 + worker * 2 * WORDS for worker in range(self.num_workers)]
-        # The supervisor's: slots of positions below these may be written again.
+        self.lanes = [self.state_offset // 8 + worker * 2 * WORDS for worker in range(self.num_workers)]
+        # Of the supervisor: slots of positions below these may be written again.
         self._freed = [self.first_position + (worker << 48) for worker in range(self.num_workers)]
 
     def prepare(self) -> None:
@@ -81,21 +78,22 @@ class DealtQueue(shmqueue.SharedTaskQueue):
         return int(max(self.words[lane + LANE_CLAIMED], self.words[lane + START]))
 
     def _waiting(self, worker: int) -> int:
-        """How many tasks of a lane are not claimed; exact while it is shut."""
+        """How many tasks of a lane are not claimed. This is exact while the lane is shut."""
         return max(0, int(self.words[self.lanes[worker] + LANE_PUSHED]) - self._head(worker))
 
-    def _places(self, worker: int, first: int, count: int) -> list[tuple[int, int]]:
-        return [(worker * self._size + i, length) for i, length in shmqueue.ring_spans(first, count, self._size)]
+    def _places(self, worker: int, span: shmqueue.Span) -> list[shmqueue.Span]:
+        spans = shmqueue.ring_spans(*span, self._size)
+        return [shmqueue.Span(worker * self._size + index, count) for index, count in spans]
 
     def _rooms(self) -> list[int]:
-        """For each lane, how many slots are free, at the least; 0 if it has no process."""
+        """For each lane, how many slots are free, at the least. It is 0 if the worker has no process."""
         return [
             self._size - (self.words[lane + LANE_PUSHED] - freed) if self.words[status + shmqueue.PID] else 0
             for lane, freed, status in zip(self.lanes, self._freed, self.status, strict=True)
         ]
 
     def _load(self, worker: int, now: float) -> int:
-        """How many tasks a worker has to do, more or less. One that is slow, or to leave, comes after the others."""
+        """About how many tasks a worker has to do. A slow one, and one that is to leave, come after the others."""
         words, status = self.words, self.status[worker]
         load, claims = self._waiting(worker), words[status + shmqueue.CLAIMS]
         half = self.half(worker, claims)
@@ -109,29 +107,32 @@ class DealtQueue(shmqueue.SharedTaskQueue):
     def room(self) -> int:
         return sum(self._rooms())
 
-    def push(self, tasks: shmqueue.Tasks) -> list[tuple[int, int]]:
-        done, positions, now = 0, [], time.perf_counter()
+    def push(self, tasks: shmqueue.Tasks) -> list[shmqueue.Span]:
+        now = time.perf_counter()
         loads = [self._load(worker, now) for worker in range(self.num_workers)]
+        done, spans = 0, []
         for worker, count in enumerate(shares(loads, self._rooms(), len(tasks.data))):
             if count:
-                first = self.words[self.lanes[worker] + LANE_PUSHED]
-                self._write(self._places(worker, first, count), tasks.part(done, done + count))
-                self._offer(worker, first, first + count)
-                positions.append((first, count))
+                span = shmqueue.Span(self.words[self.lanes[worker] + LANE_PUSHED], count)
+                self._write(self._places(worker, span), tasks.part(done, done + count))
+                self._offer(worker, span)
+                spans.append(span)
                 done += count
-        return positions
+        return spans
 
-    def _claim_head(self, worker: int, limit: int) -> tuple[int, int] | None:
+    def _claim_head(self, worker: int, limit: int) -> shmqueue.Span | None:
         """Claim from the head of the lane: half of what is there, since the rest is easier to take back."""
         words, status = self.words, self.status[worker]
-        claims, count, first = words[status + shmqueue.CLAIMS], 0, self._head(worker)
+        first, count = self._head(worker), 0
+        claims = words[status + shmqueue.CLAIMS]
         if claims - words[status + shmqueue.HARVESTED] < 2 and not words[status + shmqueue.LEAVE]:
             count = min(limit, self.batch, -(-self._ready(worker, first) // 2))
         if count <= 0:
             return None
-        self._fill_half(worker, first, count, self._places(worker, first, count))
-        words[self.lanes[worker] + LANE_CLAIMED] = first + count  # committed
-        return first, count
+        span = shmqueue.Span(first, count)
+        self._fill_half(worker, span, self._places(worker, span))
+        words[self.lanes[worker] + LANE_CLAIMED] = span.end  # committed
+        return span
 
     def recover(self, worker: int) -> None:
         words, lane = self.words, self.lanes[worker]
@@ -140,19 +141,19 @@ class DealtQueue(shmqueue.SharedTaskQueue):
         words[lane + CLAIMING] = 0
         words[self.status[worker] + shmqueue.PID] = 0  # until the next process, nothing is dealt to it
 
-    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+    def drain(self, worker: int | None = None) -> list[shmqueue.Span]:
         drained = []
         for lane in range(self.num_workers) if worker is None else [worker]:
             self._shut(lane)
-            first, count = self._head(lane), self._waiting(lane)
-            if count:
-                self._take_back(lane, first, first + count)
-                drained.append((first, count))
+            span = shmqueue.Span(self._head(lane), self._waiting(lane))
+            if span.count:
+                self._take_back(lane, span)
+                drained.append(span)
             self._reopen(lane)
         return drained
 
-    def _take_back(self, worker: int, first: int, stop: int) -> None:
-        self.words[self.lanes[worker] + START] = stop
+    def _take_back(self, worker: int, span: shmqueue.Span) -> None:
+        self.words[self.lanes[worker] + START] = span.end
 
     def tell_to_leave(self, worker: int) -> None:
         self._shut(worker)
@@ -176,7 +177,7 @@ class DealtQueue(shmqueue.SharedTaskQueue):
     def _reopen(self, worker: int) -> None:
         raise NotImplementedError
 
-    def _offer(self, worker: int, first: int, stop: int) -> None:
+    def _offer(self, worker: int, span: shmqueue.Span) -> None:
         raise NotImplementedError
 
     def _ready(self, worker: int, first: int) -> int:

@@ -2,23 +2,24 @@
 """robust_mutex: a pthread mutex in the segment, of the kind that survives its holder.
 
 Idea
-    The ring of shmqueue.py, guarded by a pthread_mutex_t with PTHREAD_MUTEX_ROBUST and PTHREAD_PROCESS_SHARED, reached
-    through ctypes. Uncontended it is one atomic instruction, without the system call that fcntl.lockf costs.
+    The ring of shmqueue.py, guarded by a pthread_mutex_t with PTHREAD_MUTEX_ROBUST and PTHREAD_PROCESS_SHARED, which
+    ctypes calls. While nobody contends it is one atomic instruction, without the system call that fcntl.lockf needs.
 
 Extra state
-    The mutex: 40 bytes on x86-64, 48 on aarch64; it is given a line of its own.
+    The mutex: 40 bytes on x86-64, 48 on aarch64, on a line of its own.
 
 Lock order
     One lock, so there is none.
 
 If the holder dies
     The kernel walks the dead thread's list of robust mutexes and marks this one. The next process that asks for it
-    gets it, with EOWNERDEAD, and calls pthread_mutex_consistent; without that, nobody could ever have it again. The
-    `dirty` word tells what needs repair, as for the built-in lock. So this process may be killed before it repairs.
+    gets it with EOWNERDEAD, and calls pthread_mutex_consistent; otherwise nobody could ever acquire it again. The
+    `dirty` word says that a repair is needed, as for the built-in lock. So that process may be killed before it
+    repairs.
 
 When to use it
-    On Linux, with many workers and tasks of a few microseconds, where the lock is what they wait for. At the start a
-    thread dies with such a mutex, as a test of the system.
+    On Linux, with many workers and tasks of a few microseconds, where the lock is what they wait for. As a test of the
+    system, at each start a thread dies with such a mutex.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import mmap
 import os
 import threading
 import time
+from typing import Any
 
 try:
     from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
@@ -38,21 +40,42 @@ except ImportError:
 SHARED, ROBUST, ERRORCHECK = 1, 1, 2  # PTHREAD_PROCESS_SHARED, PTHREAD_MUTEX_ROBUST, PTHREAD_MUTEX_ERRORCHECK
 SLICE_SECONDS = 0.05  # how long to wait in C, where no signal handler of Python can run
 quick = ctypes.PyDLL(None)  # for calls that return at once
-slow = ctypes.CDLL(None)  # for those that wait: other threads run meanwhile
+slow = ctypes.CDLL(None)  # for calls that wait: other threads run meanwhile
 
 
 class Timespec(ctypes.Structure):
     _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
 
 
-class RobustMutex:
-    """A robust mutex of 64 bytes at an address that all its users have mapped."""
+class RobustMutex(shmqueue.KernelLock):
+    """A robust mutex in the segment."""
 
-    def __init__(self, address: int) -> None:
-        self._at = ctypes.c_void_p(address)
+    size = 64
 
-    def make(self) -> None:
-        """Raises OSError, or AttributeError where there is no such function."""
+    def __init__(self, segment: shmqueue.Segment, number: int, offset: int, shared: Any) -> None:
+        self._at, self.shared = address_of(segment.window(offset, self.size)), None
+
+    @classmethod
+    def refusal(cls) -> str:
+        """Have a thread die with the mutex, and see whether another one can acquire it."""
+        with mmap.mmap(-1, mmap.PAGESIZE) as memory:
+            mutex = cls.__new__(cls)
+            mutex._at = address_of(memory)
+            try:
+                mutex.prepare(None)
+                thread = threading.Thread(target=mutex.acquire)
+                thread.start()
+                thread.join()
+                for _ in range(2):  # once from the dead thread, once more to see that the mutex is consistent
+                    if not mutex.acquire(1.0):
+                        return "this system leaves a robust mutex locked when its holder dies"
+                    mutex.release()
+            except (OSError, AttributeError) as error:
+                return f"this system has no robust mutexes ({error})"
+        return ""
+
+    def prepare(self, context: Any) -> None:
+        """Raises OSError, or AttributeError if the system has no such function."""
         kind = ctypes.create_string_buffer(64)  # pthread_mutexattr_t is smaller everywhere
         for code in (
             quick.pthread_mutexattr_init(kind),
@@ -75,8 +98,8 @@ class RobustMutex:
             code = slow.pthread_mutex_timedlock(self._at, ctypes.byref(until))
         if code == errno.EOWNERDEAD:
             code = self._revive()
-        if code not in (0, errno.EDEADLK):  # EDEADLK: this thread has it, having been interrupted before the release
-            raise OSError(code, f"the mutex cannot be had: {os.strerror(code)}")
+        if code not in (0, errno.EDEADLK):  # EDEADLK: this thread holds it, and was interrupted before the release
+            raise OSError(code, f"the mutex cannot be acquired: {os.strerror(code)}")
         return True
 
     def _revive(self) -> int:
@@ -86,39 +109,15 @@ class RobustMutex:
         quick.pthread_mutex_unlock(self._at)
 
 
+def address_of(memory: Any) -> ctypes.c_void_p:
+    """Where a buffer lies. Nothing is kept of the buffer itself."""
+    return ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+
+
 class RobustMutexQueue(shmqueue.SharedTaskQueue):
     strategy = "robust_mutex"
     if_killed = "the kernel marks the mutex, the next holder repairs"
-
-    @classmethod
-    def refusal(cls) -> str:
-        """Have a thread die with the mutex, and look if it can be taken again."""
-        with mmap.mmap(-1, mmap.PAGESIZE) as memory:
-            mutex = RobustMutex(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
-            try:
-                mutex.make()
-                thread = threading.Thread(target=mutex.acquire)
-                thread.start()
-                thread.join()
-                for _ in range(2):  # once from the dead thread, once more to see that it has been put right
-                    if not mutex.acquire(1.0):
-                        return "this system leaves a robust mutex locked when its holder dies"
-                    mutex.release()
-            except (OSError, AttributeError) as error:
-                return f"this system has no robust mutexes ({error})"
-        return ""
-
-    @classmethod
-    def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        return 64
-
-    def make_lock(self) -> RobustMutex:
-        window = self.segment.window(self.extra_offset, 64)
-        return RobustMutex(ctypes.addressof(ctypes.c_char.from_buffer(window)))  # the object goes, the address stays
-
-    def prepare(self) -> None:
-        super().prepare()
-        self._lock.make()
+    lock_type = RobustMutex
 
 
 if __name__ == "__main__":

@@ -2,24 +2,24 @@
 """semaphore: the textbook's bounded buffer, a counting semaphore for filled slots and one for free slots.
 
 Idea
-    A push takes tokens from `free` and puts as many into `filled`. A claim does the reverse. The tokens say how much
-    there is without the lock, which is held only while a position is moved.
+    A push takes tokens from `free` and puts as many into `filled`. A claim does the reverse. The tokens tell how much
+    there is without the lock, of any type. It is held only while a position moves.
 
 Extra state
-    Two sem_t in the segment, through ctypes, each on a line of its own. Nothing with a name, so nothing is left over.
+    Two sem_t in the segment, each on its own line, through ctypes. Having no name, they go with it.
 
 Lock order
-    Tokens first, then the lock; nobody waits for a token under the lock. Tokens are in `filled` before `pushed` moves:
-    a worker that has noted, under the lock, that it sleeps, and finds no token then, is seen by the next push.
+    Tokens first, then the lock. Nobody waits for a token under the lock. Tokens are in `filled` before `pushed` moves.
+    So if a worker has noted under the lock that it sleeps, and finds no token then, the next push sees it.
 
 If the holder dies
-    The kernel releases the lock and the next holder repairs. But a worker that is killed, or stopped, with tokens in
-    its hand keeps them. So tokens are hints and the positions decide: a claim is never more than what is there. When a
-    worker has died, or sleeps beside tasks without a token, both are counted anew. A token too many is harmless.
+    The kernel releases the lock and the next holder repairs. But a worker that is killed or stopped with tokens in its
+    hand keeps them. So tokens are hints and the positions decide: a claim takes no more than there is. If a worker has
+    died, or sleeps beside tasks without a token, both are counted anew. Too many tokens do no harm.
 
 When to use it
-    To compare with the textbook. A token a task costs more than the lock that it saves; the semaphores would pay where
-    every task is claimed alone and claims are rare.
+    To compare with the textbook. A token a task costs more than the lock that it saves. Semaphores would pay if every
+    task were claimed alone and claims were rare.
 """
 
 from __future__ import annotations
@@ -69,16 +69,17 @@ class SemaphoreQueue(shmqueue.SharedTaskQueue):
     def refusal(cls) -> str:
         with mmap.mmap(-1, mmap.PAGESIZE) as memory:
             semaphore = Semaphore(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
-            counts = semaphore.make(2) and (semaphore.take(3), semaphore.value()) == (2, 0)
-        return "" if counts else "this system has no semaphores that processes can share (sem_init)"
+            if not semaphore.make(2) or (semaphore.take(3), semaphore.value()) != (2, 0):
+                return "this system has no semaphores that processes can share (sem_init)"
+        return super().refusal()
 
     @classmethod
-    def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
+    def state_bytes(cls, num_slots: int, num_workers: int) -> int:
         return 2 * shmqueue.LINE
 
     def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
         super().__init__(segment, primitives)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(segment.window(self.extra_offset, 2 * shmqueue.LINE)))
+        address = ctypes.addressof(ctypes.c_char.from_buffer(segment.window(self.state_offset, 2 * shmqueue.LINE)))
         self._filled, self._free = Semaphore(address), Semaphore(address + shmqueue.LINE)
 
     def prepare(self) -> None:
@@ -89,25 +90,25 @@ class SemaphoreQueue(shmqueue.SharedTaskQueue):
     def room(self) -> int:
         return min(super().room(), self._free.value())
 
-    def push(self, tasks: shmqueue.Tasks) -> list[tuple[int, int]]:
+    def push(self, tasks: shmqueue.Tasks) -> list[shmqueue.Span]:
         self._free.take(len(tasks.data))
         self._filled.post(len(tasks.data))
         return super().push(tasks)
 
-    def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
+    def claim(self, worker: int, limit: int) -> shmqueue.Span | None:
         while True:
             tokens = self._filled.take(min(self.batch, self.share(self._filled.value(), limit)))
             claim = super().claim(worker, tokens)  # without a token it notes that it sleeps
-            count = claim[1] if claim else 0
+            count = claim.count if claim else 0
             self._free.post(count)
             self._filled.post(tokens - count)
             if claim or tokens or limit <= 0 or not self._filled.value():
                 return claim
 
-    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+    def drain(self, worker: int | None = None) -> list[shmqueue.Span]:
         drained = super().drain(worker)
         for _, count in drained:
-            self._filled.take(count)  # a worker may have some in its hand: later they are too many
+            self._filled.take(count)  # a worker may have some in its hand; later these are too many
             self._free.post(count)
         return drained
 
@@ -118,14 +119,14 @@ class SemaphoreQueue(shmqueue.SharedTaskQueue):
         return worth
 
     def recover(self, worker: int) -> None:
-        self._count_anew()  # and repair, as whoever gets the lock does
+        self._count_anew()  # which also repairs, as whoever gets the lock does
 
     def _count_anew(self) -> None:
         self._enter(None)
         filled = self.words[shmqueue.PUSHED] - self.words[shmqueue.CLAIMED]
         self._leave()
         for semaphore, count in ((self._filled, filled), (self._free, self.num_slots - filled)):
-            semaphore.post(count - semaphore.value())  # and take none: somebody may be about to
+            semaphore.post(count - semaphore.value())  # none is taken: somebody may be about to
 
 
 if __name__ == "__main__":

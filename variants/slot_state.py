@@ -3,17 +3,17 @@
 
 Idea
     FREE -> READY (supervisor, once the task is written) -> CLAIMED -> DONE (worker, once the claim is committed) ->
-    FREE (supervisor). Each worker has slots of its own, as dealt.py lays them out, so no two workers race for one.
+    FREE (supervisor). Each worker has its own slots, as dealt.py lays them out, so no two workers race for one.
 
 Extra state
     The words of dealt.py, and a byte for each slot.
 
 Lock order
     No lock. Twice, two processes each store a word and then read the other's: `asleep` against a push or a harvest,
-    `claiming` against `shut`. A fence stands between the store and the read: an atomic instruction, which comes with
-    taking a lock that nobody else knows. All else relies on stores being seen in their order. x86 and s390x promise
-    that, others do not, and an emulator may not. So this strategy refuses other processors, and tests at the start
-    whether two processes see it kept.
+    `claiming` against `shut`. A fence stands between the store and the read: an atomic instruction, that of acquiring
+    a lock that nobody else knows. All else needs stores to be seen in their order. x86 and s390x promise that, other
+    processors do not, and an emulator may not. So this strategy refuses other processors, and tests at the start
+    whether two processes see stores in their order.
 
 If the holder dies
     Only its own slots are affected. One store commits a claim: `claimed`. Afterwards the supervisor makes the slots
@@ -22,7 +22,7 @@ If the holder dies
 
 When to use it
     x86, many processors, tasks of a few microseconds: a claim costs no system call. On two processors the one ring is
-    as fast; more were not measured. It needs at least one slot for each worker. Copy dealt.py together with it.
+    as fast; more were not measured. Each worker needs at least one slot. Copy dealt.py as well.
 """
 
 from __future__ import annotations
@@ -84,27 +84,23 @@ class SlotState(DealtQueue):
         return "stores are seen out of order here (an emulator?)" if out_of_order() else ""
 
     @classmethod
-    def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        return super().extra_bytes(num_slots, num_workers) + num_workers * cls._stride(num_slots // num_workers)
-
-    @staticmethod
-    def _stride(slots: int) -> int:
-        return -(-slots // shmqueue.LINE) * shmqueue.LINE
+    def state_bytes(cls, num_slots: int, num_workers: int) -> int:
+        states = num_workers * shmqueue.whole_lines(num_slots // num_workers)
+        return super().state_bytes(num_slots, num_workers) + states
 
     def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
         super().__init__(segment, primitives)
-        offset, stride = self.extra_offset + 2 * shmqueue.LINE * self.num_workers, self._stride(self._size)
+        offset = self.state_offset + 2 * shmqueue.LINE * self.num_workers
+        stride = shmqueue.whole_lines(self._size)
         self.states = [segment.window(offset + i * stride, self._size) for i in range(self.num_workers)]
-
-    def make_lock(self) -> Any:
-        return threading.Lock()  # for its atomic instruction
+        self._lock = threading.Lock()  # for its atomic instruction
 
     def _fence(self) -> None:
         self._lock.acquire()
         self._lock.release()
 
-    def _set(self, worker: int, first: int, stop: int, state: bytes) -> None:
-        for index, length in shmqueue.ring_spans(first, stop - first, self._size):
+    def _set(self, worker: int, first: int, count: int, state: bytes) -> None:
+        for index, length in shmqueue.ring_spans(first, count, self._size):
             self.states[worker][index : index + length] = state * length
 
     def _run_of(self, worker: int, first: int, most: int, state: bytes) -> int:
@@ -113,9 +109,9 @@ class SlotState(DealtQueue):
         part = bytes(self.states[worker][index : index + max(0, most)])
         return len(part) - len(part.lstrip(state))
 
-    def _offer(self, worker: int, first: int, stop: int) -> None:
-        self._set(worker, first, stop, READY)
-        self.words[self.lanes[worker] + LANE_PUSHED] = stop
+    def _offer(self, worker: int, span: shmqueue.Span) -> None:
+        self._set(worker, *span, READY)
+        self.words[self.lanes[worker] + LANE_PUSHED] = span.end
         self._fence()  # before anybody asks who sleeps
 
     def _ready(self, worker: int, first: int) -> int:
@@ -123,31 +119,31 @@ class SlotState(DealtQueue):
             return 0
         return self._run_of(worker, first, min(2 * self.batch, self._size - first % self._size), READY)
 
-    def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
+    def claim(self, worker: int, limit: int) -> shmqueue.Span | None:
         asleep = self.status[worker] + shmqueue.ASLEEP
         claim = self._try_to_claim(worker, limit)
         if claim is None:
             self._sleeps += 1
             self.words[asleep] = self._sleeps
-            claim = self._try_to_claim(worker, limit)  # what was done by somebody who did not see the sleep
+            claim = self._try_to_claim(worker, limit)  # what somebody has pushed who did not see the sleep
         if claim is not None:
             self.words[asleep] = 0
         return claim
 
-    def _try_to_claim(self, worker: int, limit: int) -> tuple[int, int] | None:
+    def _try_to_claim(self, worker: int, limit: int) -> shmqueue.Span | None:
         words, status, claiming = self.words, self.status[worker], self.lanes[worker] + CLAIMING
         words[status + shmqueue.PUBLISHED] = words[status + shmqueue.CLAIMS]
         words[claiming] = 1
         self._fence()
         claim = self._claim_head(worker, limit)
         if claim is not None:
-            self._set(worker, claim[0], sum(claim), DONE)
+            self._set(worker, *claim, DONE)
         words[claiming] = 0
         return claim
 
-    def _fill_half(self, worker: int, first: int, count: int, places: Iterable[tuple[int, int]]) -> None:
-        self._set(worker, first, first + count, CLAIMED)
-        super()._fill_half(worker, first, count, places)
+    def _fill_half(self, worker: int, span: shmqueue.Span, places: Iterable[shmqueue.Span]) -> None:
+        self._set(worker, *span, CLAIMED)
+        super()._fill_half(worker, span, places)
 
     def harvest(self, harvested: Sequence[int]) -> list[int]:
         words = self.words
@@ -159,38 +155,41 @@ class SlotState(DealtQueue):
         words[shmqueue.SUPERVISOR_ASLEEP] = all(new <= old for new, old in zip(published, harvested, strict=True))
         for worker, freed in enumerate(self._freed):
             done = self._run_of(worker, freed, words[self.lanes[worker] + LANE_PUSHED] - freed, DONE)
-            self._set(worker, freed, freed + done, FREE)
+            self._set(worker, freed, done, FREE)
             self._freed[worker] += done
         return published
 
     def recover(self, worker: int) -> None:
         head, freed = self._head(worker), self._freed[worker]
-        self._set(worker, freed, max(freed, head), DONE)
-        self._set(worker, head, head + self._waiting(worker), READY)
+        self._set(worker, freed, max(0, head - freed), DONE)
+        self._set(worker, head, self._waiting(worker), READY)
         super().recover(worker)
 
     def _shut(self, worker: int) -> None:
-        """Have the worker claim nothing, and wait until it is inside no claim: a few microseconds, unless it was
-        stopped there."""
-        words, lane, since = self.words, self.lanes[worker], time.monotonic()
+        """Have the worker claim nothing, and wait until it is inside no claim.
+
+        This takes a few microseconds, unless somebody has stopped it there.
+        """
+        words, lane = self.words, self.lanes[worker]
+        since = time.monotonic()
         words[lane + SHUT] = 1
         self._fence()
         while words[lane + CLAIMING] and not self._is_dead(worker):
             if time.monotonic() - since > shmqueue.LOCK_PATIENCE:
-                self.stuck(worker, time.monotonic() - since)
+                self.stuck(self.locks[0], worker, time.monotonic() - since)
             time.sleep(0)
 
     def _is_dead(self, worker: int) -> bool:
-        """Return True if the worker's process has ended: then it stays inside its claim until it is recovered."""
+        """Return True if the worker's process has ended. Then it stays inside its claim until it is recovered."""
         pid = self.words[self.status[worker] + shmqueue.PID]
         return shmqueue.process_state(pid)[0] in shmqueue.ENDED
 
     def _reopen(self, worker: int) -> None:
         self.words[self.lanes[worker] + SHUT] = 0
 
-    def _take_back(self, worker: int, first: int, stop: int) -> None:
-        self._set(worker, first, stop, DONE)
-        super()._take_back(worker, first, stop)
+    def _take_back(self, worker: int, span: shmqueue.Span) -> None:
+        self._set(worker, *span, DONE)
+        super()._take_back(worker, span)
 
 
 if __name__ == "__main__":

@@ -3,29 +3,30 @@
 
 Idea
     Each worker has a lane of its own, with one producer and one consumer, as dealt.py lays it out. Each lane has a
-    lock that only its worker and the supervisor take. So workers never wait for each other, however many there are.
+    lock, of any type, that only its worker and the supervisor acquire. So workers never wait for each other.
 
 Extra state
-    The words of dealt.py, and a byte of the segment's file for each lane, on which it is locked.
+    The words of dealt.py, and a lock for each lane.
 
 Lock order
     At most one lane's lock is held at a time.
 
 If the holder dies
     The kernel releases the lane's lock. Only the supervisor waits for it. One store commits a claim: `claimed`. If the
-    worker dies before it, the supervisor empties the half-made batch, and the tasks are still in the lane. Then it
-    takes back what the worker had not claimed, and deals it to others.
+    worker dies before that, the supervisor empties the half-made batch; the tasks are still in the lane. Then it takes
+    back what was not claimed, and deals it to others.
 
 When to use it
     Many processors, and tasks of a few microseconds that are alike. On two processors the one ring is as fast; more
-    were not measured. Tasks of very different lengths are better off in the one ring, where nothing has to be taken
-    back. It needs at least one slot for each worker. Copy dealt.py together with it.
+    were not measured. Put tasks of very different lengths into the one ring, where nothing has to be taken back. Each
+    worker needs at least one slot. Copy dealt.py as well.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 try:
     from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
@@ -38,28 +39,32 @@ class WorkerLanes(DealtQueue):
     strategy = "worker_lanes"
     if_killed = "the kernel releases the lane's lock, which no other worker wants"
 
-    def make_lock(self) -> list[shmqueue.KernelLock]:
-        first = shmqueue.LOCK_BYTE + 1
-        return [shmqueue.KernelLock(self.segment, first + worker) for worker in range(self.num_workers)]
+    def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
+        super().__init__(segment, primitives)
+        self._lock = self.locks
+
+    @classmethod
+    def num_locks(cls, num_workers: int) -> int:
+        return num_workers
 
     def _shut(self, worker: int) -> None:
         since = time.monotonic()
         while not self._lock[worker].acquire(shmqueue.LOCK_PATIENCE):
-            self.stuck(worker, time.monotonic() - since)
+            self.stuck(self._lock[worker], worker, time.monotonic() - since)
 
     def _reopen(self, worker: int) -> None:
         self._freed[worker] = self._head(worker)
         self._lock[worker].release()
 
-    def _offer(self, worker: int, first: int, stop: int) -> None:
+    def _offer(self, worker: int, span: shmqueue.Span) -> None:
         self._shut(worker)
-        self.words[self.lanes[worker] + LANE_PUSHED] = stop
+        self.words[self.lanes[worker] + LANE_PUSHED] = span.end
         self._reopen(worker)
 
     def _ready(self, worker: int, first: int) -> int:
         return self._waiting(worker)
 
-    def claim(self, worker: int, limit: int) -> tuple[int, int] | None:
+    def claim(self, worker: int, limit: int) -> shmqueue.Span | None:
         words, status, claiming = self.words, self.status[worker], self.lanes[worker] + CLAIMING
         self._lock[worker].acquire()
         words[claiming] = 1
@@ -75,10 +80,10 @@ class WorkerLanes(DealtQueue):
         return claim
 
     def harvest(self, harvested: Sequence[int]) -> list[int]:
-        """Only lanes where something seems to be new are looked into; where none is, all, before going to sleep."""
+        """Look into lanes that seem to have something new; if none has, into all of them, before going to sleep."""
         words, published = self.words, list(harvested)
         new = [words[status + shmqueue.PUBLISHED] > count for status, count in zip(self.status, harvested, strict=True)]
-        words[shmqueue.SUPERVISOR_ASLEEP] = not any(new)  # a lane that is looked into too early: its worker sees this
+        words[shmqueue.SUPERVISOR_ASLEEP] = not any(new)  # a worker that publishes too late for this look rings
         for worker, (status, count) in enumerate(zip(self.status, harvested, strict=True)):
             if new[worker] or not any(new) or words[status + shmqueue.HARVESTED] != count:
                 self._shut(worker)

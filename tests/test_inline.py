@@ -1,0 +1,119 @@
+"""workers=0: the functions run in this process, with the same results and without a segment."""
+
+import os
+import threading
+import time
+
+import jobs
+import pytest
+from conftest import segments_of
+
+from shmqueue import Supervisor, TaskError, parallel_map
+
+
+def where(payload: bytes) -> bytes:
+    return b"%d %d" % (os.getpid(), threading.get_ident())
+
+
+def interrupts(payload: bytes) -> None:
+    raise KeyboardInterrupt
+
+
+def leaves(payload: bytes) -> None:
+    raise SystemExit(3)
+
+
+FUNCTIONS = [jobs.echo, jobs.raise_error, where, interrupts, leaves]
+
+
+def test_functions_run_in_this_process_and_nothing_is_made():
+    with Supervisor([where], workers=0) as supervisor:
+        assert supervisor.name == ""
+        assert supervisor.stats()["workers"] == []
+        assert list(supervisor.map(where, [b""] * 3)) == [where(b"")] * 3
+        assert segments_of([os.getpid()]) == []
+    assert supervisor.stats()["ok"] == 3
+
+
+def results_with(workers, tasks):
+    with Supervisor(FUNCTIONS, workers=workers, retries=1) as supervisor:
+        results = sorted(supervisor.run(tasks))
+        return [result._replace(seconds=0.0) for result in results], supervisor.stats()["retried"]
+
+
+def test_results_are_the_same_as_with_a_worker():
+    tasks = [("echo", b"a"), ("raise_error", b"b"), ("leaves", b""), ("echo", "text"), ("nobody", b""), ("echo", b"")]
+    results, retried = results_with(0, tasks)
+    assert (results, retried) == results_with(1, tasks)
+    assert [result.status for result in results] == ["ok", "failed", "failed", "ok", "failed", "ok"]
+    assert retried == 2
+
+
+def test_the_first_task_that_is_not_ok_raises():
+    with pytest.raises(TaskError):
+        parallel_map(jobs.raise_error, [b"x"], workers=0)
+
+
+def test_input_is_read_task_by_task():
+    read = []
+
+    def payloads():
+        for number in range(5):
+            read.append(number)
+            yield b"%d" % number
+
+    with Supervisor([jobs.echo], workers=0) as supervisor:
+        results = supervisor.run(payloads())
+        next(results)
+        assert len(read) <= 2
+
+
+def test_ctrl_c_in_a_function_goes_through_to_the_caller():
+    with pytest.raises(KeyboardInterrupt), Supervisor([interrupts], workers=0) as supervisor:
+        list(supervisor.run([b""]))
+
+
+@pytest.mark.parametrize("options", [{"timeout": 1.0}, {"max_rss": 1 << 30}, {"log": "x.log"}])
+def test_what_needs_a_process_is_refused(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "max_rss" in options:
+        pytest.importorskip("psutil")
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"^{name}=.*: needs a worker process, and workers=0 starts none$"):
+        Supervisor([jobs.echo], workers=0, **options)
+
+
+def test_the_initializer_runs_once_and_its_error_is_raised():
+    calls = []
+    with Supervisor([jobs.echo], workers=0, initializer=lambda: calls.append(1)) as supervisor:
+        assert list(supervisor.map(jobs.echo, [b"a", b"b"])) == [b"a", b"b"]
+    assert calls == [1]
+    with pytest.raises(ZeroDivisionError):
+        Supervisor([jobs.echo], workers=0, initializer=lambda: 1 // 0)
+
+
+def test_submit_cancel_pause_and_close():
+    with Supervisor([jobs.echo], workers=0) as supervisor:
+        supervisor.pause(True)
+        tsk_ids = [supervisor.submit(jobs.echo, b"%d" % number) for number in range(3)]
+        assert supervisor.cancel(tsk_ids[1])
+        supervisor.pause(False)
+        assert {r.tsk_id: r.status for r in supervisor.results()} == {1: "ok", 2: "cancelled", 3: "ok"}
+        supervisor.submit(jobs.echo, b"")
+    assert supervisor.stats()["ok"] == 3
+
+
+def test_a_run_closed_early_goes_no_further():
+    with Supervisor([jobs.echo], workers=0) as supervisor:
+        results = supervisor.run(b"%d" % number for number in range(100))
+        next(results)
+        results.close()
+        assert supervisor.stats()["ok"] <= 2
+
+
+def test_retries_wait_without_holding_up_others():
+    with Supervisor(FUNCTIONS, workers=0, retries=1, retry_delay=0.2) as supervisor:
+        began = time.monotonic()
+        results = [r.function for r in supervisor.run([("raise_error", b""), ("echo", b"")])]
+        assert results == ["echo", "raise_error"]
+        assert time.monotonic() - began >= 0.2

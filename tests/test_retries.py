@@ -1,0 +1,205 @@
+"""retry_delay, retry_on, grace, and the cancelling of one task."""
+
+import os
+import pathlib
+import signal
+import time
+
+import jobs
+import pytest
+from conftest import wait_until
+
+from shmqueue import Ledger, Retries, Supervisor
+
+WORKERS = [0, 1]
+
+
+def fail(payload: bytes) -> None:
+    raise ValueError("no")
+
+
+def die(payload: bytes) -> None:
+    os._exit(1)
+
+
+def rest(payload: str) -> None:
+    time.sleep(float(payload))
+
+
+def ignore_sigterm(payload: str) -> bytes:
+    """Note SIGTERM in a file, and return after so many seconds all the same."""
+    path, _, seconds = payload.rpartition("|")
+    signal.signal(signal.SIGTERM, lambda number, frame: pathlib.Path(path).touch())
+    until = time.monotonic() + float(seconds)
+    while time.monotonic() < until:
+        time.sleep(0.01)
+    return b"x" * 1000
+
+
+def worker_number(payload: bytes) -> str:
+    return os.environ["SHMQUEUE_WORKER"]
+
+
+def statuses(results):
+    return {result.tsk_id: result.status for result in results}
+
+
+# The pause before a retry.
+
+
+def test_pauses_double_up_to_a_minute():
+    retries = Retries(100, 0.5)
+    assert [retries.pause(attempts) for attempts in (1, 2, 3, 8, 1000)] == [0.5, 1.0, 2.0, 60.0, 60.0]
+    assert Retries(3).pause(5) == 0.0
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_tasks_that_wait_for_a_retry_hold_up_nothing(workers):
+    with Supervisor([fail, jobs.echo], workers=workers, retries=2, retry_delay=0.1) as supervisor:
+        began = time.monotonic()
+        results = list(supervisor.run([(fail, b"")] + [(jobs.echo, b"")] * 50))
+        assert time.monotonic() - began >= 0.3
+    assert [result.status for result in results] == ["ok"] * 50 + ["failed"]
+    assert results[-1].attempts == 3
+
+
+def test_results_in_order_wait_for_a_retry():
+    with Supervisor([flaky], workers=2, retries=2, retry_delay=0.1) as supervisor:
+        assert list(supervisor.map(flaky, [str(number) for number in range(20)])) == [str(n) for n in range(20)]
+
+
+def flaky(payload: str) -> str:
+    """Fails the first time that it is called in each worker."""
+    if not hasattr(flaky, "called"):
+        flaky.called = True
+        raise ValueError
+    return payload
+
+
+def test_what_is_cancelled_does_not_wait_for_its_retry():
+    with Supervisor([fail], workers=1, retries=1, retry_delay=60) as supervisor:
+        for _ in range(3):
+            supervisor.submit(fail, b"")
+        while supervisor.stats()["retried"] < 3:
+            supervisor._engine.turn(supervisor._submitted, lambda: None)
+        supervisor.cancel()
+        assert [r.status for r in supervisor.results()] == ["failed"] * 3
+
+
+# Which statuses are tried again.
+
+
+@pytest.mark.parametrize(
+    ("retry_on", "attempts"),
+    [(("failed",), {"fail": 2, "die": 1}), (("crashed",), {"fail": 1, "die": 2}), ((), {"fail": 1, "die": 1})],
+)
+def test_only_these_statuses_are_tried_again(retry_on, attempts):
+    with Supervisor([fail, die], workers=1, retries=1, retry_on=retry_on) as supervisor:
+        results = list(supervisor.run([(fail, b""), (die, b"")]))
+    assert {result.function: result.attempts for result in results} == attempts
+
+
+@pytest.mark.parametrize("retry_on", ["failed", ("ok",), ("nonsense",)])
+def test_other_statuses_are_refused(retry_on):
+    with pytest.raises(ValueError, match=r"retry_on=.*: must name some of failed, timeout, crashed"):
+        Supervisor([fail], workers=1, retry_on=retry_on)
+
+
+# One task is cancelled.
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_one_task_is_cancelled_wherever_it_is(workers):
+    with Supervisor([rest], workers=workers, num_slots=4, batch=4) as supervisor:
+        supervisor.pause(True)
+        tsk_ids = [supervisor.submit(rest, "0.05") for _ in range(8)]
+        assert supervisor.cancel(tsk_ids[7]), "it is not in the ring yet"
+        supervisor.pause(False)
+        supervisor._engine.push()
+        if workers:
+            assert wait_until(lambda: supervisor._queue.glance(0).in_hand is not None)
+        assert supervisor.cancel(tsk_ids[2]), "it is in a lane or in the ring"
+        assert not supervisor.cancel(tsk_ids[2]), "it has its outcome"
+        assert not supervisor.cancel(1000), "there is none"
+        ended = statuses(supervisor.results())
+    assert ended == {tsk_id: "cancelled" if tsk_id in (tsk_ids[7], tsk_ids[2]) else "ok" for tsk_id in tsk_ids}
+
+
+def test_a_task_in_hand_is_not_cancelled():
+    with Supervisor([rest], workers=1) as supervisor:
+        tsk_id = supervisor.submit(rest, "0.2")
+        assert wait_until(lambda: supervisor._queue.glance(0).in_hand is not None)
+        assert not supervisor.cancel(tsk_id)
+        assert statuses(supervisor.results()) == {tsk_id: "ok"}
+
+
+def test_a_task_that_waits_for_its_retry_ends_with_its_last_status():
+    with Supervisor([fail, jobs.echo], workers=1, retries=1, retry_delay=60) as supervisor:
+        tsk_id = supervisor.submit(fail, b"")
+        while not supervisor.stats()["retried"]:
+            supervisor._engine.turn(supervisor._submitted, lambda: None)
+        assert not supervisor.cancel(tsk_id)
+        (result,) = supervisor.results()
+    assert (result.status, result.attempts, result.error) == ("failed", 1, "ValueError: no")
+
+
+def test_many_tasks_are_cancelled_one_by_one():
+    with Supervisor([rest], workers=2, num_slots=64) as supervisor:
+        tsk_ids = [supervisor.submit(rest, "0.01") for _ in range(60)]
+        cancelled = {tsk_id for tsk_id in reversed(tsk_ids[::2]) if supervisor.cancel(tsk_id)}
+        assert cancelled
+        ended = statuses(supervisor.results())
+    assert ended == {tsk_id: "cancelled" if tsk_id in cancelled else "ok" for tsk_id in tsk_ids}
+
+
+# The grace of a task that ran too long.
+
+
+def test_a_task_that_ends_in_its_grace_is_a_timeout(tmp_path):
+    note = tmp_path / "sigterm"
+    with Supervisor([ignore_sigterm, jobs.echo], workers=1, timeout=0.2, grace=20) as supervisor:
+        tasks = [(ignore_sigterm, f"{note}|0.6")] + [(jobs.echo, b"")] * 20
+        results = statuses(supervisor.run(tasks))
+        assert supervisor.stats()["respawned"] == 1
+    assert results == {1: "timeout"} | dict.fromkeys(range(2, 22), "ok")
+    assert note.exists()
+
+
+def test_a_task_that_ignores_sigterm_is_killed_after_its_grace(tmp_path):
+    note = tmp_path / "sigterm"
+    with Supervisor([ignore_sigterm], workers=1, timeout=0.1, grace=0.2) as supervisor:
+        began = time.monotonic()
+        (result,) = supervisor.run([f"{note}|20"])
+        assert time.monotonic() - began < 10
+    assert (result.status, result.error) == ("timeout", "ran longer than 0.1 s")
+    assert note.exists()
+
+
+def test_without_a_grace_there_is_no_sigterm(tmp_path):
+    note = tmp_path / "sigterm"
+    with Supervisor([ignore_sigterm], workers=1, timeout=0.1) as supervisor:
+        assert [r.status for r in supervisor.run([f"{note}|20"])] == ["timeout"]
+    assert not note.exists()
+
+
+def test_the_rest_of_its_lane_does_not_wait_for_the_grace(tmp_path):
+    tasks = [(ignore_sigterm, f"{tmp_path / 'note'}|1.5")] + [(jobs.echo, b"")] * 20
+    with Supervisor([ignore_sigterm, jobs.echo], workers=2, timeout=0.2, grace=20, batch=21) as supervisor:
+        results = [result.tsk_id for result in supervisor.run(tasks)]
+    assert results[-1] == 1
+    assert sorted(results) == list(range(1, 22))
+
+
+# What a function can ask.
+
+
+def test_a_function_knows_its_worker():
+    with Supervisor([worker_number], workers=2) as supervisor:
+        for result in supervisor.run([b""] * 200):
+            assert result.value == str(result.worker)
+
+
+def test_the_ledger_finds_a_task_by_its_id():
+    ledger = Ledger({1: jobs.echo}, Retries(0), 1)
+    assert ledger.position(1) is None
+    assert not ledger.cancel(1)

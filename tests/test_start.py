@@ -1,0 +1,75 @@
+"""What a start needs of the program: a guard, and a main module that can be imported again."""
+
+import sys
+
+import pytest
+from conftest import ROOT
+
+METHODS = ["spawn", "forkserver"]
+UNGUARDED = """\
+import sys
+sys.path.insert(0, {root!r})
+import shmqueue
+
+def double(payload: bytes) -> bytes:
+    return payload * 2
+
+print(shmqueue.parallel_map(double, [b"a"], workers=2, start_method={method!r}))
+"""
+INTERACTIVE = """\
+import sys
+sys.path.insert(0, {root!r})
+import shmqueue
+
+def double(payload: bytes) -> bytes:
+    return payload * 2
+
+if __name__ == "__main__":
+    print(shmqueue.parallel_map({function}, [b"a"], workers=2, start_method={method!r}))
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_script_without_a_guard_gets_one_error(cli, method):
+    script = cli.file("unguarded.py", UNGUARDED.format(root=str(ROOT), method=method))
+    run = cli.run(script=script)
+    assert run.code == 1
+    assert run.err.count("Traceback") == 1
+    assert run.err.splitlines()[-1] == (
+        "shmqueue.WorkersFailedError: the main module starts workers while it is imported, which every new worker "
+        'does: put what starts them under `if __name__ == "__main__":`'
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", ["-", "-c"])
+def test_a_function_of_a_main_module_that_is_no_file_gets_one_error(cli, method, how):
+    code = INTERACTIVE.format(root=str(ROOT), method=method, function="double")
+    run = cli.run(*([code] if how == "-c" else []), script=how, stdin=code.encode())
+    assert run.code == 1
+    assert run.err.count("Traceback") == 1
+    assert run.err.splitlines()[-1] == (
+        f"RuntimeError: start_method={method!r}: every worker imports the main module, and this one (a notebook, "
+        "python -c or standard input) cannot be imported again: put the functions into a file and import it, or name "
+        "start_method='fork'"
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", *METHODS])
+def test_other_functions_need_no_main_module(cli, method):
+    code = INTERACTIVE.format(root=str(ROOT), method=method, function="shmqueue.echo")
+    run = cli.run(code, script="-c")
+    assert (run.code, run.out, run.err) == (0, "[b'a']\n", "")
+
+
+def test_without_a_start_method_a_program_on_standard_input_works(cli):
+    code = INTERACTIVE.format(root=str(ROOT), method=None, function="double")
+    run = cli.run(script="-", stdin=code.encode())
+    assert (run.code, run.out, run.err) == (0, "[b'aa']\n", "")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_guarded_script_works(cli, method):
+    code = INTERACTIVE.format(root=str(ROOT), method=method, function="double")
+    run = cli.run(script=cli.file("guarded.py", code))
+    assert (run.code, run.out, run.err) == (0, "[b'aa']\n", ""), sys.version
