@@ -33,7 +33,7 @@ The processes, and what goes between them
 
   The supervisor is the caller's process. It owns the segment, fills the ring, collects outcomes, replaces dead
   workers and draws the screen. Workers touch only the segment and their own pipes. Nothing is unpickled after the
-  start. So a process that writes into the segment can spoil data, but cannot run code.
+  start, except by an Executor. So a process that writes into the segment can spoil data, but cannot run code.
 
 
 The segment, in bytes
@@ -711,8 +711,9 @@ def pickled(value: Any) -> bytes:
 def pickled_error(error: BaseException) -> bytes:
     """Pickle (False, error), with its traceback as text. If that fails, pickle the error with which it fails."""
     with_text: Any = importlib.import_module("concurrent.futures.process")._ExceptionWithTraceback
+    trace: Any = error.__traceback__
     try:
-        data = pickled((False, with_text(error, error.__traceback__)))
+        data = pickled((False, with_text(error, trace.tb_next)))  # without our own frame
         unpickled(data)
     except BaseException as second:
         return pickled((False, with_text(second, second.__traceback__)))
@@ -4709,13 +4710,13 @@ class QuerySource(Source):
         return items
 
 
-AHEAD_SECONDS = 0.001  # for how long an Executor gives its workers work in advance,
-AHEAD_CALLS = 4  # and how many calls for each of them at most
+AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
+AHEAD_CALLS = 4  # and how many calls at most
 
 
 @dataclasses.dataclass(slots=True)
 class Call:
-    """A call that an Executor was asked for. `what`: (function, args, kwargs), or that pickled, once it has begun."""
+    """A call that an Executor was asked for. what: (function, args, kwargs); pickled once the Supervisor has it."""
 
     future: Any
     what: Any
@@ -4723,7 +4724,7 @@ class Call:
     attempts: int = 0
 
     def begin(self) -> bool:
-        """Pickle what to call. Return False if there is nothing to call: it is cancelled, or cannot be pickled."""
+        """Pickle what to call. Return False if nothing is to be called: it was cancelled, or cannot be pickled."""
         if self.attempts:
             return True
         if not self.future.set_running_or_notify_cancel():
@@ -4739,9 +4740,9 @@ class Call:
 class Calls(Source):
     """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
 
-    A future cannot be cancelled any more once the Supervisor has its call. So the Supervisor gets one call more than
-    there are workers, and further ones only while calls are short. The lock guards `_over` and the use of the
-    Supervisor's bell. It may be acquired again, since a collection of garbage can call end().
+    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
+    workers, and further ones only while calls are short. The lock guards `_over`, `_cancel`, `_abort` and the use of
+    the Supervisor's bell. It is reentrant, since the garbage collector can call end() anywhere.
     """
 
     def __init__(self, supervisor: Supervisor, workers: int, retries: int) -> None:
@@ -4752,21 +4753,22 @@ class Calls(Source):
         self._owner = os.getpid()
         self._ended = threading.Event()
         self._lock = threading.RLock()
-        self._over = ""  # what came, after which no calls are taken
+        self._over = ""  # after what no calls are taken
         self._rung = self._cancel = self._abort = False
         self._waiting: collections.deque[Call] = collections.deque()
         self._given: dict[int, Call] = {}  # those that the Supervisor has, by tsk_id
         self._tsk_id = 0  # the last one
-        self._seconds = 1.0  # that a call takes, on average over the last ones
-        supervisor._pool.chosen_fork = True  # the thread is ours, so a warning about it says nothing to the user
+        self._seconds = 1.0  # how long a call takes, on average over the last ones
+        supervisor._pool.chosen_fork = True  # no warning about our own thread when it forks a new worker
         self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
-        with contextlib.ExitStack() as undo:
-            undo.push(supervisor)
-            self._thread.start()
-            undo.pop_all()
-        # Python ends a child of multiprocessing in another order, and would close the Supervisor first.
+        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
         self._at_exit = multiprocessing.util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
         handlers.executors.add(self)
+        with contextlib.ExitStack() as undo:
+            undo.push(supervisor)
+            undo.callback(self._forget)
+            self._thread.start()
+            undo.pop_all()
 
     # In any thread.
 
@@ -4794,7 +4796,7 @@ class Calls(Source):
             self._abort |= abort
             self._ring_locked()
         if wait:
-            self._ended.wait()  # first: until Python 3.12 a join() that a signal interrupts takes the thread for ended
+            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
             self._thread.join()
             handlers.exit_on_signals()  # the thread could not remove them
 
@@ -4812,15 +4814,18 @@ class Calls(Source):
                 try:
                     for result in supervisor.run(self):
                         self._settle(result)
-                    supervisor.abort()  # there is nothing left to do: do not wait for workers that are still starting
+                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
                 finally:
                     with self._lock:
                         self._supervisor = None
         except BaseException as error:
             self._fail(error)
+        self._forget()
+        self._ended.set()
+
+    def _forget(self) -> None:
         self._at_exit.cancel()
         handlers.executors.discard(self)
-        self._ended.set()
 
     def fileno(self) -> int:
         return -2
@@ -4844,7 +4849,7 @@ class Calls(Source):
         return payloads
 
     def _settle(self, result: TaskResult) -> None:
-        """Give a future its outcome, or have its call made again."""
+        """Give a future its outcome, or make its call again."""
         if result.status == "cancelled":
             return  # the Supervisor gives up, and raises the reason at the end
         call = self._given.pop(result.tsk_id)
@@ -4865,7 +4870,7 @@ class Calls(Source):
             call.future.set_exception(TaskError(result))
 
     def _fail(self, error: BaseException) -> None:
-        """The Supervisor has ended early: so do all calls."""
+        """End all calls, since the Supervisor has ended early."""
         with self._lock:
             self.problem = self._over = describe(error)
         for call in (*self._given.values(), *self._waiting):
