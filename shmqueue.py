@@ -114,6 +114,7 @@ import inspect
 import io
 import itertools
 import json
+import marshal
 import math
 import mmap
 import multiprocessing.util
@@ -180,6 +181,8 @@ class TaskResult(NamedTuple):
     attempts: how often it was started.
     worker: the index of the last worker that ran it, or None.
     seconds: the time that the function took; for tasks of less than 20 microseconds, the mean of several.
+    traceback: of the exception that the function raised, as the interpreter would print it, or None.
+    started: when the function was called last, in seconds since 1970; 0.0 if it never was.
     """
 
     tsk_id: int
@@ -191,17 +194,23 @@ class TaskResult(NamedTuple):
     attempts: int
     worker: int | None
     seconds: float
+    traceback: str | None = None
+    started: float = 0.0
 
 
 _new_result = functools.partial(tuple.__new__, TaskResult)  # from a tuple, in half the time of TaskResult()
 
 
 class TaskError(Exception):
-    """A task was not ok; `result` is its TaskResult."""
+    """A task was not ok; `result` is its TaskResult. Its text ends with the traceback, if there is one."""
 
     def __init__(self, result: TaskResult) -> None:
-        super().__init__(f"task {result.tsk_id} ({result.function}) {result.status}: {result.error}")
+        super().__init__(result)
         self.result = result
+
+    def __str__(self) -> str:
+        tsk_id, function, _, status, _, error, *_, trace, _ = self.result
+        return f"task {tsk_id} ({function}) {status}: {error}" + (f"\n\n{trace.rstrip()}" if trace else "")
 
 
 class WorkersFailedError(RuntimeError):
@@ -247,6 +256,8 @@ class Supervisor:
         second, it is killed with the task. Needs psutil.
     max_tasks: a worker is replaced after so many tasks.
     initializer: called first in every worker.
+    codec: an object with dumps and loads, such as the module pickle. Payloads and values that are not bytes or str go
+        through it. None: they must be plain data, and nothing is pickled.
     screen: draw on the error stream.
     log: a file for what functions print; without it that is dropped.
     start_method: fork, spawn or forkserver; None: fork if this process has one thread, else forkserver.
@@ -271,6 +282,7 @@ class Supervisor:
         max_rss: int | None = None,
         max_tasks: int | None = None,
         initializer: Callable[[], object] | None = None,
+        codec: Any = None,
         screen: bool | Progress = False,
         log: str | None = None,
         start_method: str | None = None,
@@ -281,12 +293,13 @@ class Supervisor:
         check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
         check_numbers(grace=grace, retries=retries, retry_delay=retry_delay, max_rss=max_rss, max_tasks=max_tasks)
         self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
-        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers)
+        codec = check_codec(codec)
+        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers, codec)
         self._submitted = Job(None, self._ledger.names)
         self._began = time.monotonic()
         self._next_share = 0.0
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
-        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log))
+        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
         if workers == 0:
             refuse_without_workers(timeout=timeout, max_rss=max_rss, log=log)
             self._run_here(options)
@@ -348,9 +361,10 @@ class Supervisor:
     def run(self, tasks: Iterable[Any] | Source) -> Iterator[TaskResult]:
         """Yield the TaskResults of `tasks` as they finish. Never raises for a task.
 
-        An item is a payload if there is one function, or (function, payload), with a function or its name. `tasks` is
-        read in the caller's thread when there is room. While it blocks, no result is yielded. Do not change a
-        Structure after `tasks` has yielded it. Closing the iterator early cancels what has not begun.
+        An item is (function, payload), with a function or its name. If there is one function, an item is a payload,
+        or such a pair if its first element is that function itself. `tasks` is read in the caller's thread when there
+        is room. While it blocks, no result is yielded. Do not change what `tasks` has yielded. Closing the iterator
+        early cancels what has not begun.
         """
         return self._read(Job(self._open(tasks), self._ledger.names))
 
@@ -570,7 +584,7 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
     lane = queue.half(index, glance.number).lane
     return row._replace(
         state="run",
-        function=ledger.names.get(lane.fn_id(glance.done) & ~OUT_OF_LINE, ""),
+        function=ledger.names.get(lane.fn_id(glance.done) & FN_ID, ""),
         in_hand=lane.tsk_id(glance.done),
         held=time.monotonic() - process.progress_since,
     )
@@ -725,7 +739,7 @@ def pickled_error(error: BaseException) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 LIMITS: dict[str, tuple[float, float]] = {
-    "fn_id": (1, (1 << 31) - 1),  # the highest bit is OUT_OF_LINE
+    "fn_id": (1, (1 << 31) - 1),
     "workers": (0, 4096),
     "num_slots": (2, 1 << 26),
     "slot_size": (64, 65536),
@@ -766,7 +780,7 @@ def number_functions(functions: Any) -> dict[int, Function]:
         check_numbers(fn_id=fn_id)
         if not callable(function) or not isinstance(function, collections.abc.Hashable):
             raise TypeError(f"functions: {function!r} is not a callable with a hash")
-    return numbered
+    return numbered if max(numbered) <= FN_ID else dict(enumerate(numbered.values(), 1))  # the bits above are ours
 
 
 def available_processors() -> int:
@@ -1205,7 +1219,11 @@ class InlineEngine(Engine):
     def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger, options: WorkerOptions) -> None:
         super().__init__(queue, pool, ledger)
         self._inline: InlineQueue = queue
-        self._calls = {fn_id: adapt(function) for fn_id, function in options.functions.items()}
+        self._calls = {
+            fn_id | mark: call
+            for fn_id, function in options.functions.items()
+            for mark, call in adapt(function, options.codec).items()
+        }
         if options.initializer is not None:
             options.initializer()
 
@@ -1214,26 +1232,26 @@ class InlineEngine(Engine):
         tasks = self._inline.take()
         if tasks is None:
             return False
-        began = time.perf_counter()
-        value = self._call(tasks.fn_ids[0], tasks.data[0])
+        started, began = time.time(), time.perf_counter()
+        value = self._call((tasks.marked or tasks.fn_ids)[0], tasks.data[0])
         seconds = time.perf_counter() - began
-        if isinstance(value, _Failure):
-            self._ledger.charge(0, tasks.first, "failed", value, seconds)
+        if isinstance(value, Failure):
+            self._ledger.charge(0, tasks.first, "failed", value, seconds, started)
         else:
-            self._ledger.complete(0, tasks.first, 1, [value], seconds)
+            self._ledger.complete(0, tasks.first, 1, [value], seconds, started)
         return True
 
     def _call(self, fn_id: int, payload: bytes) -> Any:
-        """The value as it would arrive from a worker, or a _Failure."""
-        structures = self._ledger.structures
+        """The value as it would arrive from a worker, or a Failure."""
+        structures, codec = self._ledger.structures, self._ledger.codec
         try:
             value = self._calls[fn_id](payload)
             if value is not None:
-                value = decode_value(*encode_value(value, structures), structures)
+                value = decode_value(*encode_value(value, structures, codec), structures, codec)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            value = _Failure(describe(error))
+            value = Failure.of(error)
         return value
 
 
@@ -1243,6 +1261,7 @@ class Outcomes(NamedTuple):
     start: the position of the first task.
     done: the number of tasks; all are finished.
     seconds: one number for each task, or their mean.
+    started: when the first task began, in seconds since 1970.
     ends: where the values end in the log; empty if every task returned None.
     begin: where the first value begins in the log.
     log: the bytes of the log up to the last value.
@@ -1252,6 +1271,7 @@ class Outcomes(NamedTuple):
     start: int
     done: int
     seconds: float | list[float] = 0.0
+    started: float = 0.0
     ends: Sequence[int] = ()
     begin: int = 1
     log: bytes = b""
@@ -1317,8 +1337,9 @@ class LaneReader:
         start = max(first, self.settled_below)
         if start >= bound:
             return Outcomes(bound, 0)
+        started = half.since(start - first) + time.time() - time.perf_counter()
         if half.all_returned_none(start - first, bound - first):
-            return Outcomes(start, bound - start, half.seconds(start - first, bound - first))
+            return Outcomes(start, bound - start, half.seconds(start - first, bound - first), started)
         ends = half.read_ends(start - first, bound - first)
         if 0 in ends:
             del ends[ends.index(0) :]
@@ -1329,6 +1350,7 @@ class LaneReader:
             start=start,
             done=len(ends),
             seconds=half.seconds(start - first, start - first + len(ends)),
+            started=started,
             ends=ends,
             begin=begin,
             log=half.read_log(ends[-1] & ~RECORD),
@@ -1337,7 +1359,7 @@ class LaneReader:
 
     def _settle(self, outcomes: Outcomes) -> int:
         """Tell the ledger what was read. Return the position after the last finished task."""
-        start, done, seconds, ends, begin, log, special = outcomes
+        start, done, seconds, started, ends, begin, log, special = outcomes
         worker, doomed = self.process.index, self.process.killed_for
         if done:
             self.settled_below = start + done
@@ -1349,33 +1371,34 @@ class LaneReader:
             if not 1 <= begin <= ends[-1] <= len(log):
                 raise SpoiledSegmentError(f"worker {worker} says that values end at {ends[-1]:,} of its log")
             values = [log[at:end] or None for at, end in zip([begin, *ends], ends)]
-            self._ledger.complete(worker, start, done, values, seconds)
+            self._ledger.complete(worker, start, done, values, seconds, started)
         elif done:
-            self._ledger.complete(worker, start, done, None, seconds)
+            self._ledger.complete(worker, start, done, None, seconds, started)
         return start + done
 
     def _end_late(self, doomed: Doomed, outcomes: Outcomes) -> None:
         """Settle a task that ended after its timeout, during its grace. It was the last of its batch."""
         if outcomes.special:
             self._decode(outcomes)  # its value may have a file, which goes
-        seconds = time.monotonic() - self.process.progress_since
-        self._ledger.charge(self.process.index, outcomes.start, doomed.status, doomed.error, seconds)
+        self._charge(outcomes.start, doomed.status, doomed.error)
 
     def _settle_records(self, outcomes: Outcomes) -> None:
         """Do the same if some values are records. A record can be a failure."""
-        position, seconds = outcomes.start, outcomes.seconds
+        position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
         values = self._decode(outcomes)
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
-        for failed, group in itertools.groupby(values, key=lambda value: type(value) is _Failure):
+        for failed, group in itertools.groupby(values, key=lambda value: type(value) is Failure):
             part = list(group)
             times = list(itertools.islice(each, len(part)))
             if not failed:
-                self._ledger.complete(self.process.index, position, len(part), part, times)
+                self._ledger.complete(self.process.index, position, len(part), part, times, started)
                 position += len(part)
+                started += sum(times)
                 continue
             for value, took in zip(part, times):
-                self._ledger.charge(self.process.index, position, "failed", value, took)
+                self._ledger.charge(self.process.index, position, "failed", value, took, started)
                 position += 1
+                started += took
 
     def _decode(self, outcomes: Outcomes) -> list[Any]:
         """Return the values if some are records. If all of them are text, decode them in a faster way."""
@@ -1383,7 +1406,7 @@ class LaneReader:
         stops = [end & ~RECORD for end in ends]
         spans = list(zip([outcomes.begin, *stops], stops))
         try:
-            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {STR}:
+            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {TEXT}:
                 return [decode_text(log[begin + 1 : end]) for begin, end in spans]
             return [
                 self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
@@ -1399,7 +1422,7 @@ class LaneReader:
             path = self._queue.segment.beside(f"v{position}")
             data = read_file(path, *SIZE.unpack(data))
             os.unlink(path)
-        return decode_value(head & ~IN_FILE, data, self._ledger.structures)
+        return decode_value(head & ~IN_FILE, data, self._ledger.structures, self._ledger.codec)
 
     def halt(self, doomed: Doomed | None = None) -> bool:
         """Stop the worker for a moment. Read what it has finished, and take back what it has not begun.
@@ -1502,7 +1525,14 @@ class LaneReader:
         doomed = process.killed_for
         if doomed is not None and doomed.position in (None, position):
             status, error = doomed.status, doomed.error
-        self._ledger.charge(process.index, position, status, error, time.monotonic() - process.progress_since)
+        self._charge(position, status, error)
+
+    def _charge(self, position: int, status: str, error: str) -> None:
+        """Charge an attempt to the task that has been in hand until now."""
+        seconds = time.monotonic() - self.process.progress_since
+        self._ledger.charge(
+            self.process.index, position, status, Failure(error), seconds, started=time.time() - seconds
+        )
 
     def take_unclaimed(self) -> bool:
         """Give back tasks that only this worker could claim; in variants there may be some. Return True if so."""
@@ -1572,7 +1602,7 @@ class Packer:
 
     def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
         """Return the tasks with references to `block` instead of their large payloads."""
-        fn_ids, count, capacity = tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
+        fn_ids, count, capacity = tasks.marked or tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
         marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
         if len(references) < count:
             following = iter(references)
@@ -1672,17 +1702,19 @@ class Ledger:
     stopping: nothing more begins, in any job.
     """
 
-    def __init__(self, functions: Mapping[int, Function], retries: Retries, workers: int) -> None:
+    def __init__(self, functions: Mapping[int, Function], retries: Retries, workers: int, codec: Codec | None) -> None:
         self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self.structures = structures_of(functions.values())
+        self.codec = codec
         self.tally = Tally(workers)
         self.fresh: collections.deque[Tasks] = collections.deque()
         self.again: collections.deque[Tasks] = collections.deque()
         self.stopping = False
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
+        self._function = functions.get(self._only)
         self._retries = retries
         self._tried: dict[int, TaskResult] = {}  # by tsk_id: the last result of a task that is tried again
         self._delayed: list[tuple[float, int, Tasks]] = []  # tasks that are tried again later: a heap by that time
@@ -1698,15 +1730,16 @@ class Ledger:
         if len(items) == 0:
             return
         try:
-            fn_ids, payloads, data = self._encode(job, items)
-        except (KeyError, TypeError, ValueError) as error:
+            fn_ids, payloads, data, marked = self._encode(job, items)
+        except Exception as error:  # whatever a codec raises
             if len(items) == 1:
                 self._reject(job, self._explain(job, items[0], error))
             else:
                 self.admit(job, items[: len(items) // 2])
                 self.admit(job, items[len(items) // 2 :])
         else:
-            self._put(Tasks(job, self._number(job, len(items)), fn_ids, payloads, data), self.fresh)
+            tasks = Tasks(job, self._number(job, len(items)), fn_ids, payloads, data, marked=marked)
+            self._put(tasks, self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
         """Return the tsk_ids of this job's next tasks."""
@@ -1715,31 +1748,46 @@ class Ledger:
         job.admit(tsk_ids.start, count)
         return tsk_ids
 
-    def _encode(self, job: Job, items: Sequence[Any]) -> tuple[array.array[int], Sequence[Any], Sequence[bytes]]:
-        """Return the columns of `items`. Raises KeyError, TypeError or ValueError if one of them cannot be sent."""
-        types, payloads, fn_id = set(map(type, items)), items, job.fn_id
-        if fn_id == 0 and all(issubclass(each, tuple) for each in types):
+    def _encode(
+        self, job: Job, items: Sequence[Any]
+    ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int] | None]:
+        """Return the columns of `items`, as Tasks has them. Raises an exception if one of them cannot be sent."""
+        types, payloads, fn_id = set(map(type, items)), items, job.fn_id or self._only
+        if not job.fn_id and (job.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
             types = set(map(type, payloads))
             fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
-        elif fn_id == 0 and (tuple in types or not self._only):
+        elif not fn_id or Rejected in types:
             raise TypeError("with several functions, an item is (function, payload)")
         else:
-            fn_ids = array.array("I", [fn_id or self._only]) * len(items)
-        return fn_ids, payloads, payloads if types <= {bytes} else list(map(to_bytes, payloads))
+            fn_ids = array.array("I", [fn_id]) * len(items)
+            if tuple in types and not job.fn_id:
+                payloads = [item[1] if self._is_pair(job, item) else item for item in items]
+                types = set(map(type, payloads))
+        if types <= {bytes}:
+            return fn_ids, payloads, payloads, None
+        kinds, data = encode_payloads(payloads, self.codec, types)
+        marked = array.array("I", [fn_id | kind << KIND_BIT for fn_id, kind in zip(fn_ids, kinds)])
+        return fn_ids, payloads, data, marked
+
+    def _is_pair(self, job: Job, item: Any) -> bool:
+        """Return True if this is a pair of a function and a payload, and not a payload."""
+        if job.fn_id or not isinstance(item, tuple) or len(item) != 2:
+            return False
+        return job.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
 
     def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
         """Say why an item cannot be sent."""
         if isinstance(item, Rejected):
             return item
         fn_id = job.fn_id or self._only
-        pair = not job.fn_id and isinstance(item, tuple) and len(item) == 2
+        pair = self._is_pair(job, item)
         function, payload = item if pair else (self.names.get(fn_id, ""), item)
         name = function_name(function)
         text = describe(error)
-        if isinstance(error, KeyError):
+        if pair and isinstance(error, KeyError) and function not in self.fn_ids:
             text = no_such_function(name, self.names.values())
-        elif not pair and (isinstance(item, tuple) or not fn_id):
+        elif not pair and not fn_id:
             text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
         return Rejected(name, payload, text)
 
@@ -1780,10 +1828,13 @@ class Ledger:
             yield tasks, start, stop
             position = tasks.first + stop
 
-    def complete(self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any) -> None:
+    def complete(
+        self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any, started: float
+    ) -> None:
         """Note that the tasks from `position` on are ok.
 
         values: None if every task returned None. seconds: one number for each task, or a float for all of them.
+        started: when the first of them began.
         """
         done, same = 0, itertools.repeat
         for tasks, start, stop in self._take(position, count):
@@ -1797,33 +1848,39 @@ class Ledger:
                 attempts = [self._next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
                 longest = seconds
+                spent = seconds * (stop - start)
                 times: Any = same(seconds, stop - start)
-                self.tally.add_ok(worker, stop - start, seconds * (stop - start))
+                begun: Iterable[float] = same(started)  # that of each is not worth its cost
             else:
                 times = seconds[part]
                 longest = max(times)
-                self.tally.add_ok(worker, stop - start, sum(times))
+                spent = sum(times)
+                begun = itertools.accumulate(times, initial=started)
+            self.tally.add_ok(worker, stop - start, spent)
             if longest > self.tally.slow:
                 times = list(times)
-                self._note_slow(worker, tasks, start, times)
+                self._note_slow(worker, tasks, start, times, started)
             each = same(None, stop - start) if values is None else iter(values[part])
-            tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker)
+            tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker, begun)
+            started += spent
 
-    def _note_slow(self, worker: int, tasks: Tasks, start: int, times: Sequence[float]) -> None:
+    def _note_slow(self, worker: int, tasks: Tasks, start: int, times: Sequence[float], started: float) -> None:
         """Keep the tasks that took longest."""
         for at, seconds in enumerate(times, start):
             if seconds > self.tally.slow:
-                tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], to_bytes(tasks.payloads[at])
-                self.tally.add_slow(TaskResult(tsk_id, name, payload[:200], "ok", None, None, 1, worker, seconds))
+                tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], briefly(tasks.payloads[at])
+                ok = TaskResult(tsk_id, name, payload, "ok", None, None, 1, worker, seconds, started=started)
+                self.tally.add_slow(ok)
+            started += seconds
 
-    def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
+    def charge(self, worker: int, position: int, status: str, failure: Failure, seconds: float, started: float) -> None:
         """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
                 return
             tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], tasks.payloads[at]
-            attempts = self._next_attempt(tsk_id)
-            result = TaskResult(tsk_id, name, payload, status, None, error, attempts, worker, seconds)
+            about = (tsk_id, name, payload, status, None, failure.error, self._next_attempt(tsk_id), worker, seconds)
+            result = TaskResult(*about, failure.traceback, started)
             if self._retries.wanted(result) and not self._is_cancelled(tasks.job):
                 self._try_again(tasks.part(at, at + 1), result)
             else:
@@ -1959,7 +2016,7 @@ class Tasks:
     payloads: as they were given.
     data: as they travel. They are encoded once, because a Structure may change before its task is tried again.
     block: holds the payloads that do not fit their slots; None if all fit, or if they are not packed yet.
-    marked: the fn_ids, with OUT_OF_LINE for the payloads in `block`; None without it.
+    marked: the fn_ids with the payloads' kinds, and with OUT_OF_LINE for the payloads in `block`; None without any.
     first: the position of the first task in the queue.
     left: how many tasks are still in the queue.
     settled: a byte for each task; 1 if it has left the queue.
@@ -2023,6 +2080,7 @@ class Block:
 class Job:
     """One call of run, or all calls of submit: where tasks come from, and where their results go as they finish.
 
+    pairs: as its source has it.
     results: iterators of TaskResults.
     fn_id: the function of every item, or 0.
     outstanding: the number of tasks that have a tsk_id and no outcome yet.
@@ -2031,6 +2089,7 @@ class Job:
 
     def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
         self.source = source
+        self.pairs = source is None or source.pairs
         self.fn_id = fn_id
         self.outstanding = 0
         self.cancelled = False
@@ -2049,8 +2108,10 @@ class Job:
         """Note that `count` tasks from `tsk_id` on belong to this job."""
         self.outstanding += count
 
-    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
-        """Note that this part of `tasks` is ok. values, seconds and attempts are iterables.
+    def add(
+        self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int, started: Any
+    ) -> None:
+        """Note that this part of `tasks` is ok. values, seconds, attempts and started are iterables.
 
         The TaskResults are made when they are read.
         """
@@ -2061,7 +2122,7 @@ class Job:
         else:
             names = map(self._names.__getitem__, tasks.fn_ids[part])
         columns = (tsk_ids, names, tasks.payloads[part], same("ok"), values, same(None), attempts, same(worker))
-        self._deliver(map(_new_result, zip(*columns, seconds)))
+        self._deliver(map(_new_result, zip(*columns, seconds, same(None), started)))
 
     def add_one(self, result: TaskResult) -> None:
         self.outstanding -= 1
@@ -2092,7 +2153,9 @@ class OrderedJob(Job):
         else:
             self._due.append([tsk_id, tsk_id + count])
 
-    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int) -> None:
+    def add(
+        self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int, started: Any
+    ) -> None:
         tsk_ids = tasks.tsk_ids[part]
         self.outstanding -= len(tsk_ids)
         if isinstance(tsk_ids, range):
@@ -2974,6 +3037,7 @@ class WorkerOptions(NamedTuple):
     batch: int | None
     max_tasks: int | None
     log: str | None
+    codec: Codec | None = None
 
 
 class Pipes(NamedTuple):
@@ -3075,8 +3139,9 @@ class Worker:
         self._structures = structures_of(options.functions.values())
         self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
         for fn_id, function in options.functions.items():
-            self._calls[fn_id] = call = adapt(function)
-            self._calls[fn_id | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
+            for mark, call in adapt(function, options.codec).items():
+                self._calls[fn_id | mark] = call
+                self._calls[fn_id | mark | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
         self._half = queue.half(index, 0)  # of the batch that runs
         self._first = 0  # its positions are [first, first + count)
         self._count = 0
@@ -3148,7 +3213,7 @@ class Worker:
                 try:
                     value = call(payload)
                 except BaseException as error:
-                    value = _Failure(describe(error))
+                    value = Failure.of(error)
                 if value is None:
                     ends[task] = at
                 elif type(value) is bytes and at < (after := at + len(value)) <= room:
@@ -3250,9 +3315,9 @@ class Worker:
     def _put_record(self, task: int, at: int, value: Any) -> int:
         """Append a value to the log as a record: a head, and bytes. Return where it ends."""
         try:
-            head, data = encode_value(value, self._structures)
+            head, data = encode_value(value, self._structures, self._options.codec)
         except Exception as error:  # such as text that is not Unicode
-            head, data = encode_value(_Failure(describe(error)), self._structures)
+            head, data = FAILURE, Failure.of(error).encode()
         half = self._half
         room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # each later task needs room for a record
         if len(data) > room:
@@ -3281,7 +3346,7 @@ class Worker:
                 except OSError as error:
                     if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
                         text = f"{describe(error)}: no room for a value of {len(data):,} bytes in {shared_directory()}"
-                        return FAILURE, encode_text(text)[:room]
+                        return FAILURE, Failure(text).encode()[:room]
                 alone += not self._spilled
             time.sleep(SPILL_SECONDS)
         self._spilled.append((path, len(data)))
@@ -4338,6 +4403,10 @@ class Half:
         """How many of the first `count` tasks are finished, as far as can be seen now: a hint."""
         return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
 
+    def since(self, task: int) -> float:
+        """When this task began, or not long before, in seconds of the worker's clock."""
+        return (task and self.stamps[task - 1]) or self.began[0]  # type: ignore[no-any-return]
+
     def seconds(self, start: int, stop: int) -> float | list[float]:
         """How long each of the finished tasks [start, stop) took: a list, or the mean of all of them."""
         since = self.stamps[start - 1] if start else self.began[0]
@@ -4380,6 +4449,39 @@ def as_u32(numbers: Sequence[int]) -> array.array[int]:
 
 Function = Callable[..., Any]
 ERROR_LENGTH = 4000  # characters of an error's text that are kept
+TRACEBACK_BYTES = 16 << 10  # of a traceback, as UTF-8
+OWN_MODULES = {__name__}  # whose frames a traceback does not begin with
+
+# What the bytes of a payload or a value are. CODED: what the codec made of it, or marshal. CODED_TEXT: the codec made a
+# str. Only values are failures and Structures. STRUCTURE + i: the i-th Structure that the functions' annotations name.
+BYTES, TEXT, CODED, CODED_TEXT, FAILURE, STRUCTURE = range(6)
+KIND_BIT = 29  # a payload's kind stands here in its fn_id; a value's is the first byte of its record in the log
+FN_ID = (1 << KIND_BIT) - 1  # the bits of a fn_id without kind and OUT_OF_LINE
+IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the segment, and the record has their number
+
+REMEDY = "give Supervisor a codec, such as codec=pickle"
+ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
+PLAIN = ATOMS | {tuple, list, dict, set, frozenset}
+load_plain: Callable[[bytes], Any] = marshal.loads
+if sys.version_info >= (3, 13):
+    load_plain = functools.partial(marshal.loads, allow_code=False)
+
+
+class Codec(NamedTuple):
+    """How objects travel that are neither bytes nor str: `dumps` makes bytes or str of one, and `loads` reads them."""
+
+    dumps: Callable[[Any], Any]
+    loads: Callable[[Any], Any]
+
+
+def check_codec(codec: Any) -> Codec | None:
+    """The two functions of an object such as the module pickle, which cannot be pickled itself. None stays None."""
+    if codec is None:
+        return None
+    found: list[Any] = [getattr(codec, name, None) for name in Codec._fields]
+    if not all(map(callable, found)):
+        raise TypeError(f"codec={codec!r}: must have dumps and loads, as the modules pickle and json have")
+    return Codec(*found)
 
 
 def encode_text(text: str) -> bytes:
@@ -4390,15 +4492,130 @@ def decode_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def to_bytes(payload: Any) -> bytes:
-    """A payload as it travels. Raises TypeError for what is neither bytes, str nor a ctypes.Structure."""
-    if isinstance(payload, bytes):
-        return payload
-    if isinstance(payload, str):
-        return encode_text(payload)
-    if isinstance(payload, ctypes.Structure):
-        return bytes(payload)
-    raise TypeError(f"a payload is bytes, str or a ctypes.Structure, not {type(payload).__name__}")
+def encode(value: Any, codec: Codec | None) -> tuple[int, bytes]:
+    """The kind and the bytes of a payload or a value. Raises TypeError or ValueError if it cannot travel."""
+    if type(value) is bytes:
+        return BYTES, value
+    if type(value) is str:
+        return TEXT, encode_text(value)
+    if codec is not None:
+        data = codec.dumps(value)
+        return (CODED_TEXT, encode_text(data)) if isinstance(data, str) else (CODED, bytes(memoryview(data)))
+    if type(value) not in PLAIN and (data := buffer_of(value)) is not None:
+        return BYTES, data
+    if type(value) not in ATOMS:
+        check_plain(value)
+    return CODED, marshal.dumps(value)
+
+
+def encode_payloads(
+    payloads: Sequence[Any], codec: Codec | None, types: set[type]
+) -> tuple[Iterable[int], list[bytes]]:
+    """The kinds and the bytes of payloads. `types` are all their types; if it is only str, this is faster."""
+    if types == {str}:
+        return itertools.repeat(TEXT), list(map(encode_text, payloads))
+    kinds, data = zip(*[encode(payload, codec) for payload in payloads])
+    return kinds, list(data)
+
+
+def decode(kind: int, data: bytes, codec: Codec | None) -> Any:
+    """The payload or value that `encode` encoded."""
+    if kind == BYTES:
+        return data
+    if kind == TEXT:
+        return decode_text(data)
+    loads: Any = codec.loads if codec is not None else load_plain
+    return loads(decode_text(data) if kind == CODED_TEXT else data)
+
+
+def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> tuple[int, bytes]:
+    """The kind and the bytes of a value, for its record. Raises TypeError or ValueError if it cannot travel."""
+    if type(value) is str:  # first, since it is the most frequent
+        return TEXT, encode_text(value)
+    if type(value) is Failure:
+        return FAILURE, value.encode()
+    if type(value) in structures:
+        return STRUCTURE + structures.index(type(value)), bytes(value)
+    if isinstance(value, ctypes.Structure) and codec is None:
+        name = type(value).__name__
+        raise TypeError(f"returned the Structure {name}, which no annotation names: annotate the function's return")
+    return encode(value, codec)
+
+
+def decode_value(kind: int, data: bytes, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> Any:
+    """The value that `encode_value` encoded; a Failure if it cannot be loaded here.
+
+    Raises IndexError or ValueError if these are not the bytes of such a value.
+    """
+    if kind == FAILURE:
+        return Failure.decode(data)
+    if kind >= STRUCTURE:
+        return structures[kind - STRUCTURE].from_buffer_copy(data)
+    try:
+        return decode(kind, data, codec)
+    except Exception as error:
+        return Failure.of(error)
+
+
+def buffer_of(value: Any) -> bytes | None:
+    """The bytes of a bytes-like object; None for others, and for numpy's scalars and arrays of objects."""
+    if isinstance(value, (bytes, ctypes.Structure)):
+        return bytes(value)
+    try:
+        view = memoryview(value)
+    except (TypeError, ValueError, BufferError):
+        return None
+    return view.tobytes() if view.ndim and "O" not in view.format else None
+
+
+def check_plain(value: Any) -> None:
+    """Raise TypeError for what is not plain data, and ValueError for a container that contains itself.
+
+    Types are compared exactly: marshal would turn a numpy.float64 in a list into bytes. Each container is looked at
+    once, however often it is met.
+    """
+    path: list[tuple[int, Iterator[Any]]] = [(0, iter((value,)))]  # ids of the containers around the next part
+    whole: dict[int, bool] = {}  # by the id of a container that was met: True if everything in it is checked
+    while path:
+        key, parts = path[-1]
+        for part in parts:
+            kind = type(part)
+            if kind in ATOMS or whole.get(id(part)):
+                continue
+            if kind not in PLAIN:
+                name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+                raise TypeError(f"{name} is not plain data, and cannot travel: convert it, or {REMEDY}")
+            if id(part) in whole:
+                raise ValueError(f"a {kind.__name__} that contains itself cannot travel: {REMEDY}")
+            inner = [*part, *part.values()] if kind is dict else part
+            whole[id(part)] = ATOMS.issuperset(map(type, inner))
+            if not whole[id(part)]:
+                path.append((id(part), iter(inner)))
+                break
+        else:
+            whole[key] = True
+            path.pop()
+
+
+class Failure(NamedTuple):
+    """In place of a value: the task failed, with this error and this traceback."""
+
+    error: str
+    traceback: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """The failure of the exception that is being handled."""
+        return cls(describe(error), describe_traceback(error))
+
+    def encode(self) -> bytes:
+        """Both texts, with a byte between them that UTF-8 does not use. They can be read also if they are cut short."""
+        return b"\xff".join(text.encode("utf-8", "backslashreplace") for text in self if text is not None)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Failure:
+        error, _, trace = data.partition(b"\xff")
+        return cls(decode_text(error), decode_text(trace) or None)
 
 
 def describe(error: BaseException) -> str:
@@ -4411,11 +4628,79 @@ def describe(error: BaseException) -> str:
     return (f"{name}: {text}" if text else name)[:ERROR_LENGTH]
 
 
+def describe_traceback(error: BaseException) -> str | None:
+    """The traceback of the exception that is being handled, as the interpreter would print it, less our own frames.
+
+    None if only those are there. If it is too long, its middle is left out.
+    """
+    frames = sys.exc_info()[2]
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in OWN_MODULES:
+        frames = frames.tb_next
+    if frames is None:
+        return None
+    try:
+        text = "".join(traceback.TracebackException(type(error), error, frames).format())
+    except BaseException as second:  # whatever its notes, its cause and others do
+        text = f"(its traceback raised {type(second).__name__})"
+    data = text.encode("utf-8", "backslashreplace")
+    rest = len(data) - TRACEBACK_BYTES
+    if rest > 0:
+        half = TRACEBACK_BYTES // 2 - 32
+        data = data[:half] + b"\n[%d bytes are left out here]\n" % (rest + 64) + data[-half:]
+    return data.decode(errors="ignore")
+
+
+def last_frame(trace: str | None) -> str:
+    """Where an exception was raised, in brackets, by its traceback; nothing if that does not say."""
+    frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', trace or "", re.MULTILINE)
+    if not frames:
+        return ""
+    path, line, name = frames[-1]
+    return f" ({os.path.basename(path)}:{line} in {name})"
+
+
+def adapt(function: Function, codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
+    """`function` as functions of bytes, one for each kind of payload, by the mark of that kind in a fn_id.
+
+    Bytes and text are read as the annotation of the first parameter says; all else arrives as it is.
+    """
+    named = _annotations(function)[0]
+    loads: Any = codec.loads if codec is not None else load_plain
+    readers = (_reader(bytes, named), _reader(str, named), loads, lambda data: loads(decode_text(data)))
+    calls = (function if read is bytes else _composed(function, read) for read in readers)
+    return {kind << KIND_BIT: call for kind, call in enumerate(calls)}
+
+
+def _composed(function: Function, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    return lambda payload: function(read(payload))
+
+
+# How a payload of bytes or text is read for a parameter of these types, or of a Structure; `bytes` is not called.
+READERS: dict[Any, Callable[[bytes], Any]] = {
+    bytes: bytes,
+    str: decode_text,
+    int: lambda data: int(decode_text(data)),
+    float: lambda data: float(decode_text(data)),
+}
+
+
+def _reader(own: Any, named: Sequence[Any]) -> Callable[[bytes], Any]:
+    """How a payload of the type `own` is read for a parameter whose annotation names these types."""
+    known = [kind for kind in named if kind in READERS or issubclass(kind, ctypes.Structure)]
+    kind = own if own in known or not known else known[0]
+    return READERS.get(kind) or kind.from_buffer_copy
+
+
+_lenient: dict[str, Any] = {}
+if sys.version_info >= (3, 14):  # or one name that cannot be evaluated is a NameError
+    _lenient["annotation_format"] = importlib.import_module("annotationlib").Format.FORWARDREF
+
+
 def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
     """The types that a function's first parameter and its return value name, unions taken apart; [] for none."""
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # built in
+        signature = inspect.signature(function, **_lenient)
+    except Exception:  # built in, or with annotations that cannot be evaluated
         return [], []
     parameters = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
     given = parameters[0].annotation if parameters else None
@@ -4431,65 +4716,44 @@ def _members(hint: Any, function: Any) -> list[Any]:
             hint = eval(hint, names)  # noqa: S307
         except Exception:  # whatever is not there at run time
             return []
-    return list(typing.get_args(hint)) or [hint]
-
-
-def _is_structure(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, ctypes.Structure)
+    kinds = (hint,)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
+        kinds = typing.get_args(hint)
+    return [kind for kind in kinds if isinstance(kind, type) and typing.get_origin(kind) is None]
 
 
 def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]:
     """The Structures that the functions' annotations name, in order: only these can travel back as values."""
     named = [kind for function in functions for kinds in _annotations(function) for kind in kinds]
-    return list(dict.fromkeys(kind for kind in named if _is_structure(kind)))[: IN_FILE - STRUCTURE]
+    return list(dict.fromkeys(kind for kind in named if issubclass(kind, ctypes.Structure)))[: IN_FILE - STRUCTURE]
 
 
-def adapt(function: Function) -> Callable[[bytes], Any]:
-    """`function` as a function of bytes: its first parameter's annotation says what it is given."""
-    for kind in _annotations(function)[0]:
-        if kind is str:
-            return lambda payload: function(decode_text(payload))
-        if _is_structure(kind):
-            return lambda payload: function(kind.from_buffer_copy(payload))
-    return function
-
-
-class _Failure(str):
-    """In place of a value: the task failed, with this text."""
-
-
-# What a record in the log begins with: what its bytes are. STRUCTURE + i: of the i-th Structure that functions name.
-BYTES, STR, FAILURE, STRUCTURE = range(4)
-IN_FILE = 0x80  # added to it: they are in a file beside the segment, and the record has their number
-
-
-def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]]) -> tuple[int, bytes]:
-    """A value as the head and the bytes of a record. A value that cannot travel becomes a failure that says so."""
-    if isinstance(value, bytes):
-        return BYTES, value
-    if isinstance(value, _Failure):
-        return FAILURE, value.encode("utf-8", "backslashreplace")
-    if isinstance(value, str):
-        return STR, encode_text(value)
-    if type(value) in structures:
-        return STRUCTURE + structures.index(type(value)), bytes(value)
-    name = type(value).__name__
-    if isinstance(value, ctypes.Structure):
-        text = f"TypeError: returned the Structure {name}, which no annotation names: annotate the function's return"
-    else:
-        text = f"TypeError: returned {name}: a function returns bytes, str, a ctypes.Structure or None"
-    return FAILURE, encode_text(text)
-
-
-def decode_value(head: int, data: bytes, structures: Sequence[type[ctypes.Structure]]) -> Any:
-    """The value that `encode_value` encoded. Raises IndexError or ValueError where it is not one."""
-    if head == BYTES:
-        return data
-    if head == STR:
+def as_json(value: Any) -> Any:
+    """A payload or a value for JSON: bytes become text by surrogateescape, and what JSON does not know its repr."""
+    if value is None or isinstance(value, str):
+        return value
+    data = buffer_of(value)
+    if data is not None:
         return decode_text(data)
-    if head == FAILURE:
-        return _Failure(decode_text(data))
-    return structures[head - STRUCTURE].from_buffer_copy(data)
+    try:
+        json.dumps(value, allow_nan=False)
+        return value
+    except (TypeError, ValueError, RecursionError):
+        try:
+            return repr(value)
+        except Exception:  # whatever an object's own does
+            return object.__repr__(value)
+
+
+def as_text(value: Any) -> str:
+    """The same as text: JSON, if it is not text already."""
+    form = as_json(value)
+    return form if isinstance(form, str) else json.dumps(form)
+
+
+def briefly(payload: Any) -> str:
+    """A payload as text, to show it: 200 characters at most."""
+    return as_text(payload[:200] if isinstance(payload, (bytes, str)) else payload)[:200]
 
 
 REFERENCE = struct.Struct("=QQQ")  # what a slot holds of a payload out of line: the file's number, or 0 for the heap,
@@ -4514,9 +4778,11 @@ class Rejected(NamedTuple):
 class Source:
     """Where a job's tasks come from.
 
-    exhausted: there are no more. finite: all of them can be read at once. problem: why it ended early, if it did."""
+    exhausted: there are no more. finite: all of them can be read at once. problem: why it ended early, if it did.
+    pairs: a pair is of a function and a payload, never a payload."""
 
     exhausted = False
+    pairs = True
     finite = False
     problem = ""
 
@@ -4537,6 +4803,7 @@ class IterableSource(Source):
         self._iterator = iter(tasks)
         self._taken = 0
         self.finite = self._sequence is not None
+        self.pairs = False
 
     def take(self, room: int) -> Sequence[Any]:
         """Up to `room` items. Where the iterable pauses for more than a millisecond, those before the pause."""
@@ -4898,6 +5165,7 @@ class Results:
     """
 
     FIELDS = TaskResult._fields
+    form = staticmethod(as_text)  # how it writes a value
     broken: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
     _file: Any = None
 
@@ -4946,7 +5214,8 @@ class Results:
 
     def write(self, result: TaskResult) -> None:
         row = list(result)
-        row[2], row[4] = _as_text(result.payload), _as_text(result.value)
+        row[2] = as_text(result.payload)
+        row[4] = None if result.value is None else self.form(result.value)
         self._records += 1
         self._attempt(self.put, row)
         if self.lost >= 256:
@@ -4981,8 +5250,9 @@ class Results:
 
 
 class JsonLines(Results):
-    """A JSON object a line; bytes are text by surrogateescape."""
+    """A JSON object a line; bytes are text by surrogateescape, and a value of plain data is JSON itself."""
 
+    form = staticmethod(as_json)
     HEADER, END, CLOSE = b"", b"\n", b"}"  # CLOSE: what shows that a record is whole, if its END is not there
     START = b'{"tsk_id": '  # of a record
 
@@ -5052,8 +5322,9 @@ NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which tak
 
 
 class Csv(JsonLines):
-    """Comma-separated values with a header; bytes as they are."""
+    """Comma-separated values with a header; bytes as they are, plain data as the text of its JSON."""
 
+    form = staticmethod(as_text)
     HEADER, END, CLOSE = (",".join(Results.FIELDS) + "\r\n").encode(), b"\r\n", b"\r\n"
     _quotes = 0
 
@@ -5140,10 +5411,6 @@ def results_format(path: str) -> type[Results]:
 def task_digest(function: str, payload: bytes) -> bytes:
     """Sixteen bytes by which a recorded task is known again."""
     return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
-
-
-def _as_text(value: Any) -> str | None:
-    return None if value is None else decode_text(to_bytes(value))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5768,7 +6035,7 @@ class CommandLine:
             whole = {**summary, "problem": "; ".join(problems), "left_out": left_out}
             try:
                 with open(path, "w", encoding="utf-8") as file:
-                    json.dump(whole, file, default=_as_text, indent=1)
+                    json.dump(whole, file, default=as_text, indent=1)
             except OSError as error:
                 problems.append(f"--summary {path}: {error.strerror}")
         lines = summary_lines(summary, "; ".join(problems), left_out)
@@ -5782,14 +6049,15 @@ class CommandLine:
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
     """What one wants to know at the end: what went wrong first, which tasks took long, and the totals last."""
-    lines = [f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}" for r in summary["failures"]]
+    lines = [
+        f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}{last_frame(r['traceback'])}"
+        for r in summary["failures"]
+    ]
     kinds, slowest, seconds = collections.Counter(summary["kinds"]), summary["slowest"], summary["seconds"]
     if sum(kinds.values()) > len(lines):
         lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5)))
     if slowest and slowest[0]["seconds"] >= 0.01:
-        each = (
-            f"{r['seconds']:.3f} s #{r['tsk_id']:,} {r['function']} {decode_text(r['payload'])[:30]}" for r in slowest
-        )
+        each = (f"{r['seconds']:.3f} s #{r['tsk_id']:,} {r['function']} {r['payload'][:30]}" for r in slowest)
         lines.append("slowest: " + "; ".join(each))
     if seconds >= 1:
         spent = ", ".join(f"{what} {summary['shares'][what]:.0%}" for what in ("run", "wait", "start"))

@@ -535,10 +535,10 @@ def steered_ledger(world: World) -> type[shmqueue.Ledger]:
             world.nothing_doubtful()
             return super()._take(position, count)
 
-        def charge(self, worker: int, position: int, status: str, error: str, seconds: float) -> None:
+        def charge(self, worker: int, position: int, status: str, *about: Any) -> None:
             if status != "failed":
                 world.charged(worker, position)
-            super().charge(worker, position, status, error, seconds)
+            super().charge(worker, position, status, *about)
 
     return SteeredLedger
 
@@ -788,7 +788,8 @@ class World:
 
     def _steered(self) -> dict[str, Any]:
         context = types.SimpleNamespace(Process=lambda target, args, name: Process(self, args), Pipe=None)
-        clocks = {"monotonic": lambda: self.now, "perf_counter": self.read_clock, "sleep": self.give_way}
+        clocks = {name: lambda: self.now for name in ("monotonic", "time")}
+        clocks |= {"perf_counter": self.read_clock, "sleep": self.give_way}
         files = Files(self)
         return {
             **{base.__name__: part for base, part in self.parts.items()},

@@ -7,6 +7,7 @@ import ctypes
 import faulthandler
 import hashlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -74,6 +75,67 @@ def kind_of_point_or_none(payload: Point | None) -> str:
 
 def undeclared_point(payload):
     return Point(1, 2)
+
+
+def kind_of_either(payload: str | bytes) -> str:
+    return type(payload).__name__
+
+
+def kind_of_list(payload: list[int]) -> str:
+    return type(payload).__name__
+
+
+def kind_of_lost(payload: "Lost") -> "Lost | None":  # noqa: F821
+    return type(payload).__name__
+
+
+class LazyAnnotations:
+    """As a function of Python 3.14 whose annotations cannot be evaluated: looking at them raises."""
+
+    def __call__(self, payload):
+        return type(payload).__name__
+
+    @property
+    def __signature__(self):
+        raise NameError("name 'Lost' is not defined")
+
+
+def echo_any(payload):
+    return payload
+
+
+def echo_int(payload: int):
+    return payload
+
+
+def echo_float(payload: "float | None"):
+    return payload
+
+
+def give_by_number(values, number):
+    return values[number]
+
+
+def return_bytearray(payload: bytes) -> bytearray:
+    return bytearray(b"a")
+
+
+def return_unknown_class(payload: bytes):
+    """An object of a class that other processes cannot load."""
+    missing = type("Missing", (), {"__module__": __name__})
+    globals()["Missing"] = missing
+    return missing()
+
+
+def tell_time(payload: float) -> float:
+    """When this was called; it takes `payload` seconds."""
+    now = time.time()
+    time.sleep(payload)
+    return now
+
+
+def sleep_a_little(payload: bytes) -> None:
+    time.sleep(0.01)
 
 
 def digest(payload: bytes) -> str:
@@ -225,6 +287,46 @@ def raise_long(payload: bytes) -> None:
     raise ValueError("long " * 1_000_000)
 
 
+def raise_deeper(number):
+    return {1: 1}[number]
+
+
+def raise_chain(payload):
+    try:
+        raise_deeper(payload)
+    except KeyError as error:
+        raise ValueError("chained") from error
+
+
+def raise_group(payload):
+    error = ExceptionGroup("several", [KeyError(1), ValueError(2)])  # noqa: F821
+    error.add_note("a note\nof two lines")
+    raise error
+
+
+class HostileNotesError(Exception):
+    @property
+    def __notes__(self):
+        raise RuntimeError("no notes")
+
+    @property
+    def __traceback__(self):
+        raise RuntimeError("no traceback")
+
+    @property
+    def __cause__(self):
+        raise RuntimeError("no cause")
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+def raise_hostile_notes(payload):
+    raise HostileNotesError
+
+
 def raise_odd_text(payload: bytes) -> None:
     raise ValueError("half a pair \ud800 and \x1b[31m")
 
@@ -338,16 +440,8 @@ def change_surroundings(payload: bytes) -> bytes:
     return b"changed"
 
 
-def return_number(payload: bytes) -> int:
-    return 5
-
-
-def return_list(payload: bytes) -> list:
-    return [b"a"]
-
-
-def return_bytearray(payload: bytes) -> bytearray:
-    return bytearray(b"a")
+def return_path(payload: bytes) -> pathlib.Path:
+    return pathlib.Path("a")
 
 
 def return_half_a_pair(payload: bytes) -> str:

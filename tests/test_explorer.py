@@ -506,8 +506,8 @@ class SeesNoSwitches(WorkerProcess):
 class ChargesWrong(Ledger):
     """Charges the task before the one in hand where there is one."""
 
-    def charge(self, worker, position, status, error, seconds):
-        super().charge(worker, max(self._placed[0].first, position - 1), status, error, seconds)
+    def charge(self, worker, position, status, *about):
+        super().charge(worker, max(self._placed[0].first, position - 1), status, *about)
 
 
 class FreesPagesEarly(Heap):

@@ -38,7 +38,7 @@ def test_functions_run_in_this_process_and_nothing_is_made():
 def results_with(workers, tasks):
     with Supervisor(FUNCTIONS, workers=workers, retries=1) as supervisor:
         results = sorted(supervisor.run(tasks))
-        return [result._replace(seconds=0.0) for result in results], supervisor.stats()["retried"]
+        return [result._replace(seconds=0.0, started=0.0) for result in results], supervisor.stats()["retried"]
 
 
 def test_results_are_the_same_as_with_a_worker():

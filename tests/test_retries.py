@@ -200,6 +200,6 @@ def test_a_function_knows_its_worker():
 
 
 def test_the_ledger_finds_a_task_by_its_id():
-    ledger = Ledger({1: jobs.echo}, Retries(0), 1)
+    ledger = Ledger({1: jobs.echo}, Retries(0), 1, None)
     assert ledger.position(1) is None
     assert not ledger.cancel(1)

@@ -386,6 +386,7 @@ class Journal:
         self.states, self._files = None, []
 
 
+shmqueue.OWN_MODULES.add(__name__)
 MARK = struct.Struct("=II")  # before each payload on a node: the number of its chunk, and which task there it is
 
 
@@ -398,7 +399,7 @@ class Noted:
 
     @functools.cached_property
     def _call(self) -> Any:  # made in the worker, as it cannot be pickled
-        return shmqueue.adapt(self._function)
+        return shmqueue.adapt(self._function, None)[shmqueue.BYTES]
 
     def __call__(self, payload: bytes) -> Any:
         number, at = MARK.unpack_from(payload)
@@ -410,15 +411,17 @@ class Noted:
         try:
             value = self._call(payload[MARK.size :])
         except BaseException as error:
-            journal.end(at, "failed", None, shmqueue.describe(error), 1, None, time.perf_counter() - began)
+            failure = shmqueue.Failure.of(error)
+            journal.end(at, "failed", None, failure.error, 1, None, time.perf_counter() - began, failure.traceback)
             raise
         if value is None:
             journal.states[at] = RETURNED_NONE
             return None
         if type(value) in self._structures:
             value = bytes(value)
-        if type(value) in (bytes, str):  # else it fails, and the supervisor says why
-            journal.end(at, "ok", value, None, 1, None, time.perf_counter() - began)
+        with contextlib.suppress(TypeError, ValueError):  # it fails, and the supervisor says why
+            sent = shmqueue.decode(*shmqueue.encode_value(value, (), None), None)
+            journal.end(at, "ok", sent, None, 1, None, time.perf_counter() - began)
         return value
 
 
@@ -477,10 +480,10 @@ class Feed(shmqueue.Source):
             self._close(load, now - load.came > LIMIT_SECONDS)
 
     def settle(self, result: shmqueue.TaskResult) -> None:
-        tsk_id, _, _, status, value, error, attempts, worker, seconds = result
+        tsk_id, _, _, status, value, *more = result
         if not self._last.first <= tsk_id < self._last.first + self._last.taken:
             self._last = next(load for load in self._loads if load.first <= tsk_id < load.first + load.taken)
-        outcome = (tsk_id - self._last.first, status, value, error, attempts, worker, seconds)
+        outcome = (tsk_id - self._last.first, status, value, *more)
         self._last.outcomes.append(outcome)
         if status in ("timeout", "crashed"):
             self.journal.note(self._last.number, outcome)
@@ -582,7 +585,7 @@ class Tally(shmqueue.Tally):
         else:
             self.add_ok(result.worker, 1, result.seconds)
         if result.seconds > self.slow:
-            self.add_slow(result._replace(payload=shmqueue.to_bytes(result.payload)[:200], value=None))
+            self.add_slow(result._replace(payload=shmqueue.briefly(result.payload), value=None))
         return result
 
 
@@ -760,7 +763,7 @@ class Cluster:
         node, outcomes, seconds, problem = pickle.loads(data)  # noqa: S301
         done = pickle.loads(outcomes) if outcomes else []  # noqa: S301
         first, rest = self._tally.first_worker(*node), dict(enumerate(chunk.tasks))
-        for at, status, value, text, attempts, worker, took in done:
+        for at, status, value, text, attempts, worker, *more in done:
             tsk_id, item = task = rest.pop(at)
             attempts += self._spent.pop(tsk_id, 0)
             if status not in ("ok", "cancelled") and 0 < attempts <= self._retries and not self.cancelled:
@@ -769,7 +772,7 @@ class Cluster:
                 continue
             number = None if worker is None else first + worker
             about = (tsk_id, *self._tally.task(item))
-            yield self._tally.note(shmqueue.TaskResult(*about, status, value, text, attempts, number, took))
+            yield self._tally.note(shmqueue.TaskResult(*about, status, value, text, attempts, number, *more))
         self._back.extend(rest.values())
         if problem:
             self._refuse(node[0], problem)

@@ -1,0 +1,509 @@
+"""What travels: plain data, text and bytes-like payloads, what annotations ask for, codecs; and what a result says of
+an exception and of the time when its task began."""
+
+import array
+import collections
+import csv
+import ctypes
+import enum
+import functools
+import itertools
+import json
+import marshal
+import math
+import pathlib
+import pickle
+import sqlite3
+import sys
+import time
+import traceback
+
+import jobs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import shmqueue
+
+
+def only(function, payload=b"", workers=1, **options):
+    """The result of one task."""
+    with shmqueue.Supervisor([function], workers=workers, **options) as supervisor:
+        (result,) = supervisor.run([payload])
+    return result
+
+
+def sent(value, codec=None):
+    """What becomes of a value on its way."""
+    return shmqueue.decode(*shmqueue.encode(value, codec), codec)
+
+
+# Plain data.
+
+ATOMS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.complex_numbers(allow_nan=False),
+    st.binary(), st.text(), st.integers(-(2**200), 2**200),
+)  # fmt: skip
+KEYS = st.recursive(ATOMS, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=4)
+PLAIN = st.recursive(
+    ATOMS,
+    lambda inner: st.one_of(
+        st.lists(inner), st.tuples(inner, inner), st.dictionaries(KEYS, inner), st.sets(KEYS), st.frozensets(KEYS)
+    ),
+    max_leaves=25,
+)
+
+
+def shape(value):
+    """A value with the types of everything in it."""
+    kind = type(value)
+    if kind is dict:
+        return kind, [(shape(key), shape(part)) for key, part in value.items()]
+    if kind in (set, frozenset):
+        return kind, sorted(map(repr, map(shape, value)))
+    return kind, [shape(part) for part in value] if kind in (list, tuple) else repr(value)
+
+
+def travels(value):
+    """Text at the top is UTF-8 by surrogateescape: half a pair is not, and escaped bytes that are UTF-8 are joined."""
+    try:
+        return not isinstance(value, str) or shmqueue.decode_text(shmqueue.encode_text(value)) == value
+    except UnicodeEncodeError:
+        return False
+
+
+@given(PLAIN.filter(travels))
+def test_plain_data_arrives_as_it_is(value):
+    assert shape(sent(value)) == shape(value)
+
+
+def test_plain_data_as_payloads_and_values_of_a_run():
+    seen = []
+
+    @settings(max_examples=300)
+    @given(PLAIN.filter(travels))
+    def collect(value):
+        seen.append(value)
+
+    collect()
+    values = [*seen, [b"x" * 5000] * 3, {"long": "ä" * 500_000}, list(range(100_000))]
+    with shmqueue.Supervisor([jobs.echo_any], workers=2) as supervisor:
+        back = list(supervisor.map(jobs.echo_any, values))
+        assert list(map(shape, back)) == list(map(shape, values))
+        for result in supervisor.run(values):
+            assert result.payload is values[result.tsk_id - len(values) - 1]
+            assert shape(result.value) == shape(result.payload)
+
+
+def test_none_is_a_payload_and_a_value():
+    results = {}
+    with shmqueue.Supervisor([jobs.kind, jobs.echo_any], workers=1) as supervisor:
+        for result in supervisor.run(itertools.product([jobs.kind, jobs.echo_any], [None, b""])):
+            results[result.function, result.payload] = result.value
+    assert results == {("kind", None): "NoneType", ("kind", b""): "bytes", ("echo_any", None): None,
+                       ("echo_any", b""): b""}  # fmt: skip
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Hostile:
+    def __repr__(self):
+        raise RuntimeError("no text")
+
+
+Pair = collections.namedtuple("Pair", "a b")
+itself = [1]
+itself.append((itself,))
+WRONG = [Number.ONE, Text("a"), Pair(1, 2), pathlib.Path("a"), object(), ..., StopIteration, len, range(3), Hostile(),
+         collections.OrderedDict(), collections.defaultdict(), ctypes.c_int(3), int, compile("1", "", "eval"),
+         itself]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [1, (x,)], lambda x: {1: {"a": [x]}}])
+def test_what_is_not_plain_data_is_refused_at_any_depth(value, wrap):
+    with pytest.raises((TypeError, ValueError), match="codec=") as caught:
+        sent(wrap(value))
+    assert type(value).__name__ in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [bytearray(b"a"), memoryview(b"a"), array.array("I", [1]), (ctypes.c_int * 2)()])
+def test_bytes_like_objects_within_others_are_refused(value):
+    with pytest.raises(TypeError, match="codec="):
+        sent([value])
+
+
+@pytest.mark.parametrize("value", [Number.ONE, [Pair(1, 2)], itself, pathlib.Path("a")])
+def test_a_payload_or_value_that_is_not_plain_fails_alone(value):
+    name = "list" if value is itself else type(value[0] if isinstance(value, list) else value).__name__
+    give = functools.partial(jobs.give_by_number, [5, value, 7])
+    with shmqueue.Supervisor({1: jobs.echo_any, 2: give}, workers=1) as supervisor:
+        tasks = [(jobs.echo_any, 1), (jobs.echo_any, value), (give, 0), (give, 1), (give, 2), (jobs.echo_any, 2)]
+        results = sorted(supervisor.run(tasks), key=lambda result: result.tsk_id)
+    assert [result.value for result in results] == [1, None, 5, None, 7, 2]
+    for result, attempts in ((results[1], 0), (results[3], 1)):
+        assert (result.status, result.attempts) == ("failed", attempts)
+        assert name in result.error
+        assert "codec=" in result.error
+
+
+def test_each_object_is_looked_at_once():
+    value = []
+    for _ in range(200):  # 2 ** 200 ways to the innermost
+        value = [value, value, {1: value}]
+    back = sent(value)
+    assert back[0] is back[1] is back[2][1]
+
+
+@pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: (x,), lambda x: {1: x}, lambda x: [1, x, b"", [x]]])
+def test_what_is_nested_deeply_is_an_error_and_no_recursion(wrap):
+    value = "x"
+    for _ in range(20_000):
+        value = wrap(value)
+    with pytest.raises(ValueError, match="deep"):
+        sent(value)
+    result = only(jobs.kind, value)
+    assert (result.status, result.error.partition(":")[0]) == ("failed", "ValueError")
+
+
+def test_numpy_scalars_are_refused_and_arrays_are_bytes():
+    numpy = pytest.importorskip("numpy")
+    assert sent(numpy.arange(3, dtype="int16")) == numpy.arange(3, dtype="int16").tobytes()
+    assert sent(numpy.arange(6).reshape(2, 3).T) == numpy.arange(6).reshape(2, 3).T.tobytes()
+    for value in (numpy.float64(1), [numpy.float64(1)], numpy.int64(1), numpy.array([object()]), [numpy.zeros(2)]):
+        with pytest.raises(TypeError, match=r"numpy.*codec="):
+            sent(value)
+
+
+def test_code_is_neither_sent_nor_read():
+    data = marshal.dumps(compile("1", "", "eval"))
+    if sys.version_info >= (3, 13):
+        with pytest.raises(ValueError, match="code"):
+            shmqueue.load_plain(data)
+
+
+# What a function is given.
+
+
+@pytest.mark.parametrize(
+    ("function", "payload", "value"),
+    [
+        (jobs.kind, "ä", "str"),
+        (jobs.kind, bytearray(b"a"), "bytes"),
+        (jobs.kind, memoryview(b"ab")[::2], "bytes"),
+        (jobs.kind, array.array("I", [1, 2]), "bytes"),
+        (jobs.kind, (ctypes.c_int * 2)(), "bytes"),
+        (jobs.kind, 5, "int"),
+        (jobs.kind_of_bytes, 5, "int"),
+        (jobs.kind_of_text, (1, 2), "tuple"),
+        (jobs.kind_of_point_or_none, [1], "list"),
+        (jobs.kind_of_either, b"a", "bytes"),
+        (jobs.kind_of_either, "a", "str"),
+        (jobs.kind_of_list, b"a", "bytes"),
+        (jobs.kind_of_list, "a", "str"),
+        (jobs.kind_of_list, ["a"], "list"),
+        (jobs.echo_int, b" 12\r\n", 12),
+        (jobs.echo_int, "-1_000", -1000),
+        (jobs.echo_int, 2**70, 2**70),
+        (jobs.echo_int, 1.5, 1.5),
+        (jobs.echo_int, None, None),
+        (jobs.echo_float, b"1e3", 1000.0),
+        (jobs.echo_float, "inf", math.inf),
+        (jobs.echo_float, 3, 3),
+        (jobs.echo_any, bytearray(b"abc"), b"abc"),
+        (jobs.return_bytearray, b"", b"a"),
+    ],
+)
+def test_what_a_function_is_given(function, payload, value):
+    result = only(function, payload)
+    assert (result.status, result.value, type(result.value)) == ("ok", value, type(value)), result.error
+    assert result.payload is payload
+
+
+@pytest.mark.parametrize("payload", [b"x", "1.5", b"", "\udcff"])
+def test_what_is_no_number_is_a_failed_task(payload):
+    result = only(jobs.echo_int, payload)
+    assert (result.status, result.attempts, result.traceback) == ("failed", 1, None)
+    assert "ValueError: invalid literal for int()" in result.error
+
+
+def test_text_and_numbers_that_do_not_fit_their_slots():
+    payloads = ["ä" * n for n in range(40, 160)] + [10**n for n in range(200, 400)] + [b"b" * 300, ["x" * 70_000]]
+    with shmqueue.Supervisor([jobs.echo_any], workers=2, num_slots=16) as supervisor:
+        assert list(supervisor.map(jobs.echo_any, payloads)) == payloads
+
+
+def test_annotations_that_cannot_be_evaluated_count_as_absent():
+    for function in (jobs.kind_of_lost, jobs.LazyAnnotations()):
+        assert [only(function, payload).value for payload in (b"a", "a", 1)] == ["bytes", "str", "int"]
+
+
+def test_without_workers_everything_is_the_same():
+    tasks = [(jobs.kind, "a"), (jobs.echo_any, (1, {2})), (jobs.echo_int, "5"), (jobs.echo_any, None),
+             (jobs.echo_any, ["x" * 1000]), (jobs.return_path, b""), (jobs.raise_chain, 3), (jobs.echo_int, b"x"),
+             (jobs.echo, object()), (jobs.echo_any, bytearray(b"a"))]  # fmt: skip
+    for function, payload in tasks:
+        results = [only(function, payload, workers=workers) for workers in (0, 1)]
+        assert [result[:6] for result in results] == [results[0][:6]] * 2
+        assert results[0].traceback == results[1].traceback
+        assert results[0].started == pytest.approx(results[1].started, abs=30)
+    value = Pair(1, pathlib.Path("a"))
+    assert only(jobs.echo_any, value, workers=0, codec=pickle).value == value
+
+
+# Codecs.
+
+
+class Words:
+    """A codec whose `dumps` returns text, and which wants text back."""
+
+    @staticmethod
+    def dumps(value):
+        return ",".join(map(str, value))
+
+    @staticmethod
+    def loads(text):
+        return ("loaded", *text.split(","))
+
+
+class Faulty:
+    @staticmethod
+    def dumps(value):
+        if value == 1:
+            raise KeyError("cannot dump")
+        return b"" if value == 2 else 5 if value == 3 else pickle.dumps(value)
+
+    loads = pickle.loads
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_codec_takes_what_is_neither_bytes_nor_text(method):
+    values = [Pair(1, [2]), pathlib.Path("a"), Number.ONE, None, 5, b"b", "t", bytearray(b"q"), {1, 2}]
+    with shmqueue.Supervisor([jobs.echo_any], workers=1, codec=pickle, start_method=method) as supervisor:
+        back = list(supervisor.map(jobs.echo_any, values))
+        assert list(map(type, back)) == list(map(type, values))
+        assert back == values
+
+
+def test_the_usual_codecs():
+    for codec, value in ((json, {"a": [1, None]}), (marshal, (1, {2: b"b"}))):
+        with shmqueue.Supervisor([jobs.echo_any], workers=1, codec=codec) as supervisor:
+            assert list(supervisor.map(jobs.echo_any, [value, b"b", "t"])) == [value, b"b", "t"]
+
+
+def test_a_codec_that_makes_text():
+    assert sent((1, 2), Words) == ("loaded", "1", "2")
+    result = only(jobs.echo_any, (1, 2), codec=Words)
+    assert result.value == ("loaded", "loaded", "1", "2")
+
+
+def test_a_codec_that_fails_fails_the_task():
+    with shmqueue.Supervisor([jobs.echo_any, jobs.echo_int], workers=1, codec=Faulty) as supervisor:
+        tasks = [(jobs.echo_any, 1), (jobs.echo_any, 2), (jobs.echo_any, 3), (jobs.echo_int, "1"), (jobs.echo_int, "2"),
+                 (jobs.echo_any, 4)]  # fmt: skip
+        results = sorted(supervisor.run(tasks), key=lambda result: result.tsk_id)
+    assert [result.status for result in results] == ["failed"] * 5 + ["ok"]
+    assert [result.attempts for result in results] == [0, 1, 0, 1, 1, 1]
+    assert "cannot dump" in results[0].error
+    assert "EOFError" in results[1].error  # in the worker
+    assert "bytes-like" in results[2].error
+    assert "cannot dump" in results[3].error
+    assert "EOFError" in results[4].error  # where it was read
+
+
+def test_a_value_that_cannot_be_loaded_here_is_a_failed_task():
+    result = only(jobs.return_unknown_class, codec=pickle)
+    assert (result.status, "Missing" in result.error) == ("failed", True)
+
+
+@pytest.mark.parametrize("codec", [5, object(), "pickle", math])
+def test_what_is_no_codec_is_refused(codec):
+    with pytest.raises(TypeError, match=r"codec=.*dumps and loads"):
+        shmqueue.Supervisor([jobs.echo], codec=codec)
+
+
+def test_nothing_is_pickled_without_a_codec(monkeypatch):
+    with shmqueue.Supervisor([jobs.echo_any], workers=1, start_method="fork") as supervisor:
+        for name in ("dumps", "loads", "dump", "load", "Pickler", "Unpickler"):
+            monkeypatch.setattr(pickle, name, None)
+        assert list(supervisor.map(jobs.echo_any, [{"a": 1}, "b", b"c"])) == [{"a": 1}, "b", b"c"]
+
+
+# Tracebacks.
+
+
+def test_a_traceback_is_what_the_interpreter_prints():
+    result = only(jobs.raise_chain, 3)
+    try:
+        jobs.raise_chain(3)
+    except ValueError as error:
+        own = error.__traceback__.tb_next  # this function
+        expected = "".join(traceback.TracebackException(type(error), error, own).format())
+    assert result.traceback == expected
+    assert result.error == "ValueError: chained"
+    assert "The above exception was the direct cause" in expected
+    assert shmqueue.__file__ not in expected
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes are new in Python 3.11")
+def test_notes_and_groups_are_in_the_traceback():
+    trace = only(jobs.raise_group).traceback
+    assert "ExceptionGroup: several (2 sub-exceptions)\n  | a note\n  | of two lines\n" in trace
+    assert shmqueue.last_frame(trace).endswith(" in raise_group)")
+
+
+@pytest.mark.parametrize(
+    ("function", "last"),
+    [
+        (jobs.raise_error, "KeyError: 'gone'"),
+        (jobs.sys_exit, "SystemExit: 5"),
+        (jobs.raise_interrupt, "KeyboardInterrupt"),
+        (jobs.recurse, "RecursionError: maximum recursion depth exceeded"),
+    ],
+)
+def test_the_last_line_of_a_traceback(function, last):
+    trace = only(function).traceback
+    assert trace.startswith("Traceback (most recent call last):\n  File ")
+    assert trace.splitlines()[-1].startswith(last)
+    assert f"in {function.__name__}" in trace
+
+
+def test_exceptions_whose_texts_raise_have_a_traceback_all_the_same():
+    for function in (jobs.raise_hostile, jobs.raise_hostile_notes):
+        result = only(function)
+        assert (result.status, isinstance(result.traceback, str)) == ("failed", True)
+        assert "raise" in result.traceback
+
+
+def test_a_long_traceback_loses_its_middle():
+    trace = only(jobs.raise_long).traceback
+    assert len(trace.encode()) <= 16 << 10
+    assert trace.startswith("Traceback (most recent call last):\n")
+    assert "bytes are left out" in trace
+
+
+def test_many_long_tracebacks_that_do_not_fit_the_log():
+    with shmqueue.Supervisor([jobs.raise_long], workers=2, batch=64) as supervisor:
+        results = list(supervisor.run([b""] * 300))
+    assert {result.status for result in results} == {"failed"}
+    assert len({result.traceback for result in results}) == 1
+
+
+def test_there_is_no_traceback_where_nothing_was_raised():
+    assert only(jobs.quiet).traceback is None
+    assert only(jobs.segfault).traceback is None
+    assert only(jobs.hang, timeout=0.2).traceback is None
+    assert only(bytes.decode, b"\xff").traceback is None  # no frame of Python's
+
+
+def test_the_screen_names_the_function_of_a_task_with_text():
+    with shmqueue.Supervisor([jobs.hang, jobs.echo], workers=1, timeout=0.5) as supervisor:
+        names = set()
+        supervisor.on_check = lambda: names.update(row.function for row in supervisor.snapshot().workers)
+        list(supervisor.run([(jobs.hang, "text")]))
+    assert names >= {"hang"}
+    assert names <= {"hang", ""}
+
+
+def test_a_task_error_shows_the_traceback_and_can_be_pickled():
+    with pytest.raises(shmqueue.TaskError) as caught:
+        shmqueue.parallel_map(jobs.raise_error, [b"b"], workers=1)
+    first, *rest = str(caught.value).splitlines()
+    assert first == "task 1 (raise_error) failed: KeyError: 'gone'"
+    assert "\n".join(rest).strip() == caught.value.result.traceback.strip()
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert (str(again), again.result) == (str(caught.value), caught.value.result)
+
+
+def test_the_summary_names_the_last_frame(cli, tmp_path):
+    tasks = tmp_path / "tasks.txt"
+    tasks.write_text("5\nx\n")
+    module = tmp_path / "mine.py"
+    module.write_text(
+        "def inner(text):\n    return {'5': 5}[text]\n\n\ndef outer(line: str):\n    return inner(line)\n"
+    )
+    run = cli.run(str(tasks), "--call", f"{module}:outer", "-w", "1", "--screen", "off")
+    assert "#2 outer failed: KeyError: 'x' (mine.py:2 in inner)" in run.out.splitlines()
+
+
+# When a task began.
+
+
+def test_started_is_the_time_of_the_call():
+    before = time.time()
+    with shmqueue.Supervisor([jobs.tell_time], workers=2) as supervisor:
+        results = list(supervisor.run([0.0, 0.03] * 10 + [0.0] * 300))
+    for result in results:
+        assert before - 0.01 <= result.started <= time.time()
+        assert result.value - 0.5 < result.started < result.value + 0.005  # a busy machine delays the call
+    for worker in (0, 1):
+        slow = sorted((r for r in results if r.payload and r.worker == worker), key=lambda result: result.started)
+        for result, following in itertools.pairwise(slow):
+            assert result.seconds >= 0.03
+            assert result.started + result.seconds < following.started + 0.001
+
+
+def test_the_traceback_and_the_time_are_those_of_the_last_attempt():
+    before = time.time()
+    result = only(jobs.raise_error, retries=1, retry_delay=0.2)
+    assert result.attempts == 2
+    assert result.traceback.splitlines()[-1] == "KeyError: 'gone'"
+    assert result.started >= before + 0.2
+
+
+def test_when_tasks_that_are_not_ok_began():
+    before = time.time()
+    failed = only(jobs.raise_error)
+    crashed = only(jobs.segfault)
+    late = only(jobs.hang, timeout=0.3)
+    refused = only(jobs.echo, object())
+    after = time.time()
+    assert before <= failed.started <= crashed.started <= late.started <= after
+    assert late.started + late.seconds <= after
+    assert (refused.started, refused.attempts) == (0.0, 0)
+
+
+def test_tasks_that_never_began_have_no_time():
+    with shmqueue.Supervisor([jobs.sleep_a_little], workers=1) as supervisor:
+        results = []
+        for result in supervisor.run([b""] * 50):
+            results.append(result)
+            supervisor.cancel()
+    assert {result.started for result in results if result.status == "cancelled"} == {0.0}
+
+
+# In results files.
+
+
+def test_results_files_have_plain_data_tracebacks_and_times(tmp_path):
+    values = [{"a": [1, None]}, {1, 2}, b"b\xff", "text", None, math.nan, 3]
+    results = [shmqueue.TaskResult(n, "f", value, "ok", value, None, 1, 0, 0.5, None, 7.5)
+               for n, value in enumerate(values)]  # fmt: skip
+    results.append(shmqueue.TaskResult(9, "f", Hostile(), "failed", None, "E", 1, 0, 0.5, "Traceback\n", 8.5))
+    for ending in ("jsonl", "csv", "sqlite"):
+        path = str(tmp_path / f"r.{ending}")
+        written = shmqueue.results_format(path)(path, False)
+        written.begin()
+        for result in results:
+            written.write(result)
+        written.finish()
+        assert written.problem == ""
+        again = shmqueue.results_format(path)(path, True)
+        keys = [shmqueue.task_digest("f", shmqueue.encode_text(shmqueue.as_text(value))) for value in values]
+        assert again.done == collections.Counter(keys)
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [row["value"] for row in rows] == [{"a": [1, None]}, "{1, 2}", "b\udcff", "text", None, "nan", 3, None]
+    assert [(row["traceback"], row["started"]) for row in rows[-2:]] == [(None, 7.5), ("Traceback\n", 8.5)]
+    assert "Hostile object" in rows[-1]["payload"]
+    with open(tmp_path / "r.csv", newline="", errors="surrogateescape") as file:
+        texts = [row["value"] for row in csv.DictReader(file)]
+    assert texts == ['{"a": [1, null]}', "{1, 2}", "b\udcff", "text", "", "nan", "3", ""]
+    base = sqlite3.connect(tmp_path / "r.sqlite")
+    assert [value for (value,) in base.execute("SELECT value FROM results")][:2] == texts[:2]
+    base.close()
