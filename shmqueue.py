@@ -5020,7 +5020,7 @@ class Calls(Source):
         self._owner = os.getpid()
         self._ended = threading.Event()
         self._lock = threading.RLock()
-        self._over = ""  # after what no calls are taken
+        self._over: Exception | None = None  # why no calls are taken any more
         self._rung = self._cancel = self._abort = False
         self._waiting: collections.deque[Call] = collections.deque()
         self._given: dict[int, Call] = {}  # those that the Supervisor has, by tsk_id
@@ -5045,10 +5045,8 @@ class Calls(Source):
         if os.getpid() != self._owner:
             raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
         with self._lock:
-            if self.problem:
-                raise self._futures.process.BrokenProcessPool(self.problem)
-            if self._over:
-                raise RuntimeError(f"cannot schedule new futures after {self._over}")
+            if self._over is not None:
+                raise self._over.with_traceback(None)
             self._waiting.append(call)
             self._ring_locked()
         return call.future
@@ -5058,7 +5056,7 @@ class Calls(Source):
         if os.getpid() != self._owner:
             return
         with self._lock:
-            self._over = self._over or after
+            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
             self._cancel |= cancel
             self._abort |= abort
             self._ring_locked()
@@ -5088,11 +5086,11 @@ class Calls(Source):
         except BaseException as error:
             self._fail(error)
         self._forget()
-        self._ended.set()
 
     def _forget(self) -> None:
         self._at_exit.cancel()
         handlers.executors.discard(self)
+        self._ended.set()
 
     def fileno(self) -> int:
         return -2
@@ -5112,7 +5110,7 @@ class Calls(Source):
                 self._tsk_id += 1
                 self._given[self._tsk_id] = call
                 payloads.append(call.what)
-        self.exhausted = bool(self._over) and not (self._waiting or self._given)
+        self.exhausted = self._over is not None and not (self._waiting or self._given)
         return payloads
 
     def _settle(self, result: TaskResult) -> None:
@@ -5123,26 +5121,25 @@ class Calls(Source):
         call.attempts += 1
         self._seconds += (result.seconds - self._seconds) / 8
         try:
-            succeeded, value = unpickled(result.value) if result.status == "ok" else (False, None)
+            if result.status != "ok":
+                raise TaskError(result._replace(function=call.function, payload=None, attempts=call.attempts))
+            succeeded, value = unpickled(result.value)
         except BaseException as error:
             succeeded, value = False, error.with_traceback(None)
         if succeeded:
             call.future.set_result(value)
         elif call.attempts <= self._retries:
             self._waiting.appendleft(call)
-        elif value is not None:
-            call.future.set_exception(value)
         else:
-            result = result._replace(function=call.function, payload=None, attempts=call.attempts)
-            call.future.set_exception(TaskError(result))
+            call.future.set_exception(value)
 
     def _fail(self, error: BaseException) -> None:
         """End all calls, since the Supervisor has ended early."""
         with self._lock:
-            self.problem = self._over = describe(error)
+            self._over = self._futures.process.BrokenProcessPool(describe(error))
         for call in (*self._given.values(), *self._waiting):
             if call.future.running() or call.future.set_running_or_notify_cancel():
-                call.future.set_exception(self._futures.process.BrokenProcessPool(self.problem))
+                call.future.set_exception(self._over)
         self._given.clear()
         self._waiting.clear()
 
