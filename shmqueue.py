@@ -41,7 +41,7 @@ The segment, in bytes
   QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
   WorkerStatus x W     the worker's line: claims published asleep ready limit leaving
                        the supervisor's line: harvested leave pid
-  (a strategy's own)   empty for the ring; see variants/
+  (a strategy's own)   its state and its locks; empty for the ring, see variants/
   LocalTaskQueue x W   two halves, each with room for a batch: first end began special | a lane of `batch` task slots |
                        ends[batch] | stamps[batch] | a log for the values
   TaskSlot128 x N      the ring
@@ -96,66 +96,82 @@ of any kind; in no event shall the authors be liable for any claim or damages ar
 
 from __future__ import annotations
 
-import argparse
 import array
 import bisect
 import collections
 import contextlib
-import csv
 import ctypes
-import dataclasses
 import errno
 import functools
 import glob
-import hashlib
 import heapq
 import importlib
-import inspect
 import io
 import itertools
-import json
 import marshal
 import math
 import mmap
-import multiprocessing.util
 import operator
 import os
-import pickle
 import re
 import reprlib
 import resource
-import secrets
 import select
-import shutil
 import signal
 import stat
 import struct
-import subprocess
 import sys
-import tempfile
-import termios
 import threading
 import time
-import traceback
-import tty
 import types
 import typing
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    import argparse
 
 try:
     import fcntl
 except ImportError as missing:  # Windows has no lock that a path reaches and that the kernel releases
     raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
 
-psutil: Any = None  # without it the screen's cpu and rss columns stay blank, and max_rss is refused
-with contextlib.suppress(ImportError):
-    psutil = importlib.import_module("psutil")
-
 __version__ = "0.1.0"
 __all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import multiprocessing and psutil, and make Executor, when they are first used, since they take long.
+
+    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused."""
+    made: Any = None
+    if name == "Executor":
+        made = make_executor()
+    elif name == "multiprocessing":
+        importlib.import_module("multiprocessing.util")
+        made = sys.modules[name]
+    elif name == "psutil":
+        with contextlib.suppress(ImportError):
+            made = importlib.import_module(name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = made
+    return made
+
+
+def late(name: str) -> Any:
+    """Return multiprocessing or psutil."""
+    return getattr(sys.modules[__name__], name)
+
+
+def import_all() -> None:
+    """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
+    names = "csv hashlib inspect json multiprocessing.util shutil subprocess tempfile termios traceback tty"
+    for name in names.split():
+        importlib.import_module(name)
+    late("psutil")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -289,9 +305,8 @@ class Supervisor:
         queue: type[SharedTaskQueue] | None = None,
     ) -> None:
         numbered = number_functions(functions)
+        check_numbers(locals())
         workers = available_processors() if workers is None else workers
-        check_numbers(workers=workers, num_slots=num_slots, slot_size=slot_size, batch=batch, timeout=timeout)
-        check_numbers(grace=grace, retries=retries, retry_delay=retry_delay, max_rss=max_rss, max_tasks=max_tasks)
         self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
         codec = check_codec(codec)
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers, codec)
@@ -329,7 +344,7 @@ class Supervisor:
         """Run the functions in this process, without workers and without a segment."""
         resources = self._prepare_end()
         self._queue = InlineQueue()
-        self._pool = WorkerPool(self._queue, options, multiprocessing, None)
+        self._pool = WorkerPool(self._queue, options, late("multiprocessing"), None)
         resources.callback(self._pool.close)
         self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
 
@@ -338,7 +353,7 @@ class Supervisor:
         resources = contextlib.ExitStack()
         self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
         # When Python exits, multiprocessing waits for its children. This runs before that.
-        self._at_exit = multiprocessing.util.Finalize(None, self._dispose, exitpriority=10)
+        self._at_exit = late("multiprocessing").util.Finalize(None, self._dispose, exitpriority=10)
         handlers.open(resources)
         return resources
 
@@ -543,6 +558,8 @@ class Supervisor:
 
     def _share(self) -> None:
         """Leave a snapshot beside the segment, for --watch."""
+        import json
+
         path = self._queue.segment.beside("watch")
         with contextlib.suppress(OSError):  # if there is no room, nobody can watch, and the run goes on
             write_file(path + ".new", json.dumps(self.snapshot()).encode())
@@ -627,7 +644,7 @@ class ExecutorMethods:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        check_numbers(retries=retries)
+        check_numbers({"retries": retries})
         method = "spawn" if max_tasks_per_child is not None else None
         if mp_context is not None:
             method = mp_context.get_start_method()
@@ -675,16 +692,12 @@ class ExecutorMethods:
 Executor: Any  # a subclass of ExecutorMethods and concurrent.futures.Executor
 
 
-def __getattr__(name: str) -> Any:
-    """Make the class Executor when somebody asks for it, since concurrent.futures takes long to import."""
-    if name != "Executor":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import concurrent.futures.process
-
+def make_executor() -> type:
+    """Make the class Executor. This waits until somebody asks for it, since concurrent.futures takes long to import."""
+    process: Any = importlib.import_module("concurrent.futures.process")
     threading._register_atexit(end_executors)  # type: ignore[attr-defined]  # as ProcessPoolExecutor does it
     names = {"__module__": __name__, "__doc__": ExecutorMethods.__doc__}
-    globals()[name] = type(name, (ExecutorMethods, concurrent.futures.Executor), names)
-    return globals()[name]
+    return type("Executor", (ExecutorMethods, process._base.Executor), names)
 
 
 def end_executors() -> None:
@@ -714,12 +727,14 @@ def _make_call(payload: bytes) -> bytes:
             sys.stderr.flush()
 
 
-unpickled = pickle.loads  # only of what a process of this Executor has pickled
-
-
 def pickled(value: Any) -> bytes:
     """Pickle a value as multiprocessing does, which can send more than pickle alone: a socket, for example."""
-    return bytes(multiprocessing.reduction.ForkingPickler.dumps(value))
+    return bytes(late("multiprocessing").reduction.ForkingPickler.dumps(value))
+
+
+def unpickled(data: bytes) -> Any:
+    """Read what a process of the same Executor has pickled."""
+    return late("multiprocessing").reduction.ForkingPickler.loads(data)
 
 
 def pickled_error(error: BaseException) -> bytes:
@@ -735,57 +750,138 @@ def pickled_error(error: BaseException) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The arguments of a Supervisor: their limits, and what is taken where none is given.
+# The options of a Supervisor and of the command line: one table, their limits, and what is taken without them.
 # ---------------------------------------------------------------------------------------------------------------------
 
-LIMITS: dict[str, tuple[float, float]] = {
-    "fn_id": (1, (1 << 31) - 1),
-    "workers": (0, 4096),
-    "num_slots": (2, 1 << 26),
-    "slot_size": (64, 65536),
-    "batch": (1, 1 << 26),
-    "timeout": (0.001, 1e9),
-    "grace": (0.0, 1e9),
-    "retries": (0, 1 << 30),
-    "retry_delay": (0.0, 1e9),
-    "max_rss": (1 << 20, 1 << 50),
-    "max_tasks": (1, 1 << 50),
-}
-OPTIONAL = {"batch", "timeout", "max_rss", "max_tasks"}
+PYTHON, COMMAND, BOTH = "python", "command", "both"
 
 
-def check_numbers(**values: Any) -> None:
-    """Raise TypeError or ValueError, with value and limit, for an argument out of LIMITS; OPTIONAL ones may be None."""
-    for name, value in values.items():
-        low, high = LIMITS[name]
-        whole = isinstance(low, int)
-        if value is None and name in OPTIONAL:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise TypeError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
-        if not low <= value <= high:
-            raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
+class Option(NamedTuple):
+    """A row of OPTIONS.
+
+    name: of the argument of Supervisor; the command line spells it as `flag` does. type: int, float, str, bool for a
+    switch, a tuple of the words that are allowed, or a function that reads it from text. value: what stands for it in
+    --help; in brackets if it may be left out, and is empty then. default: None if the option may be absent. limits: of
+    a number. place: PYTHON for an argument of Supervisor, COMMAND for the command line, or BOTH. alone: excludes the
+    others that are alone.
+    """
+
+    name: str
+    type: Any
+    value: str = ""
+    help: str = ""
+    default: Any = None
+    limits: tuple[float, float] | None = None
+    place: str = COMMAND
+    short: str = ""
+    alone: bool = False
+
+    def parser_arguments(self) -> dict[str, Any]:
+        """Return what argparse is told of it."""
+        arguments = {"dest": self.name, "default": self.default, "help": self.help}
+        if self.type is bool:
+            return {**arguments, "action": "store_true"}
+        if isinstance(self.type, tuple):
+            return {**arguments, "choices": self.type}
+        if self.value.startswith("["):
+            arguments |= {"nargs": "?", "const": ""}
+        return {**arguments, "type": self.type, "metavar": self.value.strip("[]")}
+
+
+def flag(name: str) -> str:
+    """Return an option's name on the command line."""
+    return "--" + name.removeprefix("num_").replace("_", "-")
+
+
+def parse_size(text: str) -> int:
+    """Return a number of bytes. K, M, G or T behind it stand for powers of 1024."""
+    import argparse
+
+    unit = "KMGT".find(text[-1:].upper()) + 1
+    try:
+        return int(float(text[: -1 if unit else None]) * 1024**unit)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
+
+
+COUNTS = (1, 1 << 50)
+DELAYS = (0.0, 1e9)
+FN_IDS = (1, (1 << 31) - 1)
+MEMORY = (1 << 20, 1 << 50)
+SLOT_SIZES = (64, 65536)
+
+# To add an option, write its row, the argument of Supervisor, and its line in README; a test compares the three.
+OPTIONS = (
+    Option("handlers", str, "MODULE_OR_FILE.py", "the functions that lines may name", alone=True),
+    Option("call", str, "MODULE_OR_FILE.py:FUNCTION", "each line is a payload of this function", alone=True),
+    Option("shell", bool, "", "each line is a shell command; its output is the value", False, alone=True),
+    Option("query", str, "SQL", "TASKS is a SQLite file: one column is a line, two are function and payload"),
+    Option("workers", int, "N", "worker processes (default: the processors there are)", None, (0, 4096), BOTH, "-w"),
+    Option("timeout", float, "S", "seconds a task may run", None, (0.001, 1e9), BOTH),
+    Option("grace", float, default=0.0, limits=DELAYS, place=PYTHON),
+    Option("retries", int, "N", "start a task that is not ok again, so often", 0, (0, 1 << 30), BOTH),
+    Option("retry_delay", float, default=0.0, limits=DELAYS, place=PYTHON),
+    Option("retry_on", None, default=RETRY_ON, place=PYTHON),
+    Option("max_rss", parse_size, "SIZE", "replace workers that hold more, as 500M; needs psutil", None, MEMORY, BOTH),
+    Option("max_tasks", int, "N", "replace a worker after so many tasks", None, COUNTS, BOTH),
+    Option("halt", int, "N", "stop after so many tasks were not ok", None, COUNTS),
+    Option("num_slots", int, "N", "tasks the ring holds (%(default)s)", 16384, (2, 1 << 26), BOTH),
+    Option("slot_size", int, "BYTES", "bytes of a slot (%(default)s)", 128, SLOT_SIZES, BOTH),
+    Option("batch", int, "N", "tasks a worker claims at once (default: sized by itself)", None, (1, 1 << 26), BOTH),
+    Option("start_method", ("fork", "spawn", "forkserver"), "M", "how workers are started", place=BOTH),
+    Option("results", str, "FILE", "write results as they come: .jsonl, .csv, .sqlite; -: JSON lines on stdout"),
+    Option("resume", bool, "", "leave out the tasks that the results file already holds as ok", False),
+    Option("summary", str, "FILE", "write the summary as JSON, too"),
+    Option("log", str, "FILE", "write what the functions print, which is dropped otherwise", place=BOTH),
+    Option("screen", ("auto", "on", "off"), "", "auto: where the error stream is a terminal", "auto"),
+    Option("watch", str, "[NAME]", "show the screen of a run in another terminal, and exit"),
+    Option("clean", bool, "", "remove what dead runs left behind, and exit", False),
+    Option("initializer", None, place=PYTHON),
+    Option("codec", None, place=PYTHON),
+    Option("screen", None, default=False, place=PYTHON),
+    Option("queue", None, place=PYTHON),
+)
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError, with value and limits, for an option that is out of its limits."""
+    for option in OPTIONS:
+        if option.limits is not None and option.name in values:
+            value = values[option.name]
+            if value is not None or option.default is not None:
+                check_number(option.name, value, option.limits)
     if values.get("slot_size", 0) % 8:
         raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
-    if values.get("max_rss") is not None and psutil is None:
+    if values.get("max_rss") is not None and late("psutil") is None:
         raise ValueError(f"max_rss={values['max_rss']}: needs psutil, which is not installed (pip install psutil)")
 
 
+def check_number(name: str, value: Any, limits: tuple[float, float]) -> None:
+    """Raise TypeError or ValueError for a value that is out of these limits. It is whole if they are."""
+    low, high = limits
+    if isinstance(value, bool) or not isinstance(value, (int, type(low))):
+        raise TypeError(f"{name}={value!r}: must be a {'whole ' * isinstance(low, int)}number")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: must be from {low:,} to {high:,}")
+
+
 def number_functions(functions: Any) -> dict[int, Function]:
-    """Functions by fn_id: a mapping as it is, a sequence numbered from 1 on."""
-    numbered = dict(functions) if isinstance(functions, Mapping) else dict(enumerate(functions, 1))
+    """Return functions by fn_id: a mapping as it is, a sequence numbered from 1 on."""
+    numbered = dict(functions if isinstance(functions, Mapping) else enumerate(functions, 1))
     if not numbered:
         raise ValueError("functions is empty: at least one is needed")
     for fn_id, function in numbered.items():
-        check_numbers(fn_id=fn_id)
+        check_number("fn_id", fn_id, FN_IDS)
         if not callable(function) or not isinstance(function, collections.abc.Hashable):
             raise TypeError(f"functions: {function!r} is not a callable with a hash")
     return numbered if max(numbered) <= FN_ID else dict(enumerate(numbered.values(), 1))  # the bits above are ours
 
 
 def available_processors() -> int:
-    """The processors that this process may use: its affinity, and the quota of its control group."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many processors this process may use: by its affinity, and by the quota of its control group."""
+    count = os.cpu_count() or 1
+    with contextlib.suppress(AttributeError):  # not every system has it
+        count = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
         quota, period = file.read().split()  # "max" for the quota is a ValueError
         count = min(count, math.ceil(int(quota) / int(period)))
@@ -793,7 +889,7 @@ def available_processors() -> int:
 
 
 def count_threads() -> int:
-    """How many threads this process has, with those of C libraries where the system tells."""
+    """Return how many threads this process has, with those of C libraries where the system tells."""
     for _ in range(10):
         count = threading.active_count()
         with contextlib.suppress(OSError):
@@ -830,6 +926,7 @@ def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
 
     Raises RuntimeError if the method needs the main module, and that cannot be imported again.
     """
+    multiprocessing = late("multiprocessing")
     process = multiprocessing.current_process()
     if getattr(process, "_inheriting", False):  # a new process imports the main module, and that has come here
         if process.name.startswith(WORKER_NAME):
@@ -1610,7 +1707,7 @@ class Packer:
             for at, item in enumerate(tasks.data):
                 if len(item) <= capacity:
                     marked[at] = fn_ids[at]
-        return dataclasses.replace(tasks, data=references, block=block, marked=marked)
+        return Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, references, block, marked)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
         """Write a payload that is too large for the heap to a file beside the segment."""
@@ -2008,7 +2105,6 @@ class Retries(NamedTuple):
         return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
 
 
-@dataclasses.dataclass(slots=True)
 class Tasks:
     """Tasks of one job in equal columns. They wait to be pushed, or are in the queue.
 
@@ -2022,16 +2118,28 @@ class Tasks:
     settled: a byte for each task; 1 if it has left the queue.
     """
 
-    job: Job | None
-    tsk_ids: Sequence[int]
-    fn_ids: array.array[int]
-    payloads: Sequence[Any]
-    data: Sequence[bytes]
-    block: Block | None = None
-    marked: array.array[int] | None = None
-    first: int = 0
-    left: int = 0
-    settled: bytearray = dataclasses.field(default_factory=bytearray)
+    __slots__ = ("block", "data", "first", "fn_ids", "job", "left", "marked", "payloads", "settled", "tsk_ids")
+
+    def __init__(
+        self,
+        job: Job | None,
+        tsk_ids: Sequence[int],
+        fn_ids: array.array[int],
+        payloads: Sequence[Any],
+        data: Sequence[bytes],
+        block: Block | None = None,
+        marked: array.array[int] | None = None,
+    ) -> None:
+        self.job = job
+        self.tsk_ids = tsk_ids
+        self.fn_ids = fn_ids
+        self.payloads = payloads
+        self.data = data
+        self.block = block
+        self.marked = marked
+        self.first = 0
+        self.left = 0
+        self.settled = bytearray()
 
     def part(self, start: int, stop: int) -> Tasks:
         """Return the tasks [start, stop), to be pushed."""
@@ -2412,7 +2520,7 @@ class WorkerPool:
                     self.try_to_start(process)
             elif process.is_dead():
                 dead.append(process)
-        if now >= self._next_memory and psutil is not None:
+        if now >= self._next_memory and late("psutil") is not None:
             self._next_memory = now + MEMORY_SECONDS
             for process in self.living():
                 self._check_memory(process, now)
@@ -2420,6 +2528,7 @@ class WorkerPool:
 
     def _check_memory(self, process: WorkerProcess, now: float) -> None:
         """Read a worker's memory and processor time. Replace it if it uses more than max_rss."""
+        psutil = late("psutil")
         with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
             process.monitor = process.monitor or psutil.Process(process.pid)
             process.rss = process.monitor.memory_info().rss
@@ -2539,15 +2648,10 @@ class Doomed(NamedTuple):
     grace: float = 0.0  # seconds between SIGTERM and SIGKILL; without one there is no SIGTERM
 
 
-@dataclasses.dataclass
 class WorkerProcess:
     """What the supervisor keeps of one worker, and does to its process."""
 
-    index: int
-    words: Any  # the words of the segment
-    status: int  # the index of this worker's first word
     child: Any = None  # multiprocessing's object; None while the worker is dead
-    pid: int = 0
     pidfd: Any = None  # a file that stands for this process, whoever gets its pid later; None if there is none
     born: int = 0  # when the process started, as process_state() tells it
     started: float = 0.0
@@ -2570,6 +2674,12 @@ class WorkerProcess:
     _stopped_before: bool = False  # somebody else had stopped it when the halt began
     _still_since: float = 0.0
     _switches: int = 0  # its context switches at that time
+
+    def __init__(self, index: int, words: Any, status: int, pid: int = 0) -> None:
+        self.index = index
+        self.words = words  # the words of the segment
+        self.status = status  # the index of this worker's first word
+        self.pid = pid
 
     def word(self, word: int) -> int:
         return int(self.words[self.status + word])
@@ -2750,6 +2860,8 @@ def close_launch_pipes(error: BaseException) -> None:
 
     They are local variables in the frames of the error's traceback. With fork nothing else knows them.
     """
+    import traceback
+
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
             names = frame.f_locals
@@ -2791,6 +2903,8 @@ def process_state(pid: int) -> tuple[str, int]:
 
     Return ("", 0) if the process is gone.
     """
+    import subprocess
+
     try:
         if os.path.isdir("/proc/self"):
             with open(f"/proc/{pid}/stat", "rb") as file:
@@ -3691,7 +3805,7 @@ class SharedTaskQueue(QueueMemory):
       before the commit, the tasks can be claimed again, and the `end` of their half does not go beyond its `first`.
     - `claim` first stores `published`. It takes nothing while `claims - harvested` is 2 or `leave` is set. It stores
       0 in `asleep`, or a new number if it takes nothing. The next push and harvest see that.
-    - `harvest` stores in SUPERVISOR_ASLEEP whether no worker has finished anything new.
+    - `harvest` stores 1 in SUPERVISOR_ASLEEP if no worker has finished anything new, else 0.
     """
 
     strategy: ClassVar[str] = "lockf"
@@ -3701,7 +3815,7 @@ class SharedTaskQueue(QueueMemory):
 
     @classmethod
     def create(
-        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = multiprocessing
+        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = None
     ) -> SharedTaskQueue:
         """Make the segment and the locks (supervisor). Sizes in slots, bytes, processes and slots.
 
@@ -3717,12 +3831,12 @@ class SharedTaskQueue(QueueMemory):
         header.owner_pid, header.owner_start = os.getpid(), process_state(os.getpid())[1]
         header.ring_end = layout.ring.offset + layout.ring.size
         header.pushed.value = header.claimed.value = cls.first_position
-        segment = Segment(f"{PREFIX}{os.getpid()}-{secrets.token_hex(3)}", rest + heap_bytes, rest)
+        segment = Segment(f"{PREFIX}{os.getpid()}-{os.urandom(3).hex()}", rest + heap_bytes, rest)
         try:
             segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
             queue = cls(segment, None)
             for lock in queue.locks:
-                lock.prepare(context)
+                lock.prepare(context or late("multiprocessing"))
             queue.prepare()
             for worker in range(num_workers):
                 queue.reset(worker)
@@ -3948,7 +4062,11 @@ OWNER_BYTE, LOCK_BYTE = range(2)  # of the file: the supervisor locks the first 
 @functools.cache
 def shared_directory() -> str:
     """Where segments live: a folder that is memory, if the system has one, else the one for temporary files."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
+    if os.access("/dev/shm", os.W_OK | os.X_OK):
+        return "/dev/shm"
+    import tempfile
+
+    return tempfile.gettempdir()
 
 
 class Segment:
@@ -4639,6 +4757,8 @@ def describe_traceback(error: BaseException) -> str | None:
     if frames is None:
         return None
     try:
+        import traceback
+
         text = "".join(traceback.TracebackException(type(error), error, frames).format())
     except BaseException as second:  # whatever its notes, its cause and others do
         text = f"(its traceback raised {type(second).__name__})"
@@ -4698,6 +4818,8 @@ if sys.version_info >= (3, 14):  # or one name that cannot be evaluated is a Nam
 
 def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
     """The types that a function's first parameter and its return value name, unions taken apart; [] for none."""
+    import inspect
+
     try:
         signature = inspect.signature(function, **_lenient)
     except Exception:  # built in, or with annotations that cannot be evaluated
@@ -4710,6 +4832,8 @@ def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
 def _members(hint: Any, function: Any) -> list[Any]:
     """The types of an annotation. Text is evaluated, as inspect would, which gives up all for one that cannot be."""
     if isinstance(hint, str):
+        import inspect
+
         function = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
         names = getattr(function, "__globals__", None) or getattr(type(function).__call__, "__globals__", {})
         try:
@@ -4736,6 +4860,8 @@ def as_json(value: Any) -> Any:
     if data is not None:
         return decode_text(data)
     try:
+        import json
+
         json.dumps(value, allow_nan=False)
         return value
     except (TypeError, ValueError, RecursionError):
@@ -4747,6 +4873,8 @@ def as_json(value: Any) -> Any:
 
 def as_text(value: Any) -> str:
     """The same as text: JSON, if it is not text already."""
+    import json
+
     form = as_json(value)
     return form if isinstance(form, str) else json.dumps(form)
 
@@ -4768,7 +4896,7 @@ REFERRING = 1 + SIZE.size  # bytes of such a record
 
 
 class Rejected(NamedTuple):
-    """In place of an item: a task that cannot be sent, and becomes a failed result with this error."""
+    """In place of an item: a task that cannot be sent. It becomes a failed result with this error."""
 
     function: str
     payload: Any
@@ -4787,16 +4915,16 @@ class Source:
     problem = ""
 
     def take(self, room: int) -> Sequence[Any]:
-        """Up to `room` items, those that are there; they are payloads, (function, payload) pairs or Rejected."""
+        """Return up to `room` items, those that are there: payloads, (function, payload) pairs or Rejected."""
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """A descriptor to wait for when `take` gave nothing; -1 where it waits itself, -2 where somebody rings."""
+        """Return a descriptor to wait for when `take` gave nothing; -1 if `take` itself waits, -2 if somebody rings."""
         return -1
 
 
 class IterableSource(Source):
-    """Tasks from any iterable, taken as they come: what it has yielded is passed on before it is waited for again."""
+    """Tasks from any iterable, as they come: what it has yielded is passed on before it is waited for again."""
 
     def __init__(self, tasks: Iterable[Any]) -> None:
         self._sequence = tasks if isinstance(tasks, (list, tuple)) else None
@@ -4806,14 +4934,15 @@ class IterableSource(Source):
         self.pairs = False
 
     def take(self, room: int) -> Sequence[Any]:
-        """Up to `room` items. Where the iterable pauses for more than a millisecond, those before the pause."""
+        """Return up to `room` items. If the iterable pauses for more than a millisecond, those before the pause."""
         room = min(room, BLOCK)
         if self._sequence is not None:
             items = self._sequence[self._taken : self._taken + room]
             self._taken += len(items)
             self.exhausted = self._taken >= len(self._sequence)
             return items
-        clock, taken = time.perf_counter, []
+        clock = time.perf_counter
+        taken = []
         until = clock() + 0.001
         for item in self._iterator:
             taken.append(item)
@@ -4824,18 +4953,23 @@ class IterableSource(Source):
 
 
 class LineParser:
-    """Makes tasks of lines: of FUNCTION PAYLOAD, or, if a line is `whole`, of a payload for the first function. Empty
-    lines are skipped, and lines that start with #, if those are comments; and tasks that are done, as often as that."""
+    """Makes tasks of lines: FUNCTION PAYLOAD or, if a line is `whole`, a payload for the first function.
+
+    Empty lines are skipped, and lines that start with # if those are comments. A task is left out as often as `done`
+    counts it, and is counted down there."""
 
     def __init__(self, names: Sequence[str], comments: bool, whole: bool = False) -> None:
-        self.whole, self._comments, self._only, self._line = whole, comments, names[0], 0
-        self._known = {name.encode(): name for name in names}
+        self.whole = whole
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest
         self.left_out = 0
+        self._comments = comments
+        self._only = names[0]
+        self._known = {name.encode(): name for name in names}
+        self._line = 0
 
     def __call__(self, lines: Sequence[bytes]) -> list[Any]:
         if self.whole:
-            return self.rest([line for line in lines if line and not (self._comments and line.startswith(b"#"))])
+            return self.without_done([x for x in lines if x and not (self._comments and x.startswith(b"#"))])
         items: list[Any] = []
         for number, line in enumerate(lines, self._line + 1):
             word, _, payload = line.partition(b" ")
@@ -4845,22 +4979,26 @@ class LineParser:
                 word = line.split(None, 1)[0]
                 items.append(self.pair(word, line[len(word) + 1 :], f"line {number:,}: "))
         self._line += len(lines)
-        return self.rest(items)
+        return self.without_done(items)
 
-    def rest(self, items: list[Any]) -> list[Any]:
-        """Those of these tasks that are not done."""
-        return [item for item in items if not self._is_done(item)] if self.done else items
+    def without_done(self, items: list[Any]) -> list[Any]:
+        if not self.done:
+            return items
+        return [item for item in items if not self._leave_out(item)]
 
-    def _is_done(self, item: Any) -> bool:
-        digest = task_digest(*((self._only, item) if self.whole else item[:2]))
-        known = self.done[digest] > 0
-        if known:
-            self.done[digest] -= 1
-            self.left_out += 1
-        return known
+    def _leave_out(self, item: Any) -> bool:
+        """Return True if this task is done."""
+        if self.whole:
+            item = (self._only, item)
+        digest = task_digest(*item[:2])
+        if not self.done[digest]:
+            return False
+        self.done[digest] -= 1
+        self.left_out += 1
+        return True
 
     def pair(self, word: bytes, payload: bytes, where: str = "") -> Any:
-        """A task of a function's name and its payload."""
+        """Return the task of a function's name and its payload."""
         if word in self._known:
             return self._known[word], payload
         text = decode_text(word)
@@ -4868,11 +5006,13 @@ class LineParser:
 
 
 class LineSource(Source):
-    """Tasks from a file of lines, as they come. A line ends at a newline and nowhere else; a carriage return before
-    it, and a byte order mark at the start of the file, are dropped."""
+    """Tasks from a file of lines, as they come. A line ends at a newline and nowhere else.
+
+    A carriage return before the newline and a byte order mark at the start of the file are dropped."""
 
     def __init__(self, path: str, parse: LineParser) -> None:
-        self._parse, self.tasks = parse, 0
+        self.tasks = 0  # taken
+        self._parse = parse
         try:
             self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             info = os.fstat(self._file)
@@ -4881,23 +5021,27 @@ class LineSource(Source):
         except OSError as error:
             why = f"cannot read {path!r}: {error.strerror}"
             raise UsageError(f"{why}; give a file of tasks, or - for standard input") from None
-        self.finite, self._size = stat.S_ISREG(info.st_mode), info.st_size
+        self.finite = stat.S_ISREG(info.st_mode)
+        self._size = info.st_size
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLIN)
         self._mark = b"\xef\xbb\xbf"  # a byte order mark, which the first line may begin with
         self._parts: list[bytes] = []  # of the line that is not yet whole
-        self._items: list[Any] = []  # read, the next one last
-        self._bytes = 0
+        self._items: list[Any] = []  # read and not taken, the next one last
+        self._bytes = 0  # read
 
     def fileno(self) -> int:
         return -1 if self.finite else self._file
 
     def total(self) -> int | None:
-        """How many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
-        known, left_out = self.tasks + len(self._items), self._parse.left_out
+        """Return how many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
+        known = self.tasks + len(self._items)
         if self._file < 0:
             return known
-        return int((known + left_out) * self._size / self._bytes) - left_out if self.finite and self._bytes else None
+        if not self.finite or not self._bytes:
+            return None
+        left_out = self._parse.left_out
+        return int((known + left_out) * self._size / self._bytes) - left_out
 
     def take(self, room: int) -> Sequence[Any]:
         if not self._items and self._file >= 0 and self._poll.poll(0):
@@ -4914,7 +5058,8 @@ class LineSource(Source):
         try:
             block = os.read(self._file, 1 << 18)
         except OSError as error:
-            block, self.problem = b"", f"reading the tasks stopped: {error.strerror}"
+            block = b""
+            self.problem = f"reading the tasks stopped: {error.strerror}"
         self._bytes += len(block)
         if not block:
             os.close(self._file)
@@ -4932,23 +5077,16 @@ class QuerySource(Source):
     """Tasks from the rows of a SQLite query: one column is a line, two are a function and its payload."""
 
     def __init__(self, path: str, query: str, parse: LineParser) -> None:
-        import sqlite3  # here, since few runs need it
-        import urllib.parse
+        import sqlite3
 
-        self._parse, self.tasks, self._rows, self._error = parse, 0, None, sqlite3.Error
+        self.tasks = 0  # taken
+        self._parse = parse
+        self._error = sqlite3.Error
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
         try:
-            base = sqlite3.connect(f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro", uri=True)
-            weakref.finalize(self, base.close)
-            base.text_factory = bytes
-            deny, attach, allow = sqlite3.SQLITE_DENY, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_OK
-            base.set_authorizer(lambda action, *_: deny if action == attach else allow)  # that would make a file
-            deadline = time.monotonic() + 0.2
-            base.set_progress_handler(lambda: time.monotonic() > deadline, 10000)
-            with contextlib.suppress(sqlite3.OperationalError):  # it takes too long to count; a wrong query fails below
-                self._rows = base.execute(f"SELECT count(*) FROM ({query.strip().rstrip(';')})").fetchone()[0]  # noqa: S608
-            base.set_progress_handler(None, 0)
+            base = self._connect(path)
+            self._rows = self._count(base, query)
             self._cursor = base.execute(query)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
@@ -4958,8 +5096,36 @@ class QuerySource(Source):
         if columns == 2 and parse.whole:
             raise UsageError(f"--query {query!r}: two columns name functions; --call and --shell take one")
 
+    def _connect(self, path: str) -> Any:
+        """Open a database so that a query can only read it: to attach another one would make a file."""
+        import sqlite3
+        import urllib.parse
+
+        def allow(action: int, *_: object) -> int:
+            return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
+
+        base = sqlite3.connect(f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro", uri=True)
+        weakref.finalize(self, base.close)
+        base.text_factory = bytes
+        base.set_authorizer(allow)
+        return base
+
+    def _count(self, base: Any, query: str) -> int | None:
+        """Return how many rows there are. Return None if that takes too long to count, or if the query is wrong."""
+        deadline = time.monotonic() + 0.2
+        base.set_progress_handler(lambda: time.monotonic() > deadline, 10000)
+        try:
+            row = base.execute(f"SELECT count(*) FROM ({query.strip().rstrip(';')})").fetchone()  # noqa: S608
+            return int(row[0])
+        except base.OperationalError:
+            return None
+        finally:
+            base.set_progress_handler(None, 0)
+
     def total(self) -> int | None:
-        return self.tasks if self.exhausted else self._rows and self._rows - self._parse.left_out
+        if self.exhausted:
+            return self.tasks
+        return self._rows and self._rows - self._parse.left_out
 
     def take(self, room: int) -> Sequence[Any]:
         rows: list[tuple[bytes, ...]] = []
@@ -4972,7 +5138,7 @@ class QuerySource(Source):
         if self._columns == 1:
             items = self._parse([line for (line,) in rows])
         else:
-            items = self._parse.rest([self._parse.pair(name, payload) for name, payload in rows])
+            items = self._parse.without_done([self._parse.pair(name, payload) for name, payload in rows])
         self.tasks += len(items)
         return items
 
@@ -4981,14 +5147,16 @@ AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for eac
 AHEAD_CALLS = 4  # and how many calls at most
 
 
-@dataclasses.dataclass(slots=True)
 class Call:
     """A call that an Executor was asked for. what: (function, args, kwargs); pickled once the Supervisor has it."""
 
-    future: Any
-    what: Any
-    function: str  # its name
-    attempts: int = 0
+    __slots__ = ("attempts", "function", "future", "what")
+
+    def __init__(self, future: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        self.future = future
+        self.what: Any = (function, args, kwargs)
+        self.function = function_name(function)
+        self.attempts = 0
 
     def begin(self) -> bool:
         """Pickle what to call. Return False if nothing is to be called: it was cancelled, or cannot be pickled."""
@@ -5029,7 +5197,7 @@ class Calls(Source):
         supervisor._pool.chosen_fork = True  # no warning about our own thread when it forks a new worker
         self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
         # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
-        self._at_exit = multiprocessing.util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
+        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
         handlers.executors.add(self)
         with contextlib.ExitStack() as undo:
             undo.push(supervisor)
@@ -5041,7 +5209,7 @@ class Calls(Source):
 
     def add(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Take a call, and return its future."""
-        call = Call(self._futures.Future(), (function, args, kwargs), function_name(function))
+        call = Call(self._futures.Future(), function, args, kwargs)
         if os.getpid() != self._owner:
             raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
         with self._lock:
@@ -5145,38 +5313,51 @@ class Calls(Source):
 
 
 def _as_bytes(value: Any) -> bytes:
-    return b"" if value is None else value if isinstance(value, bytes) else str(value).encode()
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    return str(value).encode()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Results: where the command line keeps outcomes, and what --resume finds there.
 # ---------------------------------------------------------------------------------------------------------------------
 
+FIELDS = TaskResult._fields
+RECORDED = ("status", "function", "payload")  # the fields by which a task is known again
+
 
 class Results:
-    """Where results are written as they come; flushed often, so that a killed run keeps what was finished.
+    """A file to which results are written as they come. It is flushed often, so a killed run keeps what was finished.
 
-    Made, it has read what the file holds, if that is to be resumed, and changed nothing; it is written from `begin` on.
-    A subclass knows a format: `read` returns (status, function, payload) of each record; `open` empties the file, or
-    cuts off what a kill has left of a last record.
+    Making one reads what is to be resumed, and changes nothing; results can be written after `begin`. A subclass is a
+    format. read: yield each record with its place in words; None for what is no record. open: empty the file, or cut
+    off what a kill has left of the last record. put: write a row, whose payload is text. form: what becomes of a value.
     """
 
-    FIELDS = TaskResult._fields
-    form = staticmethod(as_text)  # how it writes a value
-    broken: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
+    form = staticmethod(as_text)
+    errors: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
     _file: Any = None
 
     def __init__(self, path: str, resume: bool) -> None:
-        self.path, self.problem = path, ""
-        self._records = self._safe = 0  # all there are, and those that the file holds for certain
-        self.done: collections.Counter[bytes] = collections.Counter()  # of the tasks that the file holds as ok
+        self.path = path
+        self.problem = ""  # why no more is written
+        self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: what the file holds as ok
         self._resume = resume and os.path.getsize(path) > 0
+        self._records = 0  # in the file, or written since
         with self._usable():
-            for status, function, payload in self.read():
-                self._records += 1
-                if status == "ok":
-                    self.done[task_digest(function, encode_text(payload))] += 1
-        self._safe = self._records
+            for place, record in self.read():
+                self._note(place, recorded_task(record))
+        self._safe = self._records  # those that the file holds for certain
+
+    def _note(self, place: str, task: tuple[str, bytes] | None) -> None:
+        if task is None:
+            raise ValueError(f"{place} is not a record of results; mend it, or give another file")
+        status, digest = task
+        self._records += 1
+        if status == "ok":
+            self.done[digest] += 1
 
     def begin(self) -> None:
         with self._usable():
@@ -5190,13 +5371,13 @@ class Results:
             text = str(error) if isinstance(error, ValueError) else describe(error)
             raise UsageError(f"--results {self.path}: cannot be used: {text}") from None
 
-    def read(self) -> Iterable[Sequence[str]]:
+    def read(self) -> Iterable[tuple[str, Any]]:
         raise NotImplementedError
 
     def open(self) -> None:
         raise NotImplementedError
 
-    def put(self, row: list[Any]) -> None:
+    def put(self, row: TaskResult) -> None:
         raise NotImplementedError
 
     def flush(self) -> None:
@@ -5207,25 +5388,24 @@ class Results:
 
     @property
     def lost(self) -> int:
+        """How many results are not in the file."""
         return self._records - self._safe
 
     def write(self, result: TaskResult) -> None:
-        row = list(result)
-        row[2] = as_text(result.payload)
-        row[4] = None if result.value is None else self.form(result.value)
         self._records += 1
-        self._attempt(self.put, row)
+        value = None if result.value is None else self.form(result.value)
+        self._attempt(self.put, result._replace(payload=as_text(result.payload), value=value))
         if self.lost >= 256:
             self.save()
 
     def save(self) -> bool:
-        """Bring what was written to the file; whether all is well."""
+        """Bring what was written to the file. Return True if nothing has failed yet."""
         if self._attempt(self.flush):
             self._safe = self._records
         return not self.problem
 
     def finish(self) -> None:
-        """Save and close; if that failed, find out what the file holds."""
+        """Save and close. If that fails, find out what the file holds."""
         if self._file is None:  # interrupted before it began
             return
         self.save()
@@ -5234,27 +5414,33 @@ class Results:
                 self._safe = type(self)(self.path, True)._records
 
     def _attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
-        """Do something with the file, unless that has failed before; after a failure the run goes on without it."""
+        """Do something with the file and return True. After a failure, do nothing: the run goes on without it."""
         if not self.problem:
             try:
                 action(*arguments)
                 return True
-            except self.broken as error:
+            except self.errors as error:
                 self.problem = describe(error)
-                with contextlib.suppress(*self.broken):
+                with contextlib.suppress(*self.errors):
                     self.close()
         return False
 
 
-class JsonLines(Results):
-    """A JSON object a line; bytes are text by surrogateescape, and a value of plain data is JSON itself."""
+class TextResults(Results):
+    """Records one after the other, after a header. A record begins with START and ends with END.
 
-    form = staticmethod(as_json)
-    HEADER, END, CLOSE = b"", b"\n", b"}"  # CLOSE: what shows that a record is whole, if its END is not there
-    START = b'{"tsk_id": '  # of a record
+    QUOTED: what is between quotes may hold ENDs, and without its own END the last record may lack some digits."""
 
-    def read(self) -> Iterator[Sequence[str]]:
-        self._end, self._lead = 0, self.HEADER  # what is kept of the file, and what the next record needs before it
+    HEADER = START = b""
+    END = b"\n"
+    QUOTED = False
+
+    def decode(self, record: bytes) -> Any:
+        raise NotImplementedError
+
+    def read(self) -> Iterator[tuple[str, Any]]:
+        self._kept = 0  # bytes of the file that stay
+        self._lead = self.HEADER  # what has to stand before the next record
         if not self._resume:
             return
         with open(self.path, "rb") as file:
@@ -5262,83 +5448,90 @@ class JsonLines(Results):
             if not self.HEADER.startswith(head):
                 raise ValueError(f"it begins with {head!r}, not with the header of results")
             if head == self.HEADER:
-                self._end, self._lead = len(head), b""
+                self._kept = len(head)
+                self._lead = b""
                 yield from self._read_records(file)
 
-    def _read_records(self, file: Iterable[bytes]) -> Iterator[Sequence[str]]:
-        number, lines = 1 + self.HEADER.count(b"\n"), []
+    def _read_records(self, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+        number = 1 + self.HEADER.count(b"\n")
+        lines: list[bytes] = []
+        quotes = 0
         for line in file:
             lines.append(line)
-            if self.is_end(line):
-                yield self.parse(b"".join(lines)) or self.refuse(number)
-                self._end += sum(map(len, lines))
-                number, lines = number + len(lines), []
+            quotes += line.count(b'"')
+            if line.endswith(self.END) and not (self.QUOTED and quotes % 2):
+                record = b"".join(lines)
+                yield f"what begins in line {number:,}", self._parse(record)
+                self._kept += len(record)
+                number += len(lines)
+                lines = []
         last = b"".join(lines).rstrip(b"\r\n")
-        if last.endswith(self.CLOSE) and (record := self.parse(last)):  # an editor may have taken its end
-            yield record
-            self._end, self._lead = self._end + len(last), self.END
-        elif lines and not self.is_torn(lines):
-            self.refuse(number)
+        found = None
+        if not self.QUOTED:
+            found = self._parse(last)
+        if found is not None:  # an editor took its END
+            self._kept += len(last)
+            self._lead = self.END
+        if found is not None or (lines and not self._is_torn(lines)):
+            yield f"what begins in line {number:,}", found
+
+    def _is_torn(self, lines: Sequence[bytes]) -> bool:
+        """Return True if a kill can have left these last lines: they begin as a record, and none begins after it."""
+        whole = [line for line in lines[1:] if line.endswith(self.END) and recorded_task(self._parse(line))]
+        return self.START.startswith(lines[0][: len(self.START)]) and not whole
+
+    def _parse(self, record: bytes) -> Any:
+        try:
+            return self.decode(record)
+        except Exception:  # whatever a foreign file leads to
+            return None
 
     def open(self) -> None:
         where = os.dup(1) if self.path == "-" else self.path
-        self._file = open(where, "r+b" if self._end else "wb", 1 << 20)  # noqa: SIM115
-        if self._end:
-            self._file.seek(self._end)
+        self._file = open(where, "r+b" if self._kept else "wb", 1 << 20)  # noqa: SIM115
+        if self._kept:
+            self._file.seek(self._kept)
             self._file.truncate()
         self._file.write(self._lead)
 
-    def is_end(self, line: bytes) -> bool:
-        """Whether a record ends with the next line of the file."""
-        return line.endswith(b"\n")
 
-    def is_torn(self, lines: Sequence[bytes]) -> bool:
-        """Whether these last lines, which do not end as a record does, are the beginning of one."""
-        return self.START.startswith(lines[0][: len(self.START)])
+class JsonLines(TextResults):
+    """A JSON object a line; bytes are text by surrogateescape, and a value of plain data is JSON itself."""
 
-    def parse(self, record: bytes) -> Sequence[str] | None:
-        """Its status, function and payload; None for what is not a record."""
-        try:
-            fields = self.fields(record)
-            found = [fields[name] for name in ("status", "function", "payload")]
-        except (ValueError, TypeError, LookupError, RecursionError, csv.Error):
-            return None
-        return found if all(isinstance(text, str) for text in found) and found[0] in OUTCOMES else None
+    form = staticmethod(as_json)
+    START = b'{"tsk_id": '
 
-    def refuse(self, number: int) -> typing.NoReturn:
-        raise ValueError(f"what begins in line {number:,} is not a record of results; mend it, or give another file")
+    def decode(self, record: bytes) -> Any:
+        import json
 
-    def fields(self, record: bytes) -> Any:
         return json.loads(record)
 
-    def put(self, row: list[Any]) -> None:
-        self._file.write(json.dumps(dict(zip(self.FIELDS, row))).encode() + b"\n")
+    def put(self, row: TaskResult) -> None:
+        import json
+
+        self._file.write(json.dumps(row._asdict()).encode() + self.END)
 
 
 NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which takes none: not a character
 
 
-class Csv(JsonLines):
-    """Comma-separated values with a header; bytes as they are, plain data as the text of its JSON."""
+class Csv(TextResults):
+    """Comma-separated values with a header; bytes as they are."""
 
-    form = staticmethod(as_text)
-    HEADER, END, CLOSE = (",".join(Results.FIELDS) + "\r\n").encode(), b"\r\n", b"\r\n"
-    _quotes = 0
+    HEADER = (",".join(FIELDS) + "\r\n").encode()
+    END = b"\r\n"
+    QUOTED = True
 
-    def is_end(self, line: bytes) -> bool:
-        self._quotes += line.count(b'"')
-        return line.endswith(b"\r\n") and self._quotes % 2 == 0
+    def decode(self, record: bytes) -> Any:
+        import csv
 
-    def is_torn(self, lines: Sequence[bytes]) -> bool:
-        """A kill tears the last record only: if whole ones follow its first line, a quote there is wrong."""
-        return not any(self.parse(line) for line in lines[1:] if line.endswith(self.END))
-
-    def fields(self, record: bytes) -> Any:
         csv.field_size_limit(sys.maxsize)
         (row,) = csv.reader([decode_text(record).replace("\0", NUL)], strict=True)
-        return dict(zip(self.FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
+        return dict(zip(FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
 
-    def put(self, row: list[Any]) -> None:
+    def put(self, row: TaskResult) -> None:
+        import csv
+
         text = io.StringIO(newline="")
         csv.writer(text).writerow([x.replace("\0", NUL) if isinstance(x, str) else x for x in row])
         self._file.write(encode_text(text.getvalue().replace(NUL, "\0")))
@@ -5347,21 +5540,19 @@ class Csv(JsonLines):
 class Sqlite(Results):
     """The table `results` of a SQLite file; what is not UTF-8 is a blob."""
 
-    def read(self) -> Iterator[Sequence[str]]:
+    def read(self) -> Iterator[tuple[str, Any]]:
         import sqlite3
 
-        self.broken = (OSError, sqlite3.Error)
+        self.errors = (OSError, sqlite3.Error)
         self._connect = functools.partial(sqlite3.connect, self.path)
         with contextlib.closing(self._connect()) as base:
             columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
-            if self._resume and columns not in ((), self.FIELDS):
+            if self._resume and columns not in ((), FIELDS):
                 raise ValueError(f"its table results has the columns {', '.join(columns)}")
             base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
-            query = "SELECT rowid, status, function, payload FROM results"
-            for number, *row in base.execute(query) if self._resume and columns else ():
-                if not all(isinstance(text, (str, bytes)) for text in row):
-                    raise ValueError(f"row {number:,} of its table results is not a record of results")
-                yield [decode_text(text) if isinstance(text, bytes) else text for text in row]
+            if self._resume and columns:
+                for number, *row in base.execute(f"SELECT rowid, {', '.join(RECORDED)} FROM results"):  # noqa: S608
+                    yield f"row {number:,} of its table results", dict(zip(RECORDED, row))
 
     def open(self) -> None:
         self._file = self._connect()
@@ -5372,19 +5563,22 @@ class Sqlite(Results):
                 self._file.execute("BEGIN IMMEDIATE")
                 if not self._resume:
                     self._file.execute("DROP TABLE IF EXISTS results")
-                self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(self.FIELDS)})")
+                self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(FIELDS)})")
         except BaseException:
             self._file.close()
             raise
 
-    def put(self, row: list[Any]) -> None:
-        for at, value in enumerate(row):
-            if isinstance(value, str):
-                try:
-                    value.encode()
-                except UnicodeEncodeError:
-                    row[at] = encode_text(value)
-        self._file.execute(f"INSERT INTO results VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+    def put(self, row: TaskResult) -> None:
+        marks = ", ".join("?" * len(row))
+        self._file.execute(f"INSERT INTO results VALUES ({marks})", list(map(self._storable, row)))  # noqa: S608
+
+    def _storable(self, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return encode_text(value)
+        return value
 
     def flush(self) -> None:
         self._file.commit()
@@ -5398,15 +5592,26 @@ FORMATS: dict[str, type[Results]] = {"-": JsonLines, ".jsonl": JsonLines, ".csv"
 
 
 def results_format(path: str) -> type[Results]:
-    """The class that writes results to a file of this name."""
-    kind = FORMATS.get(path if path == "-" else os.path.splitext(path)[1])
-    if kind is None:
+    """Return the class that writes results to a file of this name."""
+    found = FORMATS.get(path if path == "-" else os.path.splitext(path)[1])
+    if found is None:
         raise UsageError(f"--results {path}: must end with .jsonl, .csv or .sqlite, or be - for standard output")
-    return kind
+    return found
+
+
+def recorded_task(record: Any) -> tuple[str, bytes] | None:
+    """Return the status and the digest of the task in a record; None if it is no record."""
+    with contextlib.suppress(TypeError, LookupError):
+        status, function, payload = (record[name] for name in RECORDED)
+        if status in OUTCOMES and {type(function), type(payload)} <= {str, bytes}:
+            return status, task_digest(as_text(function), encode_text(as_text(payload)))
+    return None
 
 
 def task_digest(function: str, payload: bytes) -> bytes:
-    """Sixteen bytes by which a recorded task is known again."""
+    """Return sixteen bytes by which a task is known again."""
+    import hashlib
+
     return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
 
 
@@ -5432,7 +5637,7 @@ class WorkerRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """All that a frame shows. total: tasks in all, None where it is not known; rates: tasks a second, oldest first."""
+    """All that a frame shows. total: tasks in all, None if that is not known; rates: tasks a second, oldest first."""
 
     title: str
     name: str
@@ -5458,7 +5663,7 @@ class Snapshot(NamedTuple):
         return self.rates[-1] if self.rates else 0.0
 
 
-# The columns of the table: side, width, text of a row; and their order of importance, the first to go last.
+# The columns of the table: side, width, text of a row. IMPORTANCE: the last ones are the first to go.
 COLUMNS: dict[str, tuple[str, int, Callable[[WorkerRow], str]]] = {
     "worker": (">", 6, lambda row: str(row.number)),
     "pid": (">", 7, lambda row: str(row.pid)),
@@ -5475,8 +5680,9 @@ IMPORTANCE = ("worker", "state", "done", "tasks/s", "failed", "in hand", "functi
 
 
 def printable(text: str) -> str:
-    """`text` without what could command a terminal: controls, C1, direction marks and the like become "�"."""
-    return "".join(c if c.isprintable() else " " if c in "\t\n" else "�" for c in text)
+    """Return `text` with "�" for what could command a terminal: controls, C1, direction marks and the like."""
+    text = text.replace("\t", " ").replace("\n", " ")
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def counted(count: int, noun: str) -> str:
@@ -5484,7 +5690,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    whole = int(seconds)
+    whole = int(max(0.0, min(seconds, 1e9)))  # the rate that an end is computed from may be next to nothing
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
@@ -5499,47 +5705,68 @@ def sparkline(rates: Sequence[float]) -> str:
 
 
 def spread(left: str, right: str, width: int) -> str:
-    """`left` and `right` at the ends of a line; left alone where both do not fit."""
+    """Put `left` and `right` at the ends of a line, or `left` alone if they do not both fit."""
     gap = width - len(left) - len(right)
-    return left + " " * gap + right if gap >= 2 else left[:width]
+    if gap < 2:
+        return left[:width]
+    return left + " " * gap + right
 
 
 def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
-    """A frame of at most `height` lines of at most `width` characters; pure, so that it can be tested line by line."""
-    head = _render_head(snapshot, width - 2)
-    foot = [snapshot.keys] if snapshot.keys and height >= len(head) + 6 else []
-    free = height - len(head) - 1 - len(foot)
+    """Return a frame of at most `height` lines of at most `width` characters. Pure, so that it can be tested."""
+    lines = [*_render_head(snapshot, width - 2), ""]
+    foot = bool(snapshot.keys) and height >= len(lines) + 5
+    free = height - len(lines) - foot
     most = min(5, max(0, (free - 2) // 3))
-    failures = ["", *snapshot.failures[-most:]] if most and snapshot.failures else []
-    lines = [*head, "", *_render_table(snapshot.workers, width - 2, free - len(failures)), *failures]
-    lines += [""] * (height - 1 - len(lines)) + foot if foot else []
+    failures: list[str] = []
+    if most and snapshot.failures:
+        failures = ["", *snapshot.failures[-most:]]
+    lines += _render_table(snapshot.workers, width - 2, free - len(failures)) + failures
+    if foot:
+        lines += [""] * (height - 1 - len(lines)) + [snapshot.keys]
     return [(" " + printable(line))[:width].rstrip() for line in lines[:height]]
 
 
 def _render_head(snapshot: Snapshot, width: int) -> list[str]:
-    counts, done, total, rate = snapshot.counts, snapshot.done, snapshot.total, snapshot.rate
-    title = snapshot.title[: max(8, width // 2)] + (f"  [{snapshot.state}]" if snapshot.state else "")
+    title = snapshot.title[: max(8, width // 2)]
+    if snapshot.state:
+        title += f"  [{snapshot.state}]"
     about = f"{counted(len(snapshot.workers), 'worker')} · {snapshot.strategy} · {snapshot.name}"
     first = spread(f"shmqueue  {title}", f"{about}      {clock(snapshot.seconds)}", width)
-    second = f"{done:,} tasks done"
-    if total:
-        left = f"eta {clock((total - done) / rate)}" if rate > 0 else "eta –"
-        parts = [f"  {done / total:6.1%}", f"{done:,} / {total:,}", left]
-        while len("   ".join(parts)) > width - 8 and len(parts) > 1:
-            parts.pop()
-        tail = "   ".join(parts)
-        second = bar(done / total, max(4, width - len(tail))) + tail
-    bad = [f"{name} {count:,}" for name, count in counts.items() if name != "ok" and count] or ["failed 0"]
-    retried = [f"retried {snapshot.retried:,}"] if snapshot.retried else []
-    outcomes = "  ".join([f"ok {counts['ok']:,}", *bad, *retried])
-    speed = f"{rate:,.0f} tasks/s  {sparkline(snapshot.rates[-12:])}"
+    second = _render_progress(snapshot, width)
+    speed = f"{snapshot.rate:,.0f} tasks/s  {sparkline(snapshot.rates[-12:])}"
     used = f"ring {bar(snapshot.ring / snapshot.num_slots, 10)} {snapshot.ring:,} / {snapshot.num_slots:,}"
+    outcomes = _render_outcomes(snapshot)
     third = "   ".join((speed, used, outcomes))
-    return [first, second, third] if len(third) <= width else [first, second, spread(speed, used, width), outcomes]
+    if len(third) <= width:
+        return [first, second, third]
+    return [first, second, spread(speed, used, width), outcomes]
+
+
+def _render_progress(snapshot: Snapshot, width: int) -> str:
+    done, total = snapshot.done, snapshot.total
+    if not total:
+        return f"{done:,} tasks done"
+    left = "–"
+    if snapshot.rate > 0:
+        left = clock((total - done) / snapshot.rate)
+    parts = [f"  {done / total:6.1%}", f"{done:,} / {total:,}", f"eta {left}"]
+    while len("   ".join(parts)) > width - 8 and len(parts) > 1:
+        parts.pop()
+    tail = "   ".join(parts)
+    return bar(done / total, max(4, width - len(tail))) + tail
+
+
+def _render_outcomes(snapshot: Snapshot) -> str:
+    counts = snapshot.counts
+    parts = [f"{name} {count:,}" for name, count in counts.items() if name != "ok" and count] or ["failed 0"]
+    if snapshot.retried:
+        parts.append(f"retried {snapshot.retried:,}")
+    return "  ".join([f"ok {counts['ok']:,}", *parts])
 
 
 def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[str]:
-    """As many columns and rows as fit; workers that do not are summed up in a line."""
+    """As many columns and rows as fit. The workers that do not fit are summed up in a line."""
     names: list[str] = []
     for name in IMPORTANCE:
         if sum(COLUMNS[each][1] + 2 for each in [*names, name]) <= width + 2:
@@ -5549,10 +5776,14 @@ def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[st
     def line(texts: Iterable[str]) -> str:
         return "  ".join(f"{text:{side}{size}.{size}}" for text, (side, size, _) in zip(texts, columns.values()))
 
-    fit = len(rows) if len(rows) <= height - 1 else max(0, height - 2)
+    fit = len(rows)
+    if fit > height - 1:
+        fit = max(0, height - 2)
     table = [line(columns)] + [line(text(row) for _, _, text in columns.values()) for row in rows[:fit]]
     if rest := rows[fit:]:
-        busy, done, rate = sum(r.state == "run" for r in rest), sum(r.done for r in rest), sum(r.rate for r in rest)
+        busy = sum(row.state == "run" for row in rest)
+        done = sum(row.done for row in rest)
+        rate = sum(row.rate for row in rest)
         table.append(f"and {len(rest):,} more: {busy} run, {done:,} done, {rate:,.0f} tasks/s")
     return table[: max(0, height)]
 
@@ -5563,16 +5794,19 @@ class Progress:
     SECONDS = math.inf  # from one drawing to the next
 
     def __init__(self, title: str = "", total: Callable[[], int | None] = lambda: None) -> None:
-        self.title, self.total = title, total
-        self.state = self.keys = ""  # what the run is doing, if not its work; the keys it listens to
+        self.title = title
+        self.total = total
+        self.state = ""  # what the run is doing, if not its work
+        self.keys = ""  # the keys that it listens to
         self._rates: collections.deque[float] = collections.deque(maxlen=64)
         self._worker_rates: list[float] = []
         self._sample: tuple[float, Iterable[int]] = (time.monotonic(), itertools.repeat(0))
         self._next = time.monotonic() + self.SECONDS
 
     def rates(self, done: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
-        """Note what each worker has done until now; tasks a second, of all over time and of each just now."""
-        now, (before, done_before) = time.monotonic(), self._sample
+        """Note what each worker has done until now. Return tasks a second: of all over time, and of each just now."""
+        now = time.monotonic()
+        before, done_before = self._sample
         if now - before >= 1.0 or not self._rates:
             self._worker_rates = [(a - b) / max(now - before, 0.1) for a, b in zip(done, done_before)]
             self._rates.append(sum(self._worker_rates))
@@ -5580,7 +5814,7 @@ class Progress:
         return list(self._rates), self._worker_rates
 
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Show a snapshot, if it is time to; called several times a second."""
+        """Show a snapshot if it is time to. Called several times a second."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self.SECONDS
             self.show(snapshot())
@@ -5589,7 +5823,7 @@ class Progress:
         raise NotImplementedError
 
     def write(self, text: str) -> None:
-        """Write to the error stream in one piece; if it is closed, no more."""
+        """Write to the error stream in one piece. If it is closed, write no more."""
         data = text.encode("utf-8", "replace")
         with contextlib.suppress(OSError):
             while data and sys.__stderr__ is not None:
@@ -5605,26 +5839,34 @@ class PlainLines(Progress):
     SECONDS = 5.0
 
     def show(self, shot: Snapshot) -> None:
-        of, bad = f" of {shot.total:,}" if shot.total else "", shot.done - shot.counts["ok"]
-        self.write(f"shmqueue: {shot.done:,}{of} tasks done, {bad:,} not ok, {shot.rate:,.0f} tasks/s\n")
+        total = f" of {shot.total:,}" if shot.total else ""
+        bad = shot.done - shot.counts["ok"]
+        self.write(f"shmqueue: {shot.done:,}{total} tasks done, {bad:,} not ok, {shot.rate:,.0f} tasks/s\n")
 
 
 class Screen(Progress):
     """Draws frames on the alternate screen of the error stream's terminal, which is as it was afterwards."""
 
     SECONDS = 0.1
-    ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J", "\x1b[?7h\x1b[?25h\x1b[?1049l"
+    ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
+    LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
     _entered = False
 
     def show(self, shot: Snapshot) -> None:
-        if in_foreground(2):
-            width, height = self.size()
-            lines = [line if len(line) == width else line + "\x1b[K" for line in render(shot, width, height)]
-            enter, self._entered = "" if self._entered else self.ENTER, True
-            self.write(enter + "\x1b[H" + "\r\n".join(lines) + ("\x1b[J" if len(lines) < height else ""))
+        if not in_foreground(2):
+            return
+        width, height = self.size()
+        lines = [line + "\x1b[K" * (len(line) < width) for line in render(shot, width, height)]
+        text = "\x1b[H" + "\r\n".join(lines) + "\x1b[J" * (len(lines) < height)
+        if not self._entered:
+            self._entered = True
+            text = self.ENTER + text
+        self.write(text)
 
     @staticmethod
     def size() -> tuple[int, int]:
+        import shutil
+
         with contextlib.suppress(OSError):
             if all(size := os.get_terminal_size(2)):
                 return size
@@ -5636,13 +5878,17 @@ class Screen(Progress):
             self.write(self.LEAVE)
 
 
+def is_terminal(stream: Any) -> bool:
+    return stream is not None and bool(stream.isatty())
+
+
 def can_draw() -> bool:
-    """Whether the error stream is a terminal that knows commands."""
-    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    """Return True if the error stream is a terminal that knows commands."""
+    return is_terminal(sys.stderr) and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def in_foreground(descriptor: int) -> bool:
-    """Whether this process may write to the terminal; yes where it is not its controlling terminal."""
+    """Return True if this process may write to the terminal, or if it is not its controlling terminal."""
     try:
         return os.tcgetpgrp(descriptor) == os.getpgrp()
     except OSError:
@@ -5650,18 +5896,21 @@ def in_foreground(descriptor: int) -> bool:
 
 
 def choose_run(name: str) -> str:
-    """The run of this name that is alive; without a name, the only one."""
+    """Return the name of the living run that is called so, or of the only one if no name is given."""
     alive = runs()
     found = [each for each in alive if name in ("", each)]
     if len(found) != 1:
-        raise UsageError(f"--watch {name}: " + (f"give one of {', '.join(alive)}" if alive else "no run is alive"))
+        remedy = "no run is alive"
+        if alive:
+            remedy = f"give one of {', '.join(alive)}"
+        raise UsageError(f"--watch {name}: {remedy}")
     if not can_draw():
         raise UsageError("--watch: draws on the error stream, which is not a terminal that can be drawn on")
     return found[0]
 
 
-def watch(name: str, signals: Iterable[int]) -> None:
-    """Show the screen of another supervisor's run until it ends or Ctrl-C; reads its file, and nothing else.
+def watch_run(name: str, signals: Iterable[int]) -> None:
+    """Show the screen of another supervisor's run until it ends or Ctrl-C. Only its snapshots are read.
 
     signals: those that this thread can process."""
     screen = Screen()
@@ -5671,14 +5920,14 @@ def watch(name: str, signals: Iterable[int]) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
     for number in signals:
-        if number != signal.SIGINT:
-            handlers.exchange(number, pause if number == signal.SIGTSTP else handlers.exit)
+        if number == signal.SIGTSTP:
+            handlers.exchange(number, pause)
+        elif number != signal.SIGINT:
+            handlers.exchange(number, handlers.exit)
     try:
         while name in runs():
             with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
-                with open(os.path.join(shared_directory(), f"{name}.watch"), encoding="utf-8") as file:
-                    shot = Snapshot(*json.load(file))
-                screen.show(shot._replace(workers=[WorkerRow(*row) for row in shot.workers], keys="Ctrl-C leaves"))
+                screen.show(read_snapshot(name)._replace(keys="Ctrl-C leaves"))
             time.sleep(Screen.SECONDS)
     except KeyboardInterrupt:
         pass
@@ -5686,6 +5935,15 @@ def watch(name: str, signals: Iterable[int]) -> None:
         raise UsageError(f"--watch {name}: its snapshot cannot be shown: {describe(error)}") from None
     finally:
         screen.close()
+
+
+def read_snapshot(name: str) -> Snapshot:
+    """Return the snapshot that a run has left beside its segment."""
+    import json
+
+    with open(os.path.join(shared_directory(), f"{name}.watch"), encoding="utf-8") as file:
+        shot = Snapshot(*json.load(file))
+    return shot._replace(workers=[WorkerRow(*row) for row in shot.workers])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5709,6 +5967,8 @@ def sleep(payload: str) -> None:
 
 def sha256(payload: bytes) -> str:
     """The SHA-256 of the file at this path, in hex."""
+    import hashlib
+
     digest = hashlib.sha256()
     with open(payload, "rb") as file:
         while block := file.read(1 << 20):
@@ -5721,24 +5981,31 @@ def noop(payload: bytes) -> None:
 
 
 def shell(payload: bytes) -> bytes:
-    """What a shell command prints; it fails with what it printed on its error stream if its exit code is not 0."""
+    """What a shell command prints. It fails with what it printed on its error stream if its exit code is not 0."""
+    import subprocess
+
     done = subprocess.run([b"/bin/sh", b"-c", payload], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         errors = decode_text(done.stderr[-1000:]).strip()
-        raise RuntimeError(f"exit code {done.returncode}" + (f": {errors}" if errors else ""))
+        raise RuntimeError(f"exit code {done.returncode}" + f": {errors}" * bool(errors))
     return done.stdout
 
 
 def load_module(where: str) -> Any:
-    """Import a module by its name, or a file that ends with .py; workers that are not forked import it by name, too."""
+    """Import a module by its name, or a file that ends with .py. Workers that are not forked import it by name, too."""
+    path = ""
+    name = where
     with _usage_error(f"{where!r}: the working directory cannot be found: "):
-        path = os.path.abspath(where) if where.endswith(".py") else ""
-        folder = os.path.dirname(path) if path else os.getcwd()
+        if where.endswith(".py"):
+            path = os.path.abspath(where)
+            folder, name = os.path.split(path[:-3])
+        else:
+            folder = os.getcwd()
     if path and not os.path.isfile(path):
         raise UsageError(f"{where!r}: no such file")
-    name = os.path.basename(path)[:-3] if path else where
     if path and "." in name:
         raise UsageError(f"{where!r}: is imported by its name, which must hold no dot but that of .py; rename the file")
+    import_all()
     sys.path.insert(0, folder)
     try:
         module = importlib.import_module(name)
@@ -5750,41 +6017,50 @@ def load_module(where: str) -> Any:
 
 
 def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[int, Function], bool]:
-    """The functions by fn_id, and whether a line is a payload, rather than FUNCTION PAYLOAD."""
+    """Return the functions by fn_id. Return True with them if a whole line is a payload, not FUNCTION PAYLOAD."""
     if options.shell:
         return {1: shell}, True
     if options.call:
-        where, _, name = options.call.rpartition(":")
-        if not where:
-            raise UsageError(f"--call {options.call}: give MODULE_OR_FILE.py:FUNCTION")
-        loaded = {key: value for key, value in vars(load_module(where)).items() if callable(value)}
-        if name not in loaded:
-            raise UsageError(f"--call {options.call}: {no_such_function(name, [n for n in loaded if n[0] != '_'])}")
-        return {1: loaded[name]}, True
+        return {1: load_function(options.call)}, True
     if options.handlers:
-        own = vars(module := load_module(options.handlers)).items()
-        public = [value for name, value in own if inspect.isfunction(value) and not name.startswith("_")]
-        functions = [function for function in public if function.__module__ == module.__name__]
-        if not functions:
-            raise UsageError(f"--handlers {options.handlers}: it has no public functions")
-    return number_functions([echo, sleep, sha256, noop] if functions is None else functions), False
+        functions = load_functions(options.handlers)
+    elif functions is None:
+        functions = [echo, sleep, sha256, noop]
+    return number_functions(functions), False
 
 
-def parse_size(text: str) -> int:
-    """A number of bytes, with K, M, G or T for powers of 1024."""
-    unit = "KMGT".find(text[-1:].upper()) + 1
-    try:
-        return int(float(text[:-1] if unit else text) * 1024**unit)
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
+def load_function(call: str) -> Function:
+    where, _, name = call.rpartition(":")
+    if not where:
+        raise UsageError(f"--call {call}: give MODULE_OR_FILE.py:FUNCTION")
+    loaded = {key: value for key, value in vars(load_module(where)).items() if callable(value)}
+    if name not in loaded:
+        public = [each for each in loaded if not each.startswith("_")]
+        raise UsageError(f"--call {call}: {no_such_function(name, public)}")
+    function: Function = loaded[name]
+    return function
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise UsageError(f"{message} (--help lists the options)")
+def load_functions(where: str) -> list[Function]:
+    """Return the public functions that a module defines itself."""
+    import inspect
+
+    module = load_module(where)
+    own = [value for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")]
+    functions: list[Function] = [function for function in own if function.__module__ == module.__name__]
+    if not functions:
+        raise UsageError(f"--handlers {where}: it has no public functions")
+    return functions
 
 
-def make_parser() -> Parser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return a parser for OPTIONS, which raises UsageError."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> typing.NoReturn:
+            raise UsageError(f"{message} (--help lists the options)")
+
     parser = Parser(
         prog="shmqueue",
         allow_abbrev=False,
@@ -5793,44 +6069,27 @@ def make_parser() -> Parser:
         "sleep SECONDS, sha256 PATH, noop. Exit code: 0 all ok; 1 some task was not; 2 bad usage or input; 128+n "
         "stopped by signal n.",
     )
-    add, what = parser.add_argument, parser.add_mutually_exclusive_group()
-    add("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
-    what.add_argument("--handlers", metavar="MODULE_OR_FILE.py", help="the functions that lines may name")
-    what.add_argument("--call", metavar="MODULE_OR_FILE.py:FUNCTION", help="each line is a payload of this function")
-    what.add_argument("--shell", action="store_true", help="each line is a shell command; its output is the value")
-    add("--query", metavar="SQL", help="TASKS is a SQLite file: one column is a line, two are function and payload")
-    add("-w", "--workers", type=int, metavar="N", help="worker processes (default: the processors there are)")
-    add("--timeout", type=float, metavar="S", help="seconds a task may run")
-    add("--retries", type=int, default=0, metavar="N", help="start a task that is not ok again, so often")
-    add("--max-rss", type=parse_size, metavar="SIZE", help="replace workers that hold more, as 500M; needs psutil")
-    add("--max-tasks", type=int, metavar="N", help="replace a worker after so many tasks")
-    add("--halt", type=int, metavar="N", help="stop after so many tasks were not ok")
-    add("--slots", type=int, dest="num_slots", default=16384, metavar="N", help="tasks the ring holds (%(default)s)")
-    add("--slot-size", type=int, default=128, metavar="BYTES", help="bytes of a slot (%(default)s)")
-    add("--batch", type=int, metavar="N", help="tasks a worker claims at once (default: sized by itself)")
-    add("--start-method", choices=multiprocessing.get_all_start_methods(), help="how workers are started")
-    add("--results", metavar="FILE", help="write results as they come: .jsonl, .csv, .sqlite; -: JSON lines on stdout")
-    add("--resume", action="store_true", help="leave out the tasks that the results file already holds as ok")
-    add("--summary", metavar="FILE", help="write the summary as JSON, too")
-    add("--log", metavar="FILE", help="write what the functions print, which is dropped otherwise")
-    add("--screen", choices=("auto", "on", "off"), default="auto", help="auto: where the error stream is a terminal")
-    add("--watch", metavar="NAME", nargs="?", const="", help="show the screen of a run in another terminal, and exit")
-    add("--clean", action="store_true", help="remove what dead runs left behind, and exit")
-    add("--version", action="version", version=f"shmqueue {__version__}")
+    alone = parser.add_mutually_exclusive_group()
+    parser.add_argument("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
+    for option in OPTIONS:
+        if option.place != PYTHON:
+            group = alone if option.alone else parser
+            group.add_argument(*filter(None, (option.short, flag(option.name))), **option.parser_arguments())
+    parser.add_argument("--version", action="version", version=f"shmqueue {__version__}")
     return parser
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """What argparse does not check, before anything is opened."""
+    """Raise UsageError for what argparse does not check, before anything is opened."""
     if options.tasks is None:
         raise UsageError("TASKS is missing: give a file of tasks, or - for standard input (--help lists the options)")
     for name, value in vars(options).items():
         if value == "" and name != "tasks":
-            raise UsageError(f"--{name}: the value is empty")
-        with _usage_error():
-            check_numbers(**{name: value} if name in LIMITS and value is not None else {})
-    if options.halt is not None and options.halt < 1:
-        raise UsageError(f"--halt {options.halt}: must be 1 or more")
+            raise UsageError(f"{flag(name)}: the value is empty")
+    with _usage_error():
+        check_numbers(vars(options))
+    if options.workers == 0:
+        raise UsageError("--workers 0: must be 1 or more")
     if options.results is not None:
         results_format(options.results)
     if options.results == "-" and sys.stdout is None:
@@ -5845,48 +6104,55 @@ def check_options(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _usage_error(what: str = "") -> Iterator[None]:
-    """What Supervisor and open raise for bad arguments, as a UsageError."""
+    """Turn what Supervisor and open raise for bad arguments into a UsageError."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except OSError as error:
+        text = limit_text(error)
+        if error.filename and str(error.filename) not in what:
+            text = f"{error.filename}: {text}"
+        raise UsageError(what + text) from None
+    except (ValueError, TypeError) as error:
         text = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            where = f"{error.filename}: " if error.filename and str(error.filename) not in what else ""
-            text = where + limit_text(error)
         name, found, rest = text.partition("=")
         if found and name.isidentifier():  # an argument of Supervisor: say the option
-            text = f"--{name.replace('num_', '').replace('_', '-')} {rest}"
+            text = f"{flag(name)} {rest}"
         raise UsageError(what + text) from None
 
 
 class Keys:
     """Single keys from the terminal on standard input: p pauses and resumes, q finishes what is begun and quits.
 
-    They are read only where standard input is a terminal in the foreground and not the source of tasks."""
+    They are read only while standard input is a terminal in the foreground, and not the source of tasks."""
 
     TEXT = "p pause or go on   q finish what is begun and quit"
 
     def __init__(self, wanted: bool) -> None:
-        self._before: Any = None
+        self._before: Any = None  # the modes of the terminal
         self.active = wanted and os.isatty(0) and in_foreground(0)
 
     def enter(self) -> None:
+        import termios
+        import tty
+
         if self.active and self._before is None and in_foreground(0):
             with contextlib.suppress(termios.error):
                 self._before = termios.tcgetattr(0)
                 tty.setcbreak(0)
 
     def leave(self) -> None:
+        import termios
+
         if self._before is not None:
             with contextlib.suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(0, termios.TCSADRAIN, self._before)
             self._before = None
 
     def read(self) -> str:
-        """The keys that were pressed."""
+        """Return the keys that were pressed."""
         self.enter()  # again, after the run was in the background
         with contextlib.suppress(OSError):  # the terminal is gone
-            if self._before is not None and in_foreground(0) and select.select([0], [], [], 0)[0]:
+            if self._before is not None and in_foreground(0) and is_readable(0):
                 return os.read(0, 64).decode("ascii", "replace")
         return ""
 
@@ -5895,67 +6161,69 @@ class CommandLine:
     """One run from the command line. A subclass may run it elsewhere, by `make_supervisor`."""
 
     def __init__(self, options: argparse.Namespace, functions: Any, queue: type[SharedTaskQueue]) -> None:
-        self.options, self.queue = options, queue
+        self.options = options
+        self.queue = queue
         self.functions, whole = choose_functions(options, functions)
-        names = [function_name(function) for function in self.functions.values()]
-        self.parse = parse = LineParser(names, comments=not options.call, whole=whole)
-        self.source = (
-            QuerySource(options.tasks, options.query, parse) if options.query else LineSource(options.tasks, parse)
-        )
+        names = list(map(function_name, self.functions.values()))
+        self.parse = LineParser(names, comments=not options.call, whole=whole)
+        self.source = self._open_source()
         self._check_files()
         self.results: Results | None = None
         if options.results:
             self.results = results_format(options.results)(options.results, options.resume)
-            parse.done = self.results.done
-        self.progress, self.keys = self._choose_screen()
-        self.signals: list[int] = []
+            self.parse.done = self.results.done
+        self.progress = self._choose_progress()
+        self.keys = Keys(isinstance(self.progress, Screen) and options.tasks != "-")
+        if self.keys.active:
+            self.progress.keys = Keys.TEXT
+        self.signals: list[int] = []  # that came, and were not acted on
         self.stopped_by = 0
         self.supervisor: Any = None
 
+    def _open_source(self) -> LineSource | QuerySource:
+        if self.options.query:
+            return QuerySource(self.options.tasks, self.options.query, self.parse)
+        return LineSource(self.options.tasks, self.parse)
+
     def _check_files(self) -> None:
-        """Files can be written, and no two are the same; devices may be."""
-        options = self.options
+        """Check that files can be written, and that no two are the same. Devices may be."""
         uses: dict[tuple[int, int], str] = {}
-        if os.path.isfile(options.tasks):
-            info = os.stat(options.tasks)
+        if os.path.isfile(self.options.tasks):
+            info = os.stat(self.options.tasks)
             uses[info.st_dev, info.st_ino] = "TASKS"
-        for option in ("results", "log", "summary"):
-            path = getattr(options, option)
+        for name in ("results", "log", "summary"):
+            path = getattr(self.options, name)
             if path not in (None, "-"):
-                with _usage_error(f"--{option} {path}: "), open(path, "ab") as file:
+                with _usage_error(f"{flag(name)} {path}: "), open(path, "ab") as file:
                     info = os.fstat(file.fileno())
-                    other = uses.setdefault((info.st_dev, info.st_ino), f"--{option}")
-                    if other != f"--{option}" and stat.S_ISREG(info.st_mode):
+                    other = uses.setdefault((info.st_dev, info.st_ino), flag(name))
+                    if other != flag(name) and stat.S_ISREG(info.st_mode):
                         raise ValueError(f"is the file of {other}, too; give another one")
 
-    def _choose_screen(self) -> tuple[Progress, Keys]:
+    def _choose_progress(self) -> Progress:
         options = self.options
-        results_shown = options.results == "-" and sys.stdout is not None and sys.stdout.isatty()
-        drawn = options.screen == "on" or (options.screen == "auto" and can_draw() and not results_shown)
-        kind = Screen if drawn else PlainLines if options.screen == "auto" else Progress
+        how = options.screen
+        if how == "auto" and can_draw() and not (options.results == "-" and is_terminal(sys.stdout)):
+            how = "on"
         title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
-        progress, keys = kind(title, self.source.total), Keys(drawn and options.tasks != "-")
-        progress.keys = Keys.TEXT if keys.active else ""
-        return progress, keys
+        return {"on": Screen, "auto": PlainLines, "off": Progress}[how](title, self.source.total)
 
     def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
-        """A Supervisor, or what has its public names."""
+        """Return a Supervisor, or what has its public names."""
         return Supervisor(functions, **arguments)
 
     def run(self) -> int:
-        """Put the tasks through, and say how it went; the exit code."""
+        """Put the tasks through, and say how it went. Return the exit code."""
         problem = ""
         with handlers.kept() as numbers:
             for number in numbers:
                 # First, because a Supervisor leaves signals alone that are handled. SIGHUP stays ignored under nohup.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     handlers.exchange(number, self.note_signal)
-            wanted = {*LIMITS, "log", "start_method"}
-            arguments: dict[str, Any] = {name: value for name, value in vars(self.options).items() if name in wanted}
+            arguments = {option.name: getattr(self.options, option.name) for option in OPTIONS if option.place == BOTH}
+            arguments |= {"screen": self.progress, "queue": self.queue}
             with _usage_error():
-                self.supervisor = self.make_supervisor(
-                    self.functions, screen=self.progress, queue=self.queue, **arguments
-                )
+                self.supervisor = self.make_supervisor(self.functions, **arguments)
             try:
                 with self.supervisor:
                     self._put_through()
@@ -5970,14 +6238,14 @@ class CommandLine:
         return self.report(problem or self.source.problem)
 
     def _put_through(self) -> None:
-        results, bad = self.results, 0
-        if results is not None:
-            results.begin()  # not before, since it empties a file that was there
-        self.supervisor.on_check = self.look
+        if self.results is not None:
+            self.results.begin()  # not before, since it empties a file that was there
+        self.supervisor.on_check = self.on_check
         self.keys.enter()
+        bad = 0
         for result in self.supervisor.run(self.source):
-            if results is not None:
-                results.write(result)
+            if self.results is not None:
+                self.results.write(result)
             if result.status not in ("ok", "cancelled"):
                 bad += 1
                 if bad == self.options.halt:
@@ -5985,15 +6253,15 @@ class CommandLine:
 
     def note_signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
-        if self.supervisor is not None:  # else it is done at the first look
+        if self.supervisor is not None:  # else on_check comes to it at the start
             self.supervisor.wake()
-        if self.signals.count(signal.SIGINT) > 2:  # whatever it is that does not come back to look()
+        if self.signals.count(signal.SIGINT) > 2:  # something keeps on_check from being called
             raise KeyboardInterrupt
 
-    def look(self) -> None:
-        """Several times a second: do what signals and keys asked for, and bring results to their file."""
-        results, supervisor = self.results, self.supervisor
-        if results is not None and not results.save() and results.path != "-":
+    def on_check(self) -> None:
+        """Several times a second: do what signals and keys ask for, and bring results to their file."""
+        supervisor = self.supervisor
+        if self.results is not None and not self.results.save() and self.results.path != "-":
             supervisor.cancel()  # what cannot be kept need not be done
         for key in self.keys.read():
             if key == "p" and not supervisor.cancelled:
@@ -6001,17 +6269,22 @@ class CommandLine:
             elif key == "q":
                 supervisor.cancel()
         while self.signals:
-            number = self.signals.pop(0)
-            if number == signal.SIGTSTP:
-                self.suspend()
-            elif number == signal.SIGINT and not self.stopped_by:
-                self.stopped_by = number
-                supervisor.cancel()
-            else:
-                self.stopped_by = self.stopped_by or number
-                supervisor.abort()
-        ending = "ending: what is begun is finished" if supervisor.cancelled else ""
-        self.progress.state = ending or ("paused" if supervisor.paused else "")
+            self._act_on(self.signals.pop(0))
+        if supervisor.cancelled:
+            self.progress.state = "ending: what is begun is finished"
+        else:
+            self.progress.state = "paused" * supervisor.paused
+
+    def _act_on(self, number: int) -> None:
+        """Do what a signal asks for: the first Ctrl-C ends the run gently, anything after it at once."""
+        if number == signal.SIGTSTP:
+            self.suspend()
+        elif number == signal.SIGINT and not self.stopped_by:
+            self.stopped_by = number
+            self.supervisor.cancel()
+        else:
+            self.stopped_by = self.stopped_by or number
+            self.supervisor.abort()
 
     def suspend(self) -> None:
         """Ctrl-Z: give the terminal back, stop, and take it again."""
@@ -6021,36 +6294,45 @@ class CommandLine:
         self.keys.enter()
 
     def report(self, problem: str) -> int:
-        """Say how it went, on the standard output, unless results go there; the exit code."""
-        results, path, summary = self.results, self.options.summary, self.supervisor.summary()
-        problems, left_out = [problem] if problem else [], self.parse.left_out
+        """Say how it went on the standard output, or on the error stream if results go there. Return the exit code."""
+        results = self.results
+        summary = self.supervisor.summary()
+        problems = list(filter(None, [problem]))
         if results is not None and results.problem:
-            remedy = ": run again with --resume" if results.path != "-" else ""
+            remedy = ": run again with --resume" * (results.path != "-")
             lost = f"{results.lost:,} results were not written{remedy}"
             problems.append(f"--results {results.path}: {results.problem}; {lost}")
-        if path is not None:
-            whole = {**summary, "problem": "; ".join(problems), "left_out": left_out}
-            try:
-                with open(path, "w", encoding="utf-8") as file:
-                    json.dump(whole, file, default=as_text, indent=1)
-            except OSError as error:
-                problems.append(f"--summary {path}: {error.strerror}")
-        lines = summary_lines(summary, "; ".join(problems), left_out)
+        self._write_summary(summary, problems)
+        lines = summary_lines(summary, "; ".join(problems), self.parse.left_out)
         stream = sys.stderr if self.options.results == "-" else sys.stdout
-        if failure := say("\n".join(map(printable, lines)), stream):
-            problems.append(failure)
+        failure = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
             return 128 + self.stopped_by
-        return int(bool(problems) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
+        return int(bool(problems or failure) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
+
+    def _write_summary(self, summary: Mapping[str, Any], problems: list[str]) -> None:
+        import json
+
+        path = self.options.summary
+        if path is None:
+            return
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                whole = {**summary, "problem": "; ".join(problems), "left_out": self.parse.left_out}
+                json.dump(whole, file, default=as_text, indent=1)
+        except OSError as error:
+            problems.append(f"--summary {path}: {error.strerror}")
 
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
-    """What one wants to know at the end: what went wrong first, which tasks took long, and the totals last."""
+    """Return what one wants to know at the end: first what went wrong, then which tasks took long, last the totals."""
     lines = [
         f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}{last_frame(r['traceback'])}"
         for r in summary["failures"]
     ]
-    kinds, slowest, seconds = collections.Counter(summary["kinds"]), summary["slowest"], summary["seconds"]
+    kinds = collections.Counter(summary["kinds"])
+    slowest = summary["slowest"]
+    seconds = summary["seconds"]
     if sum(kinds.values()) > len(lines):
         lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5)))
     if slowest and slowest[0]["seconds"] >= 0.01:
@@ -6059,19 +6341,23 @@ def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> li
     if seconds >= 1:
         spent = ", ".join(f"{what} {summary['shares'][what]:.0%}" for what in ("run", "wait", "start"))
         lines.append(f"workers: {spent} of the time")
-    lines += [f"{left_out:,} tasks left out: the results file holds them as ok"] if left_out else []
-    lines += [f"shmqueue: {problem}"] if problem else []
+    if left_out:
+        lines.append(f"{left_out:,} tasks left out: the results file holds them as ok")
+    if problem:
+        lines.append(f"shmqueue: {problem}")
     total = sum(summary[name] for name in OUTCOMES)
-    each = (f"{summary[name]:,} {word}" for name, word in OUTCOMES.items())
-    tasks = f"{counted(total, 'task')}: {', '.join(each)}" if total else "no tasks"
-    workers, rate = counted(len(summary["workers"]), "worker"), (total - summary["cancelled"]) / seconds
-    return [*lines, f"{tasks}; {seconds:.2f} s, {rate:,.0f} tasks/s, {workers}"]
+    tasks = "no tasks"
+    if total:
+        outcomes = ", ".join(f"{summary[name]:,} {word}" for name, word in OUTCOMES.items())
+        tasks = f"{counted(total, 'task')}: {outcomes}"
+    rate = (total - summary["cancelled"]) / seconds
+    return [*lines, f"{tasks}; {seconds:.2f} s, {rate:,.0f} tasks/s, {counted(len(summary['workers']), 'worker')}"]
 
 
 def main(
     functions: Any = None, argv: Sequence[str] | None = None, *, queue: type[SharedTaskQueue] = SharedTaskQueue
 ) -> int:
-    """The command line, over `functions` instead of the built-in ones; the exit code.
+    """Run the command line over `functions`, or over the built-in ones. Return the exit code.
 
     argv: without the program's name; None for sys.argv. queue: the strategy."""
 
@@ -6081,7 +6367,7 @@ def main(
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
         elif options.watch is not None:
             with handlers.kept() as numbers:
-                watch(choose_run(options.watch), numbers)
+                watch_run(choose_run(options.watch), numbers)
         else:
             check_options(options)
             return CommandLine(options, functions, queue).run()
@@ -6091,7 +6377,7 @@ def main(
 
 
 def exit_code(run: Callable[[], int]) -> int:
-    """What `run` returns, or 2 after a line that says what is wrong with its arguments."""
+    """Return what `run` returns, or 2 after a line that says what is wrong with its arguments."""
     fill_streams()
     try:
         return run()
@@ -6103,7 +6389,8 @@ def exit_code(run: Callable[[], int]) -> int:
 
 
 def fill_streams() -> None:
-    """Open standard streams that are closed, on nothing: or a file or pipe gets the number of one, and its output."""
+    """Reopen closed standard streams on /dev/null. Otherwise the next file opened would take the number of one and
+    receive its output."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -6112,8 +6399,9 @@ def fill_streams() -> None:
 
 
 def say(text: str, stream: Any) -> str:
-    """Print on a stream, unless it is None, closed from the start: `print` takes that for standard output. What went
-    wrong, if anything did."""
+    """Print on a stream. Return what went wrong, if anything did.
+
+    A stream that was closed from the start is None, which `print` would take for standard output."""
     try:
         if stream is not None:
             print(text, file=stream, flush=True)

@@ -252,7 +252,7 @@ def test_a_worker_told_to_leave_gives_back_its_lane(queue, tmp_path):
             supervisor._pool.retire(handle)
         (tmp_path / "door").touch()
         results = collections.Counter((r.status, r.attempts) for r in supervisor.results())
-        wait_until(lambda: not list(supervisor.results()) and supervisor.stats()["respawned"] == 3)
+        wait_until(lambda: in_hand(supervisor) == 0 and supervisor.stats()["respawned"] == 3)
         assert before.isdisjoint(handle.pid for handle in supervisor._pool.processes)
     assert results == {("ok", 1): 203}
     assert sorted(noted(tmp_path)) == sorted(texts)

@@ -5,43 +5,43 @@
 
 Idea
     Two levels: the network sees chunks, the ring sees tasks. This process reads the input and deals chunks of about a
-    second's work, two for a node; Dask carries them. On each node (a Dask worker) one process of its own, kept for the
-    whole run, puts the tasks of all chunks that are there through one Supervisor, with as many workers as that Dask
-    worker has threads (or --workers). A chunk that turns out slow gives back what it has not begun. Tasks that are to
-    be tried again come back with their chunk, and go out with a later one, to any node. shmqueue.py, this
-    file, the file of --handlers or --call and those of --upload travel by Client.upload_file; other modules must be
-    importable there, and paths mean that machine's files. Without --scheduler, a LocalCluster on this machine.
+    second's work, two for a node; Dask carries them. On each node (a Dask worker) one process, kept for the whole run,
+    puts the tasks of all its chunks through one Supervisor. That has as many workers as the Dask worker has threads,
+    or --workers. A slow chunk gives back what it has not begun. Tasks to be tried again come back with their chunk and
+    go out with a later one, to any node. Client.upload_file sends shmqueue.py, this file, and the files of --handlers,
+    --call and --upload. Nodes must have the other modules, and paths mean their own files. Without --scheduler:
+    a LocalCluster on this machine.
 
 Extra state
-    Here: the chunks that are on the cluster, with their tasks, until their outcomes are back. Memory is bounded by
-    them. Also the attempts of tasks that go round again: no single node could count them. On a node: its chunks, the
-    outcomes of those that are not finished, and for each chunk a journal (see Journal) in the Dask worker's own folder,
-    which Dask removes. The uploaded files outlive the run, since Dask keeps them for nodes that come later.
+    Here: the chunks on the cluster with their tasks, until their outcomes are back; these bound the memory. Also the
+    attempts of tasks that go round again, since no single node could count them. On a node: its chunks, the outcomes
+    of unfinished ones, and a journal for each chunk (see Journal) in the Dask worker's own folder, which Dask removes.
+    Dask keeps uploaded files for nodes that come later.
 
-    Why a journal: only the worker knows when a task begins. The Supervisor knows what is in its ring, most of which has
-    not begun, and learns of outcomes later than they happen. So a worker gets each payload with a mark before it that
-    says which task it is. It notes the begin (one store to mapped memory) and the outcome (the same if it is None, else
-    a write of a microsecond or two). The journal survives worker and supervisor, and needs nothing of the segment.
+    Why a journal: only the worker knows when a task begins. The Supervisor knows what is in its ring, most of which
+    has not begun, and learns of outcomes later than they happen. So a worker gets each payload with a mark before it
+    that names the task. It notes the begin (one store to mapped memory) and the outcome (the same for None, else a
+    write of a microsecond or two). The journal outlives worker and supervisor, and needs nothing of the segment.
 
 Lock order
-    None: here one thread reads, sends and settles; on a node Dask's event loop and the process talk through two pipes.
-    A worker holds a shared lock on the journal it writes; Node locks it alone, after the death of the process only.
+    None. Here one thread reads, sends and settles. On a node, Dask's event loop and the process talk through two
+    pipes. A worker holds a shared lock on the journal that it writes. Node locks it alone, once the process is dead.
 
 If the holder dies
     A node: Dask gives its chunks to another. Every task still gets exactly one outcome, since this process takes one
-    reply for each chunk. But tasks of those chunks may have been done, or be under way (a node that is cut off works
-    on until it notices): they are started AGAIN, also with --retries 0, which holds within a node only. `attempts`
-    does not count those. No network can promise more; tasks that must not run twice need a mark of their own, or
-    one machine. A chunk whose nodes died four times (distributed.scheduler.allowed-failures) is `crashed`.
-    The process on a node: Node waits until its workers have ended (or kills them), and reads the journals. Tasks that
-    ended keep their outcome. Those in hand are charged an attempt: they are tried again, or `crashed`. The rest was not
-    begun, and goes to any node. The next chunk has a new process, which also removes the old segment. After three
-    deaths in a row without a finished task (also: workers cannot start) the node is left out, and the run ends where no
+    reply for each chunk. But tasks of those chunks may have been done or be under way (a node that is cut off works on
+    until it notices). They are started AGAIN, also with --retries 0, which holds within a node only, and `attempts`
+    does not count that. No network can promise more: tasks that must not run twice need a mark of their own, or one
+    machine. A chunk whose nodes died four times (distributed.scheduler.allowed-failures) is `crashed`.
+    The process on a node: Node waits until its workers have ended, or kills them, and reads the journals. Tasks that
+    ended keep their outcome. Those in hand are charged an attempt: they are tried again, or are `crashed`. The others
+    have not begun, and go to any node. The next chunk has a new process, which also removes the old segment. After
+    three deaths in a row without a finished task (or if workers cannot start) the node is left out. The run ends if no
     other is left.
-    The scheduler: the run ends; what is on the cluster is `crashed`, since it may have run, the rest `cancelled`.
-    Results written are kept: start a scheduler, and run again with --resume. Nodes stop what they do.
+    The scheduler: the run ends. What is on the cluster is `crashed`, since it may have run; the rest is `cancelled`.
+    Written results are kept: start a scheduler, and run again with --resume. Nodes stop what they do.
     This process, by Ctrl-C: once, nodes finish what is in hand; twice, they stop. By SIGKILL: Dask tells the nodes,
-    which stop. The process on a node sees the end of its pipe, whatever ends the Dask worker, and leaves nothing.
+    which stop. Whatever ends the Dask worker, the process on its node sees the end of its pipe, and leaves nothing.
 
 When to use it
     When one machine is not enough, and tasks bear to be started again. A chunk comes back with its longest task. Who
@@ -135,8 +135,10 @@ class Waiting:
 
 
 class Node:
-    """A node's part of one run. It starts the process that works (see `serve`), and outlives it: when that process
-    dies, it finds out from the journals what became of the chunks there, and the next chunk has a new process."""
+    """A node's part of one run. It starts the process that works (see `serve`), and outlives it.
+
+    When that process dies, it finds out from the journals what became of the chunks. The next chunk has a new process.
+    """
 
     def __init__(self, name: str, spec: bytes, worker: Any) -> None:
         self._name, self._spec, self._worker = name, spec, worker
@@ -211,7 +213,8 @@ class Node:
                 size = int.from_bytes(await process.stdout.readexactly(4), "big")
                 key, done, *reply = pickle.loads(await process.stdout.readexactly(size))  # noqa: S301
                 if key:
-                    self._deaths = 0 if done else self._deaths
+                    if done:
+                        self._deaths = 0
                     self._waiting[key].reply.set_result(self._reply(*reply))
                 else:
                     (problem,) = reply
@@ -234,28 +237,29 @@ class Node:
         return pickle.dumps((node, outcomes, seconds, self._problem if self._deaths >= DEATHS else ""))
 
     async def _salvage(self, chunk: Waiting) -> list[tuple[Any, ...]]:
-        """The outcomes of a chunk whose process died; tasks that have none here did not begin, and will not."""
+        """The outcomes of a chunk whose process died. Tasks without one have not begun, and will not."""
         with open(chunk.journal, "r+b") as file:
             ended = await self._fence(file)
             states = file.read()
-            records = [
-                outcome for path in glob.glob(glob.escape(chunk.journal) + ".*") for outcome in read_records(path)
-            ]
+            paths = glob.glob(glob.escape(chunk.journal) + ".*")
+            records = [outcome for path in paths for outcome in read_records(path)]
             remove_journal(chunk.journal)  # before the lock goes: who opened it meanwhile sees that (see Journal)
         outcomes = {outcome[0]: outcome for outcome in records}
         for at in range(chunk.count):
             if states[at] == RETURNED_NONE:
                 outcomes.setdefault(at, (at, "ok", None, None, 1, None, 0.0))
-        self._deaths = 0 if outcomes else self._deaths
+        if outcomes:
+            self._deaths = 0
         text = f"supervisor lost: {self._worker.address}: {self._problem} while the task ran"
         begun = [at for at in range(chunk.count) if (states[at] or not ended) and at not in outcomes]
         return [*outcomes.values(), *((at, "crashed", None, text, 1, None, 0.0) for at in begun)]
 
     async def _fence(self, file: Any) -> bool:
-        """Lock a journal, so that no worker begins a task of it. Return False if one is alive all the same.
+        """Lock a journal, so that no worker begins a task of it. Return False if a worker still holds it.
 
-        Workers end by themselves when their supervisor does; one that cannot, as a function keeps the interpreter,
-        is killed with its group."""
+        Workers end by themselves when their supervisor does. One that cannot, since a function keeps the interpreter,
+        is killed with its group.
+        """
         deadline = time.monotonic() + STOP_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(BlockingIOError, PermissionError):
@@ -264,14 +268,15 @@ class Node:
             if time.monotonic() > deadline - STOP_SECONDS / 2:
                 flock = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
                 kind, *_, holder = struct.unpack("hhqqi4x", flock)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(holder, signal.SIGKILL) if kind != fcntl.F_UNLCK and holder > 1 else None
+                if kind != fcntl.F_UNLCK and holder > 1:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(holder, signal.SIGKILL)
             await asyncio.sleep(0.01)
         return False
 
 
 def read_records(path: str) -> Iterator[tuple[Any, ...]]:
-    """The outcomes in a file of `pack`ed ones, up to one that is torn, since there was no room for it."""
+    """The outcomes in a file of `pack`ed ones, up to one that is torn because there was no room for it."""
     with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError), open(path, "rb") as file:
         while size := int.from_bytes(file.read(4), "big"):
             yield pickle.loads(file.read(size))  # noqa: S301
@@ -349,7 +354,7 @@ class Journal:
         self.number = number
 
     def end(self, *outcome: Any) -> None:
-        """Note the outcome of a task, unless there is no room: then it counts as in hand when the process dies."""
+        """Note the outcome of a task. If there is no room, the task counts as in hand when the process dies."""
         data = pack(outcome)
         with contextlib.suppress(OSError):
             if os.write(self._files[1], data) < len(data):
@@ -429,19 +434,24 @@ class Feed(shmqueue.Source):
     """The chunks that come on standard input, as the source of one Supervisor's run. Raises EOFError at its end."""
 
     def __init__(self) -> None:
-        self._input, self._output = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
+        self._input = Connection(os.dup(0), writable=False)
+        self._output = Connection(os.dup(1), readable=False)
         os.dup2(2, 1)  # what a module prints when it is imported
         os.register_at_fork(after_in_child=self._close_pipes)
         spec, base, self._workers = self._input.recv()
         self.spec, self.journal = pickle.loads(spec), Journal(base)  # noqa: S301
         self.spec["options"]["workers"] = self._workers
         self.supervisor: Any = None
-        self._cancelled, self._loads, self._last = False, list[Load](), Load("", (), 0.0)  # last: of the last outcome
-        self._next, self._ring, self._ahead, self._finished, self._respawned = 1, 0, 2 * self._workers, 0, 0
+        self._cancelled = False
+        self._loads: list[Load] = []
+        self._last = Load("", (), 0.0)  # of the last outcome
+        self._next = 1  # tsk_id
+        self._ahead = 2 * self._workers  # tasks that may be in the ring
+        self._ring = self._finished = self._respawned = 0
         self._ended = self._looked = time.monotonic()
 
     def _close_pipes(self) -> None:
-        """In a worker: who holds a copy would keep Node from seeing that this process has died."""
+        """In a worker: with a copy of the pipes it would keep Node from seeing that this process has died."""
         self._input.close()
         self._output.close()
 
@@ -714,15 +724,17 @@ class Cluster:
         return sum(len(chunk.tasks) for chunk in self._flying)
 
     def _has_room(self) -> bool:
-        """Two chunks for each node, or a task for each thread; those that take long do not count, up to a bound."""
+        """Return True below two chunks a node, or a task a thread. Slow chunks do not count, up to a bound."""
         now, nodes, threads = time.monotonic(), len(self._nodes), sum(self._nodes.values())
         fresh = [len(chunk.tasks) for chunk in self._flying if now - chunk.sent < 2 * LIMIT_SECONDS]
         few = (len(fresh) < 2 * nodes or sum(fresh) < threads) and len(self._flying) < threads + 2 * nodes
         return few and not (self.cancelled or self.paused)
 
     def _read(self, source: Any) -> list[tuple[int, Any]]:
-        """The tasks of a chunk of the right size, first those that go round again; in the end, a fair share of what is
-        left; of a stream, what is there."""
+        """The tasks of a chunk of the right size, first those that go round again.
+
+        At the end of the input a chunk is a fair share of what is left. Of a stream it is what is there.
+        """
         total, nodes, back = source.total(), max(1, len(self._nodes)), self._back
         left = math.inf if total is None else max(0, total - self._next_id) + len(back)
         least = max(1, sum(self._nodes.values()) // nodes)
@@ -835,7 +847,8 @@ class Cluster:
         with contextlib.suppress(Exception):  # then it is old, and `_look` sees that
             there = await self._client.nthreads()
             self._nodes = {node: threads for node, threads in there.items() if node not in self.refused}
-            self._nodes_at = time.monotonic() if self._nodes else self._nodes_at
+            if self._nodes:
+                self._nodes_at = time.monotonic()
             if self.cancelled:
                 await self._client.run(tell, self.name, "cancel", on_error="ignore")
 
@@ -884,7 +897,7 @@ class ClusterLine(shmqueue.CommandLine):
         digests = {os.path.basename(path): digest_of(path) for path in files if path.endswith(".py")}
         retries, where = arguments["retries"], options.scheduler or "LocalCluster"
         arguments["retries"] = 0  # this process counts the attempts, since the next may be on another node
-        arguments["slot_size"] = min(arguments["slot_size"] + MARK.size, shmqueue.LIMITS["slot_size"][1])
+        arguments["slot_size"] = min(arguments["slot_size"] + MARK.size, shmqueue.SLOT_SIZES[1])
         spec = pickle.dumps({"functions": places, "files": digests, "options": arguments})
         client = connect(options.scheduler, arguments["workers"] or shmqueue.available_processors())
         try:

@@ -1,0 +1,135 @@
+"""The table of options agrees with Supervisor's signature, the command line and README."""
+
+import inspect
+import pathlib
+import re
+
+import pytest
+from conftest import ROOT
+
+import shmqueue
+from shmqueue import BOTH, COMMAND, OPTIONS, PYTHON
+
+IN_PYTHON = [option for option in OPTIONS if option.place in (PYTHON, BOTH)]
+IN_COMMAND = [option for option in OPTIONS if option.place in (COMMAND, BOTH)]
+BOUNDED = [option for option in OPTIONS if option.limits is not None]
+README = pathlib.Path(ROOT, "README.md").read_text("utf-8")
+
+
+def named(options):
+    return pytest.mark.parametrize("option", options, ids=lambda option: f"{option.place} {option.name}")
+
+
+def table(section, first):
+    """The rows of the table in a section of README that begins with this word, each a list of its cells."""
+    text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    rows = text.partition(f"\n| {first} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+def test_every_place_is_known_and_no_name_is_there_twice():
+    assert {option.place for option in OPTIONS} == {PYTHON, COMMAND, BOTH}
+    for options in (IN_PYTHON, IN_COMMAND):
+        names = [option.name for option in options]
+        assert len(set(names)) == len(names)
+
+
+# Supervisor.
+
+
+def test_supervisor_takes_the_options_of_the_table_with_their_defaults():
+    parameters = inspect.signature(shmqueue.Supervisor).parameters.values()
+    taken = {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    assert taken == {option.name: option.default for option in IN_PYTHON}
+
+
+@named([option for option in BOUNDED if option in IN_PYTHON])
+def test_an_option_is_annotated_as_its_row_says(option):
+    kind = type(option.limits[0]).__name__
+    optional = " | None" if option.default is None else ""
+    assert inspect.signature(shmqueue.Supervisor).parameters[option.name].annotation == kind + optional
+
+
+@named(BOUNDED)
+def test_a_number_is_checked_against_its_limits(option):
+    low, high = option.limits
+    for value in (low, high):
+        shmqueue.check_number(option.name, value, option.limits)
+    for value in (low - 1, high * 2, -high):
+        with pytest.raises(ValueError, match=f"{option.name}=.*: must be from "):
+            shmqueue.check_numbers({option.name: value})
+    wrong = ["1", True, low * 1j]
+    if option.default is not None:
+        wrong.append(None)
+    if isinstance(low, int):
+        wrong.append(low + 0.5)
+    for value in wrong:
+        with pytest.raises(TypeError, match=f"{option.name}=.*: must be a "):
+            shmqueue.check_numbers({option.name: value})
+
+
+@named([option for option in BOUNDED if option in IN_PYTHON])
+def test_supervisor_refuses_what_is_out_of_the_limits(option):
+    with pytest.raises(ValueError, match=f"{option.name}=-1: must be from "):
+        shmqueue.Supervisor([shmqueue.noop], **{option.name: -1})
+
+
+def test_what_may_be_absent_is_not_checked():
+    shmqueue.check_numbers({option.name: option.default for option in OPTIONS})
+
+
+# The command line.
+
+
+def test_the_command_line_has_the_options_of_the_table_and_three_more():
+    actions = {action.dest: action for action in shmqueue.make_parser()._actions}
+    assert set(actions) == {option.name for option in IN_COMMAND} | {"tasks", "version", "help"}
+    assert list(actions)[2:-1] == [option.name for option in IN_COMMAND], "in this order"
+
+
+@named(IN_COMMAND)
+def test_an_option_of_the_command_line_is_as_its_row_says(option):
+    (action,) = [action for action in shmqueue.make_parser()._actions if action.dest == option.name]
+    assert action.default == option.default
+    assert action.help == option.help != ""
+    assert shmqueue.flag(option.name) in action.option_strings
+    assert not option.short or option.short in action.option_strings
+
+
+@named([option for option in BOUNDED if option in IN_COMMAND])
+def test_the_command_line_refuses_what_is_out_of_the_limits(option):
+    options = shmqueue.make_parser().parse_args(["-", f"{shmqueue.flag(option.name)}=-1"])
+    with pytest.raises(shmqueue.UsageError, match=f"{shmqueue.flag(option.name)} -1.*: must be from "):
+        shmqueue.check_options(options)
+
+
+# README.
+
+
+@named(IN_PYTHON)
+def test_readme_has_each_option_of_a_supervisor_with_its_default(option):
+    rows = [(cells[0], cells[1]) for cells in table("Library", "option") if f"`{option.name}`" in cells[0]]
+    ((names, defaults),) = rows
+    if option.default is not None:
+        position = re.findall(r"`(\w+)`", names).index(option.name)
+        assert re.split(r", (?![^(]*\))", defaults)[position].strip("`").replace('"', "'") == str(option.default)
+
+
+def test_readme_has_no_option_of_a_supervisor_that_is_not_there():
+    names = [name for cells in table("Library", "option") for name in re.findall(r"`(\w+)`", cells[0])]
+    assert sorted(names) == sorted(option.name for option in IN_PYTHON)
+
+
+@named(IN_COMMAND)
+def test_readme_has_each_option_of_the_command_line_with_its_value(option):
+    text = " ".join(cells[0] for cells in table("Command line", "option"))
+    value = option.value
+    if isinstance(option.type, tuple) and not value:
+        value = r"\|".join(option.type)
+    assert f"`{shmqueue.flag(option.name)} {value}".rstrip() + "`" in text
+    assert not option.short or f"`{option.short} {value}`" in text
+
+
+def test_readme_has_no_option_of_the_command_line_that_is_not_there():
+    flags = [flag for cells in table("Command line", "option") for flag in re.findall(r"`(--[\w-]+)", cells[0])]
+    assert sorted(flags) == sorted([*(shmqueue.flag(option.name) for option in IN_COMMAND), "--help", "--version"])
