@@ -334,7 +334,7 @@ class Supervisor:
                 self._pool.chosen_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
-            self._engine = Engine(self._queue, self._pool, self._ledger, timeout, grace)
+            self._engine: Engine = WorkerEngine(self._queue, self._pool, self._ledger, timeout, grace)
             self._pool.start_all()
         except BaseException as error:
             self._end()
@@ -974,51 +974,40 @@ OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long afte
 class Engine:
     """Moves tasks from their source into the queue, and outcomes out of it. It runs turn by turn in its user's thread.
 
+    A subclass says where tasks run: in worker processes, or in this process.
+
     paused: nothing new begins.
     failure: the error that ended the run early, or None.
     over: why no more turns are possible, or "".
-    next_check: when to check the workers again.
+    next_check: when to check the workers again, and to report.
     """
 
-    def __init__(
-        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None = None, grace: float = 0.0
-    ) -> None:
+    def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger) -> None:
         self._queue = queue
         self._pool = pool
         self._ledger = ledger
-        self._timeout = timeout
-        self._grace = grace
         self._packer = Packer(queue, ledger)
-        self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
         self.paused = False
         self.over = ""
         self.failure: Exception | None = None
         self.next_check = 0.0
-        self._sleepers: list[tuple[int, int]] = []  # at the last check
-        self._moved_at = self._turned_at = time.monotonic()
 
     def check_open(self) -> None:
         if self.over:
             raise RuntimeError(self.over)
 
     def turn(self, job: Job, report: Callable[[], None]) -> None:
-        """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
+        """Move what can be moved, or else wait for news. Call `report` when `next_check` has come."""
         self.check_open()
-        self._ledger.move_due(time.monotonic())
+        self._ledger.again.extend(self._ledger.retries.take_due(time.monotonic()))
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         moved = False
         with self._must_complete():
             moved = self.feed() or more
             moved = self.harvest() or moved
-            now = time.monotonic()
-            if moved or now - self._turned_at > 1.0:  # or the caller did not call this for a second
-                self._moved_at = now
-            self._turned_at = now
-            self._pool.ring()
-            if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
-                self.next_check = min(self.next_check, now + HUNGRY_SECONDS)
-            if now >= self.next_check:
-                moved = self.check_workers(now) or moved
+            self.hurry(moved)
+            if time.monotonic() >= self.next_check:
+                moved = self.check_workers(time.monotonic()) or moved
                 report()
         if not (moved or job.results or self.failure):
             self._wait(job)
@@ -1074,6 +1063,108 @@ class Engine:
         return True
 
     def harvest(self) -> bool:
+        """Bring outcomes to the ledger. Return True if there were any, or if there is more room."""
+        raise NotImplementedError
+
+    def hurry(self, moved: bool) -> None:
+        """Bring the next check forward if that is needed. `moved`: this turn has moved tasks."""
+
+    def check_workers(self, now: float) -> bool:
+        """Do what is due from time to time, and set `next_check`. Return True if tasks were moved."""
+        self.next_check = now + CHECK_SECONDS
+        return False
+
+    def empty_lanes(self, position: int | None = None) -> None:
+        """Take back what workers have claimed and not begun; with a position, only from the lane that holds it."""
+
+    def end_workers(self, why: Doomed) -> None:
+        """Kill the workers, and settle what they have in hand."""
+
+    def _wait(self, job: Job) -> None:
+        """Sleep until a worker rings or dies, input comes, or the next check is due."""
+        poll, source, bell = self._pool.poll, job.source, self._pool.bell.fileno()
+        stream = -1
+        if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
+            stream = source.fileno()
+        if stream >= 0:
+            poll.register(stream, select.POLLIN)
+        until = min(self.next_check, self._ledger.retries.next_due())
+        events = poll.poll(max(0.0, until - time.monotonic()) * 1000)
+        if stream >= 0:
+            poll.unregister(stream)
+        for descriptor, _ in events:
+            if descriptor == bell:
+                os.read(bell, 4096)
+            elif descriptor != stream:  # a worker has died
+                self.next_check = 0.0
+
+    # The end of tasks, of jobs, and of the run.
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that has not begun. Return True if it was never started, and never will be."""
+        ledger = self._ledger
+        with self._must_complete():
+            if ledger.position(tsk_id) is not None:
+                self._take_back()
+            position = ledger.position(tsk_id)
+            if position is not None:
+                self.empty_lanes(position)
+            return ledger.cancel(tsk_id)
+        return False  # the run was given up
+
+    def withdraw(self) -> None:
+        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
+        with self._must_complete():
+            self._ledger.drop_cancelled()
+            if self._ledger.in_queue():
+                self._take_back()
+                self.empty_lanes()
+                self.next_check = 0.0
+
+    def _take_back(self) -> None:
+        """Take back what no worker has claimed."""
+        for first, count in self._queue.drain():
+            self._ledger.give_back(first, count)
+
+    def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
+        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
+        self._ledger.stopping = self._pool.closing = True
+        self.end_workers(Doomed(None, status, error))
+        self._ledger.end_all(rest)
+
+    def _give_up(self, error: Exception) -> None:
+        """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
+        self.failure, text = error, describe(error)
+        self.abort("crashed", text, text)
+
+    def finish(self, job: Job, report: Callable[[], None]) -> None:
+        """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
+        self.paused = False
+        while self._ledger.unfinished() and not self.over:
+            self.turn(job, report)
+        self._pool.closing = True
+        count = len(self._pool.living())
+        if count:
+            self._ledger.again.append(terminate_tasks(count))
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._pool.living() and time.monotonic() < deadline and not self.over:
+            self.turn(job, report)
+
+
+class WorkerEngine(Engine):
+    """Runs tasks in worker processes: halts the slow ones, ends those whose task runs too long, replaces the dead."""
+
+    def __init__(
+        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None, grace: float
+    ) -> None:
+        super().__init__(queue, pool, ledger)
+        self._timeout = timeout
+        self._grace = grace
+        self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
+        self._sleepers: list[tuple[int, int]] = []  # at the last check
+        self._moved_at = self._turned_at = time.monotonic()
+
+    def harvest(self) -> bool:
         """Read the batches that workers have published. Return True if there were any, or if there is more room."""
         room = self._queue.room()
         published = self._queue.harvest([lane.harvested for lane in self._lanes])
@@ -1087,25 +1178,15 @@ class Engine:
             self._pool.worked()
         return news or self._queue.room() > room
 
-    def _wait(self, job: Job) -> None:
-        """Sleep until a worker rings or dies, input comes, or the next check is due."""
-        poll, source, bell = self._pool.poll, job.source, self._pool.bell.fileno()
-        stream = -1
-        if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
-            stream = source.fileno()
-        if stream >= 0:
-            poll.register(stream, select.POLLIN)
-        until = min(self.next_check, self._ledger.next_due())
-        events = poll.poll(max(0.0, until - time.monotonic()) * 1000)
-        if stream >= 0:
-            poll.unregister(stream)
-        for descriptor, _ in events:
-            if descriptor == bell:
-                os.read(bell, 4096)
-            elif descriptor != stream:  # a worker has died
-                self.next_check = 0.0
-
-    # Checks of the workers.
+    def hurry(self, moved: bool) -> None:
+        """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""
+        now = time.monotonic()
+        if moved or now - self._turned_at > 1.0:  # or there was no turn for a second
+            self._moved_at = now
+        self._turned_at = now
+        self._pool.ring()
+        if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
+            self.next_check = min(self.next_check, now + HUNGRY_SECONDS)
 
     def check_workers(self, now: float) -> bool:
         """Reap dead workers, halt slow ones, end those whose task runs too long. Return True if tasks were moved."""
@@ -1190,6 +1271,23 @@ class Engine:
         process.halted = time.perf_counter()
         return not process.halt_again
 
+    def empty_lanes(self, position: int | None = None) -> None:
+        """Halt every worker; with a position, the one whose lane holds it, until that has succeeded."""
+        for process in self._pool.living():
+            glance = self._queue.glance(process.index)
+            if position is None:
+                self.halt(process)
+            elif glance.first <= position < glance.end:
+                for _ in range(HALT_TRIES):
+                    if self.halt(process):
+                        break
+
+    def end_workers(self, why: Doomed) -> None:
+        for process in self._pool.living():
+            process.kill(why)
+        for process in self._pool.living():
+            self._reap(process)
+
     def _reap(self, process: WorkerProcess) -> None:
         """Reap a dead worker, account for its tasks, and replace it."""
         code = self._pool.reap(process)
@@ -1198,72 +1296,6 @@ class Engine:
         claimed, note = self._lanes[process.index].recover(code)
         if not self._pool.closing:
             self._pool.replace(process, code, claimed, note)
-
-    # The end of tasks, of jobs, and of the run.
-
-    def cancel(self, tsk_id: int) -> bool:
-        """End a task that has not begun. Return True if it was never started, and never will be."""
-        ledger = self._ledger
-        with self._must_complete():
-            if ledger.position(tsk_id) is not None:
-                self._take_back()
-            position = ledger.position(tsk_id)
-            if position is not None:
-                self._take_out_of_lane(position)
-            return ledger.cancel(tsk_id)
-        return False  # the run was given up
-
-    def _take_out_of_lane(self, position: int) -> None:
-        """Halt the worker whose lane holds this position. If it does not stand still, try again for a while."""
-        for process in self._pool.living():
-            glance = self._queue.glance(process.index)
-            if glance.first <= position < glance.end:
-                for _ in range(HALT_TRIES):
-                    if self.halt(process):
-                        break
-
-    def withdraw(self) -> None:
-        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
-        ledger = self._ledger
-        with self._must_complete():
-            ledger.drop_cancelled()
-            if ledger.in_queue():
-                self._take_back()
-                for process in self._pool.living():
-                    self.halt(process)
-                self.next_check = 0.0
-
-    def _take_back(self) -> None:
-        """Take back what no worker has claimed."""
-        for first, count in self._queue.drain():
-            self._ledger.give_back(first, count)
-
-    def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
-        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
-        self._ledger.stopping = self._pool.closing = True
-        for process in self._pool.living():
-            process.kill(Doomed(None, status, error))
-        for process in self._pool.living():
-            self._reap(process)
-        self._ledger.end_all(rest)
-
-    def _give_up(self, error: Exception) -> None:
-        """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
-        self.failure, text = error, describe(error)
-        self.abort("crashed", text, text)
-
-    def finish(self, job: Job, report: Callable[[], None]) -> None:
-        """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
-        self.paused = False
-        while self._ledger.unfinished() and not self.over:
-            self.turn(job, report)
-        self._pool.closing = True
-        count = len(self._pool.living())
-        if count:
-            self._ledger.again.append(terminate_tasks(count))
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._pool.living() and time.monotonic() < deadline and not self.over:
-            self.turn(job, report)
 
 
 class InlineQueue:
@@ -1298,13 +1330,8 @@ class InlineQueue:
         tasks = self.take()
         return [] if tasks is None else [(tasks.first, 1)]
 
-    def harvest(self, harvested: Sequence[int]) -> list[int]:
+    def wakeable(self) -> list[tuple[int, int]]:
         return []
-
-    def sleepers(self) -> list[tuple[int, int]]:
-        return []
-
-    wakeable = sleepers
 
     def backlog(self) -> int:
         return 0
@@ -1707,7 +1734,7 @@ class Packer:
             for at, item in enumerate(tasks.data):
                 if len(item) <= capacity:
                     marked[at] = fn_ids[at]
-        return Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, references, block, marked)
+        return Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, references, marked, block)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
         """Write a payload that is too large for the heap to a file beside the segment."""
@@ -1812,31 +1839,38 @@ class Ledger:
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._function = functions.get(self._only)
-        self._retries = retries
-        self._tried: dict[int, TaskResult] = {}  # by tsk_id: the last result of a task that is tried again
-        self._delayed: list[tuple[float, int, Tasks]] = []  # tasks that are tried again later: a heap by that time
+        self.retries = retries
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
     # Into the queue.
 
     def admit(self, job: Job, items: Sequence[Any]) -> None:
-        """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task.
-
-        If a list has such an item, it is halved until the item is alone.
-        """
+        """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task."""
         if len(items) == 0:
             return
         try:
-            fn_ids, payloads, data, marked = self._encode(job, items)
-        except Exception as error:  # whatever a codec raises
-            if len(items) == 1:
-                self._reject(job, self._explain(job, items[0], error))
-            else:
-                self.admit(job, items[: len(items) // 2])
-                self.admit(job, items[len(items) // 2 :])
+            columns = self._encode(job, items)
+        except Exception:  # whatever a codec raises
+            self._sort_out(job, items)
         else:
-            tasks = Tasks(job, self._number(job, len(items)), fn_ids, payloads, data, marked=marked)
-            self._put(tasks, self.fresh)
+            self._put(Tasks(job, self._number(job, len(items)), *columns), self.fresh)
+
+    def _sort_out(self, job: Job, items: Sequence[Any]) -> None:
+        """Do the same if some of the items cannot be sent."""
+        tsk_ids, sent = [], []
+        for tsk_id, item in zip(self._number(job, len(items)), items):
+            try:
+                if not isinstance(item, Rejected):
+                    self._encode(job, [item])
+                    tsk_ids.append(tsk_id)
+                    sent.append(item)
+                    continue
+            except Exception as error:
+                item = self._explain(job, item, error)
+            name, payload, text = item
+            self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
+        if sent:
+            self._put(Tasks(job, tsk_ids, *self._encode(job, sent)), self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
         """Return the tsk_ids of this job's next tasks."""
@@ -1875,8 +1909,6 @@ class Ledger:
 
     def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
         """Say why an item cannot be sent."""
-        if isinstance(item, Rejected):
-            return item
         fn_id = job.fn_id or self._only
         pair = self._is_pair(job, item)
         function, payload = item if pair else (self.names.get(fn_id, ""), item)
@@ -1887,11 +1919,6 @@ class Ledger:
         elif not pair and not fn_id:
             text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
         return Rejected(name, payload, text)
-
-    def _reject(self, job: Job, rejected: Rejected) -> None:
-        (tsk_id,) = self._number(job, 1)
-        name, payload, error = rejected
-        self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, error, 0, None, 0.0))
 
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
         """Note that `tasks` are in the queue. places: their positions, as (first, count)."""
@@ -1941,8 +1968,8 @@ class Ledger:
             if tasks.job is None:
                 continue
             attempts: Iterable[int] = same(1)
-            if self._tried:
-                attempts = [self._next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
+            if self.retries:
+                attempts = [self.retries.next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
                 longest = seconds
                 spent = seconds * (stop - start)
@@ -1976,37 +2003,26 @@ class Ledger:
             if tasks.job is None:
                 return
             tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], tasks.payloads[at]
-            about = (tsk_id, name, payload, status, None, failure.error, self._next_attempt(tsk_id), worker, seconds)
+            about = (
+                tsk_id,
+                name,
+                payload,
+                status,
+                None,
+                failure.error,
+                self.retries.next_attempt(tsk_id),
+                worker,
+                seconds,
+            )
             result = TaskResult(*about, failure.traceback, started)
-            if self._retries.wanted(result) and not self._is_cancelled(tasks.job):
-                self._try_again(tasks.part(at, at + 1), result)
+            if self.retries.wanted(result) and not self._is_cancelled(tasks.job):
+                self.tally.retried += 1
+                task = tasks.part(at, at + 1)
+                if not self.retries.add(task, result):
+                    self.again.append(task)
             else:
                 tasks.release(1)
                 self._finish(tasks.job, result)
-
-    def _next_attempt(self, tsk_id: int) -> int:
-        """The number of the attempt that has just ended."""
-        before = self._tried.pop(tsk_id, None)
-        return 1 if before is None else before.attempts + 1
-
-    def _try_again(self, tasks: Tasks, result: TaskResult) -> None:
-        """Put a task that had this result with those that are pushed next, or are to wait."""
-        self._tried[result.tsk_id] = result
-        self.tally.retried += 1
-        delay = self._retries.pause(result.attempts)
-        if delay:
-            heapq.heappush(self._delayed, (time.monotonic() + delay, result.tsk_id, tasks))
-        else:
-            self.again.append(tasks)
-
-    def next_due(self) -> float:
-        """When the next task that waits for its retry is due, on the monotonic clock."""
-        return self._delayed[0][0] if self._delayed else math.inf
-
-    def move_due(self, now: float) -> None:
-        """Put the tasks whose pause is over with those that are pushed next."""
-        while self._delayed and self._delayed[0][0] <= now:
-            self.again.append(heapq.heappop(self._delayed)[2])
 
     def give_back(self, position: int, count: int) -> None:
         """Take back tasks that never began. They are pushed again, or end if their job is cancelled."""
@@ -2023,7 +2039,7 @@ class Ledger:
 
     def cancel(self, tsk_id: int) -> bool:
         """End a task that waits to be pushed. Return True if it was never started."""
-        started = tsk_id in self._tried
+        started = tsk_id in self.retries
         for waiting in (self.again, self.fresh):
             for index, tasks in enumerate(waiting):
                 if tsk_id in tasks.tsk_ids:
@@ -2034,18 +2050,16 @@ class Ledger:
                             waiting.insert(index, part)
                     self.end(tasks.part(at, at + 1))
                     return not started
-        for entry in self._delayed:
-            if entry[1] == tsk_id:
-                self._delayed.remove(entry)
-                heapq.heapify(self._delayed)
-                self.end(entry[2])
-                break
+        delayed = self.retries.take(tsk_id)
+        if delayed is not None:
+            self.end(delayed)
         return False
 
     def drop_cancelled(self) -> None:
         """End the tasks that wait to be pushed and whose job is cancelled."""
-        for entry in [entry for entry in self._delayed if self._is_cancelled(entry[2].job)]:
-            self.cancel(entry[1])
+        for _, tsk_id, tasks in list(self.retries.delayed):
+            if self._is_cancelled(tasks.job):
+                self.cancel(tsk_id)
         for waiting in (self.again, self.fresh):
             for _ in range(len(waiting)):
                 self._put(waiting.popleft(), waiting)
@@ -2064,7 +2078,7 @@ class Ledger:
         tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
-                name, before = self.names[fn_id], self._tried.pop(tsk_id, None)
+                name, before = self.names[fn_id], self.retries.pop(tsk_id)
                 result = TaskResult(tsk_id, name, payload, status, None, error, 0, None, 0.0)
                 self._finish(tasks.job, before or result)
 
@@ -2073,7 +2087,7 @@ class Ledger:
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
                 self.again.extend(each.part(start, stop) for each, start, stop in self._take(tasks.first + at, 1))
-        self.move_due(math.inf)
+        self.again.extend(self.retries.take_due(math.inf))
         for waiting in (self.again, self.fresh):
             while waiting:
                 self.end(waiting.popleft(), error=error)
@@ -2087,22 +2101,71 @@ class Ledger:
 
     def unfinished(self) -> int:
         waiting = sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
-        return self.in_queue() + waiting + len(self._delayed)
+        return self.in_queue() + waiting + len(self.retries.delayed)
 
 
-class Retries(NamedTuple):
-    """Which tasks are tried again, and when: see the arguments of Supervisor."""
+class Retries:
+    """The tasks that are tried again: which, when, and what their last results were.
 
-    most: int
-    delay: float = 0.0
-    statuses: Sequence[str] = RETRY_ON
+    most: retries of a task. delay: seconds before the first one. statuses: those that are tried again.
+    """
+
+    def __init__(self, most: int, delay: float = 0.0, statuses: Sequence[str] = RETRY_ON) -> None:
+        self._most = most
+        self._delay = delay
+        self._statuses = statuses
+        self._last: dict[int, TaskResult] = {}  # by tsk_id
+        self.delayed: list[tuple[float, int, Tasks]] = []  # a heap of (when it is due, tsk_id, the task alone)
 
     def wanted(self, result: TaskResult) -> bool:
-        return result.attempts <= self.most and result.status in self.statuses
+        """Return True if a task that has this result is to be tried again."""
+        return result.attempts <= self._most and result.status in self._statuses
 
     def pause(self, attempts: int) -> float:
         """Seconds to wait after so many attempts."""
-        return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
+        return float(min(LONGEST_PAUSE, self._delay * 2 ** min(attempts - 1, 60)))
+
+    def __bool__(self) -> bool:
+        """Return True if any task is to be tried again."""
+        return bool(self._last)
+
+    def __contains__(self, tsk_id: int) -> bool:
+        return tsk_id in self._last
+
+    def pop(self, tsk_id: int) -> TaskResult | None:
+        """Forget a task. Return its last result; None if it has not been tried."""
+        return self._last.pop(tsk_id, None)
+
+    def next_attempt(self, tsk_id: int) -> int:
+        """Forget a task. Return the number of its attempt that has just ended."""
+        before = self.pop(tsk_id)
+        return 1 if before is None else before.attempts + 1
+
+    def add(self, tasks: Tasks, result: TaskResult) -> bool:
+        """Note the result of a task that is tried again. Return True if it has to wait for that."""
+        self._last[result.tsk_id] = result
+        delay = self.pause(result.attempts)
+        if delay:
+            heapq.heappush(self.delayed, (time.monotonic() + delay, result.tsk_id, tasks))
+        return delay > 0
+
+    def next_due(self) -> float:
+        """When the next task that waits is due, on the monotonic clock."""
+        return self.delayed[0][0] if self.delayed else math.inf
+
+    def take_due(self, now: float) -> Iterator[Tasks]:
+        """Take the tasks whose pause is over."""
+        while self.delayed and self.delayed[0][0] <= now:
+            yield heapq.heappop(self.delayed)[2]
+
+    def take(self, tsk_id: int) -> Tasks | None:
+        """Take a task that waits."""
+        for entry in self.delayed:
+            if entry[1] == tsk_id:
+                self.delayed.remove(entry)
+                heapq.heapify(self.delayed)
+                return entry[2]
+        return None
 
 
 class Tasks:
@@ -2127,8 +2190,8 @@ class Tasks:
         fn_ids: array.array[int],
         payloads: Sequence[Any],
         data: Sequence[bytes],
-        block: Block | None = None,
         marked: array.array[int] | None = None,
+        block: Block | None = None,
     ) -> None:
         self.job = job
         self.tsk_ids = tsk_ids
@@ -2145,7 +2208,7 @@ class Tasks:
         """Return the tasks [start, stop), to be pushed."""
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
-        return Tasks(self.job, *columns, self.block, self.marked and self.marked[part])
+        return Tasks(self.job, *columns, self.marked and self.marked[part], self.block)
 
     def release(self, count: int) -> None:
         """Note that `count` of the tasks have their outcome."""
@@ -3140,7 +3203,7 @@ FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at on
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # how often to try a value for which there is no room, although none of those files is left
 SPILL_SECONDS = 0.02  # between two tries
-ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, besides the pipe
+ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, if no descriptor tells
 
 
 class WorkerOptions(NamedTuple):
@@ -3478,16 +3541,22 @@ class Worker:
     def _end_with_supervisor(self) -> None:
         """In a thread: kill this process group when the supervisor is gone.
 
-        It is gone when its end of the pipe is closed. Something else may hold a copy of that end, so its pid is
-        checked as well.
+        Its end of the pipe is closed then. Something else may hold a copy of that end, so its pidfd becoming readable
+        counts as well. Without pidfds its pid is checked from time to time.
         """
+        owner = self._queue.owner_pid
         poll = select.poll()
         poll.register(self._pipes.wake, 0)  # hear only that it is closed
+        watched = False
+        with contextlib.suppress(OSError, AttributeError):
+            poll.register(_out_of_reach(os.pidfd_open(owner)), select.POLLIN)
+            watched = True
         gone = False
-        while not gone and process_exists(self._queue.owner_pid):
-            for _, event in poll.poll(ORPHAN_SECONDS * 1000):
+        while not gone and (watched or process_exists(owner)):
+            for descriptor, event in poll.poll(None if watched else ORPHAN_SECONDS * 1000):
                 if event & select.POLLNVAL:  # a function closed it
-                    poll.unregister(self._pipes.wake)
+                    poll.unregister(descriptor)
+                    watched = False
                 else:
                     gone = True
         end_strays(self._queue.name)
@@ -5031,7 +5100,9 @@ class LineSource(Source):
         self._bytes = 0  # read
 
     def fileno(self) -> int:
-        return -1 if self.finite else self._file
+        if self.finite:
+            return -1
+        return self._file
 
     def total(self) -> int | None:
         """Return how many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
@@ -5067,7 +5138,9 @@ class LineSource(Source):
         self._parts.append(block)
         if b"\n" in block or not block:  # the last line may end with the file
             lines = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n")
-            self._parts = [lines.pop()] if block else []
+            self._parts.clear()
+            if block:
+                self._parts.append(lines.pop())
             lines[0] = lines[0].removeprefix(self._mark)
             self._mark = b""
             self._items = self._parse(lines)[::-1]
