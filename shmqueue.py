@@ -330,7 +330,7 @@ class Supervisor:
                 self._pool.chosen_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
-            self._engine = Engine(self._queue, self._pool, self._ledger, timeout, grace)
+            self._engine: Engine = WorkerEngine(self._queue, self._pool, self._ledger, timeout, grace)
             self._pool.start_all()
         except BaseException as error:
             self._end()
@@ -670,7 +670,7 @@ def parse_statuses(text: str) -> Sequence[str]:
 
 COUNTS = (1, 1 << 50)
 DELAYS = (0.0, 1e9)
-FN_IDS = (1, (1 << 31) - 1)  # the highest bit is OUT_OF_LINE
+FN_IDS = (1, (1 << 31) - 1)
 MEMORY = (1 << 20, 1 << 50)
 SLOT_SIZES = (64, 65536)
 
@@ -703,6 +703,7 @@ OPTIONS = (
     Option("watch", str, "[NAME]", "show the screen of a run in another terminal, and exit"),
     Option("clean", bool, "", "remove what dead runs left behind, and exit", False),
     Option("initializer", None, place=PYTHON),
+    Option("codec", None, place=PYTHON),
     Option("screen", None, default=False, place=PYTHON),
     Option("queue", None, place=PYTHON),
 )
@@ -839,35 +840,30 @@ OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long afte
 class Engine:
     """Moves tasks from their source into the queue, and outcomes out of it. It runs turn by turn in its user's thread.
 
+    A subclass says where tasks run: in worker processes, or in this process.
+
     paused: nothing new begins.
     failure: the error that ended the run early, or None.
     over: why no more turns are possible, or "".
-    next_check: when to check the workers again.
+    next_check: when to check the workers again, and to report.
     """
 
-    def __init__(
-        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None = None, grace: float = 0.0
-    ) -> None:
+    def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger) -> None:
         self._queue = queue
         self._pool = pool
         self._ledger = ledger
-        self._timeout = timeout
-        self._grace = grace
         self._packer = Packer(queue, ledger)
-        self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
         self.paused = False
         self.over = ""
         self.failure: Exception | None = None
         self.next_check = 0.0
-        self._sleepers: list[tuple[int, int]] = []  # at the last check
-        self._moved_at = self._turned_at = time.monotonic()
 
     def check_open(self) -> None:
         if self.over:
             raise RuntimeError(self.over)
 
     def turn(self, job: Job, report: Callable[[], None]) -> None:
-        """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
+        """Move what can be moved, or else wait for news. Call `report` when `next_check` has come."""
         self.check_open()
         self._ledger.move_due(time.monotonic())
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
@@ -875,15 +871,9 @@ class Engine:
         with self._must_complete():
             moved = self.feed() or more
             moved = self.harvest() or moved
-            now = time.monotonic()
-            if moved or now - self._turned_at > 1.0:  # or the caller did not call this for a second
-                self._moved_at = now
-            self._turned_at = now
-            self._pool.ring()
-            if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
-                self.next_check = min(self.next_check, now + HUNGRY_SECONDS)
-            if now >= self.next_check:
-                moved = self.check_workers(now) or moved
+            self.hurry(moved)
+            if time.monotonic() >= self.next_check:
+                moved = self.check_workers(time.monotonic()) or moved
                 report()
         if not (moved or job.results or self.failure):
             self._wait(job)
@@ -939,18 +929,22 @@ class Engine:
         return True
 
     def harvest(self) -> bool:
-        """Read the batches that workers have published. Return True if there were any, or if there is more room."""
-        room = self._queue.room()
-        published = self._queue.harvest([lane.harvested for lane in self._lanes])
-        news = False
-        for lane, number in zip(self._lanes, published):
-            if number != lane.harvested:
-                lane.take_in_left(number)
-                news = True
-        if news:
-            self._queue.harvest([lane.harvested for lane in self._lanes])  # a worker may wait for a free half
-            self._pool.worked()
-        return news or self._queue.room() > room
+        """Bring outcomes to the ledger. Return True if there were any, or if there is more room."""
+        raise NotImplementedError
+
+    def hurry(self, moved: bool) -> None:
+        """Bring the next check forward if that is needed. `moved`: this turn has moved tasks."""
+
+    def check_workers(self, now: float) -> bool:
+        """Do what is due from time to time, and set `next_check`. Return True if tasks were moved."""
+        self.next_check = now + CHECK_SECONDS
+        return False
+
+    def empty_lanes(self, position: int | None = None) -> None:
+        """Take back what workers have claimed and not begun; with a position, only from the lane that holds it."""
+
+    def end_workers(self, why: Doomed) -> None:
+        """Kill the workers, and settle what they have in hand."""
 
     def _wait(self, job: Job) -> None:
         """Sleep until a worker rings or dies, input comes, or the next check is due."""
@@ -970,7 +964,95 @@ class Engine:
             elif descriptor != stream:  # a worker has died
                 self.next_check = 0.0
 
-    # Checks of the workers.
+    # The end of tasks, of jobs, and of the run.
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that has not begun. Return True if it was never started, and never will be."""
+        ledger = self._ledger
+        with self._must_complete():
+            if ledger.position(tsk_id) is not None:
+                self._take_back()
+            position = ledger.position(tsk_id)
+            if position is not None:
+                self.empty_lanes(position)
+            return ledger.cancel(tsk_id)
+        return False  # the run was given up
+
+    def withdraw(self) -> None:
+        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
+        with self._must_complete():
+            self._ledger.drop_cancelled()
+            if self._ledger.in_queue():
+                self._take_back()
+                self.empty_lanes()
+                self.next_check = 0.0
+
+    def _take_back(self) -> None:
+        """Take back what no worker has claimed."""
+        for first, count in self._queue.drain():
+            self._ledger.give_back(first, count)
+
+    def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
+        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
+        self._ledger.stopping = self._pool.closing = True
+        self.end_workers(Doomed(None, status, error))
+        self._ledger.end_all(rest)
+
+    def _give_up(self, error: Exception) -> None:
+        """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
+        self.failure, text = error, describe(error)
+        self.abort("crashed", text, text)
+
+    def finish(self, job: Job, report: Callable[[], None]) -> None:
+        """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
+        self.paused = False
+        while self._ledger.unfinished() and not self.over:
+            self.turn(job, report)
+        self._pool.closing = True
+        count = len(self._pool.living())
+        if count:
+            self._ledger.again.append(terminate_tasks(count))
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._pool.living() and time.monotonic() < deadline and not self.over:
+            self.turn(job, report)
+
+
+class WorkerEngine(Engine):
+    """Runs tasks in worker processes: halts the slow ones, ends those whose task runs too long, replaces the dead."""
+
+    def __init__(
+        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None, grace: float
+    ) -> None:
+        super().__init__(queue, pool, ledger)
+        self._timeout = timeout
+        self._grace = grace
+        self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
+        self._sleepers: list[tuple[int, int]] = []  # at the last check
+        self._moved_at = self._turned_at = time.monotonic()
+
+    def harvest(self) -> bool:
+        """Read the batches that workers have published. Return True if there were any, or if there is more room."""
+        room = self._queue.room()
+        published = self._queue.harvest([lane.harvested for lane in self._lanes])
+        news = False
+        for lane, number in zip(self._lanes, published):
+            if number != lane.harvested:
+                lane.take_in_left(number)
+                news = True
+        if news:
+            self._queue.harvest([lane.harvested for lane in self._lanes])  # a worker may wait for a free half
+            self._pool.worked()
+        return news or self._queue.room() > room
+
+    def hurry(self, moved: bool) -> None:
+        """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""
+        now = time.monotonic()
+        if moved or now - self._turned_at > 1.0:  # or there was no turn for a second
+            self._moved_at = now
+        self._turned_at = now
+        self._pool.ring()
+        if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
+            self.next_check = min(self.next_check, now + HUNGRY_SECONDS)
 
     def check_workers(self, now: float) -> bool:
         """Reap dead workers, halt slow ones, end those whose task runs too long. Return True if tasks were moved."""
@@ -1055,6 +1137,23 @@ class Engine:
         process.halted = time.perf_counter()
         return not process.halt_again
 
+    def empty_lanes(self, position: int | None = None) -> None:
+        """Halt every worker; with a position, the one whose lane holds it, until that has succeeded."""
+        for process in self._pool.living():
+            glance = self._queue.glance(process.index)
+            if position is None:
+                self.halt(process)
+            elif glance.first <= position < glance.end:
+                for _ in range(HALT_TRIES):
+                    if self.halt(process):
+                        break
+
+    def end_workers(self, why: Doomed) -> None:
+        for process in self._pool.living():
+            process.kill(why)
+        for process in self._pool.living():
+            self._reap(process)
+
     def _reap(self, process: WorkerProcess) -> None:
         """Reap a dead worker, account for its tasks, and replace it."""
         code = self._pool.reap(process)
@@ -1063,72 +1162,6 @@ class Engine:
         claimed, note = self._lanes[process.index].recover(code)
         if not self._pool.closing:
             self._pool.replace(process, code, claimed, note)
-
-    # The end of tasks, of jobs, and of the run.
-
-    def cancel(self, tsk_id: int) -> bool:
-        """End a task that has not begun. Return True if it was never started, and never will be."""
-        ledger = self._ledger
-        with self._must_complete():
-            if ledger.position(tsk_id) is not None:
-                self._take_back()
-            position = ledger.position(tsk_id)
-            if position is not None:
-                self._take_out_of_lane(position)
-            return ledger.cancel(tsk_id)
-        return False  # the run was given up
-
-    def _take_out_of_lane(self, position: int) -> None:
-        """Halt the worker whose lane holds this position. If it does not stand still, try again for a while."""
-        for process in self._pool.living():
-            glance = self._queue.glance(process.index)
-            if glance.first <= position < glance.end:
-                for _ in range(HALT_TRIES):
-                    if self.halt(process):
-                        break
-
-    def withdraw(self) -> None:
-        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
-        ledger = self._ledger
-        with self._must_complete():
-            ledger.drop_cancelled()
-            if ledger.in_queue():
-                self._take_back()
-                for process in self._pool.living():
-                    self.halt(process)
-                self.next_check = 0.0
-
-    def _take_back(self) -> None:
-        """Take back what no worker has claimed."""
-        for first, count in self._queue.drain():
-            self._ledger.give_back(first, count)
-
-    def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
-        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
-        self._ledger.stopping = self._pool.closing = True
-        for process in self._pool.living():
-            process.kill(Doomed(None, status, error))
-        for process in self._pool.living():
-            self._reap(process)
-        self._ledger.end_all(rest)
-
-    def _give_up(self, error: Exception) -> None:
-        """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
-        self.failure, text = error, describe(error)
-        self.abort("crashed", text, text)
-
-    def finish(self, job: Job, report: Callable[[], None]) -> None:
-        """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
-        self.paused = False
-        while self._ledger.unfinished() and not self.over:
-            self.turn(job, report)
-        self._pool.closing = True
-        count = len(self._pool.living())
-        if count:
-            self._ledger.again.append(terminate_tasks(count))
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._pool.living() and time.monotonic() < deadline and not self.over:
-            self.turn(job, report)
 
 
 class InlineQueue:
@@ -1163,13 +1196,8 @@ class InlineQueue:
         tasks = self.take()
         return [] if tasks is None else [(tasks.first, 1)]
 
-    def harvest(self, harvested: Sequence[int]) -> list[int]:
+    def wakeable(self) -> list[tuple[int, int]]:
         return []
-
-    def sleepers(self) -> list[tuple[int, int]]:
-        return []
-
-    wakeable = sleepers
 
     def backlog(self) -> int:
         return 0
@@ -1572,7 +1600,7 @@ class Packer:
             for at, item in enumerate(tasks.data):
                 if len(item) <= capacity:
                     marked[at] = fn_ids[at]
-        return Tasks(tasks.job, tasks.tsk_ids, fn_ids, tasks.payloads, references, block, marked)
+        return Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, references, block, marked)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
         """Write a payload that is too large for the heap to a file beside the segment."""
@@ -4622,6 +4650,8 @@ def describe_traceback(error: BaseException) -> str | None:
     if frames is None:
         return None
     try:
+        import traceback
+
         text = "".join(traceback.TracebackException(type(error), error, frames).format())
     except BaseException as second:  # whatever its notes, its cause and others do
         text = f"(its traceback raised {type(second).__name__})"
@@ -4723,6 +4753,8 @@ def as_json(value: Any) -> Any:
     if data is not None:
         return decode_text(data)
     try:
+        import json
+
         json.dumps(value, allow_nan=False)
         return value
     except (TypeError, ValueError, RecursionError):
@@ -4734,6 +4766,8 @@ def as_json(value: Any) -> Any:
 
 def as_text(value: Any) -> str:
     """The same as text: JSON, if it is not text already."""
+    import json
+
     form = as_json(value)
     return form if isinstance(form, str) else json.dumps(form)
 
@@ -4911,7 +4945,9 @@ class LineSource(Source):
         self._bytes = 0  # read
 
     def fileno(self) -> int:
-        return -1 if self.finite else self._file
+        if self.finite:
+            return -1
+        return self._file
 
     def total(self) -> int | None:
         """Return how many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
@@ -4952,7 +4988,9 @@ class LineSource(Source):
         self._parts.append(block)
         if b"\n" in block or not block:  # the last line may end with the file
             lines = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n")
-            self._parts = [lines.pop()] if block else []
+            self._parts.clear()
+            if block:
+                self._parts.append(lines.pop())
             lines[0] = lines[0].removeprefix(self._mark)
             self._mark = b""
             self._items = self._parse(lines)[::-1]
@@ -5049,9 +5087,10 @@ class Results:
 
     Making one reads what is to be resumed, and changes nothing; results can be written after `begin`. A subclass is a
     format. read: yield each record with its place in words; None for what is no record. open: empty the file, or cut
-    off what a kill has left of the last record. put: write a row, whose payload and value are text.
+    off what a kill has left of the last record. put: write a row, whose payload is text. form: what becomes of a value.
     """
 
+    form = staticmethod(as_text)
     errors: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
     _file: Any = None
 
@@ -5108,7 +5147,8 @@ class Results:
 
     def write(self, result: TaskResult) -> None:
         self._records += 1
-        self._attempt(self.put, result._replace(payload=as_text(result.payload), value=as_text(result.value)))
+        value = None if result.value is None else self.form(result.value)
+        self._attempt(self.put, result._replace(payload=as_text(result.payload), value=value))
         if self.lost >= 256:
             self.save()
 
@@ -5210,8 +5250,9 @@ class TextResults(Results):
 
 
 class JsonLines(TextResults):
-    """A JSON object a line; bytes are text by surrogateescape."""
+    """A JSON object a line; bytes are text by surrogateescape, and a value of plain data is JSON itself."""
 
+    form = staticmethod(as_json)
     START = b'{"tsk_id": '
 
     def decode(self, record: bytes) -> Any:
@@ -5359,8 +5400,8 @@ def recorded_task(record: Any) -> tuple[str, bytes] | None:
     """Return the status and the digest of the task in a record; None if it is no record."""
     with contextlib.suppress(TypeError, LookupError):
         status, function, payload = (record[name] for name in RECORDED)
-        if status in OUTCOMES:
-            return status, task_digest(decode_text(to_bytes(function)), to_bytes(payload))
+        if status in OUTCOMES and {type(function), type(payload)} <= {str, bytes}:
+            return status, task_digest(as_text(function), encode_text(as_text(payload)))
     return None
 
 
@@ -5369,12 +5410,6 @@ def task_digest(function: str, payload: bytes) -> bytes:
     import hashlib
 
     return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
-
-
-def as_text(value: Any) -> str | None:
-    if value is None:
-        return None
-    return decode_text(to_bytes(value))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -6234,7 +6269,10 @@ class CommandLine:
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
     """Return what one wants to know at the end: first what went wrong, then which tasks took long, last the totals."""
-    lines = [f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}" for r in summary["failures"]]
+    lines = [
+        f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}{last_frame(r['traceback'])}"
+        for r in summary["failures"]
+    ]
     kinds = collections.Counter(summary["kinds"])
     slowest = summary["slowest"]
     seconds = summary["seconds"]
