@@ -1331,7 +1331,7 @@ class World:
             tuple(tuple(tasks.tsk_ids) for tasks in (*ledger.again, None, *ledger.fresh) if tasks is not None),
             len(ledger.again),
             tuple((tasks.first, bytes(tasks.settled), tuple(tasks.tsk_ids)) for tasks in ledger._placed),
-            tuple(sorted((tsk_id, last.attempts, last.status) for tsk_id, last in ledger._tried.items())),
+            tuple(sorted((tsk_id, last.attempts, last.status) for tsk_id, last in ledger.retries._last.items())),
             tuple(self.results), tuple(engine._sleepers),
             tuple(map(scalars, engine._lanes)), scalars(packer), bytes(packer.heap._in_use),
         ))  # fmt: skip
