@@ -120,6 +120,7 @@ SCENARIOS = {
         Scenario("small ring", "qvq", num_slots=2),
         Scenario("retries", "qfv", retries=1),
         Scenario("cancelled", "qvvq", batch=1, then="cancel"),
+        Scenario("the last one cancelled", "qvq", batch=3, few=1, then="cancel the last"),
         Scenario("paused", "vqv", then="pause"),
         Scenario("closed early", "vqv", then="close"),
         Scenario("told to leave", "vqq", then="leave"),
@@ -139,6 +140,7 @@ SCENARIOS = {
         Scenario("one worker", "qvq", num_slots=2, workers=1, few=1),
         Scenario("one worker, one at a time", "vqv", batch=1, workers=1, few=1),
         Scenario("one worker, cancelled", "qvq", batch=3, workers=1, few=1, then="cancel"),
+        Scenario("one worker, the last one cancelled", "qvq", batch=3, workers=1, few=1, then="cancel the last"),
         Scenario("one worker, files", "bvb", batch=3, workers=1, few=1),
         Scenario("one worker looked behind", "qqv", batch=3, ticks=3, workers=1, few=1),
         Scenario("one batch", "qvqv", batch=4, workers=1, few=1),
@@ -825,6 +827,7 @@ class World:
         """One schedule, from its start to its end, or to a state that was explored before."""
         self.memory[:] = self._image
         self.depth, self.steps, self.failure, self.log = 0, 0, "", []
+        self.withdrawn = False  # what cancel(tsk_id) has returned
         self.preemptions, self.mortality, self.halts, self.conts, self.slows = self.bounds
         self.ticks, self.now, self.bell, self.calm, self.over = self.scenario.ticks, 1.0, False, False, False
         self.halting: Any = None  # the worker that is being halted
@@ -921,6 +924,8 @@ class World:
     def _interfere(self, supervisor: Any, then: str) -> None:
         if then == "cancel":
             supervisor.cancel()
+        elif then == "cancel the last":
+            self.withdrawn = supervisor.cancel(len(self.payloads))
         elif then == "pause":
             supervisor.pause(True)
             supervisor.pause(False)
@@ -1519,8 +1524,10 @@ class World:
         if value != expected or type(value) is not type(expected):
             self.fail(f"task {tsk_id} is {status} with {value!r} instead of {expected!r}")
         allowed = {"crashed", {"f": "failed", "h": "timeout"}.get(letter, "ok")}
-        if scenario.then == "cancel":
+        if scenario.then == "cancel" or (self.withdrawn and tsk_id == len(self.payloads)):
             allowed.add("cancelled")
+        if self.withdrawn and tsk_id == len(self.payloads) and status != "cancelled":
+            self.fail(f"task {tsk_id} was cancelled, and is {status}")
         if scenario.timeout:  # any task may take so long, as far as can be told
             allowed.add("timeout")
         if status not in allowed:
