@@ -143,16 +143,17 @@ __all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "main", "paralle
 
 
 def __getattr__(name: str) -> Any:
-    """Import multiprocessing and psutil, and make Executor, when they are first used, since they take long.
+    """Import multiprocessing, psutil and curses, and make Executor, when they are first used, since they take long.
 
-    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused."""
+    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused. Without
+    curses, the screen has no colours."""
     made: Any = None
     if name == "Executor":
         made = make_executor()
     elif name == "multiprocessing":
         importlib.import_module("multiprocessing.util")
         made = sys.modules[name]
-    elif name == "psutil":
+    elif name in ("psutil", "curses"):
         with contextlib.suppress(ImportError):
             made = importlib.import_module(name)
     else:
@@ -162,7 +163,7 @@ def __getattr__(name: str) -> Any:
 
 
 def late(name: str) -> Any:
-    """Return multiprocessing or psutil."""
+    """Return multiprocessing, psutil or curses; None for one that is not installed."""
     return getattr(sys.modules[__name__], name)
 
 
@@ -172,6 +173,7 @@ def import_all() -> None:
     for name in names.split():
         importlib.import_module(name)
     late("psutil")
+    late("curses")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -6120,14 +6122,14 @@ def can_draw() -> bool:
 
 def count_colours() -> int:
     """Return how many colours the terminal has; 0 where it has none, or NO_COLOR is set (https://no-color.org)."""
-    if can_draw() and not os.environ.get("NO_COLOR"):
-        with contextlib.suppress(ImportError):
-            import curses
-
-            with contextlib.suppress(curses.error):  # a terminal that the system does not know
-                curses.setupterm(fd=2)
-                return curses.tigetnum("colors")
-    return 0
+    curses = late("curses")
+    if curses is None or not can_draw() or os.environ.get("NO_COLOR"):
+        return 0
+    try:
+        curses.setupterm(fd=2)
+    except curses.error:  # a terminal that the system does not know
+        return 0
+    return int(curses.tigetnum("colors"))
 
 
 def in_foreground(descriptor: int) -> bool:
