@@ -5112,12 +5112,12 @@ class LineParser:
 
     def task(self, item: Any) -> tuple[str, bytes]:
         """Return the function and the payload of an item."""
-        if self.whole:
+        if isinstance(item, bytes):
             return self._only, item
         return item[0], item[1]
 
-    def line(self, function: str, payload: bytes) -> bytes:
-        """Return the line that this task is read from."""
+    def input_line(self, function: str, payload: bytes) -> bytes:
+        """Return a line, with its end, that is read as this task."""
         line = payload
         if not self.whole:
             line = b" ".join(filter(None, (encode_text(function), payload)))
@@ -6553,7 +6553,7 @@ class CommandLine:
             if self.results is not None:
                 self.results.write(result)
             if self.failed is not None and result.status != "ok":
-                self.failed.write(self.parse.line(result.function, result.payload))
+                self.failed.write(self.parse.input_line(result.function, result.payload))
             if result.status not in ("ok", "cancelled"):
                 bad += 1
                 if bad == self.options.halt:
@@ -6562,7 +6562,7 @@ class CommandLine:
     def _finish_failed(self, failed: FailedLines) -> None:
         """Add what was never begun, and put the lines in their place, if they are complete."""
         for item in self.source.rest():
-            failed.write(self.parse.line(*self.parse.task(item)))
+            failed.write(self.parse.input_line(*self.parse.task(item)))
         failed.problem = failed.problem or self.source.problem
         failed.replace()
 
@@ -6584,7 +6584,7 @@ class CommandLine:
         return int(bad or bool(failure or self.source.problem))
 
     def _shown(self, item: Any) -> bytes:
-        line = self.parse.line(*self.parse.task(item))
+        line = self.parse.input_line(*self.parse.task(item))
         return line[:-1].replace(b"\n", b"\\n") + b"\n"  # a row may have line ends
 
     def note_signal(self, number: int, frame: object) -> None:

@@ -90,7 +90,7 @@ def test_any_line_that_is_written_is_read_as_the_same_task(tmp_path, whole):
         parse = LineParser(["echo", "noop"], comments=not whole, whole=whole)
         with FailedLines(str(second)) as failed:
             for task in found:
-                failed.write(parse.line(*task))
+                failed.write(parse.input_line(*task))
             failed.replace()
         assert tasks(second) == found
 
