@@ -3594,6 +3594,8 @@ class Worker:
         Its end of the pipe is closed then. Something else may hold a copy of that end, so its pidfd becoming readable
         counts as well. Without pidfds its pid is checked from time to time.
         """
+        # A signal that this thread takes would not interrupt what a function waits for in the main thread.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         owner = self._queue.owner_pid
         poll = select.poll()
         poll.register(self._pipes.wake, 0)  # hear only that it is closed
