@@ -143,16 +143,17 @@ __all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "main", "paralle
 
 
 def __getattr__(name: str) -> Any:
-    """Import multiprocessing and psutil, and make Executor, when they are first used, since they take long.
+    """Import multiprocessing, psutil and curses, and make Executor, when they are first used, since they take long.
 
-    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused."""
+    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused. Without
+    curses, the screen has no colours."""
     made: Any = None
     if name == "Executor":
         made = make_executor()
     elif name == "multiprocessing":
         importlib.import_module("multiprocessing.util")
         made = sys.modules[name]
-    elif name == "psutil":
+    elif name in ("psutil", "curses"):
         with contextlib.suppress(ImportError):
             made = importlib.import_module(name)
     else:
@@ -162,7 +163,7 @@ def __getattr__(name: str) -> Any:
 
 
 def late(name: str) -> Any:
-    """Return multiprocessing or psutil."""
+    """Return multiprocessing, psutil or curses; None for one that is not installed."""
     return getattr(sys.modules[__name__], name)
 
 
@@ -172,6 +173,7 @@ def import_all() -> None:
     for name in names.split():
         importlib.import_module(name)
     late("psutil")
+    late("curses")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3592,6 +3594,8 @@ class Worker:
         Its end of the pipe is closed then. Something else may hold a copy of that end, so its pidfd becoming readable
         counts as well. Without pidfds its pid is checked from time to time.
         """
+        # A signal that this thread takes would not interrupt what a function waits for in the main thread.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         owner = self._queue.owner_pid
         poll = select.poll()
         poll.register(self._pipes.wake, 0)  # hear only that it is closed
@@ -5110,12 +5114,12 @@ class LineParser:
 
     def task(self, item: Any) -> tuple[str, bytes]:
         """Return the function and the payload of an item."""
-        if self.whole:
+        if isinstance(item, bytes):
             return self._only, item
         return item[0], item[1]
 
-    def line(self, function: str, payload: bytes) -> bytes:
-        """Return the line that this task is read from."""
+    def input_line(self, function: str, payload: bytes) -> bytes:
+        """Return a line, with its end, that is read as this task."""
         line = payload
         if not self.whole:
             line = b" ".join(filter(None, (encode_text(function), payload)))
@@ -6120,14 +6124,14 @@ def can_draw() -> bool:
 
 def count_colours() -> int:
     """Return how many colours the terminal has; 0 where it has none, or NO_COLOR is set (https://no-color.org)."""
-    if can_draw() and not os.environ.get("NO_COLOR"):
-        with contextlib.suppress(ImportError):
-            import curses
-
-            with contextlib.suppress(curses.error):  # a terminal that the system does not know
-                curses.setupterm(fd=2)
-                return curses.tigetnum("colors")
-    return 0
+    curses = late("curses")
+    if curses is None or not can_draw() or os.environ.get("NO_COLOR"):
+        return 0
+    try:
+        curses.setupterm(fd=2)
+    except curses.error:  # a terminal that the system does not know
+        return 0
+    return int(curses.tigetnum("colors"))
 
 
 def in_foreground(descriptor: int) -> bool:
@@ -6551,7 +6555,7 @@ class CommandLine:
             if self.results is not None:
                 self.results.write(result)
             if self.failed is not None and result.status != "ok":
-                self.failed.write(self.parse.line(result.function, result.payload))
+                self.failed.write(self.parse.input_line(result.function, result.payload))
             if result.status not in ("ok", "cancelled"):
                 bad += 1
                 if bad == self.options.halt:
@@ -6560,7 +6564,7 @@ class CommandLine:
     def _finish_failed(self, failed: FailedLines) -> None:
         """Add what was never begun, and put the lines in their place, if they are complete."""
         for item in self.source.rest():
-            failed.write(self.parse.line(*self.parse.task(item)))
+            failed.write(self.parse.input_line(*self.parse.task(item)))
         failed.problem = failed.problem or self.source.problem
         failed.replace()
 
@@ -6582,7 +6586,7 @@ class CommandLine:
         return int(bad or bool(failure or self.source.problem))
 
     def _shown(self, item: Any) -> bytes:
-        line = self.parse.line(*self.parse.task(item))
+        line = self.parse.input_line(*self.parse.task(item))
         return line[:-1].replace(b"\n", b"\\n") + b"\n"  # a row may have line ends
 
     def note_signal(self, number: int, frame: object) -> None:

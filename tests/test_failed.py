@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import stat
 import subprocess
+import time
 
 import pytest
 from conftest import wait_until
@@ -90,7 +91,7 @@ def test_any_line_that_is_written_is_read_as_the_same_task(tmp_path, whole):
         parse = LineParser(["echo", "noop"], comments=not whole, whole=whole)
         with FailedLines(str(second)) as failed:
             for task in found:
-                failed.write(parse.line(*task))
+                failed.write(parse.input_line(*task))
             failed.replace()
         assert tasks(second) == found
 
@@ -271,18 +272,20 @@ def test_retry_on_and_retry_delay(cli):
     assert attempts == {"failed": 1, "timeout": 2}
 
 
-def test_grace_lets_a_task_note_that_it_is_ended(cli):
+def test_grace_interrupts_a_task_that_waits(cli):
     code = """
 import signal, sys, time
 def wait(payload):
     signal.signal(signal.SIGTERM, lambda *_: (open("ended", "w").close(), sys.exit(1)))
-    for _ in range(6000):
-        time.sleep(0.01)
+    time.sleep(60)
 """
     cli.file("jobs.py", code)
-    run = cli.tasks("x\n", "--call", "jobs.py:wait", "--timeout", "0.3", "--grace", "5")
+    began = time.monotonic()
+    run = cli.tasks("x\n", "--call", "jobs.py:wait", "--timeout", "0.3", "--grace", "30")
     assert [result["status"] for result in run.results] == ["timeout"]
     assert os.path.exists(cli.folder / "ended")
+    assert "1 timed out" in run.err
+    assert time.monotonic() - began < 20
 
 
 # --help.
