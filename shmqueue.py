@@ -669,7 +669,7 @@ OPTIONS = (
     Option("handlers", str, "MODULE_OR_FILE.py", "the functions that lines may name", alone=True),
     Option("call", str, "MODULE_OR_FILE.py:FUNCTION", "each line is a payload of this function", alone=True),
     Option("shell", bool, "", "each line is a shell command; its output is the value", False, alone=True),
-    Option("command", str, "TEMPLATE", "each line fills a shell command: {} {1} {.} {/} {//} {/.} {#} {%%}", alone=True),
+    Option("command", str, "TEMPLATE", "each line fills this command: {} {1} {.} {/} {//} {/.} {#} {%%}", alone=True),
     Option("delimiter", str, "TEXT", "between the fields {1} {2} of a line (default: white space)"),
     Option("query", str, "SQL", "TASKS is a SQLite file: one column is a line, two are function and payload"),
     Option("workers", int, "N", "worker processes (default: the processors there are)", None, (0, 4096), BOTH, "-w"),
