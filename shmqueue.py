@@ -33,7 +33,7 @@ The processes, and what goes between them
 
   The supervisor is the caller's process. It owns the segment, fills the ring, collects outcomes, replaces dead
   workers and draws the screen. Workers touch only the segment and their own pipes. Nothing is unpickled after the
-  start. So a process that writes into the segment can spoil data, but cannot run code.
+  start, except by an Executor. So a process that writes into the segment can spoil data, but cannot run code.
 
 
 The segment, in bytes
@@ -139,22 +139,26 @@ except ImportError as missing:  # Windows has no lock that a path reaches and th
     raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
 
 __version__ = "0.1.0"
-__all__ = ["Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
+__all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import multiprocessing and psutil when they are first used: they take as long as all the others together.
+    """Import multiprocessing and psutil, and make Executor, when they are first used, since they take long.
 
     Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused."""
-    if name == "multiprocessing":
+    made: Any = None
+    if name == "Executor":
+        made = make_executor()
+    elif name == "multiprocessing":
         importlib.import_module("multiprocessing.util")
-    elif name != "psutil":
+        made = sys.modules[name]
+    elif name == "psutil":
+        with contextlib.suppress(ImportError):
+            made = importlib.import_module(name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = None
-    with contextlib.suppress(ImportError):
-        module = importlib.import_module(name)
-    globals()[name] = module
-    return module
+    globals()[name] = made
+    return made
 
 
 def late(name: str) -> Any:
@@ -330,7 +334,7 @@ class Supervisor:
                 self._pool.chosen_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
-            self._engine = Engine(self._queue, self._pool, self._ledger, timeout, grace)
+            self._engine: Engine = WorkerEngine(self._queue, self._pool, self._ledger, timeout, grace)
             self._pool.start_all()
         except BaseException as error:
             self._end()
@@ -415,6 +419,7 @@ class Supervisor:
         if tsk_id is not None:
             self._engine.check_open()
             return self._engine.cancel(tsk_id)
+        self._engine.check_thread()
         self._ledger.stopping = True
         self._engine.withdraw()
         return True
@@ -432,6 +437,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Finish what is outstanding, let the workers leave, and remove the segment. May be called again."""
+        self._engine.check_thread()
         try:
             if not self._engine.over:
                 self._engine.finish(self._submitted, self._report)
@@ -601,6 +607,148 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
         in_hand=lane.tsk_id(glance.done),
         held=time.monotonic() - process.progress_since,
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Executor: the same workers for those who want futures.
+# ---------------------------------------------------------------------------------------------------------------------
+
+NOT_REDIRECTED = ""  # in place of a log: what functions print goes where this process prints
+
+
+class ExecutorMethods:
+    """Runs calls in worker processes: an Executor of concurrent.futures, used like ProcessPoolExecutor.
+
+    Functions, arguments and values are anything that pickles. What a function raises arrives as itself, with the text
+    of its traceback as the cause. If a worker dies, only the call in its hand fails, with TaskError. A Supervisor does
+    the work in a thread of its own, so every method may be called from any thread.
+
+    max_workers: processes; None for as many as this process may use processors. mp_context: of multiprocessing; only
+    its start method counts. None for what Supervisor takes, or for spawn with max_tasks_per_child. initializer,
+    initargs: a call that is made first in every worker. max_tasks_per_child: calls after which a worker is replaced;
+    not with fork. timeout: seconds a call may run. retries: how often a call that raises, runs too long or crashes is
+    made again. The workers start at once, and print where this process prints.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+    ) -> None:
+        self._max_workers = available_processors() if max_workers is None else max_workers
+        if self._max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        check_numbers({"retries": retries})
+        method = "spawn" if max_tasks_per_child is not None else None
+        if mp_context is not None:
+            method = mp_context.get_start_method()
+        if max_tasks_per_child is not None and method == "fork":
+            raise ValueError("max_tasks_per_child is incompatible with the fork start method: give another mp_context")
+        supervisor = Supervisor(
+            [_make_call],
+            workers=self._max_workers,
+            num_slots=1024,
+            timeout=timeout,
+            max_tasks=max_tasks_per_child,
+            initializer=functools.partial(initializer, *initargs) if initializer else None,
+            log=NOT_REDIRECTED,
+            start_method=method,
+        )
+        self._calls = Calls(supervisor, self._max_workers, retries)
+        weakref.finalize(self, self._calls.end)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Have fn(*args, **kwargs) called in a worker. Return the Future of that call."""
+        return self._calls.add(fn, args, kwargs)
+
+    def map(self, fn: Callable[..., Any], *iterables: Any, chunksize: int = 1, **options: Any) -> Iterator[Any]:
+        """Yield the values of `fn` for the items of `iterables`, in order.
+
+        timeout: seconds from now on after which a value that is not there raises TimeoutError. chunksize: changes
+        nothing, since batches size themselves. Other options are those of this Python's Executor.map.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        values: Iterator[Any] = super().map(fn, *iterables, **options)  # type: ignore[misc]
+        return values
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls. When all are made, the workers leave; `wait` for that.
+
+        cancel_futures: cancel the calls that have not begun.
+        """
+        self._calls.end(cancel=cancel_futures, wait=wait)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._calls.end(abort=kind is KeyboardInterrupt, wait=True)
+
+
+Executor: Any  # a subclass of ExecutorMethods and concurrent.futures.Executor
+
+
+def make_executor() -> type:
+    """Make the class Executor. This waits until somebody asks for it, since concurrent.futures takes long to import."""
+    process: Any = importlib.import_module("concurrent.futures.process")
+    threading._register_atexit(end_executors)  # type: ignore[attr-defined]  # as ProcessPoolExecutor does it
+    names = {"__module__": __name__, "__doc__": ExecutorMethods.__doc__}
+    return type("Executor", (ExecutorMethods, process._base.Executor), names)
+
+
+def end_executors() -> None:
+    """Finish all calls when the main thread has ended; but if a signal ended it, or comes now, give them up."""
+    executors = list(handlers.executors)
+    try:
+        for calls in executors:
+            calls.end("interpreter shutdown", abort=getattr(sys, "last_type", None) is KeyboardInterrupt, wait=True)
+    except BaseException as interrupt:
+        for calls in executors:
+            calls.end(abort=True, wait=True)
+        if isinstance(interrupt, SystemExit):  # Python would only print it, and exit with 0
+            os._exit(int(interrupt.code or 0))
+        raise
+
+
+def _make_call(payload: bytes) -> bytes:
+    """Make a call for an Executor (worker). Return (True, value) or (False, exception), pickled."""
+    try:
+        function, args, kwargs = unpickled(payload)
+        return pickled((True, function(*args, **kwargs)))
+    except BaseException as error:
+        return pickled_error(error)
+    finally:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, full, closed
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def pickled(value: Any) -> bytes:
+    """Pickle a value as multiprocessing does, which can send more than pickle alone: a socket, for example."""
+    return bytes(late("multiprocessing").reduction.ForkingPickler.dumps(value))
+
+
+def unpickled(data: bytes) -> Any:
+    """Read what a process of the same Executor has pickled."""
+    return late("multiprocessing").reduction.ForkingPickler.loads(data)
+
+
+def pickled_error(error: BaseException) -> bytes:
+    """Pickle (False, error), with its traceback as text. If that fails, pickle the error with which it fails."""
+    with_text: Any = importlib.import_module("concurrent.futures.process")._ExceptionWithTraceback
+    trace: Any = error.__traceback__
+    try:
+        data = pickled((False, with_text(error, trace.tb_next)))  # without our own frame
+        unpickled(data)
+    except BaseException as second:
+        return pickled((False, with_text(second, second.__traceback__)))
+    return data
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -834,54 +982,71 @@ OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long afte
 class Engine:
     """Moves tasks from their source into the queue, and outcomes out of it. It runs turn by turn in its user's thread.
 
+    A subclass says where tasks run: in worker processes, or in this process.
+
     paused: nothing new begins.
     failure: the error that ended the run early, or None.
     over: why no more turns are possible, or "".
-    next_check: when to check the workers again.
+    next_check: when to check the workers again, and to report.
     """
 
-    def __init__(
-        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None = None, grace: float = 0.0
-    ) -> None:
+    def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger) -> None:
         self._queue = queue
         self._pool = pool
         self._ledger = ledger
-        self._timeout = timeout
-        self._grace = grace
         self._packer = Packer(queue, ledger)
-        self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
         self.paused = False
         self.over = ""
         self.failure: Exception | None = None
         self.next_check = 0.0
-        self._sleepers: list[tuple[int, int]] = []  # at the last check
-        self._moved_at = self._turned_at = time.monotonic()
+        self._in_use = threading.RLock()
 
     def check_open(self) -> None:
+        """Raise RuntimeError if no turn is possible, or if another thread takes one now."""
         if self.over:
             raise RuntimeError(self.over)
+        self.check_thread()
+
+    def check_thread(self) -> None:
+        """Raise RuntimeError if another thread takes a turn now."""
+        with self._exclusive():
+            pass
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Raise RuntimeError if another thread is in such a block."""
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError(
+                "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
+                "shmqueue.Executor, which many threads can share"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
 
     def turn(self, job: Job, report: Callable[[], None]) -> None:
-        """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
-        self.check_open()
-        self._ledger.move_due(time.monotonic())
+        """Move what can be moved, or else wait for news. Call `report` when `next_check` has come."""
+        if self.over:
+            raise RuntimeError(self.over)
+        with self._exclusive():
+            moved = self._move(job, report)
+            if not (moved or job.results or self.failure):
+                self._wait(job)
+
+    def _move(self, job: Job, report: Callable[[], None]) -> bool:
+        """Move what can be moved. Return True if there was anything."""
+        self._ledger.again.extend(self._ledger.retries.take_due(time.monotonic()))
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         moved = False
         with self._must_complete():
             moved = self.feed() or more
             moved = self.harvest() or moved
-            now = time.monotonic()
-            if moved or now - self._turned_at > 1.0:  # or the caller did not call this for a second
-                self._moved_at = now
-            self._turned_at = now
-            self._pool.ring()
-            if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
-                self.next_check = min(self.next_check, now + HUNGRY_SECONDS)
-            if now >= self.next_check:
-                moved = self.check_workers(now) or moved
+            self.hurry(moved)
+            if time.monotonic() >= self.next_check:
+                moved = self.check_workers(time.monotonic()) or moved
                 report()
-        if not (moved or job.results or self.failure):
-            self._wait(job)
+        return moved
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
@@ -892,13 +1057,14 @@ class Engine:
     @contextlib.contextmanager
     def _must_complete(self) -> Iterator[None]:
         """If this block is interrupted, the run cannot continue."""
-        try:
-            yield
-        except (WorkersFailedError, SpoiledSegmentError) as error:
-            self._give_up(error)
-        except BaseException:
-            self.over = "this Supervisor was interrupted: close it"
-            raise
+        with self._exclusive():
+            try:
+                yield
+            except (WorkersFailedError, SpoiledSegmentError) as error:
+                self._give_up(error)
+            except BaseException:
+                self.over = "this Supervisor was interrupted: close it"
+                raise
 
     def _take(self, job: Job) -> bool:
         """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
@@ -915,7 +1081,7 @@ class Engine:
             source.exhausted = True
         elif room > 0:
             ledger.admit(job, source.take(room))
-            return source.fileno() < 0 and not source.exhausted
+            return source.exhausted or source.fileno() == -1  # if exhausted, its job may be finished
         return False
 
     def feed(self) -> bool:
@@ -934,6 +1100,108 @@ class Engine:
         return True
 
     def harvest(self) -> bool:
+        """Bring outcomes to the ledger. Return True if there were any, or if there is more room."""
+        raise NotImplementedError
+
+    def hurry(self, moved: bool) -> None:
+        """Bring the next check forward if that is needed. `moved`: this turn has moved tasks."""
+
+    def check_workers(self, now: float) -> bool:
+        """Do what is due from time to time, and set `next_check`. Return True if tasks were moved."""
+        self.next_check = now + CHECK_SECONDS
+        return False
+
+    def empty_lanes(self, position: int | None = None) -> None:
+        """Take back what workers have claimed and not begun; with a position, only from the lane that holds it."""
+
+    def end_workers(self, why: Doomed) -> None:
+        """Kill the workers, and settle what they have in hand."""
+
+    def _wait(self, job: Job) -> None:
+        """Sleep until a worker rings or dies, input comes, or the next check is due."""
+        poll, source, bell = self._pool.poll, job.source, self._pool.bell.fileno()
+        stream = -1
+        if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
+            stream = source.fileno()
+        if stream >= 0:
+            poll.register(stream, select.POLLIN)
+        until = min(self.next_check, self._ledger.retries.next_due())
+        events = poll.poll(max(0.0, until - time.monotonic()) * 1000)
+        if stream >= 0:
+            poll.unregister(stream)
+        for descriptor, _ in events:
+            if descriptor == bell:
+                os.read(bell, 4096)
+            elif descriptor != stream:  # a worker has died
+                self.next_check = 0.0
+
+    # The end of tasks, of jobs, and of the run.
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that has not begun. Return True if it was never started, and never will be."""
+        ledger = self._ledger
+        with self._must_complete():
+            if ledger.position(tsk_id) is not None:
+                self._take_back()
+            position = ledger.position(tsk_id)
+            if position is not None:
+                self.empty_lanes(position)
+            return ledger.cancel(tsk_id)
+        return False  # the run was given up
+
+    def withdraw(self) -> None:
+        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
+        with self._must_complete():
+            self._ledger.drop_cancelled()
+            if self._ledger.in_queue():
+                self._take_back()
+                self.empty_lanes()
+                self.next_check = 0.0
+
+    def _take_back(self) -> None:
+        """Take back what no worker has claimed."""
+        for first, count in self._queue.drain():
+            self._ledger.give_back(first, count)
+
+    def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
+        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
+        self._ledger.stopping = self._pool.closing = True
+        self.end_workers(Doomed(None, status, error))
+        self._ledger.end_all(rest)
+
+    def _give_up(self, error: Exception) -> None:
+        """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
+        self.failure, text = error, describe(error)
+        self.abort("crashed", text, text)
+
+    def finish(self, job: Job, report: Callable[[], None]) -> None:
+        """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
+        self.paused = False
+        while self._ledger.unfinished() and not self.over:
+            self.turn(job, report)
+        self._pool.closing = True
+        count = len(self._pool.living())
+        if count:
+            self._ledger.again.append(terminate_tasks(count))
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._pool.living() and time.monotonic() < deadline and not self.over:
+            self.turn(job, report)
+
+
+class WorkerEngine(Engine):
+    """Runs tasks in worker processes: halts the slow ones, ends those whose task runs too long, replaces the dead."""
+
+    def __init__(
+        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None, grace: float
+    ) -> None:
+        super().__init__(queue, pool, ledger)
+        self._timeout = timeout
+        self._grace = grace
+        self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
+        self._sleepers: list[tuple[int, int]] = []  # at the last check
+        self._moved_at = self._turned_at = time.monotonic()
+
+    def harvest(self) -> bool:
         """Read the batches that workers have published. Return True if there were any, or if there is more room."""
         room = self._queue.room()
         published = self._queue.harvest([lane.harvested for lane in self._lanes])
@@ -947,25 +1215,15 @@ class Engine:
             self._pool.worked()
         return news or self._queue.room() > room
 
-    def _wait(self, job: Job) -> None:
-        """Sleep until a worker rings or dies, input comes, or the next check is due."""
-        poll, source, bell = self._pool.poll, job.source, self._pool.bell.fileno()
-        stream = -1
-        if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
-            stream = source.fileno()
-        if stream >= 0:
-            poll.register(stream, select.POLLIN)
-        until = min(self.next_check, self._ledger.next_due())
-        events = poll.poll(max(0.0, until - time.monotonic()) * 1000)
-        if stream >= 0:
-            poll.unregister(stream)
-        for descriptor, _ in events:
-            if descriptor == bell:
-                os.read(bell, 4096)
-            elif descriptor != stream:  # a worker has died
-                self.next_check = 0.0
-
-    # Checks of the workers.
+    def hurry(self, moved: bool) -> None:
+        """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""
+        now = time.monotonic()
+        if moved or now - self._turned_at > 1.0:  # or there was no turn for a second
+            self._moved_at = now
+        self._turned_at = now
+        self._pool.ring()
+        if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
+            self.next_check = min(self.next_check, now + HUNGRY_SECONDS)
 
     def check_workers(self, now: float) -> bool:
         """Reap dead workers, halt slow ones, end those whose task runs too long. Return True if tasks were moved."""
@@ -1050,6 +1308,23 @@ class Engine:
         process.halted = time.perf_counter()
         return not process.halt_again
 
+    def empty_lanes(self, position: int | None = None) -> None:
+        """Halt every worker; with a position, the one whose lane holds it, until that has succeeded."""
+        for process in self._pool.living():
+            glance = self._queue.glance(process.index)
+            if position is None:
+                self.halt(process)
+            elif glance.first <= position < glance.end:
+                for _ in range(HALT_TRIES):
+                    if self.halt(process):
+                        break
+
+    def end_workers(self, why: Doomed) -> None:
+        for process in self._pool.living():
+            process.kill(why)
+        for process in self._pool.living():
+            self._reap(process)
+
     def _reap(self, process: WorkerProcess) -> None:
         """Reap a dead worker, account for its tasks, and replace it."""
         code = self._pool.reap(process)
@@ -1058,72 +1333,6 @@ class Engine:
         claimed, note = self._lanes[process.index].recover(code)
         if not self._pool.closing:
             self._pool.replace(process, code, claimed, note)
-
-    # The end of tasks, of jobs, and of the run.
-
-    def cancel(self, tsk_id: int) -> bool:
-        """End a task that has not begun. Return True if it was never started, and never will be."""
-        ledger = self._ledger
-        with self._must_complete():
-            if ledger.position(tsk_id) is not None:
-                self._take_back()
-            position = ledger.position(tsk_id)
-            if position is not None:
-                self._take_out_of_lane(position)
-            return ledger.cancel(tsk_id)
-        return False  # the run was given up
-
-    def _take_out_of_lane(self, position: int) -> None:
-        """Halt the worker whose lane holds this position. If it does not stand still, try again for a while."""
-        for process in self._pool.living():
-            glance = self._queue.glance(process.index)
-            if glance.first <= position < glance.end:
-                for _ in range(HALT_TRIES):
-                    if self.halt(process):
-                        break
-
-    def withdraw(self) -> None:
-        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
-        ledger = self._ledger
-        with self._must_complete():
-            ledger.drop_cancelled()
-            if ledger.in_queue():
-                self._take_back()
-                for process in self._pool.living():
-                    self.halt(process)
-                self.next_check = 0.0
-
-    def _take_back(self) -> None:
-        """Take back what no worker has claimed."""
-        for first, count in self._queue.drain():
-            self._ledger.give_back(first, count)
-
-    def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
-        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
-        self._ledger.stopping = self._pool.closing = True
-        for process in self._pool.living():
-            process.kill(Doomed(None, status, error))
-        for process in self._pool.living():
-            self._reap(process)
-        self._ledger.end_all(rest)
-
-    def _give_up(self, error: Exception) -> None:
-        """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
-        self.failure, text = error, describe(error)
-        self.abort("crashed", text, text)
-
-    def finish(self, job: Job, report: Callable[[], None]) -> None:
-        """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
-        self.paused = False
-        while self._ledger.unfinished() and not self.over:
-            self.turn(job, report)
-        self._pool.closing = True
-        count = len(self._pool.living())
-        if count:
-            self._ledger.again.append(terminate_tasks(count))
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._pool.living() and time.monotonic() < deadline and not self.over:
-            self.turn(job, report)
 
 
 class InlineQueue:
@@ -1158,13 +1367,8 @@ class InlineQueue:
         tasks = self.take()
         return [] if tasks is None else [(tasks.first, 1)]
 
-    def harvest(self, harvested: Sequence[int]) -> list[int]:
+    def wakeable(self) -> list[tuple[int, int]]:
         return []
-
-    def sleepers(self) -> list[tuple[int, int]]:
-        return []
-
-    wakeable = sleepers
 
     def backlog(self) -> int:
         return 0
@@ -1567,7 +1771,7 @@ class Packer:
             for at, item in enumerate(tasks.data):
                 if len(item) <= capacity:
                     marked[at] = fn_ids[at]
-        return Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, references, block, marked)
+        return Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, references, marked, block)
 
     def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
         """Write a payload that is too large for the heap to a file beside the segment."""
@@ -1672,31 +1876,38 @@ class Ledger:
         self.next_id = 1
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._function = functions.get(self._only)
-        self._retries = retries
-        self._tried: dict[int, TaskResult] = {}  # by tsk_id: the last result of a task that is tried again
-        self._delayed: list[tuple[float, int, Tasks]] = []  # tasks that are tried again later: a heap by that time
+        self.retries = retries
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
     # Into the queue.
 
     def admit(self, job: Job, items: Sequence[Any]) -> None:
-        """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task.
-
-        If a list has such an item, it is halved until the item is alone.
-        """
+        """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task."""
         if len(items) == 0:
             return
         try:
-            fn_ids, payloads, data, marked = self._encode(job, items)
-        except Exception as error:  # whatever a codec raises
-            if len(items) == 1:
-                self._reject(job, self._explain(job, items[0], error))
-            else:
-                self.admit(job, items[: len(items) // 2])
-                self.admit(job, items[len(items) // 2 :])
+            columns = self._encode(job, items)
+        except Exception:  # whatever a codec raises
+            self._sort_out(job, items)
         else:
-            tasks = Tasks(job, self._number(job, len(items)), fn_ids, payloads, data, marked=marked)
-            self._put(tasks, self.fresh)
+            self._put(Tasks(job, self._number(job, len(items)), *columns), self.fresh)
+
+    def _sort_out(self, job: Job, items: Sequence[Any]) -> None:
+        """Do the same if some of the items cannot be sent."""
+        tsk_ids, sent = [], []
+        for tsk_id, item in zip(self._number(job, len(items)), items):
+            try:
+                if not isinstance(item, Rejected):
+                    self._encode(job, [item])
+                    tsk_ids.append(tsk_id)
+                    sent.append(item)
+                    continue
+            except Exception as error:
+                item = self._explain(job, item, error)
+            name, payload, text = item
+            self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
+        if sent:
+            self._put(Tasks(job, tsk_ids, *self._encode(job, sent)), self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
         """Return the tsk_ids of this job's next tasks."""
@@ -1735,8 +1946,6 @@ class Ledger:
 
     def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
         """Say why an item cannot be sent."""
-        if isinstance(item, Rejected):
-            return item
         fn_id = job.fn_id or self._only
         pair = self._is_pair(job, item)
         function, payload = item if pair else (self.names.get(fn_id, ""), item)
@@ -1747,11 +1956,6 @@ class Ledger:
         elif not pair and not fn_id:
             text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
         return Rejected(name, payload, text)
-
-    def _reject(self, job: Job, rejected: Rejected) -> None:
-        (tsk_id,) = self._number(job, 1)
-        name, payload, error = rejected
-        self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, error, 0, None, 0.0))
 
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
         """Note that `tasks` are in the queue. places: their positions, as (first, count)."""
@@ -1801,8 +2005,8 @@ class Ledger:
             if tasks.job is None:
                 continue
             attempts: Iterable[int] = same(1)
-            if self._tried:
-                attempts = [self._next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
+            if self.retries:
+                attempts = [self.retries.next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
                 longest = seconds
                 spent = seconds * (stop - start)
@@ -1837,36 +2041,16 @@ class Ledger:
                 return
             tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], tasks.payloads[at]
             about = (tsk_id, name, payload, status, failure.value, failure.error)
-            result = TaskResult(*about, self._next_attempt(tsk_id), worker, seconds, failure.traceback, started)
-            if self._retries.wanted(result) and not self._is_cancelled(tasks.job):
-                self._try_again(tasks.part(at, at + 1), result)
+            attempts = self.retries.next_attempt(tsk_id)
+            result = TaskResult(*about, attempts, worker, seconds, failure.traceback, started)
+            if self.retries.wanted(result) and not self._is_cancelled(tasks.job):
+                self.tally.retried += 1
+                task = tasks.part(at, at + 1)
+                if not self.retries.add(task, result):
+                    self.again.append(task)
             else:
                 tasks.release(1)
                 self._finish(tasks.job, result)
-
-    def _next_attempt(self, tsk_id: int) -> int:
-        """The number of the attempt that has just ended."""
-        before = self._tried.pop(tsk_id, None)
-        return 1 if before is None else before.attempts + 1
-
-    def _try_again(self, tasks: Tasks, result: TaskResult) -> None:
-        """Put a task that had this result with those that are pushed next, or are to wait."""
-        self._tried[result.tsk_id] = result
-        self.tally.retried += 1
-        delay = self._retries.pause(result.attempts)
-        if delay:
-            heapq.heappush(self._delayed, (time.monotonic() + delay, result.tsk_id, tasks))
-        else:
-            self.again.append(tasks)
-
-    def next_due(self) -> float:
-        """When the next task that waits for its retry is due, on the monotonic clock."""
-        return self._delayed[0][0] if self._delayed else math.inf
-
-    def move_due(self, now: float) -> None:
-        """Put the tasks whose pause is over with those that are pushed next."""
-        while self._delayed and self._delayed[0][0] <= now:
-            self.again.append(heapq.heappop(self._delayed)[2])
 
     def give_back(self, position: int, count: int) -> None:
         """Take back tasks that never began. They are pushed again, or end if their job is cancelled."""
@@ -1883,7 +2067,7 @@ class Ledger:
 
     def cancel(self, tsk_id: int) -> bool:
         """End a task that waits to be pushed. Return True if it was never started."""
-        started = tsk_id in self._tried
+        started = tsk_id in self.retries
         for waiting in (self.again, self.fresh):
             for index, tasks in enumerate(waiting):
                 if tsk_id in tasks.tsk_ids:
@@ -1894,18 +2078,16 @@ class Ledger:
                             waiting.insert(index, part)
                     self.end(tasks.part(at, at + 1))
                     return not started
-        for entry in self._delayed:
-            if entry[1] == tsk_id:
-                self._delayed.remove(entry)
-                heapq.heapify(self._delayed)
-                self.end(entry[2])
-                break
+        delayed = self.retries.take(tsk_id)
+        if delayed is not None:
+            self.end(delayed)
         return False
 
     def drop_cancelled(self) -> None:
         """End the tasks that wait to be pushed and whose job is cancelled."""
-        for entry in [entry for entry in self._delayed if self._is_cancelled(entry[2].job)]:
-            self.cancel(entry[1])
+        for _, tsk_id, tasks in list(self.retries.delayed):
+            if self._is_cancelled(tasks.job):
+                self.cancel(tsk_id)
         for waiting in (self.again, self.fresh):
             for _ in range(len(waiting)):
                 self._put(waiting.popleft(), waiting)
@@ -1924,7 +2106,7 @@ class Ledger:
         tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
-                name, before = self.names[fn_id], self._tried.pop(tsk_id, None)
+                name, before = self.names[fn_id], self.retries.pop(tsk_id)
                 result = TaskResult(tsk_id, name, payload, status, None, error, 0, None, 0.0)
                 self._finish(tasks.job, before or result)
 
@@ -1933,7 +2115,7 @@ class Ledger:
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
                 self.again.extend(each.part(start, stop) for each, start, stop in self._take(tasks.first + at, 1))
-        self.move_due(math.inf)
+        self.again.extend(self.retries.take_due(math.inf))
         for waiting in (self.again, self.fresh):
             while waiting:
                 self.end(waiting.popleft(), error=error)
@@ -1947,22 +2129,71 @@ class Ledger:
 
     def unfinished(self) -> int:
         waiting = sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
-        return self.in_queue() + waiting + len(self._delayed)
+        return self.in_queue() + waiting + len(self.retries.delayed)
 
 
-class Retries(NamedTuple):
-    """Which tasks are tried again, and when: see the arguments of Supervisor."""
+class Retries:
+    """The tasks that are tried again: which, when, and what their last results were.
 
-    most: int
-    delay: float = 0.0
-    statuses: Sequence[str] = RETRY_ON
+    most: retries of a task. delay: seconds before the first one. statuses: those that are tried again.
+    """
+
+    def __init__(self, most: int, delay: float = 0.0, statuses: Sequence[str] = RETRY_ON) -> None:
+        self._most = most
+        self._delay = delay
+        self._statuses = statuses
+        self._last: dict[int, TaskResult] = {}  # by tsk_id
+        self.delayed: list[tuple[float, int, Tasks]] = []  # a heap of (when it is due, tsk_id, the task alone)
 
     def wanted(self, result: TaskResult) -> bool:
-        return result.attempts <= self.most and result.status in self.statuses
+        """Return True if a task that has this result is to be tried again."""
+        return result.attempts <= self._most and result.status in self._statuses
 
     def pause(self, attempts: int) -> float:
         """Seconds to wait after so many attempts."""
-        return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
+        return float(min(LONGEST_PAUSE, self._delay * 2 ** min(attempts - 1, 60)))
+
+    def __bool__(self) -> bool:
+        """Return True if any task is to be tried again."""
+        return bool(self._last)
+
+    def __contains__(self, tsk_id: int) -> bool:
+        return tsk_id in self._last
+
+    def pop(self, tsk_id: int) -> TaskResult | None:
+        """Forget a task. Return its last result; None if it has not been tried."""
+        return self._last.pop(tsk_id, None)
+
+    def next_attempt(self, tsk_id: int) -> int:
+        """Forget a task. Return the number of its attempt that has just ended."""
+        before = self.pop(tsk_id)
+        return 1 if before is None else before.attempts + 1
+
+    def add(self, tasks: Tasks, result: TaskResult) -> bool:
+        """Note the result of a task that is tried again. Return True if it has to wait for that."""
+        self._last[result.tsk_id] = result
+        delay = self.pause(result.attempts)
+        if delay:
+            heapq.heappush(self.delayed, (time.monotonic() + delay, result.tsk_id, tasks))
+        return delay > 0
+
+    def next_due(self) -> float:
+        """When the next task that waits is due, on the monotonic clock."""
+        return self.delayed[0][0] if self.delayed else math.inf
+
+    def take_due(self, now: float) -> Iterator[Tasks]:
+        """Take the tasks whose pause is over."""
+        while self.delayed and self.delayed[0][0] <= now:
+            yield heapq.heappop(self.delayed)[2]
+
+    def take(self, tsk_id: int) -> Tasks | None:
+        """Take a task that waits."""
+        for entry in self.delayed:
+            if entry[1] == tsk_id:
+                self.delayed.remove(entry)
+                heapq.heapify(self.delayed)
+                return entry[2]
+        return None
 
 
 class Tasks:
@@ -1987,8 +2218,8 @@ class Tasks:
         fn_ids: array.array[int],
         payloads: Sequence[Any],
         data: Sequence[bytes],
-        block: Block | None = None,
         marked: array.array[int] | None = None,
+        block: Block | None = None,
     ) -> None:
         self.job = job
         self.tsk_ids = tsk_ids
@@ -2005,7 +2236,7 @@ class Tasks:
         """Return the tasks [start, stop), to be pushed."""
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
-        return Tasks(self.job, *columns, self.block, self.marked and self.marked[part])
+        return Tasks(self.job, *columns, self.marked and self.marked[part], self.block)
 
     def release(self, count: int) -> None:
         """Note that `count` of the tasks have their outcome."""
@@ -2821,6 +3052,7 @@ class Handlers:
 
     def __init__(self) -> None:
         self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
+        self.executors: set[Calls] = set()  # those whose threads run; Python waits for these threads when it exits
         self._exchanged: list[tuple[int, Any, Any]] = []  # (signal, our handler, the handler before), oldest first
         self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
         self._starting: set[int] = set()  # threads that start a worker at this moment
@@ -2865,6 +3097,8 @@ class Handlers:
         elif self._is_forking(frame):  # Python drops exceptions there, so send the signal again later
             threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
         else:
+            for calls in list(self.executors):
+                calls.end(abort=True)
             self.exit(number, frame)
 
     @staticmethod
@@ -2998,7 +3232,7 @@ FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at on
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # how often to try a value for which there is no room, although none of those files is left
 SPILL_SECONDS = 0.02  # between two tries
-ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, besides the pipe
+ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, if no descriptor tells
 
 
 class WorkerOptions(NamedTuple):
@@ -3061,8 +3295,10 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
         signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
-    for old, new in ((0, null), (1, output), (2, output)):
-        os.dup2(new, old)
+    os.dup2(null, 0)
+    if log != NOT_REDIRECTED:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
     for descriptor in {null, output} - {0, 1, 2}:
         os.close(descriptor)
 
@@ -3137,7 +3373,7 @@ class Worker:
             self._log = TaskLog(self._options.log, self._index, self._tsk_id_in_hand)
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
             sys.stdout = sys.stderr = text
-        else:
+        elif self._options.log != NOT_REDIRECTED:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         if self._options.initializer is not None:
             self._options.initializer()
@@ -3339,16 +3575,22 @@ class Worker:
     def _end_with_supervisor(self) -> None:
         """In a thread: kill this process group when the supervisor is gone.
 
-        It is gone when its end of the pipe is closed. Something else may hold a copy of that end, so its pid is
-        checked as well.
+        Its end of the pipe is closed then. Something else may hold a copy of that end, so its pidfd becoming readable
+        counts as well. Without pidfds its pid is checked from time to time.
         """
+        owner = self._queue.owner_pid
         poll = select.poll()
         poll.register(self._pipes.wake, 0)  # hear only that it is closed
+        watched = False
+        with contextlib.suppress(OSError, AttributeError):
+            poll.register(_out_of_reach(os.pidfd_open(owner)), select.POLLIN)
+            watched = True
         gone = False
-        while not gone and process_exists(self._queue.owner_pid):
-            for _, event in poll.poll(ORPHAN_SECONDS * 1000):
+        while not gone and (watched or process_exists(owner)):
+            for descriptor, event in poll.poll(None if watched else ORPHAN_SECONDS * 1000):
                 if event & select.POLLNVAL:  # a function closed it
-                    poll.unregister(self._pipes.wake)
+                    poll.unregister(descriptor)
+                    watched = False
                 else:
                     gone = True
         end_strays(self._queue.name)
@@ -4805,7 +5047,7 @@ class Source:
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """Return a descriptor to wait for when `take` gave nothing; -1 if `take` itself waits."""
+        """Return a descriptor to wait for when `take` gave nothing; -1 if `take` itself waits, -2 if somebody rings."""
         return -1
 
 
@@ -4935,7 +5177,9 @@ class LineSource(Source):
         self._bytes = 0  # read
 
     def fileno(self) -> int:
-        return -1 if self.finite else self._file
+        if self.finite:
+            return -1
+        return self._file
 
     def total(self) -> int | None:
         """Return how many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
@@ -4971,7 +5215,9 @@ class LineSource(Source):
         self._parts.append(block)
         if b"\n" in block or not block:  # the last line may end with the file
             lines = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n")
-            self._parts = [lines.pop()] if block else []
+            self._parts.clear()
+            if block:
+                self._parts.append(lines.pop())
             lines[0] = lines[0].removeprefix(self._mark)
             self._mark = b""
             self._items = self._parse(lines)[::-1]
@@ -5045,6 +5291,175 @@ class QuerySource(Source):
             items = self._parse.without_done([self._parse.pair(name, payload) for name, payload in rows])
         self.tasks += len(items)
         return items
+
+
+AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
+AHEAD_CALLS = 4  # and how many calls at most
+
+
+class Call:
+    """A call that an Executor was asked for. what: (function, args, kwargs); pickled once the Supervisor has it."""
+
+    __slots__ = ("attempts", "function", "future", "what")
+
+    def __init__(self, future: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        self.future = future
+        self.what: Any = (function, args, kwargs)
+        self.function = function_name(function)
+        self.attempts = 0
+
+    def begin(self) -> bool:
+        """Pickle what to call. Return False if nothing is to be called: it was cancelled, or cannot be pickled."""
+        if self.attempts:
+            return True
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        try:
+            self.what = pickled(self.what)
+        except BaseException as error:
+            self.future.set_exception(unpickled(pickled_error(error))[1])
+            return False
+        return True
+
+
+class Calls(Source):
+    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
+
+    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
+    workers, and further ones only while calls are short. The lock guards `_over`, `_cancel`, `_abort` and the use of
+    the Supervisor's bell. It is reentrant, since the garbage collector can call end() anywhere.
+    """
+
+    def __init__(self, supervisor: Supervisor, workers: int, retries: int) -> None:
+        self._futures: Any = importlib.import_module("concurrent.futures")
+        self._supervisor: Supervisor | None = supervisor  # None once it has ended
+        self._workers = workers
+        self._retries = retries
+        self._owner = os.getpid()
+        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._over: Exception | None = None  # why no calls are taken any more
+        self._rung = self._cancel = self._abort = False
+        self._waiting: collections.deque[Call] = collections.deque()
+        self._given: dict[int, Call] = {}  # those that the Supervisor has, by tsk_id
+        self._tsk_id = 0  # the last one
+        self._seconds = 1.0  # how long a call takes, on average over the last ones
+        supervisor._pool.chosen_fork = True  # no warning about our own thread when it forks a new worker
+        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
+        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
+        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
+        handlers.executors.add(self)
+        with contextlib.ExitStack() as undo:
+            undo.push(supervisor)
+            undo.callback(self._forget)
+            self._thread.start()
+            undo.pop_all()
+
+    # In any thread.
+
+    def add(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Take a call, and return its future."""
+        call = Call(self._futures.Future(), function, args, kwargs)
+        if os.getpid() != self._owner:
+            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
+        with self._lock:
+            if self._over is not None:
+                raise self._over.with_traceback(None)
+            self._waiting.append(call)
+            self._ring_locked()
+        return call.future
+
+    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
+        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
+            self._cancel |= cancel
+            self._abort |= abort
+            self._ring_locked()
+        if wait:
+            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
+            self._thread.join()
+            handlers.exit_on_signals()  # the thread could not remove them
+
+    def _ring_locked(self) -> None:
+        if self._supervisor is not None and not self._rung:
+            self._rung = True
+            self._supervisor._pool.wake_supervisor()
+
+    # In the thread.
+
+    def _serve(self, supervisor: Supervisor) -> None:
+        """Make the calls, until there are no more."""
+        try:
+            with supervisor:
+                try:
+                    for result in supervisor.run(self):
+                        self._settle(result)
+                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
+                finally:
+                    with self._lock:
+                        self._supervisor = None
+        except BaseException as error:
+            self._fail(error)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._at_exit.cancel()
+        handlers.executors.discard(self)
+        self._ended.set()
+
+    def fileno(self) -> int:
+        return -2
+
+    def take(self, room: int) -> Sequence[bytes]:
+        self._rung = False
+        if self._abort:
+            raise InterruptedError("this Executor was interrupted")
+        ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))
+        room = min(room, 1 + self._workers * (1 + ahead) - len(self._given))
+        payloads: list[bytes] = []
+        while self._waiting and (len(payloads) < room or self._cancel):
+            call = self._waiting.popleft()
+            if len(payloads) >= room:
+                call.future.cancel()
+            if call.begin():
+                self._tsk_id += 1
+                self._given[self._tsk_id] = call
+                payloads.append(call.what)
+        self.exhausted = self._over is not None and not (self._waiting or self._given)
+        return payloads
+
+    def _settle(self, result: TaskResult) -> None:
+        """Give a future its outcome, or make its call again."""
+        if result.status == "cancelled":
+            return  # the Supervisor gives up, and raises the reason at the end
+        call = self._given.pop(result.tsk_id)
+        call.attempts += 1
+        self._seconds += (result.seconds - self._seconds) / 8
+        try:
+            if result.status != "ok":
+                raise TaskError(result._replace(function=call.function, payload=None, attempts=call.attempts))
+            succeeded, value = unpickled(result.value)
+        except BaseException as error:
+            succeeded, value = False, error.with_traceback(None)
+        if succeeded:
+            call.future.set_result(value)
+        elif call.attempts <= self._retries:
+            self._waiting.appendleft(call)
+        else:
+            call.future.set_exception(value)
+
+    def _fail(self, error: BaseException) -> None:
+        """End all calls, since the Supervisor has ended early."""
+        with self._lock:
+            self._over = self._futures.process.BrokenProcessPool(describe(error))
+        for call in (*self._given.values(), *self._waiting):
+            if call.future.running() or call.future.set_running_or_notify_cancel():
+                call.future.set_exception(self._over)
+        self._given.clear()
+        self._waiting.clear()
 
 
 def _as_bytes(value: Any) -> bytes:

@@ -31,7 +31,7 @@ SUPERVISOR = {  # the name in the table: the function that is measured
     "cut values": "LaneReader._settle",
     "settle": "Ledger.complete",
     "wake": "WorkerPool.ring",
-    "look": "Engine.check_workers",
+    "check workers": "WorkerEngine.check_workers",
     "wait": "Engine._wait",
     "start workers": "WorkerPool.start",
     "other turns": "Engine.turn",

@@ -150,8 +150,8 @@ SCENARIOS = {
 
 
 PARTS = (
-    shmqueue.SharedTaskQueue, shmqueue.Worker, shmqueue.Engine, shmqueue.Ledger, shmqueue.LaneReader, shmqueue.Heap,
-    shmqueue.WorkerPool, shmqueue.WorkerProcess, shmqueue.Packer,
+    shmqueue.SharedTaskQueue, shmqueue.Worker, shmqueue.WorkerEngine, shmqueue.Ledger, shmqueue.LaneReader,
+    shmqueue.Heap, shmqueue.WorkerPool, shmqueue.WorkerProcess, shmqueue.Packer,
 )  # fmt: skip
 
 
@@ -505,8 +505,8 @@ def steered_process(world: World) -> type[shmqueue.WorkerProcess]:
     return SteeredProcess
 
 
-def steered_engine(world: World) -> type[shmqueue.Engine]:
-    class SteeredEngine(world.part(shmqueue.Engine)):  # type: ignore[misc]
+def steered_engine(world: World) -> type[shmqueue.WorkerEngine]:
+    class SteeredEngine(world.part(shmqueue.WorkerEngine)):  # type: ignore[misc]
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             world.engine = self
@@ -794,7 +794,7 @@ class World:
         return {
             **{base.__name__: part for base, part in self.parts.items()},
             "WorkerPool": steered_pool(self),
-            "Engine": steered_engine(self),
+            "WorkerEngine": steered_engine(self),
             "WorkerProcess": steered_process(self),
             "Ledger": steered_ledger(self),
             "select": types.SimpleNamespace(poll=lambda: Poll(self), POLLIN=1),
@@ -1331,7 +1331,7 @@ class World:
             tuple(tuple(tasks.tsk_ids) for tasks in (*ledger.again, None, *ledger.fresh) if tasks is not None),
             len(ledger.again),
             tuple((tasks.first, bytes(tasks.settled), tuple(tasks.tsk_ids)) for tasks in ledger._placed),
-            tuple(sorted((tsk_id, last.attempts, last.status) for tsk_id, last in ledger._tried.items())),
+            tuple(sorted((tsk_id, last.attempts, last.status) for tsk_id, last in ledger.retries._last.items())),
             tuple(self.results), tuple(engine._sleepers),
             tuple(map(scalars, engine._lanes)), scalars(packer), bytes(packer.heap._in_use),
         ))  # fmt: skip

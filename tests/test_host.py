@@ -412,9 +412,12 @@ def test_a_worker_that_ends_at_once_is_not_taken_for_another_process(monkeypatch
     writer.close()
 
 
-def has_pidfd(pid):
+def has_pidfd_of_a_worker(pid):
+    """A worker has one of its supervisor, and none of another worker."""
     with contextlib.suppress(FileNotFoundError):  # one has just been closed
-        return any("pidfd" in os.readlink(path) for path in pathlib.Path(f"/proc/{pid}/fd").iterdir())
+        infos = [path.read_text() for path in pathlib.Path(f"/proc/{pid}/fdinfo").iterdir()]
+        named = {int(line.split()[1]) for info in infos for line in info.splitlines() if line.startswith("Pid:")}
+        return bool(named - {os.getpid()})
     return True
 
 
@@ -430,7 +433,7 @@ def test_no_descriptor_is_left_and_no_worker_has_those_of_another(method):
         list(supervisor.run([("pid", b"")]))
         for worker in supervisor.stats()["workers"]:
             # A worker that has just been forked has still to close them.
-            assert wait_until(lambda pid=worker["pid"]: not has_pidfd(pid), 10)
+            assert wait_until(lambda pid=worker["pid"]: not has_pidfd_of_a_worker(pid), 10)
     assert descriptors() == before
 
 
