@@ -426,13 +426,13 @@ class Noted:
             value = bytes(value)
         with contextlib.suppress(TypeError, ValueError):  # it fails, and the supervisor says why
             sent = shmqueue.decode_value(*shmqueue.encode_value(value, (), None), (), None)
-            status, error = "ok", None
+            status, text = "ok", None
             if isinstance(sent, shmqueue.Failure):  # of a command, which has a value all the same
-                status, error = "failed", sent.error
+                status, text = "failed", sent.error
                 sent = sent.value
             if isinstance(sent, shmqueue.Output):  # where journals are read, nothing of shmqueue is imported
                 sent = bytes(sent)
-            journal.end(at, status, sent, error, 1, None, time.perf_counter() - began)
+            journal.end(at, status, sent, text, 1, None, time.perf_counter() - began)
         return value
 
 
