@@ -143,16 +143,17 @@ __all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "main", "paralle
 
 
 def __getattr__(name: str) -> Any:
-    """Import multiprocessing and psutil, and make Executor, when they are first used, since they take long.
+    """Import multiprocessing, psutil and curses, and make Executor, when they are first used, since they take long.
 
-    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused."""
+    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused. Without
+    curses, the screen has no colours."""
     made: Any = None
     if name == "Executor":
         made = make_executor()
     elif name == "multiprocessing":
         importlib.import_module("multiprocessing.util")
         made = sys.modules[name]
-    elif name == "psutil":
+    elif name in ("psutil", "curses"):
         with contextlib.suppress(ImportError):
             made = importlib.import_module(name)
     else:
@@ -162,7 +163,7 @@ def __getattr__(name: str) -> Any:
 
 
 def late(name: str) -> Any:
-    """Return multiprocessing or psutil."""
+    """Return multiprocessing, psutil or curses; None for one that is not installed."""
     return getattr(sys.modules[__name__], name)
 
 
@@ -172,6 +173,7 @@ def import_all() -> None:
     for name in names.split():
         importlib.import_module(name)
     late("psutil")
+    late("curses")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -843,8 +845,8 @@ OPTIONS = (
     Option("slot_size", int, "BYTES", "bytes of a slot (%(default)s)", 128, SLOT_SIZES, BOTH),
     Option("batch", int, "N", "tasks a worker claims at once (default: by itself)", None, (1, 1 << 26), BOTH),
     Option("start_method", ("fork", "spawn", "forkserver"), "M", "of workers: fork, spawn or forkserver", place=BOTH),
-    Option("print", bool, "", "write values to stdout; default for commands", False),
-    Option("no_print", bool, "", "do not", False),
+    Option("print", bool, "", "write values to stdout; the default for commands", False),
+    Option("no_print", bool, "", "do not, so that the summary is there", False),
     Option("keep_order", bool, "", "print in the order of the input", False, short="-k"),
     Option("tag", bool, "", "print each line after its task and a tab", False),
     Option("results", str, "FILE", ".jsonl, .csv, .sqlite; or - for JSON lines on stdout"),
@@ -5155,8 +5157,8 @@ class LineParser:
             return self._only, item
         return item[0], item[1]
 
-    def line(self, function: str, payload: bytes) -> bytes:
-        """Return the line that this task is read from."""
+    def input_line(self, function: str, payload: bytes) -> bytes:
+        """Return a line, with its end, that is read as this task."""
         line = payload
         if not self.whole:
             line = b" ".join(filter(None, (encode_text(function), payload)))
@@ -5874,14 +5876,14 @@ class InOrder:
 class Printer:
     """Writes values to standard output, and what commands wrote to their standard error to that, each in one piece.
 
-    line: returns what --tag puts before each line of a task; None without it. exact: values are printed as commands
-    wrote them, also of tasks that failed. Otherwise each gets a line end; None and failures are not printed. wait:
+    exact: values are printed as commands wrote them, also of tasks that failed. Otherwise each gets a line end; None
+    and failures are not printed. line: returns a task's line, which --tag puts before each line that is printed. wait:
     called again and again while the reader takes nothing; it may clear `patient`. screen: leaves a terminal before
     that is written to.
     """
 
     def __init__(
-        self, exact: bool, line: Callable[[TaskResult], bytes] | None, wait: Callable[[], None], screen: Progress
+        self, exact: bool, line: Callable[[str, bytes], bytes] | None, wait: Callable[[], None], screen: Progress
     ) -> None:
         self.closed = False  # nothing more is printed
         self.problem = ""  # why not
@@ -5896,7 +5898,9 @@ class Printer:
         """Print a result soon. What a command complained of comes right behind its output."""
         if self.closed:
             return
-        tag = b"" if self._line is None else self._line(result) + b"\t"
+        tag = b""
+        if self._line is not None:
+            tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
         self._waiting += tagged(self._text(result), tag)
         errors = getattr(result.value, "errors", b"")
         if errors or len(self._waiting) > PRINT_BYTES:
@@ -6263,14 +6267,14 @@ def can_draw() -> bool:
 
 def count_colours() -> int:
     """Return how many colours the terminal has; 0 where it has none, or NO_COLOR is set (https://no-color.org)."""
-    if can_draw() and not os.environ.get("NO_COLOR"):
-        with contextlib.suppress(ImportError):
-            import curses
-
-            with contextlib.suppress(curses.error):  # a terminal that the system does not know
-                curses.setupterm(fd=2)
-                return curses.tigetnum("colors")
-    return 0
+    curses = late("curses")
+    if curses is None or not can_draw() or os.environ.get("NO_COLOR"):
+        return 0
+    try:
+        curses.setupterm(fd=2)
+    except curses.error:  # a terminal that the system does not know
+        return 0
+    return int(curses.tigetnum("colors"))
 
 
 def in_foreground(descriptor: int) -> bool:
@@ -6468,23 +6472,23 @@ class Command:
         split = f"at {decode_text(self._delimiter)!r}" if self._delimiter else "at white space; see --delimiter"
         return f"LookupError: the template has {{{self._most}}}, and the line {counted(count, 'field')} (split {split})"
 
-    def fill(self, line: bytes, task: int, worker: int) -> bytes:
+    def fill(self, line: bytes, task: int, worker: str = "{%}") -> bytes:
         """Return the command for a line. What comes from the line is quoted."""
         import shlex
 
-        numbers = {b"#": task, b"%": worker}
+        numbers = {b"#": b"%d" % task, b"%": worker.encode()}
 
         def replace(match: re.Match[bytes]) -> bytes:
             string = match[1]
             if string in numbers:
-                return b"%d" % numbers[string]
+                return numbers[string]
             part = line.split(self._delimiter)[int(string) - 1] if string.isdigit() else self.PARTS[string](line)
             return encode_text(shlex.quote(decode_text(part)))
 
         return self.STRING.sub(replace, self._template)
 
     def __call__(self, payload: bytes) -> bytes:
-        return shell(self.fill(payload, tsk_id_in_hand(), int(os.environ.get(WORKER_VARIABLE, 0))))
+        return shell(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
 
 
 def load_module(where: str) -> Any:
@@ -6552,7 +6556,13 @@ def load_functions(where: str) -> list[Function]:
 
 
 # Each group of options in --help begins with the option of this name.
-HEADINGS = {"handlers": "tasks", "workers": "how they run", "results": "what is kept", "screen": "what is shown"}
+HEADINGS = {
+    "handlers": "tasks",
+    "workers": "how they run",
+    "print": "what is printed",
+    "results": "what is kept",
+    "screen": "what is shown",
+}
 HELP = """\
 usage: {prog} TASKS [options]
 Put many small tasks through several processes, and lose none. TASKS is a file,
@@ -6728,7 +6738,8 @@ class CommandLine:
         self.functions, whole = choose_functions(options, functions)
         names = list(map(function_name, self.functions.values()))
         command = self.functions.get(1)
-        missing = command.missing if isinstance(command, Command) else None
+        self.command = command if isinstance(command, Command) else None
+        missing = self.command.missing if self.command else None
         self.parse = LineParser(names, comments=not (options.call or missing), whole=whole, missing=missing)
         self.source = self._open_source()
         if not options.dry_run:
@@ -6786,7 +6797,7 @@ class CommandLine:
         if not prints(options):
             return None
         exact = bool(options.shell or options.command)
-        return Printer(exact, self.parse.line if options.tag else None, self.on_check, self.progress)
+        return Printer(exact, self.parse.input_line if options.tag else None, self.on_check, self.progress)
 
     def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
         """Return a Supervisor, or what has its public names."""
@@ -6843,7 +6854,7 @@ class CommandLine:
                 for put in receivers:
                     put(result)
                 if self.failed is not None and result.status != "ok":
-                    self.failed.write(self.parse.line(result.function, result.payload))
+                    self.failed.write(self.parse.input_line(result.function, result.payload))
                 if result.status not in ("ok", "cancelled"):
                     bad += 1
                     if bad == self.options.halt:
@@ -6866,7 +6877,7 @@ class CommandLine:
     def _finish_failed(self, failed: FailedLines) -> None:
         """Add what was never begun, and put the lines in their place, if they are complete."""
         for item in self.source.rest():
-            failed.write(self.parse.line(*self.parse.task(item)))
+            failed.write(self.parse.input_line(*self.parse.task(item)))
         failed.problem = failed.problem or self.source.problem
         failed.replace()
 
@@ -6880,15 +6891,18 @@ class CommandLine:
                 if isinstance(item, Rejected):
                     bad = True
                     say(printable(f"shmqueue: {item.error}"), sys.stderr)
-            failure = say(b"".join(self._shown(item) for item in items), sys.stdout)
+            first = self.source.tasks - len(items) + 1
+            failure = say(b"".join(map(self._shown, items, itertools.count(first))), sys.stdout)
             if not items and self.source.fileno() >= 0:
                 select.select([self.source], [], [])
         if self.source.problem:
             say(printable(f"shmqueue: {self.source.problem}"), sys.stderr)
         return int(bad or bool(failure or self.source.problem))
 
-    def _shown(self, item: Any) -> bytes:
-        line = self.parse.line(*self.parse.task(item))
+    def _shown(self, item: Any, number: int) -> bytes:
+        line = self.parse.input_line(*self.parse.task(item))
+        if self.command is not None and isinstance(item, bytes):
+            line = self.command.fill(item, number) + b"\n"
         return line[:-1].replace(b"\n", b"\\n") + b"\n"  # a row may have line ends
 
     def note_signal(self, number: int, frame: object) -> None:

@@ -114,7 +114,7 @@ def test_output_is_that_of_gnu_parallel(cli, put, example):
 
 
 def filled(template, line, delimiter=None):
-    return shmqueue.Command(template, delimiter).fill(line, 7, 3)
+    return shmqueue.Command(template, delimiter).fill(line, 7, "3")
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,21 @@ def test_a_line_without_a_field_fails_and_says_which_line(cli, put):
     assert "{2}" in by_payload["c"]["error"]
     assert "1 field" in by_payload["c"]["error"]
     assert b"line 3: " in err
+
+
+def test_a_dry_run_writes_the_commands(cli):
+    """All but the worker's number, which nobody knows yet."""
+    tasks = cli.file("tasks", "a b\n\nc\nd 'e'\n")
+    run = cli.run(tasks, "--command", "echo {#} {%} {2}", "--dry-run")
+    assert (run.code, run.out) == (1, "echo 1 {%} b\nc\necho 3 {%} ''\"'\"'e'\"'\"''\n")
+    assert run.err.startswith("shmqueue: line 3: ")
+    assert cli.run(tasks, "--command", "echo", "--dry-run").out == "echo 'a b'\necho c\necho 'd '\"'\"'e'\"'\"''\n"
+
+
+def test_lines_that_failed_can_be_given_in_again(cli, put):
+    arguments = ("--command", "echo {2}; test {2} != 1", "--failed", "tasks")
+    assert put("a 0\nb\nc 1\n#d 1\n", *arguments)[0] == 1
+    assert sorted((cli.folder / "tasks").read_text().splitlines()) == ["#d 1", "b", "c 1"]
 
 
 def test_rows_of_a_query_fill_a_template(cli):

@@ -934,6 +934,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("watch", "clean"):
         if getattr(options, name) not in (None, False):
             raise shmqueue.UsageError(f"--{name}: is for one machine's runs; use `python shmqueue.py --{name}` there")
+    if options.retry_delay or set(options.retry_on) != set(shmqueue.RETRY_ON):
+        raise shmqueue.UsageError("--retry-delay, --retry-on: are for one machine; on a cluster, use --retries alone")
     for path in options.upload:
         if not path.endswith((".py", ".zip", ".egg")) or not os.path.isfile(path):
             raise shmqueue.UsageError(f"--upload {path}: must be a file that ends with .py, .zip or .egg")
