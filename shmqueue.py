@@ -2314,7 +2314,7 @@ class Job:
         return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
 
     def must_wait(self, limit: int) -> bool:
-        """Return True if results wait for an earlier task, and more than `limit` tasks lie between the two."""
+        """Return True if results wait for a task that lies more than `limit` tasks before the newest one."""
         held = 0 if self.source is None else self.source.held
         return held > 0 and self.outstanding + held > limit
 
