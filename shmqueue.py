@@ -5902,7 +5902,7 @@ class Printer:
         if self._line is not None:
             tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
         self._waiting += tagged(self._text(result), tag)
-        errors = getattr(result.value, "errors", b"")
+        errors = result.value.errors if isinstance(result.value, Output) else b""
         if errors or len(self._waiting) > PRINT_BYTES:
             self.flush()
         if errors:
