@@ -33,7 +33,7 @@ The processes, and what goes between them
 
   The supervisor is the caller's process. It owns the segment, fills the ring, collects outcomes, replaces dead
   workers and draws the screen. Workers touch only the segment and their own pipes. Nothing is unpickled after the
-  start. So a process that writes into the segment can spoil data, but cannot run code.
+  start, except by an Executor. So a process that writes into the segment can spoil data, but cannot run code.
 
 
 The segment, in bytes
@@ -139,22 +139,26 @@ except ImportError as missing:  # Windows has no lock that a path reaches and th
     raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
 
 __version__ = "0.1.0"
-__all__ = ["Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
+__all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import multiprocessing and psutil when they are first used: they take as long as all the others together.
+    """Import multiprocessing and psutil, and make Executor, when they are first used, since they take long.
 
     Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused."""
-    if name == "multiprocessing":
+    made: Any = None
+    if name == "Executor":
+        made = make_executor()
+    elif name == "multiprocessing":
         importlib.import_module("multiprocessing.util")
-    elif name != "psutil":
+        made = sys.modules[name]
+    elif name == "psutil":
+        with contextlib.suppress(ImportError):
+            made = importlib.import_module(name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = None
-    with contextlib.suppress(ImportError):
-        module = importlib.import_module(name)
-    globals()[name] = module
-    return module
+    globals()[name] = made
+    return made
 
 
 def late(name: str) -> Any:
@@ -604,6 +608,148 @@ def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Executor: the same workers for those who want futures.
+# ---------------------------------------------------------------------------------------------------------------------
+
+NOT_REDIRECTED = ""  # in place of a log: what functions print goes where this process prints
+
+
+class ExecutorMethods:
+    """Runs calls in worker processes: an Executor of concurrent.futures, used like ProcessPoolExecutor.
+
+    Functions, arguments and values are anything that pickles. What a function raises arrives as itself, with the text
+    of its traceback as the cause. If a worker dies, only the call in its hand fails, with TaskError. A Supervisor does
+    the work in a thread of its own, so every method may be called from any thread.
+
+    max_workers: processes; None for as many as this process may use processors. mp_context: of multiprocessing; only
+    its start method counts. None for what Supervisor takes, or for spawn with max_tasks_per_child. initializer,
+    initargs: a call that is made first in every worker. max_tasks_per_child: calls after which a worker is replaced;
+    not with fork. timeout: seconds a call may run. retries: how often a call that raises, runs too long or crashes is
+    made again. The workers start at once, and print where this process prints.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+    ) -> None:
+        self._max_workers = available_processors() if max_workers is None else max_workers
+        if self._max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        check_numbers({"retries": retries})
+        method = "spawn" if max_tasks_per_child is not None else None
+        if mp_context is not None:
+            method = mp_context.get_start_method()
+        if max_tasks_per_child is not None and method == "fork":
+            raise ValueError("max_tasks_per_child is incompatible with the fork start method: give another mp_context")
+        supervisor = Supervisor(
+            [_make_call],
+            workers=self._max_workers,
+            num_slots=1024,
+            timeout=timeout,
+            max_tasks=max_tasks_per_child,
+            initializer=functools.partial(initializer, *initargs) if initializer else None,
+            log=NOT_REDIRECTED,
+            start_method=method,
+        )
+        self._calls = Calls(supervisor, self._max_workers, retries)
+        weakref.finalize(self, self._calls.end)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Have fn(*args, **kwargs) called in a worker. Return the Future of that call."""
+        return self._calls.add(fn, args, kwargs)
+
+    def map(self, fn: Callable[..., Any], *iterables: Any, chunksize: int = 1, **options: Any) -> Iterator[Any]:
+        """Yield the values of `fn` for the items of `iterables`, in order.
+
+        timeout: seconds from now on after which a value that is not there raises TimeoutError. chunksize: changes
+        nothing, since batches size themselves. Other options are those of this Python's Executor.map.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        values: Iterator[Any] = super().map(fn, *iterables, **options)  # type: ignore[misc]
+        return values
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls. When all are made, the workers leave; `wait` for that.
+
+        cancel_futures: cancel the calls that have not begun.
+        """
+        self._calls.end(cancel=cancel_futures, wait=wait)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._calls.end(abort=kind is KeyboardInterrupt, wait=True)
+
+
+Executor: Any  # a subclass of ExecutorMethods and concurrent.futures.Executor
+
+
+def make_executor() -> type:
+    """Make the class Executor. This waits until somebody asks for it, since concurrent.futures takes long to import."""
+    process: Any = importlib.import_module("concurrent.futures.process")
+    threading._register_atexit(end_executors)  # type: ignore[attr-defined]  # as ProcessPoolExecutor does it
+    names = {"__module__": __name__, "__doc__": ExecutorMethods.__doc__}
+    return type("Executor", (ExecutorMethods, process._base.Executor), names)
+
+
+def end_executors() -> None:
+    """Finish all calls when the main thread has ended; but if a signal ended it, or comes now, give them up."""
+    executors = list(handlers.executors)
+    try:
+        for calls in executors:
+            calls.end("interpreter shutdown", abort=getattr(sys, "last_type", None) is KeyboardInterrupt, wait=True)
+    except BaseException as interrupt:
+        for calls in executors:
+            calls.end(abort=True, wait=True)
+        if isinstance(interrupt, SystemExit):  # Python would only print it, and exit with 0
+            os._exit(int(interrupt.code or 0))
+        raise
+
+
+def _make_call(payload: bytes) -> bytes:
+    """Make a call for an Executor (worker). Return (True, value) or (False, exception), pickled."""
+    try:
+        function, args, kwargs = unpickled(payload)
+        return pickled((True, function(*args, **kwargs)))
+    except BaseException as error:
+        return pickled_error(error)
+    finally:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, full, closed
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def pickled(value: Any) -> bytes:
+    """Pickle a value as multiprocessing does, which can send more than pickle alone: a socket, for example."""
+    return bytes(late("multiprocessing").reduction.ForkingPickler.dumps(value))
+
+
+def unpickled(data: bytes) -> Any:
+    """Read what a process of the same Executor has pickled."""
+    return late("multiprocessing").reduction.ForkingPickler.loads(data)
+
+
+def pickled_error(error: BaseException) -> bytes:
+    """Pickle (False, error), with its traceback as text. If that fails, pickle the error with which it fails."""
+    with_text: Any = importlib.import_module("concurrent.futures.process")._ExceptionWithTraceback
+    trace: Any = error.__traceback__
+    try:
+        data = pickled((False, with_text(error, trace.tb_next)))  # without our own frame
+        unpickled(data)
+    except BaseException as second:
+        return pickled((False, with_text(second, second.__traceback__)))
+    return data
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The options of a Supervisor and of the command line: one table, their limits, and what is taken without them.
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -898,7 +1044,7 @@ class Engine:
             source.exhausted = True
         elif room > 0:
             ledger.admit(job, source.take(room))
-            return source.fileno() < 0 and not source.exhausted
+            return source.exhausted or source.fileno() == -1  # if exhausted, its job may be finished
         return False
 
     def feed(self) -> bool:
@@ -2877,6 +3023,7 @@ class Handlers:
 
     def __init__(self) -> None:
         self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
+        self.executors: set[Calls] = set()  # those whose threads run; Python waits for these threads when it exits
         self._exchanged: list[tuple[int, Any, Any]] = []  # (signal, our handler, the handler before), oldest first
         self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
         self._starting: set[int] = set()  # threads that start a worker at this moment
@@ -2921,6 +3068,8 @@ class Handlers:
         elif self._is_forking(frame):  # Python drops exceptions there, so send the signal again later
             threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
         else:
+            for calls in list(self.executors):
+                calls.end(abort=True)
             self.exit(number, frame)
 
     @staticmethod
@@ -3117,8 +3266,10 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
         signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
-    for old, new in ((0, null), (1, output), (2, output)):
-        os.dup2(new, old)
+    os.dup2(null, 0)
+    if log != NOT_REDIRECTED:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
     for descriptor in {null, output} - {0, 1, 2}:
         os.close(descriptor)
 
@@ -3188,7 +3339,7 @@ class Worker:
             self._log = TaskLog(self._options.log, self._index, self._tsk_id_in_hand)
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
             sys.stdout = sys.stderr = text
-        else:
+        elif self._options.log != NOT_REDIRECTED:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         if self._options.initializer is not None:
             self._options.initializer()
@@ -4837,7 +4988,7 @@ class Source:
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """Return a descriptor to wait for when `take` gave nothing; -1 if `take` itself waits."""
+        """Return a descriptor to wait for when `take` gave nothing; -1 if `take` itself waits, -2 if somebody rings."""
         return -1
 
 
@@ -5063,6 +5214,175 @@ class QuerySource(Source):
             items = self._parse.without_done([self._parse.pair(name, payload) for name, payload in rows])
         self.tasks += len(items)
         return items
+
+
+AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
+AHEAD_CALLS = 4  # and how many calls at most
+
+
+class Call:
+    """A call that an Executor was asked for. what: (function, args, kwargs); pickled once the Supervisor has it."""
+
+    __slots__ = ("attempts", "function", "future", "what")
+
+    def __init__(self, future: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        self.future = future
+        self.what: Any = (function, args, kwargs)
+        self.function = function_name(function)
+        self.attempts = 0
+
+    def begin(self) -> bool:
+        """Pickle what to call. Return False if nothing is to be called: it was cancelled, or cannot be pickled."""
+        if self.attempts:
+            return True
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        try:
+            self.what = pickled(self.what)
+        except BaseException as error:
+            self.future.set_exception(unpickled(pickled_error(error))[1])
+            return False
+        return True
+
+
+class Calls(Source):
+    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
+
+    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
+    workers, and further ones only while calls are short. The lock guards `_over`, `_cancel`, `_abort` and the use of
+    the Supervisor's bell. It is reentrant, since the garbage collector can call end() anywhere.
+    """
+
+    def __init__(self, supervisor: Supervisor, workers: int, retries: int) -> None:
+        self._futures: Any = importlib.import_module("concurrent.futures")
+        self._supervisor: Supervisor | None = supervisor  # None once it has ended
+        self._workers = workers
+        self._retries = retries
+        self._owner = os.getpid()
+        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._over: Exception | None = None  # why no calls are taken any more
+        self._rung = self._cancel = self._abort = False
+        self._waiting: collections.deque[Call] = collections.deque()
+        self._given: dict[int, Call] = {}  # those that the Supervisor has, by tsk_id
+        self._tsk_id = 0  # the last one
+        self._seconds = 1.0  # how long a call takes, on average over the last ones
+        supervisor._pool.chosen_fork = True  # no warning about our own thread when it forks a new worker
+        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
+        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
+        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
+        handlers.executors.add(self)
+        with contextlib.ExitStack() as undo:
+            undo.push(supervisor)
+            undo.callback(self._forget)
+            self._thread.start()
+            undo.pop_all()
+
+    # In any thread.
+
+    def add(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Take a call, and return its future."""
+        call = Call(self._futures.Future(), function, args, kwargs)
+        if os.getpid() != self._owner:
+            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
+        with self._lock:
+            if self._over is not None:
+                raise self._over.with_traceback(None)
+            self._waiting.append(call)
+            self._ring_locked()
+        return call.future
+
+    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
+        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
+            self._cancel |= cancel
+            self._abort |= abort
+            self._ring_locked()
+        if wait:
+            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
+            self._thread.join()
+            handlers.exit_on_signals()  # the thread could not remove them
+
+    def _ring_locked(self) -> None:
+        if self._supervisor is not None and not self._rung:
+            self._rung = True
+            self._supervisor._pool.wake_supervisor()
+
+    # In the thread.
+
+    def _serve(self, supervisor: Supervisor) -> None:
+        """Make the calls, until there are no more."""
+        try:
+            with supervisor:
+                try:
+                    for result in supervisor.run(self):
+                        self._settle(result)
+                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
+                finally:
+                    with self._lock:
+                        self._supervisor = None
+        except BaseException as error:
+            self._fail(error)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._at_exit.cancel()
+        handlers.executors.discard(self)
+        self._ended.set()
+
+    def fileno(self) -> int:
+        return -2
+
+    def take(self, room: int) -> Sequence[bytes]:
+        self._rung = False
+        if self._abort:
+            raise InterruptedError("this Executor was interrupted")
+        ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))
+        room = min(room, 1 + self._workers * (1 + ahead) - len(self._given))
+        payloads: list[bytes] = []
+        while self._waiting and (len(payloads) < room or self._cancel):
+            call = self._waiting.popleft()
+            if len(payloads) >= room:
+                call.future.cancel()
+            if call.begin():
+                self._tsk_id += 1
+                self._given[self._tsk_id] = call
+                payloads.append(call.what)
+        self.exhausted = self._over is not None and not (self._waiting or self._given)
+        return payloads
+
+    def _settle(self, result: TaskResult) -> None:
+        """Give a future its outcome, or make its call again."""
+        if result.status == "cancelled":
+            return  # the Supervisor gives up, and raises the reason at the end
+        call = self._given.pop(result.tsk_id)
+        call.attempts += 1
+        self._seconds += (result.seconds - self._seconds) / 8
+        try:
+            if result.status != "ok":
+                raise TaskError(result._replace(function=call.function, payload=None, attempts=call.attempts))
+            succeeded, value = unpickled(result.value)
+        except BaseException as error:
+            succeeded, value = False, error.with_traceback(None)
+        if succeeded:
+            call.future.set_result(value)
+        elif call.attempts <= self._retries:
+            self._waiting.appendleft(call)
+        else:
+            call.future.set_exception(value)
+
+    def _fail(self, error: BaseException) -> None:
+        """End all calls, since the Supervisor has ended early."""
+        with self._lock:
+            self._over = self._futures.process.BrokenProcessPool(describe(error))
+        for call in (*self._given.values(), *self._waiting):
+            if call.future.running() or call.future.set_running_or_notify_cancel():
+                call.future.set_exception(self._over)
+        self._given.clear()
+        self._waiting.clear()
 
 
 def _as_bytes(value: Any) -> bytes:

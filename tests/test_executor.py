@@ -1,0 +1,608 @@
+"""Executor: the standard library's tests of ProcessPoolExecutor, what those do not ask, and real users of one."""
+
+import concurrent.futures
+import contextlib
+import gc
+import importlib.util
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import calls
+import pytest
+import stdlib_executor
+from conftest import ROOT, wait_until
+from test_host import descriptors, in_child, run_script, session_of
+
+import shmqueue
+
+METHODS = ("fork", "forkserver", "spawn")
+
+# The standard library's own tests.
+
+LIMIT = 300.0  # seconds for one process of them; a quiet machine takes 20
+GROUPS = (
+    ["WaitTests"],
+    ["ProcessPoolExecutorTest"],
+    ["AsCompletedTests", "ProcessPoolShutdownTest", "InitializerMixin"],
+)
+
+
+def start_standard_tests(method, classes):
+    script = ROOT / "tests" / "stdlib_executor.py"
+    command = [sys.executable, "-W", "error::ResourceWarning", str(script), method, *classes]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True)
+
+
+def report_of(process):
+    """What a process of the standard tests reports at its end, once nothing is left of it."""
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"the standard tests hung: {process.communicate()[1]}")
+    assert process.returncode == 0, err
+    assert wait_until(lambda: not session_of(process.pid), 10), session_of(process.pid)
+    for warning in ("Warning", "Traceback", "leaked", "reap_children", "dangling"):
+        assert warning not in err
+    return json.loads(out.splitlines()[-1])
+
+
+def has_standard_tests():
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.util.find_spec("test.test_concurrent_futures") is not None
+    return False
+
+
+@pytest.mark.timeout(2 * LIMIT)
+def test_the_standard_librarys_tests(own_pids):
+    """All start methods at once, since most of these tests sleep."""
+    if not has_standard_tests():
+        pytest.skip(f"Python {sys.version.split()[0]} came without test.test_concurrent_futures; another one has it")
+    runs = {method: [start_standard_tests(method, classes) for classes in GROUPS] for method in stdlib_executor.METHODS}
+    own_pids.update(process.pid for processes in runs.values() for process in processes)
+    try:
+        reports = {method: [report_of(process) for process in processes] for method, processes in runs.items()}
+    finally:
+        for process in itertools.chain(*runs.values()):
+            process.kill()  # those that are still running, after a failure
+    for method, parts in reports.items():
+        assert [bad for part in parts for bad in part["bad"]] == []
+        left_out = [why for part in parts for why in part["skipped"]]
+        # Python 3.10 has 31 of them; later ones have tests of max_tasks_per_child, one of which runs with fork only.
+        assert sum(part["run"] for part in parts) == 31 + (sys.version_info >= (3, 11)) * (1 + (method == "fork"))
+        for why in left_out:
+            assert "Windows" in why or ("fork start method" in why and method in ("fork", "default")), why
+
+
+@pytest.fixture
+def executor():
+    with shmqueue.Executor(2) as made:
+        yield made
+    assert not [thread for thread in threading.enumerate() if thread.name == "shmqueue-executor"]
+
+
+# The class.
+
+
+def test_the_class_is_made_when_it_is_asked_for(tmp_path):
+    """Importing the file alone must not cost what concurrent.futures and logging cost."""
+    text = """
+import sys, shmqueue
+assert not {"concurrent.futures", "logging"} & set(sys.modules)
+from shmqueue import *
+import concurrent.futures, pickle
+assert issubclass(Executor, concurrent.futures.Executor) and Executor is shmqueue.Executor
+assert pickle.loads(pickle.dumps(Executor)) is Executor
+assert "max_workers" in Executor.__doc__ and Executor.__name__ == "Executor" and Executor.__module__ == "shmqueue"
+"""
+    run_script(tmp_path, text)
+
+
+def test_another_name_is_not_made():
+    with pytest.raises(AttributeError, match="module 'shmqueue' has no attribute 'executor'"):
+        shmqueue.executor  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"max_workers": 0}, ValueError, "max_workers must be greater than 0"),
+        ({"initializer": 1}, TypeError, "initializer must be a callable"),
+        ({"retries": -1}, ValueError, "retries=-1"),
+        ({"timeout": 0}, ValueError, "timeout=0"),
+        ({"max_tasks_per_child": 0}, ValueError, "max_tasks=0"),
+        ({"max_tasks_per_child": 1.5}, TypeError, "max_tasks=1.5"),
+    ],
+)
+def test_bad_arguments(options, error, text):
+    with pytest.raises(error, match=text):
+        shmqueue.Executor(**options)
+
+
+def test_max_tasks_per_child_is_refused_with_fork():
+    with pytest.raises(ValueError, match="fork"):
+        shmqueue.Executor(1, multiprocessing.get_context("fork"), max_tasks_per_child=1)
+
+
+def test_without_max_workers_there_are_as_many_as_processors():
+    with shmqueue.Executor() as executor:
+        assert executor._max_workers == shmqueue.available_processors()
+
+
+# Calls and their outcomes.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_callable_with_any_arguments(method):
+    with shmqueue.Executor(2, multiprocessing.get_context(method)) as executor:
+        assert executor.submit(math.gcd, 12, 18).result() == 6
+        assert executor.submit(sorted, [3, 1, 2], reverse=True).result() == [3, 2, 1]
+        assert list(executor.map(max, range(300), [7] * 300)) == [max(n, 7) for n in range(300)]
+        assert executor.submit(calls.Payload().method).result() != os.getpid()
+
+
+def test_large_arguments_and_values(executor):
+    data = os.urandom(3 << 20)
+    assert executor.submit(bytes.upper, data).result() == data.upper()
+    assert [len(value) for value in executor.map(bytes, [1 << 20] * 40)] == [1 << 20] * 40
+
+
+def test_an_exception_arrives_as_itself_with_the_text_of_its_traceback(executor):
+    error = executor.submit(calls.raise_chained).exception()
+    assert (type(error), error.args) == (ValueError, ("second",))
+    text = str(error.__cause__)
+    assert 'raise KeyError("first")' in text
+    assert "in raise_chained" in text
+    assert "the direct cause" in text
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_an_exception_that_would_end_a_program_is_the_calls_alone(executor, error):
+    before = executor.submit(os.getpid).result()
+    assert type(executor.submit(calls.raise_it, error).exception()) is type(error)
+    assert executor.submit(calls.nap, 0.01).result() in {before, executor.submit(os.getpid).result()}
+
+
+def test_what_cannot_be_pickled_or_read_fails_one_future(executor):
+    fails = {
+        executor.submit(lambda: 1): "<lambda>",
+        executor.submit(len, threading.Lock()): "cannot pickle",
+        executor.submit(calls.make_lock): "cannot pickle",
+        executor.submit(len, calls.Unreadable()): "no such file",
+        executor.submit(calls.make_unreadable): "no such file",
+        executor.submit(calls.raise_unreadable): "second",
+    }
+    for future, text in fails.items():
+        assert text in str(future.exception())
+    assert "TwoArguments: 1 2" in str(executor.submit(calls.raise_unreadable).exception().__cause__)
+    assert executor.submit(abs, -1).result() == 1
+
+
+def test_a_killed_worker_fails_only_the_call_in_its_hand(executor):
+    futures = [executor.submit(calls.nap, 0.05) for _ in range(10)]
+    doomed = executor.submit(calls.die)
+    more = [executor.submit(calls.nap, 0.05) for _ in range(10)]
+    error = doomed.exception()
+    assert isinstance(error, shmqueue.TaskError)
+    assert (error.result.status, error.result.function, error.result.attempts) == ("crashed", "die", 1)
+    assert "SIGKILL" in str(error)
+    assert all(future.result() for future in (*futures, *more))
+
+
+def test_a_call_that_takes_too_long_fails_alone():
+    with shmqueue.Executor(2, multiprocessing.get_context("fork"), timeout=1.0) as executor:
+        slow, quick = executor.submit(time.sleep, 60), [executor.submit(calls.nap, 0.02) for _ in range(20)]
+        assert slow.exception().result.status == "timeout"
+        assert all(future.result() for future in quick)
+
+
+@pytest.mark.parametrize("how", ["failed", "crashed", "timeout"])
+def test_retries(tmp_path, how):
+    for folder in ("enough", "few"):
+        (tmp_path / folder).mkdir()
+    with shmqueue.Executor(2, multiprocessing.get_context("fork"), timeout=1.0, retries=2) as executor:
+        assert executor.submit(calls.fail_until, str(tmp_path / "enough"), 2, how).result() == 3
+        error = executor.submit(calls.fail_until, str(tmp_path / "few"), 9, how).exception()
+    if how == "failed":
+        assert str(error) == "call 2"
+    else:
+        assert (error.result.status, error.result.attempts) == (how, 3)
+    assert len(list((tmp_path / "few").iterdir())) == 3
+
+
+def test_a_call_that_has_not_begun_can_be_cancelled(executor):
+    futures = [executor.submit(calls.nap, 0.1) for _ in range(30)]
+    wait_until(futures[0].running)
+    cancelled = [future for future in futures if future.cancel()]
+    assert len(cancelled) >= 30 - 2 * 3
+    assert futures[-1] in cancelled
+    done, _ = concurrent.futures.wait(futures, 10)
+    assert len(done) == 30
+
+
+def test_short_calls_do_not_carry_away_those_that_follow(executor):
+    """Short calls are handed over in advance, in a number that stays small beside what waits."""
+    list(executor.map(abs, range(2000)))
+    futures = [executor.submit(calls.nap, 0.02) for _ in range(200)]
+    assert sum(future.cancel() for future in futures) > 200 - 40
+
+
+def test_map_gives_up_after_its_timeout_and_cancels(executor):
+    values = executor.map(time.sleep, [0, 3, *[1] * 50], timeout=2)
+    started = time.monotonic()
+    assert next(values) is None
+    with pytest.raises(concurrent.futures.TimeoutError):
+        next(values)
+    executor.shutdown()
+    assert time.monotonic() - started < 10  # all of them would take 26
+
+
+def test_initializer_with_arguments():
+    with shmqueue.Executor(2, initializer=calls.set_state, initargs=(1, "two")) as executor:
+        assert list(executor.map(calls.get_state, range(4))) == [[1, "two"]] * 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_failing_initializer_breaks_the_executor(method):
+    with shmqueue.Executor(2, multiprocessing.get_context(method), calls.fail_at_start) as executor:
+        futures = [executor.submit(abs, number) for number in range(20)]
+        for future in futures:
+            with pytest.raises(concurrent.futures.process.BrokenProcessPool, match="no licence"):
+                future.result()
+        with pytest.raises(concurrent.futures.BrokenExecutor, match="no licence"):
+            executor.submit(abs, 1)
+
+
+def test_max_tasks_per_child():
+    with shmqueue.Executor(1, max_tasks_per_child=2) as executor:
+        pids = [executor.submit(os.getpid).result() for _ in range(6)]
+    assert [len({*pids[at : at + 2]}) for at in (0, 2, 4)] == [1, 1, 1]
+    assert len(set(pids)) == 3
+
+
+def test_references_are_dropped(executor):
+    """Arguments once they are pickled, values and exceptions once they are handed over."""
+    payload = calls.Payload()
+    seen = weakref.ref(payload)
+    future = executor.submit(isinstance, payload, calls.Payload)
+    del payload
+    assert future.result()
+    gc.disable()
+    try:
+        assert seen() is None
+        value = executor.submit(calls.Payload).result()
+        seen = weakref.ref(value)
+        del value
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_calls_within_calls(executor):
+    assert executor.submit(calls.inner, -5).result() == 5
+
+
+def test_a_callback_may_submit_and_shut_down(executor):
+    later = []
+    executor.submit(abs, -1).add_done_callback(lambda future: later.append(executor.submit(abs, future.result() - 3)))
+    assert wait_until(lambda: later)
+    assert later[0].result() == 2
+    later[0].add_done_callback(lambda future: executor.shutdown(wait=False))
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        executor.submit(abs, 1)
+
+
+def test_an_idle_executor_answers_at_once(executor):
+    executor.submit(abs, 1).result()
+    time.sleep(0.4)
+    started = time.monotonic()
+    assert executor.submit(abs, -2).result() == 2
+    executor.shutdown()
+    assert time.monotonic() - started < 0.2
+
+
+# Real users.
+
+
+def test_asyncio(tmp_path):
+    text = """
+import asyncio, shmqueue
+
+def square(number):
+    return number * number
+
+def fail():
+    raise LookupError("nothing there")
+
+async def main():
+    loop = asyncio.get_running_loop()
+    with shmqueue.Executor(2) as executor:
+        values = await asyncio.gather(*(loop.run_in_executor(executor, square, n) for n in range(200)))
+        assert values == [n * n for n in range(200)]
+        try:
+            await loop.run_in_executor(executor, fail)
+        except LookupError as error:
+            print(*error.args[0].split())
+        waiting = [loop.run_in_executor(executor, __import__("time").sleep, 0.2) for _ in range(50)]
+        await asyncio.sleep(0.05)
+        for future in waiting:
+            future.cancel()
+        await asyncio.sleep(0)  # in which asyncio hands this on
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+    started = time.monotonic()
+    assert run_script(tmp_path, text) == ["nothing", "there"]
+    assert time.monotonic() - started < 5  # 50 naps would take as long
+
+
+def test_as_completed_in_two_threads(executor):
+    found = {}
+
+    def work(base):
+        futures = {executor.submit(pow, base, n): n for n in range(300)}
+        found[base] = {futures[future]: future.result() for future in concurrent.futures.as_completed(futures, 60)}
+
+    threads = [threading.Thread(target=work, args=(base,)) for base in (2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {base: {n: base**n for n in range(300)} for base in (2, 3)}
+
+
+class Bar:
+    """A progress bar as tqdm has it: it wraps an iterable and shows how far it is of a total."""
+
+    def __init__(self, iterable, total):
+        self.iterable, self.total, self.shown = iterable, total, []
+
+    def __iter__(self):
+        for count, item in enumerate(self.iterable, 1):
+            yield item
+            self.shown.append(f"{count}/{self.total}")
+
+
+def process_map(function, items, **options):
+    """The loop of tqdm.contrib.concurrent.process_map."""
+    with shmqueue.Executor(**options) as executor:
+        bar = Bar(executor.map(function, items, chunksize=7), total=len(items))
+        return list(bar), bar.shown
+
+
+def test_a_progress_bar():
+    values, shown = process_map(math.isqrt, range(100), max_workers=2)
+    assert values == [math.isqrt(n) for n in range(100)]
+    assert shown == [f"{n}/100" for n in range(1, 101)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_storm_of_sigkill(method):
+    """Only the calls in the hands of killed workers fail; all others arrive."""
+    kills = []
+    with shmqueue.Executor(3, multiprocessing.get_context(method)) as executor:
+        futures = [executor.submit(calls.nap, 0.004) for _ in range(600)]
+        for future in futures[::20]:
+            if future.exception() is None and future.result() not in kills:
+                kills.append(future.result())  # it has made a call, and probably has the next one in hand
+                os.kill(kills[-1], signal.SIGKILL)
+        errors = [future.exception(60) for future in futures]
+    failed = [error for error in errors if error is not None]
+    assert len(kills) > 3
+    assert len(failed) <= len(kills)
+    assert {(type(error), error.result.status) for error in failed} <= {(shmqueue.TaskError, "crashed")}
+
+
+# The end.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_calls_are_finished_when_the_interpreter_exits(tmp_path, method):
+    text = """
+import atexit, multiprocessing, shmqueue, sys, time
+
+def say(seconds, text):
+    time.sleep(seconds)
+    print(text)
+
+if __name__ == "__main__":
+    atexit.register(lambda: print("exit", flush=True))
+    executor = shmqueue.Executor(2, multiprocessing.get_context(sys.argv[1]))
+    executor.submit(say, 0.3, "apple")
+    for _ in range(20):
+        executor.submit(time.sleep, 0.01)
+    executor.submit(abs, 1).add_done_callback(lambda future: print("called", flush=True))
+    if len(sys.argv) > 2:
+        executor.shutdown(wait=False)
+    if len(sys.argv) > 3:
+        del executor
+"""
+    for more in ((), ("shutdown",), ("shutdown", "forget")):
+        assert sorted(run_script(tmp_path, text, method, *more)[:-1]) == ["apple", "called"]
+
+
+def test_a_call_after_the_interpreter_has_begun_to_exit(tmp_path):
+    text = """
+import atexit, shmqueue
+
+@atexit.register
+def last():
+    try:
+        executor.submit(abs, 1)
+    except RuntimeError as error:
+        print(str(error).replace(" ", "-"))
+
+executor = shmqueue.Executor(1)
+"""
+    assert run_script(tmp_path, text) == ["cannot-schedule-new-futures-after-interpreter-shutdown"]
+
+
+def test_a_child_of_multiprocessing_finishes_its_calls(tmp_path):
+    text = """
+import multiprocessing, shmqueue, time
+
+def say(text):
+    time.sleep(0.2)
+    print(text, flush=True)
+
+def host():
+    executor = shmqueue.Executor(1)
+    executor.submit(say, "one")
+    executor.submit(say, "two")
+
+if __name__ == "__main__":
+    for method in ("fork", "spawn"):
+        child = multiprocessing.get_context(method).Process(target=host)
+        child.start()
+        child.join()
+"""
+    assert run_script(tmp_path, text) == ["one", "two", "one", "two"]
+
+
+def test_an_executor_that_is_forgotten_finishes_its_calls():
+    executor = shmqueue.Executor(2)
+    futures = [executor.submit(calls.nap, 0.02) for _ in range(10)]
+    del executor
+    assert all(future.result(10) for future in futures)
+    assert wait_until(lambda: "shmqueue-executor" not in [thread.name for thread in threading.enumerate()])
+
+
+def test_nothing_is_left():
+    with shmqueue.Executor(1) as executor:
+        executor.submit(abs, 1).result()
+    before = descriptors(), threading.active_count(), signal.getsignal(signal.SIGTERM)
+    for wait in (True, False):
+        executor = shmqueue.Executor(2)
+        executor.submit(abs, 1).result()
+        executor.shutdown(wait)
+        executor.shutdown()  # may be called again
+    assert (descriptors(), threading.active_count(), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_thread_that_cannot_start_leaves_nothing(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    before = descriptors()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        shmqueue.Executor(2, multiprocessing.get_context("fork"))
+    monkeypatch.undo()
+    assert descriptors() == before
+    assert multiprocessing.active_children() == []
+
+
+HOST = """
+import contextlib, multiprocessing, os, shmqueue, signal, sys, threading, time
+
+def interrupt(seconds, number):
+    time.sleep(seconds)
+    os.kill(os.getppid(), number)
+
+if __name__ == "__main__":
+    way, number = sys.argv[1], getattr(signal, sys.argv[2])
+    executor = shmqueue.Executor(2, multiprocessing.get_context("fork"))
+    for _ in range(20):
+        executor.submit(time.sleep, 30)
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+    if way == "with":
+        with executor:
+            time.sleep(30)
+    elif way == "without":
+        time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("way", ["with", "without", "exit"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_signals_end_the_program_and_its_calls(tmp_path, own_pids, way, name):
+    """ "exit": the signal comes while the interpreter waits for calls at its end."""
+    script = tmp_path / "host.py"
+    script.write_text(HOST)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "default", str(script), way, name]
+    started = time.monotonic()
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, start_new_session=True, text=True)
+    own_pids.add(run.pid)
+    _, err = run.communicate(timeout=60)
+    assert time.monotonic() - started < 10
+    assert wait_until(lambda: not session_of(run.pid), 10)
+    if name == "SIGINT":
+        assert "KeyboardInterrupt" in err
+        assert run.returncode == (0 if way == "exit" else -signal.SIGINT)
+    else:
+        assert (run.returncode, err) == (128 + getattr(signal, name), "")
+
+
+def test_forked_children_of_the_host_are_left_alone(executor):
+    """A child has the Executor's memory, and none of its threads."""
+    futures = [executor.submit(calls.nap, 0.02) for _ in range(20)]
+
+    def refuses():
+        with pytest.raises(RuntimeError, match="forked child"):
+            executor.submit(abs, 1)
+        executor.shutdown()
+        return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    assert in_child(refuses)
+    assert all(future.result() for future in futures)
+    assert executor.submit(abs, -1).result() == 1
+
+
+def test_a_forked_child_that_leaves_the_block(tmp_path):
+    text = """
+import os, shmqueue, sys, time
+
+if __name__ == "__main__":
+    try:
+        with shmqueue.Executor(2) as executor:
+            futures = [executor.submit(time.sleep, 0.05) for _ in range(10)]
+            pid = os.fork()
+            if pid == 0:
+                sys.exit(7)
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            print(sum(future.result() is None for future in futures))
+    except SystemExit as error:
+        os._exit(error.code)
+"""
+    assert run_script(tmp_path, text, flags=("-W", "ignore::DeprecationWarning")) == ["7", "10"]
+
+
+def test_workers_print_where_this_process_prints(tmp_path):
+    text = """
+import multiprocessing, os, shmqueue, sys
+
+def say(text):
+    print(text, end=" ")
+    if text == "last":
+        os.abort()
+
+if __name__ == "__main__":
+    for method in ("fork", "forkserver", "spawn"):
+        with shmqueue.Executor(1, multiprocessing.get_context(method)) as executor:
+            executor.submit(say, method).result()
+            executor.submit(os.system, "echo child").result()
+"""
+    assert run_script(tmp_path, text) == ["fork", "child", "forkserver", "child", "spawn", "child"]
+
+
+def test_successors_are_forked_without_a_warning(tmp_path):
+    """Python warns of a fork beside threads, but this thread is ours."""
+    text = """
+import multiprocessing, os, shmqueue
+
+if __name__ == "__main__":
+    with shmqueue.Executor(1, multiprocessing.get_context("fork")) as executor:
+        print(type(executor.submit(os.abort).exception()).__name__, executor.submit(abs, -1).result())
+"""
+    assert run_script(tmp_path, text) == ["TaskError", "1"]
