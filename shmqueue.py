@@ -782,10 +782,10 @@ class Option(NamedTuple):
         if self.type is bool:
             return {**arguments, "action": "store_true"}
         if isinstance(self.type, tuple):
-            return {**arguments, "choices": self.type}
+            return {**arguments, "choices": self.type, "metavar": self.value or "|".join(self.type)}
         if self.value.startswith("["):
             arguments |= {"nargs": "?", "const": ""}
-        return {**arguments, "type": self.type, "metavar": self.value.strip("[]")}
+        return {**arguments, "type": self.type, "metavar": self.value}
 
 
 def flag(name: str) -> str:
@@ -804,6 +804,16 @@ def parse_size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
 
 
+def parse_statuses(text: str) -> Sequence[str]:
+    """Return the statuses that `text` names, with commas between them."""
+    import argparse
+
+    statuses = tuple(text.split(","))
+    if not set(statuses) <= set(RETRY_ON):
+        raise argparse.ArgumentTypeError(f"{text!r}: must name some of {','.join(RETRY_ON)}, with commas between them")
+    return statuses
+
+
 COUNTS = (1, 1 << 50)
 DELAYS = (0.0, 1e9)
 FN_IDS = (1, (1 << 31) - 1)
@@ -815,25 +825,27 @@ OPTIONS = (
     Option("handlers", str, "MODULE_OR_FILE.py", "the functions that lines may name", alone=True),
     Option("call", str, "MODULE_OR_FILE.py:FUNCTION", "each line is a payload of this function", alone=True),
     Option("shell", bool, "", "each line is a shell command; its output is the value", False, alone=True),
-    Option("query", str, "SQL", "TASKS is a SQLite file: one column is a line, two are function and payload"),
-    Option("workers", int, "N", "worker processes (default: the processors there are)", None, (0, 4096), BOTH, "-w"),
+    Option("query", str, "SQL", "of the SQLite file TASKS: line, or function, payload"),
+    Option("workers", int, "N", "worker processes (default: the processors)", None, (0, 4096), BOTH, "-w"),
     Option("timeout", float, "S", "seconds a task may run", None, (0.001, 1e9), BOTH),
-    Option("grace", float, default=0.0, limits=DELAYS, place=PYTHON),
+    Option("grace", float, "S", "seconds from SIGTERM to SIGKILL after --timeout", 0.0, DELAYS, BOTH),
     Option("retries", int, "N", "start a task that is not ok again, so often", 0, (0, 1 << 30), BOTH),
-    Option("retry_delay", float, default=0.0, limits=DELAYS, place=PYTHON),
-    Option("retry_on", None, default=RETRY_ON, place=PYTHON),
+    Option("retry_delay", float, "S", "seconds before the second attempt; then doubled", 0.0, DELAYS, BOTH),
+    Option("retry_on", parse_statuses, "STATUS,…", "which ones: failed,timeout,crashed (all)", RETRY_ON, place=BOTH),
     Option("max_rss", parse_size, "SIZE", "replace workers that hold more, as 500M; needs psutil", None, MEMORY, BOTH),
     Option("max_tasks", int, "N", "replace a worker after so many tasks", None, COUNTS, BOTH),
     Option("halt", int, "N", "stop after so many tasks were not ok", None, COUNTS),
     Option("num_slots", int, "N", "tasks the ring holds (%(default)s)", 16384, (2, 1 << 26), BOTH),
     Option("slot_size", int, "BYTES", "bytes of a slot (%(default)s)", 128, SLOT_SIZES, BOTH),
-    Option("batch", int, "N", "tasks a worker claims at once (default: sized by itself)", None, (1, 1 << 26), BOTH),
-    Option("start_method", ("fork", "spawn", "forkserver"), "M", "how workers are started", place=BOTH),
-    Option("results", str, "FILE", "write results as they come: .jsonl, .csv, .sqlite; -: JSON lines on stdout"),
-    Option("resume", bool, "", "leave out the tasks that the results file already holds as ok", False),
+    Option("batch", int, "N", "tasks a worker claims at once (default: by itself)", None, (1, 1 << 26), BOTH),
+    Option("start_method", ("fork", "spawn", "forkserver"), "M", "of workers: fork, spawn or forkserver", place=BOTH),
+    Option("results", str, "FILE", ".jsonl, .csv, .sqlite; or - for JSON lines on stdout"),
+    Option("resume", bool, "", "leave out the tasks that FILE already holds as ok", False),
+    Option("failed", str, "FILE", "write the tasks that were not ok, as TASKS again"),
+    Option("dry_run", bool, "", "write what would run, and start nothing", False),
     Option("summary", str, "FILE", "write the summary as JSON, too"),
-    Option("log", str, "FILE", "write what the functions print, which is dropped otherwise", place=BOTH),
-    Option("screen", ("auto", "on", "off"), "", "auto: where the error stream is a terminal", "auto"),
+    Option("log", str, "FILE", "write what functions print, else it is dropped", place=BOTH),
+    Option("screen", ("auto", "on", "off"), "", "auto: if the error stream is a terminal", "auto"),
     Option("watch", str, "[NAME]", "show the screen of a run in another terminal, and exit"),
     Option("clean", bool, "", "remove what dead runs left behind, and exit", False),
     Option("initializer", None, place=PYTHON),
@@ -2421,11 +2433,16 @@ class Tally:
 
 def no_such_function(name: str, names: Iterable[str]) -> str:
     """Return the error for a name that no function has."""
+    known = nearest(name, names, 3) or f"there are: {', '.join(names)}"
+    return f"LookupError: no function {name!r}; {known}"
+
+
+def nearest(name: str, names: Iterable[str], most: int) -> str:
+    """Return the names that are most like this one, in words; nothing if none is like it."""
     import difflib
 
-    near = difflib.get_close_matches(name, list(names), 3, 0.5)
-    known = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(names)}"
-    return f"LookupError: no function {name!r}; {known}"
+    near = difflib.get_close_matches(name, list(names), most, 0.5)
+    return f"nearest: {', '.join(near)}" * bool(near)
 
 
 def function_name(function: Any) -> str:
@@ -4991,6 +5008,11 @@ class Source:
         """Return a descriptor to wait for when `take` gave nothing; -1 if `take` itself waits, -2 if somebody rings."""
         return -1
 
+    def rest(self) -> Iterator[Any]:
+        """Yield the items that were not taken. Of a stream, these are only the ones that were read."""
+        while self.finite and not self.exhausted:
+            yield from self.take(BLOCK)
+
 
 class IterableSource(Source):
     """Tasks from any iterable, as they come: what it has yielded is passed on before it is waited for again."""
@@ -5055,11 +5077,24 @@ class LineParser:
             return items
         return [item for item in items if not self._leave_out(item)]
 
+    def task(self, item: Any) -> tuple[str, bytes]:
+        """Return the function and the payload of an item."""
+        if self.whole:
+            return self._only, item
+        return item[0], item[1]
+
+    def line(self, function: str, payload: bytes) -> bytes:
+        """Return the line that this task is read from."""
+        line = payload
+        if not self.whole:
+            line = b" ".join(filter(None, (encode_text(function), payload)))
+        if line.endswith(b"\r"):
+            line += b"\r"  # reading drops one
+        return line + b"\n"
+
     def _leave_out(self, item: Any) -> bool:
         """Return True if this task is done."""
-        if self.whole:
-            item = (self._only, item)
-        digest = task_digest(*item[:2])
+        digest = task_digest(*self.task(item))
         if not self.done[digest]:
             return False
         self.done[digest] -= 1
@@ -5072,6 +5107,9 @@ class LineParser:
             return self._known[word], payload
         text = decode_text(word)
         return Rejected(text, payload, where + no_such_function(text, self._known.values()))
+
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LineSource(Source):
@@ -5094,7 +5132,7 @@ class LineSource(Source):
         self._size = info.st_size
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLIN)
-        self._mark = b"\xef\xbb\xbf"  # a byte order mark, which the first line may begin with
+        self._mark = BYTE_ORDER_MARK  # which the first line may begin with
         self._parts: list[bytes] = []  # of the line that is not yet whole
         self._items: list[Any] = []  # read and not taken, the next one last
         self._bytes = 0  # read
@@ -5123,6 +5161,11 @@ class LineSource(Source):
         self.exhausted = self._file < 0 and not self._items
         self.tasks += len(items)
         return items
+
+    def rest(self) -> Iterator[Any]:
+        yield from reversed(self._items)
+        self._items.clear()
+        yield from super().rest()
 
     def _read(self) -> None:
         """Read a block, and make tasks of the lines that are whole now."""
@@ -5417,7 +5460,7 @@ class Results:
         self.path = path
         self.problem = ""  # why no more is written
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: what the file holds as ok
-        self._resume = resume and os.path.getsize(path) > 0
+        self._resume = resume and os.path.exists(path) and os.path.getsize(path) > 0
         self._records = 0  # in the file, or written since
         with self._usable():
             for place, record in self.read():
@@ -5661,6 +5704,49 @@ class Sqlite(Results):
             self._file.commit()
 
 
+class FailedLines:
+    """Lines that take the place of a file at the end. Until then the file stays as it is, so it may be the input."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.problem = ""  # why the file stays as it is
+        self._target = os.path.realpath(path)
+        self._beside = f"{self._target}.{os.getpid()}.part"
+        with _usage_error(f"--failed {path}: "):
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise ValueError("is not a regular file; give another one")
+            self._file = open(self._beside, "xb")  # noqa: SIM115
+
+    def __enter__(self) -> FailedLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):  # it has taken its place
+            os.unlink(self._beside)
+
+    def write(self, line: bytes) -> None:
+        if line.startswith(BYTE_ORDER_MARK) and not self._file.tell():
+            line = BYTE_ORDER_MARK + line  # reading drops one
+        self._attempt(self._file.write, line)
+
+    def replace(self) -> None:
+        """Put the lines in the place of the file, which keeps its permissions."""
+        self._attempt(self._file.close)
+        if os.path.exists(self._target):
+            self._attempt(os.chmod, self._beside, stat.S_IMODE(os.stat(self._target).st_mode))
+        self._attempt(os.replace, self._beside, self._target)
+
+    def _attempt(self, action: Callable[..., object], *arguments: Any) -> None:
+        """Do something with the file. After a failure, do nothing."""
+        if not self.problem:
+            try:
+                action(*arguments)
+            except OSError as error:
+                self.problem = describe(error)
+
+
 FORMATS: dict[str, type[Results]] = {"-": JsonLines, ".jsonl": JsonLines, ".csv": Csv, ".sqlite": Sqlite}
 
 
@@ -5732,6 +5818,11 @@ class Snapshot(NamedTuple):
         return sum(self.counts.values())
 
     @property
+    def bad(self) -> int:
+        """How many tasks were neither ok nor cancelled."""
+        return self.done - self.counts["ok"] - self.counts["cancelled"]
+
+    @property
     def rate(self) -> float:
         return self.rates[-1] if self.rates else 0.0
 
@@ -5798,6 +5889,30 @@ def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
     if foot:
         lines += [""] * (height - 1 - len(lines)) + [snapshot.keys]
     return [(" " + printable(line))[:width].rstrip() for line in lines[:height]]
+
+
+# Colours: their commands where the terminal has 8 of them, and where it has 256.
+PALETTES = (
+    {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"},
+    {"green": "\x1b[38;5;41m", "yellow": "\x1b[38;5;220m", "red": "\x1b[38;5;203m"},
+)
+UNCOLOURED = "\x1b[m"
+FULL_BAR = re.compile("^ [█▏▎▍▌▋▊▉]+")
+COLOURED = re.compile(
+    r"(?P<red>^ #.*|\b(?:failed|timeout|crashed) [1-9][\d,]*|(?<=\d  )dead\b)"
+    r"|(?P<yellow>(?<=  )\[.*?\](?=  |$)|\b(?:cancelled|retried) [1-9][\d,]*)"
+    r"|(?P<green>\bok [1-9][\d,]*|(?<=\d  )run\b)"
+)
+
+
+def paint(line: str, bad: float, palette: Mapping[str, str]) -> str:
+    """Return a line of a frame with colours. bad: the share of the bar that is red, from 0 to 1."""
+    if full := FULL_BAR.match(line):
+        end = full.end()
+        turn = end - math.ceil((end - 1) * bad)
+        green, red = line[:turn], line[turn:end]
+        return palette["green"] + green + palette["red"] + red + UNCOLOURED + line[end:]
+    return COLOURED.sub(lambda found: palette[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
 
 
 def _render_head(snapshot: Snapshot, width: int) -> list[str]:
@@ -5925,11 +6040,23 @@ class Screen(Progress):
     LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
     _entered = False
 
+    @functools.cached_property
+    def _palette(self) -> Mapping[str, str] | None:
+        count = count_colours()
+        if count < 8:
+            return None
+        return PALETTES[count >= 256]
+
     def show(self, shot: Snapshot) -> None:
         if not in_foreground(2):
             return
         width, height = self.size()
-        lines = [line + "\x1b[K" * (len(line) < width) for line in render(shot, width, height)]
+        lines = []
+        for line in render(shot, width, height):
+            rest = "\x1b[K" * (len(line) < width)
+            if self._palette is not None:
+                line = paint(line, shot.bad / max(1, shot.done), self._palette)
+            lines.append(line + rest)
         text = "\x1b[H" + "\r\n".join(lines) + "\x1b[J" * (len(lines) < height)
         if not self._entered:
             self._entered = True
@@ -5958,6 +6085,18 @@ def is_terminal(stream: Any) -> bool:
 def can_draw() -> bool:
     """Return True if the error stream is a terminal that knows commands."""
     return is_terminal(sys.stderr) and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def count_colours() -> int:
+    """Return how many colours the terminal has; 0 where it has none, or NO_COLOR is set (https://no-color.org)."""
+    if can_draw() and not os.environ.get("NO_COLOR"):
+        with contextlib.suppress(ImportError):
+            import curses
+
+            with contextlib.suppress(curses.error):  # a terminal that the system does not know
+                curses.setupterm(fd=2)
+                return curses.tigetnum("colors")
+    return 0
 
 
 def in_foreground(descriptor: int) -> bool:
@@ -6126,6 +6265,23 @@ def load_functions(where: str) -> list[Function]:
     return functions
 
 
+# Each group of options in --help begins with the option of this name.
+HEADINGS = {"handlers": "tasks", "workers": "how they run", "results": "what is kept", "screen": "what is shown"}
+HELP = """\
+usage: {prog} TASKS [options]
+Put many small tasks through several processes, and lose none. TASKS is a file,
+or - for standard input. Its lines are FUNCTION PAYLOAD: echo TEXT, sha256 PATH,
+sleep SECONDS or noop, if the options do not say otherwise.
+{options}
+  -h, --help --version   show this, or the version, and exit
+examples:
+  {prog} tasks.txt --handlers jobs.py --results out.sqlite --resume
+  {prog} commands.txt --shell -w 4 --timeout 60 --retries 2
+  {prog} tasks.txt --failed tasks.txt    # repeat until the file is empty
+exit code: 0 all ok; 1 some were not; 2 bad usage; 128+n stopped by signal n
+"""
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return a parser for OPTIONS, which raises UsageError."""
     import argparse
@@ -6134,22 +6290,41 @@ def make_parser() -> argparse.ArgumentParser:
         def error(self, message: str) -> typing.NoReturn:
             raise UsageError(f"{message} (--help lists the options)")
 
-    parser = Parser(
-        prog="shmqueue",
-        allow_abbrev=False,
-        description="Put many small tasks through several processes, and lose none.",
-        epilog="A line of TASKS is FUNCTION PAYLOAD. Functions, unless --handlers gives others: echo TEXT, "
-        "sleep SECONDS, sha256 PATH, noop. Exit code: 0 all ok; 1 some task was not; 2 bad usage or input; 128+n "
-        "stopped by signal n.",
-    )
-    alone = parser.add_mutually_exclusive_group()
+        def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+            options, unknown = self.parse_known_args(args, namespace)
+            if unknown:
+                raise UsageError(unknown_argument(unknown[0], self._option_string_actions))
+            return options
+
+        def format_help(self) -> str:
+            lines = []
+            for group in self._action_groups[2:]:  # without TASKS, --help and --version
+                lines.append(f"{group.title}:")
+                for action in group._group_actions:
+                    spelling = f"{', '.join(action.option_strings)} {action.metavar or ''}"
+                    lines.append(f"  {spelling:<21}  {action.help}" % vars(action))
+            return HELP.format(prog=self.prog, options="\n".join(lines))
+
+    parser = Parser(prog="shmqueue", allow_abbrev=False)
     parser.add_argument("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
     for option in OPTIONS:
-        if option.place != PYTHON:
-            group = alone if option.alone else parser
-            group.add_argument(*filter(None, (option.short, flag(option.name))), **option.parser_arguments())
-    parser.add_argument("--version", action="version", version=f"shmqueue {__version__}")
+        if option.place == PYTHON:
+            continue
+        if option.name in HEADINGS:
+            group = parser.add_argument_group(HEADINGS[option.name])
+            alone = group.add_mutually_exclusive_group()
+        add = alone.add_argument if option.alone else group.add_argument
+        add(*filter(None, (option.short, flag(option.name))), **option.parser_arguments())
+    parser.add_argument("--version", action="version", version=f"shmqueue {__version__}", help="show the version")
     return parser
+
+
+def unknown_argument(text: str, flags: Iterable[str]) -> str:
+    """Return the error for an argument that is no option and not TASKS."""
+    name = text.partition("=")[0]
+    if not text.startswith("-"):
+        return f"{text!r}: TASKS is one file; to join several, use cat, and give - for standard input"
+    return f"{name}: no such option; " + (nearest(name, flags, 1) or "--help lists them")
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -6173,6 +6348,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--resume: needs --results FILE, the file of the run to go on with")
     if options.query is not None and options.tasks == "-":
         raise UsageError("--query: TASKS must be a SQLite file, not standard input")
+    if options.query is not None and options.failed is not None:
+        raise UsageError("--failed: cannot be used with --query, since rows are not lines; use --results FILE --resume")
+    if options.failed == "-":
+        raise UsageError("--failed -: must be a file")
 
 
 @contextlib.contextmanager
@@ -6240,8 +6419,10 @@ class CommandLine:
         names = list(map(function_name, self.functions.values()))
         self.parse = LineParser(names, comments=not options.call, whole=whole)
         self.source = self._open_source()
-        self._check_files()
+        if not options.dry_run:
+            self._check_files()
         self.results: Results | None = None
+        self.failed: FailedLines | None = None
         if options.results:
             self.results = results_format(options.results)(options.results, options.resume)
             self.parse.done = self.results.done
@@ -6272,6 +6453,11 @@ class CommandLine:
                     other = uses.setdefault((info.st_dev, info.st_ino), flag(name))
                     if other != flag(name) and stat.S_ISREG(info.st_mode):
                         raise ValueError(f"is the file of {other}, too; give another one")
+        if self.options.failed is not None and os.path.isfile(self.options.failed):
+            info = os.stat(self.options.failed)
+            other = uses.get((info.st_dev, info.st_ino), "TASKS")
+            if other != "TASKS":
+                raise UsageError(f"--failed {self.options.failed}: is the file of {other}, too; give another one")
 
     def _choose_progress(self) -> Progress:
         options = self.options
@@ -6287,6 +6473,18 @@ class CommandLine:
 
     def run(self) -> int:
         """Put the tasks through, and say how it went. Return the exit code."""
+        if self.options.dry_run:
+            return self.show_tasks()
+        with contextlib.ExitStack() as stack:
+            problem = self._supervise(stack)
+            if self.results is not None:
+                self.results.finish()
+            if self.failed is not None:
+                self._finish_failed(self.failed)
+            return self.report(problem or self.source.problem)
+
+    def _supervise(self, stack: contextlib.ExitStack) -> str:
+        """Put the tasks through. Return why they could not all be put through, if so."""
         problem = ""
         with handlers.kept() as numbers:
             for number in numbers:
@@ -6295,6 +6493,8 @@ class CommandLine:
                     handlers.exchange(number, self.note_signal)
             arguments = {option.name: getattr(self.options, option.name) for option in OPTIONS if option.place == BOTH}
             arguments |= {"screen": self.progress, "queue": self.queue}
+            if self.options.failed is not None:
+                self.failed = stack.enter_context(FailedLines(self.options.failed))
             with _usage_error():
                 self.supervisor = self.make_supervisor(self.functions, **arguments)
             try:
@@ -6304,11 +6504,11 @@ class CommandLine:
                 problem = str(error)
             except KeyboardInterrupt:
                 self.stopped_by = signal.SIGINT
+                if self.failed is not None:
+                    self.failed.problem = "the run was interrupted before every task had an outcome"
             finally:
                 self.keys.leave()
-        if self.results is not None:
-            self.results.finish()
-        return self.report(problem or self.source.problem)
+        return problem
 
     def _put_through(self) -> None:
         if self.results is not None:
@@ -6319,10 +6519,40 @@ class CommandLine:
         for result in self.supervisor.run(self.source):
             if self.results is not None:
                 self.results.write(result)
+            if self.failed is not None and result.status != "ok":
+                self.failed.write(self.parse.line(result.function, result.payload))
             if result.status not in ("ok", "cancelled"):
                 bad += 1
                 if bad == self.options.halt:
                     self.supervisor.cancel()
+
+    def _finish_failed(self, failed: FailedLines) -> None:
+        """Add what was never begun, and put the lines in their place, if they are complete."""
+        for item in self.source.rest():
+            failed.write(self.parse.line(*self.parse.task(item)))
+        failed.problem = failed.problem or self.source.problem
+        failed.replace()
+
+    def show_tasks(self) -> int:
+        """Write the tasks that would run, a line each. Return the exit code."""
+        failure = ""
+        bad = False
+        while not self.source.exhausted and not failure:
+            items = self.source.take(BLOCK)
+            for item in items:
+                if isinstance(item, Rejected):
+                    bad = True
+                    say(printable(f"shmqueue: {item.error}"), sys.stderr)
+            failure = say(b"".join(self._shown(item) for item in items), sys.stdout)
+            if not items and self.source.fileno() >= 0:
+                select.select([self.source], [], [])
+        if self.source.problem:
+            say(printable(f"shmqueue: {self.source.problem}"), sys.stderr)
+        return int(bad or bool(failure or self.source.problem))
+
+    def _shown(self, item: Any) -> bytes:
+        line = self.parse.line(*self.parse.task(item))
+        return line[:-1].replace(b"\n", b"\\n") + b"\n"  # a row may have line ends
 
     def note_signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
@@ -6375,6 +6605,8 @@ class CommandLine:
             remedy = ": run again with --resume" * (results.path != "-")
             lost = f"{results.lost:,} results were not written{remedy}"
             problems.append(f"--results {results.path}: {results.problem}; {lost}")
+        if self.failed is not None and self.failed.problem:
+            problems.append(f"--failed {self.failed.path}: {self.failed.problem}; the file stays as it was")
         self._write_summary(summary, problems)
         lines = summary_lines(summary, "; ".join(problems), self.parse.left_out)
         stream = sys.stderr if self.options.results == "-" else sys.stdout
@@ -6471,12 +6703,15 @@ def fill_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
 
 
-def say(text: str, stream: Any) -> str:
-    """Print on a stream. Return what went wrong, if anything did.
+def say(text: str | bytes, stream: Any) -> str:
+    """Print text as a line on a stream, or bytes as they are. Return what went wrong, if anything did.
 
     A stream that was closed from the start is None, which `print` would take for standard output."""
     try:
-        if stream is not None:
+        if isinstance(text, bytes) and stream is not None:
+            stream.buffer.write(text)
+            stream.flush()
+        elif stream is not None:
             print(text, file=stream, flush=True)
     except (OSError, ValueError) as error:  # closed: point it elsewhere, or Python complains at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -28,7 +28,7 @@ ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 FRAME = b"\x1b[H"
 ALTERNATE = 1049
 BEFORE = "what stood there before"
-KNOWN = re.compile(rb"\x1b\[(?:\?(?:1049|25|7)[hl]|2?J|H|K)")  # the commands that the screen needs
+KNOWN = re.compile(rb"\x1b\[(?:\?(?:1049|25|7)[hl]|2?J|H|K|(?:3[123])?m)")  # the commands that the screen needs
 HANDLERS = """
 import os, time
 
