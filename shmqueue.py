@@ -419,6 +419,7 @@ class Supervisor:
         if tsk_id is not None:
             self._engine.check_open()
             return self._engine.cancel(tsk_id)
+        self._engine.check_thread()
         self._ledger.stopping = True
         self._engine.withdraw()
         return True
@@ -436,6 +437,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Finish what is outstanding, let the workers leave, and remove the segment. May be called again."""
+        self._engine.check_thread()
         try:
             if not self._engine.over:
                 self._engine.finish(self._submitted, self._report)
@@ -1003,14 +1005,43 @@ class Engine:
         self.over = ""
         self.failure: Exception | None = None
         self.next_check = 0.0
+        self._in_use = threading.RLock()
 
     def check_open(self) -> None:
+        """Raise RuntimeError if no turn is possible, or if another thread takes one now."""
         if self.over:
             raise RuntimeError(self.over)
+        self.check_thread()
+
+    def check_thread(self) -> None:
+        """Raise RuntimeError if another thread takes a turn now."""
+        with self._exclusive():
+            pass
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Raise RuntimeError if another thread is in such a block."""
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError(
+                "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
+                "shmqueue.Executor, which many threads can share"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
 
     def turn(self, job: Job, report: Callable[[], None]) -> None:
         """Move what can be moved, or else wait for news. Call `report` when `next_check` has come."""
-        self.check_open()
+        if self.over:
+            raise RuntimeError(self.over)
+        with self._exclusive():
+            moved = self._move(job, report)
+            if not (moved or job.results or self.failure):
+                self._wait(job)
+
+    def _move(self, job: Job, report: Callable[[], None]) -> bool:
+        """Move what can be moved. Return True if there was anything."""
         self._ledger.again.extend(self._ledger.retries.take_due(time.monotonic()))
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         moved = False
@@ -1021,8 +1052,7 @@ class Engine:
             if time.monotonic() >= self.next_check:
                 moved = self.check_workers(time.monotonic()) or moved
                 report()
-        if not (moved or job.results or self.failure):
-            self._wait(job)
+        return moved
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
@@ -1033,13 +1063,14 @@ class Engine:
     @contextlib.contextmanager
     def _must_complete(self) -> Iterator[None]:
         """If this block is interrupted, the run cannot continue."""
-        try:
-            yield
-        except (WorkersFailedError, SpoiledSegmentError) as error:
-            self._give_up(error)
-        except BaseException:
-            self.over = "this Supervisor was interrupted: close it"
-            raise
+        with self._exclusive():
+            try:
+                yield
+            except (WorkersFailedError, SpoiledSegmentError) as error:
+                self._give_up(error)
+            except BaseException:
+                self.over = "this Supervisor was interrupted: close it"
+                raise
 
     def _take(self, job: Job) -> bool:
         """Read tasks from the source if there is room. Return True if it can be read again without waiting."""

@@ -1164,3 +1164,34 @@ def test_public_names_are_there():
     assert shmqueue.TaskResult._fields == FIELDS
     assert pathlib.Path(shmqueue.__file__) == ROOT / "shmqueue.py"
     assert issubclass(shmqueue.TaskSlot128, ctypes.Structure)
+
+
+def test_a_second_thread_is_told_so_and_disturbs_nothing():
+    """The first thread waits in the middle of a run."""
+    errors = []
+
+    def intrude(supervisor):
+        for use in (
+            lambda: supervisor.submit(jobs.echo, b""),
+            lambda: list(supervisor.run([b""])),
+            lambda: list(supervisor.results()),
+            lambda: supervisor.cancel(1),
+            supervisor.cancel,
+            supervisor.close,
+        ):
+            with pytest.raises(RuntimeError, match=r"in use by another thread: .* or use shmqueue\.Executor") as caught:
+                use()
+            errors.append(caught.value)
+
+    def payloads():
+        for number in range(20):
+            if number == 10:
+                thread = threading.Thread(target=intrude, args=(supervisor,))
+                thread.start()
+                thread.join()
+            yield b"%d" % number
+
+    with Supervisor([jobs.echo], workers=2) as supervisor:
+        assert list(supervisor.map(jobs.echo, payloads())) == [b"%d" % number for number in range(20)]
+        assert not supervisor.cancelled
+    assert len(errors) == 6
