@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import html
+import itertools
 import os
 import pathlib
 import pty
@@ -16,6 +17,8 @@ import sys
 import tempfile
 import termios
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import pyte
 
@@ -30,7 +33,7 @@ def tasks() -> str:
     lines = []
     for i in range(4000):
         lines += [f"echo {i}", "sha256 shmqueue.py", "sleep 0.02"]
-        if i % 400 == 7:
+        if i % 40 == 7:
             lines.append(f"sha256 photos/{i}.jpg")
     return "\n".join(lines) + "\n"
 
@@ -42,7 +45,7 @@ def film(path: str) -> pyte.Screen:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     command = [sys.executable, "shmqueue.py", path, "-w", "4"]
-    environment = {**os.environ, "TERM": "xterm"}
+    environment = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
     with subprocess.Popen(
         command, cwd=HERE.parent, env=environment, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
     ) as run:
@@ -55,23 +58,44 @@ def film(path: str) -> pyte.Screen:
     return screen
 
 
-def draw(lines: list[str]) -> str:
-    """Return lines of text as an SVG picture."""
+def rows_of(screen: pyte.Screen) -> list[list[Any]]:
+    """Return the characters of the screen's rows, without blanks at the ends, and without empty rows at the end."""
+    rows = [[screen.buffer[y][x] for x in range(COLUMNS)] for y in range(LINES)]
+    for row in rows:
+        while row and row[-1].data == " ":
+            row.pop()
+    while not rows[-1]:
+        rows.pop()
+    return rows
+
+
+def spans(row: Iterable[Any]) -> str:
+    """Return characters as SVG text: those of one colour in one piece."""
+    pieces = []
+    for colour, characters in itertools.groupby(row, key=lambda character: character.fg):
+        text = html.escape("".join(character.data for character in characters))
+        if colour != "default":
+            text = f'<tspan fill="#{colour}">{text}</tspan>'
+        pieces.append(text)
+    return "".join(pieces)
+
+
+def draw(rows: list[list[Any]]) -> str:
+    """Return rows of characters as an SVG picture."""
     wide = 8.4  # of a character
     high = 19  # of a line
     width = round(COLUMNS * wide + 24)
-    height = len(lines) * high + 20
-    rows = "\n".join(
-        f'<text x="12" y="{20 + high * at}" xml:space="preserve" textLength="{len(line) * wide:.1f}">'
-        f"{html.escape(line)}</text>"
-        for at, line in enumerate(lines)
-        if line.strip()
+    height = len(rows) * high + 20
+    texts = "\n".join(
+        f'<text x="12" y="{20 + high * at}" xml:space="preserve" textLength="{len(row) * wide:.1f}">{spans(row)}</text>'
+        for at, row in enumerate(rows)
+        if row
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">\n'
         '<rect width="100%" height="100%" rx="6" fill="#1c1f26"/>\n'
         '<g font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="14" fill="#d8dee9">\n'
-        f"{rows}\n</g>\n</svg>\n"
+        f"{texts}\n</g>\n</svg>\n"
     )
 
 
@@ -79,11 +103,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "photos.txt")
         path.write_text(tasks())
-        lines = [line.rstrip() for line in film(str(path)).display]
-    while not lines[-1]:
-        lines.pop()
-    (HERE / "screen.svg").write_text(draw(lines), encoding="utf-8")
-    print("\n".join(lines))
+        rows = rows_of(film(str(path)))
+    (HERE / "screen.svg").write_text(draw(rows), encoding="utf-8")
+    for row in rows:
+        print("".join(character.data for character in row))
 
 
 if __name__ == "__main__":

@@ -535,10 +535,10 @@ def steered_ledger(world: World) -> type[shmqueue.Ledger]:
             world.nothing_doubtful()
             return super()._take(position, count)
 
-        def charge(self, worker: int, position: int, status: str, *about: Any) -> None:
+        def charge(self, worker: int, position: int, status: str, *about: Any, **more: Any) -> None:
             if status != "failed":
                 world.charged(worker, position)
-            super().charge(worker, position, status, *about)
+            super().charge(worker, position, status, *about, **more)
 
     return SteeredLedger
 

@@ -506,8 +506,8 @@ class SeesNoSwitches(WorkerProcess):
 class ChargesWrong(Ledger):
     """Charges the task before the one in hand where there is one."""
 
-    def charge(self, worker, position, status, *about):
-        super().charge(worker, max(self._placed[0].first, position - 1), status, *about)
+    def charge(self, worker, position, status, *about, **more):
+        super().charge(worker, max(self._placed[0].first, position - 1), status, *about, **more)
 
 
 class FreesPagesEarly(Heap):

@@ -451,13 +451,33 @@ def test_a_terminal_that_knows_no_commands_gets_none(desk, term):
     assert totals(terminal)["ok"] == 4
 
 
-def test_no_color(desk):
-    """There are no colours, with it or without it."""
+@pytest.mark.parametrize(
+    ("environment", "commands"),
+    [
+        ({}, {b"31", b"32"}),
+        ({"TERM": "xterm-256color"}, {b"38;5;203", b"38;5;41"}),
+        ({"TERM": "linux", "NO_COLOR": ""}, {b"31", b"32"}),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1"}, set()),
+        ({"TERM": "vt100"}, set()),
+        ({"TERM": "no-such-terminal"}, set()),
+    ],
+)
+def test_colours_are_those_of_the_terminal(desk, environment, commands):
     terminal = desk.terminal()
-    tasks = desk.cli.file("tasks", "sleep 0.2\nsha256 absent\n" * 2)
-    assert desk.run(terminal, tasks, "-w", "2", environment={"NO_COLOR": "1"}) == 1
+    tasks = desk.cli.file("tasks", "sha256 absent\nsleep 0.3\nsleep 0.3\n")
+    assert desk.run(terminal, tasks, "-w", "2", environment={"NO_COLOR": "", **environment}) == 1
     terminal.assert_as_before()
-    assert re.search(rb"\x1b\[[\d;:]*m", terminal.read()) is None
+    seen = terminal.read()
+    assert ENTER in seen
+    assert set(re.findall(rb"\x1b\[([\d;:]*)m", seen)) - {b""} == commands
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_a_screen_that_goes_to_no_terminal_has_no_colours(cli, term):
+    tasks = cli.file("tasks", "sha256 absent\nsleep 0.3\n")
+    run = cli.run(tasks, "-w", "1", "--screen", "on", env={**os.environ, "TERM": term})
+    assert FRAME.decode() in run.err
+    assert re.search(r"\x1b\[[\d;:]*m", run.err) is None
 
 
 @pytest.mark.parametrize("arguments", [(), ("--screen", "off")])

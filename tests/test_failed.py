@@ -1,0 +1,298 @@
+"""--failed, --dry-run, and the options of retries on the command line."""
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+
+import pytest
+from conftest import wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shmqueue
+from shmqueue import FailedLines, LineParser, LineSource
+
+MIXED = "echo a\necko b\nsha256 none\nsleep 0\nnoop\n"
+QUIET = ("--screen", "off", "-w", "2")
+
+
+@pytest.fixture
+def read(cli):
+    """Return the bytes of a file in the test's folder."""
+    return lambda name: (cli.folder / name).read_bytes()
+
+
+def lines(data):
+    return sorted(data.splitlines())
+
+
+# --failed.
+
+
+def test_what_was_not_ok_can_be_given_in_again(cli, read):
+    tasks = cli.file("tasks", MIXED)
+    assert cli.run(tasks, "--failed", "again", *QUIET).code == 1
+    assert lines(read("again")) == [b"ecko b", b"sha256 none"]
+    assert read("tasks") == MIXED.encode()
+    assert cli.run("again", "--failed", "and again", *QUIET).code == 1
+    assert lines(read("and again")) == [b"ecko b", b"sha256 none"]
+
+
+def test_it_may_be_the_input_and_is_empty_when_all_are_ok(cli, read):
+    tasks = cli.file("tasks", MIXED)
+    os.chmod(tasks, 0o640)
+    for _ in range(2):
+        assert cli.run(tasks, "--failed", tasks, *QUIET).code == 1
+        assert lines(read("tasks")) == [b"ecko b", b"sha256 none"]
+    cli.file("none", "")
+    assert cli.run(cli.file("tasks", "sha256 none\n"), "--failed", tasks, *QUIET).code == 0
+    assert read("tasks") == b""
+    assert stat.S_IMODE(os.stat(tasks).st_mode) == 0o640
+    assert sorted(os.listdir(cli.folder)) == ["none", "tasks"]
+
+
+def test_a_link_stays_a_link(cli, read):
+    tasks = cli.file("tasks", MIXED)
+    os.symlink("tasks", cli.folder / "link")
+    assert cli.run(tasks, "--failed", "link", *QUIET).code == 1
+    assert os.readlink(cli.folder / "link") == "tasks"
+    assert lines(read("tasks")) == [b"ecko b", b"sha256 none"]
+
+
+@pytest.mark.parametrize("way", [("--shell",), ("--call", "jobs.py:fail")])
+def test_whole_lines_come_back_whole(cli, read, way):
+    cli.file("jobs.py", "def fail(payload):\n    raise ValueError\n")
+    data = b"exit 3 # \xff \\ 'x'\n  exit 4\nexit 5"
+    assert cli.run(cli.file("tasks", data), *way, "--failed", "again", *QUIET).code == 1
+    assert lines(read("again")) == sorted(data.splitlines())
+
+
+texts = st.lists(
+    st.sampled_from([b"\r", b"\xef\xbb\xbf", b" ", b"\t", b"a", b"#", b"\xff", b"echo", b"\0"]), max_size=6
+)
+inputs = st.lists(texts.map(b"".join), max_size=6).map(b"\n".join)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_any_line_that_is_written_is_read_as_the_same_task(tmp_path, whole):
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    def tasks(path):
+        source = LineSource(str(path), LineParser(["echo", "noop"], comments=not whole, whole=whole))
+        return list(map(source._parse.task, source.rest()))
+
+    @given(inputs)
+    def check(data):
+        first.write_bytes(data)
+        found = tasks(first)
+        parse = LineParser(["echo", "noop"], comments=not whole, whole=whole)
+        with FailedLines(str(second)) as failed:
+            for task in found:
+                failed.write(parse.line(*task))
+            failed.replace()
+        assert tasks(second) == found
+
+    check()
+
+
+def test_after_halt_what_was_not_done_is_there_too(cli, read):
+    data = "sha256 none\n" * 3 + "sleep 0.01\n" * 1000
+    run = cli.run(cli.file("tasks", data), "--halt", "1", "--failed", "tasks", "--screen", "off", "-w", "1")
+    assert run.code == 1
+    done = data.count("\n") - read("tasks").count(b"\n")
+    assert f" {done:,} ok, " in run.out
+    assert read("tasks").count(b"sha256 none\n") == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_what_was_not_done_is_there_too(cli, read, number):
+    data = "echo a\n" * 10 + "sleep 0.2\n" * 50_000
+    process = cli.start(cli.file("tasks", data), "--failed", "tasks", "--results", "out.jsonl", *QUIET)
+    assert wait_until(lambda: os.path.exists(cli.folder / "out.jsonl") and read("out.jsonl"))
+    assert read("tasks") == data.encode(), "it is as it was until the end"
+    process.send_signal(number)
+    run = cli.finish(process)
+    assert run.code == 128 + number
+    done = read("out.jsonl").count(b'"ok"')
+    assert done >= 10
+    assert read("tasks").count(b"\n") == 50_010 - done
+
+
+def test_of_a_stream_what_was_read_is_there(cli, read):
+    process = cli.start(
+        "-", "--failed", "again", "--results", "out.jsonl", "--screen", "off", "-w", "1", "--slots", "2"
+    )
+    process.stdin.write(b"echo a\n" + b"sleep 0.2\n" * 1000)
+    assert wait_until(lambda: os.path.exists(cli.folder / "out.jsonl") and b"sleep" in read("out.jsonl"))
+    process.send_signal(signal.SIGINT)
+    assert cli.finish(process).code == 130
+    assert read("again").count(b"\n") == 1001 - read("out.jsonl").count(b'"ok"')
+
+
+def test_of_a_run_that_is_given_up_everything_is_there(cli, read):
+    """Each worker dies while it imports the functions."""
+    cli.file("bad.py", "import os\nif os.path.exists('seen'): os._exit(7)\nopen('seen', 'w').close()\ndef f(x): pass\n")
+    data = "f 1\n" * 40_000
+    run = cli.run(
+        cli.file("tasks", data), "--handlers", "bad.py", "--start-method", "spawn", "--failed", "tasks", *QUIET
+    )
+    assert run.code == 1
+    assert "shmqueue: " in run.out
+    assert read("tasks") == data.encode()
+
+
+def test_a_run_that_is_killed_leaves_the_file_alone(cli, read):
+    tasks = cli.file("tasks", "sleep 60\n")
+    process = cli.start(tasks, "--failed", "tasks", "--screen", "off", "-w", "1")
+    assert wait_until(lambda: len(os.listdir(cli.folder)) > 1)
+    process.kill()
+    process.wait()
+    assert read("tasks") == b"sleep 60\n"
+    shmqueue.sweep()
+
+
+def test_a_full_disk_leaves_the_file_alone(tmp_path):
+    path = tmp_path / "tasks"
+    path.write_text("before")
+    with FailedLines(str(path)) as failed:
+        failed._file.close()
+        failed._file = open("/dev/full", "wb")  # noqa: SIM115
+        failed.write(b"echo a\n")
+        failed.replace()
+        assert "No space left" in failed.problem
+    assert os.listdir(tmp_path) == ["tasks"]
+    assert path.read_text() == "before"
+
+
+def test_a_problem_is_said_at_the_end(cli, read):
+    """The folder goes away while the run goes on."""
+    (cli.folder / "there").mkdir()
+    process = cli.start(cli.file("tasks", "sleep 0.5\n"), "--failed", "there/again", *QUIET)
+    assert wait_until(lambda: os.listdir(cli.folder / "there"))
+    (cli.folder / "there").rename(cli.folder / "gone")
+    run = cli.finish(process)
+    assert run.code == 1
+    assert "--failed there/again: FileNotFoundError" in run.out
+    assert "the file stays as it was" in run.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--failed", "-"], ["--failed -", "must be a file"]),
+        (["--failed", ""], ["--failed", "empty"]),
+        (["--failed", "/dev/null"], ["/dev/null", "not a regular file"]),
+        (["--failed", "."], ["not a regular file"]),
+        (["--failed", "no/where"], ["no/where", "No such file"]),
+        (["--failed", "log", "--log", "log"], ["--failed log", "--log", "another"]),
+        (["--failed", "tasks", "--query", "SELECT 1"], ["--failed", "--query", "--resume"]),
+        (["--retry-on", "failed,ok"], ["--retry-on", "'failed,ok'", "failed,timeout,crashed"]),
+        (["--retry-on", ""], ["--retry-on"]),
+        (["--retry-delay", "-1"], ["--retry-delay -1", "from 0"]),
+        (["--grace", "inf"], ["--grace inf"]),
+        (["--retris=3"], ["--retris: no such option; nearest: --retries"]),
+        (["--xyzzy"], ["--xyzzy: no such option; --help lists them"]),
+        (["more"], ["'more'", "one file", "cat"]),
+        (["--shell", "--call", "a:b"], ["--call", "not allowed with", "--shell"]),
+    ],
+)
+def test_bad_usage_is_one_line_and_starts_nothing(cli, arguments, words):
+    run = cli.run(cli.file("tasks", "echo a\n"), *arguments)
+    assert run.code == 2
+    assert run.out == ""
+    assert run.err.startswith("shmqueue: ")
+    assert run.err.count("\n") == 1
+    for word in words:
+        assert word in run.err
+    assert not [name for name in os.listdir(cli.folder) if name.endswith(".part")]
+
+
+# --dry-run.
+
+
+def test_a_dry_run_writes_the_tasks_and_starts_nothing(cli):
+    run = cli.run(
+        cli.file("tasks", "\n# c\n  echo  a \nsleep 60\nnoop\n"), "--dry-run", "--log", "log", "--failed", "f"
+    )
+    assert run == (0, "echo  a \nsleep 60\nnoop\n", "")
+    assert os.listdir(cli.folder) == ["tasks"]
+
+
+def test_a_dry_run_says_what_could_not_run(cli):
+    run = cli.run(cli.file("tasks", MIXED), "--dry-run")
+    assert (run.code, run.out) == (1, MIXED)
+    assert run.err == "shmqueue: line 2: LookupError: no function 'ecko'; nearest: echo\n"
+
+
+def test_a_dry_run_with_resume_writes_what_remains(cli):
+    tasks = cli.file("tasks", MIXED)
+    resume = ("--results", "out.csv", "--resume")
+    assert cli.run(tasks, *resume, "--dry-run").out == MIXED
+    assert os.listdir(cli.folder) == ["tasks"]
+    assert cli.run(tasks, *resume, *QUIET).code == 1
+    assert cli.run(tasks, *resume, "--dry-run").out == "ecko b\nsha256 none\n"
+
+
+def test_a_dry_run_of_a_stream_writes_lines_as_they_come(cli):
+    process = cli.start("-", "--shell", "--dry-run")
+    for line in (b"exit 1 \xff\n", b"true\r\r\n"):
+        process.stdin.write(line)
+        assert os.read(process.stdout.fileno(), 100) == line
+    assert cli.finish(process, b"last") == (0, "last\n", "")
+
+
+def test_a_dry_run_of_rows_keeps_a_line_each(cli):
+    base = sqlite3.connect(cli.folder / "a.db")
+    with base:
+        base.execute("CREATE TABLE t (a TEXT)")
+        base.executemany("INSERT INTO t VALUES (?)", [("a\nb",), ("c",)])
+    base.close()
+    run = cli.run("a.db", "--query", "SELECT 'echo', a FROM t", "--dry-run")
+    assert run == (0, "echo a\\nb\necho c\n", "")
+
+
+def test_a_dry_run_whose_reader_leaves_ends(cli):
+    process = cli.start("-", "--shell", "--dry-run", stdin=subprocess.PIPE)
+    process.stdout.close()
+    process.stdout = None
+    process.stdin.write(b"a\n")
+    assert process.wait(20) == 1
+
+
+# Retries.
+
+
+def test_retry_on_and_retry_delay(cli):
+    data = "sha256 none\nsleep 60\n"
+    run = cli.tasks(data, "--retries", "1", "--retry-on", "timeout", "--timeout", "0.3", "--retry-delay", "0.1")
+    attempts = {result["status"]: result["attempts"] for result in run.results}
+    assert attempts == {"failed": 1, "timeout": 2}
+
+
+def test_grace_lets_a_task_note_that_it_is_ended(cli):
+    code = """
+import signal, sys, time
+def wait(payload):
+    signal.signal(signal.SIGTERM, lambda *_: (open("ended", "w").close(), sys.exit(1)))
+    for _ in range(6000):
+        time.sleep(0.01)
+"""
+    cli.file("jobs.py", code)
+    run = cli.tasks("x\n", "--call", "jobs.py:wait", "--timeout", "0.3", "--grace", "5")
+    assert [result["status"] for result in run.results] == ["timeout"]
+    assert os.path.exists(cli.folder / "ended")
+
+
+# --help.
+
+
+def test_help_fits_two_screens_of_80_columns(cli):
+    run = cli.run("--help", env={**os.environ, "COLUMNS": "200"})
+    assert run.code == 0
+    assert len(run.out.splitlines()) <= 48
+    assert max(map(len, run.out.splitlines())) <= 80
+    groups = [line for line in run.out.splitlines() if line.endswith(":")]
+    assert groups == ["tasks:", "how they run:", "what is kept:", "what is shown:", "examples:"]
+    assert "  --slots N              tasks the ring holds (16384)\n" in run.out
