@@ -143,16 +143,17 @@ __all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "main", "paralle
 
 
 def __getattr__(name: str) -> Any:
-    """Import multiprocessing and psutil, and make Executor, when they are first used, since they take long.
+    """Import multiprocessing, psutil and curses, and make Executor, when they are first used, since they take long.
 
-    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused."""
+    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused. Without
+    curses, the screen has no colours."""
     made: Any = None
     if name == "Executor":
         made = make_executor()
     elif name == "multiprocessing":
         importlib.import_module("multiprocessing.util")
         made = sys.modules[name]
-    elif name == "psutil":
+    elif name in ("psutil", "curses"):
         with contextlib.suppress(ImportError):
             made = importlib.import_module(name)
     else:
@@ -162,16 +163,17 @@ def __getattr__(name: str) -> Any:
 
 
 def late(name: str) -> Any:
-    """Return multiprocessing or psutil."""
+    """Return multiprocessing, psutil or curses; None for one that is not installed."""
     return getattr(sys.modules[__name__], name)
 
 
 def import_all() -> None:
     """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
-    names = "csv hashlib inspect json multiprocessing.util shutil subprocess tempfile termios traceback tty"
+    names = "csv hashlib inspect json multiprocessing.util shlex shutil subprocess tempfile termios traceback tty"
     for name in names.split():
         importlib.import_module(name)
     late("psutil")
+    late("curses")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ class TaskResult(NamedTuple):
     function: its name.
     payload: as it was given.
     status: ok, failed, timeout, crashed or cancelled.
-    value: what the function returned; None unless ok.
+    value: what the function returned; None unless ok. Of a shell command: its standard output, whether ok or failed.
     error: what went wrong; None if ok.
     attempts: how often it was started.
     worker: the index of the last worker that ran it, or None.
@@ -827,6 +829,8 @@ OPTIONS = (
     Option("handlers", str, "MODULE_OR_FILE.py", "the functions that lines may name", alone=True),
     Option("call", str, "MODULE_OR_FILE.py:FUNCTION", "each line is a payload of this function", alone=True),
     Option("shell", bool, "", "each line is a shell command; its output is the value", False, alone=True),
+    Option("command", str, "TEMPLATE", "a line fills this: {} {1} {.} {/} {//} {/.} {#} {%%}", alone=True),
+    Option("delimiter", str, "TEXT", "between the fields {1} {2} of a line (white space)"),
     Option("query", str, "SQL", "of the SQLite file TASKS: line, or function, payload"),
     Option("workers", int, "N", "worker processes (default: the processors)", None, (0, 4096), BOTH, "-w"),
     Option("timeout", float, "S", "seconds a task may run", None, (0.001, 1e9), BOTH),
@@ -841,6 +845,10 @@ OPTIONS = (
     Option("slot_size", int, "BYTES", "bytes of a slot (%(default)s)", 128, SLOT_SIZES, BOTH),
     Option("batch", int, "N", "tasks a worker claims at once (default: by itself)", None, (1, 1 << 26), BOTH),
     Option("start_method", ("fork", "spawn", "forkserver"), "M", "of workers: fork, spawn or forkserver", place=BOTH),
+    Option("print", bool, "", "write values to stdout; the default for commands", False),
+    Option("no_print", bool, "", "do not, so that the summary is there", False),
+    Option("keep_order", bool, "", "print in the order of the input", False, short="-k"),
+    Option("tag", bool, "", "print each line after its task and a tab", False),
     Option("results", str, "FILE", ".jsonl, .csv, .sqlite; or - for JSON lines on stdout"),
     Option("resume", bool, "", "leave out the tasks that FILE already holds as ok", False),
     Option("failed", str, "FILE", "write the tasks that were not ok, as TASKS again"),
@@ -2046,18 +2054,9 @@ class Ledger:
             if tasks.job is None:
                 return
             tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], tasks.payloads[at]
-            about = (
-                tsk_id,
-                name,
-                payload,
-                status,
-                None,
-                failure.error,
-                self.retries.next_attempt(tsk_id),
-                worker,
-                seconds,
-            )
-            result = TaskResult(*about, failure.traceback, started)
+            about = (tsk_id, name, payload, status, failure.value, failure.error)
+            attempts = self.retries.next_attempt(tsk_id)
+            result = TaskResult(*about, attempts, worker, seconds, failure.traceback, started)
             if self.retries.wanted(result) and not self._is_cancelled(tasks.job):
                 self.tally.retried += 1
                 task = tasks.part(at, at + 1)
@@ -2315,8 +2314,9 @@ class Job:
         return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
 
     def must_wait(self, limit: int) -> bool:
-        """Return True if no more input may be read for now. Only OrderedJob limits this."""
-        return False
+        """Return True if results wait for a task that lies more than `limit` tasks before the newest one."""
+        held = 0 if self.source is None else self.source.held
+        return held > 0 and self.outstanding + held > limit
 
     def admit(self, tsk_id: int, count: int) -> None:
         """Note that `count` tasks from `tsk_id` on belong to this job."""
@@ -2400,7 +2400,7 @@ class Tally:
     """Counts outcomes, and keeps the most remarkable ones.
 
     errors: how many tasks were not ok, by function (if they were started), status and name of the error.
-    failures: the first five and the last five tasks that were not ok, without payloads.
+    failures: the first five and the last five tasks that were not ok, without payloads and values.
     slowest: the five tasks that took longest.
     slow: a task that takes more seconds is one of the slowest.
     completed, failed, busy: for each worker, its tasks that were ok and not ok, and the seconds that functions ran.
@@ -2443,7 +2443,7 @@ class Tally:
         if result.attempts:  # a task that was never started can name anything, and would make the table large
             what = f"{result.function} {what}"
         self.errors[f"{what}: {error}"[:100]] += 1
-        self.failures.append(result._replace(payload=None))
+        self.failures.append(result._replace(payload=None, value=None))
         del self.failures[5:-5]
 
     def summary(self, seconds: float, starting: float) -> dict[str, Any]:
@@ -3351,6 +3351,9 @@ def _out_of_reach(end: Any) -> int:
     return new
 
 
+tsk_id_in_hand: Callable[[], int] = int  # tells it to commands; a worker puts its own here, else it is 0
+
+
 class Worker:
     """Claims batches, runs them, and leaves outcomes."""
 
@@ -3381,6 +3384,8 @@ class Worker:
 
     def start(self) -> None:
         """Prepare the new process, and run the initializer."""
+        global tsk_id_in_hand
+        tsk_id_in_hand = self._tsk_id_in_hand
         os.register_at_fork(after_in_child=self._disown)
         threading.Thread(target=self._end_with_supervisor, name="shmqueue-watch", daemon=True).start()
         if self._options.log:
@@ -4282,6 +4287,7 @@ def remove_segment(path: str) -> None:
 
 
 WORKER_VARIABLE = "SHMQUEUE_WORKER"  # in the environment of functions: the worker's index
+TASK_VARIABLE = "SHMQUEUE_TASK"  # in the environment of commands: the tsk_id
 RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
 
 
@@ -4689,7 +4695,7 @@ OWN_MODULES = {__name__}  # whose frames a traceback does not begin with
 
 # What the bytes of a payload or a value are. CODED: what the codec made of it, or marshal. CODED_TEXT: the codec made a
 # str. Only values are failures and Structures. STRUCTURE + i: the i-th Structure that the functions' annotations name.
-BYTES, TEXT, CODED, CODED_TEXT, FAILURE, STRUCTURE = range(6)
+BYTES, TEXT, CODED, CODED_TEXT, FAILURE, OUTPUT, STRUCTURE = range(7)
 KIND_BIT = 29  # a payload's kind stands here in its fn_id; a value's is the first byte of its record in the log
 FN_ID = (1 << KIND_BIT) - 1  # the bits of a fn_id without kind and OUT_OF_LINE
 IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the segment, and the record has their number
@@ -4769,6 +4775,8 @@ def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]], codec
         return TEXT, encode_text(value)
     if type(value) is Failure:
         return FAILURE, value.encode()
+    if type(value) is Output:
+        return OUTPUT, marshal.dumps((value, value.errors, value.failure))
     if type(value) in structures:
         return STRUCTURE + structures.index(type(value)), bytes(value)
     if isinstance(value, ctypes.Structure) and codec is None:
@@ -4787,6 +4795,9 @@ def decode_value(kind: int, data: bytes, structures: Sequence[type[ctypes.Struct
     if kind >= STRUCTURE:
         return structures[kind - STRUCTURE].from_buffer_copy(data)
     try:
+        if kind == OUTPUT:
+            output = Output(*load_plain(data))
+            return output if output.failure is None else Failure(output.failure, value=output)
         return decode(kind, data, codec)
     except Exception as error:
         return Failure.of(error)
@@ -4832,11 +4843,28 @@ def check_plain(value: Any) -> None:
             path.pop()
 
 
+class Output(bytes):
+    """What a shell command wrote to its standard output, on its way from the worker to the supervisor.
+
+    errors: what it wrote to its standard error. failure: why the task failed; None if it did not.
+    """
+
+    errors: bytes
+    failure: str | None
+
+    def __new__(cls, output: bytes, errors: bytes = b"", failure: str | None = None) -> Output:
+        new = super().__new__(cls, output)
+        new.errors = errors
+        new.failure = failure
+        return new
+
+
 class Failure(NamedTuple):
-    """In place of a value: the task failed, with this error and this traceback."""
+    """In place of a value: the task failed, with this error and this traceback. A command has a value all the same."""
 
     error: str
     traceback: str | None = None
+    value: Output | None = None
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
@@ -4845,7 +4873,7 @@ class Failure(NamedTuple):
 
     def encode(self) -> bytes:
         """Both texts, with a byte between them that UTF-8 does not use. They can be read also if they are cut short."""
-        return b"\xff".join(text.encode("utf-8", "backslashreplace") for text in self if text is not None)
+        return b"\xff".join(text.encode("utf-8", "backslashreplace") for text in self[:2] if text is not None)
 
     @classmethod
     def decode(cls, data: bytes) -> Failure:
@@ -5024,12 +5052,14 @@ class Source:
     """Where a job's tasks come from.
 
     exhausted: there are no more. finite: all of them can be read at once. problem: why it ended early, if it did.
-    pairs: a pair is of a function and a payload, never a payload."""
+    pairs: a pair is of a function and a payload, never a payload. held: how many finished tasks wait for the end of
+    earlier ones, since their results are wanted in order."""
 
     exhausted = False
     pairs = True
     finite = False
     problem = ""
+    held = 0
 
     def take(self, room: int) -> Sequence[Any]:
         """Return up to `room` items, those that are there: payloads, (function, payload) pairs or Rejected."""
@@ -5078,10 +5108,13 @@ class LineParser:
     """Makes tasks of lines: FUNCTION PAYLOAD or, if a line is `whole`, a payload for the first function.
 
     Empty lines are skipped, and lines that start with # if those are comments. A task is left out as often as `done`
-    counts it, and is counted down there."""
+    counts it, and is counted down there. `missing` says what a line lacks, for which its task fails."""
 
-    def __init__(self, names: Sequence[str], comments: bool, whole: bool = False) -> None:
+    def __init__(
+        self, names: Sequence[str], comments: bool, whole: bool = False, missing: Callable[[bytes], str] | None = None
+    ) -> None:
         self.whole = whole
+        self._missing = missing
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest
         self.left_out = 0
         self._comments = comments
@@ -5090,18 +5123,28 @@ class LineParser:
         self._line = 0
 
     def __call__(self, lines: Sequence[bytes]) -> list[Any]:
-        if self.whole:
-            return self.without_done([x for x in lines if x and not (self._comments and x.startswith(b"#"))])
-        items: list[Any] = []
-        for number, line in enumerate(lines, self._line + 1):
+        numbered = enumerate(lines, self._line + 1)
+        self._line += len(lines)
+        if self._missing is not None:
+            items = [self._check(line, number) for number, line in numbered if line]
+        elif self.whole:
+            items = [x for x in lines if x and not (self._comments and x.startswith(b"#"))]
+        else:
+            items = list(self._read(numbered))
+        return self.without_done(items)
+
+    def _check(self, line: bytes, number: int) -> Any:
+        missing = self._missing and self._missing(line)
+        return Rejected(self._only, line, f"line {number:,}: {missing}") if missing else line
+
+    def _read(self, numbered: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
+        for number, line in numbered:
             word, _, payload = line.partition(b" ")
             if word in self._known:
-                items.append((self._known[word], payload))
+                yield self._known[word], payload
             elif (line := line.lstrip()) and not line.startswith(b"#"):
                 word = line.split(None, 1)[0]
-                items.append(self.pair(word, line[len(word) + 1 :], f"line {number:,}: "))
-        self._line += len(lines)
-        return self.without_done(items)
+                yield self.pair(word, line[len(word) + 1 :], f"line {number:,}: ")
 
     def without_done(self, items: list[Any]) -> list[Any]:
         if not self.done:
@@ -5110,12 +5153,12 @@ class LineParser:
 
     def task(self, item: Any) -> tuple[str, bytes]:
         """Return the function and the payload of an item."""
-        if self.whole:
+        if isinstance(item, bytes):
             return self._only, item
         return item[0], item[1]
 
-    def line(self, function: str, payload: bytes) -> bytes:
-        """Return the line that this task is read from."""
+    def input_line(self, function: str, payload: bytes) -> bytes:
+        """Return a line, with its end, that is read as this task."""
         line = payload
         if not self.whole:
             line = b" ".join(filter(None, (encode_text(function), payload)))
@@ -5241,7 +5284,7 @@ class QuerySource(Source):
         if columns not in (1, 2):
             raise UsageError(f"--query {query!r}: {columns} columns; one is a line, two are a function and its payload")
         if columns == 2 and parse.whole:
-            raise UsageError(f"--query {query!r}: two columns name functions; --call and --shell take one")
+            raise UsageError(f"--query {query!r}: two columns name functions; --call, --shell and --command take one")
 
     def _connect(self, path: str) -> Any:
         """Open a database so that a query can only read it: to attach another one would make a file."""
@@ -5806,6 +5849,110 @@ def task_digest(function: str, payload: bytes) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Printing: values on standard output, in one piece each.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+PRINT_BYTES = 1 << 16  # are printed at once; less waits for the next check of the workers
+
+
+class InOrder:
+    """Passes results on in the order of the input. `source` is not read far ahead of those that are held back."""
+
+    def __init__(self, deliver: Callable[[TaskResult], None], source: Source) -> None:
+        self._deliver = deliver
+        self._source = source
+        self._early: dict[int, TaskResult] = {}  # by tsk_id
+        self._next = 1
+
+    def put(self, result: TaskResult) -> None:
+        self._early[result.tsk_id] = result
+        while self._next in self._early:
+            self._deliver(self._early.pop(self._next))
+            self._next += 1
+        self._source.held = len(self._early)
+
+
+class Printer:
+    """Writes values to standard output, and what commands wrote to their standard error to that, each in one piece.
+
+    exact: values are printed as commands wrote them, also of tasks that failed. Otherwise each gets a line end; None
+    and failures are not printed. line: returns a task's line, which --tag puts before each line that is printed. wait:
+    called again and again while the reader takes nothing; it may clear `patient`. screen: leaves a terminal before
+    that is written to.
+    """
+
+    def __init__(
+        self, exact: bool, line: Callable[[str, bytes], bytes] | None, wait: Callable[[], None], screen: Progress
+    ) -> None:
+        self.closed = False  # nothing more is printed
+        self.problem = ""  # why not
+        self.patient = True
+        self._exact = exact
+        self._line = line
+        self._wait = wait
+        self._screen = screen
+        self._waiting = bytearray()  # for standard output
+
+    def put(self, result: TaskResult) -> None:
+        """Print a result soon. What a command complained of comes right behind its output."""
+        if self.closed:
+            return
+        tag = b""
+        if self._line is not None:
+            tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
+        self._waiting += tagged(self._text(result), tag)
+        errors = getattr(result.value, "errors", b"")
+        if errors or len(self._waiting) > PRINT_BYTES:
+            self.flush()
+        if errors:
+            with contextlib.suppress(OSError):  # nobody reads it
+                self._write(2, tagged(errors, tag))
+
+    def _text(self, result: TaskResult) -> bytes:
+        if self._exact:
+            return result.value or b""
+        if result.status != "ok" or result.value is None:
+            return b""
+        text = encode_text(as_text(result.value))
+        return text if text.endswith(b"\n") else text + b"\n"
+
+    def flush(self) -> None:
+        """Write what waits."""
+        data, self._waiting = self._waiting, bytearray()
+        try:
+            self._write(1, data)
+        except OSError as error:
+            self.closed = True
+            if error.errno != errno.EPIPE:  # a reader that has seen enough is no problem
+                self.problem = f"standard output: {error.strerror}"
+
+    def _write(self, descriptor: int, data: bytes | bytearray) -> None:
+        """Write all of this. Wait in small steps for a reader that takes nothing."""
+        if data and os.isatty(descriptor):
+            self._screen.close()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        with memoryview(data) as view:
+            start = 0
+            while start < len(view) and not self.closed:
+                if poll.poll(100):
+                    start += os.write(descriptor, view[start : start + select.PIPE_BUF])
+                elif self.patient:
+                    self._wait()
+                else:
+                    self.closed = True
+
+
+def tagged(text: bytes, tag: bytes) -> bytes:
+    """Put a tag before each line."""
+    if not tag or not text:
+        return text
+    end = b"\n" * text.endswith(b"\n")
+    return tag + text.removesuffix(b"\n").replace(b"\n", b"\n" + tag) + end
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The screen: what a run shows while it goes on.
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -6120,14 +6267,14 @@ def can_draw() -> bool:
 
 def count_colours() -> int:
     """Return how many colours the terminal has; 0 where it has none, or NO_COLOR is set (https://no-color.org)."""
-    if can_draw() and not os.environ.get("NO_COLOR"):
-        with contextlib.suppress(ImportError):
-            import curses
-
-            with contextlib.suppress(curses.error):  # a terminal that the system does not know
-                curses.setupterm(fd=2)
-                return curses.tigetnum("colors")
-    return 0
+    curses = late("curses")
+    if curses is None or not can_draw() or os.environ.get("NO_COLOR"):
+        return 0
+    try:
+        curses.setupterm(fd=2)
+    except curses.error:  # a terminal that the system does not know
+        return 0
+    return int(curses.tigetnum("colors"))
 
 
 def in_foreground(descriptor: int) -> bool:
@@ -6194,6 +6341,11 @@ def read_snapshot(name: str) -> Snapshot:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
+POLL_COMMAND_MS = 20  # how soon the end of a command is seen that leaves its pipes open
+PIPE_BYTES = 1 << 20  # what a pipe holds at most
+
+
 class UsageError(Exception):
     """Bad usage or input: what is printed before exit code 2."""
 
@@ -6224,14 +6376,119 @@ def noop(payload: bytes) -> None:
 
 
 def shell(payload: bytes) -> bytes:
-    """What a shell command prints. It fails with what it printed on its error stream if its exit code is not 0."""
+    """What a shell command writes. It fails if its exit code is not 0, and its error ends with what it complained of.
+
+    What it writes to its standard error goes to the worker's, too.
+    """
+    os.environ[TASK_VARIABLE] = str(tsk_id_in_hand())
+    code, output, errors = run_command([b"/bin/sh", b"-c", payload])
+    if errors:
+        sys.stderr.write(decode_text(errors))
+    if code:
+        complaint = errors[-1000:].decode("utf-8", "backslashreplace").strip()
+        return Output(output, errors, f"{describe_exit(code)}: {complaint}".removesuffix(": "))
+    return Output(output, errors) if errors else output
+
+
+def run_command(command: Sequence[bytes]) -> tuple[int, bytes, bytes]:
+    """Run a command. Return its exit code, or minus the signal that killed it, and what it wrote to its two streams.
+
+    A process that it leaves behind may hold these pipes. What that one writes after LINGER_SECONDS is dropped.
+    """
     import subprocess
 
-    done = subprocess.run([b"/bin/sh", b"-c", payload], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode:
-        errors = decode_text(done.stderr[-1000:]).strip()
-        raise RuntimeError(f"exit code {done.returncode}" + f": {errors}" * bool(errors))
-    return done.stdout
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, bufsize=0, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+        ends: list[Any] = [process.stdout, process.stderr]
+        written: dict[int, list[bytes]] = {end.fileno(): [] for end in ends}
+        left = set(written)
+        poll = select.poll()
+        for end in left:
+            poll.register(end, select.POLLIN)
+        until = math.inf
+        while left and time.monotonic() < until:
+            if until == math.inf and process.poll() is not None:  # what it wrote is in the pipes, and is read below
+                until = time.monotonic() + LINGER_SECONDS
+            for end, _ in poll.poll(POLL_COMMAND_MS):
+                written[end].append(os.read(end, PIPE_BYTES))
+                if not written[end][-1]:
+                    poll.unregister(end)
+                    left.remove(end)
+        code = process.wait()
+    output, errors = map(b"".join, written.values())
+    return code, output, errors
+
+
+def describe_exit(code: int) -> str:
+    """Say how a command ended. Shells have codes above 128 for what a signal killed."""
+    number = -code if code < 0 else code - 128
+    name = ""
+    with contextlib.suppress(ValueError):
+        name = f" ({signal.Signals(number).name})"
+    return (f"killed by signal {number}" if code < 0 else f"exit code {code}") + name
+
+
+def base_name(path: bytes) -> bytes:
+    return path.rpartition(b"/")[2]
+
+
+def without_extension(path: bytes) -> bytes:
+    return re.sub(rb"\.[^/.]*\Z", b"", path)
+
+
+def folder_name(path: bytes) -> bytes:
+    return os.path.dirname(path.rstrip(b"/") or b"/") or b"."
+
+
+class Command:
+    """The function of --command: fills a template of a shell command with a line, and runs it.
+
+    A replacement string behind `$` belongs to the shell. If there is none, the line is appended.
+    """
+
+    STRING = re.compile(rb"(?<!\$)\{(|[1-9][0-9]*|\.|/|//|/\.|#|%)\}")
+    PARTS: ClassVar[dict[bytes, Callable[[bytes], bytes]]] = {
+        b"": bytes,
+        b".": without_extension,
+        b"/": base_name,
+        b"//": folder_name,
+        b"/.": lambda line: without_extension(base_name(line)),
+    }
+
+    def __init__(self, template: str, delimiter: str | None) -> None:
+        self.__name__ = "command"
+        self._template = encode_text(template)
+        self._delimiter = None if delimiter is None else encode_text(delimiter.replace("\\t", "\t"))
+        strings = self.STRING.findall(self._template)
+        if not strings:
+            self._template += b" {}"
+        self._most = max([int(string) for string in strings if string.isdigit()], default=0)
+
+    def missing(self, line: bytes) -> str:
+        """Say which field of the template this line does not have; nothing if it has all."""
+        count = len(line.split(self._delimiter)) if self._most else 0
+        if count >= self._most:
+            return ""
+        split = f"at {decode_text(self._delimiter)!r}" if self._delimiter else "at white space; see --delimiter"
+        return f"LookupError: the template has {{{self._most}}}, and the line {counted(count, 'field')} (split {split})"
+
+    def fill(self, line: bytes, task: int, worker: str = "{%}") -> bytes:
+        """Return the command for a line. What comes from the line is quoted."""
+        import shlex
+
+        numbers = {b"#": b"%d" % task, b"%": worker.encode()}
+
+        def replace(match: re.Match[bytes]) -> bytes:
+            string = match[1]
+            if string in numbers:
+                return numbers[string]
+            part = line.split(self._delimiter)[int(string) - 1] if string.isdigit() else self.PARTS[string](line)
+            return encode_text(shlex.quote(decode_text(part)))
+
+        return self.STRING.sub(replace, self._template)
+
+    def __call__(self, payload: bytes) -> bytes:
+        return shell(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
 
 
 def load_module(where: str) -> Any:
@@ -6263,6 +6520,8 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
     """Return the functions by fn_id. Return True with them if a whole line is a payload, not FUNCTION PAYLOAD."""
     if options.shell:
         return {1: shell}, True
+    if options.command:
+        return {1: Command(options.command, options.delimiter)}, True
     if options.call:
         return {1: load_function(options.call)}, True
     if options.handlers:
@@ -6297,7 +6556,13 @@ def load_functions(where: str) -> list[Function]:
 
 
 # Each group of options in --help begins with the option of this name.
-HEADINGS = {"handlers": "tasks", "workers": "how they run", "results": "what is kept", "screen": "what is shown"}
+HEADINGS = {
+    "handlers": "tasks",
+    "workers": "how they run",
+    "print": "what is printed",
+    "results": "what is kept",
+    "screen": "what is shown",
+}
 HELP = """\
 usage: {prog} TASKS [options]
 Put many small tasks through several processes, and lose none. TASKS is a file,
@@ -6371,8 +6636,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--workers 0: must be 1 or more")
     if options.results is not None:
         results_format(options.results)
-    if options.results == "-" and sys.stdout is None:
-        raise UsageError("--results -: standard output is closed")
+    check_printing(options)
     if options.tasks == "-" and sys.stdin is None:
         raise UsageError("cannot read '-': standard input is closed; give a file of tasks")
     if options.resume and options.results in (None, "-"):
@@ -6383,6 +6647,31 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--failed: cannot be used with --query, since rows are not lines; use --results FILE --resume")
     if options.failed == "-":
         raise UsageError("--failed -: must be a file")
+
+
+def prints(options: argparse.Namespace) -> bool:
+    """Return True if values are printed on standard output."""
+    by_default = (options.shell or options.command) and not options.no_print and options.results != "-"
+    return bool(options.print or (by_default and sys.stdout is not None))
+
+
+def check_printing(options: argparse.Namespace) -> None:
+    """Raise UsageError for options about standard output that contradict each other."""
+    where = "--results -" if options.results == "-" else "--print"
+    if sys.stdout is None and (options.print or options.results == "-"):
+        raise UsageError(f"{where}: standard output is closed")
+    if options.print and options.results == "-":
+        raise UsageError(
+            "--print: --results - writes to standard output, too; leave out one, or give a file of results"
+        )
+    if options.print and options.no_print:
+        raise UsageError("--print and --no-print contradict each other; leave out one")
+    if options.tag and not prints(options):
+        raise UsageError("--tag: no values are printed; add --print")
+    if options.keep_order and not prints(options) and options.results != "-":
+        raise UsageError("--keep-order: no values are printed; add --print")
+    if options.delimiter is not None and options.command is None:
+        raise UsageError(f"--delimiter {options.delimiter}: is for the fields of --command, which is missing")
 
 
 @contextlib.contextmanager
@@ -6448,7 +6737,10 @@ class CommandLine:
         self.queue = queue
         self.functions, whole = choose_functions(options, functions)
         names = list(map(function_name, self.functions.values()))
-        self.parse = LineParser(names, comments=not options.call, whole=whole)
+        command = self.functions.get(1)
+        self.command = command if isinstance(command, Command) else None
+        missing = self.command.missing if self.command else None
+        self.parse = LineParser(names, comments=not (options.call or missing), whole=whole, missing=missing)
         self.source = self._open_source()
         if not options.dry_run:
             self._check_files()
@@ -6457,7 +6749,9 @@ class CommandLine:
         if options.results:
             self.results = results_format(options.results)(options.results, options.resume)
             self.parse.done = self.results.done
+        self.fills_stdout = prints(options) or options.results == "-"
         self.progress = self._choose_progress()
+        self.printer = self._choose_printer()
         self.keys = Keys(isinstance(self.progress, Screen) and options.tasks != "-")
         if self.keys.active:
             self.progress.keys = Keys.TEXT
@@ -6493,10 +6787,17 @@ class CommandLine:
     def _choose_progress(self) -> Progress:
         options = self.options
         how = options.screen
-        if how == "auto" and can_draw() and not (options.results == "-" and is_terminal(sys.stdout)):
+        if how == "auto" and can_draw() and not (self.fills_stdout and is_terminal(sys.stdout)):
             how = "on"
         title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
         return {"on": Screen, "auto": PlainLines, "off": Progress}[how](title, self.source.total)
+
+    def _choose_printer(self) -> Printer | None:
+        options = self.options
+        if not prints(options):
+            return None
+        exact = bool(options.shell or options.command)
+        return Printer(exact, self.parse.input_line if options.tag else None, self.on_check, self.progress)
 
     def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
         """Return a Supervisor, or what has its public names."""
@@ -6547,20 +6848,36 @@ class CommandLine:
         self.supervisor.on_check = self.on_check
         self.keys.enter()
         bad = 0
-        for result in self.supervisor.run(self.source):
-            if self.results is not None:
-                self.results.write(result)
-            if self.failed is not None and result.status != "ok":
-                self.failed.write(self.parse.line(result.function, result.payload))
-            if result.status not in ("ok", "cancelled"):
-                bad += 1
-                if bad == self.options.halt:
-                    self.supervisor.cancel()
+        receivers = self._receivers()
+        try:
+            for result in self.supervisor.run(self.source):
+                for put in receivers:
+                    put(result)
+                if self.failed is not None and result.status != "ok":
+                    self.failed.write(self.parse.input_line(result.function, result.payload))
+                if result.status not in ("ok", "cancelled"):
+                    bad += 1
+                    if bad == self.options.halt:
+                        self.supervisor.cancel()
+        finally:
+            if self.printer is not None:
+                self.printer.flush()
+
+    def _receivers(self) -> list[Callable[[TaskResult], None]]:
+        """Return what takes each result: a file as it finishes, standard output maybe in the order of the input."""
+        receivers: list[Callable[[TaskResult], None]] = []
+        if self.results is not None:
+            receivers.append(self.results.write)
+        if self.printer is not None:
+            receivers.append(self.printer.put)
+        if self.options.keep_order:
+            receivers[-1] = InOrder(receivers[-1], self.source).put
+        return receivers
 
     def _finish_failed(self, failed: FailedLines) -> None:
         """Add what was never begun, and put the lines in their place, if they are complete."""
         for item in self.source.rest():
-            failed.write(self.parse.line(*self.parse.task(item)))
+            failed.write(self.parse.input_line(*self.parse.task(item)))
         failed.problem = failed.problem or self.source.problem
         failed.replace()
 
@@ -6574,15 +6891,18 @@ class CommandLine:
                 if isinstance(item, Rejected):
                     bad = True
                     say(printable(f"shmqueue: {item.error}"), sys.stderr)
-            failure = say(b"".join(self._shown(item) for item in items), sys.stdout)
+            first = self.source.tasks - len(items) + 1
+            failure = say(b"".join(map(self._shown, items, itertools.count(first))), sys.stdout)
             if not items and self.source.fileno() >= 0:
                 select.select([self.source], [], [])
         if self.source.problem:
             say(printable(f"shmqueue: {self.source.problem}"), sys.stderr)
         return int(bad or bool(failure or self.source.problem))
 
-    def _shown(self, item: Any) -> bytes:
-        line = self.parse.line(*self.parse.task(item))
+    def _shown(self, item: Any, number: int) -> bytes:
+        line = self.parse.input_line(*self.parse.task(item))
+        if self.command is not None and isinstance(item, bytes):
+            line = self.command.fill(item, number) + b"\n"
         return line[:-1].replace(b"\n", b"\\n") + b"\n"  # a row may have line ends
 
     def note_signal(self, number: int, frame: object) -> None:
@@ -6602,6 +6922,8 @@ class CommandLine:
                 supervisor.pause(not supervisor.paused)
             elif key == "q":
                 supervisor.cancel()
+        if self.printer is not None:
+            self.printer.flush()
         while self.signals:
             self._act_on(self.signals.pop(0))
         if supervisor.cancelled:
@@ -6618,6 +6940,8 @@ class CommandLine:
             self.supervisor.cancel()
         else:
             self.stopped_by = self.stopped_by or number
+            if self.printer is not None:
+                self.printer.patient = False
             self.supervisor.abort()
 
     def suspend(self) -> None:
@@ -6628,7 +6952,7 @@ class CommandLine:
         self.keys.enter()
 
     def report(self, problem: str) -> int:
-        """Say how it went on the standard output, or on the error stream if results go there. Return the exit code."""
+        """Say how it went, on standard error if standard output has values or results. Return the exit code."""
         results = self.results
         summary = self.supervisor.summary()
         problems = list(filter(None, [problem]))
@@ -6636,15 +6960,19 @@ class CommandLine:
             remedy = ": run again with --resume" * (results.path != "-")
             lost = f"{results.lost:,} results were not written{remedy}"
             problems.append(f"--results {results.path}: {results.problem}; {lost}")
+        printer = self.printer
+        if printer is not None and printer.problem:
+            problems.append(printer.problem)
         if self.failed is not None and self.failed.problem:
             problems.append(f"--failed {self.failed.path}: {self.failed.problem}; the file stays as it was")
         self._write_summary(summary, problems)
         lines = summary_lines(summary, "; ".join(problems), self.parse.left_out)
-        stream = sys.stderr if self.options.results == "-" else sys.stdout
+        stream = sys.stderr if self.fills_stdout else sys.stdout
         failure = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
             return 128 + self.stopped_by
-        return int(bool(problems or failure) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
+        cut_off = printer is not None and printer.closed
+        return int(bool(problems or failure or cut_off) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
 
     def _write_summary(self, summary: Mapping[str, Any], problems: list[str]) -> None:
         import json

@@ -123,7 +123,7 @@ def pool_memory(lines: int) -> float:
 def ours_shell(lines: int) -> float:
     """Return the seconds for `lines` lines of `true`."""
     with task_file("true", lines) as path:
-        ended = run([*SHMQUEUE, path, "--shell", "-w", str(CORES), "--screen", "off"])
+        ended = run([*SHMQUEUE, path, "--shell", "--no-print", "-w", str(CORES), "--screen", "off"])
     check_ok(ended.output, lines)
     return ended.seconds
 

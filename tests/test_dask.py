@@ -484,6 +484,11 @@ def test_bad_options_are_told_before_anything_starts(deal, cli):
     assert "--upload absent.py: must be a file" in usage_error(cli.finish(deal("noop\n", "--upload", "absent.py")))
 
 
+@pytest.mark.parametrize("option", [("--retry-delay", "1"), ("--retry-on", "failed")])
+def test_how_retries_go_cannot_be_chosen_on_a_cluster(deal, cli, option):
+    assert option[0] in usage_error(cli.finish(deal("noop\n", *option)))
+
+
 @pytest.mark.parametrize("option", ["--watch", "--clean"])
 def test_what_means_nothing_on_a_cluster_is_refused(deal, cli, option):
     said = usage_error(cli.finish(deal("noop\n", option)))

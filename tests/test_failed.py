@@ -90,7 +90,7 @@ def test_any_line_that_is_written_is_read_as_the_same_task(tmp_path, whole):
         parse = LineParser(["echo", "noop"], comments=not whole, whole=whole)
         with FailedLines(str(second)) as failed:
             for task in found:
-                failed.write(parse.line(*task))
+                failed.write(parse.input_line(*task))
             failed.replace()
         assert tasks(second) == found
 
@@ -294,5 +294,7 @@ def test_help_fits_two_screens_of_80_columns(cli):
     assert len(run.out.splitlines()) <= 48
     assert max(map(len, run.out.splitlines())) <= 80
     groups = [line for line in run.out.splitlines() if line.endswith(":")]
-    assert groups == ["tasks:", "how they run:", "what is kept:", "what is shown:", "examples:"]
+    assert groups == [
+        "tasks:", "how they run:", "what is printed:", "what is kept:", "what is shown:", "examples:",
+    ]  # fmt: skip
     assert "  --slots N              tasks the ring holds (16384)\n" in run.out

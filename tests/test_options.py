@@ -127,7 +127,7 @@ def test_readme_has_each_option_of_the_command_line_with_its_value(option):
     if isinstance(option.type, tuple) and not value:
         value = r"\|".join(option.type)
     assert f"`{shmqueue.flag(option.name)} {value}".rstrip() + "`" in text
-    assert not option.short or f"`{option.short} {value}`" in text
+    assert not option.short or f"`{option.short} {value}".rstrip() + "`" in text
 
 
 def test_readme_has_no_option_of_the_command_line_that_is_not_there():

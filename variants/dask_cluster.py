@@ -425,8 +425,14 @@ class Noted:
         if type(value) in self._structures:
             value = bytes(value)
         with contextlib.suppress(TypeError, ValueError):  # it fails, and the supervisor says why
-            sent = shmqueue.decode(*shmqueue.encode_value(value, (), None), None)
-            journal.end(at, "ok", sent, None, 1, None, time.perf_counter() - began)
+            sent = shmqueue.decode_value(*shmqueue.encode_value(value, (), None), (), None)
+            status, text = "ok", None
+            if isinstance(sent, shmqueue.Failure):  # of a command, which has a value all the same
+                status, text = "failed", sent.error
+                sent = sent.value
+            if isinstance(sent, shmqueue.Output):  # where journals are read, nothing of shmqueue is imported
+                sent = bytes(sent)
+            journal.end(at, status, sent, text, 1, None, time.perf_counter() - began)
         return value
 
 
@@ -928,6 +934,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("watch", "clean"):
         if getattr(options, name) not in (None, False):
             raise shmqueue.UsageError(f"--{name}: is for one machine's runs; use `python shmqueue.py --{name}` there")
+    if options.retry_delay or set(options.retry_on) != set(shmqueue.RETRY_ON):
+        raise shmqueue.UsageError("--retry-delay, --retry-on: are for one machine; on a cluster, use --retries alone")
     for path in options.upload:
         if not path.endswith((".py", ".zip", ".egg")) or not os.path.isfile(path):
             raise shmqueue.UsageError(f"--upload {path}: must be a file that ends with .py, .zip or .egg")
