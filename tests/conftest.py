@@ -24,7 +24,7 @@ settings.load_profile("shmqueue")
 
 
 SLOW = {"test_contract", "test_endings", "test_explorer", "test_hooks"}
-SLOW |= {"test_kill_at_store", "test_screen", "test_storm", "test_strategy"}
+SLOW |= {"test_kill_at_store", "test_readme", "test_screen", "test_storm", "test_strategy"}
 
 
 def pytest_collection_modifyitems(items):
