@@ -1908,20 +1908,21 @@ class Ledger:
 
     def _sort_out(self, job: Job, items: Sequence[Any]) -> None:
         """Do the same if some of the items cannot be sent."""
-        tsk_ids, sent = [], []
+        sent = []
         for tsk_id, item in zip(self._number(job, len(items)), items):
             try:
                 if not isinstance(item, Rejected):
-                    self._encode(job, [item])
-                    tsk_ids.append(tsk_id)
-                    sent.append(item)
+                    fn_ids, payloads, data, marked = self._encode(job, [item])
+                    sent.append((tsk_id, fn_ids[0], payloads[0], data[0], (marked or fn_ids)[0]))
                     continue
             except Exception as error:
                 item = self._explain(job, item, error)
             name, payload, text = item
             self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
         if sent:
-            self._put(Tasks(job, tsk_ids, *self._encode(job, sent)), self.fresh)
+            tsk_ids, ids, these, encoded, marks = zip(*sent)
+            tasks = Tasks(job, tsk_ids, array.array("I", ids), these, list(encoded), array.array("I", marks))
+            self._put(tasks, self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
         """Return the tsk_ids of this job's next tasks."""
