@@ -313,8 +313,6 @@ class Supervisor:
         codec = check_codec(codec)
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers, codec)
         self._submitted = Job(None, self._ledger.names)
-        self._began = time.monotonic()
-        self._next_share = 0.0
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
         options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
         if workers == 0:
@@ -336,6 +334,7 @@ class Supervisor:
                 self._pool.chosen_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
+            self._display = Display(self._progress, self._queue, self._pool, self._ledger)
             self._engine: Engine = WorkerEngine(self._queue, self._pool, self._ledger, timeout, grace)
             self._pool.start_all()
         except BaseException as error:
@@ -348,6 +347,7 @@ class Supervisor:
         self._queue = InlineQueue()
         self._pool = WorkerPool(self._queue, options, late("multiprocessing"), None)
         resources.callback(self._pool.close)
+        self._display = Display(self._progress, self._queue, self._pool, self._ledger)
         self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
 
     def _prepare_end(self) -> contextlib.ExitStack:
@@ -472,7 +472,7 @@ class Supervisor:
             "retried": tally.retried,
             "respawned": pool.respawned,
             "outstanding": self._ledger.unfinished(),
-            "seconds": time.monotonic() - self._began,
+            "seconds": tally.seconds(),
             "workers": [
                 {"pid": process.pid, "completed": completed, "failed": failed}
                 for process, completed, failed in zip(pool.processes, tally.completed, tally.failed)
@@ -481,25 +481,7 @@ class Supervisor:
 
     def snapshot(self) -> Snapshot:
         """Return what the screen shows."""
-        tally, queue, progress = self._ledger.tally, self._queue, self._progress
-        rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
-        workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
-        return Snapshot(
-            title=progress.title,
-            name=queue.name,
-            strategy=queue.strategy,
-            seconds=time.monotonic() - self._began,
-            counts=tally.counts,
-            retried=tally.retried,
-            total=progress.total(),
-            rates=rates,
-            ring=queue.backlog(),
-            num_slots=queue.num_slots,
-            workers=[_worker_row(process, queue, self._ledger, rate) for process, rate in workers],
-            failures=[f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]],
-            state=progress.state,
-            keys=progress.keys,
-        )
+        return self._display.snapshot()
 
     def summary(self) -> dict[str, Any]:
         """Return stats() and more.
@@ -553,21 +535,9 @@ class Supervisor:
                     self._engine.withdraw()
 
     def _report(self) -> None:
-        """After each check of the workers: draw, and from time to time leave a snapshot beside the segment."""
+        """After each check of the workers: tell the user, and show how the run goes."""
         self.on_check()
-        self._progress.draw(self.snapshot)
-        if self.name and time.monotonic() >= self._next_share:
-            self._next_share = time.monotonic() + SHARE_SECONDS
-            self._share()
-
-    def _share(self) -> None:
-        """Leave a snapshot beside the segment, for --watch."""
-        import json
-
-        path = self._queue.segment.beside("watch")
-        with contextlib.suppress(OSError):  # if there is no room, nobody can watch, and the run goes on
-            write_file(path + ".new", json.dumps(self.snapshot()).encode())
-            os.replace(path + ".new", path)
+        self._display.update()
 
     def _stop(self) -> None:
         """Kill the remaining workers, and remove the segment."""
@@ -582,33 +552,80 @@ class Supervisor:
         handlers.exit_on_signals()  # again: inside the block, held() had replaced the handlers
 
 
-def _worker_row(process: WorkerProcess, queue: SharedTaskQueue, ledger: Ledger, rate: float) -> WorkerRow:
-    """Return what the screen shows of a worker."""
-    index, glance = process.index, queue.glance(process.index)
-    row = WorkerRow(
-        number=index,
-        pid=process.pid,
-        state="sleep",
-        function="",
-        done=ledger.tally.completed[index],
-        failed=ledger.tally.failed[index],
-        rate=rate,
-        cpu=process.cpu if process.rss else None,
-        rss=process.rss or None,
-        in_hand=None,
-        held=0.0,
-    )
-    if process.child is None:
-        return row._replace(state="dead")
-    if glance.in_hand is None:
-        return row
-    lane = queue.half(index, glance.number).lane
-    return row._replace(
-        state="run",
-        function=ledger.names.get(lane.fn_id(glance.done) & FN_ID, ""),
-        in_hand=lane.tsk_id(glance.done),
-        held=time.monotonic() - process.progress_since,
-    )
+class Display:
+    """Shows how a run goes: on the screen, and to --watch by a file beside the segment."""
+
+    def __init__(self, progress: Progress, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger) -> None:
+        self._progress = progress
+        self._queue = queue
+        self._pool = pool
+        self._ledger = ledger
+        self._next_share = 0.0
+
+    def update(self) -> None:
+        """Draw, and leave a snapshot, each if it is time to. Called several times a second."""
+        self._progress.draw(self.snapshot)
+        if self._queue.name and time.monotonic() >= self._next_share:
+            self._next_share = time.monotonic() + SHARE_SECONDS
+            self._share()
+
+    def _share(self) -> None:
+        """Leave a snapshot beside the segment, for --watch."""
+        import json
+
+        path = self._queue.segment.beside("watch")
+        with contextlib.suppress(OSError):  # if there is no room, nobody can watch, and the run goes on
+            write_file(path + ".new", json.dumps(self.snapshot()).encode())
+            os.replace(path + ".new", path)
+
+    def snapshot(self) -> Snapshot:
+        tally, queue, progress = self._ledger.tally, self._queue, self._progress
+        rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
+        workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
+        return Snapshot(
+            title=progress.title,
+            name=queue.name,
+            strategy=queue.strategy,
+            seconds=tally.seconds(),
+            counts=tally.counts,
+            retried=tally.retried,
+            total=progress.total(),
+            rates=rates,
+            ring=queue.backlog(),
+            num_slots=queue.num_slots,
+            workers=[self._row(process, rate) for process, rate in workers],
+            failures=[f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]],
+            state=progress.state,
+            keys=progress.keys,
+        )
+
+    def _row(self, process: WorkerProcess, rate: float) -> WorkerRow:
+        """What the screen shows of a worker."""
+        index, tally, glance = process.index, self._ledger.tally, self._queue.glance(process.index)
+        row = WorkerRow(
+            number=index,
+            pid=process.pid,
+            state="sleep",
+            function="",
+            done=tally.completed[index],
+            failed=tally.failed[index],
+            rate=rate,
+            cpu=process.cpu if process.rss else None,
+            rss=process.rss or None,
+            in_hand=None,
+            held=0.0,
+        )
+        if process.child is None:
+            return row._replace(state="dead")
+        if glance.in_hand is None:
+            return row
+        lane = self._queue.half(index, glance.number).lane
+        return row._replace(
+            state="run",
+            function=self._ledger.names.get(lane.fn_id(glance.done) & FN_ID, ""),
+            in_hand=lane.tsk_id(glance.done),
+            held=time.monotonic() - process.progress_since,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1883,7 +1900,7 @@ class Ledger:
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self.structures = structures_of(functions.values())
         self.codec = codec
-        self.tally = Tally(workers)
+        self.tally = Tally(max(1, workers))  # without workers, this process is number 0
         self.fresh: collections.deque[Tasks] = collections.deque()
         self.again: collections.deque[Tasks] = collections.deque()
         self.stopping = False
@@ -2408,9 +2425,9 @@ class Tally:
     """
 
     def __init__(self, workers: int) -> None:
+        self._began = time.monotonic()
         self.counts = dict.fromkeys(OUTCOMES, 0)
         self.retried = 0
-        workers = max(1, workers)  # without workers, this process is number 0
         self.completed = [0] * workers
         self.failed = [0] * workers
         self.busy = [0.0] * workers
@@ -2418,6 +2435,10 @@ class Tally:
         self.failures: list[TaskResult] = []
         self.slowest: list[TaskResult] = []
         self.slow = 0.0
+
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
 
     def add_ok(self, worker: int, count: int, seconds: float) -> None:
         """Count tasks of a worker that are ok. seconds: of all of them together."""
