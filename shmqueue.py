@@ -3000,7 +3000,7 @@ def close_launch_pipes(error: BaseException) -> None:
             names = frame.f_locals
             names["self"].close()
             if names["self"].method == "fork":
-                for name in {"parent_r", "child_w", "child_r", "parent_w"} & names.keys():
+                for name in {"parent_r", "child_w", "child_r", "parent_w"}.intersection(names):
                     os.close(names[name])
 
 
