@@ -45,6 +45,10 @@ class Held:
     def lane(self):
         return self.queue.glance(0)
 
+    def halt(self, doomed=None):
+        """Halt the worker. On a busy machine it may not stand still in time: then try again."""
+        return wait_until(lambda: self.engine.halt(self.handle, doomed))
+
     def given_back(self):
         return sum(len(tasks.payloads) for tasks in self.supervisor._ledger.again)
 
@@ -83,7 +87,7 @@ ALL_OK = {"ok": REST + 2}
 
 def test_a_halt_takes_back_what_has_not_begun(held):
     waiting = held.lane().not_begun
-    assert held.engine.halt(held.handle)
+    assert held.halt()
     assert (held.given_back(), held.lane().not_begun) == (waiting, 0)
     assert waiting > 0
     assert held.lane().in_hand == held.lane().first + 1
@@ -92,8 +96,8 @@ def test_a_halt_takes_back_what_has_not_begun(held):
 
 def test_a_second_halt_takes_nothing_more(held):
     waiting = held.lane().not_begun
-    assert held.engine.halt(held.handle)
-    assert held.engine.halt(held.handle)
+    assert held.halt()
+    assert held.halt()
     assert held.given_back() == waiting
     assert held.finish() == ALL_OK
 
@@ -193,7 +197,7 @@ def half_a_halt(held, monkeypatch):
 def test_a_second_halt_knows_where_the_batch_ends(held, monkeypatch):
     waiting = held.lane().not_begun
     half_a_halt(held, monkeypatch)
-    assert held.engine.halt(held.handle)
+    assert held.halt()
     assert held.given_back() == waiting
     assert held.finish() == ALL_OK
 
@@ -256,7 +260,7 @@ def test_a_worker_that_somebody_stopped_is_read_and_stays_stopped(held):
     waiting = held.lane().not_begun
     os.kill(held.handle.pid, signal.SIGSTOP)
     assert wait_until(held.handle.is_stopped)
-    assert held.engine.halt(held.handle)
+    assert held.halt()
     assert held.given_back() == waiting
     assert held.handle.is_stopped()
     os.kill(held.handle.pid, signal.SIGCONT)
@@ -271,7 +275,7 @@ def test_a_worker_that_does_not_stand_still_is_continued(held, monkeypatch):
         assert not held.engine.halt(held.handle)
     assert held.handle.halt_again
     assert wait_until(lambda: not held.handle.is_stopped())
-    assert held.engine.halt(held.handle), "and another time it is halted"
+    assert held.halt(), "and another time it is halted"
     assert held.finish() == ALL_OK
 
 
@@ -304,12 +308,12 @@ def test_a_worker_that_sleeps_has_nothing_to_take(held):
     results = held.supervisor.results()
     assert len(list(results)) == REST + 2
     assert wait_until(held.queue.sleepers)
-    assert held.engine.halt(held.handle)
+    assert held.halt()
     assert held.given_back() == 0
 
 
 def test_a_worker_killed_after_a_halt_is_charged_for_the_task_in_hand_alone(held):
-    assert held.engine.halt(held.handle)
+    assert held.halt()
     kill(held.handle.pid)
     assert held.finish() == {"ok": REST + 1, "crashed": 1}
 
@@ -317,7 +321,7 @@ def test_a_worker_killed_after_a_halt_is_charged_for_the_task_in_hand_alone(held
 def test_a_timeout_kills_only_the_task_that_timed_out(held):
     """The worker has gone on to another task by the time that it stands still."""
     doomed = shmqueue.Doomed(held.lane().in_hand - 1, "timeout", "too long")
-    assert held.engine.halt(held.handle, doomed)
+    assert held.halt(doomed)
     assert not held.handle.is_dead()
     assert held.finish() == ALL_OK
 
