@@ -1010,6 +1010,23 @@ HALT_TRIES = 20  # how often to halt a worker in order to cancel one task in its
 OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
+class Exclusive:
+    """A block in which one thread may be at a time. Another one that enters it gets RuntimeError."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
+                "shmqueue.Executor, which many threads can share"
+            )
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
 class Engine:
     """Moves tasks from their source into the queue, and outcomes out of it. It runs turn by turn in its user's thread.
 
@@ -1030,7 +1047,7 @@ class Engine:
         self.over = ""
         self.failure: Exception | None = None
         self.next_check = 0.0
-        self._in_use = threading.RLock()
+        self._exclusive = Exclusive()
 
     def check_open(self) -> None:
         """Raise RuntimeError if no turn is possible, or if another thread takes one now."""
@@ -1040,34 +1057,22 @@ class Engine:
 
     def check_thread(self) -> None:
         """Raise RuntimeError if another thread takes a turn now."""
-        with self._exclusive():
+        with self._exclusive:
             pass
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Raise RuntimeError if another thread is in such a block."""
-        if not self._in_use.acquire(blocking=False):
-            raise RuntimeError(
-                "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
-                "shmqueue.Executor, which many threads can share"
-            )
-        try:
-            yield
-        finally:
-            self._in_use.release()
 
     def turn(self, job: Job, report: Callable[[], None]) -> None:
         """Move what can be moved, or else wait for news. Call `report` when `next_check` has come."""
         if self.over:
             raise RuntimeError(self.over)
-        with self._exclusive():
+        with self._exclusive:
             moved = self._move(job, report)
             if not (moved or job.results or self.failure):
                 self._wait(job)
 
     def _move(self, job: Job, report: Callable[[], None]) -> bool:
         """Move what can be moved. Return True if there was anything."""
-        self._ledger.again.extend(self._ledger.retries.take_due(time.monotonic()))
+        if self._ledger.retries.delayed:
+            self._ledger.again.extend(self._ledger.retries.take_due(time.monotonic()))
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         moved = False
         with self._must_complete():
@@ -1081,21 +1086,20 @@ class Engine:
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
-        with self._must_complete():
+        with self._exclusive, self._must_complete():
             self.feed()
             self._pool.ring()
 
     @contextlib.contextmanager
     def _must_complete(self) -> Iterator[None]:
         """If this block is interrupted, the run cannot continue."""
-        with self._exclusive():
-            try:
-                yield
-            except (WorkersFailedError, SpoiledSegmentError) as error:
-                self._give_up(error)
-            except BaseException:
-                self.over = "this Supervisor was interrupted: close it"
-                raise
+        try:
+            yield
+        except (WorkersFailedError, SpoiledSegmentError) as error:
+            self._give_up(error)
+        except BaseException:
+            self.over = "this Supervisor was interrupted: close it"
+            raise
 
     def _take(self, job: Job) -> bool:
         """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
@@ -1171,7 +1175,7 @@ class Engine:
     def cancel(self, tsk_id: int) -> bool:
         """End a task that has not begun. Return True if it was never started, and never will be."""
         ledger = self._ledger
-        with self._must_complete():
+        with self._exclusive, self._must_complete():
             if ledger.position(tsk_id) is not None:
                 self._take_back()
             position = ledger.position(tsk_id)
@@ -1182,7 +1186,7 @@ class Engine:
 
     def withdraw(self) -> None:
         """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
-        with self._must_complete():
+        with self._exclusive, self._must_complete():
             self._ledger.drop_cancelled()
             if self._ledger.in_queue():
                 self._take_back()
@@ -1236,14 +1240,16 @@ class WorkerEngine(Engine):
         """Read the batches that workers have published. Return True if there were any, or if there is more room."""
         room = self._queue.room()
         published = self._queue.harvest([lane.harvested for lane in self._lanes])
-        news = False
+        news = waits = False
         for lane, number in zip(self._lanes, published):
             if number != lane.harvested:
+                waits = waits or not self._queue.has_free_half(lane.process.index)
                 lane.take_in_left(number)
                 news = True
         if news:
-            self._queue.harvest([lane.harvested for lane in self._lanes])  # a worker may wait for a free half
             self._pool.worked()
+        if waits:  # a worker needs the half that was just read: tell it at once, not at the next turn
+            self._queue.harvest([lane.harvested for lane in self._lanes])
         return news or self._queue.room() > room
 
     def hurry(self, moved: bool) -> None:
@@ -1756,25 +1762,33 @@ class Packer:
     def take(self, room: int) -> Tasks | None:
         """Return up to `room` fresh tasks, ready for their slots, or None if their payloads have to wait."""
         fresh, capacity = self._ledger.fresh, self._queue.ring.capacity
-        lengths = list(map(len, fresh[0].data[:room]))
-        if max(lengths) <= capacity:
-            return take_tasks(fresh, len(lengths))
+        tasks = fresh[0]
+        if tasks.large is None:
+            tasks.large = max(map(len, tasks.data)) > capacity
+        if not tasks.large:
+            return take_tasks(fresh, room)
         if self.heap.used > HEAP_AHEAD and self._queue.backlog():
             return None
-        large = [length if length > capacity else 0 for length in lengths]
-        count = max(1, bisect.bisect(list(itertools.accumulate(large)), self._block_bytes))
-        return self._pack(take_tasks(fresh, count))
+        few = 1 + 2 * self._block_bytes // (1 + len(tasks.data[0]))  # more than fit a block if all are like the first
+        lengths = list(map(len, tasks.data[: min(room, few)]))
+        if min(lengths) <= capacity:
+            lengths = [length if length > capacity else 0 for length in lengths]
+        count = max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
+        return self._pack(take_tasks(fresh, count), lengths[:count])
 
-    def _pack(self, tasks: Tasks) -> Tasks | None:
+    def _pack(self, tasks: Tasks, lengths: list[int]) -> Tasks | None:
         """Put the large payloads of `tasks` into the heap or a file. Return `tasks` with references to them.
+
+        lengths: of the payloads, or 0 for those that fit their slots.
 
         Return None if the tasks were put back to wait, or have failed because they can never fit.
         """
-        capacity = self._queue.ring.capacity
-        large = [item for item in tasks.data if len(item) > capacity]
+        large, capacity = tasks.data, self._queue.ring.capacity
+        if min(lengths) <= capacity:
+            large = [item for item in large if len(item) > capacity]
+            lengths = list(map(len, large))
         if not large:
             return tasks
-        lengths = list(map(len, large))
         size = sum(lengths)
         try:
             if size > self.heap.size // 2 and len(tasks.data) == 1:
@@ -1795,7 +1809,10 @@ class Packer:
     def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
         """Return the tasks with references to `block` instead of their large payloads."""
         fn_ids, count, capacity = tasks.marked or tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
-        marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
+        if fn_ids.count(fn_ids[0]) == count:
+            marked = array.array("I", [fn_ids[0] | OUT_OF_LINE]) * count
+        else:
+            marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
         if len(references) < count:
             following = iter(references)
             references = [next(following) if len(item) > capacity else item for item in tasks.data]
@@ -2234,6 +2251,7 @@ class Tasks:
     job: None for TERMINATE, which has no result.
     payloads: as they were given.
     data: as they travel. They are encoded once, because a Structure may change before its task is tried again.
+    large: some payloads may not fit their slots; None if nobody has looked yet.
     block: holds the payloads that do not fit their slots; None if all fit, or if they are not packed yet.
     marked: the fn_ids with the payloads' kinds, and with OUT_OF_LINE for the payloads in `block`; None without any.
     first: the position of the first task in the queue.
@@ -2241,7 +2259,7 @@ class Tasks:
     settled: a byte for each task; 1 if it has left the queue.
     """
 
-    __slots__ = ("block", "data", "first", "fn_ids", "job", "left", "marked", "payloads", "settled", "tsk_ids")
+    __slots__ = ("block", "data", "first", "fn_ids", "job", "large", "left", "marked", "payloads", "settled", "tsk_ids")
 
     def __init__(
         self,
@@ -2260,6 +2278,7 @@ class Tasks:
         self.data = data
         self.block = block
         self.marked = marked
+        self.large: bool | None = None
         self.first = 0
         self.left = 0
         self.settled = bytearray()
@@ -2268,7 +2287,9 @@ class Tasks:
         """Return the tasks [start, stop), to be pushed."""
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
-        return Tasks(self.job, *columns, self.marked and self.marked[part], self.block)
+        tasks = Tasks(self.job, *columns, self.marked and self.marked[part], self.block)
+        tasks.large = self.large
+        return tasks
 
     def release(self, count: int) -> None:
         """Note that `count` of the tasks have their outcome."""
