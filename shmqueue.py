@@ -331,7 +331,7 @@ class Supervisor:
                 self._queue: Any = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
                 resources.callback(self._queue.remove)
                 self._pool = WorkerPool(self._queue, options, context, max_rss)
-                self._pool.chosen_fork = start_method is None
+                self._pool.silent_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
             self._display = Display(self._progress, self._queue, self._pool, self._ledger)
@@ -2551,7 +2551,7 @@ class WorkerPool:
         self._context = context
         self._max_rss = max_rss
         self.closing = False  # start no more
-        self.chosen_fork = False  # nobody has named the start method
+        self.silent_fork = False  # without the warning of Python about threads, as nobody has named fork
         self.respawned = 0
         self._refused_since = 0.0  # when it began that no worker lives and none can be started; 0 if not
         self._failed_starts = 0  # in a row
@@ -2632,7 +2632,7 @@ class WorkerPool:
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
         with handlers.held():  # until begin(); also, a forked child must not run our caller's
             try:
-                with handlers.start_of_worker(self.chosen_fork):
+                with handlers.start_of_worker(self.silent_fork):
                     child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
@@ -3475,7 +3475,8 @@ class Worker:
         """
         half = self._begin_batch(first, count)
         calls, payloads = self._read_lane()
-        words, end, ends, stamps, log = self._words, half.end, half.ends, half.stamps, half.log
+        words, end = self._words, half.end
+        ends, stamps, log = half.ends, half.stamps, half.log
         room = len(log) - REFERRING * count  # so that each task can leave a record
         clock = time.perf_counter
         last = began = half.began[0] = clock()
@@ -4284,7 +4285,10 @@ class Segment:
             raise OSError(errno.ENOSPC, message) from None
 
     def reserve(self, offset: int, size: int) -> None:
-        """Reserve memory before anybody touches it: a page that cannot be had later is a SIGBUS (cpython#114390)."""
+        """Reserve memory before it is touched. Touching a page that the system cannot supply is a SIGBUS.
+
+        See cpython#114390.
+        """
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.fd, offset, size)
 
@@ -5063,10 +5067,12 @@ def as_json(value: Any) -> Any:
 
 def as_text(value: Any) -> str:
     """The same as text: JSON, if it is not text already."""
+    form = as_json(value)
+    if isinstance(form, str):
+        return form
     import json
 
-    form = as_json(value)
-    return form if isinstance(form, str) else json.dumps(form)
+    return json.dumps(form)
 
 
 def briefly(payload: Any) -> str:
@@ -5429,7 +5435,7 @@ class Calls(Source):
         self._given: dict[int, Call] = {}  # those that the Supervisor has, by tsk_id
         self._tsk_id = 0  # the last one
         self._seconds = 1.0  # how long a call takes, on average over the last ones
-        supervisor._pool.chosen_fork = True  # no warning about our own thread when it forks a new worker
+        supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
         self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
         # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
         self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)

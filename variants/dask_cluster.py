@@ -611,9 +611,16 @@ class Cluster:
     def __init__(
         self, functions: Any, client: Any, spec: bytes, where: str, wait: float, retries: int, screen: Any
     ) -> None:
-        self._client, self._spec, self._where, self._wait_seconds, self._progress = client, spec, where, wait, screen
-        self._tally, self._retries = Tally(functions), retries
-        self.name, self.paused, self.cancelled = f"shmqueue-{secrets.token_hex(4)}", False, False
+        self._client = client
+        self._spec = spec
+        self._where = where
+        self._wait_seconds = wait
+        self._progress = screen
+        self._tally = Tally(functions)
+        self._retries = retries
+        self.name = f"shmqueue-{secrets.token_hex(4)}"
+        self.paused = False
+        self.cancelled = False
         self.on_check: Any = lambda: None
         self._began, self._next_check, self._next_census = time.monotonic(), 0.0, 0.0
         self._nodes: dict[str, int] = client.nthreads()  # those that are there, and their threads
@@ -624,7 +631,10 @@ class Cluster:
         self._spent: dict[int, int] = {}  # tsk_id: how often it was started, for those that go round again
         self.refused: dict[str, str] = {}  # nodes that get no more chunks, and why
         self._arrived: collections.deque[tuple[Chunk, bytes, BaseException | None]] = collections.deque()
-        self._size, self._pace, self._next_id, self._sent = 64, (0.0, 0.0), 1, 0  # pace: tasks, seconds
+        self._size = 64
+        self._pace = (0.0, 0.0)  # tasks, seconds
+        self._next_id = 1
+        self._sent = 0
         self._ear, self._bell = os.pipe()
         os.set_blocking(self._bell, False)
 
