@@ -2745,8 +2745,6 @@ class WorkerPool:
         living = self.living()
         for process in living:
             process.signal_group(signal.SIGSTOP)
-        for process in living:
-            process.wait_until_stopped(CHECK_SECONDS)  # if this process is killed, the kernel ends stopped groups only
         # Not SIGSTOP: nobody could continue an orphaned group. The kernel ignores SIGTSTP in such a group.
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
@@ -3351,6 +3349,7 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
     os.environ[WORKER_VARIABLE] = str(worker)
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
+    _continue_without_parent()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     for number in (*handlers.HEARD[1:], signal.SIGCONT, signal.SIGWINCH, signal.SIGCHLD):
@@ -3365,11 +3364,22 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
         os.close(descriptor)
 
 
+def _continue_without_parent() -> None:
+    """Let Linux send SIGCONT to this process when its parent ends.
+
+    Otherwise a worker that is stopped when its supervisor is killed could stay for ever. SIGCONT also takes back a
+    SIGSTOP that has not stopped it yet. It comes as well when only the thread that started this process ends; that
+    does no harm, as a halt notices that somebody else continued the worker.
+    """
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGCONT)
+
+
 def release_fork_server() -> None:
     """Close this worker's end of the pipe that keeps the fork server alive, so that the server ends with the program.
 
-    Otherwise a worker that is stopped when its supervisor is killed would stay for ever: the kernel ends a stopped
-    process group when its parent ends, but the fork server, its parent, would wait for the worker.
+    Otherwise the fork server, the parent of this worker, would wait for a worker that is stopped, and never end.
     """
     module: Any = sys.modules.get("multiprocessing.forkserver")
     if module is None or module.get_inherited_fds() is None:
