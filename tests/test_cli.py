@@ -1,16 +1,13 @@
 """`python shmqueue.py ...` from outside: files and lines, options, results, and what is said of bad input."""
 
 import contextlib
-import csv
 import functools
-import io
 import json
 import multiprocessing
 import os
 import pathlib
 import re
 import resource
-import select
 import shutil
 import signal
 import socket
@@ -19,19 +16,13 @@ import textwrap
 import threading
 
 import pytest
-from conftest import HANG, ROOT, is_running, segments_of, wait_until
+from helpers import METHODS, ROOT, is_running, read_line, rows_of, segments_of, summary, usage_error, wait_until
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import shmqueue
 
 STREAMED = ("--results", "-", "-w", "1", "--screen", "off")
-METHODS = ("fork", "spawn", "forkserver")
-SUMMARY = re.compile(
-    r"(?:(?P<total>[\d,]+) tasks?: (?P<ok>[\d,]+) ok, (?P<failed>[\d,]+) failed, (?P<timeout>[\d,]+) timed out, "
-    r"(?P<crashed>[\d,]+) crashed, (?P<cancelled>[\d,]+) cancelled|no tasks); "
-    r"[\d,.]+ s, [\d,.]+ tasks/s, (?P<workers>\d+) workers?"
-)
 HANDLERS = """
 import os, sys, time
 
@@ -76,21 +67,6 @@ def _hidden(payload):
 from shutil import which
 imported = which
 """
-
-
-def summary(text):
-    """The counts of the last line."""
-    match = SUMMARY.fullmatch(text.rstrip("\n").rpartition("\n")[2])
-    assert match, text
-    return {name: int(count.replace(",", "")) for name, count in match.groupdict().items() if count is not None}
-
-
-def usage_error(run):
-    """The one line that says what is wrong."""
-    assert run.code == 2, run
-    assert run.out == ""
-    assert re.fullmatch(r"shmqueue: [^\n]+\n", run.err), run.err
-    return run.err
 
 
 @pytest.fixture
@@ -376,17 +352,6 @@ def test_a_query_that_cannot_be_run_is_exit_2(cli, database, handlers, path, que
     assert words in usage_error(cli.run(path, "--query", query, "-w", "1"))
 
 
-def read_line(stream):
-    """A line, as soon as it is there; the test fails when nothing comes."""
-    data = b""
-    while not data.endswith(b"\n"):
-        assert select.select([stream], [], [], HANG / 2)[0], data
-        byte = os.read(stream.fileno(), 1)
-        assert byte, data
-        data += byte
-    return data.decode()
-
-
 @pytest.mark.parametrize("end", [b"", b"echo c"])
 def test_a_pipe_is_streamed(cli, end):
     process = cli.start("-", *STREAMED)
@@ -662,27 +627,6 @@ def test_results_in_a_file_have_the_fields_of_task_result(cli):
     assert [tuple(row) for row in rows] == [shmqueue.TaskResult._fields] * 2
     assert sorted(row["value"] or "" for row in rows) == ["", "\udcff"]
     assert summary(run.out)["total"] == 2
-
-
-def csv_rows(text):
-    """The records of CSV text; Python 3.10 does not read NUL."""
-    rows = csv.DictReader(io.StringIO(text.replace("\0", "\U0010ffff"), newline=""))
-    return [{key: value.replace("\U0010ffff", "\0") for key, value in row.items()} for row in rows]
-
-
-def rows_of(path):
-    """What a results file holds, bytes as text by surrogateescape."""
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    if path.suffix == ".csv":
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return csv_rows(file.read())
-    with contextlib.closing(sqlite3.connect(path)) as base:
-        base.row_factory = sqlite3.Row
-        rows = [dict(row) for row in base.execute("SELECT * FROM results")]
-    return [
-        {name: os.fsdecode(value) if isinstance(value, bytes) else value for name, value in row.items()} for row in rows
-    ]
 
 
 FORMATS = ("out.jsonl", "out.csv", "out.sqlite")

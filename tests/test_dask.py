@@ -1,7 +1,12 @@
 """`python -m variants.dask_cluster` against a real scheduler and real nodes on 127.0.0.1, which these tests start.
 
-Left out where `distributed` is not installed. Each process of the cluster has a session of its own, by which all that
-it starts is known; nodes work in empty folders, so that what they import has travelled."""
+Left out where `distributed` is not installed. The tests share one cluster. A test that ends a part of it leaves the
+next one a new cluster. Each process of the cluster has a session of its own, by which all that it starts is known.
+Nodes work in empty folders, so that what they import has travelled.
+
+Where a test needs a run that is half-way, its tasks wait for leave to begin (see Leave): a machine may be as busy as it
+likes.
+"""
 
 import collections
 import contextlib
@@ -14,20 +19,36 @@ import subprocess
 import sys
 
 import pytest
-from conftest import HANG, ROOT, is_running, segments_of, wait_until
-from test_cli import summary, usage_error
+from helpers import HANG, ROOT, is_running, segments_of, session_of, summary, usage_error, wait_until
 
 from variants import dask_cluster
 
 pytest.importorskip("distributed", reason="a cluster needs Dask: pip install distributed")
-pytestmark = pytest.mark.timeout(HANG)
+pytestmark = pytest.mark.timeout(2 * HANG)
 
-TASKS = 8000
+TASKS = 4000
+NEVER = 1 << 30
+LEAVE = """
+import os, time
+
+mine = total = each = 0
+
+def begin(payload):
+    \"\"\"Note that a task begins, once it may.\"\"\"
+    global mine, total, each
+    notes = os.open({notes!r}, os.O_WRONLY | os.O_APPEND)
+    while os.fstat(notes).st_size >= 16 * total or mine >= each:
+        with open({leave!r}) as file:
+            total, each = map(int, file.read().split())
+        time.sleep(0.001)
+    mine += 1
+    os.write(notes, b"%7d %7d\\n" % (int(payload), os.getpid()))
+    os.close(notes)
+"""
 JOBS = """
 import os, time
 
 def square(payload: str) -> str:
-    time.sleep(0.001)
     return str(int(payload) ** 2)
 
 def sleep(payload: str) -> None:
@@ -44,60 +65,57 @@ def where(payload: str) -> str:
 """
 
 
-def session(leader):
-    """The processes of a session that run."""
-    pids = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            stat = pathlib.Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(stat[3]) == leader and stat[0] not in "ZX":
-            pids.append(int(entry))
-    return pids
-
-
 class Dask:
-    """A scheduler and its nodes; `pids` are all processes that were seen in their sessions."""
+    """A scheduler and two nodes; `pids` are all processes that were seen in their sessions."""
 
     def __init__(self, folder):
-        self.folder, self.pids, self._started = folder, set(), []
-        self.scheduler, self.address = None, ""
+        self.folder = folder
+        self.pids = set()
+        self.nodes = []
+        self.scheduler = None
+        self.address = ""
+        self._started = []
 
     def start_scheduler(self):
-        """Also one in place of one that died."""
+        """Start one, also in place of one that died."""
         file = self.folder / f"scheduler{len(self._started)}.json"
         where = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
         self.scheduler = self._start("scheduler", *where)
         assert wait_until(lambda: file.exists() and file.read_text().endswith("}"), HANG / 2)
         self.address = json.loads(file.read_text())["address"]
 
-    def start_node(self):
-        """A node of two threads."""
-        return self._start("worker", self.address, "--host", "127.0.0.1", "--nthreads", "2", "--no-dashboard")
+    def start_nodes(self, count=2):
+        """Start nodes of two threads, and wait until the scheduler knows them."""
+        where = ("--host", "127.0.0.1", "--nthreads", "2", "--no-dashboard")
+        self.nodes = [self._start("worker", self.address, *where) for _ in range(count)]
+        logs = [self.folder_of(node) / "log" for node in self.nodes]
+        assert wait_until(lambda: all(b"Registered to" in log.read_bytes() for log in logs), HANG / 2)
 
-    def all_registered(self):
-        return all(b"Registered to" in log.read_bytes() for log in self.folder.glob("worker*/log"))
+    def is_whole(self):
+        return all(process.poll() is None for process in (self.scheduler, *self.nodes))
+
+    def folder_of(self, process):
+        return self.folder / f"process{self._started.index(process)}"
 
     def _start(self, *arguments):
-        folder = self.folder / f"{arguments[0]}{len(self._started)}"
+        folder = self.folder / f"process{len(self._started)}"
         folder.mkdir()
+        command = [sys.executable, "-m", "dask", *arguments]
         with open(folder / "log", "wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *arguments], cwd=folder, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, start_new_session=True,
-            )  # fmt: skip
+                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         self._started.append(process)
         return process
 
     def look(self):
         for process in self._started:
-            self.pids.update(session(process.pid))
+            self.pids.update(session_of(process.pid))
 
     def kill(self, process):
         """As a machine that loses its power, but for what must leave by itself: the processes of Supervisors."""
         self.look()
-        for pid in session(process.pid):
+        for pid in session_of(process.pid):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has left meanwhile
                 command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
                 if b"dask" in command.split(b"\0")[2:3] or b"spawn_main" in command:
@@ -108,33 +126,52 @@ class Dask:
         self.look()
         return segments_of(self.pids)
 
+    def supervisors(self):
+        """The pids of the processes on nodes that have a segment."""
+        return sorted({int(name.split("-")[1]) for name in self.segments()} & set(filter(is_running, self.pids)))
+
     def close(self):
         self.look()
         for process in self._started[::-1]:
-            process.send_signal(signal.SIGTERM) if process.poll() is None else None
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
         for process in self._started:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(HANG / 4)
-            left = not wait_until(lambda leader=process.pid: not session(leader), 10)
-            for pid in session(process.pid):
+            left = not wait_until(lambda leader=process.pid: not session_of(leader))
+            for pid in session_of(process.pid):
                 os.kill(pid, signal.SIGKILL)
             process.wait(HANG / 4)
             assert not left, "processes are left on a node"
 
 
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory):
+    """The clusters that were started, the one in use last."""
+    started = []
+    yield started
+    for cluster in started:
+        cluster.close()
+
+
 @pytest.fixture
-def dask(tmp_path):
+def dask(clusters, tmp_path_factory):
+    """A scheduler and two nodes, which run nothing."""
+    if not clusters or not clusters[-1].is_whole():
+        clusters.append(Dask(tmp_path_factory.mktemp("dask")))
+        clusters[-1].start_scheduler()
+        clusters[-1].start_nodes()
+    yield clusters[-1]
+    assert wait_until(lambda: not clusters[-1].segments())
+
+
+@pytest.fixture
+def empty_cluster(tmp_path):
+    """A scheduler without nodes."""
     cluster = Dask(tmp_path)
     cluster.start_scheduler()
     yield cluster
     cluster.close()
-
-
-@pytest.fixture
-def nodes(dask):
-    pair = dask.start_node(), dask.start_node()
-    assert wait_until(dask.all_registered, HANG / 2)
-    return pair
 
 
 @pytest.fixture
@@ -155,17 +192,39 @@ def jobs(cli):
     return cli.file("jobs.py", JOBS)
 
 
+class Leave:
+    """Functions whose tasks wait before they begin. `up_to` says how many may, of all and of each process."""
+
+    def __init__(self, cli, functions):
+        self._notes = pathlib.Path(cli.file("notes", ""))
+        self._leave = cli.folder / "leave"
+        self.up_to(0)
+        text = LEAVE.format(notes=str(self._notes), leave=str(self._leave))
+        self.handlers = cli.file("leave.py", text + functions)
+
+    def up_to(self, total=NEVER, each=NEVER):
+        new = self._leave.with_suffix(".new")
+        new.write_text(f"{total} {each}")
+        new.rename(self._leave)
+
+    def begun(self):
+        return self._notes.stat().st_size // 16
+
+    def starts(self):
+        """How often each payload has begun."""
+        return collections.Counter(line.split()[0] for line in self._notes.read_text().splitlines())
+
+    def by_process(self):
+        """How many tasks each process has begun."""
+        return collections.Counter(line.split()[1] for line in self._notes.read_text().splitlines())
+
+
 def numbers(count=TASKS):
     return "".join(f"{n}\n" for n in range(count))
 
 
 def lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def reached(run, path, count):
-    """Whether a run that goes on has recorded so many results."""
-    return wait_until(lambda: lines(path) >= count or run.poll() is not None, HANG / 2) and run.poll() is None
 
 
 def recorded(path):
@@ -180,27 +239,7 @@ def check_squares(results, count=TASKS):
     assert {int(result["payload"]) for result in results} == set(range(count))
 
 
-def test_a_node_dies_half_way(dask, nodes, deal, cli, jobs):
-    path = cli.folder / "out.jsonl"
-    run = deal(numbers(), "--call", f"{jobs}:square", "--scheduler", dask.address, "--results", str(path))
-    assert reached(run, path, TASKS // 2)
-    dask.look()
-    first = {result["worker"] for result in recorded(path)[: TASKS // 4]}
-    dask.kill(nodes[0])
-    assert wait_until(lambda: not session(nodes[0].pid), 10)  # its worker processes have left by themselves
-    done = cli.finish(run)
-    assert done.code == 0, done
-    results = recorded(path)
-    check_squares(results)
-    assert {result["status"] for result in results} == {"ok"}
-    assert len(first) == 4  # both nodes worked, two processes each
-    counts = summary(done.out)
-    assert (counts["total"], counts["ok"], counts["workers"]) == (TASKS, TASKS, 4)
-    cli.run("--clean")  # what the dead machine's memory held is swept by the next start there
-    assert dask.segments() == []
-
-
-def test_what_travels_is_what_the_file_is_now(dask, nodes, deal, cli):
+def test_what_travels_is_what_the_file_is_now(dask, deal, cli):
     cli.file("helper.py", "def answer():\n    return 'one'\n")
     handlers = cli.file("words.py", "import helper\n\ndef say(payload: str) -> str:\n    return helper.answer()\n")
     arguments = ("--handlers", handlers, "--upload", "helper.py", "--scheduler", dask.address, "--results", "-")
@@ -213,7 +252,7 @@ def test_what_travels_is_what_the_file_is_now(dask, nodes, deal, cli):
     assert dask.segments() == []
 
 
-def test_every_kind_of_outcome(dask, nodes, deal, cli, jobs):
+def test_every_kind_of_outcome(dask, deal, cli, jobs):
     tasks = "square 3\nfail x\ndie x\nsleep 60\nwhere x\n" * 4
     arguments = ("--handlers", jobs, "--timeout", "1", "--retries", "1", "--scheduler", dask.address)
     run = cli.finish(deal(tasks, *arguments, "--results", "-"))
@@ -222,39 +261,17 @@ def test_every_kind_of_outcome(dask, nodes, deal, cli, jobs):
         ("square", "ok", 1): 4, ("fail", "failed", 2): 4, ("die", "crashed", 2): 4, ("sleep", "timeout", 2): 4,
         ("where", "ok", 1): 4,
     }  # fmt: skip
-    assert {r["value"] for r in run.results if r["function"] == "where"} <= set(map(str, dask.folder.glob("worker*")))
+    folders = {str(dask.folder_of(node)) for node in dask.nodes}
+    assert {r["value"] for r in run.results if r["function"] == "where"} <= folders
     assert dask.segments() == []
 
 
-def test_the_scheduler_dies_and_resume_goes_on(dask, nodes, deal, cli, jobs):
-    path = cli.folder / "out.jsonl"
-    arguments = ("--call", f"{jobs}:square", "--results", str(path))
-    run = deal(numbers(), *arguments, "--scheduler", dask.address)
-    assert reached(run, path, TASKS // 4)
-    dask.kill(dask.scheduler)
-    done = cli.finish(run)
-    assert done.code == 1
-    assert "the scheduler at tcp://" in done.out
-    assert "--resume" in done.out
-    assert {result["tsk_id"] for result in recorded(path)} == set(range(1, TASKS + 1))
-    assert len(recorded(path)) == TASKS
-    assert wait_until(lambda: not dask.segments(), 60)
-    dask.start_scheduler()
-    dask.start_node()
-    kept = sum(result["status"] == "ok" for result in recorded(path))
-    again = cli.finish(deal(numbers(), *arguments, "--scheduler", dask.address, "--resume"))
-    assert again.code == 0, again
-    assert f"{kept:,} tasks left out" in again.out
-    ok = [result for result in recorded(path) if result["status"] == "ok"]
-    assert sorted(int(result["payload"]) for result in ok) == list(range(TASKS))
-
-
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c(dask, nodes, deal, cli, jobs, times):
+def test_ctrl_c(dask, deal, cli, jobs, times):
     path = cli.folder / "out.jsonl"
     arguments = ("--handlers", jobs, "--scheduler", dask.address, "--results", str(path))
-    run = deal("square 2\n" * 100 + "sleep 3\n" * 200, *arguments)
-    assert reached(run, path, 50)
+    run = deal("square 2\n" * 100 + "sleep 1\n" * 200, *arguments)
+    assert wait_until(lambda: lines(path) >= 50, HANG / 2)
     assert wait_until(lambda: len(dask.segments()) >= 2)
     for _ in range(times):
         run.send_signal(signal.SIGINT)
@@ -267,63 +284,49 @@ def test_ctrl_c(dask, nodes, deal, cli, jobs, times):
     assert cli.finish(deal("square 2\n", *arguments[:4])).code == 0  # the cluster is as it was
 
 
-def test_the_client_is_killed(dask, nodes, deal, cli, jobs):
+def test_the_client_is_killed(dask, deal, cli, jobs):
     run = deal("sleep 60\n" * 100, "--handlers", jobs, "--scheduler", dask.address)
     assert wait_until(lambda: len(dask.segments()) >= 2, HANG / 2)
     run.kill()
-    assert wait_until(lambda: not dask.segments(), 30)
+    assert wait_until(lambda: not dask.segments())
 
 
 # The process on a node that has the Supervisor.
 
-LEDGER = """
+BEGINNERS = """
 import ctypes, os, signal, time
 
-def start(payload):
-    file = os.open({ledger!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, payload + b"\\n")
-    os.close(file)
-
 def nap(payload: bytes) -> bytes:
-    start(payload)
+    begin(payload)
     time.sleep(0.004)
     return payload
 
 def quick(payload: bytes) -> bytes:
-    start(payload)
+    begin(payload)
     return payload
 
+def square(payload: str) -> str:
+    begin(payload)
+    return str(int(payload) ** 2)
+
 def kill_supervisor(payload: bytes) -> bytes:
-    start(payload)
-    if os.getcwd().endswith({where!r}):
+    begin(payload)
+    if os.getcwd().startswith({where!r}):
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
     return payload
 
 def hold_interpreter(payload: bytes) -> bytes:
-    start(payload)
+    begin(payload)
     ctypes.PyDLL(None).sleep(60)
     return payload
 """
 
 
-class Ledger:
-    """Functions that note each start in a file; `where` is the end of the folders in which some do harm."""
-
-    def __init__(self, cli, where=""):
-        self._file = cli.folder / "ledger"
-        self.handlers = cli.file("ledger.py", LEDGER.format(ledger=str(self._file), where=where))
-
-    def count(self):
-        return lines(self._file)
-
-    def starts(self):
-        return collections.Counter(self._file.read_text().split())
-
-
-def supervisors(dask):
-    """The pids of the processes on nodes that have a segment."""
-    return sorted({int(name.split("-")[1]) for name in dask.segments()} & set(filter(is_running, dask.pids)))
+@pytest.fixture
+def leave(cli):
+    """No task may begin yet."""
+    return Leave(cli, BEGINNERS.format(where="nowhere"))
 
 
 def one_each(results, count):
@@ -340,17 +343,19 @@ def surplus(results, starts):
     return sum(result["attempts"] for result in results.values()) - len(results)
 
 
-@pytest.mark.parametrize(("function", "count"), [("nap", 3000), ("quick", 60000)])
+@pytest.mark.parametrize(("function", "count"), [("nap", 2000), ("quick", 20000)])
 @pytest.mark.parametrize("retries", [0, 2])
-def test_the_death_of_a_supervisor_costs_the_tasks_in_hand_an_attempt(dask, nodes, deal, cli, retries, function, count):
-    ledger, kills = Ledger(cli), 3
-    arguments = ("--call", f"{ledger.handlers}:{function}", "--retries", str(retries), "--scheduler", dask.address)
-    run = deal(numbers(count), *arguments, "--results", str(cli.folder / "out.jsonl"))
+def test_the_death_of_a_supervisor_costs_the_tasks_in_hand_an_attempt(dask, leave, deal, cli, retries, function, count):
+    kills, path = 3, cli.folder / "out.jsonl"
+    arguments = ("--call", f"{leave.handlers}:{function}", "--retries", str(retries), "--scheduler", dask.address)
+    run = deal(numbers(count), *arguments, "--results", str(path))
     for part in range(1, kills + 1):
-        assert wait_until(lambda part=part: ledger.count() > part * count // 5, HANG / 2)
-        os.kill(supervisors(dask)[part % 2 - 1], signal.SIGKILL)
+        leave.up_to((part + 1) * count // 5)  # or all might be done before the kill
+        assert wait_until(lambda part=part: leave.begun() > part * count // 5 and dask.supervisors(), HANG / 2)
+        os.kill(dask.supervisors()[part % 2 - 1], signal.SIGKILL)
+    leave.up_to()
     done = cli.finish(run)
-    results, starts = one_each(recorded(cli.folder / "out.jsonl"), count), ledger.starts()
+    results, starts = one_each(recorded(path), count), leave.starts()
     bad = [result for result in results.values() if result["status"] != "ok"]
     assert surplus(results, starts) + len(bad) <= 2 * kills  # two workers a node
     assert all(result["value"] == payload for payload, result in results.items() if result["status"] == "ok")
@@ -362,49 +367,51 @@ def test_the_death_of_a_supervisor_costs_the_tasks_in_hand_an_attempt(dask, node
         assert {result["status"] for result in bad} <= {"crashed"}
         assert all("its process ended with code -9 while the task ran" in result["error"] for result in bad)
     cli.run("--clean")  # as the next start there does
-    assert wait_until(lambda: not dask.segments(), 10)
 
 
-def test_a_node_whose_supervisor_dies_each_time_is_left_out(dask, nodes, deal, cli):
-    ledger = Ledger(cli, "worker1")
-    arguments = ("--call", f"{ledger.handlers}:kill_supervisor", "--retries", "3", "--scheduler", dask.address)
+def test_a_node_whose_supervisor_dies_each_time_is_left_out(dask, deal, cli):
+    leave = Leave(cli, BEGINNERS.format(where=str(dask.folder_of(dask.nodes[0]))))
+    leave.up_to()
+    arguments = ("--call", f"{leave.handlers}:kill_supervisor", "--retries", "3", "--scheduler", dask.address)
     done = cli.finish(deal(numbers(200), *arguments, "--results", "-"))
     assert done.code == 0, done
-    results, starts = one_each(done.results, 200), ledger.starts()
+    results, starts = one_each(done.results, 200), leave.starts()
     assert 3 <= surplus(results, starts) <= 3 * 2
     assert "had to be left out: its process ended with code -9" in done.err
+    cli.run("--clean")
 
 
-def test_supervisors_that_die_on_all_nodes_end_the_run(dask, nodes, deal, cli):
-    ledger = Ledger(cli)
-    done = cli.finish(
-        deal(
-            numbers(200), "--call", f"{ledger.handlers}:kill_supervisor", "--scheduler", dask.address, "--results", "-"
-        )
-    )
+def test_supervisors_that_die_on_all_nodes_end_the_run(dask, deal, cli):
+    leave = Leave(cli, BEGINNERS.format(where=str(dask.folder)))
+    leave.up_to()
+    arguments = ("--call", f"{leave.handlers}:kill_supervisor", "--scheduler", dask.address)
+    done = cli.finish(deal(numbers(200), *arguments, "--results", "-"))
     assert done.code == 1
-    results = one_each(done.results, 200)
+    results, starts = one_each(done.results, 200), leave.starts()
     counts = collections.Counter(result["status"] for result in results.values())
     assert set(counts) == {"crashed", "cancelled"}
     assert 6 <= counts["crashed"] <= 12  # three deaths on each of two nodes, of two workers
-    assert set(ledger.starts()) <= {p for p, r in results.items() if r["status"] == "crashed"}
-    assert max(ledger.starts().values()) == 1
+    assert set(starts) <= {payload for payload, result in results.items() if result["status"] == "crashed"}
+    assert max(starts.values()) == 1
     assert "its process ended with code -9" in done.err
+    cli.run("--clean")
 
 
-def test_a_worker_that_cannot_leave_after_its_supervisor_is_killed(dask, nodes, deal, cli):
-    ledger = Ledger(cli)
+def test_a_worker_that_cannot_leave_after_its_supervisor_is_killed(dask, leave, deal, cli):
     tasks = "hold_interpreter 1\n" + "".join(f"nap {n}\n" for n in range(2, 1001))
-    run = deal(tasks, "--handlers", ledger.handlers, "--scheduler", dask.address, "--results", "-", "--batch", "16")
-    assert wait_until(lambda: ledger.starts()["1"] if ledger.count() else 0, HANG / 2)
-    pids = supervisors(dask)
+    run = deal(tasks, "--handlers", leave.handlers, "--scheduler", dask.address, "--results", "-", "--batch", "16")
+    leave.up_to(500)
+    assert wait_until(lambda: leave.starts()["1"], HANG / 2)
+    pids = dask.supervisors()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    results, starts = one_each(cli.finish(run).results, 1000), ledger.starts()
+    leave.up_to()
+    results, starts = one_each(cli.finish(run).results, 1000), leave.starts()
     assert results["1"]["status"] == "crashed"
     assert sum(result["status"] != "ok" for result in results.values()) <= 2 * len(pids)
     assert max(starts.values()) == 1
     assert len(starts) >= 1000 - len(pids)
+    cli.run("--clean")
 
 
 def test_no_task_begins_in_a_chunk_that_was_taken_back(tmp_path):
@@ -427,6 +434,23 @@ def test_no_task_begins_in_a_chunk_that_was_taken_back(tmp_path):
         assert journal.read() == bytes(3)
 
 
+def test_a_worker_that_comes_back_to_a_chunk_keeps_its_records(tmp_path):
+    """A halt takes back tasks of a chunk; the worker may get them after some of the next one."""
+    for number in (1, 2):
+        (tmp_path / f"run-{number}").write_bytes(bytes(3))
+    write = """if True:
+        import sys
+        from variants.dask_cluster import Journal
+        journal = Journal(sys.argv[1])
+        for number, at in ((1, 0), (2, 0), (1, 1)):
+            journal.open(number)
+            journal.end(at, "ok", b"value" * (3 - at), None, 1, None, 0.5)
+    """
+    subprocess.run([sys.executable, "-c", write, str(tmp_path / "run")], cwd=ROOT, check=True)
+    (records,) = tmp_path.glob("run-1.*")
+    assert [outcome[0] for outcome in dask_cluster.read_records(str(records))] == [0, 1]
+
+
 def test_records_are_read_up_to_what_is_torn(tmp_path):
     outcomes = [(0, "ok", b"value", None, 1, None, 0.5), (2, "failed", None, "KeyError", 1, None, 0.5)]
     data, file = b"".join(map(dask_cluster.pack, outcomes)), tmp_path / "records"
@@ -437,7 +461,7 @@ def test_records_are_read_up_to_what_is_torn(tmp_path):
         assert list(dask_cluster.read_records(str(file))) in ([], outcomes[:1])
 
 
-def test_streamed(dask, nodes, deal, cli, jobs):
+def test_streamed(dask, deal, cli, jobs):
     run = deal("-", "--call", f"{jobs}:square", "--scheduler", dask.address, "--results", "-")
     for number in range(5):
         run.stdin.write(f"{number}\n".encode())
@@ -445,17 +469,19 @@ def test_streamed(dask, nodes, deal, cli, jobs):
     assert cli.finish(run).code == 0
 
 
-def test_no_node_comes(dask, deal, cli):
-    run = cli.finish(deal("5\n" * 10, "--shell", "--scheduler", dask.address, "--wait", "1", "--results", "-"))
+def test_no_node_comes(empty_cluster, deal, cli):
+    arguments = ("--scheduler", empty_cluster.address, "--wait", "1")
+    run = cli.finish(deal("5\n" * 10, "--shell", *arguments, "--results", "-"))
     assert run.code == 1
     assert {result["status"] for result in run.results} == {"cancelled"}
     assert "no node at tcp://" in run.err
 
 
-def test_a_node_that_cannot_start(dask, nodes, deal, cli):
+def test_a_node_that_cannot_start(dask, deal, cli):
     cli.file(
         "broken.py",
-        "import os\nif os.getcwd().find('worker') > 0: raise OSError('no licence here')\n\ndef f(p): pass\n",
+        f"import os\nif os.getcwd().startswith({str(dask.folder)!r}):\n    raise OSError('no licence here')\n\n"
+        "def f(p): pass\n",
     )
     run = cli.finish(deal("f\n" * 10, "--handlers", "broken.py", "--scheduler", dask.address, "--results", "-"))
     assert run.code == 1
@@ -505,8 +531,61 @@ def test_without_dask(cli):
 def test_that_the_tests_would_see_what_is_left():
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)  # noqa: S607
     try:
-        assert session(child.pid) == [child.pid]
+        assert session_of(child.pid) == [child.pid]
         assert is_running(child.pid)
     finally:
         child.kill()
         child.wait()
+
+
+# What ends a part of the cluster.
+
+
+def work_until_all_wait(run, leave, workers=4):
+    """Each worker process begins so many tasks that its node has replied, and waits with the next one in hand."""
+    leave.up_to(each=100)
+    assert wait_until(lambda: list(leave.by_process().values()) == [100] * workers, HANG / 2)
+    assert run.poll() is None
+
+
+def test_a_node_dies_half_way(dask, leave, deal, cli):
+    path = cli.folder / "out.jsonl"
+    run = deal(numbers(), "--call", f"{leave.handlers}:square", "--scheduler", dask.address, "--results", str(path))
+    work_until_all_wait(run, leave)
+    dask.kill(dask.nodes[0])
+    # Its worker processes leave by themselves.
+    assert wait_until(lambda: not session_of(dask.nodes[0].pid))
+    leave.up_to()
+    done = cli.finish(run)
+    assert done.code == 0, done
+    results = recorded(path)
+    check_squares(results)
+    assert {result["status"] for result in results} == {"ok"}
+    counts = summary(done.out)
+    assert (counts["total"], counts["ok"], counts["workers"]) == (TASKS, TASKS, 4)
+    cli.run("--clean")  # what the dead machine's memory held is swept by the next start there
+
+
+def test_the_scheduler_dies_and_resume_goes_on(dask, leave, deal, cli):
+    path = cli.folder / "out.jsonl"
+    arguments = ("--call", f"{leave.handlers}:square", "--results", str(path))
+    run = deal(numbers(), *arguments, "--scheduler", dask.address)
+    work_until_all_wait(run, leave)
+    assert wait_until(lambda: lines(path) >= 128, HANG / 2)  # the first chunk of each node
+    dask.kill(dask.scheduler)
+    done = cli.finish(run)
+    assert done.code == 1
+    assert "the scheduler at tcp://" in done.out
+    assert "--resume" in done.out
+    assert {result["tsk_id"] for result in recorded(path)} == set(range(1, TASKS + 1))
+    assert len(recorded(path)) == TASKS
+    assert wait_until(lambda: not dask.segments(), HANG / 2)
+    dask.start_scheduler()
+    dask.start_nodes(1)
+    leave.up_to()
+    kept = sum(result["status"] == "ok" for result in recorded(path))
+    again = cli.finish(deal(numbers(), *arguments, "--scheduler", dask.address, "--resume"))
+    assert again.code == 0, again
+    assert f"{kept:,} tasks left out" in again.out
+    ok = [result for result in recorded(path) if result["status"] == "ok"]
+    assert sorted(int(result["payload"]) for result in ok) == list(range(TASKS))

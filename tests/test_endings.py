@@ -19,11 +19,10 @@ import termios
 import threading
 
 import pytest
-from conftest import HANG, ROOT, SCRIPT, is_running, segments_of, wait_until
+from helpers import HANG, METHODS, ROOT, SCRIPT, is_running, living_processes, segments_of, state_of, wait_until
 
 import shmqueue
 
-METHODS = ("fork", "spawn", "forkserver")
 MARK = "SHMQUEUE_TEST_RUN"
 
 JOB = '''
@@ -102,23 +101,13 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def state_of(pid):
-    """A process's state as ps shows it; "" where it is gone."""
-    try:
-        stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return stat.rpartition(b")")[2].split()[0].decode()
-
-
 def processes_in(session, mark):
     """The living processes of a session, or with the run's mark in their environment."""
     found = []
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+    for pid, its_session in living_processes():
         with contextlib.suppress(OSError):
-            stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
             marked = mark.encode() in pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if stat[0] not in (b"Z", b"X") and (marked or int(stat[3]) == session):
+            if marked or its_session == session:
                 found.append(pid)
     return found
 

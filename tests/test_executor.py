@@ -19,12 +19,9 @@ import weakref
 import calls
 import pytest
 import stdlib_executor
-from conftest import ROOT, wait_until
-from test_host import descriptors, in_child, run_script, session_of
+from helpers import METHODS, ROOT, descriptors, in_child, run_script, session_of, wait_until
 
 import shmqueue
-
-METHODS = ("fork", "forkserver", "spawn")
 
 # The standard library's own tests.
 

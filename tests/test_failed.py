@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import wait_until
+from helpers import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 

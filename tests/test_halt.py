@@ -9,7 +9,7 @@ import signal
 
 import jobs
 import pytest
-from conftest import wait_until
+from helpers import wait_until
 
 import shmqueue
 

@@ -14,63 +14,15 @@ import time
 
 import jobs
 import pytest
-from conftest import ROOT, is_running, segments_of, wait_until
+from helpers import METHODS, ROOT, descriptors, in_child, is_running, run_script, segments_of, session_of, wait_until
 
 import shmqueue
 from shmqueue import Supervisor
 
-METHODS = ("fork", "spawn", "forkserver")
 LIMIT = 60.0  # seconds after which a script hangs
 
 
-def descriptors():
-    return sorted(os.listdir("/proc/self/fd"))
-
-
-def run_script(tmp_path, text, *arguments, flags=("-W", "default"), limit=LIMIT, **options):
-    """Run a script that uses the library; it must end by itself, in time, and say nothing on its error stream."""
-    script = tmp_path / "host.py"
-    script.write_text(text)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    options.setdefault("env", {**os.environ, "PYTHONPATH": path})
-    command = [sys.executable, *flags, str(script), *map(str, arguments)]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
-    try:
-        out, err = run.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(run.pid, signal.SIGKILL)
-        out, err = run.communicate()
-        pytest.fail(f"the script hung; it said {out.decode()} {err.decode()}")
-    assert (run.returncode, err.decode()) == (0, "")
-    assert segments_of([run.pid]) == []
-    assert wait_until(lambda: not session_of(run.pid), 10), session_of(run.pid)
-    return out.decode().split()
-
-
-def session_of(leader):
-    """The processes in the session of this one."""
-    found = []
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        with contextlib.suppress(OSError):
-            stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-            if int(stat[3]) == leader and stat[0] not in (b"Z", b"X"):
-                found.append(pid)
-    return found
-
-
 # Signals, in children that others fork.
-
-
-def in_child(question):
-    """Whether `question()` is true in a child made by os.fork()."""
-    pid = os.fork()
-    if pid == 0:
-        code = 2
-        try:
-            code = int(not question())
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def handlers():

@@ -6,7 +6,7 @@ import time
 
 import jobs
 import pytest
-from conftest import segments_of
+from helpers import segments_of
 
 from shmqueue import Supervisor, TaskError, parallel_map
 

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from conftest import segments_of
+from helpers import segments_of
 
 from shmqueue import SharedTaskQueue, Supervisor
 

@@ -20,7 +20,7 @@ import time
 
 import jobs
 import pytest
-from conftest import HANG, ROOT, is_running, segments_of, wait_until
+from helpers import HANG, ROOT, is_running, segments_of, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import Point, Record

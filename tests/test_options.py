@@ -5,7 +5,7 @@ import pathlib
 import re
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 import shmqueue
 from shmqueue import BOTH, COMMAND, OPTIONS, PYTHON

@@ -15,7 +15,7 @@ import sys
 import time
 
 import pytest
-from conftest import SCRIPT, is_running, wait_until
+from helpers import SCRIPT, is_running, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -17,7 +17,7 @@ import sys
 from typing import NamedTuple
 
 import pytest
-from conftest import HANG, ROOT, SCRIPT, wait_until
+from helpers import HANG, ROOT, SCRIPT, wait_until
 
 import shmqueue
 from shmqueue import BOTH, OPTIONS, PYTHON, make_parser

@@ -16,8 +16,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, is_running, wait_until
-from test_cli import FORMATS, csv_rows, rows_of, summary, usage_error
+from helpers import ROOT, csv_rows, is_running, rows_of, summary, usage_error, wait_until, workers_of
+from test_cli import FORMATS
 
 import shmqueue
 
@@ -569,13 +569,6 @@ def test_other_tables_and_old_results_without_resume(cli, name):
     if name == "out.sqlite":
         with contextlib.closing(sqlite3.connect(path)) as base:
             assert base.execute("SELECT count(*) FROM mine").fetchone() == (0,)
-
-
-def workers_of(process):
-    """The pids of a supervisor's children; none when it has ended."""
-    with contextlib.suppress(FileNotFoundError), open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
-        return [int(pid) for pid in file.read().split()]
-    return []
 
 
 def kill_all(process, workers):

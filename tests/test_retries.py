@@ -7,7 +7,7 @@ import time
 
 import jobs
 import pytest
-from conftest import wait_until
+from helpers import wait_until
 
 from shmqueue import Ledger, Retries, Supervisor
 

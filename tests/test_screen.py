@@ -19,8 +19,7 @@ import time
 import pyte
 import pyte.modes
 import pytest
-from conftest import SCRIPT, is_running, wait_until
-from test_cli import SUMMARY
+from helpers import SCRIPT, SUMMARY, is_running, wait_until, workers_of
 
 import shmqueue
 
@@ -249,12 +248,6 @@ def desk(cli):
 @pytest.fixture
 def handlers(cli):
     return cli.file("handlers.py", HANDLERS)
-
-
-def workers_of(process):
-    """The pids of a supervisor's children."""
-    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
-        return [int(pid) for pid in file.read().split()]
 
 
 def totals(terminal):

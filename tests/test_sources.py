@@ -11,8 +11,8 @@ import sys
 import termios
 
 import pytest
-from conftest import ROOT, is_running, wait_until
-from test_cli import STREAMED, open_source, read_line, summary, usage_error
+from helpers import ROOT, is_running, read_line, summary, usage_error, wait_until
+from test_cli import STREAMED, open_source
 
 import shmqueue
 

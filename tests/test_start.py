@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 METHODS = ["spawn", "forkserver"]
 UNGUARDED = """\

@@ -349,7 +349,8 @@ class Journal:
         info = os.fstat(chunk)
         if not info.st_nlink:
             raise FileNotFoundError(f"{path}: this chunk was taken back")
-        self._descriptor(f"{path}.{os.getpid()}", os.O_WRONLY | os.O_CREAT)
+        # Appended to: a worker comes back to a chunk whose tasks a halt took back.
+        self._descriptor(f"{path}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._map(chunk, info.st_size)
         self.number = number
 

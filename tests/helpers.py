@@ -1,0 +1,237 @@
+"""What tests share: waiting, processes and what they leave, the command line and what it says."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import pathlib
+import re
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "shmqueue.py"
+HANG = 120.0  # seconds after which a test counts as stuck; no test takes a tenth of it
+METHODS = ("fork", "spawn", "forkserver")
+
+
+def wait_until(condition, seconds=30.0):
+    """Call `condition()` until it is true. Return False if it is still false after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+# Processes, and what is left of them.
+
+
+def stat_of(pid):
+    """The fields of a process from its state on, or None if it is gone."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def state_of(pid):
+    """A process's state as ps shows it, or "" if it is gone."""
+    stat = stat_of(pid)
+    return stat[0].decode() if stat else ""
+
+
+def is_running(pid):
+    """Return True if a process exists and is not a zombie."""
+    return state_of(pid) not in ("", "Z", "X")
+
+
+def living_processes():
+    """Yield the pid and the session of each process that is not a zombie."""
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        stat = stat_of(pid)
+        if stat and stat[0] not in (b"Z", b"X"):
+            yield pid, int(stat[3])
+
+
+def session_of(leader):
+    """The living processes in the session of this one."""
+    return [pid for pid, session in living_processes() if session == leader]
+
+
+def workers_of(process):
+    """The pids of a supervisor's children; none when it has ended."""
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+    return []
+
+
+def segments_of(pids):
+    """Return the files in shared memory that belong to runs of these processes."""
+    prefixes = tuple(f"shmq-{pid}-" for pid in pids)
+    return sorted(name for name in os.listdir("/dev/shm") if name.startswith(prefixes))
+
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+def in_child(question):
+    """Return True if `question()` is true in a child made by os.fork()."""
+    pid = os.fork()
+    if pid == 0:
+        code = 2
+        try:
+            code = int(not question())
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def run_script(tmp_path, text, *arguments, flags=("-W", "default"), limit=HANG / 2, **options):
+    """Run a script that uses the library; it must end by itself, in time, and say nothing on its error stream."""
+    script = tmp_path / "host.py"
+    script.write_text(text)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    options.setdefault("env", {**os.environ, "PYTHONPATH": path})
+    command = [sys.executable, *flags, str(script), *map(str, arguments)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
+    try:
+        out, err = run.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)
+        out, err = run.communicate()
+        pytest.fail(f"the script hung; it said {out.decode()} {err.decode()}")
+    assert (run.returncode, err.decode()) == (0, "")
+    assert segments_of([run.pid]) == []
+    assert wait_until(lambda: not session_of(run.pid)), session_of(run.pid)
+    return out.decode().split()
+
+
+# The command line.
+
+SUMMARY = re.compile(
+    r"(?:(?P<total>[\d,]+) tasks?: (?P<ok>[\d,]+) ok, (?P<failed>[\d,]+) failed, (?P<timeout>[\d,]+) timed out, "
+    r"(?P<crashed>[\d,]+) crashed, (?P<cancelled>[\d,]+) cancelled|no tasks); "
+    r"[\d,.]+ s, [\d,.]+ tasks/s, (?P<workers>\d+) workers?"
+)
+
+
+def summary(text):
+    """The counts of the last line."""
+    match = SUMMARY.fullmatch(text.rstrip("\n").rpartition("\n")[2])
+    assert match, text
+    return {name: int(count.replace(",", "")) for name, count in match.groupdict().items() if count is not None}
+
+
+def usage_error(run):
+    """The one line that says what is wrong."""
+    assert run.code == 2, run
+    assert run.out == ""
+    assert re.fullmatch(r"shmqueue: [^\n]+\n", run.err), run.err
+    return run.err
+
+
+def read_line(stream):
+    """A line, as soon as it is there; the test fails when nothing comes."""
+    data = b""
+    while not data.endswith(b"\n"):
+        assert select.select([stream], [], [], HANG / 2)[0], data
+        byte = os.read(stream.fileno(), 1)
+        assert byte, data
+        data += byte
+    return data.decode()
+
+
+def csv_rows(text):
+    """The records of CSV text; Python 3.10 does not read NUL."""
+    rows = csv.DictReader(io.StringIO(text.replace("\0", "\U0010ffff"), newline=""))
+    return [{key: value.replace("\U0010ffff", "\0") for key, value in row.items()} for row in rows]
+
+
+def rows_of(path):
+    """What a results file holds, bytes as text by surrogateescape."""
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    if path.suffix == ".csv":
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return csv_rows(file.read())
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        base.row_factory = sqlite3.Row
+        rows = [dict(row) for row in base.execute("SELECT * FROM results")]
+    return [
+        {name: os.fsdecode(value) if isinstance(value, bytes) else value for name, value in row.items()} for row in rows
+    ]
+
+
+class Run(NamedTuple):
+    """How a run of the command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def results(self):
+        """The outcomes that `--results -` wrote."""
+        return [json.loads(line) for line in self.out.split("\n") if line.startswith("{")]
+
+    @property
+    def values(self):
+        return [result["value"] for result in sorted(self.results, key=lambda result: result["tsk_id"])]
+
+
+class CommandLine:
+    """Starts `python shmqueue.py ...` in the test's own folder, with every Python warning shown."""
+
+    def __init__(self, folder, pids):
+        self.folder = folder
+        self._pids = pids
+        self._started = []
+
+    def file(self, name, data):
+        path = self.folder / name
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return str(path)
+
+    def start(self, *arguments, script=SCRIPT, **options):
+        """Start a process and return it. Its streams are binary pipes unless `options` say otherwise."""
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        command = [sys.executable, "-W", "default", str(script), *map(str, arguments)]
+        process = subprocess.Popen(command, **{"cwd": self.folder, "bufsize": 0, **streams, **options})
+        self._pids.add(process.pid)
+        self._started.append(process)
+        return process
+
+    def finish(self, process, data=None):
+        out, err = ((text or b"").decode("utf-8", "surrogateescape") for text in process.communicate(data, HANG / 2))
+        return Run(process.returncode, out, err)
+
+    def run(self, *arguments, stdin=b"", **options):
+        return self.finish(self.start(*arguments, **options), stdin)
+
+    def tasks(self, data, *arguments, **options):
+        """Run a file of these tasks. Results go to standard output unless the arguments name another place."""
+        where = () if "--results" in arguments else ("--results", "-")
+        workers = () if {"-w", "--workers"} & set(arguments) else ("-w", "2")
+        return self.run(self.file("tasks", data), *where, *workers, "--screen", "off", *arguments, **options)
+
+    def close(self):
+        for process in self._started:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGKILL)
+                process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
