@@ -695,11 +695,17 @@ class Planted:
     def __init__(self):
         self.paths = []
 
-    def file(self, pid, label="abc123", *, start=0, magic=shmqueue.MAGIC, size=4096):
+    def file(self, pid, label="abc123", *, start=0, magic=shmqueue.MAGIC, size=4096, owner=None):
+        """Make a file, in one step: any start of a run on this machine may sweep it from then on."""
         path = pathlib.Path(f"/dev/shm/shmq-{pid}-{label}")
-        header = bytes(shmqueue.QueueHeader(magic=magic, version=1, owner_pid=pid, owner_start=start))
-        path.write_bytes(header.ljust(size, b"\0")[:size])
         self.paths.append(path)
+        header = bytes(shmqueue.QueueHeader(magic=magic, version=1, owner_pid=pid, owner_start=start))
+        made = path.with_name(f"planted-{pid}-{label}")
+        made.write_bytes(header.ljust(size, b"\0")[:size])
+        if owner is not None:
+            os.chown(made, owner, owner)
+            made.chmod(0o666)
+        made.rename(path)
         return path
 
     def close(self):
@@ -777,14 +783,10 @@ def test_what_only_looks_like_a_segment_is_no_trouble(cli, planted):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user")
 def test_another_users_segment_is_not_touched(cli, planted):
-    path, mine = planted.file(dead_pid()), planted.file(dead_pid(), "fff999")
-    os.chown(path, 12345, 12345)
-    path.chmod(0o666)
+    path, mine = planted.file(dead_pid(), owner=12345), planted.file(dead_pid(), "fff999")
     assert cli.run("--clean").code == 0
     assert path.exists()
-    assert wait_until(lambda: not mine.exists(), 20)
-    roots = planted.file(os.getpid(), "eee888", start=1)
-    roots.chmod(0o666)
+    assert wait_until(lambda: not mine.exists())
     code = "import os, shmqueue; os.seteuid(12346); print(shmqueue.sweep())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -32,7 +32,6 @@ SMALL = [ONE_KILL, ONE_PREEMPTION, ONE_HALT]
 LARGE = [
     ("one task", ONE_EACH),
     ("one task", TWO_KILLS),
-    ("two tasks cancelled", ONE_EACH),
     ("one worker", ONE_EACH),
     ("one worker", TWO_KILLS),
     ("one worker, cancelled", ONE_EACH),
@@ -44,6 +43,15 @@ LARGE = [
     ("two in a batch", ONE_CONT),
     ("two in a batch", Bounds(kills=1, halts=1, slows=1)),
 ]
+LARGEST = [  # by `tox -e explorer`
+    pytest.param(name, bounds, marks=pytest.mark.large)
+    for name, bounds in [
+        ("two tasks cancelled", ONE_EACH),
+        ("two tasks", ONE_EACH),
+        ("two tasks", TWO_KILLS),
+        ("two tasks retried", ONE_EACH),
+    ]
+]
 
 
 @pytest.mark.parametrize("bounds", SMALL, ids=str)
@@ -52,7 +60,7 @@ def test_no_schedule_goes_wrong(name, bounds):
     check(name, bounds)
 
 
-@pytest.mark.parametrize(("name", "bounds"), LARGE, ids=str)
+@pytest.mark.parametrize(("name", "bounds"), LARGE + LARGEST, ids=str)
 def test_no_schedule_goes_wrong_within_larger_bounds(name, bounds):
     check(name, bounds)
 

@@ -20,7 +20,7 @@ import time
 
 import jobs
 import pytest
-from helpers import HANG, ROOT, is_running, segments_of, wait_until
+from helpers import HANG, METHODS, ROOT, is_running, segments_of, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import Point, Record
@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("error"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),  # a runner's own threads
 ]
-METHODS = ("fork", "spawn", "forkserver")
 SIZES = (0, 1, 118, 119, 120, 121, 255, 256, 257, 1 << 20, 10_000_000)
 FIELDS = ("tsk_id", "function", "payload", "status", "value", "error", "attempts", "worker", "seconds",
           "traceback", "started")  # fmt: skip

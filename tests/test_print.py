@@ -1,6 +1,7 @@
 """What the command line prints of values, and how templates make commands of lines."""
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
@@ -10,18 +11,19 @@ import re
 import select
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
-from helpers import SCRIPT, is_running, wait_until
+from helpers import METHODS, SCRIPT, is_running, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
 import shmqueue
 
-METHODS = ["fork", "spawn", "forkserver"]
 ENTER, LEAVE = shmqueue.Screen.ENTER.encode(), shmqueue.Screen.LEAVE.encode()
 
 
@@ -550,11 +552,17 @@ def test_a_full_disk_is_said(cli):
     assert (cli.folder / "done").read_text() == "y\n" * 9
 
 
+def is_full(pipe):
+    """Return True if a pipe holds as much as it can."""
+    waiting = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+    return waiting == fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_can_be_ended_while_its_reader_takes_nothing(cli, number):
     """Its standard output is full for ever: Ctrl-C twice, or SIGTERM, end it all the same."""
     process = cli.start(cli.file("tasks", "seq 100000\n" * 50), "--shell", "-w", "2", "--screen", "off", "-k")
-    time.sleep(2.0)
+    assert wait_until(lambda: is_full(process.stdout))
     assert process.poll() is None
     process.send_signal(number)
     if number == signal.SIGINT:
@@ -565,13 +573,15 @@ def test_a_run_can_be_ended_while_its_reader_takes_nothing(cli, number):
 
 
 def test_ctrl_c_prints_what_had_begun(cli):
-    process = cli.start(cli.file("tasks", "echo a; sleep 1; echo b\n" * 50), "--shell", "-w", "2", "--screen", "off")
-    assert wait_until(lambda: is_running(process.pid))
-    time.sleep(0.7)
+    task = "echo a; echo >> begun; while [ ! -e go ]; do sleep 0.05; done; echo b\n"
+    process = cli.start(cli.file("tasks", task * 50), "--shell", "-w", "2", "--screen", "off")
+    begun = cli.folder / "begun"
+    assert wait_until(lambda: begun.exists() and len(begun.read_bytes()) == 2)
     process.send_signal(signal.SIGINT)
+    (cli.folder / "go").touch()
     run = cli.finish(process)
     assert run.code == 130
-    assert run.out in ("a\nb\n" * n for n in range(1, 5))
+    assert run.out in ("a\nb\n" * n for n in range(2, 50))
     assert "cancelled" in run.err
 
 

@@ -803,10 +803,10 @@ def test_a_summary_on_a_full_disk_is_said(cli):
 
 
 def test_the_summary_of_a_run_that_was_stopped(cli):
-    process = cli.start(cli.file("tasks", "sleep 60\n" * 4), "-w", "2", "--screen", "off", "--summary", "summary.json")
-    path = cli.folder / "summary.json"
-    assert wait_until(lambda: path.exists() and len(workers_of(process)) == 2)
-    time.sleep(0.3)
+    tasks = cli.file("tasks", "echo >> begun; sleep 60\n" * 4)
+    process = cli.start(tasks, "--shell", "-w", "2", "--screen", "off", "--summary", "summary.json")
+    path, begun = cli.folder / "summary.json", cli.folder / "begun"
+    assert wait_until(lambda: path.exists() and begun.exists() and len(begun.read_bytes()) == 2)
     process.terminate()
     assert cli.finish(process).code == 128 + signal.SIGTERM
     assert json.loads(path.read_text())["cancelled"] == 4

@@ -3,9 +3,9 @@
 import sys
 
 import pytest
-from helpers import ROOT
+from helpers import METHODS, ROOT
 
-METHODS = ["spawn", "forkserver"]
+STARTED_ANEW = ["spawn", "forkserver"]
 UNGUARDED = """\
 import sys
 sys.path.insert(0, {root!r})
@@ -29,7 +29,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STARTED_ANEW)
 def test_a_script_without_a_guard_gets_one_error(cli, method):
     script = cli.file("unguarded.py", UNGUARDED.format(root=str(ROOT), method=method))
     run = cli.run(script=script)
@@ -41,7 +41,7 @@ def test_a_script_without_a_guard_gets_one_error(cli, method):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STARTED_ANEW)
 @pytest.mark.parametrize("how", ["-", "-c"])
 def test_a_function_of_a_main_module_that_is_no_file_gets_one_error(cli, method, how):
     code = INTERACTIVE.format(root=str(ROOT), method=method, function="double")
@@ -55,7 +55,7 @@ def test_a_function_of_a_main_module_that_is_no_file_gets_one_error(cli, method,
     )
 
 
-@pytest.mark.parametrize("method", ["fork", *METHODS])
+@pytest.mark.parametrize("method", METHODS)
 def test_other_functions_need_no_main_module(cli, method):
     code = INTERACTIVE.format(root=str(ROOT), method=method, function="shmqueue.echo")
     run = cli.run(code, script="-c")
@@ -68,7 +68,7 @@ def test_without_a_start_method_a_program_on_standard_input_works(cli):
     assert (run.code, run.out, run.err) == (0, "[b'aa']\n", "")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STARTED_ANEW)
 def test_a_guarded_script_works(cli, method):
     code = INTERACTIVE.format(root=str(ROOT), method=method, function="double")
     run = cli.run(script=cli.file("guarded.py", code))
