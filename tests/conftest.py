@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(HANG))
         if "clusters" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("dask"))  # one process has the one cluster
-        if item.module.__name__.rpartition(".")[2] in VERSIONS:
+        if item.module.__name__.rpartition(".")[2] in VERSIONS and item.get_closest_marker("once") is None:
             item.add_marker(pytest.mark.versions)
 
 

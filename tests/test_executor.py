@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import gc
 import importlib.util
-import itertools
 import json
 import math
 import multiprocessing
@@ -22,6 +21,8 @@ import stdlib_executor
 from helpers import METHODS, ROOT, descriptors, in_child, run_script, session_of, wait_until
 
 import shmqueue
+
+ONCE = pytest.mark.once  # enough on one Python
 
 # The standard library's own tests.
 
@@ -60,24 +61,26 @@ def has_standard_tests():
 
 
 @pytest.mark.timeout(2 * LIMIT)
-def test_the_standard_librarys_tests(own_pids):
-    """All start methods at once, since most of these tests sleep."""
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name == "default" else ONCE) for name in stdlib_executor.METHODS]
+)
+def test_the_standard_librarys_tests(own_pids, method):
+    """All groups at once, since most of these tests sleep."""
     if not has_standard_tests():
         pytest.skip(f"Python {sys.version.split()[0]} came without test.test_concurrent_futures; another one has it")
-    runs = {method: [start_standard_tests(method, classes) for classes in GROUPS] for method in stdlib_executor.METHODS}
-    own_pids.update(process.pid for processes in runs.values() for process in processes)
+    processes = [start_standard_tests(method, classes) for classes in GROUPS]
+    own_pids.update(process.pid for process in processes)
     try:
-        reports = {method: [report_of(process) for process in processes] for method, processes in runs.items()}
+        parts = [report_of(process) for process in processes]
     finally:
-        for process in itertools.chain(*runs.values()):
+        for process in processes:
             process.kill()  # those that are still running, after a failure
-    for method, parts in reports.items():
-        assert [bad for part in parts for bad in part["bad"]] == []
-        left_out = [why for part in parts for why in part["skipped"]]
-        # Python 3.10 has 31 of them; later ones have tests of max_tasks_per_child, one of which runs with fork only.
-        assert sum(part["run"] for part in parts) == 31 + (sys.version_info >= (3, 11)) * (1 + (method == "fork"))
-        for why in left_out:
-            assert "Windows" in why or ("fork start method" in why and method in ("fork", "default")), why
+    assert [bad for part in parts for bad in part["bad"]] == []
+    left_out = [why for part in parts for why in part["skipped"]]
+    # Python 3.10 has 31 of them; later ones have tests of max_tasks_per_child, one of which runs with fork only.
+    assert sum(part["run"] for part in parts) == 31 + (sys.version_info >= (3, 11)) * (1 + (method == "fork"))
+    for why in left_out:
+        assert "Windows" in why or ("fork start method" in why and method in ("fork", "default")), why
 
 
 @pytest.fixture
@@ -388,6 +391,7 @@ def test_a_progress_bar():
     assert shown == [f"{n}/100" for n in range(1, 101)]
 
 
+@ONCE
 @pytest.mark.parametrize("method", METHODS)
 def test_a_storm_of_sigkill(method):
     """Only the calls in the hands of killed workers fail; all others arrive."""

@@ -25,6 +25,7 @@ from shmqueue import (
 )
 from variants import strategies
 
+pytestmark = pytest.mark.timeout(900)  # these tests do nothing but compute
 ONE_KILL, TWO_KILLS, ONE_PREEMPTION = Bounds(kills=1), Bounds(kills=2), Bounds(preemptions=1)
 ONE_HALT, TWO_HALTS, ONE_CONT = Bounds(halts=1), Bounds(halts=2), Bounds(halts=1, conts=1)
 ONE_EACH, KILLED_IN_A_HALT = Bounds(preemptions=1, kills=1), Bounds(kills=1, halts=1)

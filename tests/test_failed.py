@@ -111,7 +111,7 @@ def test_after_halt_what_was_not_done_is_there_too(cli, read):
 def test_after_a_signal_what_was_not_done_is_there_too(cli, read, number):
     data = "echo a\n" * 10 + "sleep 0.2\n" * 50_000
     process = cli.start(cli.file("tasks", data), "--failed", "tasks", "--results", "out.jsonl", *QUIET)
-    assert wait_until(lambda: os.path.exists(cli.folder / "out.jsonl") and read("out.jsonl"))
+    assert wait_until(lambda: os.path.exists(cli.folder / "out.jsonl") and read("out.jsonl").count(b'"ok"') >= 10)
     assert read("tasks") == data.encode(), "it is as it was until the end"
     process.send_signal(number)
     run = cli.finish(process)

@@ -181,6 +181,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.once
 @pytest.mark.timeout(300)
 def test_two_hundred_pools_beside_an_open_supervisor(tmp_path):
     flags = ("-W", "ignore:This process")  # of the pools' own threads
