@@ -253,7 +253,7 @@ def parallel_map(
         return values
 
 
-SHARE_SECONDS = 0.5  # between two snapshots for --watch
+SHARE_SECONDS = 1.0  # between two snapshots for --watch
 
 
 class Supervisor:
@@ -3464,7 +3464,7 @@ class Worker:
                 self.run(*claim)
             elif words[self._status + LEAVE]:
                 break
-            elif poll.poll(1000):
+            elif poll.poll():
                 os.read(self._pipes.wake, 4096)
         if self._log is not None:
             self._log.end_line()
