@@ -560,7 +560,7 @@ class Display:
         self._queue = queue
         self._pool = pool
         self._ledger = ledger
-        self._next_share = 0.0
+        self._next_share = time.monotonic() + SHARE_SECONDS
 
     def update(self) -> None:
         """Draw, and leave a snapshot, each if it is time to. Called several times a second."""
@@ -2567,7 +2567,7 @@ class WorkerPool:
         self._failed_starts = 0  # in a row
         self._dead_starting = 0.0  # seconds that the dead workers took to start
         self._worked_at = time.monotonic()
-        self._next_memory = 0.0
+        self._next_memory = time.monotonic() + MEMORY_SECONDS  # so a short run need not import psutil
         self.processes: list[WorkerProcess] = [
             WorkerProcess(index, queue.words, status) for index, status in enumerate(queue.status)
         ]
