@@ -55,6 +55,12 @@ def is_running(pid):
     return state_of(pid) not in ("", "Z", "X")
 
 
+def parent_of(pid):
+    """The pid of a process's parent, or None if it is gone or a zombie."""
+    stat = stat_of(pid)
+    return int(stat[1]) if stat and stat[0] not in (b"Z", b"X") else None
+
+
 def living_processes():
     """Yield the pid and the session of each process that is not a zombie."""
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
