@@ -1082,8 +1082,7 @@ class Engine:
             if time.monotonic() >= self.next_check:
                 more = self.check_workers(time.monotonic()) or more
                 report()
-            more = more or (fed and bool(ledger.again or ledger.fresh))
-        return more
+        return more or (fed and bool(ledger.again or ledger.fresh))
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
