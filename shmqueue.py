@@ -2111,7 +2111,8 @@ class Ledger:
         for tasks in self._placed:
             if tsk_id in tasks.tsk_ids:
                 at = tasks.tsk_ids.index(tsk_id)
-                return None if tasks.settled[at] else tasks.first + at
+                if not tasks.settled[at]:  # else it was taken back, and may have been pushed again
+                    return tasks.first + at
         return None
 
     def cancel(self, tsk_id: int) -> bool:
