@@ -5067,7 +5067,8 @@ def as_json(value: Any) -> Any:
     try:
         import json
 
-        json.dumps(value, allow_nan=False)
+        if len(json.dumps(value, allow_nan=False)) > 1000:  # a reader may have less of the stack left
+            json.dumps(functools.reduce(lambda inner, _: [inner], range(200), value))
         return value
     except (TypeError, ValueError, RecursionError):
         try:
@@ -5764,7 +5765,7 @@ class JsonLines(TextResults):
         self._file.write(json.dumps(row._asdict()).encode() + self.END)
 
 
-NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which takes none: not a character
+NUL = "\ud800"  # in its place, for the csv module of Python 3.10, which takes none: bytes as text never have it
 
 
 class Csv(TextResults):
