@@ -355,7 +355,8 @@ class Supervisor:
         resources = contextlib.ExitStack()
         self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
         # When Python exits, multiprocessing waits for its children. This runs before that.
-        self._at_exit = late("multiprocessing").util.Finalize(None, self._dispose, exitpriority=10)
+        at_exit = late("multiprocessing").util.Finalize(None, self._dispose, exitpriority=10)
+        resources.callback(at_exit.cancel)
         handlers.open(resources)
         return resources
 
@@ -548,7 +549,6 @@ class Supervisor:
     def _end(self) -> None:
         with handlers.held():
             self._dispose()
-            self._at_exit.cancel()
         handlers.exit_on_signals()  # again: inside the block, held() had replaced the handlers
 
 
@@ -4340,8 +4340,10 @@ def remove_segment(path: str) -> None:
 
     Do it twice, since an orphaned worker may have made another file meanwhile (see `Worker._spill`).
     """
+    folder, name = os.path.split(path)
     for _ in range(2):
-        for file in [*glob.glob(glob.escape(path) + ".*"), path]:
+        beside = [os.path.join(folder, file) for file in os.listdir(folder) if file.startswith(name + ".")]
+        for file in [*beside, path]:  # glob would keep a pattern for each segment
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file)
 
