@@ -214,6 +214,8 @@ PROMISES = {
         "explorer::test_no_schedule_goes_wrong",
     ],
     "The death of a worker counts as an attempt of the one task in its hand, and of no other.": [
+        "library::test_a_function_that_misbehaves_has_its_own_outcome",
+        "kill_at_store::test_a_kill_at_any_store_loses_nothing",
         "halt::test_nobody_is_charged_in_a_batch_that_its_worker_has_left",
         "halt::test_a_worker_killed_after_a_halt_is_charged_for_the_task_in_hand_alone",
         "contract::test_retries",
@@ -243,6 +245,7 @@ PROMISES = {
         "If the supervisor itself gets SIGKILL, its workers end within a second, and the next start (or `--clean`) "
         "removes its memory."
     ): [
+        "promises::test_a_segment_that_a_signal_left_is_removed_by_the_next_start",
         "endings::test_the_supervisor_is_killed",
         "endings::test_the_whole_group_is_killed",
         "endings::test_the_supervisor_is_killed_while_a_worker_is_stopped",
@@ -277,6 +280,7 @@ PROMISES = {
         "**Your program does not notice.** None of our signal handlers stays behind, and processes that others "
         "fork inherit none."
     ): [
+        "leaks::test_nothing_is_left_of_a_thousand_supervisors",
         "host::test_a_forked_child_handles_signals_as_the_program_did",
         "host::test_a_child_that_is_forked_while_signals_are_held",
         "library::test_the_first_of_two_supervisors_to_close_leaves_the_other_its_signals",
@@ -713,7 +717,7 @@ PROMISES = {
     (
         "Outside the main thread a Supervisor cannot catch SIGTERM and SIGHUP, so after these signals its segment "
         "stays until the next start."
-    ): ["promises::test_a_signal_outside_the_main_thread_leaves_a_segment_to_the_next_start"],
+    ): ["promises::test_a_segment_that_a_signal_left_is_removed_by_the_next_start"],
     "With `retries`, a function may run twice for one task, the first time only in part.": [
         "library::test_a_task_that_is_never_ok_is_started_once_and_again_for_each_retry"
     ],
@@ -765,6 +769,7 @@ PROMISES = {
         "halt::test_somebody_else_interferes_with_a_halt",
     ],
     "If the supervisor is killed, workers see their pipe close and leave; the next start removes the segment.": [
+        "promises::test_a_segment_that_a_signal_left_is_removed_by_the_next_start",
         "endings::test_the_supervisor_is_killed",
         "endings::test_the_whole_group_is_killed",
     ],

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 
 import jobs
 import psutil
@@ -54,7 +55,7 @@ def payloads(gate, count, size):
 def open_gate(gate):
     "Let the slow task end once nothing more is read."
     before = 0
-    while read != before:
+    while not read or read != before:
         before = read
         time.sleep(0.5)
     print(json.dumps([read, peak(os.getpid())]), flush=True)
@@ -119,6 +120,10 @@ def forget(supervisor):
     next(supervisor.run([b"a"]))
 
 
+def signal_handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)]
+
+
 def holdings():
     """What this process holds: descriptors, children, segments, threads; and how many objects."""
     process = psutil.Process()
@@ -132,6 +137,7 @@ def holdings():
 def test_nothing_is_left_of_a_thousand_supervisors(end, workers):
     """A thousand in all, and 125 of each kind."""
     count = 125
+    handlers = signal_handlers()
     for _ in range(3):  # what Python itself keeps is there then
         end(Supervisor([jobs.echo], workers=workers, num_slots=16, start_method="fork"))
     held, objects = holdings()
@@ -139,4 +145,5 @@ def test_nothing_is_left_of_a_thousand_supervisors(end, workers):
         end(Supervisor([jobs.echo], workers=workers, num_slots=16, start_method="fork"))
     held_now, objects_now = holdings()
     assert held_now == held
+    assert signal_handlers() == handlers
     assert objects_now - objects < count, "not an object for each"

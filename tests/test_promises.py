@@ -15,7 +15,7 @@ import time
 
 import jobs
 import pytest
-from conftest import HANG, ROOT, SCRIPT, is_running, segments_of, wait_until
+from conftest import HANG, ROOT, SCRIPT, is_running, wait_until
 from promises import INFORMS, PROMISES, statements
 
 import shmqueue
@@ -203,10 +203,14 @@ def test_python_code_does_not_notice_that_its_worker_is_stopped():
         assert [result.value for result in supervisor.results()] == [(True, b"x")]
 
 
-IN_A_THREAD = """
+# What the next start removes. Shared memory is a folder of the test, where no other run removes anything.
+
+HOST = """
 import sys, threading
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import jobs, shmqueue
+
+shmqueue.shared_directory = lambda: sys.argv[1]
 
 def work():
     with shmqueue.Supervisor([jobs.pid, jobs.hang], workers=2, start_method="fork") as supervisor:
@@ -220,14 +224,19 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_outside_the_main_thread_leaves_a_segment_to_the_next_start(cli, number):
-    """It may have been removed already by the start of somebody else."""
-    process = cli.start(script=cli.file("host.py", IN_A_THREAD.format(root=str(ROOT))))
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_segment_that_a_signal_left_is_removed_by_the_next_start(cli, tmp_path, monkeypatch, number):
+    """Outside the main thread nothing catches SIGTERM, as nothing ever catches SIGKILL."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    process = cli.start(folder, script=cli.file("host.py", HOST.format(root=str(ROOT))))
     worker = int(process.stdout.readline())
     process.send_signal(number)
     run = cli.finish(process)
     assert (run.code, run.err) == (-number, "")
     assert wait_until(lambda: not is_running(worker))
-    with Supervisor([jobs.echo], workers=1):
-        assert segments_of([process.pid]) == []
+    assert {path.name.split("-")[1] for path in folder.iterdir()} == {str(process.pid)}
+    monkeypatch.setattr(shmqueue, "shared_directory", lambda: str(folder))
+    with Supervisor([jobs.echo], workers=1, start_method="fork") as supervisor:
+        assert {path.name.partition(".")[0] for path in folder.iterdir()} == {supervisor.name}
+    assert list(folder.iterdir()) == []
