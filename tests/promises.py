@@ -224,7 +224,6 @@ PROMISES = {
     "**No death blocks the others**, at any instruction, even inside the lock.": [
         "contract::test_a_worker_is_killed_in_the_critical_section",
         "contract::test_a_worker_is_killed_at_each_store",
-        "strategy::test_a_worker_dies_at_any_line_of_a_claim",
         "endings::test_a_worker_stopped_while_it_holds_the_lock_does_not_hold_up_the_run",
     ],
     "**Nothing is left behind**: no process, no shared memory, no lock file and no warning.": [
@@ -351,8 +350,8 @@ PROMISES = {
         "contract::test_a_worker_is_killed_in_the_critical_section"
     ],
     "The next holder sees that the last one did not finish, and undoes the unfinished claim.": [
-        "strategy::test_a_worker_dies_at_any_line_of_a_claim",
-        "hooks::test_a_worker_dies_at_any_line_of_a_claim",
+        "contract::test_a_worker_is_killed_in_the_critical_section",
+        "contract::test_a_worker_is_killed_at_each_store",
     ],
     "A worker with nothing to do sleeps on a pipe.": [
         "promises::test_a_worker_with_nothing_to_do_sleeps",
@@ -753,8 +752,8 @@ PROMISES = {
         "It cannot make the queue run code, because nothing is unpickled, unless you use `codec=pickle` or an Executor."
     ): ["values::test_nothing_is_pickled_without_a_codec", "values::test_code_is_neither_sent_nor_read"],
     "in claim, before the commit repaired by the next holder: the tasks are still in the ring": [
-        "strategy::test_a_worker_dies_at_any_line_of_a_claim",
-        "hooks::test_a_worker_dies_at_any_line_of_a_claim",
+        "contract::test_a_worker_is_killed_in_the_critical_section",
+        "contract::test_a_worker_is_killed_at_each_store",
     ],
     (
         "in a batch the tasks with their `ends` are finished. The next one was in hand. It is charged: this counts "
