@@ -128,7 +128,8 @@ def holdings():
     """What this process holds: descriptors, children, segments, threads; and how many objects."""
     process = psutil.Process()
     children = sorted(child.pid for child in process.children(recursive=True))
-    gc.collect()
+    for _ in range(3):  # types of ctypes go one after the other
+        gc.collect()
     return (process.num_fds(), process.num_threads(), children, segments_of([os.getpid()])), len(gc.get_objects())
 
 
