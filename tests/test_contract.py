@@ -110,14 +110,21 @@ def test_a_full_ring_takes_more_as_there_is_room(queue, tmp_path):
         assert [result.status for result in supervisor.results()] == ["ok"] * 108
 
 
-def test_who_sleeps_is_woken(queue):
-    """A worker looks by itself once a second, so a wake that is lost now and then does not fit into the time limit."""
-    with start([jobs.echo], queue) as supervisor:
+def test_who_sleeps_is_woken(queue, monkeypatch):
+    """The deadline of a wait would hide that nobody was woken. So the supervisor looks by itself each two seconds here,
+    as a worker does each second."""
+    for name in ("CHECK_SECONDS", "IDLE_SECONDS", "HUNGRY_SECONDS"):
+        monkeypatch.setattr(shmqueue, name, 2.0)
+    late = 0
+    with start([jobs.echo, slow_echo], queue) as supervisor:
         for number in range(200):
             if number % 10 == 0:
                 wait_until(lambda: asleep(supervisor))
-            supervisor.submit(jobs.echo, b"%d" % number)
+            began = time.monotonic()
+            supervisor.submit(slow_echo if number % 20 > 10 else jobs.echo, b"%d" % number)
             assert [result.value for result in supervisor.results()] == [b"%d" % number]
+            late += time.monotonic() - began > 0.5
+            assert late <= 3, "nobody was woken"
         wait_until(lambda: asleep(supervisor))
 
 
@@ -523,6 +530,7 @@ def test_workers_are_killed_and_replaced_without_a_pause(queue, tmp_path):
     with start([jobs.echo], strategy) as supervisor:
         results = list(supervisor.run(numbers(300)))
     check_outcomes(results, numbers(300), 0)
+    assert sum(1 for _ in tmp_path.iterdir()) >= 5
 
 
 # Ends.

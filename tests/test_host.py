@@ -199,6 +199,21 @@ def test_a_forked_child_has_no_handler_of_the_command_line(plain_signals):
     assert handlers() == [signal.SIG_DFL] * 3
 
 
+def test_a_forked_child_that_leaves_the_block_ends_nothing():
+    with shmqueue.Supervisor([jobs.pid], workers=1, start_method="fork") as supervisor:
+        (before,) = (result.value for result in supervisor.run([b""]))
+        child = os.fork()
+        if child == 0:
+            try:
+                supervisor.__exit__(SystemExit, None, None)
+            finally:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert os.path.exists(supervisor._queue.segment.path)
+        (after,) = (result.value for result in supervisor.run([b""]))
+    assert before == after
+
+
 def test_a_worker_runs_no_handler_of_the_program(tmp_path):
     """It is told at its start, by a signal that comes when it has just been forked."""
     script = """
