@@ -233,6 +233,14 @@ pieces = st.sampled_from(
 blobs = st.lists(pieces | st.binary(max_size=8), max_size=30).map(b"".join)
 
 
+def test_a_line_far_behind_is_named_by_its_number(tmp_path):
+    """A file is read in blocks."""
+    path = tmp_path / "tasks"
+    path.write_bytes(b"# " + b"x" * 98 + b"\n" + b"#\n" * 400_000 + b"ecko a\n")
+    (rejected,) = read_all(path, ["echo"])
+    assert rejected.error.startswith("line 400,002: ")
+
+
 def test_any_file_is_read_as_its_lines(tmp_path):
     path = tmp_path / "tasks"
 
@@ -529,6 +537,11 @@ def test_shell_gives_the_output_and_fails_with_the_exit_code(cli):
     assert "9" in errors[3]
     assert "127" in errors[4]
     assert run.values[4] == "", "standard input is empty"
+
+
+def test_comments_are_no_commands(cli):
+    run = cli.tasks("#echo a\n# b\necho c\n", "--shell")
+    assert (run.code, run.values) == (0, ["c\n"])
 
 
 @pytest.mark.parametrize("option", ["-w", "--workers"])
@@ -1097,11 +1110,9 @@ def test_max_rss_without_psutil_is_exit_2(cli):
 
 
 def test_what_functions_start_does_not_read_the_tasks(cli):
-    code = "import subprocess\ndef read(payload):\n    return subprocess.run(['cat'], stdout=-1, check=True).stdout\n"
-    process = cli.start("-", "--handlers", cli.file("own.py", code), *STREAMED)
-    process.stdin.write(b"read\n")
-    assert process.stdout.readline()
-    assert cli.finish(process, b"read\n" * 20).values == [""] * 20
+    code = "import os\ndef standard_input(payload):\n    return os.readlink('/proc/self/fd/0')\n"
+    run = cli.run("-", "--handlers", cli.file("own.py", code), *STREAMED, stdin=b"standard_input\n")
+    assert run.values == ["/dev/null"]
 
 
 def test_processes_that_functions_started_end_with_the_run(cli):

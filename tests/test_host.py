@@ -1,6 +1,7 @@
 """The program around a Supervisor: its signals, forks, threads, children and limits are its own."""
 
 import contextlib
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -453,6 +454,19 @@ def test_no_descriptor_is_left_and_no_worker_has_those_of_another(method):
 
 
 # A worker is stopped when its supervisor is killed.
+
+
+def parent_death_signal(payload: bytes) -> int:
+    number = ctypes.c_int()
+    assert ctypes.CDLL(None).prctl(2, ctypes.byref(number)) == 0  # PR_GET_PDEATHSIG
+    return number.value
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_is_continued_when_its_parent_ends(method):
+    """Also one that was sent SIGSTOP and does not stand still yet, which the kernel would not continue otherwise."""
+    assert shmqueue.parallel_map(parent_death_signal, [b""], workers=1, start_method=method) == [signal.SIGCONT]
+
 
 STOPPED = """
 import sys, time, shmqueue, jobs

@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -94,6 +95,13 @@ def test_a_result_says_all_about_its_task():
     assert all(result.seconds >= 0 for result in (first, second))
 
 
+def test_the_seconds_of_a_slow_task_are_not_shared_with_its_batch():
+    seconds = [0.0, 0.0, 0.05, 0.0, 0.0, 0.0, 0.0, 0.0]
+    results = outcomes([jobs.rest], list(map(str, seconds)), workers=1, batch=8)
+    assert results[2].seconds >= 0.05
+    assert results[1].seconds + results[3].seconds < results[2].seconds
+
+
 def test_seconds_are_those_of_the_function():
     assert only(jobs.note_slowly, "/dev/null|x").seconds >= 0.002
 
@@ -145,6 +153,8 @@ def test_structures_travel_in_slots_and_out_of_line():
     records = mapped(jobs.echo_record, [Record(i, b"t" * i) for i in range(300)])
     assert {type(value) for value in records} == {Record}
     assert [(value.number, value.text) for value in records] == [(i + 1, b"t" * i) for i in range(300)]
+    both = outcomes([jobs.echo_point, jobs.echo_record], [("echo_record", Record(1, b"")), ("echo_point", Point(1, 2))])
+    assert [type(result.value) for result in both] == [Record, Point]
 
 
 @pytest.mark.parametrize(
@@ -194,6 +204,7 @@ def test_with_one_function_an_item_is_a_payload_or_a_pair():
     items = [b"a", (jobs.echo, b"b"), "c", ("echo", "d"), (jobs.echo, (jobs.echo.__name__, 5)), (), (1, 2, 3)]
     results = outcomes([jobs.echo], items)
     assert [result.value for result in results] == [b"a", b"b", b"c", ("echo", "d"), ("echo", 5), (), (1, 2, 3)]
+    assert only(jobs.kind, (len, b"abc"), codec=pickle).value == "tuple", "of another function"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -476,6 +487,16 @@ def test_a_nested_supervisor_leaves_no_handler_in_the_worker():
     first, second = outcomes([jobs.nested_handler, jobs.kill_self], tasks, workers=1)
     assert (first.status, first.value) == ("ok", str(signal.SIG_DFL))
     assert (second.status, "SIGTERM" in second.error) == ("crashed", True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_does_not_hear_ctrl_c(method):
+    """It has a group of its own; but a signal may be sent to every process of a session."""
+    with start([jobs.rest], workers=1, start_method=method) as supervisor:
+        supervisor.submit(jobs.rest, "0.3")
+        assert wait_until(lambda: supervisor._queue.glance(0).in_hand is not None)
+        os.kill(supervisor._pool.processes[0].pid, signal.SIGINT)
+        assert [result.status for result in supervisor.results()] == ["ok"]
 
 
 def test_an_interrupted_submit_ends_the_supervisor(monkeypatch):

@@ -334,6 +334,7 @@ def test_one_column_is_the_whole_payload_of_a_single_function(cli, query, functi
         ("INSERT INTO t VALUES (2) RETURNING n", ["INSERT"]),
         ("DROP TABLE t", ["DROP"]),
         ("CREATE TABLE u (n)", ["CREATE"]),
+        ("ATTACH 'other.db' AS other", ["not authorized"]),
         ("SELECT load_extension('x')", ["load_extension"]),
         ("SELECT '\x1b[31m' FROM absent", ["absent"]),
     ],
