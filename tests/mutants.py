@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 import xml.etree.ElementTree as ElementTree
@@ -42,6 +43,7 @@ MARK = "SHMQUEUE_MUTANT"  # in the environment of all processes of a run
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "plots")
 PATIENCE = 4  # a run may take so many times what its tests take on the unchanged copy,
 SPARE_SECONDS = 20.0  # and so much more
+interrupted = threading.Event()  # by Ctrl-C: what runs is ended
 WAITED = ("Timeout (>", "TimeoutExpired", "TimeoutError")  # in the message of a test that has waited too long
 
 
@@ -997,13 +999,14 @@ MUTANTS = (
         "        self.keys.leave()\n        self.progress.close()\n        self.supervisor.suspend()",
         "        self.keys.leave()\n        self.supervisor.suspend()",
         ("test_screen.py::test_ctrl_z_and_fg",),
+        hang=True,
     ),
     Mutant(
         "lines-wider-than-the-screen",
         "On a narrow terminal lines wrap, and the screen scrolls.",
         'return [(" " + printable(line))[:width].rstrip() for line in lines[:height]]',
         'return [(" " + printable(line)).rstrip() for line in lines[:height]]',
-        ("test_render.py::test_a_frame_never_exceeds_the_screen_and_shows_nothing_that_commands_it",),
+        ("test_render.py::test_failures_leave_room_for_the_workers",),
     ),
     Mutant(
         "watch-does-not-leave",
@@ -1063,7 +1066,7 @@ MUTANTS = (
         "--halt 1 does not stop at the first failure.",
         "if bad == self.options.halt:",
         "if bad - 1 == self.options.halt:",
-        ("test_cli.py::test_halt_stops_after_so_many_failures_and_cancels_the_rest",),
+        ("test_cli.py::test_halt_stops_at_its_number",),
     ),
     Mutant(
         "clean-says-nothing",
@@ -1189,7 +1192,7 @@ MUTANTS = (
         "With workers=0 a value passes that fails with workers.",
         "                value = decode_value(*encode_value(value, structures, codec), structures, codec)\n",
         "                pass\n",
-        ("test_inline.py::test_results_are_the_same_as_with_a_worker",),
+        ("test_inline.py::test_values_travel_as_from_a_worker",),
     ),
     Mutant(
         "inline-takes-a-timeout",
@@ -1259,11 +1262,11 @@ MUTANTS = (
         "variants/worker_lanes.py",
     ),
     Mutant(
-        "worker-lanes-death-in-a-lock",
-        "A worker that is killed inside its lock blocks the supervisor.",
+        "worker-lanes-stopped-in-a-lock",
+        "A worker that somebody has stopped inside its lock blocks the supervisor.",
         "            self.stuck(self._lock[worker], worker, time.monotonic() - since)\n",
         "            pass\n",
-        ("test_contract.py::test_a_worker_is_killed_in_the_critical_section[worker_lanes-in the copy-quiet]",),
+        ("test_contract.py::test_a_worker_that_is_stopped_inside_a_claim_is_continued[worker_lanes]",),
         "variants/worker_lanes.py",
         hang=True,
     ),
@@ -1280,7 +1283,7 @@ MUTANTS = (
         "Tasks are dealt to a worker that is dead.",
         "        words[self.status[worker] + shmqueue.PID] = 0  # until",
         "        pass  # until",
-        ("test_contract.py::test_workers_are_killed_and_replaced_without_a_pause[worker_lanes]",),
+        ("test_hooks.py::test_nothing_is_dealt_to_a_dead_worker",),
         "variants/dealt.py",
     ),
     Mutant(
@@ -1300,14 +1303,11 @@ MUTANTS = (
         "variants/semaphore.py",
     ),
     Mutant(
-        "semaphore-tokens-lost",
-        "A claim that gets less than it asked for loses tokens: the last tasks are never claimed.",
-        "            self._filled.post(tokens - count)\n",
-        "",
-        (
-            "test_hooks.py::test_the_supervisor_comes_at_any_line_of_a_claim[semaphore-push-tasks]",
-            "test_hooks.py::test_the_supervisor_comes_at_any_line_of_a_claim[semaphore-drain-tasks]",
-        ),
+        "semaphore-slots-lost",
+        "The ring has room for fewer tasks after each claim, and for none in the end.",
+        "            self._free.post(count)\n            self._filled.post(tokens",
+        "            self._filled.post(tokens",
+        ("test_hooks.py::test_the_supervisor_comes_at_any_line_of_a_claim[semaphore-push-tasks]",),
         "variants/semaphore.py",
     ),
     Mutant(
@@ -1324,7 +1324,7 @@ MUTANTS = (
         "After two deaths inside the lock nobody gets it any more.",
         "return int(quick.pthread_mutex_consistent(self._at))",
         "return 0",
-        ("test_contract.py::test_the_command_line_of_each[robust_mutex-fork]",),
+        ("test_contract.py::test_none_is_refused_on_a_usual_machine",),
         "variants/robust_mutex.py",
     ),
 )
@@ -1381,9 +1381,11 @@ def run_tests(folder, tests, limit, *options):
             start_new_session=True,
         )
         code = None
+        ends = time.monotonic() + limit
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(limit)
+            while code is None and time.monotonic() < ends and not interrupted.is_set():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(0.5)
         finally:
             end_processes(process.pid, mark)
             process.wait()
@@ -1460,6 +1462,9 @@ def run_unchanged(mutants, folder, jobs):
     tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
     make_copy(folder)
     outcome = run_tests(folder, tests, 3600.0, "-n", str(jobs))
+    if not outcome.seconds:  # run by several processes, pytest does not say which test is not there
+        shutil.rmtree(folder.with_suffix(".tmp"))
+        outcome = run_tests(folder, tests, 3600.0, "--collect-only")
     bad = [*outcome.failed, *(f"{test} (skipped)" for test in outcome.skipped)]
     if bad or outcome.code != 0:
         sys.exit("\n".join([outcome.output[-6000:], "On the unchanged project these do not pass:", *bad]))
@@ -1477,7 +1482,7 @@ def main():
         parser.error(f"no such mistake: {', '.join(sorted(unknown))}; --list names them")
     chosen = [mutant for mutant in MUTANTS if not options.names or mutant.name in options.names]
     if options.list:
-        print("\n".join(f"{mutant.name:<32} {mutant.why}" for mutant in chosen))
+        print("\n".join(f"{mutant.name:<36} {mutant.why}" for mutant in chosen))
         return 0
     try:
         for mutant in chosen:
@@ -1488,28 +1493,37 @@ def main():
 
 
 def run_all(mutants, jobs):
-    """Make all these mistakes. Print what became of each. Return the exit code."""
+    """Make all these mistakes. Print what becomes of each. Return the exit code."""
     began = time.monotonic()
     rows = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as name, ThreadPoolExecutor(jobs) as pool:
         folder = pathlib.Path(name)
         usual = run_unchanged(mutants, folder / "unchanged", jobs)
         print(f"{len(usual)} tests pass on the unchanged project in {time.monotonic() - began:.0f} s", flush=True)
-        jobs = {pool.submit(run_mutant, mutant, folder / str(at), usual): mutant for at, mutant in enumerate(mutants)}
-        for done in as_completed(jobs):
-            mutant = jobs[done]
-            rows[mutant.name] = verdict, about, seconds = done.result()
-            print(f"{verdict:<9} {seconds:5.1f} s  {mutant.name}", flush=True)
-            if verdict != "caught":
-                print(about, flush=True)
+        runs = {pool.submit(run_mutant, mutant, folder / str(at), usual): mutant for at, mutant in enumerate(mutants)}
+        try:
+            for done in as_completed(runs):
+                rows[runs[done].name] = verdict, about, seconds = done.result()
+                print(f"{verdict:<9} {seconds:5.1f} s  {runs[done].name}", flush=True)
+                if verdict != "caught":
+                    print(about, flush=True)
+        except BaseException:
+            interrupted.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return report(mutants, rows, time.monotonic() - began)
+
+
+def report(mutants, rows, seconds):
+    """Print the table. Return the exit code."""
     print()
     for mutant in mutants:
-        verdict, about, seconds = rows[mutant.name]
-        print(f"{mutant.name:<32} {verdict:<9} {seconds:5.1f} s  {about.splitlines()[0] if about else ''}")
+        verdict, about, took = rows[mutant.name]
+        print(f"{mutant.name:<36} {verdict:<9} {took:5.1f} s  {about.partition(chr(10))[0]}")
     bad = [mutant for mutant in mutants if rows[mutant.name][0] != "caught"]
     for mutant in bad:
         print(f"not caught: {mutant.name}: {mutant.why} ({rows[mutant.name][0]})")
-    print(f"{len(mutants) - len(bad)} of {len(mutants)} mistakes are caught; {time.monotonic() - began:.0f} s")
+    print(f"{len(mutants) - len(bad)} of {len(mutants)} mistakes are caught; {seconds:.0f} s")
     return int(bool(bad))
 
 

@@ -589,6 +589,12 @@ def test_halt_stops_after_so_many_failures_and_cancels_the_rest(cli, handlers, s
     assert streamed or counts["total"] == 500
 
 
+def test_halt_stops_at_its_number(cli):
+    counts = summary(cli.tasks("sha256 none\n" * 2 + "sleep 0.01\n" * 300, "--halt", "2", "-w", "1").err)
+    assert (counts["failed"], counts["ok"] + counts["cancelled"]) == (2, 300)
+    assert counts["cancelled"] > 0
+
+
 def test_halt_does_nothing_below_its_number(cli, handlers):
     run = cli.tasks("fail a\nfail b\nupper c\n", "--handlers", handlers, "--halt", "3")
     assert (run.code, summary(run.err)["failed"], summary(run.err)["ok"]) == (1, 2, 1)

@@ -9,6 +9,7 @@ import glob
 import importlib
 import itertools
 import os
+import platform
 import random
 import shutil
 import signal
@@ -533,6 +534,22 @@ def test_workers_are_killed_and_replaced_without_a_pause(queue, tmp_path):
     assert sum(1 for _ in tmp_path.iterdir()) >= 5
 
 
+def test_a_worker_that_is_stopped_inside_a_claim_is_continued(queue, tmp_path):
+    """Others may wait for what it holds."""
+
+    def stopping(*arguments):
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(tmp_path / "stopped", os.O_CREAT | os.O_EXCL))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return queue._copy_to_lane(*arguments)
+
+    strategy = type("Stopping", (queue,), {"_copy_to_lane": stopping})
+    with start([jobs.echo], strategy) as supervisor:
+        results = list(supervisor.run(numbers(300)))
+    check_outcomes(results, numbers(300), 0)
+    assert (tmp_path / "stopped").exists()
+
+
 # Ends.
 
 
@@ -580,6 +597,12 @@ def test_a_refusal_is_a_clear_error(queue, capsys):
     strategy = type("Refused", (queue,), {"refusal": classmethod(lambda cls: "not on a Tuesday")})
     assert shmqueue.main(argv=["-"], queue=strategy) == 2
     assert f"{queue.strategy}: not on a Tuesday" in capsys.readouterr().err
+
+
+def test_none_is_refused_on_a_usual_machine():
+    """Else the tests of one that cannot be used any more would all be skipped."""
+    if platform.machine() == "x86_64" and platform.libc_ver()[0] == "glibc":
+        assert {name: strategy.refusal() for name, strategy in strategies.items()} == dict.fromkeys(strategies, "")
 
 
 def test_each_says_what_it_is():

@@ -578,7 +578,8 @@ if __name__ == "__main__":
     assert run_script(tmp_path, text, flags=("-W", "ignore::DeprecationWarning")) == ["7", "10"]
 
 
-def test_workers_print_where_this_process_prints(tmp_path):
+def test_workers_print_where_this_process_prints(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     text = """
 import multiprocessing, os, shmqueue, sys
 
