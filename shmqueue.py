@@ -253,7 +253,7 @@ def parallel_map(
         return values
 
 
-SHARE_SECONDS = 0.5  # between two snapshots for --watch
+SHARE_SECONDS = 1.0  # between two snapshots for --watch
 
 
 class Supervisor:
@@ -323,7 +323,7 @@ class Supervisor:
             with open(log, "ab"):  # now: an error in a worker would reach nobody
                 pass
         sweep()
-        most = min(num_slots, batch or max(16, min(1024, num_slots // (2 * workers))))
+        most = min(num_slots, batch or max(16, min(1024, 2 * num_slots // workers)))
         resources = self._prepare_end()
         try:
             with handlers.held():  # an interrupt here would leave the segment behind
@@ -3464,7 +3464,7 @@ class Worker:
                 self.run(*claim)
             elif words[self._status + LEAVE]:
                 break
-            elif poll.poll(1000):
+            elif poll.poll():
                 os.read(self._pipes.wake, 4096)
         if self._log is not None:
             self._log.end_line()
@@ -3796,10 +3796,7 @@ class QueueMemory:
         self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
         self.heap = segment.window(layout.heap.offset, header.heap_bytes)
         self.heap_offset, self.state_offset = layout.heap.offset, layout.extra.offset
-        half = batch_half(self.slot_size, self.batch)
-        step = ctypes.sizeof(half)
-        halves = [Half(segment, layout.local.offset + i * step, half) for i in range(2 * self.num_workers)]
-        self.halves = list(zip(halves[0::2], halves[1::2]))
+        self.halves = Halves(segment, layout.local.offset, self.num_workers, batch_half(self.slot_size, self.batch))
         step = ctypes.sizeof(WorkerStatus) // 8
         self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
         note = WorkerStatus.note
@@ -4715,6 +4712,26 @@ class Half:
             last = self.stamps[stop - 1]
             return max(0.0, (last - since) / (stop - start)) if last and since else 0.0
         return _shares(since, self.stamps[start:stop].tolist())
+
+
+class Halves(Sequence[tuple[Half, Half]]):
+    """The two halves of each worker. A pair is made when it is first looked at: a worker looks at its own only."""
+
+    def __init__(self, segment: Segment, offset: int, num_workers: int, layout: Any) -> None:
+        self._segment, self._offset, self._layout = segment, offset, layout
+        self._pairs: list[tuple[Half, Half] | None] = [None] * num_workers
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, worker: int) -> tuple[Half, Half]:  # type: ignore[override]
+        pair = self._pairs[worker]
+        if pair is None:
+            step = ctypes.sizeof(self._layout)
+            first, second = (self._offset + (2 * worker + i) * step for i in range(2))
+            pair = Half(self._segment, first, self._layout), Half(self._segment, second, self._layout)
+            self._pairs[worker] = pair
+        return pair
 
 
 def _shares(since: float, stamps: Sequence[float]) -> list[float]:

@@ -6,7 +6,9 @@
     peers.py     measures other systems in the same way
     commands.py  measures command lines
     floor.py     the packing loop and the dispatch loop alone, without synchronization
-    costs.py     where the processor time of a task goes
+    costs.py     where the processor time of a task goes, and what the system counts meanwhile
+    model.py     how the rate would grow with more cores: a formula and a simulation
+    kept.py      the figures of an earlier quick run (kept.json), which a later one is compared with
     rates.py, shapes.py, growth.py    the rows, one function each
     report.py, plots.py               write BENCHMARKS.md and draw its plots
     storm.py     kills workers of shmqueue and of other systems, and counts what is lost

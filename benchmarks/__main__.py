@@ -6,36 +6,57 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import growth, rates, report, shapes
+from benchmarks import growth, kept, rates, report, shapes
 from benchmarks.harness import ROOT, ROWS, Findings, Plan
 from benchmarks.jobs import WrongError
 
 # The order of the rows in the table: first those with a goal, then those without.
 ORDER = (
-    *("noop", "returned", "again", "warm", "sizes", "doubling", "finish", "queues", "floor"),
-    *("uneven", "tail", "head", "heavy", "waves", "late", "latency", "memory", "shell", "workers", "idle", "screen"),
-    *("start", "by_tasks", "by_workers", "by_payload", "by_batch", "variants", "scenarios", "task_costs"),
+    *("noop", "returned", "finish", "warm", "sizes", "doubling", "records", "neighbour"),
+    *("uneven", "tail", "head", "heavy", "waves", "late", "latency", "memory", "shell", "workers", "many_workers"),
+    *("idle", "imports", "screen", "start", "queues", "floor", "by_tasks", "by_workers", "by_payload", "by_batch"),
+    *("variants", "scenarios", "task_costs", "usage", "paper"),
 )  # fmt: skip
+QUICK = (
+    "noop",
+    "returned",
+    "finish",
+    "warm",
+    "sizes",
+    "records",
+    "uneven",
+    "tail",
+    "latency",
+    "shell",
+    "workers",
+    "idle",
+)
 # growth, rates and shapes are imported because importing them fills ROWS.
 assert set(ORDER) == {*ROWS} and growth and rates and shapes  # noqa: S101, PT018
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure shmqueue against other systems.")
-    parser.add_argument("--quick", action="store_true", help="fewer tasks: about two minutes instead of twelve")
-    parser.add_argument("--rows", nargs="+", metavar="NAME", choices=ORDER, default=ORDER, help=", ".join(ORDER))
+    quick = "fewer rows and fewer tasks; compare with the figures that were kept. Before a release, on a quiet machine"
+    parser.add_argument("quick", nargs="?", choices=["quick"], help=quick)
+    parser.add_argument("--keep", action="store_true", help="with quick: keep these figures for later comparisons")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", choices=ORDER, help=", ".join(ORDER))
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: BENCHMARKS.md for a whole run, else none")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.keep and not options.quick:
+        parser.error("--keep: only with quick")
+    return options
 
 
 def main() -> int:
     options = _options()
-    plan = Plan(options.quick)
+    plan = Plan(bool(options.quick))
+    rows = options.rows or (QUICK if plan.quick else ORDER)
     began = time.monotonic()
     done: dict[str, Findings] = {}
     failed: dict[str, str] = {}
     for name in ORDER:
-        if name in options.rows:
+        if name in rows:
             since = time.monotonic()
             try:
                 done[name] = ROWS[name].run(plan)
@@ -44,8 +65,12 @@ def main() -> int:
                 failed[name] = str(error)
                 print(f"{name}: {ROWS[name].title}\n  WRONG: {error}", flush=True)
             print(f"  [{time.monotonic() - since:.0f} s]", flush=True)
+    if plan.quick:
+        print(report.compared(done, kept.read()))
+        if options.keep and not failed:
+            kept.write(done)
     out = options.out
-    if out is None and options.rows is ORDER and not options.quick:
+    if out is None and rows is ORDER:
         out = ROOT / "BENCHMARKS.md"
     if out is not None:
         report.write(out.resolve(), plan, done=done, failed=failed, seconds=time.monotonic() - began)

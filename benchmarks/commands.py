@@ -9,11 +9,12 @@ import contextlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,12 +38,20 @@ def task_file(line: str, count: int) -> Iterator[str]:
 
 
 class Ended(NamedTuple):
-    """A command that has ended."""
+    """A command that has ended.
 
-    seconds: float  # wall time
-    cpu: float  # seconds of processor time, its children included
-    peak: float  # MiB of memory that the process itself held at most; 0 unless it was measured
+    seconds: wall time. cpu: seconds of processor time, its children included. peaks: the MiB of memory that each
+    process held at most, by pid, the command's own first; empty unless that was measured.
+    """
+
+    seconds: float
+    cpu: float
+    peaks: Mapping[int, float]
     output: str
+
+    def peak(self) -> dict[str, float]:
+        own, *others = self.peaks.values()
+        return {"supervisor": own, "largest worker": max(others)}
 
 
 def _peak(pid: int) -> float:
@@ -59,7 +68,7 @@ def run(
     start = time.perf_counter()
     with open(source, "rb") as tasks, tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(command, stdin=tasks, stdout=output, stderr=errors if stderr is None else stderr)
-        peak = _highest_peak(child.pid) if measure_peak else 0.0
+        peaks = _highest_peaks(child.pid) if measure_peak else {}
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - start
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -67,16 +76,17 @@ def run(
         if child.returncode:
             why = _text_of(errors)[-300:]
             raise WrongError(f"{' '.join(command)[:100]}: exit code {child.returncode} {text[-200:]} {why}")
-    return Ended(seconds, usage.ru_utime + usage.ru_stime, peak, text)
+    return Ended(seconds, usage.ru_utime + usage.ru_stime, peaks, text)
 
 
-def _highest_peak(pid: int) -> float:
-    """Read the peak memory of a child again and again until it has ended. Leave it to be waited for."""
-    peak = 0.0
+def _highest_peaks(pid: int) -> dict[int, float]:
+    """Read the peak memory of a child and its children until it has ended. Leave it to be waited for."""
+    peaks = {pid: 0.0}
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        peak = max(peak, _peak(pid))
+        for each in (pid, *_children(pid)):
+            peaks[each] = max(peaks.get(each, 0.0), _peak(each))
         time.sleep(0.01)
-    return peak
+    return peaks
 
 
 def _text_of(file: Any) -> str:
@@ -101,20 +111,20 @@ def _check_lines(output: str, tasks: int) -> list[float]:
 # Memory.
 
 
-def ours_memory(lines: int) -> float:
-    """Return the MiB that the supervisor held at most while it ran a file of `lines` tasks."""
+def ours_memory(lines: int) -> dict[str, float]:
+    """Return the MiB that the supervisor and a worker held at most while they ran a file of `lines` tasks."""
     with task_file("noop #", lines) as path:
         ended = run([*SHMQUEUE, path, "--screen", "off"], measure_peak=True)
     check_ok(ended.output, lines)
-    return ended.peak
+    return ended.peak()
 
 
-def pool_memory(lines: int) -> float:
+def pool_memory(lines: int) -> dict[str, float]:
     with task_file("noop #", lines) as path:
         ended = run([sys.executable, POOL_SCRIPT, path, "noop"], measure_peak=True)
     if ended.output.split() != [str(lines)]:
         raise WrongError(f"{lines:,} tasks, and the script says {ended.output!r:.60}")
-    return ended.peak
+    return ended.peak()
 
 
 # Lines of shell commands.
@@ -182,6 +192,23 @@ def pool_start(tasks: int) -> dict[str, float]:
     return {"first": float(first) - began, "all": ended.seconds}
 
 
+def ours_import(module: str) -> float:
+    """Return the milliseconds that an import takes, from compiled code, over an interpreter that imports nothing."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    with tempfile.TemporaryDirectory() as cache:
+        environment |= {"PYTHONPYCACHEPREFIX": cache, "PYTHONPATH": str(ROOT)}
+
+        def seconds(code: str) -> float:
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-S", "-c", code], env=environment, check=True)
+            return time.perf_counter() - start
+
+        code = f"import {module}"
+        seconds(code)  # writes the compiled code
+        pairs = [(seconds(code), seconds("pass")) for _ in range(11)]
+    return 1000 * statistics.median(with_it - bare for with_it, bare in pairs)
+
+
 # The screen.
 
 
@@ -222,7 +249,9 @@ def ours_idle(workers: int, seconds: float) -> float:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    with contextlib.suppress(OSError):  # it has ended
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def _processor_seconds(pid: int) -> float:

@@ -287,6 +287,21 @@ def terminal(drawn: list[bytes]) -> Iterator[int]:
         os.close(master)
 
 
+@contextlib.contextmanager
+def busy_core(busy: bool) -> Iterator[None]:
+    """Keep one of the cores busy with a loop, if `busy`."""
+    if not busy:
+        yield
+        return
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        os.sched_setaffinity(child.pid, {min(os.sched_getaffinity(0))})
+        yield
+    finally:
+        child.kill()
+        child.wait()
+
+
 def best_setting(cases: Iterable[Case], notes: list[str]) -> list[Case]:
     """Try each setting of one system once. Return the fastest, or an empty list if the system is absent."""
     tried: list[tuple[float, int, Case]] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import os
 import random
+import statistics
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -138,6 +139,20 @@ def list_schedule(seconds: Sequence[float], workers: int) -> float:
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
     return max(free)
+
+
+def median_microseconds(once: Callable[[], Any], times: int, pause: float) -> float:
+    """Return the median microseconds of a call that must return b"there". pause: seconds between two calls."""
+    waits = []
+    for _ in range(times):
+        if pause:
+            time.sleep(pause)
+        start = time.perf_counter()
+        value = once()
+        waits.append(time.perf_counter() - start)
+        if value != b"there":
+            raise WrongError(f"a value is {value!r:.60}")
+    return 1e6 * statistics.median(waits)
 
 
 def expected(job: str, items: Sequence[bytes]) -> list[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import shmqueue
-from benchmarks.harness import CORES, terminal
+from benchmarks.harness import CORES, busy_core, terminal
 from benchmarks.jobs import (
     JOBS,
     NANOSECONDS,
@@ -20,6 +20,7 @@ from benchmarks.jobs import (
     check,
     durations,
     list_schedule,
+    median_microseconds,
     numbered,
     payloads,
     uneven,
@@ -84,17 +85,31 @@ def ours_run(job: str, tasks: int, size: int = 100, **options: Any) -> float:
     return tasks / seconds
 
 
-def ours_steady(job: str, tasks: int, size: int = 100, workers: int = CORES, times: int = 1) -> float:
-    """Return tasks a second of the last of `times` runs, values in input order. All workers have started before."""
+def ours_steady(
+    job: str,
+    tasks: int,
+    size: int = 100,
+    workers: int = CORES,
+    times: int = 1,
+    method: str = "map",
+    neighbour: bool = False,
+) -> float:
+    """Return tasks a second of the last of `times` runs. All workers have started before.
+
+    method: "map" for values in input order, "run" for TaskResults as they finish. neighbour: keep a core busy.
+    """
     seconds = 0.0
-    with shmqueue.Supervisor([JOBS[job], JOBS["whoami"]], workers=workers) as supervisor:
+    with shmqueue.Supervisor([JOBS[job], JOBS["whoami"]], workers=workers) as supervisor, busy_core(neighbour):
         _warm(supervisor)
         items = payloads(tasks, size)
         for _ in range(times):
             start = clock()
-            values = list(supervisor.map(JOBS[job], items))
+            if method == "run":
+                values = [result.value for result in supervisor.run(items)]
+            else:
+                values = list(supervisor.map(JOBS[job], items))
             seconds = clock() - start
-            check(job, items, values)
+            check(job, items, values, ordered=method == "map")
     return tasks / seconds
 
 
@@ -169,6 +184,48 @@ def ours_wake(times: int, strategy: str | None = None) -> float:
     if min(waits) < 0:
         raise WrongError("a task began before it was submitted")
     return float(statistics.median(waits))
+
+
+def ours_there_and_back(times: int, pause: float) -> float:
+    """Return the median microseconds of submit() and results() for one task, with so many seconds between two."""
+    with shmqueue.Supervisor([JOBS["echo"], JOBS["whoami"]], workers=CORES) as supervisor:
+        _warm(supervisor)
+
+        def once() -> Any:
+            supervisor.submit("echo", b"there")
+            (result,) = supervisor.results()
+            return result.value
+
+        return median_microseconds(once, times, pause)
+
+
+def ours_future(times: int, pause: float) -> float:
+    """Return the median microseconds of Executor.submit(...).result()."""
+    with shmqueue.Executor(CORES) as executor:
+        executor.submit(JOBS["echo"], b"").result()
+        return median_microseconds(lambda: executor.submit(JOBS["echo"], b"there").result(), times, pause)
+
+
+def ours_small(tasks: int) -> float:
+    """Return the seconds of parallel_map for a few no-ops, the start and the end of the workers included."""
+    items = payloads(tasks)
+    start = clock()
+    values = shmqueue.parallel_map(JOBS["noop"], items)
+    seconds = clock() - start
+    check("noop", items, values)
+    return seconds
+
+
+def ours_many_workers(workers: int) -> dict[str, float]:
+    """Return the seconds until that many workers have started, and until they have also run a task each and ended."""
+    start = clock()
+    with shmqueue.Supervisor([JOBS["noop"]], workers=workers, start_method="fork") as supervisor:
+        started = clock() - start
+        done = sum(result.status == "ok" for result in supervisor.run([b""] * workers))
+    seconds = clock() - start
+    if done != workers:
+        raise WrongError(f"{workers} tasks, {done} ok")
+    return {"start": started, "whole": seconds}
 
 
 def ours_drawing(tasks: int) -> float:

@@ -16,15 +16,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.harness import CORES
-from benchmarks.jobs import JOBS, NANOSECONDS, WrongError, check, payloads, uneven
+from benchmarks.harness import CORES, busy_core
+from benchmarks.jobs import JOBS, NANOSECONDS, WrongError, check, median_microseconds, payloads, uneven
 
 clock = time.perf_counter
 PATIENCE = 20.0  # seconds without a message after which one counts as lost
 
 
-def _rate(job: str, tasks: int, collect: Callable[[list[bytes]], list[Any]], ordered: bool = True) -> float:
-    items = payloads(tasks)
+def _rate(
+    job: str, tasks: int, collect: Callable[[list[bytes]], list[Any]], size: int = 100, ordered: bool = True
+) -> float:
+    items = payloads(tasks, size)
     start = clock()
     values = collect(items)
     seconds = clock() - start
@@ -46,10 +48,10 @@ def pool_map(
     return tasks / seconds
 
 
-def pool_steady(job: str, tasks: int, chunk: int, size: int = 100, times: int = 1) -> float:
+def pool_steady(job: str, tasks: int, chunk: int, size: int = 100, times: int = 1, neighbour: bool = False) -> float:
     """Return tasks a second of the last of `times` calls of Pool.map. All workers have started before the first."""
     seconds = 0.0
-    with multiprocessing.Pool(CORES) as pool:
+    with multiprocessing.Pool(CORES) as pool, busy_core(neighbour):
         pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
         items = payloads(tasks, size)
         for _ in range(times):
@@ -60,50 +62,50 @@ def pool_steady(job: str, tasks: int, chunk: int, size: int = 100, times: int = 
     return tasks / seconds
 
 
-def pool_imap_unordered(job: str, tasks: int, chunk: int = 1) -> float:
+def pool_imap_unordered(job: str, tasks: int, chunk: int = 1, size: int = 100) -> float:
     def collect(items: list[bytes]) -> list[Any]:
         with multiprocessing.Pool(CORES) as pool:
             return list(pool.imap_unordered(JOBS[job], items, chunk))
 
-    return _rate(job, tasks, collect, ordered=False)
+    return _rate(job, tasks, collect, size, ordered=False)
 
 
-def executor_map(job: str, tasks: int, chunk: int) -> float:
+def executor_map(job: str, tasks: int, chunk: int, size: int = 100) -> float:
     def collect(items: list[bytes]) -> list[Any]:
         with concurrent.futures.ProcessPoolExecutor(CORES) as executor:
             return list(executor.map(JOBS[job], items, chunksize=chunk))
 
-    return _rate(job, tasks, collect)
+    return _rate(job, tasks, collect, size)
 
 
-def joblib_map(job: str, tasks: int, batch: int | str) -> float:
+def joblib_map(job: str, tasks: int, batch: int | str, size: int = 100) -> float:
     import joblib
 
     def collect(items: list[bytes]) -> list[Any]:
         function = joblib.delayed(JOBS[job])
         return list(joblib.Parallel(n_jobs=CORES, batch_size=batch)(function(item) for item in items))
 
-    return _rate(job, tasks, collect)
+    return _rate(job, tasks, collect, size)
 
 
-def mpire_map(job: str, tasks: int, chunk: int | None) -> float:
+def mpire_map(job: str, tasks: int, chunk: int | None, size: int = 100) -> float:
     import mpire
 
     def collect(items: list[bytes]) -> list[Any]:
         with mpire.WorkerPool(n_jobs=CORES) as pool:
             return list(pool.map_unordered(JOBS[job], items, chunk_size=chunk))
 
-    return _rate(job, tasks, collect, ordered=False)
+    return _rate(job, tasks, collect, size, ordered=False)
 
 
-def pebble_map(job: str, tasks: int, chunk: int) -> float:
+def pebble_map(job: str, tasks: int, chunk: int, size: int = 100) -> float:
     import pebble
 
     def collect(items: list[bytes]) -> list[Any]:
         with pebble.ProcessPool(max_workers=CORES) as pool:
             return list(pool.map(JOBS[job], items, chunksize=chunk).result())
 
-    return _rate(job, tasks, collect)
+    return _rate(job, tasks, collect, size)
 
 
 def _serve_many(inbox: Any, outbox: Any, job: str, most: int) -> None:
@@ -120,7 +122,7 @@ def _serve_many(inbox: Any, outbox: Any, job: str, most: int) -> None:
         inbox.put(None)
 
 
-def fifo_many(job: str, tasks: int, many: int) -> float:
+def fifo_many(job: str, tasks: int, many: int, size: int = 100) -> float:
     """Send tasks through one faster-fifo queue and values back through another, `many` messages a call."""
     import faster_fifo
 
@@ -142,7 +144,7 @@ def fifo_many(job: str, tasks: int, many: int) -> float:
         _join(consumers)
         return values
 
-    return _rate(job, tasks, collect, ordered=False)
+    return _rate(job, tasks, collect, size, ordered=False)
 
 
 def _serve_queue(inbox: Any, outbox: Any, job: str) -> None:
@@ -151,7 +153,7 @@ def _serve_queue(inbox: Any, outbox: Any, job: str) -> None:
         outbox.put(function(message))
 
 
-def queue_one(job: str, tasks: int) -> float:
+def queue_one(job: str, tasks: int, size: int = 100) -> float:
     """Do the same with multiprocessing.Queue, which sends one message a call."""
 
     def collect(items: list[bytes]) -> list[Any]:
@@ -164,7 +166,7 @@ def queue_one(job: str, tasks: int) -> float:
         _join(consumers)
         return values
 
-    return _rate(job, tasks, collect, ordered=False)
+    return _rate(job, tasks, collect, size, ordered=False)
 
 
 def _patient(get: Callable[..., Any], **arguments: Any) -> Any:
@@ -212,6 +214,31 @@ def pool_wake(times: int) -> float:
             before = time.monotonic_ns()
             waits.append((NANOSECONDS.unpack(pool.apply(JOBS["monotonic"], (b"",)))[0] - before) / 1000)
     return float(statistics.median(waits))
+
+
+def pool_apply(times: int, pause: float) -> float:
+    """Return the median microseconds of Pool.apply for one task."""
+    with multiprocessing.Pool(CORES) as pool:
+        pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
+        return median_microseconds(lambda: pool.apply(JOBS["echo"], (b"there",)), times, pause)
+
+
+def executor_future(times: int, pause: float) -> float:
+    """Return the median microseconds of ProcessPoolExecutor.submit(...).result()."""
+    with concurrent.futures.ProcessPoolExecutor(CORES) as executor:
+        list(executor.map(JOBS["whoami"], [b""] * (4 * CORES)))
+        return median_microseconds(lambda: executor.submit(JOBS["echo"], b"there").result(), times, pause)
+
+
+def pool_small(tasks: int) -> float:
+    """Return the seconds of Pool.map for a few no-ops, the start and the end of the workers included."""
+    items = payloads(tasks)
+    start = clock()
+    with multiprocessing.Pool(CORES) as pool:
+        values = pool.map(JOBS["noop"], items)
+    seconds = clock() - start
+    check("noop", items, values)
+    return seconds
 
 
 def pipe_wake(times: int) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks import kept
 from benchmarks.harness import CORES, ROOT, ROWS, Curve, Findings, Line, Plan, Row, number
 
 PEERS = ("faster-fifo", "joblib", "mpire", "pebble")
@@ -103,6 +104,32 @@ def summary(done: Mapping[str, Findings], failed: Mapping[str, str]) -> str:
     return table(["what", "against", "shmqueue", "the other", "figure", "goal", ""], rows)
 
 
+NOISE = 0.1  # a figure that is worse by less than this part of it may be as good as before
+
+
+def compared(done: Mapping[str, Findings], before: Mapping[str, Mapping[str, float]]) -> str:
+    """Return a table of the figures of a quick run beside those that were kept."""
+    rows = []
+    for name, found in done.items():
+        for line in found.lines:
+            now = line.figure.median
+            then = before.get(name, {}).get(kept.key(line.against))
+            if then is None:
+                rows.append([name, line.against, "–", number(now), "new"])
+            else:
+                rows.append([name, line.against, number(then), number(now), _change(line, then)])
+    return table(["row", "against", "kept", "now", "change"], rows)
+
+
+def _change(line: Line, then: float) -> str:
+    """Return how much a figure has changed, and whether it is better or worse now. Without a goal, nobody can say."""
+    change = line.figure.median / then - 1 if then else 0.0
+    word = ""
+    if line.goal is not None and abs(change) > NOISE:
+        word = "better" if (change > 0) == (line.goal.sign == "≥") else "**worse**"
+    return f"{change:+.0%} {word}".strip()
+
+
 def curve_table(curve: Curve) -> str:
     names = list(curve.series)
     rows = []
@@ -140,14 +167,14 @@ def _missed(rows: Sequence[tuple[Row, Findings]]) -> str:
 
 def _preface(plan: Plan, seconds: float) -> str:
     lines = [
-        f"Written by `python -m benchmarks{' --quick' if plan.quick else ''}` in {seconds / 60:.1f} minutes.",
+        f"Written by `python -m benchmarks{' quick' if plan.quick else ''}` in {seconds / 60:.1f} minutes.",
         f"Figures are medians of {plan.repetitions} or more repetitions, with the range in parentheses.",
         "The systems take turns. A ratio is taken repetition by repetition.",
         "All values were checked before a rate was printed.",
         "`python -m benchmarks --rows NAME …` measures single rows. It writes no file unless `--out` names one.",
     ]
     if plan.quick:
-        lines.append("With `--quick` there are fewer tasks than the rows say.")
+        lines.append("With `quick` there are fewer tasks than the rows say.")
     return "\n".join(lines)
 
 

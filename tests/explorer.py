@@ -381,7 +381,7 @@ class Poll:
 
     unregister = register
 
-    def poll(self, milliseconds: float) -> list[tuple[Any, int]]:
+    def poll(self, milliseconds: float = 0.0) -> list[tuple[Any, int]]:
         return self.world.sleep(milliseconds / 1000)
 
 
