@@ -112,8 +112,8 @@ def test_a_full_ring_takes_more_as_there_is_room(queue, tmp_path):
 
 
 def test_who_sleeps_is_woken(queue, monkeypatch):
-    """The deadline of a wait would hide that nobody was woken. So the supervisor looks by itself each two seconds here,
-    as a worker does each second."""
+    """A worker sleeps until it is rung. The supervisor looks by itself several times a second, which would hide that
+    nobody has woken it; here it does so each two seconds."""
     for name in ("CHECK_SECONDS", "IDLE_SECONDS", "HUNGRY_SECONDS"):
         monkeypatch.setattr(shmqueue, name, 2.0)
     late = 0
