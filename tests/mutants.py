@@ -260,7 +260,7 @@ MUTANTS = (
         "A worker that is stopped while it holds the lock blocks all others for five seconds, and loses its task.",
         "        for process in suspects if seconds >= 1 else ():\n            process.signal_group(signal.SIGCONT)\n",
         "        for process in suspects if seconds >= 1 else ():\n",
-        ("test_endings.py::test_a_worker_stopped_while_it_holds_the_lock_does_not_hold_up_the_run",),
+        ("test_endings.py::test_a_worker_stopped_while_it_holds_the_lock_does_not_hold_up_the_run[Inside-forkserver]",),
     ),
     Mutant(
         "charged-in-a-published-batch",
@@ -392,7 +392,7 @@ MUTANTS = (
         "A task is tried once less than was asked for.",
         "return result.attempts <= self._most and",
         "return result.attempts < self._most and",
-        ("test_library.py::test_retries_end_with_the_first_that_is_ok",),
+        ("test_library.py::test_retries_end_with_the_first_that_is_ok[1-failed]",),
     ),
     Mutant(
         "every-status-retried",
@@ -523,21 +523,21 @@ MUTANTS = (
         "Files from Windows give payloads with a carriage return.",
         '.replace(b"\\r\\n", b"\\n")',
         "",
-        ("test_cli.py::test_lines_end_at_newlines_and_bytes_are_kept",),
+        ("test_cli.py::test_any_file_is_read_as_its_lines",),
     ),
     Mutant(
         "byte-order-mark-kept",
         "The first line of a file from Windows names no function.",
         "            lines[0] = lines[0].removeprefix(self._mark)\n",
         "",
-        ("test_cli.py::test_lines_end_at_newlines_and_bytes_are_kept",),
+        ("test_cli.py::test_any_file_is_read_as_its_lines",),
     ),
     Mutant(
         "last-line-lost",
         "The last line is lost if it has no newline.",
         'if b"\\n" in block or not block:',
         'if b"\\n" in block:',
-        ("test_cli.py::test_lines_end_at_newlines_and_bytes_are_kept",),
+        ("test_cli.py::test_any_file_is_read_as_its_lines",),
     ),
     Mutant(
         "lines-not-counted",
@@ -572,7 +572,7 @@ MUTANTS = (
         "{.} cuts a path at the dot of a folder.",
         'rb"\\.[^/.]*\\Z"',
         'rb"\\.[^.]*\\Z"',
-        ("test_print.py::test_parts_of_paths_are_those_of_gnu_parallel",),
+        ("test_print.py::test_parts_of_paths_are_those_of_gnu_parallel[dir.d/file-dir.d/file file dir.d file]",),
     ),
     Mutant(
         "query-may-write",
@@ -601,7 +601,7 @@ MUTANTS = (
         "A numpy number in a list arrives as eight bytes.",
         "whole[id(part)] = ATOMS.issuperset(map(type, inner))",
         "whole[id(part)] = True",
-        ("test_values.py::test_what_is_not_plain_data_is_refused_at_any_depth",),
+        ("test_values.py::test_what_is_not_plain_data_is_refused_at_any_depth[<lambda>0-list]",),
     ),
     Mutant(
         "arrays-of-objects-sent",
@@ -686,7 +686,7 @@ MUTANTS = (
         "The rest of a torn record stays behind the new ones, and spoils the file.",
         "            self._file.truncate()\n",
         "            pass\n",
-        ("test_results.py::test_a_last_record_torn_at_any_byte_is_cut_off",),
+        ("test_results.py::test_a_last_record_torn_at_any_byte_is_cut_off[out.jsonl-plain]",),
     ),
     Mutant(
         "anything-torn",
@@ -772,7 +772,7 @@ MUTANTS = (
         "--failed with the name of the results writes over them.",
         "        if self.options.failed is not None and os.path.isfile(self.options.failed):\n            info",
         "        if False:\n            info",
-        ("test_failed.py::test_bad_usage_is_one_line_and_starts_nothing",),
+        ("test_failed.py::test_bad_usage_is_one_line_and_starts_nothing[arguments5-words5]",),
     ),
     # Printing.
     Mutant(
@@ -801,7 +801,7 @@ MUTANTS = (
         "`| head` makes a run complain.",
         "if error.errno != errno.EPIPE:",
         "if True:",
-        ("test_print.py::test_a_reader_that_closes_early_ends_the_printing_and_not_the_work",),
+        ("test_print.py::test_a_reader_that_closes_early_ends_the_printing_and_not_the_work[head -n 1-arguments0]",),
     ),
     Mutant(
         "values-when-there-are-many",
@@ -911,14 +911,14 @@ MUTANTS = (
         "What killed runs have left fills shared memory.",
         "        sweep()\n        most = ",
         "        most = ",
-        ("test_endings.py::test_the_next_start_removes_what_dead_runs_left",),
+        ("test_endings.py::test_each_start_sweeps",),
     ),
     Mutant(
         "signals-to-a-stranger",
         "A signal goes to another process that got the pid of a worker.",
         "        return found in (0, self.born) or self.born == 0\n",
         "        return True\n",
-        ("test_host.py::test_no_signal_goes_to_a_process_that_got_the_pid_of_a_worker",),
+        ("test_host.py::test_no_signal_goes_to_a_process_that_got_the_pid_of_a_worker[fork-True]",),
     ),
     Mutant(
         "pipes-of-a-failed-start",
@@ -971,14 +971,14 @@ MUTANTS = (
         "The text of a task can command the terminal.",
         'return "".join(c if c.isprintable() else "�" for c in text)',
         "return text",
-        ("test_render.py::test_hostile_text_is_replaced",),
+        ("test_render.py::test_hostile_text_is_replaced[size0-title-escape]",),
     ),
     Mutant(
         "terminal-not-left",
         "After the run the terminal has no cursor and shows the alternate screen.",
         "            self.write(self.LEAVE)\n",
         "            pass\n",
-        ("test_screen.py::test_endings",),
+        ("test_screen.py::test_endings[interrupt]",),
     ),
     Mutant(
         "drawn-in-the-background",
@@ -1043,7 +1043,7 @@ MUTANTS = (
         "A script cannot tell bad usage from failed tasks.",
         'say(printable(f"shmqueue: {error}"), sys.stderr)\n        return 2',
         'say(printable(f"shmqueue: {error}"), sys.stderr)\n        return 1',
-        ("test_cli.py::test_bad_usage_is_one_line_and_exit_2",),
+        ("test_cli.py::test_bad_usage_is_one_line_and_exit_2[-TASKS --help]",),
     ),
     Mutant(
         "exit-0-after-lost-results",
@@ -1060,7 +1060,7 @@ MUTANTS = (
         "A script goes on though its output is not complete.",
         "return int(bool(problems or failure or cut_off) or",
         "return int(bool(problems or failure) or",
-        ("test_print.py::test_a_reader_that_closes_early_ends_the_printing_and_not_the_work",),
+        ("test_print.py::test_a_reader_that_closes_early_ends_the_printing_and_not_the_work[head -n 1-arguments0]",),
     ),
     Mutant(
         "halt-one-late",
@@ -1102,7 +1102,7 @@ MUTANTS = (
         "A line of a file can name a function that the module only imports.",
         "if function.__module__ == module.__name__]",
         "]",
-        ("test_cli.py::test_only_public_functions_of_the_module_itself_may_be_named",),
+        ("test_cli.py::test_only_public_functions_of_the_module_itself_may_be_named[which]",),
     ),
     Mutant(
         "closed-streams-not-filled",
@@ -1116,7 +1116,7 @@ MUTANTS = (
         "A misspelt option is ignored.",
         "            if unknown:\n",
         "            if False:\n",
-        ("test_cli.py::test_bad_usage_is_one_line_and_exit_2",),
+        ("test_cli.py::test_bad_usage_is_one_line_and_exit_2[tasks more-more]",),
     ),
     Mutant(
         "dry-run-without-errors",
