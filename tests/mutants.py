@@ -650,6 +650,20 @@ MUTANTS = (
         ("test_library.py::test_structures_travel_in_slots_and_out_of_line",),
     ),
     Mutant(
+        "values-of-mixed-lengths-cut-alike",
+        "Values of different lengths are cut in the wrong places.",
+        "if size and stop == ends[-1] and ends == list(range(begin + size, stop + 1, size)):",
+        "if size and stop == ends[-1]:",
+        ("test_library.py::test_values_of_several_lengths_are_cut_where_they_end",),
+    ),
+    Mutant(
+        "values-after-many-lost",
+        "Of a batch of equal values, those after the first sixty-four are lost or mixed up.",
+        'struct.unpack_from(f"{size}s" * min(ROWS, count - start), data, start * size)',
+        'struct.unpack_from(f"{size}s" * min(ROWS, count - start), data, 0)',
+        ("test_library.py::test_values_of_several_lengths_are_cut_where_they_end",),
+    ),
+    Mutant(
         "stamps-ignored",
         "seconds is the mean of a batch, also for a task that took long.",
         "        if bytes(self._stamp_bytes[quick]) == self._zeros[quick]:\n",

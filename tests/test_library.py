@@ -95,6 +95,15 @@ def test_a_result_says_all_about_its_task():
     assert all(result.seconds >= 0 for result in (first, second))
 
 
+@pytest.mark.parametrize("lengths", [[2, 1, 3], [2, 3, 1], [3, 0, 6], [4] * 150])
+def test_values_of_several_lengths_are_cut_where_they_end(lengths):
+    """Also where all of them together are as long as if each were as long as the first."""
+    values = [b"%03d..." % number for number in range(1, 1 + len(lengths))]
+    values = [value[:length] for value, length in zip(values, lengths)]
+    ends = list(itertools.accumulate(lengths, initial=1))[1:]
+    assert shmqueue._plain_values(b"\0" + b"".join(values), 1, ends) == [value or None for value in values]
+
+
 def test_the_seconds_of_a_slow_task_are_not_shared_with_its_batch():
     seconds = [0.0, 0.0, 0.05, 0.0, 0.0, 0.0, 0.0, 0.0]
     results = outcomes([jobs.rest], list(map(str, seconds)), workers=1, batch=8)
