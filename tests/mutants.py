@@ -863,6 +863,7 @@ MUTANTS = (
         '        threading.Thread(target=self._end_with_supervisor, name="shmqueue-watch", daemon=True).start()\n',
         "",
         ("test_endings.py::test_the_supervisor_is_killed[fork-hang]",),
+        hang=True,
     ),
     Mutant(
         "workers-take-ctrl-c",
@@ -1141,10 +1142,7 @@ MUTANTS = (
         "A call that could be cancelled cannot, since the Supervisor has it already.",
         "ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))",
         "ahead = AHEAD_CALLS",
-        (
-            "test_executor.py::test_a_call_that_has_not_begun_can_be_cancelled",
-            "test_executor.py::test_short_calls_do_not_carry_away_those_that_follow",
-        ),
+        ("test_executor.py::test_a_call_that_has_not_begun_can_be_cancelled",),
     ),
     Mutant(
         "executor-without-retries",

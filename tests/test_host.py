@@ -403,7 +403,7 @@ def test_no_signal_goes_to_a_process_that_got_the_pid_of_a_worker(stranger, monk
         pid, handle.pid = handle.pid, stranger.pid
         handle.signal(signal.SIGSTOP)
         handle.signal_group(signal.SIGKILL)
-        assert stranger.poll() is None
+        assert not wait_until(lambda: stranger.poll() is not None, 0.1)
         assert shmqueue.process_state(stranger.pid)[0] not in shmqueue.STOPPED
         if pidfds:
             assert wait_until(lambda: shmqueue.process_state(pid)[0] in shmqueue.STOPPED)
@@ -423,7 +423,7 @@ def test_a_worker_that_ends_at_once_is_not_taken_for_another_process(monkeypatch
     assert handle.pidfd is None
     handle.signal(signal.SIGKILL)
     handle.signal_group(signal.SIGKILL)
-    assert stranger.poll() is None
+    assert not wait_until(lambda: stranger.poll() is not None, 0.1)
     reader.close()
     writer.close()
 
