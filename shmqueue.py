@@ -1065,24 +1065,25 @@ class Engine:
         if self.over:
             raise RuntimeError(self.over)
         with self._exclusive:
-            moved = self._move(job, report)
-            if not (moved or job.results or self.failure):
+            more = self._move(job, report)
+            if not (more or job.results or self.failure):
                 self._wait(job)
 
     def _move(self, job: Job, report: Callable[[], None]) -> bool:
-        """Move what can be moved. Return True if there was anything."""
-        if self._ledger.retries.delayed:
-            self._ledger.again.extend(self._ledger.retries.take_due(time.monotonic()))
+        """Move what can be moved. Return True if there may be more at once."""
+        ledger = self._ledger
+        if ledger.retries.delayed:
+            ledger.again.extend(ledger.retries.take_due(time.monotonic()))
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
-        moved = False
         with self._must_complete():
-            moved = self.feed() or more
-            moved = self.harvest() or moved
-            self.hurry(moved)
+            fed = self.feed()
+            more = self.harvest() or more
+            self.hurry(fed or more)
             if time.monotonic() >= self.next_check:
-                moved = self.check_workers(time.monotonic()) or moved
+                more = self.check_workers(time.monotonic()) or more
                 report()
-        return moved
+            more = more or (fed and bool(ledger.again or ledger.fresh))
+        return more
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
