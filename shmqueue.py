@@ -1075,6 +1075,7 @@ class Engine:
         if ledger.retries.delayed:
             ledger.again.extend(ledger.retries.take_due(time.monotonic()))
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
+        fed = False
         with self._must_complete():
             fed = self.feed()
             more = self.harvest() or more
