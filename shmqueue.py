@@ -355,7 +355,8 @@ class Supervisor:
         resources = contextlib.ExitStack()
         self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
         # When Python exits, multiprocessing waits for its children. This runs before that.
-        self._at_exit = late("multiprocessing").util.Finalize(None, self._dispose, exitpriority=10)
+        at_exit = late("multiprocessing").util.Finalize(None, self._dispose, exitpriority=10)
+        resources.callback(at_exit.cancel)
         handlers.open(resources)
         return resources
 
@@ -548,7 +549,6 @@ class Supervisor:
     def _end(self) -> None:
         with handlers.held():
             self._dispose()
-            self._at_exit.cancel()
         handlers.exit_on_signals()  # again: inside the block, held() had replaced the handlers
 
 
@@ -1075,6 +1075,7 @@ class Engine:
         if ledger.retries.delayed:
             ledger.again.extend(ledger.retries.take_due(time.monotonic()))
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
+        fed = False
         with self._must_complete():
             fed = self.feed()
             more = self.harvest() or more
@@ -1082,7 +1083,7 @@ class Engine:
             if time.monotonic() >= self.next_check:
                 more = self.check_workers(time.monotonic()) or more
                 report()
-            return more or (fed and bool(ledger.again or ledger.fresh))
+        return more or (fed and bool(ledger.again or ledger.fresh))
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
@@ -2121,7 +2122,8 @@ class Ledger:
         for tasks in self._placed:
             if tsk_id in tasks.tsk_ids:
                 at = tasks.tsk_ids.index(tsk_id)
-                return None if tasks.settled[at] else tasks.first + at
+                if not tasks.settled[at]:  # else it was taken back, and may have been pushed again
+                    return tasks.first + at
         return None
 
     def cancel(self, tsk_id: int) -> bool:
@@ -4350,8 +4352,10 @@ def remove_segment(path: str) -> None:
 
     Do it twice, since an orphaned worker may have made another file meanwhile (see `Worker._spill`).
     """
+    folder, name = os.path.split(path)
     for _ in range(2):
-        for file in [*glob.glob(glob.escape(path) + ".*"), path]:
+        beside = [os.path.join(folder, file) for file in os.listdir(folder) if file.startswith(name + ".")]
+        for file in [*beside, path]:  # glob would keep a pattern for each segment
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file)
 
@@ -5097,7 +5101,8 @@ def as_json(value: Any) -> Any:
     try:
         import json
 
-        json.dumps(value, allow_nan=False)
+        if len(json.dumps(value, allow_nan=False)) > 1000:  # a reader may have less of the stack left
+            json.dumps(functools.reduce(lambda inner, _: [inner], range(200), value))
         return value
     except (TypeError, ValueError, RecursionError):
         try:
@@ -5803,7 +5808,7 @@ class JsonLines(TextResults):
         self._file.write(json.dumps(row._asdict()).encode() + self.END)
 
 
-NUL = "\U0010ffff"  # in its place, for the csv module of Python 3.10, which takes none: not a character
+NUL = "\ud800"  # in its place, for the csv module of Python 3.10, which takes none: bytes as text never have it
 
 
 class Csv(TextResults):

@@ -160,8 +160,8 @@ def read_line(stream):
 
 def csv_rows(text):
     """The records of CSV text; Python 3.10 does not read NUL."""
-    rows = csv.DictReader(io.StringIO(text.replace("\0", "\U0010ffff"), newline=""))
-    return [{key: value.replace("\U0010ffff", "\0") for key, value in row.items()} for row in rows]
+    rows = csv.DictReader(io.StringIO(text.replace("\0", "\ud800"), newline=""))
+    return [{key: value.replace("\ud800", "\0") for key, value in row.items()} for row in rows]
 
 
 def rows_of(path):

@@ -172,9 +172,7 @@ def test_str_functions_get_undecodable_bytes_by_surrogateescape(cli, handlers):
 @pytest.mark.parametrize("data", [b"x" * 10_000_000, b"x\r" * 5_000_000, b"\xff" * 10_000_000])
 def test_a_line_of_10_mb(cli, handlers, data):
     run = cli.tasks(b"size a\nsize " + data + b"\nsize bc\n", "--handlers", handlers)
-    assert (run.code, run.values) == (0, ["1", str(len(data)), "2"]) or data.endswith(b"\r")
-    assert run.code == 0
-    assert int(run.values[1]) == len(data) - data.endswith(b"\r")
+    assert (run.code, run.values) == (0, ["1", str(len(data) - data.endswith(b"\r")), "2"])
 
 
 def test_values_of_10_mb_are_written_whole(cli):
@@ -209,6 +207,14 @@ pieces = st.sampled_from(
     [b"\n", b"\r", b"\r\n", b"a", b" ", b"\0", b"\xef\xbb\xbf", b"\xef", b"\xe2\x80\xa8", b"#", b"\v", b"\xbb\xbf"]
 )
 blobs = st.lists(pieces | st.binary(max_size=8), max_size=30).map(b"".join)
+
+
+def test_a_line_far_behind_is_named_by_its_number(tmp_path):
+    """A file is read in blocks."""
+    path = tmp_path / "tasks"
+    path.write_bytes(b"# " + b"x" * 98 + b"\n" + b"#\n" * 400_000 + b"ecko a\n")
+    (rejected,) = read_all(path, ["echo"])
+    assert rejected.error.startswith("line 400,002: ")
 
 
 def test_any_file_is_read_as_its_lines(tmp_path):
@@ -288,7 +294,7 @@ def below_a_file(cli):
 def test_a_file_that_cannot_be_read_is_exit_2(cli, arguments):
     arguments = arguments(cli)
     error = usage_error(cli.run(*arguments, "-w", "1"))
-    assert os.path.basename(arguments[0]) in error or arguments == odd_name(cli)
+    assert f"cannot read {arguments[0]!r}: " in error
     assert "\x1b[2J" not in error
 
 
@@ -309,7 +315,7 @@ OVERFLOW = "SELECT CASE WHEN id < 3 THEN 'echo a' ELSE abs(-9223372036854775807 
 @pytest.mark.parametrize("arguments", [["/proc/self/mem"], ["tasks.db", "--query", OVERFLOW]], ids=["file", "query"])
 def test_a_source_that_fails_while_it_is_read_is_said_in_a_line(cli, database, arguments):
     run = cli.run(*arguments, "-w", "1", "--screen", "off")
-    assert run.code in (1, 2)
+    assert run.code == 1
     assert "Traceback" not in run.err
     assert re.search(r"Input/output error|integer overflow", run.out + run.err)
 
@@ -404,7 +410,7 @@ def test_a_stream_that_is_closed_from_the_start(cli, closed):
     results = cli.folder / "out.jsonl"
     tasks = cli.file("tasks", "echo a\necho b\n")
     run = cli.finish(cli.start(tasks, "--results", results, "-w", "1", preexec_fn=functools.partial(os.close, closed)))
-    assert run.code in ((0,) if closed == 0 else (0, 1)), run
+    assert run.code == 0, run
     assert [json.loads(line)["value"] for line in results.read_text().splitlines()] == ["a", "b"]
     assert "Traceback" not in run.err
 
@@ -498,6 +504,11 @@ def test_shell_gives_the_output_and_fails_with_the_exit_code(cli):
     assert run.values[4] == "", "standard input is empty"
 
 
+def test_comments_are_no_commands(cli):
+    run = cli.tasks("#echo a\n# b\necho c\n", "--shell")
+    assert (run.code, run.values) == (0, ["c\n"])
+
+
 @pytest.mark.parametrize("option", ["-w", "--workers"])
 def test_workers(cli, option):
     assert summary(cli.tasks("noop\n", option, "3").err)["workers"] == 3
@@ -541,6 +552,12 @@ def test_halt_stops_after_so_many_failures_and_cancels_the_rest(cli, handlers, s
     assert len((cli.folder / "notes").read_text().split()) == counts["failed"]
     assert counts["total"] == len(run.results) == counts["failed"] + counts["cancelled"]
     assert streamed or counts["total"] == 500
+
+
+def test_halt_stops_at_its_number(cli):
+    counts = summary(cli.tasks("sha256 none\n" * 2 + "sleep 0.01\n" * 300, "--halt", "2", "-w", "1").err)
+    assert (counts["failed"], counts["ok"] + counts["cancelled"]) == (2, 300)
+    assert counts["cancelled"] > 0
 
 
 def test_halt_does_nothing_below_its_number(cli, handlers):
@@ -816,7 +833,6 @@ def test_clean_removes_what_a_killed_run_left_and_nothing_of_a_living_one(cli):
     kept = segments_of([living.pid])
     run = cli.run("--clean")
     assert (run.code, run.err) == (0, "")
-    assert all(re.fullmatch(r"removed shmq-\S+|nothing to remove", line) for line in run.out.splitlines())
     assert segments_of([dead.pid]) == []
     assert set(kept) & set(segments_of([living.pid]))
     living.send_signal(signal.SIGTERM)
@@ -1041,6 +1057,12 @@ def test_max_rss_without_psutil_is_exit_2(cli):
     assert "psutil" in error
     run = cli.run("tasks", "-w", "1", "--screen", "off", env=environment)
     assert (run.code, summary(run.out)["ok"]) == (0, 1)
+
+
+def test_what_functions_start_does_not_read_the_tasks(cli):
+    code = "import os\ndef standard_input(payload):\n    return os.readlink('/proc/self/fd/0')\n"
+    run = cli.run("-", "--handlers", cli.file("own.py", code), *STREAMED, stdin=b"standard_input\n")
+    assert run.values == ["/dev/null"]
 
 
 def test_processes_that_functions_started_end_with_the_run(cli):

@@ -9,6 +9,7 @@ import glob
 import importlib
 import itertools
 import os
+import platform
 import random
 import shutil
 import signal
@@ -110,14 +111,21 @@ def test_a_full_ring_takes_more_as_there_is_room(queue, tmp_path):
         assert [result.status for result in supervisor.results()] == ["ok"] * 108
 
 
-def test_who_sleeps_is_woken(queue):
-    """A worker looks by itself once a second, so a wake that is lost now and then does not fit into the time limit."""
-    with start([jobs.echo], queue) as supervisor:
+def test_who_sleeps_is_woken(queue, monkeypatch):
+    """A worker sleeps until it is rung. The supervisor looks by itself several times a second, which would hide that
+    nobody has woken it; here it does so each two seconds."""
+    for name in ("CHECK_SECONDS", "IDLE_SECONDS", "HUNGRY_SECONDS"):
+        monkeypatch.setattr(shmqueue, name, 2.0)
+    late = 0
+    with start([jobs.echo, slow_echo], queue) as supervisor:
         for number in range(200):
             if number % 10 == 0:
                 wait_until(lambda: asleep(supervisor))
-            supervisor.submit(jobs.echo, b"%d" % number)
+            began = time.monotonic()
+            supervisor.submit(slow_echo if number % 20 > 10 else jobs.echo, b"%d" % number)
             assert [result.value for result in supervisor.results()] == [b"%d" % number]
+            late += time.monotonic() - began > 0.5
+            assert late <= 3, "nobody was woken"
         wait_until(lambda: asleep(supervisor))
 
 
@@ -523,6 +531,23 @@ def test_workers_are_killed_and_replaced_without_a_pause(queue, tmp_path):
     with start([jobs.echo], strategy) as supervisor:
         results = list(supervisor.run(numbers(300)))
     check_outcomes(results, numbers(300), 0)
+    assert sum(1 for _ in tmp_path.iterdir()) >= 5
+
+
+def test_a_worker_that_is_stopped_inside_a_claim_is_continued(queue, tmp_path):
+    """Others may wait for what it holds."""
+
+    def stopping(*arguments):
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(tmp_path / "stopped", os.O_CREAT | os.O_EXCL))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return queue._copy_to_lane(*arguments)
+
+    strategy = type("Stopping", (queue,), {"_copy_to_lane": stopping})
+    with start([jobs.echo], strategy) as supervisor:
+        results = list(supervisor.run(numbers(300)))
+    check_outcomes(results, numbers(300), 0)
+    assert (tmp_path / "stopped").exists()
 
 
 # Ends.
@@ -572,6 +597,12 @@ def test_a_refusal_is_a_clear_error(queue, capsys):
     strategy = type("Refused", (queue,), {"refusal": classmethod(lambda cls: "not on a Tuesday")})
     assert shmqueue.main(argv=["-"], queue=strategy) == 2
     assert f"{queue.strategy}: not on a Tuesday" in capsys.readouterr().err
+
+
+def test_none_is_refused_on_a_usual_machine():
+    """Else the tests of one that cannot be used any more would all be skipped."""
+    if platform.machine() == "x86_64" and platform.libc_ver()[0] == "glibc":
+        assert {name: strategy.refusal() for name, strategy in strategies.items()} == dict.fromkeys(strategies, "")
 
 
 def test_each_says_what_it_is():

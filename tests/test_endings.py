@@ -735,6 +735,28 @@ def test_clean_removes_what_dead_runs_left(cli, planted):
     assert cli.run("--clean").code == 0
 
 
+def test_clean_says_what_it_has_removed(planted, capfd, monkeypatch):
+    """In this process. The start of a run elsewhere may remove a file before, so this is tried again."""
+    for _ in range(20):
+        path = planted.file(dead_pid(), size=0)
+        assert shmqueue.main(argv=["--clean"]) == 0
+        if f"removed {path.name}\n" in capfd.readouterr().out:
+            assert not path.exists()
+            break
+    else:
+        pytest.fail("it never said so")
+    monkeypatch.setattr(shmqueue, "sweep", list)
+    assert shmqueue.main(argv=["--clean"]) == 0
+    assert capfd.readouterr().out == "nothing to remove\n"
+
+
+def test_each_start_sweeps(monkeypatch):
+    sweeps = []
+    monkeypatch.setattr(shmqueue, "sweep", lambda: sweeps.append(1))
+    with shmqueue.Supervisor([shmqueue.noop], workers=1, start_method="fork"):
+        assert sweeps == [1]
+
+
 def test_clean_knows_a_later_process_with_the_same_pid(cli, planted):
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
@@ -742,6 +764,11 @@ def test_clean_knows_a_later_process_with_the_same_pid(cli, planted):
         reused = planted.file(stranger.pid, "aaa111", start=start - 1)
         living = planted.file(stranger.pid, "bbb222", start=start)
         unready = planted.file(stranger.pid, "ccc333", magic=0, size=0)
+        lives = []
+        for path in (reused, living, unready):  # first, since what starts elsewhere sweeps, too
+            with open(path, "rb") as file:
+                lives.append(shmqueue._owner_lives(stranger.pid, file))
+        assert lives == [False, True, True]
         assert cli.run("--clean").code == 0
         assert wait_until(lambda: not reused.exists(), 20)
         assert living.exists()
@@ -958,6 +985,32 @@ def test_values_and_payloads_in_little_memory_go_through_or_say_why_not(scene, f
     assert statuses.count("ok") >= sizes.count(10)
     if function == "measure" and max(sizes) < 2 << 20:
         assert statuses.count("failed") == 0  # payloads wait for room
+    scene.check_nothing_is_left()
+
+
+FULL = """
+import os, sys
+import shmqueue
+with shmqueue.Supervisor([len], workers=1, num_slots=256, start_method="fork") as supervisor:
+    with open("/dev/shm/full", "wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 4096):
+                pass
+        except OSError:
+            pass
+    print([(result.status, result.error) for result in supervisor.run([b"p" * 100_000])])
+    os.unlink("/dev/shm/full")
+    print([result.status for result in supervisor.run([b"p" * 100_000])])
+"""
+
+
+def test_memory_that_others_have_filled_is_one_failed_task(scene):
+    script = scene.cli.file("full.py", FULL)
+    code, out = in_small_memory(scene, "4m", sys.executable, "-W", "default", script)
+    assert code == 0, scene.told()
+    first, second = out.splitlines()
+    assert "('failed', 'OSError: [Errno 28] No space left on device: no room in /dev/shm" in first
+    assert second == "['ok']"
     scene.check_nothing_is_left()
 
 

@@ -167,6 +167,27 @@ def test_a_full_disk_leaves_the_file_alone(tmp_path):
     assert path.read_text() == "before"
 
 
+def test_tasks_that_could_be_read_in_part_leave_the_file_alone(cli, read):
+    run = cli.run("/proc/self/mem", "--failed", cli.file("failed", "before\n"), *QUIET)
+    assert run.code == 1
+    assert "the file stays as it was" in run.out
+    assert read("failed") == b"before\n"
+    assert sorted(os.listdir(cli.folder)) == ["failed"]
+
+
+def test_an_interrupt_leaves_the_file_alone(cli, read, monkeypatch, capfd):
+    """A third Ctrl-C, for example, is raised wherever the run is."""
+
+    def interrupted(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shmqueue.CommandLine, "_put_through", interrupted)
+    arguments = [cli.file("tasks", "echo a\n"), "--failed", cli.file("failed", "before\n"), *QUIET]
+    assert shmqueue.main(argv=arguments) == 130
+    assert "the run was interrupted" in capfd.readouterr().out
+    assert read("failed") == b"before\n"
+
+
 def test_a_problem_is_said_at_the_end(cli, read):
     """The folder goes away while the run goes on."""
     (cli.folder / "there").mkdir()

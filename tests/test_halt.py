@@ -326,6 +326,27 @@ def test_a_timeout_kills_only_the_task_that_timed_out(held):
     assert held.finish() == ALL_OK
 
 
+@pytest.mark.parametrize(
+    ("what", "says"), [("claims", "says 9 batches"), ("end", "has a batch of positions"), ("ends", "values end at")]
+)
+def test_words_of_a_worker_that_cannot_be_right_are_an_error(held, what, says):
+    half, words = held.queue.half(0, held.lane().number), held.queue.words
+    if what == "claims":
+        words[held.queue.status[0] + shmqueue.CLAIMS] = 9
+    elif what == "end":
+        words[half.end] = words[half.first] + REST + 3
+    else:
+        half.ends[0] = 1 << 40
+    with pytest.raises(shmqueue.SpoiledSegmentError, match=says):
+        held.halt()
+
+
+def test_a_worker_killed_for_a_task_that_has_ended_is_a_crash_of_the_next(held):
+    """It was doomed for its first task, which had ended when the kill came."""
+    held.handle.kill(shmqueue.Doomed(held.lane().first, "timeout", "ran too long"))
+    assert held.finish() == {"ok": REST + 1, "crashed": 1}
+
+
 def test_a_child_that_a_function_forked_cannot_touch_the_lane(tmp_path):
     """Every view is released in it, also those of the log and of `ends`."""
     with shmqueue.Supervisor([jobs.fork_and_return, jobs.echo], workers=1, batch=3, start_method="fork") as supervisor:

@@ -166,6 +166,9 @@ class Pair:
         assert self.supervisor.room() == SLOTS, "slots are lost"
         self.push(SLOTS // 2)
         assert self.supervisor.backlog() == SLOTS // 2
+        claim = self.claim()
+        assert claim is not None, "nothing can be claimed any more"
+        self.take(claim)
         self.drain()
         assert sorted(self.gone) == sorted(self.pushed)
 
@@ -369,6 +372,7 @@ def reap(pair, claims):
     if supervisor.room():
         pair.push(1)
     supervisor.recover(0)
+    assert not supervisor.is_claiming(0)
     for number in range(claims + 1, words[pair.status + shmqueue.CLAIMS] + 1):
         half = supervisor.half(0, number)
         pair.take((words[half.first], words[half.end] - words[half.first]))
@@ -389,6 +393,18 @@ def test_what_a_halt_takes_back_cannot_be_claimed_again(queue):
         pair.words[half.end] = first + 1  # a halt: the task in hand stays, the others go to the ledger
         pair.take((first, count), pair.claim())
         pair.settle()
+    finally:
+        pair.close()
+
+
+@pytest.mark.parametrize("name", ["slot_state", "worker_lanes"])
+def test_nothing_is_dealt_to_a_dead_worker(name):
+    """Its lane has the positions below those of the other."""
+    pair = Pair(strategies[name])
+    try:
+        pair.supervisor.recover(0)
+        pair.push(4)
+        assert min(pair.pushed) >= 1 << 48
     finally:
         pair.close()
 

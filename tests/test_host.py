@@ -1,6 +1,7 @@
 """The program around a Supervisor: its signals, forks, threads, children and limits are its own."""
 
 import contextlib
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -149,6 +150,21 @@ def test_a_forked_child_has_no_handler_of_the_command_line(plain_signals):
             shmqueue.handlers.exchange(number, lambda number, frame: None)
         assert in_child(lambda: handlers() == [signal.SIG_DFL] * 3)
     assert handlers() == [signal.SIG_DFL] * 3
+
+
+def test_a_forked_child_that_leaves_the_block_ends_nothing():
+    with shmqueue.Supervisor([jobs.pid], workers=1, start_method="fork") as supervisor:
+        (before,) = (result.value for result in supervisor.run([b""]))
+        child = os.fork()
+        if child == 0:
+            try:
+                supervisor.__exit__(SystemExit, None, None)
+            finally:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert os.path.exists(supervisor._queue.segment.path)
+        (after,) = (result.value for result in supervisor.run([b""]))
+    assert before == after
 
 
 def test_a_worker_runs_no_handler_of_the_program(tmp_path):
@@ -340,7 +356,7 @@ def test_no_signal_goes_to_a_process_that_got_the_pid_of_a_worker(stranger, monk
         pid, handle.pid = handle.pid, stranger.pid
         handle.signal(signal.SIGSTOP)
         handle.signal_group(signal.SIGKILL)
-        assert stranger.poll() is None
+        assert not wait_until(lambda: stranger.poll() is not None, 0.1)
         assert shmqueue.process_state(stranger.pid)[0] not in shmqueue.STOPPED
         if pidfds:
             assert wait_until(lambda: shmqueue.process_state(pid)[0] in shmqueue.STOPPED)
@@ -360,7 +376,7 @@ def test_a_worker_that_ends_at_once_is_not_taken_for_another_process(monkeypatch
     assert handle.pidfd is None
     handle.signal(signal.SIGKILL)
     handle.signal_group(signal.SIGKILL)
-    assert stranger.poll() is None
+    assert not wait_until(lambda: stranger.poll() is not None, 0.1)
     reader.close()
     writer.close()
 
@@ -391,6 +407,19 @@ def test_no_descriptor_is_left_and_no_worker_has_those_of_another(method):
 
 
 # A worker is stopped when its supervisor is killed.
+
+
+def parent_death_signal(payload: bytes) -> int:
+    number = ctypes.c_int()
+    assert ctypes.CDLL(None).prctl(2, ctypes.byref(number)) == 0  # PR_GET_PDEATHSIG
+    return number.value
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_is_continued_when_its_parent_ends(method):
+    """Also one that was sent SIGSTOP and does not stand still yet, which the kernel would not continue otherwise."""
+    assert shmqueue.parallel_map(parent_death_signal, [b""], workers=1, start_method=method) == [signal.SIGCONT]
+
 
 STOPPED = """
 import sys, time, shmqueue, jobs

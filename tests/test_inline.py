@@ -49,6 +49,16 @@ def test_results_are_the_same_as_with_a_worker():
     assert retried == 2
 
 
+@pytest.mark.parametrize("function", [jobs.return_bytearray, jobs.return_path, jobs.undeclared_point])
+def test_values_travel_as_from_a_worker(function):
+    found = []
+    for workers in (0, 1):
+        with Supervisor([function], workers=workers) as supervisor:
+            (result,) = supervisor.run([b"x"])
+            found.append((result.status, result.error, result.value, type(result.value)))
+    assert found[0] == found[1]
+
+
 def test_the_first_task_that_is_not_ok_raises():
     with pytest.raises(TaskError):
         parallel_map(jobs.raise_error, [b"x"], workers=0)

@@ -244,6 +244,17 @@ def test_the_ring_is_a_queue_whatever_the_order_of_pushes_and_claims(make_queue,
     check()
 
 
+@pytest.mark.parametrize(("word", "value"), [("PUSHED", 2), ("PUSHED", 4), ("CLAIMED", 0), ("CLAIMED", 4)])
+def test_counters_that_cannot_be_right_are_an_error(make_queue, word, value):
+    queue = make_queue()
+    queue.push(encoded([b"x"] * 3))
+    assert queue.claim(0, 1) == (0, 1)
+    queue.harvest([0, 0])
+    queue.words[getattr(shmqueue, word)] = value
+    with pytest.raises(shmqueue.SpoiledSegmentError, match="the counters say"):
+        queue.harvest([0, 0])
+
+
 def test_a_worker_claims_no_more_than_its_share(make_queue):
     queue = make_queue(num_slots=64, num_workers=4, batch=32)
     queue.push(encoded([b"x"] * 64))

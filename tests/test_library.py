@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -93,6 +94,22 @@ def test_a_result_says_all_about_its_task():
     assert all(result.seconds >= 0 for result in (first, second))
 
 
+@pytest.mark.parametrize("lengths", [[2, 1, 3], [2, 3, 1], [3, 0, 6], [4] * 150])
+def test_values_of_several_lengths_are_cut_where_they_end(lengths):
+    """Also where all of them together are as long as if each were as long as the first."""
+    values = [b"%03d..." % number for number in range(1, 1 + len(lengths))]
+    values = [value[:length] for value, length in zip(values, lengths)]
+    ends = list(itertools.accumulate(lengths, initial=1))[1:]
+    assert shmqueue._plain_values(b"\0" + b"".join(values), 1, ends) == [value or None for value in values]
+
+
+def test_the_seconds_of_a_slow_task_are_not_shared_with_its_batch():
+    seconds = [0.0, 0.0, 0.05, 0.0, 0.0, 0.0, 0.0, 0.0]
+    results = outcomes([jobs.rest], list(map(str, seconds)), workers=1, batch=8)
+    assert results[2].seconds >= 0.05
+    assert results[1].seconds + results[3].seconds < results[2].seconds
+
+
 def test_seconds_are_those_of_the_function():
     assert only(jobs.note_slowly, "/dev/null|x").seconds >= 0.002
 
@@ -144,6 +161,8 @@ def test_structures_travel_in_slots_and_out_of_line():
     records = mapped(jobs.echo_record, [Record(i, b"t" * i) for i in range(300)])
     assert {type(value) for value in records} == {Record}
     assert [(value.number, value.text) for value in records] == [(i + 1, b"t" * i) for i in range(300)]
+    both = outcomes([jobs.echo_point, jobs.echo_record], [("echo_record", Record(1, b"")), ("echo_point", Point(1, 2))])
+    assert [type(result.value) for result in both] == [Record, Point]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +212,7 @@ def test_with_one_function_an_item_is_a_payload_or_a_pair():
     items = [b"a", (jobs.echo, b"b"), "c", ("echo", "d"), (jobs.echo, (jobs.echo.__name__, 5)), (), (1, 2, 3)]
     results = outcomes([jobs.echo], items)
     assert [result.value for result in results] == [b"a", b"b", b"c", ("echo", "d"), ("echo", 5), (), (1, 2, 3)]
+    assert only(jobs.kind, (len, b"abc"), codec=pickle).value == "tuple", "of another function"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -220,6 +240,57 @@ def test_sizes_at_the_edges_of_every_slot(slot_size):
 def test_more_bytes_out_of_line_than_may_wait_at_once():
     payloads = [bytes([i]) * (1 << 20) for i in range(80)]
     assert mapped(jobs.echo, payloads) == payloads
+
+
+def files_beside(label):
+    """The files beside the segments of this process, of payloads (p) or of values (v)."""
+    return [name for name in segments_of([os.getpid()]) if f".{label}" in name]
+
+
+def test_files_of_payloads_and_values_go_with_their_tasks(monkeypatch):
+    monkeypatch.setattr(shmqueue, "HEAP_BYTES", 1 << 16)
+    monkeypatch.setattr(shmqueue, "FILE_BYTES", 1 << 20)
+    large = [jobs.pattern(size) for size in range(200_000, 200_004)]
+    with start([jobs.echo]) as supervisor:
+        for _ in range(3):  # more in all than may wait at once
+            assert list(supervisor.map(jobs.echo, large)) == large
+            assert files_beside("p") == files_beside("v") == []
+            assert supervisor._engine._packer._file_bytes == 0
+
+
+def count_value_files(payload: bytes) -> bytes:
+    """How many values of this run wait in files, and much behind it."""
+    count = sum(name.startswith(os.environ["SHMQUEUE_RUN"] + ".v") for name in os.listdir("/dev/shm"))
+    return b"%d " % count + b"x" * 50_000
+
+
+def test_few_values_wait_in_files(monkeypatch):
+    monkeypatch.setattr(shmqueue, "SPILL_BYTES", 120_000)
+    with start([count_value_files], workers=1, batch=20) as supervisor:
+        counts = [int(value.split()[0]) for value in supervisor.map(count_value_files, [b""] * 20)]
+    assert max(counts) <= 3
+
+
+@pytest.mark.parametrize(
+    ("number", "failures", "status"),
+    [(errno.ENOSPC, 3, "ok"), (errno.ENOSPC, 1000, "failed"), (errno.EIO, 1, "failed")],
+)
+def test_a_value_without_room_waits_for_some(monkeypatch, number, failures, status):
+    """As if shared memory were full for a while, for ever, or broken."""
+    write, left = shmqueue.write_file, iter(range(failures))
+
+    def refuse(path, data):
+        if ".v" in path and next(left, None) is not None:
+            raise OSError(number, os.strerror(number))
+        write(path, data)
+
+    monkeypatch.setattr(shmqueue, "write_file", refuse)
+    monkeypatch.setattr(shmqueue, "SPILL_TRIES", 10)
+    large = jobs.pattern(200_000)
+    result = only(jobs.echo, large, workers=1)
+    assert (result.status, result.value) == (status, large if status == "ok" else None)
+    if status == "failed":
+        assert f"{os.strerror(number)}: no room for a value of 200,000 bytes" in result.error
 
 
 def test_a_long_error_is_kept_in_part():
@@ -426,6 +497,16 @@ def test_a_nested_supervisor_leaves_no_handler_in_the_worker():
     assert (second.status, "SIGTERM" in second.error) == ("crashed", True)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_does_not_hear_ctrl_c(method):
+    """It has a group of its own; but a signal may be sent to every process of a session."""
+    with start([jobs.rest], workers=1, start_method=method) as supervisor:
+        supervisor.submit(jobs.rest, "0.3")
+        assert wait_until(lambda: supervisor._queue.glance(0).in_hand is not None)
+        os.kill(supervisor._pool.processes[0].pid, signal.SIGINT)
+        assert [result.status for result in supervisor.results()] == ["ok"]
+
+
 def test_an_interrupted_submit_ends_the_supervisor(monkeypatch):
     push = shmqueue.SharedTaskQueue.push
 
@@ -626,6 +707,17 @@ def test_cancel_ends_every_run_with_an_outcome_for_each_task():
     assert [result.status for result in later] == ["cancelled"] * 3
 
 
+def test_after_cancel_an_endless_iterable_is_not_read_on():
+    numbers = itertools.count()
+    with start([jobs.echo]) as supervisor:
+        results = supervisor.run(b"%d" % number for number in numbers)
+        next(results)
+        supervisor.cancel()
+        read = next(numbers)
+        assert len(list(itertools.islice(results, 100_000))) < 100_000
+        assert next(numbers) == read + 1
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on(ordered):
     def broken():
@@ -636,6 +728,20 @@ def test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on
         with pytest.raises(ZeroDivisionError, match="in the user's code"):
             list(supervisor.map(jobs.echo, broken()) if ordered else supervisor.run(broken()))
         assert list(supervisor.map(jobs.echo, [b"next"])) == [b"next"]
+
+
+def test_the_tasks_of_a_slow_iterable_begin_as_they_come():
+    done = []
+
+    def slow():
+        for _ in range(40):
+            time.sleep(0.01)
+            yield b"x"
+        done.append(supervisor.stats()["ok"])
+
+    with start([jobs.echo]) as supervisor:
+        assert len(list(supervisor.run(slow()))) == 40
+    assert done[0] > 0
 
 
 def test_something_that_cannot_be_iterated_is_a_type_error():
@@ -1110,6 +1216,84 @@ def test_close_finishes_what_was_submitted(tmp_path):
         supervisor.submit(jobs.note, f"{path}|{i}")
     supervisor.close()
     assert sorted(map(int, lines(path))) == list(range(300))
+
+
+def test_close_finishes_what_a_pause_holds_up():
+    with start([jobs.echo]) as supervisor:
+        supervisor.pause(True)
+        supervisor.submit(jobs.echo, b"x")
+    assert supervisor.stats()["ok"] == 1
+
+
+def test_few_failures_are_kept():
+    with start([jobs.raise_error]) as supervisor:
+        assert len(list(supervisor.run([b"x"] * 200))) == 200
+        kept = [result.tsk_id for result in supervisor._ledger.tally.failures]
+        assert len(kept) == 10
+        assert len(supervisor.summary()["failures"]) == 5
+
+
+def test_the_heap_is_empty_once_its_tasks_have_their_outcomes():
+    functions = [jobs.echo, jobs.raise_error, jobs.kill_itself, jobs.hang]
+    large = b"x" * 5000
+    with start(functions) as supervisor:
+        heap = supervisor._engine._packer.heap
+        for function in functions[:3]:
+            assert len(list(supervisor.run([(function, large)] * 10))) == 10
+            assert heap.used == 0
+        for function in [jobs.hang] * 2 + [jobs.echo] * 10:
+            supervisor.submit(function, large)
+        assert heap.used > 0
+        supervisor.cancel()
+        supervisor.abort()
+        assert [result.status for result in supervisor.results()] == ["cancelled"] * 12
+        assert heap.used == 0
+
+
+def test_a_new_worker_has_nothing_in_hand_of_its_predecessor():
+    with start([jobs.kill_itself], workers=1) as supervisor:
+        assert [result.status for result in supervisor.run([b""])] == ["crashed"]
+        assert wait_until(lambda: supervisor._queue.sleepers())
+        (row,) = supervisor.snapshot().workers
+        assert (row.state, row.in_hand) == ("sleep", None)
+
+
+def test_workers_with_nothing_to_do_sleep():
+    """A process that never waits is always ready to run, however busy the machine is."""
+    with start([jobs.echo]) as supervisor:
+        assert len(list(supervisor.run([b"x"] * 100))) == 100
+        assert wait_until(lambda: len(supervisor._queue.sleepers()) == 2)
+        states = []
+        for _ in range(20):
+            time.sleep(0.01)
+            states += [shmqueue.process_state(process.pid)[0] for process in supervisor._pool.processes]
+    assert states.count("S") > 30
+
+
+def test_a_sleeper_that_is_told_to_leave_does_so_at_once():
+    with start([jobs.echo], workers=1) as supervisor:
+        (process,) = supervisor._pool.processes
+        assert wait_until(lambda: supervisor._queue.sleepers())
+        supervisor._pool.retire(process)
+        assert wait_until(process.is_dead, 5), "nobody has woken it"
+
+
+def test_time_that_a_run_stands_still_is_not_a_tasks(monkeypatch):
+    """As if it were stopped by Ctrl-Z for a while."""
+    kill = os.kill
+
+    def stand_still(pid, number):
+        if pid == os.getpid() and number == signal.SIGTSTP:
+            time.sleep(0.3)
+        else:
+            kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", stand_still)
+    with start([jobs.hang], timeout=100) as supervisor:
+        before = [process.progress_since for process in supervisor._pool.processes]
+        supervisor.suspend()
+        after = [process.progress_since for process in supervisor._pool.processes]
+    assert all(new - old >= 0.3 for new, old in zip(after, before))
 
 
 def test_a_closed_supervisor_says_so_and_may_be_closed_again():

@@ -1,6 +1,7 @@
 """The table of options agrees with Supervisor's signature, the command line and README."""
 
 import inspect
+import itertools
 import pathlib
 import re
 
@@ -94,6 +95,49 @@ def test_an_option_of_the_command_line_is_as_its_row_says(option):
     assert action.help == option.help != ""
     assert shmqueue.flag(option.name) in action.option_strings
     assert not option.short or option.short in action.option_strings
+
+
+def read(*arguments):
+    return vars(shmqueue.make_parser().parse_args(["-", *arguments]))
+
+
+def samples(option):
+    """What can be written for a value, and what it means."""
+    if isinstance(option.type, tuple):
+        return {word: word for word in option.type}
+    text = {int: "3", float: "0.5", shmqueue.parse_size: "2K"}.get(option.type, "failed")
+    return {text: option.type(text)}
+
+
+@named([option for option in IN_COMMAND if option.type is bool])
+def test_a_switch_takes_no_value(option):
+    assert read(shmqueue.flag(option.name)) == {**read(), option.name: True}
+    with pytest.raises(shmqueue.UsageError, match=shmqueue.flag(option.name)):
+        read(f"{shmqueue.flag(option.name)}=1")
+
+
+@named([option for option in IN_COMMAND if option.type is not bool])
+def test_a_value_is_read_as_its_row_says(option):
+    name = shmqueue.flag(option.name)
+    for text, value in samples(option).items():
+        assert read(name, text) == read(f"{name}={text}") == {**read(), option.name: value}
+    if option.type is not str and not option.value.startswith("["):
+        with pytest.raises(shmqueue.UsageError, match=name):
+            read(name, "no such word")
+    if option.value.startswith("["):
+        assert read(name)[option.name] == ""
+    else:
+        with pytest.raises(shmqueue.UsageError, match=name):
+            read(name)
+
+
+def test_options_that_exclude_each_other_are_refused():
+    alone = [option for option in IN_COMMAND if option.alone]
+    assert len(alone) > 1
+    for pair in itertools.combinations(alone, 2):
+        arguments = [[shmqueue.flag(option.name), "a"][: 1 + (option.type is not bool)] for option in pair]
+        with pytest.raises(shmqueue.UsageError, match="not allowed with"):
+            read(*itertools.chain(*arguments))
 
 
 @named([option for option in BOUNDED if option in IN_COMMAND])

@@ -123,6 +123,7 @@ def test_failures_leave_room_for_the_workers(width, height):
     assert any(line.split()[:1] == ["worker"] for line in frame), frame
     assert any(line.split()[:1] == ["0"] for line in frame), frame
     assert height < 14 or any(line.startswith(" #5,123") for line in frame)
+    assert max(map(len, frame)) <= width
 
 
 HOSTILE = {

@@ -9,7 +9,7 @@ import jobs
 import pytest
 from helpers import wait_until
 
-from shmqueue import Ledger, Retries, Supervisor
+from shmqueue import Job, Ledger, Retries, SpoiledSegmentError, Supervisor
 
 WORKERS = [0, 1]
 
@@ -86,6 +86,39 @@ def test_what_is_cancelled_does_not_wait_for_its_retry():
         assert [r.status for r in supervisor.results()] == ["failed"] * 3
 
 
+def wait_for_retry(supervisor):
+    """Take turns until a task waits for its retry."""
+    while not supervisor.stats()["retried"]:
+        supervisor._engine.turn(supervisor._submitted, lambda: None)
+
+
+def test_an_abort_gives_tasks_that_wait_for_their_retry_their_last_status():
+    with Supervisor([fail], workers=1, retries=1, retry_delay=60) as supervisor:
+        supervisor.submit(fail, b"")
+        wait_for_retry(supervisor)
+        supervisor.abort()
+        assert supervisor.stats()["outstanding"] == 0
+        assert supervisor.stats()["failed"] == 1
+
+
+def fail_at_a_gate(payload: str) -> None:
+    jobs.wait_for_file(payload)
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize("retry_delay", [0.0, 60.0])
+def test_a_task_that_fails_after_a_cancel_is_not_tried_again(tmp_path, retry_delay):
+    with Supervisor([fail_at_a_gate], workers=1, retries=5, retry_delay=retry_delay) as supervisor:
+        supervisor.submit(fail_at_a_gate, str(tmp_path / "gate"))
+        assert wait_until(lambda: supervisor._queue.glance(0).in_hand is not None)
+        supervisor.cancel()
+        (tmp_path / "gate").touch()
+        while not supervisor.stats()["failed"] + supervisor.stats()["retried"]:
+            supervisor._engine.turn(supervisor._submitted, lambda: None)
+        assert supervisor.stats()["retried"] == 0
+        assert [(result.status, result.attempts) for result in supervisor.results()] == [("failed", 1)]
+
+
 # Which statuses are tried again.
 
 
@@ -136,11 +169,34 @@ def test_a_task_in_hand_is_not_cancelled():
 def test_a_task_that_waits_for_its_retry_ends_with_its_last_status():
     with Supervisor([fail, jobs.echo], workers=1, retries=1, retry_delay=60) as supervisor:
         tsk_id = supervisor.submit(fail, b"")
-        while not supervisor.stats()["retried"]:
-            supervisor._engine.turn(supervisor._submitted, lambda: None)
+        wait_for_retry(supervisor)
         assert not supervisor.cancel(tsk_id)
         (result,) = supervisor.results()
     assert (result.status, result.attempts, result.error) == ("failed", 1, "ValueError: no")
+
+
+def test_a_task_whose_pause_is_over_is_not_one_that_never_began():
+    with Supervisor([fail], workers=1, retries=1, retry_delay=0.2) as supervisor:
+        tsk_id = supervisor.submit(fail, b"")
+        wait_for_retry(supervisor)
+        supervisor.pause(True)
+        while supervisor._ledger.retries.delayed:
+            supervisor._engine.turn(supervisor._submitted, lambda: None)
+        assert not supervisor.cancel(tsk_id)
+        assert [(result.status, result.attempts) for result in supervisor.results()] == [("failed", 1)]
+
+
+def test_one_of_the_tasks_that_were_taken_back_is_cancelled():
+    with Supervisor([rest], workers=1, num_slots=16, batch=1) as supervisor:
+        results = supervisor.run(["0.01"] * 10)
+        first = next(results)
+        supervisor.pause(True)
+        before = supervisor.stats()["outstanding"]
+        assert supervisor.cancel(7)
+        assert supervisor.stats()["outstanding"] == before - 1
+        supervisor.pause(False)
+        ended = statuses([first, *results])
+    assert ended == {number: "cancelled" if number == 7 else "ok" for number in range(1, 11)}
 
 
 def test_many_tasks_are_cancelled_one_by_one():
@@ -197,6 +253,22 @@ def test_a_function_knows_its_worker():
     with Supervisor([worker_number], workers=2) as supervisor:
         for result in supervisor.run([b""] * 200):
             assert result.value == str(result.worker)
+
+
+def test_a_task_has_one_outcome():
+    ledger = Ledger({1: jobs.echo}, Retries(0), 1, None)
+    job = Job(None, ledger.names)
+    ledger.admit(job, [("echo", b"a"), ("echo", b"b")])
+    ledger.placed(ledger.fresh.popleft(), [(7, 2)])
+    ledger.complete(0, 7, 1, None, 0.0, 0.0)
+    for again in (
+        lambda: ledger.complete(0, 7, 1, None, 0.0, 0.0),
+        lambda: ledger.give_back(7, 2),
+        lambda: ledger.give_back(9, 1),
+    ):
+        with pytest.raises(SpoiledSegmentError):
+            again()
+    assert job.outstanding == 1
 
 
 def test_the_ledger_finds_a_task_by_its_id():

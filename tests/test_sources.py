@@ -9,9 +9,10 @@ import sqlite3
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
-from helpers import ROOT, is_running, read_line, summary, usage_error, wait_until
+from helpers import ROOT, is_running, read_line, summary, usage_error
 from test_cli import STREAMED, open_source
 
 import shmqueue
@@ -135,15 +136,11 @@ def test_a_pipe_that_says_nothing_costs_nothing_and_is_waited_for(cli):
     process = cli.start("-", *STREAMED)
     process.stdin.write(b"echo a\n")
     assert json.loads(read_line(process.stdout))["value"] == "a"
-    ticks = os.sysconf("SC_CLK_TCK")
-
-    def used():
-        with open(f"/proc/{process.pid}/stat", "rb") as file:
-            return sum(map(int, file.read().rpartition(b")")[2].split()[11:13])) / ticks
-
-    before = used()
-    assert not wait_until(lambda: process.poll() is not None, 1.0)
-    assert used() - before < 0.5, "it looks for more without a pause"
+    states = []
+    for _ in range(50):  # one that never waits is always ready to run, however busy the machine is
+        time.sleep(0.02)
+        states.append(shmqueue.process_state(process.pid)[0])
+    assert states.count("S") > 40, "it looks for more without a pause"
     assert cli.finish(process, b"echo b\n").values == ["b"]
 
 
@@ -337,6 +334,7 @@ def test_one_column_is_the_whole_payload_of_a_single_function(cli, query, functi
         ("INSERT INTO t VALUES (2) RETURNING n", ["INSERT"]),
         ("DROP TABLE t", ["DROP"]),
         ("CREATE TABLE u (n)", ["CREATE"]),
+        ("ATTACH 'other.db' AS other", ["not authorized"]),
         ("SELECT load_extension('x')", ["load_extension"]),
         ("SELECT '\x1b[31m' FROM absent", ["absent"]),
     ],
@@ -386,7 +384,7 @@ def test_names_of_databases_are_taken_as_they_are(cli, base, name):
 def test_a_query_that_fails_at_a_later_row_is_said_and_what_came_before_is_done(cli, query):
     sql = endless("SELECT CASE WHEN n < 3000 THEN 'noop' ELSE abs(-9223372036854775807 - 1) END FROM i")
     run = query(sql)
-    assert run.code in (1, 2)
+    assert run.code == 1
     assert "integer overflow" in run.err
     assert "Traceback" not in run.err
     assert 2048 <= len(run.results) < 3000
