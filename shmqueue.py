@@ -1294,9 +1294,10 @@ class WorkerEngine(Engine):
         """
         waiting = self._ledger.in_queue()
         all_sleep = len(self._sleepers) == len(self._pool.processes) and not self.paused
-        stalled = waiting and all_sleep and now - self._moved_at > STALL_SECONDS
-        if stalled and not self._pool.continue_stopped():
-            raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, and every worker sleeps")
+        if waiting and all_sleep and now - self._moved_at > STALL_SECONDS:
+            if not self._pool.continue_stopped():
+                raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, and every worker sleeps")
+            self._moved_at = now  # give them time to claim
 
     def _attend(self, lane: LaneReader, now: float, hungry: bool) -> tuple[bool, bool]:
         """Halt a worker that is slow while others are idle or its results wait, or whose task runs too long.

@@ -251,8 +251,8 @@ MUTANTS = (
     Mutant(
         "stopped-sleepers-end-the-run",
         "A run ends with an error because somebody has stopped its workers for some seconds.",
-        "if stalled and not self._pool.continue_stopped():",
-        "if stalled:",
+        "            if not self._pool.continue_stopped():\n",
+        "            if self:\n",
         ("test_library.py::test_sleeping_workers_that_somebody_stopped_are_continued",),
     ),
     Mutant(
