@@ -206,10 +206,11 @@ def test_python_code_does_not_notice_that_its_worker_is_stopped():
 # What the next start removes. Shared memory is a folder of the test, where no other run removes anything.
 
 HOST = """
-import sys, threading
+import sys, threading, warnings
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import jobs, shmqueue
 
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside a thread is meant
 shmqueue.shared_directory = lambda: sys.argv[1]
 
 def work():
