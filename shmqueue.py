@@ -323,7 +323,7 @@ class Supervisor:
             with open(log, "ab"):  # now: an error in a worker would reach nobody
                 pass
         sweep()
-        most = min(num_slots, batch or max(16, min(1024, 2 * num_slots // workers)))
+        most = min(num_slots, batch or max(16, min(1024, 4 * num_slots // workers)))
         resources = self._prepare_end()
         try:
             with handlers.held():  # an interrupt here would leave the segment behind
@@ -1003,7 +1003,7 @@ CANCELLED = "cancelled before it began"  # the error of such a task
 
 # Seconds between two checks of the workers:
 CHECK_SECONDS = 0.05  # while tasks are outstanding; no result waits longer
-IDLE_SECONDS = 0.25  # while no tasks are outstanding
+IDLE_SECONDS = 0.35  # while no tasks are outstanding
 HUNGRY_SECONDS = 0.005  # while some workers sleep and others hold tasks that have not begun
 
 HALT_TRIES = 20  # how often to halt a worker in order to cancel one task in its lane
@@ -3595,7 +3595,7 @@ class Worker:
         self._words[self._status + LEAVING] = self._first + task
 
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
-        """Note the end of a batch, and choose the size of the next one: at most twice as many tasks as before.
+        """Note the end of a batch, and choose the size of the next one: at most 8 times as many tasks as before.
 
         It should take BATCH_SECONDS. Its values should fill at most three quarters of a log, and its files at most a
         quarter of SPILL_BYTES.
@@ -3609,7 +3609,7 @@ class Worker:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
             by_room = len(self._half.log) * 3 // 4 * done // at
             by_files = SPILL_BYTES // 4 * done // max(1, self._batch_spilled)
-            self._limit = max(1, min(2 * self._limit, by_time, by_room, by_files))
+            self._limit = max(1, min(8 * self._limit, by_time, by_room, by_files))
 
     # Values that are neither plain bytes nor None.
 

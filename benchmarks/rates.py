@@ -146,9 +146,9 @@ def finish(plan: Plan) -> Findings:
 @row("value returned: run() against map(), time of a task, processes running already")
 def records(plan: Plan) -> Findings:
     """A TaskResult for each task against its value alone."""
-    shared = {"job": "echo", "tasks": plan.size(1_000_000, 150_000), "size": SIZE, **WARM}
+    shared = {"tasks": plan.size(1_000_000, 150_000), "size": SIZE}
     found = Findings()
-    cases = [case("run()", ours.ours_steady, **shared, method="run"), case("map()", ours.ours_steady, **shared)]
+    cases = [case(f"{method}()", ours.ours_records, **shared, method=method) for method in ("run", "map")]
     rates = samples(cases, plan.repetitions + 2, found.notes)
     run, values = rates["run()"], rates["map()"]
     line = Line("map()", ours=run, unit="tasks/s", theirs=values, figure=values.over(run), goal=at_most(1.3))
@@ -213,12 +213,11 @@ def floor(plan: Plan) -> Findings:
 def workers(plan: Plan) -> Findings:
     tasks = plan.size(500_000, 150_000)
     found = Findings()
-    cases = [
-        case("shmqueue", ours.ours_steady, job="noop", tasks=tasks, workers=64),
-        case(f"shmqueue, {CORES} workers", ours.ours_steady, job="noop", tasks=tasks, workers=CORES),
-    ]
-    rates = samples(cases, plan.repetitions, found.notes)
-    found.lines.append(_versus(rates, [cases[1].name], at_least(0.8)))
+    for times, when in ((1, "the first tasks"), (2, "once batches have grown")):
+        shared = {"job": "noop", "tasks": tasks, "times": times}
+        cases = [case(f"{n} workers, {when}", ours.ours_steady, **shared, workers=n) for n in (64, CORES)]
+        many, few = samples(cases, plan.repetitions, found.notes).values()
+        found.lines.append(ratio(cases[1].name, many, few, unit="tasks/s", goal=at_least(0.8)))
     found.notes.append("all workers have started before")
     return found
 
