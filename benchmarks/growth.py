@@ -60,7 +60,10 @@ def by_payload(plan: Plan) -> Findings:
     return _grow(plan, points, title=title, label="bytes", plot="payload")
 
 
-@row("echo by powers of two of bytes, 16 B to 1 MiB, processes running already: the largest step")
+@row(
+    "echo by powers of two of bytes, 16 B to 1 MiB, processes running already: the largest step",
+    "the code has no step there; what the processor's caches do was not measured",
+)
 def doubling(plan: Plan) -> Findings:
     """No payload size is a cliff: twice the bytes take at most twice the time."""
     most = plan.size(400_000, 60_000)

@@ -115,7 +115,9 @@ class Sample:
         return Sample([value * factor for value in self.values])
 
     def text(self, unit: str) -> str:
-        """Return the median with the range."""
+        """Return the median, with the range if there is one."""
+        if len(self.values) == 1:
+            return f"{number(self.median, unit)} {unit}".rstrip()
         low = number(min(self.values), unit)
         high = number(max(self.values), unit)
         return f"{number(self.median, unit)} ({low}–{high}) {unit}".rstrip()

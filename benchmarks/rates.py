@@ -97,7 +97,9 @@ def returned(plan: Plan) -> Findings:
     return _against_pool(plan, "echo", "chunks-echo")
 
 
-@row("no-op, and value returned, 93 bytes, processes running already")
+@row(
+    "no-op, and value returned, 93 bytes, processes running already", "Pool's own rate moves by a third from run to run"
+)
 def warm(plan: Plan) -> Findings:
     tasks = plan.size(1_000_000, 150_000)
     found = Findings()
@@ -107,7 +109,10 @@ def warm(plan: Plan) -> Findings:
     return found
 
 
-@row("echo by bytes of the payload, processes running already")
+@row(
+    "echo by bytes of the payload, processes running already",
+    "a payload of 120 bytes lies in the heap; that costs the supervisor a reference, and the worker a look",
+)
 def sizes(plan: Plan) -> Findings:
     found = Findings()
     for size, tasks, goal, chunks in SIZES:
@@ -127,7 +132,10 @@ def _warm_line(
     return _versus(rates, [them], at_least(goal), f"{what}: {them}")
 
 
-@row("value returned, as TaskResults as they finish, processes started in the time")
+@row(
+    "value returned, as TaskResults as they finish, processes started in the time",
+    "to make a TaskResult takes 160 ns, half as much as all the rest of a task; Pool gives the value alone",
+)
 def finish(plan: Plan) -> Findings:
     tasks = plan.size(1_000_000, 150_000)
     found = Findings()
@@ -143,7 +151,10 @@ def finish(plan: Plan) -> Findings:
     return found
 
 
-@row("value returned: run() against map(), time of a task, processes running already")
+@row(
+    "value returned: run() against map(), time of a task, processes running already",
+    "a tuple of eleven fields takes 160 ns to make, in C, and map() takes 320 ns in all, so 1.5 is the floor",
+)
 def records(plan: Plan) -> Findings:
     """A TaskResult for each task against its value alone."""
     shared = {"tasks": plan.size(1_000_000, 150_000), "size": SIZE}
@@ -156,7 +167,10 @@ def records(plan: Plan) -> Findings:
     return found
 
 
-@row("no-op, 93 bytes, processes running already, a busy loop on one of the cores")
+@row(
+    "no-op, 93 bytes, processes running already, a busy loop on one of the cores",
+    "a worker that wakes on the busy core waits there for its turn",
+)
 def neighbour(plan: Plan) -> Findings:
     """Compare what a busy neighbour costs us with what it costs Pool."""
     tasks = plan.size(1_000_000, 150_000)
@@ -209,7 +223,7 @@ def floor(plan: Plan) -> Findings:
     return found
 
 
-@row("64 workers on these cores, against as many as there are cores")
+@row("64 workers on these cores, against as many as there are cores", "the batches of each worker begin with one task")
 def workers(plan: Plan) -> Findings:
     tasks = plan.size(500_000, 150_000)
     found = Findings()

@@ -99,7 +99,10 @@ def late(plan: Plan) -> Findings:
     return found
 
 
-@row("one task to idle workers and back, median")
+@row(
+    "one task to idle workers and back, median",
+    "two wake-ups of a process take most of it, and the supervisor's Python takes 45 µs",
+)
 def latency(plan: Plan) -> Findings:
     """Measure submit() and results(), in a tight loop and after a pause; futures; and the way there alone."""
     times = plan.size(2000, 300)
@@ -126,7 +129,10 @@ def latency(plan: Plan) -> Findings:
     return found
 
 
-@row("peak memory, by lines of a task file")
+@row(
+    "peak memory, by lines of a task file",
+    "compiling the file takes 16 MiB; `python -m shmqueue` needs 27 MiB for 100,000 lines",
+)
 def memory(plan: Plan) -> Findings:
     found = Findings()
     for lines in (100_000, plan.size(5_000_000, 500_000)):
@@ -148,7 +154,10 @@ def memory(plan: Plan) -> Findings:
     return found
 
 
-@row("2,000 lines of `true` with --shell", "the worker starts each shell through subprocess, in Python")
+@row(
+    "2,000 lines of `true` with --shell",
+    "compiling the file takes 0.07 s, and each shell is started through subprocess, in Python",
+)
 def shell(plan: Plan) -> Findings:
     lines = plan.size(2000, 400)
     found = Findings()
@@ -221,7 +230,7 @@ def start(plan: Plan) -> Findings:
     return found
 
 
-@row("import, compiled, over a bare interpreter")
+@row("import, compiled, over a bare interpreter", "the goal supposes that concurrent.futures.process takes 19 ms")
 def imports(plan: Plan) -> Findings:
     found = Findings()
     cases = [
