@@ -899,7 +899,7 @@ MUTANTS = (
     Mutant(
         "files-beside-stay",
         "Files of large values stay in shared memory after the run.",
-        'for file in [*glob.glob(glob.escape(path) + ".*"), path]:',
+        "for file in [*beside, path]:",
         "for file in [path]:",
         ("test_layout.py::test_every_view_is_released_and_the_files_beside_go_too",),
     ),
