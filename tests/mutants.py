@@ -1394,7 +1394,17 @@ def run_tests(folder, tests, limit, *options):
             end_processes(process.pid, mark)
             process.wait()
     shmqueue.sweep()  # what dead supervisors left, and nothing else
+    remove_lone_files()
     return read_outcome(code, report, output.read_text(errors="replace"))
+
+
+def remove_lone_files():
+    """Remove files beside segments that are gone, if their supervisors are dead: a mistake can leave these alone."""
+    folder = pathlib.Path(shmqueue.shared_directory())
+    for path in folder.glob(f"{shmqueue.PREFIX}*-*.*"):
+        segment = path.name.partition(".")[0]
+        if not (folder / segment).exists() and not os.path.exists(f"/proc/{segment.split('-')[1]}"):
+            path.unlink(missing_ok=True)
 
 
 def end_processes(session, mark):
