@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 
-BATCH_SECONDS = 0.005  # as shmqueue sizes its batches
+from shmqueue import BATCH_SECONDS
+
 MOST = 1024  # tasks in a batch
 
 

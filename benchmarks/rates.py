@@ -291,13 +291,12 @@ def paper(plan: Plan) -> Findings:
     sides = runs["shmqueue"][0]
     supervisor, worker = (sum(sides[side].values()) / 1e9 for side in ("supervisor", "workers"))
     points = [(workers, task) for task in (1, 10, 100) for workers in (8, 32, 128)]
+    formula = [model.rate(supervisor, worker, task / 1e6, workers) for workers, task in points]
+    simulated = [model.simulate(supervisor, worker, task / 1e6, workers) for workers, task in points]
     series: dict[str, list[Sample | None]] = {
-        "formula": [Sample([model.rate(supervisor, worker, task / 1e6, workers)]) for workers, task in points],
-        "simulation": [Sample([model.simulate(supervisor, worker, task / 1e6, workers)]) for workers, task in points],
-        "supervisor busy, %": [
-            Sample([100 * supervisor * model.simulate(supervisor, worker, task / 1e6, workers)])
-            for workers, task in points
-        ],
+        "formula": [Sample([rate]) for rate in formula],
+        "simulation": [Sample([rate]) for rate in simulated],
+        "supervisor busy, %": [Sample([100 * supervisor * rate]) for rate in simulated],
     }
     labels = [f"{workers} workers, {task} µs a task" for workers, task in points]
     costs_of_task = f"{1e9 * supervisor:,.0f} ns in the supervisor and {1e9 * worker:,.0f} ns in a worker"

@@ -44,7 +44,7 @@ def uneven(plan: Plan) -> Findings:
     cases = [
         case("shmqueue", ours.ours_uneven),
         case("Pool.map", peers.pool_uneven, method="map", chunk=None),
-        case("Pool.map, chunks of 10", peers.pool_uneven, method="map", chunk=10),
+        case("Pool.map in chunks of 10", peers.pool_uneven, method="map", chunk=10),
         case("Pool.imap_unordered", peers.pool_uneven, method="imap_unordered", chunk=None),
     ]
     found = _beside_others(cases, plan, "", at_most(1.05, ""))
