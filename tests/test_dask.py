@@ -566,6 +566,22 @@ def test_a_node_dies_half_way(dask, leave, deal, cli):
     cli.run("--clean")  # what the dead machine's memory held is swept by the next start there
 
 
+def test_the_last_node_dies_after_ctrl_c(empty_cluster, leave, deal, cli):
+    empty_cluster.start_nodes(1)
+    arguments = ("--call", f"{leave.handlers}:square", "--scheduler", empty_cluster.address, "--wait", "1")
+    run = deal(numbers(), *arguments, "--results", "-")
+    leave.up_to(2)
+    assert wait_until(lambda: leave.begun() == 2, HANG / 2)
+    run.send_signal(signal.SIGINT)
+    empty_cluster.kill(empty_cluster.nodes[0])
+    done = cli.finish(run)
+    assert done.code == 128 + signal.SIGINT, done
+    results, starts = one_each(done.results, TASKS), leave.starts()
+    assert {results[payload]["status"] for payload in starts} == {"crashed"}
+    assert {result["status"] for result in results.values()} == {"crashed", "cancelled"}
+    cli.run("--clean")
+
+
 def test_the_scheduler_dies_and_resume_goes_on(dask, leave, deal, cli):
     path = cli.folder / "out.jsonl"
     arguments = ("--call", f"{leave.handlers}:square", "--results", str(path))
