@@ -36,10 +36,12 @@ import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-import shmqueue  # noqa: E402
+from helpers import ROOT, processes_in
+
+import shmqueue
 
 MARK = "SHMQUEUE_MUTANT"  # in the environment of all processes of a run
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "plots")
@@ -1522,21 +1524,11 @@ def remove_lone_files():
 
 def end_processes(session, mark):
     """Kill the processes of a session, and those with this mark in their environment, until there are none."""
-    while found := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if belongs(pid, session, mark)]:
+    while found := processes_in(session, f"{MARK}={mark}"):
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-
-
-def belongs(pid, session, mark):
-    """Return True if a living process belongs to a run."""
-    try:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        environment = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return fields[0] not in (b"Z", b"X") and (int(fields[3]) == session or f"{MARK}={mark}".encode() in environment)
 
 
 def read_outcome(code, report, output):
