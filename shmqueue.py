@@ -335,6 +335,7 @@ class Supervisor:
                 resources.callback(self._pool.close)
             self._display = Display(self._progress, self._queue, self._pool, self._ledger)
             self._engine: Engine = WorkerEngine(self._queue, self._pool, self._ledger, timeout, grace)
+            resources.callback(self._engine.close)
             self._pool.start_all()
         except BaseException as error:
             self._end()
@@ -348,6 +349,7 @@ class Supervisor:
         resources.callback(self._pool.close)
         self._display = Display(self._progress, self._queue, self._pool, self._ledger)
         self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
+        resources.callback(self._engine.close)
 
     def _prepare_end(self) -> contextlib.ExitStack:
         """Return a stack. What is pushed on it is released when the Supervisor or the process ends in any way."""
@@ -435,10 +437,16 @@ class Supervisor:
 
     def abort(self) -> None:
         """Kill the workers, and cancel all unfinished tasks."""
+        self._engine.exclusive.check_process()
         self._engine.abort("cancelled", "stopped while it ran")
 
     def close(self) -> None:
-        """Finish what is outstanding, let the workers leave, and remove the segment. May be called again."""
+        """Finish what is outstanding, let the workers leave, and remove the segment. May be called again.
+
+        In a child that the user forked, do nothing.
+        """
+        if self._engine.exclusive.in_child:
+            return
         self._engine.check_thread()
         try:
             if not self._engine.over:
@@ -512,28 +520,7 @@ class Supervisor:
                 yield from part
 
     def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
-        """Yield iterators, each over some results of the job, as they come. Closed early, it cancels the rest."""
-        try:
-            while not job.finished:
-                if not job.results:
-                    self._engine.turn(job, self._report)
-                elif isinstance(job.results[0], TaskError):
-                    raise self._engine.failure or job.results[0]
-                else:
-                    part = job.results.popleft()
-                    try:
-                        yield part
-                    except GeneratorExit:  # its reader stopped inside this part; results() yields the rest later
-                        job.results.appendleft(part)
-                        raise
-            if self._engine.failure is not None:
-                raise self._engine.failure
-        finally:
-            if job is not self._submitted and not job.finished:
-                job.cancelled = True
-                job.results.clear()
-                if self._dispose.alive and not self._engine.over:
-                    self._engine.withdraw()
+        return self._engine.parts(job, self._report)
 
     def _report(self) -> None:
         """After each check of the workers: tell the user, and show how the run goes."""
@@ -541,8 +528,10 @@ class Supervisor:
         self._display.update()
 
     def _stop(self) -> None:
-        """Kill the remaining workers, and remove the segment."""
-        self._engine.over = "this Supervisor is closed"
+        """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
+        if self._engine.exclusive.in_child:
+            return
+        self._engine.close()
         self._end()
         self._progress.close()
 
@@ -1016,12 +1005,23 @@ OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long afte
 
 
 class Exclusive:
-    """A block in which one thread may be at a time. Another one that enters it gets RuntimeError."""
+    """A block in which one thread may be at a time, and no other process. Others that enter it get RuntimeError."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._owner = os.getpid()
+
+    @property
+    def in_child(self) -> bool:
+        """True in a child that the user forked. The segment and the workers are not the child's."""
+        return os.getpid() != self._owner
+
+    def check_process(self) -> None:
+        if self.in_child:
+            raise RuntimeError("this Supervisor belongs to the process that made it: make another one in this process")
 
     def __enter__(self) -> None:
+        self.check_process()
         if not self._lock.acquire(blocking=False):
             raise RuntimeError(
                 "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
@@ -1041,6 +1041,7 @@ class Engine:
     failure: the error that ended the run early, or None.
     over: why no more turns are possible, or "".
     next_check: when to check the workers again, and to report.
+    exclusive: every turn is taken inside it.
     """
 
     def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger) -> None:
@@ -1052,7 +1053,11 @@ class Engine:
         self.over = ""
         self.failure: Exception | None = None
         self.next_check = 0.0
-        self._exclusive = Exclusive()
+        self.exclusive = Exclusive()
+
+    def close(self) -> None:
+        """Allow no more turns."""
+        self.over = "this Supervisor is closed"
 
     def check_open(self) -> None:
         """Raise RuntimeError if no turn is possible, or if another thread takes one now."""
@@ -1061,18 +1066,42 @@ class Engine:
         self.check_thread()
 
     def check_thread(self) -> None:
-        """Raise RuntimeError if another thread takes a turn now."""
-        with self._exclusive:
+        """Raise RuntimeError if another thread takes a turn now, or in a child that the user forked."""
+        with self.exclusive:
             pass
 
     def turn(self, job: Job, report: Callable[[], None]) -> None:
         """Move what can be moved, or else wait for news. Call `report` when `next_check` has come."""
         if self.over:
             raise RuntimeError(self.over)
-        with self._exclusive:
+        with self.exclusive:
             more = self._move(job, report)
             if not (more or job.results or self.failure):
                 self._wait(job)
+
+    def parts(self, job: Job, report: Callable[[], None]) -> Generator[Iterator[Any], None, None]:
+        """Yield iterators, each over some results of the job, as they come. Closed early, this cancels the rest."""
+        try:
+            while not job.finished:
+                if not job.results:
+                    self.turn(job, report)
+                elif isinstance(job.results[0], TaskError):
+                    raise self.failure or job.results[0]
+                else:
+                    part = job.results.popleft()
+                    try:
+                        yield part
+                    except GeneratorExit:  # its reader stopped inside this part; results() yields the rest later
+                        job.results.appendleft(part)
+                        raise
+            if self.failure is not None:
+                raise self.failure
+        finally:
+            if job.source is not None and not job.finished:
+                job.cancelled = True
+                job.results.clear()
+                if not (self.over or self.exclusive.in_child):
+                    self.withdraw()
 
     def _move(self, job: Job, report: Callable[[], None]) -> bool:
         """Move what can be moved. Return True if there may be more at once."""
@@ -1092,7 +1121,7 @@ class Engine:
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
-        with self._exclusive, self._must_complete():
+        with self.exclusive, self._must_complete():
             self.feed()
             self._pool.ring()
 
@@ -1184,7 +1213,7 @@ class Engine:
     def cancel(self, tsk_id: int) -> bool:
         """End a task that has not begun. Return True if it was never started, and never will be."""
         ledger = self._ledger
-        with self._exclusive, self._must_complete():
+        with self.exclusive, self._must_complete():
             if ledger.position(tsk_id) is not None:
                 self._take_back()
             position = ledger.position(tsk_id)
@@ -1195,7 +1224,7 @@ class Engine:
 
     def withdraw(self) -> None:
         """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
-        with self._exclusive, self._must_complete():
+        with self.exclusive, self._must_complete():
             self._ledger.drop_cancelled()
             if self._ledger.in_queue():
                 self._take_back()
@@ -3304,12 +3333,22 @@ class Handlers:
             for number, ours, _ in list(reversed(self._exchanged)):
                 self.put_back(number, ours)
             self.exit_on_signals()
+            self._forget_workers()
         while self.FORK_WARNING in warnings.filters:
             typing.cast(list[Any], warnings.filters).remove(self.FORK_WARNING)
         self._exchanged.clear()
         self._starting.clear()
         self._unblock_after_fork()
         self._masks.clear()
+
+    @staticmethod
+    def _forget_workers() -> None:
+        """In a forked child: close what reaches the workers, and do not let multiprocessing join them."""
+        for end in list(_supervisor_ends):
+            end.close()
+        children: set[Any] = getattr(sys.modules.get("multiprocessing.process"), "_children", set())
+        for child in [child for child in children if child.name.startswith(WORKER_NAME)]:
+            children.discard(child)
 
     def _is_forking(self, frame: Any) -> bool:
         """Return True if the code at `frame` is one of the hooks around a fork."""

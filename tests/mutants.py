@@ -866,6 +866,14 @@ MUTANTS = (
         hang=True,
     ),
     Mutant(
+        "child-acts-for-its-parent",
+        "A program that forks in the middle of a run loses tasks when its child leaves.",
+        "        return os.getpid() != self._owner\n",
+        "        return False\n",
+        ("test_host.py::test_a_child_that_is_forked_in_the_middle_of_a_run_takes_nothing_from_it[results.close()]",),
+        hang=True,
+    ),
+    Mutant(
         "workers-take-ctrl-c",
         "Ctrl-C makes every task in hand fail.",
         "    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor\n",
