@@ -146,7 +146,8 @@ def __getattr__(name: str) -> Any:
     """Import multiprocessing, psutil and curses, and make Executor, when they are first used, since they take long.
 
     Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused. Without
-    curses, the screen has no colours."""
+    curses, the screen has no colours.
+    """
     made: Any = None
     if name == "Executor":
         made = make_executor()
@@ -182,8 +183,6 @@ def import_all() -> None:
 
 # What the status of a task may be, and how the summary calls it.
 OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
-
-
 RETRY_ON = ("failed", "timeout", "crashed")  # the statuses that are tried again, unless the user names others
 
 
@@ -336,6 +335,7 @@ class Supervisor:
                 resources.callback(self._pool.close)
             self._display = Display(self._progress, self._queue, self._pool, self._ledger)
             self._engine: Engine = WorkerEngine(self._queue, self._pool, self._ledger, timeout, grace)
+            resources.callback(self._engine.close)
             self._pool.start_all()
         except BaseException as error:
             self._end()
@@ -349,6 +349,7 @@ class Supervisor:
         resources.callback(self._pool.close)
         self._display = Display(self._progress, self._queue, self._pool, self._ledger)
         self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
+        resources.callback(self._engine.close)
 
     def _prepare_end(self) -> contextlib.ExitStack:
         """Return a stack. What is pushed on it is released when the Supervisor or the process ends in any way."""
@@ -436,10 +437,16 @@ class Supervisor:
 
     def abort(self) -> None:
         """Kill the workers, and cancel all unfinished tasks."""
+        self._engine.exclusive.check_process()
         self._engine.abort("cancelled", "stopped while it ran")
 
     def close(self) -> None:
-        """Finish what is outstanding, let the workers leave, and remove the segment. May be called again."""
+        """Finish what is outstanding, let the workers leave, and remove the segment. May be called again.
+
+        In a child that the user forked, do nothing.
+        """
+        if self._engine.exclusive.in_child:
+            return
         self._engine.check_thread()
         try:
             if not self._engine.over:
@@ -467,7 +474,8 @@ class Supervisor:
 
         seconds: since the start. workers: a dict for each, with its pid and its completed and failed tasks.
         """
-        tally, pool = self._ledger.tally, self._pool
+        tally = self._ledger.tally
+        pool = self._pool
         return {
             **tally.counts,
             "retried": tally.retried,
@@ -512,28 +520,7 @@ class Supervisor:
                 yield from part
 
     def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
-        """Yield iterators, each over some results of the job, as they come. Closed early, it cancels the rest."""
-        try:
-            while not job.finished:
-                if not job.results:
-                    self._engine.turn(job, self._report)
-                elif isinstance(job.results[0], TaskError):
-                    raise self._engine.failure or job.results[0]
-                else:
-                    part = job.results.popleft()
-                    try:
-                        yield part
-                    except GeneratorExit:  # its reader stopped inside this part; results() yields the rest later
-                        job.results.appendleft(part)
-                        raise
-            if self._engine.failure is not None:
-                raise self._engine.failure
-        finally:
-            if job is not self._submitted and not job.finished:
-                job.cancelled = True
-                job.results.clear()
-                if self._dispose.alive and not self._engine.over:
-                    self._engine.withdraw()
+        return self._engine.parts(job, self._report)
 
     def _report(self) -> None:
         """After each check of the workers: tell the user, and show how the run goes."""
@@ -541,8 +528,10 @@ class Supervisor:
         self._display.update()
 
     def _stop(self) -> None:
-        """Kill the remaining workers, and remove the segment."""
-        self._engine.over = "this Supervisor is closed"
+        """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
+        if self._engine.exclusive.in_child:
+            return
+        self._engine.close()
         self._end()
         self._progress.close()
 
@@ -579,7 +568,9 @@ class Display:
             os.replace(path + ".new", path)
 
     def snapshot(self) -> Snapshot:
-        tally, queue, progress = self._ledger.tally, self._queue, self._progress
+        tally = self._ledger.tally
+        queue = self._queue
+        progress = self._progress
         rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
         workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
         return Snapshot(
@@ -600,8 +591,10 @@ class Display:
         )
 
     def _row(self, process: WorkerProcess, rate: float) -> WorkerRow:
-        """What the screen shows of a worker."""
-        index, tally, glance = process.index, self._ledger.tally, self._queue.glance(process.index)
+        """Return what the screen shows of a worker."""
+        index = process.index
+        tally = self._ledger.tally
+        glance = self._queue.glance(index)
         row = WorkerRow(
             number=index,
             pid=process.pid,
@@ -961,9 +954,10 @@ GUARD_REMEDY = (
 
 
 def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
-    """The multiprocessing context of a start method; None for fork in a process that has one thread, else forkserver.
+    """Return the multiprocessing context of a start method.
 
-    Raises RuntimeError if the method needs the main module, and that cannot be imported again.
+    None stands for fork if this process has one thread, else for forkserver. Raises RuntimeError if the method needs
+    the main module, and that cannot be imported again.
     """
     multiprocessing = late("multiprocessing")
     process = multiprocessing.current_process()
@@ -1011,12 +1005,23 @@ OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long afte
 
 
 class Exclusive:
-    """A block in which one thread may be at a time. Another one that enters it gets RuntimeError."""
+    """A block in which one thread may be at a time, and no other process. Others that enter it get RuntimeError."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._owner = os.getpid()
+
+    @property
+    def in_child(self) -> bool:
+        """True in a child that the user forked. The segment and the workers are not the child's."""
+        return os.getpid() != self._owner
+
+    def check_process(self) -> None:
+        if self.in_child:
+            raise RuntimeError("this Supervisor belongs to the process that made it: make another one in this process")
 
     def __enter__(self) -> None:
+        self.check_process()
         if not self._lock.acquire(blocking=False):
             raise RuntimeError(
                 "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
@@ -1036,6 +1041,7 @@ class Engine:
     failure: the error that ended the run early, or None.
     over: why no more turns are possible, or "".
     next_check: when to check the workers again, and to report.
+    exclusive: every turn is taken inside it.
     """
 
     def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger) -> None:
@@ -1047,7 +1053,11 @@ class Engine:
         self.over = ""
         self.failure: Exception | None = None
         self.next_check = 0.0
-        self._exclusive = Exclusive()
+        self.exclusive = Exclusive()
+
+    def close(self) -> None:
+        """Allow no more turns."""
+        self.over = "this Supervisor is closed"
 
     def check_open(self) -> None:
         """Raise RuntimeError if no turn is possible, or if another thread takes one now."""
@@ -1056,18 +1066,42 @@ class Engine:
         self.check_thread()
 
     def check_thread(self) -> None:
-        """Raise RuntimeError if another thread takes a turn now."""
-        with self._exclusive:
+        """Raise RuntimeError if another thread takes a turn now, or in a child that the user forked."""
+        with self.exclusive:
             pass
 
     def turn(self, job: Job, report: Callable[[], None]) -> None:
         """Move what can be moved, or else wait for news. Call `report` when `next_check` has come."""
         if self.over:
             raise RuntimeError(self.over)
-        with self._exclusive:
+        with self.exclusive:
             more = self._move(job, report)
             if not (more or job.results or self.failure):
                 self._wait(job)
+
+    def parts(self, job: Job, report: Callable[[], None]) -> Generator[Iterator[Any], None, None]:
+        """Yield iterators, each over some results of the job, as they come. Closed early, this cancels the rest."""
+        try:
+            while not job.finished:
+                if not job.results:
+                    self.turn(job, report)
+                elif isinstance(job.results[0], TaskError):
+                    raise self.failure or job.results[0]
+                else:
+                    part = job.results.popleft()
+                    try:
+                        yield part
+                    except GeneratorExit:  # its reader stopped inside this part; results() yields the rest later
+                        job.results.appendleft(part)
+                        raise
+            if self.failure is not None:
+                raise self.failure
+        finally:
+            if job.source is not None and not job.finished:
+                job.cancelled = True
+                job.results.clear()
+                if not (self.over or self.exclusive.in_child):
+                    self.withdraw()
 
     def _move(self, job: Job, report: Callable[[], None]) -> bool:
         """Move what can be moved. Return True if there may be more at once."""
@@ -1087,7 +1121,7 @@ class Engine:
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
-        with self._exclusive, self._must_complete():
+        with self.exclusive, self._must_complete():
             self.feed()
             self._pool.ring()
 
@@ -1122,7 +1156,8 @@ class Engine:
 
     def feed(self) -> bool:
         """Push tasks if there is room for them. Return True if any were pushed."""
-        ledger, room = self._ledger, self._queue.room()
+        ledger = self._ledger
+        room = self._queue.room()
         tasks = None
         if self.paused or room <= 0:
             return False
@@ -1155,7 +1190,9 @@ class Engine:
 
     def _wait(self, job: Job) -> None:
         """Sleep until a worker rings or dies, input comes, or the next check is due."""
-        poll, source, bell = self._pool.poll, job.source, self._pool.bell.fileno()
+        poll = self._pool.poll
+        source = job.source
+        bell = self._pool.bell.fileno()
         stream = -1
         if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
             stream = source.fileno()
@@ -1176,7 +1213,7 @@ class Engine:
     def cancel(self, tsk_id: int) -> bool:
         """End a task that has not begun. Return True if it was never started, and never will be."""
         ledger = self._ledger
-        with self._exclusive, self._must_complete():
+        with self.exclusive, self._must_complete():
             if ledger.position(tsk_id) is not None:
                 self._take_back()
             position = ledger.position(tsk_id)
@@ -1187,7 +1224,7 @@ class Engine:
 
     def withdraw(self) -> None:
         """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
-        with self._exclusive, self._must_complete():
+        with self.exclusive, self._must_complete():
             self._ledger.drop_cancelled()
             if self._ledger.in_queue():
                 self._take_back()
@@ -1207,7 +1244,8 @@ class Engine:
 
     def _give_up(self, error: Exception) -> None:
         """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
-        self.failure, text = error, describe(error)
+        self.failure = error
+        text = describe(error)
         self.abort("crashed", text, text)
 
     def finish(self, job: Job, report: Callable[[], None]) -> None:
@@ -1305,7 +1343,8 @@ class WorkerEngine(Engine):
         hungry: some worker has nothing to do.
         Return (moved, check_soon): tasks were moved; this worker must be checked again soon.
         """
-        process, glance = lane.process, self._queue.glance(lane.process.index)
+        process = lane.process
+        glance = self._queue.glance(process.index)
         if process.killed_for is not None:  # it is about to end
             if now >= process.kill_at:
                 process.kill()
@@ -1334,7 +1373,8 @@ class WorkerEngine(Engine):
 
         If it cannot be halted, kill it after OVERDUE_SECONDS.
         """
-        process, timeout = lane.process, self._timeout or 0.0
+        process = lane.process
+        timeout = self._timeout or 0.0
         doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s", self._grace)
         halted = self.halt(process, doomed)
         if not halted and now - process.progress_since >= timeout + OVERDUE_SECONDS:
@@ -1442,7 +1482,7 @@ class InlineEngine(Engine):
         return True
 
     def _call(self, fn_id: int, payload: bytes) -> Any:
-        """The value as it would arrive from a worker, or a Failure."""
+        """Return the value as it would arrive from a worker, or a Failure."""
         structures, codec = self._ledger.structures, self._ledger.codec
         try:
             value = self._calls[fn_id](payload)
@@ -1582,7 +1622,7 @@ class LaneReader:
         self._charge(outcomes.start, doomed.status, doomed.error)
 
     def _settle_records(self, outcomes: Outcomes) -> None:
-        """Do the same if some values are records. A record can be a failure."""
+        """Tell the ledger what was read, if some values are records. A record can be a failure."""
         position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
         values = self._decode(outcomes)
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
@@ -1911,7 +1951,6 @@ class Heap:
 # The ledger: which task is where, and what became of it.
 # ---------------------------------------------------------------------------------------------------------------------
 
-
 LONGEST_PAUSE = 60.0  # seconds before a task is tried again, at most
 
 
@@ -1953,7 +1992,7 @@ class Ledger:
             self._put(Tasks(job, self._number(job, len(items)), *columns), self.fresh)
 
     def _sort_out(self, job: Job, items: Sequence[Any]) -> None:
-        """Do the same if some of the items cannot be sent."""
+        """Admit items of which some cannot be sent: each alone."""
         sent = []
         for tsk_id, item in zip(self._number(job, len(items)), items):
             try:
@@ -1981,7 +2020,9 @@ class Ledger:
         self, job: Job, items: Sequence[Any]
     ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int] | None]:
         """Return the columns of `items`, as Tasks has them. Raises an exception if one of them cannot be sent."""
-        types, payloads, fn_id = set(map(type, items)), items, job.fn_id or self._only
+        types = set(map(type, items))
+        payloads = items
+        fn_id = job.fn_id or self._only
         if not job.fn_id and (job.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
             types = set(map(type, payloads))
@@ -2023,7 +2064,9 @@ class Ledger:
         start = 0
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
-            part.first, part.left, part.settled = first, count, bytearray(count)
+            part.first = first
+            part.left = count
+            part.settled = bytearray(count)
             bisect.insort(self._placed, part, key=operator.attrgetter("first"))
             start += count
 
@@ -2058,7 +2101,8 @@ class Ledger:
         values: None if every task returned None. seconds: one number for each task, or a float for all of them.
         started: when the first of them began.
         """
-        done, same = 0, itertools.repeat
+        same = itertools.repeat
+        done = 0
         for tasks, start, stop in self._take(position, count):
             part = slice(done, done + stop - start)
             done += stop - start
@@ -2100,10 +2144,19 @@ class Ledger:
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
                 return
-            tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], tasks.payloads[at]
-            about = (tsk_id, name, payload, status, failure.value, failure.error)
-            attempts = self.retries.next_attempt(tsk_id)
-            result = TaskResult(*about, attempts, worker, seconds, failure.traceback, started)
+            result = TaskResult(
+                tsk_id=tasks.tsk_ids[at],
+                function=self.names[tasks.fn_ids[at]],
+                payload=tasks.payloads[at],
+                status=status,
+                value=failure.value,
+                error=failure.error,
+                attempts=self.retries.next_attempt(tasks.tsk_ids[at]),
+                worker=worker,
+                seconds=seconds,
+                traceback=failure.traceback,
+                started=started,
+            )
             if self.retries.wanted(result) and not self._is_cancelled(tasks.job):
                 self.tally.retried += 1
                 task = tasks.part(at, at + 1)
@@ -2119,7 +2172,7 @@ class Ledger:
             self._put(tasks.part(start, stop), self.again)
 
     def position(self, tsk_id: int) -> int | None:
-        """The position of a task that is in the queue and has no outcome yet."""
+        """Return the position of a task that is in the queue and has no outcome yet."""
         for tasks in self._placed:
             if tsk_id in tasks.tsk_ids:
                 at = tasks.tsk_ids.index(tsk_id)
@@ -2212,7 +2265,7 @@ class Retries:
         return result.attempts <= self._most and result.status in self._statuses
 
     def pause(self, attempts: int) -> float:
-        """Seconds to wait after so many attempts."""
+        """Return the seconds to wait after so many attempts."""
         return float(min(LONGEST_PAUSE, self._delay * 2 ** min(attempts - 1, 60)))
 
     def __bool__(self) -> bool:
@@ -2240,7 +2293,7 @@ class Retries:
         return delay > 0
 
     def next_due(self) -> float:
-        """When the next task that waits is due, on the monotonic clock."""
+        """Return when the next task that waits is due, on the monotonic clock."""
         return self.delayed[0][0] if self.delayed else math.inf
 
     def take_due(self, now: float) -> Iterator[Tasks]:
@@ -2381,7 +2434,8 @@ class Job:
 
         The TaskResults are made when they are read.
         """
-        tsk_ids, same = tasks.tsk_ids[part], itertools.repeat
+        tsk_ids = tasks.tsk_ids[part]
+        same = itertools.repeat
         self.outstanding -= len(tsk_ids)
         if len(self._names) == 1:
             names: Any = same(*self._names.values())
@@ -2471,7 +2525,7 @@ class Tally:
         self.slow = 0.0
 
     def seconds(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self._began
 
     def add_ok(self, worker: int, count: int, seconds: float) -> None:
@@ -2547,10 +2601,10 @@ STOP_SECONDS = 5.0  # workers that are told to leave may take this long
 MEMORY_SECONDS = 1.0  # between two readings of memory and processor time; a worker may stay above max_rss so long
 REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
 TAKEN = 1 << 16  # an exit code that is not known: the program has reaped the worker itself, or ignores SIGCHLD
-FAILED_STARTS = 8  # after so many deaths in a row before a claim the run ends, as soon as
-FAILED_SECONDS = 3.0  # no worker has had a task for this long, or the initializer has raised
-
-
+# After FAILED_STARTS deaths in a row, each before a claim, the run ends if no worker has had a task for FAILED_SECONDS,
+# or if the initializer has raised.
+FAILED_STARTS = 8
+FAILED_SECONDS = 3.0
 WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
 _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
 
@@ -2774,17 +2828,18 @@ class WorkerPool:
         return bool(stopped)
 
     def free_lock(self, lock: KernelLock, holder: int, seconds: float) -> None:
-        """See to the holder of a lock that the supervisor has not got for so many seconds.
+        """Free a lock for which the supervisor has waited for so many seconds.
 
-        holder: the worker that has signed, or -1 if none has. A stopped holder is continued, and killed if that does
-        not help. If the holder is dead, the lock sees to it.
+        holder: the worker that has signed, or -1 if none has. Continue a stopped holder. Kill it if that does not help.
+        If the holder is dead, the lock frees itself.
         """
         living = [process for process in self.living() if not process.is_dead()]
         suspects = [process for process in living if holder in (process.index, -1)]
-        for process in suspects if seconds >= 1 else ():
-            process.signal_group(signal.SIGCONT)
-            if holder >= 0 and seconds >= STOP_SECONDS:
-                process.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
+        if seconds >= 1:
+            for process in suspects:
+                process.signal_group(signal.SIGCONT)
+                if holder >= 0 and seconds >= STOP_SECONDS:
+                    process.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
         if not suspects or (holder < 0 and seconds >= 1):
             lock.holder_died(self._queue, self._context, living)
 
@@ -3005,7 +3060,7 @@ REMEDIES = {
 
 
 def limit_error(error: BaseException) -> BaseException:
-    """The same error. If it tells of a limit of the system, it has a remedy in its text."""
+    """Return the same error. If it tells of a limit of the system, its text gets a remedy."""
     if isinstance(error, EOFError):
         return OSError(errno.EAGAIN, limit_text(error))
     if not isinstance(error, OSError) or error.errno not in REMEDIES:
@@ -3016,7 +3071,8 @@ def limit_error(error: BaseException) -> BaseException:
 def limit_text(error: OSError | EOFError) -> str:
     if isinstance(error, EOFError):
         return "the fork server could not start a process" + REMEDIES[errno.EAGAIN]
-    text, remedy = error.strerror or str(error), REMEDIES.get(error.errno or 0, "")
+    text = error.strerror or str(error)
+    remedy = REMEDIES.get(error.errno or 0, "")
     return text if text.endswith(remedy) else text + remedy
 
 
@@ -3277,12 +3333,22 @@ class Handlers:
             for number, ours, _ in list(reversed(self._exchanged)):
                 self.put_back(number, ours)
             self.exit_on_signals()
+            self._forget_workers()
         while self.FORK_WARNING in warnings.filters:
             typing.cast(list[Any], warnings.filters).remove(self.FORK_WARNING)
         self._exchanged.clear()
         self._starting.clear()
         self._unblock_after_fork()
         self._masks.clear()
+
+    @staticmethod
+    def _forget_workers() -> None:
+        """In a forked child: close what reaches the workers, and do not let multiprocessing join them."""
+        for end in list(_supervisor_ends):
+            end.close()
+        children: set[Any] = getattr(sys.modules.get("multiprocessing.process"), "_children", set())
+        for child in [child for child in children if child.name.startswith(WORKER_NAME)]:
+            children.discard(child)
 
     def _is_forking(self, frame: Any) -> bool:
         """Return True if the code at `frame` is one of the hooks around a fork."""
@@ -3332,7 +3398,7 @@ class Pipes(NamedTuple):
 def worker_main(
     strategy: type[SharedTaskQueue], name: str, primitives: Any, index: int, options: WorkerOptions, pipes: Pipes
 ) -> None:
-    """The whole life of a worker process."""
+    """Live the whole life of a worker process."""
     for end in list(_supervisor_ends):
         end.close()
     ends = Pipes(*map(_out_of_reach, pipes))  # first: _isolate() replaces 0 to 2, which may be pipes now
@@ -3799,8 +3865,10 @@ class QueueMemory:
 
     def __init__(self, segment: Segment) -> None:
         header = QueueHeader.from_buffer_copy(segment.window(0, ctypes.sizeof(QueueHeader)))
-        self.num_slots, self.slot_size = header.num_slots, header.slot_size
-        self.num_workers, self.batch = header.num_workers, header.batch
+        self.num_slots = header.num_slots
+        self.slot_size = header.slot_size
+        self.num_workers = header.num_workers
+        self.batch = header.batch
         self.owner_pid = header.owner_pid
         sizes = [getattr(header, name) for name in SIZES]
         wrong = SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
@@ -3809,10 +3877,13 @@ class QueueMemory:
         layout = segment_layout(*sizes)
         if (ctypes.sizeof(layout), layout.ring.offset + layout.ring.size) != (segment.size, header.ring_end):
             raise wrong
-        self.segment, self.name, self.words = segment, segment.name, segment.words
+        self.segment = segment
+        self.name = segment.name
+        self.words = segment.words
         self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
         self.heap = segment.window(layout.heap.offset, header.heap_bytes)
-        self.heap_offset, self.state_offset = layout.heap.offset, layout.extra.offset
+        self.heap_offset = layout.heap.offset
+        self.state_offset = layout.extra.offset
         self.halves = Halves(segment, layout.local.offset, self.num_workers, batch_half(self.slot_size, self.batch))
         step = ctypes.sizeof(WorkerStatus) // 8
         self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
@@ -3827,7 +3898,7 @@ class QueueMemory:
             done += length
 
     def half(self, worker: int, number: int) -> Half:
-        """The half in which the batch of this number lies."""
+        """Return the half in which the batch of this number lies."""
         return self.halves[worker][number & 1]
 
     def _fill_half(self, worker: int, span: Span, places: Iterable[Span]) -> None:
@@ -3874,7 +3945,7 @@ class QueueMemory:
         words[status + ASLEEP] = 0
 
     def sleepers(self) -> list[tuple[int, int]]:
-        """The workers that sleep, each with the number of its sleep (supervisor).
+        """Return the workers that sleep, each with the number of its sleep (supervisor).
 
         This sees every sleep that began before the last push or harvest. Whoever fell asleep later has seen that one.
         """
@@ -3894,7 +3965,7 @@ class QueueMemory:
 
 
 def heap_size(rest: int) -> int:
-    """Bytes of heap for a segment whose other parts have `rest` bytes.
+    """Return the bytes of heap for a segment whose other parts have `rest` bytes.
 
     Less than HEAP_BYTES if a file may not be that large, and half of what is free, since large values need room.
     """
@@ -3921,7 +3992,9 @@ class KernelLock:
 
     def __init__(self, segment: Segment, number: int, offset: int, shared: Any) -> None:
         """Lock `number` of the segment, with its bytes at `offset`. shared: None in the supervisor, at first."""
-        self._segment, self._byte, self.shared = segment, LOCK_BYTE + number, shared
+        self.shared = shared
+        self._segment = segment
+        self._byte = LOCK_BYTE + number
 
     @classmethod
     def refusal(cls) -> str:
@@ -4057,7 +4130,7 @@ class SharedTaskQueue(QueueMemory):
 
     @classmethod
     def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        """Bytes of the strategy's state and its locks."""
+        """Return the bytes of the strategy's state and its locks."""
         locks = cls.num_locks(num_workers) * whole_lines(cls.lock_type.size)
         return whole_lines(cls.state_bytes(num_slots, num_workers)) + locks
 
@@ -4100,7 +4173,7 @@ class SharedTaskQueue(QueueMemory):
     def _enter(self, worker: int | None) -> None:
         """Acquire the lock, repair what a dead holder left, and sign `dirty`. None is the supervisor.
 
-        A worker waits without a deadline. The supervisor, which asks for the lock several times a second, sees to a
+        A worker waits without a deadline: the supervisor asks for the lock several times a second, and frees it from a
         holder that was stopped.
         """
         if worker is None:
@@ -4128,7 +4201,7 @@ class SharedTaskQueue(QueueMemory):
     # The hooks.
 
     def room(self) -> int:
-        """How many tasks can be pushed now, at the least (supervisor)."""
+        """Return how many tasks can be pushed now, at the least (supervisor)."""
         return int(self.num_slots - (self._pushed - self._claimed))
 
     def push(self, tasks: Tasks) -> list[Span]:
@@ -4214,11 +4287,11 @@ class SharedTaskQueue(QueueMemory):
         return bool(self.words[DIRTY] == worker + 1)
 
     def backlog(self) -> int:
-        """How many tasks are in the ring, as far as is known (supervisor, watcher)."""
+        """Return how many tasks are in the ring, as far as is known (supervisor, watcher)."""
         return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
 
     def wakeable(self) -> list[tuple[int, int]]:
-        """The sleepers to wake: one for each millisecond of work in the ring (supervisor)."""
+        """Return the sleepers to wake: one for each millisecond of work in the ring (supervisor)."""
         tasks = self.backlog()
         worth = []
         for worker, number in self.sleepers() if tasks else ():
@@ -4235,7 +4308,7 @@ class SharedTaskQueue(QueueMemory):
         return bool(self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2)
 
     def share(self, available: int, limit: int) -> int:
-        """How many of the available tasks a worker takes that wants `limit` (worker).
+        """Return how many of the available tasks a worker takes that wants `limit` (worker).
 
         This is available / (2 * workers), rounded up, so that others find some; but at least an eighth of `limit`,
         since short tasks are not worth a claim each.
@@ -4253,7 +4326,7 @@ OWNER_BYTE, LOCK_BYTE = range(2)  # of the file: the supervisor locks the first 
 
 @functools.cache
 def shared_directory() -> str:
-    """Where segments live: a folder that is memory, if the system has one, else the one for temporary files."""
+    """Return where segments live: a folder that is memory, if the system has one, else the one for temporary files."""
     if os.access("/dev/shm", os.W_OK | os.X_OK):
         return "/dev/shm"
     import tempfile
@@ -4275,7 +4348,8 @@ class Segment:
         The rest is address space. Raises OSError: ENOSPC if the memory cannot be reserved, ENOENT if there is no such
         segment.
         """
-        self.name, self.path = name, os.path.join(shared_directory(), name)
+        self.name = name
+        self.path = os.path.join(shared_directory(), name)
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if size else 0)
         self.fd = os.open(self.path, flags, 0o600)
         self._views: list[memoryview] = []
@@ -4317,7 +4391,7 @@ class Segment:
             os.posix_fallocate(self.fd, offset, size)
 
     def window(self, offset: int, size: int, unit: Any = "B") -> memoryview:
-        """A view of part of the segment, in units of a struct format. It lives until the segment is closed."""
+        """Return a view of part of the segment, in units of a struct format. It lives until the segment is closed."""
         whole = self.keep(memoryview(self._map))
         part = self.keep(whole[offset : offset + size])
         return self.keep(part.cast(unit))
@@ -4332,7 +4406,7 @@ class Segment:
             self._views.pop().release()
 
     def beside(self, label: str) -> str:
-        """The path of a file that belongs to the segment and goes with it."""
+        """Return the path of a file that belongs to the segment and goes with it."""
         return f"{self.path}.{label}"
 
     def close(self) -> None:
@@ -4411,7 +4485,7 @@ def _remove_linked(path: str) -> None:
 
 
 def runs() -> list[str]:
-    """The names of the segments of this user's supervisors that are alive."""
+    """Return the names of the segments of this user's supervisors that are alive."""
     names = []
     for name, path, pid in _own_segments():
         with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -4421,7 +4495,7 @@ def runs() -> list[str]:
 
 
 def _own_segments() -> list[tuple[str, str, int]]:
-    """This user's segments: name, path, and the owner's pid."""
+    """Return this user's segments: name, path, and the owner's pid."""
     found = []
     for path in sorted(glob.glob(os.path.join(shared_directory(), PREFIX + "*-*"))):
         name = os.path.basename(path)
@@ -4455,7 +4529,7 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def read_file(path: str, length: int) -> bytes:
-    """The `length` bytes of a file. Raises SpoiledSegmentError if it has another length."""
+    """Return the `length` bytes of a file. Raises SpoiledSegmentError if it has another length."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -4488,7 +4562,7 @@ def whole_lines(size: int) -> int:
 
 
 def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tuple[str, Any]]:
-    """The fields of a structure, with unused bytes behind them up to a multiple of so many bytes."""
+    """Return the fields of a structure, with unused bytes behind them up to a multiple of so many bytes."""
     size = sum(ctypes.sizeof(kind) for _, kind in fields)
     return [*fields, (f"_unused{len(fields)}", ctypes.c_uint8 * (-size % multiple))]
 
@@ -4543,7 +4617,7 @@ class WorkerStatus(ctypes.Structure):
 
 
 def task_slot(size: int) -> type[ctypes.Structure]:
-    """The task slot of `size` bytes: which task, which function, and the payload.
+    """Return the task slot of `size` bytes: which task, which function, and the payload.
 
     payload[0] is the payload's length (0 to size - 9). Its bytes follow, and the rest is zero. In a payload field of
     more than 256 bytes, the length takes the first two bytes, in the machine's order.
@@ -4556,7 +4630,7 @@ TaskSlot128 = task_slot(128)
 
 
 def batch_half(slot_size: int, batch: int) -> Any:
-    """One half of a worker's part of the segment: the tasks of one batch, and what became of them.
+    """Return one half of a worker's part of the segment: the tasks of one batch, and what became of them.
 
     first, end: the batch has the positions [first, end). began: when its first task began, in seconds of the worker's
     clock. special: how many records the log has. lane: the tasks. ends[i]: 0 until task i is finished, then the index
@@ -4589,7 +4663,7 @@ class LocalTaskQueue(ctypes.Structure):
 def segment_layout(
     num_slots: int, slot_size: int, num_workers: int, batch: int, extra_bytes: int, heap_bytes: int = 0
 ) -> Any:
-    """The whole segment as one ctypes type. extra: a strategy's state and its locks, in whole lines."""
+    """Return the whole segment as one ctypes type. extra: a strategy's state and its locks, in whole lines."""
     fields = [
         ("header", QueueHeader),
         ("status", WorkerStatus * num_workers),
@@ -4613,7 +4687,10 @@ FIRST, END, SPECIAL = _indices(batch_half(64, 1), ("first", "end", "special"))
 
 
 def ring_spans(first: int, count: int, size: int) -> list[Span]:
-    """The slots of the positions [first, first + count) in a ring of `size` slots: one span, or two if they wrap."""
+    """Return the slots of the positions [first, first + count) in a ring of `size` slots.
+
+    This is one span, or two if they wrap.
+    """
     index = first % size
     head = min(count, size - index)
     if head < count:
@@ -4626,7 +4703,7 @@ ROWS = 64
 
 @functools.cache
 def _rows(row: str, count: int) -> struct.Struct:
-    """`count` equal rows as one struct, so that one call packs them all; at most ROWS, so that few are kept."""
+    """Return `count` equal rows as one struct, so that one call packs them all. At most ROWS, so that few are kept."""
     return struct.Struct("=" + row * count)
 
 
@@ -4638,7 +4715,9 @@ class TaskSlots:
     """
 
     def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
-        self.count, self.size, self.bytes = count, size, segment.window(offset, count * size)
+        self.count = count
+        self.size = size
+        self.bytes = segment.window(offset, count * size)
         area = size - 8
         self._short = area <= 256
         self.capacity = area - (1 if self._short else 2)
@@ -4658,7 +4737,7 @@ class TaskSlots:
         self._fn_ids[index : index + len(data)] = tasks.marked or tasks.fn_ids
 
     def get(self, index: int, count: int) -> tuple[list[int], list[bytes]]:
-        """The fn_ids and the payloads of consecutive slots."""
+        """Return the fn_ids and the payloads of consecutive slots."""
         payloads: list[Any] = []
         for start in range(0, count, ROWS):
             rows = _rows(self._row, min(ROWS, count - start))
@@ -4704,7 +4783,7 @@ class Half:
         self._stamp_bytes[:size] = self._zeros[:size]
 
     def read_ends(self, start: int, stop: int) -> list[int]:
-        """The `ends` of the tasks [start, stop) of the batch."""
+        """Return the `ends` of the tasks [start, stop) of the batch."""
         return self.ends[start:stop].tolist()
 
     def read_log(self, stop: int) -> bytes:
@@ -4716,15 +4795,15 @@ class Half:
         return bytes(self._end_bytes[part]) == self._ones[part]
 
     def done(self, count: int) -> int:
-        """How many of the first `count` tasks are finished, as far as can be seen now: a hint."""
+        """Return how many of the first `count` tasks are finished, as far as can be seen now: a hint."""
         return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
 
     def since(self, task: int) -> float:
-        """When this task began, or not long before, in seconds of the worker's clock."""
+        """Return when this task began, or not long before, in seconds of the worker's clock."""
         return (task and self.stamps[task - 1]) or self.began[0]  # type: ignore[no-any-return]
 
     def seconds(self, start: int, stop: int) -> float | list[float]:
-        """How long each of the finished tasks [start, stop) took: a list, or the mean of all of them."""
+        """Return how long each of the finished tasks [start, stop) took: a list, or the mean of all of them."""
         since = self.stamps[start - 1] if start else self.began[0]
         quick = slice(8 * start, 8 * (stop - 1))
         if bytes(self._stamp_bytes[quick]) == self._zeros[quick]:
@@ -4737,7 +4816,9 @@ class Halves(Sequence[tuple[Half, Half]]):
     """The two halves of each worker. A pair is made when it is first looked at: a worker looks at its own only."""
 
     def __init__(self, segment: Segment, offset: int, num_workers: int, layout: Any) -> None:
-        self._segment, self._offset, self._layout = segment, offset, layout
+        self._segment = segment
+        self._offset = offset
+        self._layout = layout
         self._pairs: list[tuple[Half, Half] | None] = [None] * num_workers
 
     def __len__(self) -> int:
@@ -4754,7 +4835,7 @@ class Halves(Sequence[tuple[Half, Half]]):
 
 
 def _shares(since: float, stamps: Sequence[float]) -> list[float]:
-    """The seconds of each task. The tasks between two stamps share the time between them."""
+    """Return the seconds of each task. The tasks between two stamps share the time between them."""
     seconds: list[float] = []
     waiting = 0
     for stamp in stamps:
@@ -4773,7 +4854,7 @@ ONES = int.from_bytes(array.array("I", [1]) * BLOCK, sys.byteorder)
 
 
 def as_u32(numbers: Sequence[int]) -> array.array[int]:
-    """The lower 32 bits of numbers. A long range is one addition of big integers, at a fifth of the cost."""
+    """Return the lower 32 bits of numbers. A long range is one addition of big integers, at a fifth of the cost."""
     if isinstance(numbers, range) and BLOCK // 8 <= len(numbers) <= BLOCK and numbers.start + BLOCK < 1 << 32:
         return array.array("I", (RAMP + numbers.start * ONES).to_bytes(4 * BLOCK, sys.byteorder))[: len(numbers)]
     return array.array("I", [number & 0xFFFFFFFF for number in numbers])
@@ -4811,7 +4892,10 @@ class Codec(NamedTuple):
 
 
 def check_codec(codec: Any) -> Codec | None:
-    """The two functions of an object such as the module pickle, which cannot be pickled itself. None stays None."""
+    """Return the two functions of an object such as the module pickle, which cannot be pickled itself.
+
+    None stays None.
+    """
     if codec is None:
         return None
     found: list[Any] = [getattr(codec, name, None) for name in Codec._fields]
@@ -4829,7 +4913,7 @@ def decode_text(data: bytes) -> str:
 
 
 def encode(value: Any, codec: Codec | None) -> tuple[int, bytes]:
-    """The kind and the bytes of a payload or a value. Raises TypeError or ValueError if it cannot travel."""
+    """Return the kind and the bytes of a payload or a value. Raises TypeError or ValueError if it cannot travel."""
     if type(value) is bytes:
         return BYTES, value
     if type(value) is str:
@@ -4847,7 +4931,7 @@ def encode(value: Any, codec: Codec | None) -> tuple[int, bytes]:
 def encode_payloads(
     payloads: Sequence[Any], codec: Codec | None, types: set[type]
 ) -> tuple[Iterable[int], list[bytes]]:
-    """The kinds and the bytes of payloads. `types` are all their types; if it is only str, this is faster."""
+    """Return the kinds and the bytes of payloads. `types` are all their types; if it is only str, this is faster."""
     if types == {str}:
         return itertools.repeat(TEXT), list(map(encode_text, payloads))
     kinds, data = zip(*[encode(payload, codec) for payload in payloads])
@@ -4855,7 +4939,7 @@ def encode_payloads(
 
 
 def decode(kind: int, data: bytes, codec: Codec | None) -> Any:
-    """The payload or value that `encode` encoded."""
+    """Return the payload or value that `encode` encoded."""
     if kind == BYTES:
         return data
     if kind == TEXT:
@@ -4865,7 +4949,7 @@ def decode(kind: int, data: bytes, codec: Codec | None) -> Any:
 
 
 def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> tuple[int, bytes]:
-    """The kind and the bytes of a value, for its record. Raises TypeError or ValueError if it cannot travel."""
+    """Return the kind and the bytes of a value, for its record. Raises TypeError or ValueError if it cannot travel."""
     if type(value) is str:  # first, since it is the most frequent
         return TEXT, encode_text(value)
     if type(value) is Failure:
@@ -4881,7 +4965,7 @@ def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]], codec
 
 
 def decode_value(kind: int, data: bytes, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> Any:
-    """The value that `encode_value` encoded; a Failure if it cannot be loaded here.
+    """Return the value that `encode_value` encoded; a Failure if it cannot be loaded here.
 
     Raises IndexError or ValueError if these are not the bytes of such a value.
     """
@@ -4899,7 +4983,7 @@ def decode_value(kind: int, data: bytes, structures: Sequence[type[ctypes.Struct
 
 
 def buffer_of(value: Any) -> bytes | None:
-    """The bytes of a bytes-like object; None for others, and for numpy's scalars and arrays of objects."""
+    """Return the bytes of a bytes-like object; None for others, and for numpy's scalars and arrays of objects."""
     if isinstance(value, (bytes, ctypes.Structure)):
         return bytes(value)
     try:
@@ -4963,11 +5047,14 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """The failure of the exception that is being handled."""
+        """Return the failure of the exception that is being handled."""
         return cls(describe(error), describe_traceback(error))
 
     def encode(self) -> bytes:
-        """Both texts, with a byte between them that UTF-8 does not use. They can be read also if they are cut short."""
+        """Return both texts, with a byte between them that UTF-8 does not use.
+
+        They can be read also if they are cut short.
+        """
         return b"\xff".join(text.encode("utf-8", "backslashreplace") for text in self[:2] if text is not None)
 
     @classmethod
@@ -4977,7 +5064,7 @@ class Failure(NamedTuple):
 
 
 def describe(error: BaseException) -> str:
-    """The text of an error, whatever its own __str__ does, and of bounded length."""
+    """Return the text of an error, whatever its own __str__ does, and of bounded length."""
     try:
         text = str(error)
     except BaseException as second:
@@ -4987,9 +5074,9 @@ def describe(error: BaseException) -> str:
 
 
 def describe_traceback(error: BaseException) -> str | None:
-    """The traceback of the exception that is being handled, as the interpreter would print it, less our own frames.
+    """Return the traceback of the exception that is being handled, as the interpreter would print it.
 
-    None if only those are there. If it is too long, its middle is left out.
+    Our own frames are left out. None if there are no others. If it is too long, its middle is left out.
     """
     frames = sys.exc_info()[2]
     while frames is not None and frames.tb_frame.f_globals.get("__name__") in OWN_MODULES:
@@ -5011,7 +5098,7 @@ def describe_traceback(error: BaseException) -> str | None:
 
 
 def last_frame(trace: str | None) -> str:
-    """Where an exception was raised, in brackets, by its traceback; nothing if that does not say."""
+    """Return where an exception was raised, in brackets, by its traceback; nothing if that does not say."""
     frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', trace or "", re.MULTILINE)
     if not frames:
         return ""
@@ -5020,7 +5107,7 @@ def last_frame(trace: str | None) -> str:
 
 
 def adapt(function: Function, codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
-    """`function` as functions of bytes, one for each kind of payload, by the mark of that kind in a fn_id.
+    """Return `function` as functions of bytes: one for each kind of payload, by the mark of that kind in a fn_id.
 
     Bytes and text are read as the annotation of the first parameter says; all else arrives as it is.
     """
@@ -5045,19 +5132,19 @@ READERS: dict[Any, Callable[[bytes], Any]] = {
 
 
 def _reader(own: Any, named: Sequence[Any]) -> Callable[[bytes], Any]:
-    """How a payload of the type `own` is read for a parameter whose annotation names these types."""
+    """Return how a payload of the type `own` is read for a parameter whose annotation names these types."""
     known = [kind for kind in named if kind in READERS or issubclass(kind, ctypes.Structure)]
     kind = own if own in known or not known else known[0]
     return READERS.get(kind) or kind.from_buffer_copy
 
 
-_lenient: dict[str, Any] = {}
-if sys.version_info >= (3, 14):  # or one name that cannot be evaluated is a NameError
+_lenient: dict[str, Any] = {}  # for inspect.signature
+if sys.version_info >= (3, 14):  # otherwise one name that cannot be evaluated is a NameError there
     _lenient["annotation_format"] = importlib.import_module("annotationlib").Format.FORWARDREF
 
 
 def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
-    """The types that a function's first parameter and its return value name, unions taken apart; [] for none."""
+    """Return the types that a function's first parameter and its return value name, unions taken apart; [] for none."""
     import inspect
 
     try:
@@ -5070,7 +5157,10 @@ def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
 
 
 def _members(hint: Any, function: Any) -> list[Any]:
-    """The types of an annotation. Text is evaluated, as inspect would, which gives up all for one that cannot be."""
+    """Return the types of an annotation.
+
+    Text is evaluated here, since inspect evaluates no annotation at all if one of them cannot be evaluated.
+    """
     if isinstance(hint, str):
         import inspect
 
@@ -5087,13 +5177,16 @@ def _members(hint: Any, function: Any) -> list[Any]:
 
 
 def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]:
-    """The Structures that the functions' annotations name, in order: only these can travel back as values."""
+    """Return the Structures that the functions' annotations name, in order: only these can travel back as values."""
     named = [kind for function in functions for kinds in _annotations(function) for kind in kinds]
     return list(dict.fromkeys(kind for kind in named if issubclass(kind, ctypes.Structure)))[: IN_FILE - STRUCTURE]
 
 
 def as_json(value: Any) -> Any:
-    """A payload or a value for JSON: bytes become text by surrogateescape, and what JSON does not know its repr."""
+    """Return a payload or a value for JSON.
+
+    Bytes become text by surrogateescape. What JSON does not know becomes its repr.
+    """
     if value is None or isinstance(value, str):
         return value
     data = buffer_of(value)
@@ -5113,7 +5206,7 @@ def as_json(value: Any) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """The same as text: JSON, if it is not text already."""
+    """Return the same as text: JSON, if it is not text already."""
     form = as_json(value)
     if isinstance(form, str):
         return form
@@ -5123,12 +5216,12 @@ def as_text(value: Any) -> str:
 
 
 def briefly(payload: Any) -> str:
-    """A payload as text, to show it: 200 characters at most."""
+    """Return a payload as text, to show it: 200 characters at most."""
     return as_text(payload[:200] if isinstance(payload, (bytes, str)) else payload)[:200]
 
 
-REFERENCE = struct.Struct("=QQQ")  # what a slot holds of a payload out of line: the file's number, or 0 for the heap,
-# and the payload's offset and length there
+# What a slot holds of a payload out of line: the number of its file (0 for the heap), its offset there and its length.
+REFERENCE = struct.Struct("=QQQ")
 SIZE = struct.Struct("=Q")  # what a record holds of a value in a file: its length
 REFERRING = 1 + SIZE.size  # bytes of such a record
 
@@ -5160,7 +5253,8 @@ class Source:
 
     exhausted: there are no more. finite: all of them can be read at once. problem: why it ended early, if it did.
     pairs: a pair is of a function and a payload, never a payload. held: how many finished tasks wait for the end of
-    earlier ones, since their results are wanted in order."""
+    earlier ones, since their results are wanted in order.
+    """
 
     exhausted = False
     pairs = True
@@ -5215,7 +5309,8 @@ class LineParser:
     """Makes tasks of lines: FUNCTION PAYLOAD or, if a line is `whole`, a payload for the first function.
 
     Empty lines are skipped, and lines that start with # if those are comments. A task is left out as often as `done`
-    counts it, and is counted down there. `missing` says what a line lacks, for which its task fails."""
+    counts it, and is counted down there. `missing` says what a line lacks, for which its task fails.
+    """
 
     def __init__(
         self, names: Sequence[str], comments: bool, whole: bool = False, missing: Callable[[bytes], str] | None = None
@@ -5296,7 +5391,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class LineSource(Source):
     """Tasks from a file of lines, as they come. A line ends at a newline and nowhere else.
 
-    A carriage return before the newline and a byte order mark at the start of the file are dropped."""
+    A carriage return before the newline and a byte order mark at the start of the file are dropped.
+    """
 
     def __init__(self, path: str, parse: LineParser) -> None:
         self.tasks = 0  # taken
@@ -5438,6 +5534,14 @@ class QuerySource(Source):
             items = self._parse.without_done([self._parse.pair(name, payload) for name, payload in rows])
         self.tasks += len(items)
         return items
+
+
+def _as_bytes(value: Any) -> bytes:
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    return str(value).encode()
 
 
 AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
@@ -5609,14 +5713,6 @@ class Calls(Source):
         self._waiting.clear()
 
 
-def _as_bytes(value: Any) -> bytes:
-    if value is None:
-        return b""
-    if isinstance(value, bytes):
-        return value
-    return str(value).encode()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Results: where the command line keeps outcomes, and what --resume finds there.
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5726,7 +5822,8 @@ class Results:
 class TextResults(Results):
     """Records one after the other, after a header. A record begins with START and ends with END.
 
-    QUOTED: what is between quotes may hold ENDs, and without its own END the last record may lack some digits."""
+    QUOTED: what is between quotes may hold ENDs, and without its own END the last record may lack some digits.
+    """
 
     HEADER = START = b""
     END = b"\n"
@@ -5958,7 +6055,6 @@ def task_digest(function: str, payload: bytes) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 # Printing: values on standard output, in one piece each.
 # ---------------------------------------------------------------------------------------------------------------------
-
 
 PRINT_BYTES = 1 << 16  # are printed at once; less waits for the next check of the workers
 
@@ -6239,7 +6335,7 @@ def _render_outcomes(snapshot: Snapshot) -> str:
 
 
 def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[str]:
-    """As many columns and rows as fit. The workers that do not fit are summed up in a line."""
+    """Return as many columns and rows as fit. A last line sums up the workers that do not fit."""
     names: list[str] = []
     for name in IMPORTANCE:
         if sum(COLUMNS[each][1] + 2 for each in [*names, name]) <= width + 2:
@@ -6318,7 +6414,7 @@ class PlainLines(Progress):
 
 
 class Screen(Progress):
-    """Draws frames on the alternate screen of the error stream's terminal, which is as it was afterwards."""
+    """Draws frames on the alternate screen of the error stream's terminal. `close` restores the terminal."""
 
     SECONDS = 0.1
     ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
@@ -6409,7 +6505,8 @@ def choose_run(name: str) -> str:
 def watch_run(name: str, signals: Iterable[int]) -> None:
     """Show the screen of another supervisor's run until it ends or Ctrl-C. Only its snapshots are read.
 
-    signals: those that this thread can process."""
+    signals: those that this thread can process.
+    """
     screen = Screen()
 
     def pause(number: int, frame: object) -> None:
@@ -6447,7 +6544,6 @@ def read_snapshot(name: str) -> Snapshot:
 # The command line.
 # ---------------------------------------------------------------------------------------------------------------------
 
-
 LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
 POLL_COMMAND_MS = 20  # how soon the end of a command is seen that leaves its pipes open
 PIPE_BYTES = 1 << 20  # what a pipe holds at most
@@ -6458,7 +6554,7 @@ class UsageError(Exception):
 
 
 def echo(payload: bytes) -> bytes:
-    """The payload."""
+    """Return the payload."""
     return payload
 
 
@@ -6468,7 +6564,7 @@ def sleep(payload: str) -> None:
 
 
 def sha256(payload: bytes) -> str:
-    """The SHA-256 of the file at this path, in hex."""
+    """Return the SHA-256 of the file at this path, in hex."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -6479,13 +6575,15 @@ def sha256(payload: bytes) -> str:
 
 
 def noop(payload: bytes) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def shell(payload: bytes) -> bytes:
-    """What a shell command writes. It fails if its exit code is not 0, and its error ends with what it complained of.
+    """Return what a shell command writes.
 
-    What it writes to its standard error goes to the worker's, too.
+    The task fails if the exit code is not 0. Then its error ends with what the command complained of.
+
+    What the command writes to its standard error goes to the worker's, too.
     """
     os.environ[TASK_VARIABLE] = str(tsk_id_in_hand())
     code, output, errors = run_command([b"/bin/sh", b"-c", payload])
@@ -6802,7 +6900,8 @@ def _usage_error(what: str = "") -> Iterator[None]:
 class Keys:
     """Single keys from the terminal on standard input: p pauses and resumes, q finishes what is begun and quits.
 
-    They are read only while standard input is a terminal in the foreground, and not the source of tasks."""
+    They are read only while standard input is a terminal in the foreground, and not the source of tasks.
+    """
 
     TEXT = "p pause or go on   q finish what is begun and quit"
 
@@ -7130,7 +7229,8 @@ def main(
 ) -> int:
     """Run the command line over `functions`, or over the built-in ones. Return the exit code.
 
-    argv: without the program's name; None for sys.argv. queue: the strategy."""
+    argv: without the program's name; None for sys.argv. queue: the strategy.
+    """
 
     def run() -> int:
         options = make_parser().parse_args(argv)
@@ -7161,7 +7261,8 @@ def exit_code(run: Callable[[], int]) -> int:
 
 def fill_streams() -> None:
     """Reopen closed standard streams on /dev/null. Otherwise the next file opened would take the number of one and
-    receive its output."""
+    receive its output.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -7172,7 +7273,8 @@ def fill_streams() -> None:
 def say(text: str | bytes, stream: Any) -> str:
     """Print text as a line on a stream, or bytes as they are. Return what went wrong, if anything did.
 
-    A stream that was closed from the start is None, which `print` would take for standard output."""
+    A stream that was closed from the start is None, which `print` would take for standard output.
+    """
     try:
         if isinstance(text, bytes) and stream is not None:
             stream.buffer.write(text)

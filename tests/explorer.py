@@ -89,7 +89,8 @@ class Scenario(NamedTuple):
     how: run, map, submit, each (submitted once the one before has its result), or two (submitted and run at once).
     few: of how many workers each has a fair share, so that few tasks make batches of several; 0 for the product's own
     rule. then: what the supervisor does after the first result. ticks: how often the supervisor may wake because time
-    has passed. close: it has the workers leave at the end."""
+    has passed. close: it has the workers leave at the end.
+    """
 
     name: str
     tasks: str
@@ -182,7 +183,8 @@ class Failure(NamedTuple):
 
 class Report(NamedTuple):
     """schedules: run, those that were cut short at a known state included; complete: they are all that there are.
-    kinds: steps that workers took; kills, halts: by the kind of step that the victim did not take any more, or yet."""
+    kinds: steps that workers took; kills, halts: by the kind of step that the victim did not take any more, or yet.
+    """
 
     schedules: int
     states: int
@@ -208,7 +210,8 @@ def payload_of(letter: str, number: int) -> bytes:
 
 def value_of(payload: bytes) -> Any:
     """What a task returns: q, s (slow) and h (hangs) nothing; p, P nothing; v bytes; t text; e no bytes; b more
-    than fits a log; f fails."""
+    than fits a log; f fails.
+    """
     letter = payload[:1]
     if letter == b"f":
         raise ValueError(payload.decode())
@@ -220,7 +223,8 @@ class Actor:
     """A process. worker: its index, or -1 for the supervisor.
 
     effect: it has done something that others can notice; moved: or that a stop at this place can be told by.
-    skew: by how much its clock is before the common one."""
+    skew: by how much its clock is before the common one.
+    """
 
     def __init__(self, number: int, worker: int, clock: list[int]) -> None:
         self.number, self.worker, self.clock = number, worker, clock
@@ -282,7 +286,8 @@ class Words:
 class Cells:
     """A view of part of the segment, as one process sees it.
 
-    Item i lies at the place first + i * size // unit. noted: called with the actor and the item that it stored."""
+    Item i lies at the place first + i * size // unit. noted: called with the actor and the item that it stored.
+    """
 
     def __init__(
         self, words: Words, view: Any, what: str, first: int, unit: int = 8, shared: bool = False, noted: Any = None
@@ -636,7 +641,8 @@ class Seat:
 
     def _hint(self, name: str) -> None:
         """What is read here need not be new: it is asked again, or told in another way. In a repair, `end` of a half
-        whose owner lives is compared only: a halt stores nothing there that a repair would."""
+        whose owner lives is compared only: a halt stores nothing there that a repair would.
+        """
         original, world = getattr(self.queue, name), self.world
 
         def hinted(*arguments: Any) -> Any:
@@ -663,7 +669,8 @@ class World:
 
     parts: subclasses of PARTS, to be put in their places. locks: the attributes of a queue object that hold locks.
     ordered: accesses must be ordered. one_ring: at the end, the words must be those of a queue whose positions all
-    come from one ring. kill_anywhere: also where a kill is the same as one before."""
+    come from one ring. kill_anywhere: also where a kill is the same as one before.
+    """
 
     def __init__(
         self,
@@ -1248,7 +1255,8 @@ class World:
 
     def _forget_halt(self, worker: int) -> None:
         """A worker was continued without the supervisor's doing. It may see what that stored to `end`, or may not; what
-        the supervisor has read before, it had read: its looks come after it."""
+        the supervisor has read before, it had read: its looks come after it.
+        """
         for first in self.firsts[worker]:
             self._writes.pop(first + 1, None)
         for place, readers in self._reads.items():
@@ -1298,7 +1306,8 @@ class World:
 
     def _known_stores(self) -> Any:
         """The vector clocks, as far as they matter: for each store and each reading that not everybody knows of, who
-        does. Of the times of a process only the order counts, and who knows of each."""
+        does. Of the times of a process only the order counts, and who knows of each.
+        """
         if not self.ordered:
             return None
         clocks = [actor.clock for actor in self.actors] + [lock.clock for lock in self.locks.values()]
@@ -1442,7 +1451,8 @@ class World:
 
     def order(self, actor: Actor, place: int, write: bool) -> None:
         """Each access comes after the last store, and each store after all accesses, by way of the lock, a start, a
-        stop or a death that was waited for: only then does every processor show what was stored."""
+        stop or a death that was waited for: only then does every processor show what was stored.
+        """
         if (actor.hint and not write) or place in self.unordered or not self.ordered:
             return
         clock, number = actor.clock, actor.number

@@ -713,6 +713,9 @@ PROMISES = {
         "library::test_supervisors_in_several_threads_do_not_disturb_each_other",
         "executor::test_as_completed_in_two_threads",
     ],
+    "In a child that your program forks, a Supervisor of the parent raises RuntimeError.": [
+        "host::test_a_child_that_is_forked_in_the_middle_of_a_run_takes_nothing_from_it"
+    ],
     (
         "Outside the main thread a Supervisor cannot catch SIGTERM and SIGHUP, so after these signals its segment "
         "stays until the next start."

@@ -1,5 +1,6 @@
 """What every strategy keeps, whichever it is: one suite over the registry of variants/. At the end, mistakes in the
-strategies' own files, each of which a test finds; test_hooks.py has those that only an unlucky moment shows."""
+strategies' own files, each of which a test finds; test_hooks.py has those that only an unlucky moment shows.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +114,8 @@ def test_a_full_ring_takes_more_as_there_is_room(queue, tmp_path):
 
 def test_who_sleeps_is_woken(queue, monkeypatch):
     """A worker sleeps until it is rung. The supervisor looks by itself several times a second, which would hide that
-    nobody has woken it; here it does so each two seconds."""
+    nobody has woken it; here it does so each two seconds.
+    """
     for name in ("CHECK_SECONDS", "IDLE_SECONDS", "HUNGRY_SECONDS"):
         monkeypatch.setattr(shmqueue, name, 2.0)
     late = 0

@@ -350,7 +350,8 @@ def one_each(results, count):
 
 def surplus(results, starts):
     """How many attempts beyond the first were counted, after a check that none was missed. A task that is killed
-    before the first line of its function has one more attempt than starts."""
+    before the first line of its function has one more attempt than starts.
+    """
     assert all(starts[payload] <= result["attempts"] for payload, result in results.items())
     assert set(starts) <= set(results)
     return sum(result["attempts"] for result in results.values()) - len(results)

@@ -1,5 +1,6 @@
 """The product's code under every interleaving, with kills, halts and foreign signals at every step; and deliberate
-mistakes, which are found."""
+mistakes, which are found.
+"""
 
 import collections
 import inspect
@@ -600,7 +601,8 @@ MISTAKES = [
 @pytest.mark.parametrize("strategy", [name for name in strategies if name != "lockf"])
 def test_every_strategy_bears_a_kill_a_preemption_or_a_halt_anywhere(strategy, name):
     """Where a strategy keeps words of its own, any access may matter. A lock goes with its holder here: what happens
-    where the kernel does not see to that is for the contract suite."""
+    where the kernel does not see to that is for the contract suite.
+    """
     for bounds in SMALL:
         options = {"ordered": strategy not in DEALT, "one_ring": False, "every": True}
         report = explore(SCENARIOS[name], bounds, parts=[strategies[strategy]], **options)

@@ -165,7 +165,8 @@ def test_somebody_else_interferes_with_a_halt(held, monkeypatch, point, what):
 @pytest.mark.parametrize("switches", ["seen", "unseen"])
 def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkeypatch, switches):
     """Somebody continues the worker, and it finishes the task in hand: what is behind it may have begun. It shows in
-    `ends`, also where nobody counts context switches."""
+    `ends`, also where nobody counts context switches.
+    """
     if switches == "unseen":
         monkeypatch.setattr(shmqueue, "state_and_switches", lambda pid: (shmqueue.process_state(pid)[0], 0))
 

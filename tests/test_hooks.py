@@ -2,7 +2,8 @@
 
 The supervisor's queue and a worker's are two objects on one segment, in one process. The traced one runs line by line;
 at the n-th line the other does something whole, in a thread of its own, and waits where it has to wait for the first.
-At the end, mistakes that only such a moment shows."""
+At the end, mistakes that only such a moment shows.
+"""
 
 from __future__ import annotations
 

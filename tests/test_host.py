@@ -167,6 +167,33 @@ def test_a_forked_child_that_leaves_the_block_ends_nothing():
     assert before == after
 
 
+@pytest.mark.parametrize("leaves", ["results.close()", "sys.exit()", "pass", "next(results)"])
+def test_a_child_that_is_forked_in_the_middle_of_a_run_takes_nothing_from_it(tmp_path, leaves):
+    """It has the iterator, too, and closes it when it leaves."""
+    script = f"""
+import os, shmqueue, sys
+if __name__ == "__main__":
+    with shmqueue.Supervisor([shmqueue.sleep], workers=1, start_method="fork") as supervisor:
+        results = supervisor.run([b"0.005"] * 100)
+        done = 0
+        child = None
+        for result in results:
+            done += result.status == "ok"
+            if done == 5:
+                child = os.fork()
+                if child == 0:
+                    try:
+                        {leaves}
+                    except RuntimeError as error:
+                        assert "belongs to the process that made it" in str(error)
+                    break
+                os.waitpid(child, 0)
+    if child:
+        print(done)
+"""
+    assert run_script(tmp_path, script) == ["100"]
+
+
 def test_a_worker_runs_no_handler_of_the_program(tmp_path):
     """It is told at its start, by a signal that comes when it has just been forked."""
     script = """

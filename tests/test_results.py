@@ -350,7 +350,8 @@ def write_records(path, *payloads, resume=False):
 @pytest.mark.parametrize("name", FORMATS[:2])
 def test_a_last_record_torn_at_any_byte_is_cut_off(tmp_path, name, last):
     """As a kill or a full disk leaves it; all before it is kept, and what is appended is read back. A JSON object is
-    whole without the end of its line; of a CSV record's last field, digits might be missing."""
+    whole without the end of its line; of a CSV record's last field, digits might be missing.
+    """
     path, payloads = tmp_path / name, [b"first", LAST[last], b'"', LAST[last]]
     write_records(path, *payloads[:-1])
     start = path.stat().st_size

@@ -1,5 +1,6 @@
 """A strategy made of nothing but what the docstrings of SharedTaskQueue and KernelLock say, and locks and topologies in
-other combinations than those of variants/."""
+other combinations than those of variants/.
+"""
 
 import fcntl
 import itertools

@@ -1,5 +1,6 @@
 """What travels: plain data, text and bytes-like payloads, what annotations ask for, codecs; and what a result says of
-an exception and of the time when its task began."""
+an exception and of the time when its task began.
+"""
 
 import array
 import collections
