@@ -615,7 +615,7 @@ def test_the_last_node_dies_after_ctrl_c(empty_cluster, leave, deal, cli):
     empty_cluster.start_nodes(1)
     arguments = ("--call", f"{leave.handlers}:square", "--scheduler", empty_cluster.address, "--wait", "1")
     run = deal(numbers(), *arguments, "--results", "-")
-    leave.up_to(2)
+    leave.up_to(each=1)
     assert wait_until(lambda: leave.begun() == 2, HANG / 2)
     run.send_signal(signal.SIGINT)
     empty_cluster.kill(empty_cluster.nodes[0])
