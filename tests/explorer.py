@@ -1334,7 +1334,7 @@ class World:
         """A worker has nothing in mind now but its own attributes."""
         actor.skew = 0.0
         body = actor.body
-        actor.trace = hash((scalars(body), scalars(body._queue), tuple(body._spilled), limit))
+        actor.trace = hash((scalars(body), scalars(body._queue), tuple(body._files._left), limit))
         return limit
 
     def between_turns(self, engine: Any, job: Any) -> int:

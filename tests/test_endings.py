@@ -675,10 +675,9 @@ def test_an_orphan_leaves_no_file_once_a_sweep_has_removed_the_run():
     """Nobody would find it: a file beside a segment goes with the segment."""
     before = segments_of({os.getpid()})
     queue = shmqueue.SharedTaskQueue.create(4, 128, 1, 2)
-    options = shmqueue.WorkerOptions({1: len}, None, None, None, None)
-    worker = shmqueue.Worker(queue, 0, options, shmqueue.Pipes(0, 0))
+    files = shmqueue.ValueFiles(queue.segment)
     shmqueue.remove_segment(queue.segment.path)
-    worker._spill(7, shmqueue.BYTES, b"x" * 1000, 100)
+    assert files.write(7, b"x" * 1000) is None
     queue.close()
     assert segments_of({os.getpid()}) == before
 
