@@ -12,10 +12,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import termios
+import threading
 import time
 from typing import NamedTuple
-
-import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "shmqueue.py"
@@ -74,6 +74,17 @@ def session_of(leader):
     return [pid for pid, session in living_processes() if session == leader]
 
 
+def processes_in(session, mark):
+    """The living processes of a session, and those that have this mark, a `NAME=value`, in their environment."""
+    found = []
+    for pid, its_session in living_processes():
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            marked = mark.encode() in pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if marked or its_session == session:
+                found.append(pid)
+    return found
+
+
 def workers_of(process):
     """The pids of a supervisor's children; none when it has ended."""
     with contextlib.suppress(FileNotFoundError), open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
@@ -116,11 +127,54 @@ def run_script(tmp_path, text, *arguments, flags=("-W", "default"), limit=HANG /
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)
         out, err = run.communicate()
-        pytest.fail(f"the script hung; it said {out.decode()} {err.decode()}")
+        raise AssertionError(f"the script hung; it said {out.decode()} {err.decode()}") from None
     assert (run.returncode, err.decode()) == (0, "")
     assert segments_of([run.pid]) == []
     assert wait_until(lambda: not session_of(run.pid)), session_of(run.pid)
     return out.decode().split()
+
+
+# A terminal.
+
+
+class Terminal:
+    """A pseudo-terminal. A thread reads all that is written to it. Programs get `theirs`."""
+
+    def __init__(self):
+        self.ours, self.theirs = os.openpty()
+        self.output = b""
+        self._attributes = termios.tcgetattr(self.theirs)
+        self._stopped, self._stop = os.pipe()
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self):
+        while self._stopped not in select.select([self.ours, self._stopped], [], [])[0]:
+            try:
+                block = os.read(self.ours, 65536)
+            except OSError:  # it was hung up
+                return
+            self.take(block)
+
+    def take(self, block):
+        """Keep what has come. The reading thread calls this."""
+        self.output += block
+
+    def type(self, data):
+        os.write(self.ours, data)
+
+    def has_its_modes(self):
+        """Return True if its modes are those that it had at first."""
+        return termios.tcgetattr(self.theirs) == self._attributes
+
+    def close(self):
+        """Close it, as the user closes a window."""
+        if self.ours >= 0:
+            os.write(self._stop, b"!")
+            self._thread.join()
+            for descriptor in (self.ours, self.theirs, self._stop, self._stopped):
+                os.close(descriptor)
+            self.ours = -1
 
 
 # The command line.

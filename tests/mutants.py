@@ -13,6 +13,7 @@ nothing. Then each mistake is made in a copy of its own, in a temporary folder, 
     timed out  a test waits too long. That is a find only if the row says that the mistake is a hang: a machine that is
                busy would look the same
     broken     no test ran to its end, as if the text were no program any more
+    left out   it is one in variants/dask_cluster.py, and `distributed` is not installed. `tox -e mutants` installs it
 
 Whatever a mistake leaves behind is ended and removed. The exit code is 1 unless every mistake is caught. A row whose
 old text is not in its file exactly once is an error.
@@ -20,6 +21,7 @@ old text is not in its file exactly once is an error.
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -34,10 +36,12 @@ import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-import shmqueue  # noqa: E402
+from helpers import ROOT, processes_in
+
+import shmqueue
 
 MARK = "SHMQUEUE_MUTANT"  # in the environment of all processes of a run
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "plots")
@@ -57,6 +61,9 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]
     file: str = "shmqueue.py"
     hang: bool = False
+
+
+DASK = "variants/dask_cluster.py"
 
 
 def explored(*names):
@@ -1344,6 +1351,114 @@ MUTANTS = (
         ("test_contract.py::test_none_is_refused_on_a_usual_machine",),
         "variants/robust_mutex.py",
     ),
+    # Dask: a chunk has one reply, and nodes come to an end.
+    Mutant(
+        "dask-missing-is-success",
+        "Without Dask a script goes on as if its tasks were done.",
+        'pip install distributed", file=sys.stderr)\n        return 2\n',
+        'pip install distributed", file=sys.stderr)\n        return 0\n',
+        ("test_dask.py::test_without_dask",),
+        DASK,
+    ),
+    Mutant(
+        "dask-rest-of-a-chunk-lost",
+        "Tasks that a dead process had not begun are never done.",
+        "        self._back.extend(rest.values())\n",
+        "",
+        ("test_dask.py::test_supervisors_that_die_on_all_nodes_end_the_run",),
+        DASK,
+    ),
+    Mutant(
+        "dask-chunk-of-dead-nodes-lost",
+        "A task that ends every node is in no results.",
+        'yield from self._end(chunk.tasks, "crashed", "KilledWorker: every node that had it died")',
+        "pass",
+        ("test_dask.py::test_a_task_that_kills_every_node_that_has_it_is_crashed",),
+        DASK,
+    ),
+    Mutant(
+        "dask-retries-not-counted",
+        "A task that always fails goes round for ever.",
+        "attempts += self._spent.pop(tsk_id, 0)\n            if",
+        "self._spent.pop(tsk_id, 0)\n            if",
+        ("test_dask.py::test_every_kind_of_outcome",),
+        DASK,
+        hang=True,
+    ),
+    Mutant(
+        "dask-lost-tasks-cancelled",
+        "Tasks that the lost scheduler's nodes may have run look as if they had not begun.",
+        'yield from self._end(chunk.tasks, "crashed" if self._failure else "cancelled", text)',
+        'yield from self._end(chunk.tasks, "cancelled", text)',
+        ("test_dask.py::test_the_scheduler_dies_and_resume_goes_on",),
+        DASK,
+    ),
+    Mutant(
+        "dask-ctrl-c-kills-the-node",
+        "Ctrl-C kills the node of a LocalCluster, instead of letting it finish what is in hand.",
+        "handler = signal.signal(signal.SIGINT, signal.SIG_IGN)",
+        "handler = signal.getsignal(signal.SIGINT)",
+        ("test_dask.py::test_ctrl_c_at_a_cluster_of_its_own",),
+        DASK,
+    ),
+    Mutant(
+        "dask-ctrl-c-without-nodes",
+        "After Ctrl-C a run waits for ever for nodes that are gone.",
+        "elif now - self._nodes_at > self._wait_seconds:",
+        "elif now - self._nodes_at > self._wait_seconds and not self.cancelled:",
+        ("test_dask.py::test_the_last_node_dies_after_ctrl_c",),
+        DASK,
+        hang=True,
+    ),
+    Mutant(
+        "dask-killed-client-unnoticed",
+        "Nodes go on for half a minute and more after the run was killed.",
+        'if finish == "released" and key in self._waiting:',
+        "if False:",
+        ("test_dask.py::test_the_client_is_killed",),
+        DASK,
+        hang=True,
+    ),
+    Mutant(
+        "dask-journals-kept",
+        "Each chunk leaves files on its node, until the disk is full.",
+        "            self._waiting.pop(key, None)\n            remove_journal(chunk.journal)\n",
+        "            self._waiting.pop(key, None)\n",
+        ("test_dask.py::test_every_kind_of_outcome",),
+        DASK,
+    ),
+    Mutant(
+        "dask-journal-overwritten",
+        "A worker comes back to a chunk, and forgets which of its tasks ended.",
+        "os.O_WRONLY | os.O_CREAT | os.O_APPEND)",
+        "os.O_WRONLY | os.O_CREAT | os.O_TRUNC)",
+        ("test_dask.py::test_a_worker_that_comes_back_to_a_chunk_keeps_its_records",),
+        DASK,
+    ),
+    Mutant(
+        "dask-two-outcomes",
+        "After the death of a node's process, a task that ended has a second outcome.",
+        "if (states[at] or not ended) and at not in outcomes]",
+        "if states[at] or not ended]",
+        ("test_dask.py::test_the_journals_of_a_dead_process_say_what_became_of_each_task",),
+        DASK,
+    ),
+    Mutant(
+        "dask-none-is-crashed",
+        "After the death of a node's process, tasks that had returned None are crashed.",
+        'outcomes.setdefault(at, (at, "ok", None, None, 1, None, 0.0))',
+        "pass",
+        ("test_dask.py::test_the_journals_of_a_dead_process_say_what_became_of_each_task",),
+        DASK,
+    ),
+    Mutant(
+        "dask-taken-back-and-begun",
+        "A worker begins a task that another node has got meanwhile.",
+        "        if not info.st_nlink:\n",
+        "        if False:\n",
+        ("test_dask.py::test_no_task_begins_in_a_chunk_that_was_taken_back",),
+        DASK,
+    ),
 )
 
 
@@ -1417,21 +1532,11 @@ def remove_lone_files():
 
 def end_processes(session, mark):
     """Kill the processes of a session, and those with this mark in their environment, until there are none."""
-    while found := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if belongs(pid, session, mark)]:
+    while found := processes_in(session, f"{MARK}={mark}"):
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-
-
-def belongs(pid, session, mark):
-    """Return True if a living process belongs to a run."""
-    try:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        environment = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return fields[0] not in (b"Z", b"X") and (int(fields[3]) == session or f"{MARK}={mark}".encode() in environment)
 
 
 def read_outcome(code, report, output):
@@ -1511,11 +1616,20 @@ def main():
             mistaken_text(mutant)
     except ValueError as error:
         parser.error(str(error))
-    return run_all(chosen, options.jobs)
+    began = time.monotonic()
+    rows = {mutant.name: ("left out", "pip install distributed", 0.0) for mutant in chosen if lacks_dask(mutant)}
+    if possible := [mutant for mutant in chosen if mutant.name not in rows]:
+        rows |= run_all(possible, options.jobs)
+    return report(chosen, rows, time.monotonic() - began)
+
+
+def lacks_dask(mutant):
+    """Return True if the tests of a mutant would be skipped here."""
+    return mutant.file == DASK and importlib.util.find_spec("distributed") is None
 
 
 def run_all(mutants, jobs):
-    """Make all these mistakes. Print what becomes of each. Return the exit code."""
+    """Make these mistakes. Print what becomes of each. Return (what became of it, more about it, seconds) by name."""
     began = time.monotonic()
     rows = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as name, ThreadPoolExecutor(jobs) as pool:
@@ -1533,7 +1647,7 @@ def run_all(mutants, jobs):
             interrupted.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return report(mutants, rows, time.monotonic() - began)
+    return rows
 
 
 def report(mutants, rows, seconds):

@@ -33,9 +33,12 @@ import tempfile
 import time
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+from helpers import ROOT, is_running, segments_of, session_of, stat_of, wait_until
+
 import shmqueue
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 HANG = 90.0  # seconds without an outcome after which a run counts as stuck
 MANY = 1 << 20
 
@@ -153,32 +156,6 @@ class Opener:
 # The weather: which worker is killed, and when.
 
 
-def state_of(pid: int) -> str:
-    """Return the state of a process as ps shows it, or "" if it is gone."""
-    try:
-        stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return stat.rpartition(b")")[2].split()[0].decode()
-
-
-def session_of(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return 0
-
-
-def processes_in(session: int) -> list[int]:
-    """Return the processes of a session that are not zombies."""
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [pid for pid in pids if session_of(pid) == session and state_of(pid) not in ("", "Z", "X")]
-
-
-def segments_of(pid: int) -> list[str]:
-    return sorted(name for name in os.listdir("/dev/shm") if name.startswith(f"shmq-{pid}-"))
-
-
 class Worker:
     """A worker of the run, seen from outside. Its words in the segment are only read."""
 
@@ -197,7 +174,8 @@ class Worker:
         pid = self.words[self.at + shmqueue.PID]
         if pid != self.pid:
             self.close()
-            if pid and session_of(pid) == session:
+            stat = stat_of(pid)
+            if stat and int(stat[3]) == session:
                 try:
                     self.fd = os.pidfd_open(pid)
                 except ProcessLookupError:
@@ -281,10 +259,10 @@ class Storm:
 
     def blow(self, process: Any) -> None:
         """Kill and stop workers until there were enough kills, or the run ends."""
-        if not self.wait(process, lambda: segments_of(process.pid)):
+        if not self.wait(process, lambda: segments_of([process.pid])):
             return
         time.sleep(0.05)  # The segment gets its size meanwhile.
-        with open(f"/dev/shm/{segments_of(process.pid)[0]}", "rb") as file:
+        with open(f"/dev/shm/{segments_of([process.pid])[0]}", "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         with mapped, memoryview(mapped) as view, view[: len(view) // 8 * 8].cast("Q") as words:
             workers = [Worker(words, index) for index in range(self.plan.workers)]
@@ -325,28 +303,26 @@ class Storm:
                 if not worker.stopped_until and worker.send(signal.SIGSTOP):
                     self.stops += 1
                     worker.stopped_until = now + (1.5 if chance.random() < 0.01 else chance.expovariate(50.0))
-            elif state_of(worker.pid) not in ("", "Z", "X") and worker.send(signal.SIGKILL):
+            elif is_running(worker.pid) and worker.send(signal.SIGKILL):
                 self.killed.add(worker.pid)
                 worker.hit, worker.hit_at, worker.stopped_until = True, now, 0.0
 
     def end(self, process: Any) -> None:
         """Kill the run if it has not ended by itself. If it has, note what it left behind."""
         if process.poll() is None:
-            for pid in processes_in(process.pid):
+            for pid in session_of(process.pid):
                 os.kill(pid, signal.SIGKILL)
             process.wait()
-            for name in segments_of(process.pid):
+            for name in segments_of([process.pid]):
                 os.unlink(f"/dev/shm/{name}")
             self.violations = self.violations or ["stuck, and ended"]
             return
-        deadline = time.monotonic() + 10
-        while (left := processes_in(process.pid)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if left:
+        if not wait_until(lambda: not session_of(process.pid), 10):
+            left = session_of(process.pid)
             self.violations.append(f"processes left: {left}")
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
-        if names := segments_of(process.pid):
+        if names := segments_of([process.pid]):
             self.violations.append(f"left in /dev/shm: {names}")
         if files := os.listdir(self.folder / "tmp"):
             self.violations.append(f"temporary files left: {files}")

@@ -8,15 +8,18 @@ Where a test needs a run that is half-way, its tasks wait for leave to begin (se
 likes.
 """
 
+import asyncio
 import collections
 import contextlib
 import fcntl
 import json
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 from helpers import HANG, ROOT, is_running, segments_of, session_of, summary, usage_error, wait_until
@@ -46,7 +49,7 @@ def begin(payload):
     os.close(notes)
 """
 JOBS = """
-import os, time
+import os, signal, time
 
 def square(payload: str) -> str:
     return str(int(payload) ** 2)
@@ -59,6 +62,11 @@ def fail(payload: str) -> None:
 
 def die(payload: str) -> None:
     os._exit(3)
+
+def kill_node(payload: str) -> None:
+    with open(f"/proc/{os.getppid()}/stat") as file:
+        os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    time.sleep(60)
 
 def where(payload: str) -> str:
     return os.getcwd()
@@ -86,7 +94,7 @@ class Dask:
 
     def start_nodes(self, count=2):
         """Start nodes of two threads, and wait until the scheduler knows them."""
-        where = ("--host", "127.0.0.1", "--nthreads", "2", "--no-dashboard")
+        where = ("--host", "127.0.0.1", "--nthreads", "2", "--no-dashboard", "--local-directory", ".")
         self.nodes = [self._start("worker", self.address, *where) for _ in range(count)]
         logs = [self.folder_of(node) / "log" for node in self.nodes]
         assert wait_until(lambda: all(b"Registered to" in log.read_bytes() for log in logs), HANG / 2)
@@ -125,6 +133,10 @@ class Dask:
     def segments(self):
         self.look()
         return segments_of(self.pids)
+
+    def journals(self):
+        """The files in which nodes note what becomes of their chunks."""
+        return sorted(self.folder.rglob("shmqueue-*"))
 
     def supervisors(self):
         """The pids of the processes on nodes that have a segment."""
@@ -264,6 +276,7 @@ def test_every_kind_of_outcome(dask, deal, cli, jobs):
     folders = {str(dask.folder_of(node)) for node in dask.nodes}
     assert {r["value"] for r in run.results if r["function"] == "where"} <= folders
     assert dask.segments() == []
+    assert dask.journals() == []
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -415,6 +428,22 @@ def test_a_worker_that_cannot_leave_after_its_supervisor_is_killed(dask, leave, 
     cli.run("--clean")
 
 
+def test_the_journals_of_a_dead_process_say_what_became_of_each_task(tmp_path):
+    """One that ended keeps its outcome, also None. One in hand is crashed. One that has not begun has no outcome."""
+    file = tmp_path / "run-1"
+    file.write_bytes(bytes([dask_cluster.BEGUN, dask_cluster.RETURNED_NONE, dask_cluster.BEGUN, 0]))
+    (tmp_path / "run-1.7").write_bytes(dask_cluster.pack((0, "ok", b"value", None, 1, None, 0.5)))
+
+    async def salvage():
+        worker = types.SimpleNamespace(address="tcp://here")
+        node = dask_cluster.Node("run", pickle.dumps({"options": {"workers": 2}}), worker)
+        return await node._salvage(dask_cluster.Waiting(count=4, journal=str(file), reply=None))
+
+    outcomes = asyncio.run(salvage())
+    assert sorted(outcome[:3] for outcome in outcomes) == [(0, "ok", b"value"), (1, "ok", None), (2, "crashed", None)]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_task_begins_in_a_chunk_that_was_taken_back(tmp_path):
     file = tmp_path / "run-1"
     file.write_bytes(bytes(3))
@@ -497,6 +526,21 @@ def test_a_cluster_of_its_own(deal, cli, jobs):
     assert summary(run.err)["workers"] == 2
 
 
+def test_ctrl_c_at_a_cluster_of_its_own(leave, deal, cli):
+    """A terminal sends it to all processes of the group. The node is spared, and finishes what is in hand."""
+    leave.up_to()
+    arguments = ("--call", f"{leave.handlers}:nap", "-w", "2", "--wait", "5", "--results", "-")
+    run = deal(numbers(20_000), *arguments, start_new_session=True)
+    assert wait_until(lambda: leave.begun() >= 100, HANG / 2)
+    os.killpg(run.pid, signal.SIGINT)
+    done = cli.finish(run)
+    assert done.code == 128 + signal.SIGINT, done.err
+    results, starts = one_each(done.results, 20_000), leave.starts()
+    assert max(starts.values()) == 1
+    assert {payload for payload, result in results.items() if result["status"] == "ok"} == set(starts)
+    assert {result["status"] for result in results.values()} == {"ok", "cancelled"}
+
+
 def test_no_scheduler_there(deal, cli):
     run = cli.finish(deal("noop\n", "--scheduler", "tcp://127.0.0.1:9"))
     assert run.code == 2
@@ -567,6 +611,34 @@ def test_a_node_dies_half_way(dask, leave, deal, cli):
     cli.run("--clean")  # what the dead machine's memory held is swept by the next start there
 
 
+def test_the_last_node_dies_after_ctrl_c(empty_cluster, leave, deal, cli):
+    empty_cluster.start_nodes(1)
+    arguments = ("--call", f"{leave.handlers}:square", "--scheduler", empty_cluster.address, "--wait", "1")
+    run = deal(numbers(), *arguments, "--results", "-")
+    leave.up_to(2)
+    assert wait_until(lambda: leave.begun() == 2, HANG / 2)
+    run.send_signal(signal.SIGINT)
+    empty_cluster.kill(empty_cluster.nodes[0])
+    done = cli.finish(run)
+    assert done.code == 128 + signal.SIGINT, done
+    results, starts = one_each(done.results, TASKS), leave.starts()
+    assert {results[payload]["status"] for payload in starts} == {"crashed"}
+    assert {result["status"] for result in results.values()} == {"crashed", "cancelled"}
+    cli.run("--clean")
+
+
+def test_a_task_that_kills_every_node_that_has_it_is_crashed(empty_cluster, deal, cli, jobs):
+    empty_cluster.start_nodes(1)
+    arguments = ("--handlers", jobs, "--scheduler", empty_cluster.address, "--results", "-")
+    done = cli.finish(deal("kill_node x\n", *arguments))
+    assert done.code == 1, done
+    assert [(r["status"], r["error"]) for r in done.results] == [
+        ("crashed", "KilledWorker: every node that had it died")
+    ]
+    log = empty_cluster.folder_of(empty_cluster.nodes[0]) / "log"
+    assert wait_until(lambda: log.read_bytes().count(b"Registered to") == 5)  # Dask starts it after each death
+
+
 def test_the_scheduler_dies_and_resume_goes_on(dask, leave, deal, cli):
     path = cli.folder / "out.jsonl"
     arguments = ("--call", f"{leave.handlers}:square", "--results", str(path))
@@ -578,8 +650,8 @@ def test_the_scheduler_dies_and_resume_goes_on(dask, leave, deal, cli):
     assert done.code == 1
     assert "the scheduler at tcp://" in done.out
     assert "--resume" in done.out
-    assert {result["tsk_id"] for result in recorded(path)} == set(range(1, TASKS + 1))
-    assert len(recorded(path)) == TASKS
+    results, starts = one_each(recorded(path), TASKS), leave.starts()
+    assert {results[payload]["status"] for payload in starts} == {"ok", "crashed"}
     assert wait_until(lambda: not dask.segments(), HANG / 2)
     dask.start_scheduler()
     dask.start_nodes(1)

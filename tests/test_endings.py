@@ -9,17 +9,15 @@ import json
 import os
 import pathlib
 import re
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import termios
 import threading
 
 import pytest
-from helpers import HANG, METHODS, ROOT, SCRIPT, is_running, living_processes, segments_of, state_of, wait_until
+from helpers import HANG, METHODS, ROOT, SCRIPT, Terminal, is_running, processes_in, segments_of, state_of, wait_until
 
 import shmqueue
 
@@ -101,49 +99,6 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def processes_in(session, mark):
-    """The living processes of a session, or with the run's mark in their environment."""
-    found = []
-    for pid, its_session in living_processes():
-        with contextlib.suppress(OSError):
-            marked = mark.encode() in pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if marked or its_session == session:
-                found.append(pid)
-    return found
-
-
-class Terminal:
-    """A terminal: what is typed into it, and what appears."""
-
-    def __init__(self):
-        self.master, self.slave = os.openpty()
-        self.before = termios.tcgetattr(self.slave)
-        self.output = bytearray()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._end, self._stop = os.pipe()
-        self._reader.start()
-
-    def _read(self):
-        while True:
-            ready, _, _ = select.select([self.master, self._end], [], [])
-            if self._end in ready:
-                return
-            with contextlib.suppress(OSError):
-                self.output += os.read(self.master, 65536)
-
-    def type(self, data):
-        os.write(self.master, data)
-
-    def close(self):
-        """As a window is closed."""
-        if self.master >= 0:
-            os.write(self._stop, b"x")
-            self._reader.join()
-            for descriptor in (self.master, self.slave, self._end, self._stop):
-                os.close(descriptor)
-            self.master = -1
-
-
 class Scene:
     """One run, started in one of several ways, and what is left of it."""
 
@@ -169,9 +124,9 @@ class Scene:
         with open(self.errors, "ab") as errors:
             if terminal:
                 self.terminal = Terminal()
-                options["stdin"] = self.terminal.slave
-                options.setdefault("stderr", self.terminal.slave if screen else errors)
-                options.setdefault("stdout", self.terminal.slave)
+                options["stdin"] = self.terminal.theirs
+                options.setdefault("stderr", self.terminal.theirs if screen else errors)
+                options.setdefault("stdout", self.terminal.theirs)
                 command = [sys.executable, "-W", "default", str(script), *arguments]
                 self.process = self.cli.start(*command, script=self.ctty, **options)
             else:
@@ -418,12 +373,12 @@ def test_command_ctrl_c_twice_ends_what_hangs(scene, screen):
 
 def check_terminal(scene, screen):
     """It is as it was: its modes, its screen, its cursor."""
-    assert termios.tcgetattr(scene.terminal.slave) == scene.terminal.before
-    output = scene.terminal.output
-    assert wait_until(lambda: b"tasks/s" in output.rpartition(b"\x1b")[2], 5), output[-500:]
+    terminal = scene.terminal
+    assert terminal.has_its_modes()
+    assert wait_until(lambda: b"tasks/s" in terminal.output.rpartition(b"\x1b")[2], 5), terminal.output[-500:]
     if screen:
         for on, off in ((b"\x1b[?1049h", b"\x1b[?1049l"), (b"\x1b[?25l", b"\x1b[?25h"), (b"\x1b[?7l", b"\x1b[?7h")):
-            assert output.rfind(on) < output.rfind(off)
+            assert terminal.output.rfind(on) < terminal.output.rfind(off)
 
 
 def test_command_closed_terminal(scene):
@@ -458,9 +413,9 @@ def test_command_ctrl_z_stops_the_workers_too_and_they_go_on(scene, method):
 
 
 def check_modes(scene):
-    output = scene.terminal.output
-    assert wait_until(lambda: output.rfind(b"\x1b[?1049l") >= output.rfind(b"\x1b[?1049h"), 5)
-    assert termios.tcgetattr(scene.terminal.slave) == scene.terminal.before
+    terminal = scene.terminal
+    assert wait_until(lambda: terminal.output.rfind(b"\x1b[?1049l") >= terminal.output.rfind(b"\x1b[?1049h"), 5)
+    assert terminal.has_its_modes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import re
-import select
 import signal
 import socket
 import struct
@@ -19,7 +18,7 @@ import time
 import pyte
 import pyte.modes
 import pytest
-from helpers import SCRIPT, SUMMARY, is_running, wait_until, workers_of
+from helpers import SCRIPT, SUMMARY, Terminal, is_running, wait_until, workers_of
 
 import shmqueue
 
@@ -90,38 +89,23 @@ class Emulator(pyte.HistoryScreen):
             self._kept = None
 
 
-class Terminal:
-    """A pseudo-terminal with its emulator; a thread reads all that is written to it."""
+class Window(Terminal):
+    """A terminal with its emulator. A line stands there before."""
 
     def __init__(self, columns=80, lines=24, known_size=True):
-        self.ours, self.theirs = os.openpty()
-        self.screen, self.raw, self._marks = Emulator(columns, lines), bytearray(), 0
+        self.screen, self._marks = Emulator(columns, lines), 0
+        self._stream, self._lock = pyte.ByteStream(self.screen), threading.RLock()
+        super().__init__()
         if known_size:
             self.resize(columns, lines)
-        self.attributes = termios.tcgetattr(self.theirs)
-        self._stream, self._lock = pyte.ByteStream(self.screen), threading.RLock()
-        self._stopped, self._stop = os.pipe()
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
         os.write(self.theirs, BEFORE.encode() + b"\r\n")
 
-    def _read(self):
-        while True:
-            ready, _, _ = select.select([self.ours, self._stopped], [], [])
-            if self._stopped in ready:
-                return
-            with self._lock:
-                try:
-                    block = os.read(self.ours, 65536)
-                except OSError:
-                    return
-                self._marks += block.count(0)
-                block = block.replace(b"\0", b"")
-                self.raw += block
-                self._stream.feed(block)
-
-    def type(self, data):
-        os.write(self.ours, data)
+    def take(self, block):
+        text = block.replace(b"\0", b"")
+        super().take(text)
+        with self._lock:
+            self._stream.feed(text)
+        self._marks += block.count(0)
 
     def resize(self, columns, lines):
         """As a user does who pulls at the window: the kernel sends SIGWINCH."""
@@ -153,34 +137,17 @@ class Terminal:
         with self._lock:
             return [line.rstrip() for line in self.screen.display]
 
-    def read(self):
-        """All that came until now, as bytes."""
-        with self._lock:
-            return bytes(self.raw)
-
     def assert_as_before(self):
         self.settle()
-        assert self.screen.is_as_before, self.read()[-300:]
-        assert termios.tcgetattr(self.theirs) == self.attributes
+        assert self.screen.is_as_before, self.output[-300:]
+        assert self.has_its_modes()
         assert self.screen.scrolled == 0
         assert BEFORE in self.screen.ordinary
 
     def assert_commands_are_ours(self):
         """Nothing but text, line ends and the commands that the screen needs."""
-        text = KNOWN.sub(b"", self.read()).decode()
+        text = KNOWN.sub(b"", self.output).decode()
         assert [c for c in text if not (c.isprintable() or c in "\r\n")] == []
-
-    def hang_up(self):
-        """Close our end, as a terminal's window does."""
-        os.write(self._stop, b"!")
-        self._thread.join()
-        for descriptor in (self.ours, self.theirs, self._stop, self._stopped):
-            os.close(descriptor)
-        self.ours = -1
-
-    def close(self):
-        if self.ours >= 0:
-            self.hang_up()
 
 
 class Desk:
@@ -190,7 +157,7 @@ class Desk:
         self.cli, self.folder, self._terminals = cli, cli.folder, []
 
     def terminal(self, *size, **options):
-        self._terminals.append(Terminal(*size, **options))
+        self._terminals.append(Window(*size, **options))
         return self._terminals[-1]
 
     def start(self, terminal, *arguments, controlling=True, **options):
@@ -252,7 +219,7 @@ def handlers(cli):
 
 def totals(terminal):
     """The counts of the last line of the summary, which stands in the ordinary buffer, be it wrapped."""
-    last = terminal.read().rpartition(LEAVE)[2].decode(errors="replace").rstrip("\r\n").rpartition("\n")[2]
+    last = terminal.output.rpartition(LEAVE)[2].decode(errors="replace").rstrip("\r\n").rpartition("\n")[2]
     match = SUMMARY.fullmatch(last)
     assert match, last
     assert last in "".join(terminal.screen.display), terminal.lines
@@ -282,7 +249,7 @@ def test_sizes(desk, columns, lines):
 def test_nothing_scrolls_on_a_terminal_that_is_too_small(desk, columns, lines):
     terminal = desk.terminal(columns, lines)
     assert desk.run(terminal, desk.cli.file("tasks", "sleep 0.1\n" * 8), "-w", "2") == 0
-    assert FRAME in terminal.read()
+    assert FRAME in terminal.output
     terminal.settle()
     assert terminal.screen.scrolled == 0
     assert terminal.screen.is_as_before
@@ -316,7 +283,7 @@ def test_it_follows_the_size_while_it_runs(desk):
     assert desk.wait(process) == 128 + signal.SIGINT
     terminal.settle()
     assert terminal.screen.is_as_before
-    assert termios.tcgetattr(terminal.theirs) == terminal.attributes
+    assert terminal.has_its_modes()
 
 
 def test_resizing_all_the_time_does_no_harm(desk):
@@ -366,7 +333,7 @@ def test_a_line_as_wide_as_the_terminal_is_shown_to_its_last_column(desk):
     terminal.shows("(?m)^ #1 fail failed: ValueError: x+")
     desk.wait(process)
     terminal.settle()
-    full = [line for frame in terminal.read().split(FRAME)[1:] for line in frame.split(b"\r\n") if b"xxxx" in line]
+    full = [line for frame in terminal.output.split(FRAME)[1:] for line in frame.split(b"\r\n") if b"xxxx" in line]
     assert full
     assert max(map(len, full)) > 80
     assert not any(re.search(rb"[^\x1b]{80}\x1b\[K", line) for line in full), full[0]
@@ -394,7 +361,7 @@ def test_hostile_text_never_reaches_the_terminal(desk, handlers, drawn):
     mode = "auto" if drawn else "off"
     assert desk.run(terminal, tasks, "--handlers", handlers, "-w", "1", "--screen", mode) == 1
     terminal.settle()
-    assert (ENTER in terminal.read()) == drawn
+    assert (ENTER in terminal.output) == drawn
     terminal.assert_commands_are_ours()
     terminal.assert_as_before()
     assert "fail failed: ValueError: \N{REPLACEMENT CHARACTER}" in terminal.screen.ordinary
@@ -406,7 +373,7 @@ def test_hostile_usage_is_said_without_its_commands(desk):
     for arguments in (["no\x1b[31m\u202esuch"], ["tasks", "--watch", "x\x1b[2J"], ["t", "--resume\x1b]0;t\x07"]):
         assert desk.run(terminal, *arguments) == 2
     terminal.settle()
-    assert b"\x1b" not in terminal.read()
+    assert b"\x1b" not in terminal.output
     terminal.assert_commands_are_ours()
 
 
@@ -440,7 +407,7 @@ def test_a_terminal_that_knows_no_commands_gets_none(desk, term):
         del environment["TERM"]
     assert desk.run(terminal, desk.cli.file("tasks", "sleep 0.2\n" * 4), "-w", "2", env=environment) == 0
     terminal.assert_as_before()
-    assert b"\x1b" not in terminal.read()
+    assert b"\x1b" not in terminal.output
     assert totals(terminal)["ok"] == 4
 
 
@@ -460,7 +427,7 @@ def test_colours_are_those_of_the_terminal(desk, environment, commands):
     tasks = desk.cli.file("tasks", "sha256 absent\nsleep 0.3\nsleep 0.3\n")
     assert desk.run(terminal, tasks, "-w", "2", environment={"NO_COLOR": "", **environment}) == 1
     terminal.assert_as_before()
-    seen = terminal.read()
+    seen = terminal.output
     assert ENTER in seen
     assert set(re.findall(rb"\x1b\[([\d;:]*)m", seen)) - {b""} == commands
 
@@ -621,7 +588,7 @@ def test_a_terminal_that_goes_away_ends_the_run_cleanly(desk):
     tasks = desk.cli.file("tasks", "echo a\n" + "sleep 60\n" * 4)
     process = desk.start(terminal, tasks, "-w", "2", "--results", "out.jsonl", "--summary", "summary.json")
     terminal.shows(r"(?m)(^ +\d+  run (.|\n)*){2}")
-    terminal.hang_up()
+    terminal.close()
     assert desk.wait(process) == 128 + signal.SIGHUP
     rows = [json.loads(line) for line in (desk.folder / "out.jsonl").read_text().splitlines()]
     assert sorted(row["status"] for row in rows) == ["cancelled"] * 4 + ["ok"]
@@ -673,12 +640,12 @@ def test_ctrl_z_and_bg_goes_on_in_the_background(desk):
     terminal.type(b"\x1a")
     terminal.shows("Stopped")
     terminal.settle()
-    entered = terminal.read().count(ENTER)
+    entered = terminal.output.count(ENTER)
     terminal.type(b"bg\n")
     path = desk.folder / "out.jsonl"
     assert wait_until(lambda: path.read_text().count('"ok"') == 20, 20), "it was stopped again"
     terminal.settle()
-    assert terminal.read().count(ENTER) == entered, "it draws over the shell"
+    assert terminal.output.count(ENTER) == entered, "it draws over the shell"
     terminal.type(b"kill -9 %1\nexit\nexit\n")
     shell.wait(30)
 
@@ -693,8 +660,8 @@ def test_in_the_background_it_is_not_stopped_for_the_keys(desk, arguments):
     assert wait_until(lambda: path.exists() and path.read_text().count('"ok"') == 8)
     terminal.type(b"wait; echo left=$?\n")
     terminal.shows(r"(?m)left=\d")
-    assert termios.tcgetattr(terminal.theirs) == terminal.attributes
-    assert ENTER not in terminal.read(), "it draws over the shell"
+    assert terminal.has_its_modes()
+    assert ENTER not in terminal.output, "it draws over the shell"
     terminal.type(b"exit\n")
     shell.wait(30)
 
@@ -787,7 +754,7 @@ def test_the_keyboard_as_the_source_is_no_keys(desk):
     terminal = desk.terminal()
     process = desk.start(terminal, "-", "-w", "1", "--results", "out.jsonl")
     terminal.shows(r"(?m)^ shmqueue  standard input")
-    assert termios.tcgetattr(terminal.theirs) == terminal.attributes
+    assert terminal.has_its_modes()
     terminal.type(b"echo p\np\nq\n")
     path = desk.folder / "out.jsonl"
     assert wait_until(lambda: path.read_text().count("\n") == 3)
@@ -800,7 +767,7 @@ def test_the_keyboard_as_the_source_is_no_keys(desk):
         ("p", "failed"),
         ("q", "failed"),
     ]
-    assert termios.tcgetattr(terminal.theirs) == terminal.attributes
+    assert terminal.has_its_modes()
     assert terminal.screen.is_as_before
 
 
@@ -816,7 +783,7 @@ def test_keys_where_standard_input_is_no_terminal(desk, stream):
         process = desk.start(terminal, tasks, "-w", "2", stdin=options[stream])
     terminal.shows(r"(?m)^ +\d+  run ")
     assert "pause or go on" not in terminal.screen.text
-    assert termios.tcgetattr(terminal.theirs) == terminal.attributes
+    assert terminal.has_its_modes()
     terminal.type(b"pq")
     if stream == "pipe":
         process.stdin.write(b"pq")
@@ -1018,7 +985,7 @@ def test_watching_without_a_terminal_sends_no_commands(desk, watched, where):
         terminal = desk.terminal()
         code = desk.wait(watched.watch(terminal, name, environment={"TERM": "dumb"}))
         terminal.settle()
-        seen = terminal.read()
+        seen = terminal.output
     assert code == 2
     assert b"\x1b" not in seen
     assert b"Traceback" not in seen
@@ -1051,14 +1018,14 @@ def test_a_snapshot_that_is_spoiled_or_of_another_version_does_no_harm(desk, wat
     segment.write_bytes(bytes(4096))
     terminal = desk.terminal()
     watcher = watched.watch(terminal, name)
-    assert wait_until(lambda: FRAME in terminal.read() or watcher.poll() is not None)
+    assert wait_until(lambda: FRAME in terminal.output or watcher.poll() is not None)
     time.sleep(0.2)
     file.unlink()
     segment.unlink()
     assert desk.wait(watcher) in (0, 2)
     terminal.assert_as_before()
     terminal.assert_commands_are_ours()
-    assert b"Traceback" not in terminal.read()
+    assert b"Traceback" not in terminal.output
 
 
 def test_runs_of_other_users_are_not_seen(monkeypatch, tmp_path):

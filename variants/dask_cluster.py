@@ -853,7 +853,7 @@ class Cluster:
         self._progress.draw(self.snapshot)
         if self._client.status != "running":
             self._give_up(f"the scheduler at {self._where} was lost")
-        elif now - self._nodes_at > self._wait_seconds and (self._failure or not self.cancelled):
+        elif now - self._nodes_at > self._wait_seconds:
             self._give_up(f"no node at {self._where} for {self._wait_seconds:g} s: start one, `dask worker ADDRESS`")
         elif now > self._next_census:
             self._next_census = now + CENSUS_SECONDS
