@@ -118,7 +118,7 @@ class Scene:
             MARK: str(self.folder), **more,
         }  # fmt: skip
 
-    def start(self, *arguments, terminal=False, screen=False, script=SCRIPT, **options):
+    def start(self, *arguments, terminal=False, screen=False, script=None, **options):
         """Start a script: without a terminal its error stream is a file."""
         options = {"stdin": subprocess.DEVNULL, "env": self.environment(), **options}
         with open(self.errors, "ab") as errors:
@@ -127,7 +127,7 @@ class Scene:
                 options["stdin"] = self.terminal.theirs
                 options.setdefault("stderr", self.terminal.theirs if screen else errors)
                 options.setdefault("stdout", self.terminal.theirs)
-                command = [sys.executable, "-W", "default", str(script), *arguments]
+                command = [sys.executable, "-W", "default", str(script or self.cli.program), *arguments]
                 self.process = self.cli.start(*command, script=self.ctty, **options)
             else:
                 options.setdefault("stderr", errors)
