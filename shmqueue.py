@@ -1237,8 +1237,7 @@ class Engine:
 
     def _take_back(self) -> None:
         """Take back what no worker has claimed."""
-        for first, count in self._queue.drain():
-            self._ledger.give_back(first, count)
+        self._ledger.give_back_all(self._queue.drain())
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
         """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
@@ -1789,10 +1788,7 @@ class LaneReader:
 
     def take_unclaimed(self) -> bool:
         """Give back tasks that only this worker could claim; in variants there may be some. Return True if so."""
-        drained = self._queue.drain(self.process.index)
-        for first, count in drained:
-            self._ledger.give_back(first, count)
-        return bool(drained)
+        return self._ledger.give_back_all(self._queue.drain(self.process.index))
 
 
 BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in blocks of this size
@@ -2138,6 +2134,12 @@ class Ledger:
         """Take back tasks that never began. They are pushed again, or end if their job is cancelled."""
         for tasks, start, stop in self._take(position, count):
             self._put(tasks.part(start, stop), self.again)
+
+    def give_back_all(self, spans: Sequence[tuple[int, int]]) -> bool:
+        """Take back the tasks of these spans, each (first, count). Return True if there are any."""
+        for first, count in spans:
+            self.give_back(first, count)
+        return bool(spans)
 
     def position(self, tsk_id: int) -> int | None:
         """Return the position of a task that is in the queue and has no outcome yet."""
@@ -5248,7 +5250,8 @@ def as_json(value: Any) -> Any:
     try:
         import json
 
-        if len(json.dumps(value, allow_nan=False)) > 1000:  # a reader may have less of the stack left
+        text = json.dumps(value, allow_nan=False)
+        if text.count("[") + text.count("{") > 500:  # it may be deep, and a reader may have less of the stack left
             json.dumps(functools.reduce(lambda inner, _: [inner], range(200), value))
         return value
     except (TypeError, ValueError, RecursionError):
