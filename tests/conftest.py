@@ -1,4 +1,4 @@
-"""What all tests are run with: a guard against hangs, a guard against leftovers, and the command line."""
+"""What all tests are run with: a guard against hangs, a guard against leftovers, the command line, and a terminal."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 pytest.register_assert_rewrite("helpers")
-from helpers import HANG, ROOT, SCRIPT, CommandLine, parent_of, segments_of  # noqa: E402
+from helpers import HANG, ROOT, SCRIPT, CommandLine, Terminal, parent_of, segments_of  # noqa: E402
 
 sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in sys.path]
 
@@ -68,3 +68,10 @@ def cli(tmp_path, own_pids, program):
     command_line = CommandLine(tmp_path, own_pids, program)
     yield command_line
     command_line.close()
+
+
+@pytest.fixture
+def terminal():
+    it = Terminal()
+    yield it
+    it.close()

@@ -152,7 +152,7 @@ class Terminal:
         while self._stopped not in select.select([self.ours, self._stopped], [], [])[0]:
             try:
                 block = os.read(self.ours, 65536)
-            except OSError:  # it was hung up
+            except OSError:  # it was hung up, or no program has it any more
                 return
             self.take(block)
 
@@ -167,14 +167,23 @@ class Terminal:
         """Return True if its modes are those that it had at first."""
         return termios.tcgetattr(self.theirs) == self._attributes
 
+    def all_output(self):
+        """Close their end. Return all that was written, once no program has that end any more."""
+        os.close(self.theirs)
+        self.theirs = -1
+        self._thread.join()
+        return self.output
+
     def close(self):
         """Close it, as the user closes a window."""
-        if self.ours >= 0:
-            os.write(self._stop, b"!")
-            self._thread.join()
-            for descriptor in (self.ours, self.theirs, self._stop, self._stopped):
+        if self.ours < 0:
+            return
+        os.write(self._stop, b"!")
+        self._thread.join()
+        for descriptor in (self.ours, self.theirs, self._stop, self._stopped):
+            if descriptor >= 0:
                 os.close(descriptor)
-            self.ours = -1
+        self.ours = -1
 
 
 # The command line.

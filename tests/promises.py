@@ -668,6 +668,7 @@ PROMISES = {
         "printed to one, else a plain line every few seconds; `NO_COLOR=1` turns its colours off |"
     ): [
         "cli::test_screen_auto_draws_on_a_terminal_only",
+        "cli::test_screen_auto_draws_nothing_without_a_terminal",
         "print::test_values_on_a_terminal_keep_the_screen_away",
         "screen::test_without_a_terminal_a_plain_line_is_written_now_and_then",
         "screen::test_colours_are_those_of_the_terminal",

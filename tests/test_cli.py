@@ -382,19 +382,14 @@ def test_a_fifo_is_streamed(cli):
     assert (run.code, summary(run.err)["ok"]) == (0, 2)
 
 
-def test_a_terminal_is_streamed(cli):
-    ours, theirs = os.openpty()
-    try:
-        process = cli.start("-", *STREAMED, stdin=theirs)
-        os.write(ours, b"echo a\n")
-        assert json.loads(read_line(process.stdout))["value"] == "a"
-        os.write(ours, b"echo b\n")
-        assert json.loads(read_line(process.stdout))["value"] == "b"
-        os.write(ours, b"\x04")
-        run = cli.finish(process)
-    finally:
-        os.close(ours)
-        os.close(theirs)
+def test_a_terminal_is_streamed(cli, terminal):
+    process = cli.start("-", *STREAMED, stdin=terminal.theirs)
+    terminal.type(b"echo a\n")
+    assert json.loads(read_line(process.stdout))["value"] == "a"
+    terminal.type(b"echo b\n")
+    assert json.loads(read_line(process.stdout))["value"] == "b"
+    terminal.type(b"\x04")
+    run = cli.finish(process)
     assert (run.code, summary(run.err)["ok"]) == (0, 2)
 
 
@@ -780,38 +775,21 @@ def test_screen_on_draws_on_the_error_stream_and_leaves(cli):
 
 
 @pytest.mark.parametrize(
-    ("terminal", "mode", "term", "drawn"),
-    [
-        (True, "auto", "xterm", True),
-        (True, "auto", "dumb", False),
-        (True, "off", "xterm", False),
-        (False, "auto", "xterm", False),
-    ],
+    ("mode", "term", "drawn"), [("auto", "xterm", True), ("auto", "dumb", False), ("off", "xterm", False)]
 )
 def test_screen_auto_draws_on_a_terminal_only(cli, terminal, mode, term, drawn):
-    tasks = cli.file("tasks", "sleep 0.5\n")
-    arguments, environment = (tasks, "-w", "1", "--screen", mode), {**os.environ, "TERM": term}
-    if not terminal:
-        run = cli.run(*arguments, env=environment)
-        assert (run.code, "\x1b" in run.err) == (0, drawn)
-        return
-    ours, theirs = os.openpty()
-    try:
-        process = cli.start(*arguments, env=environment, stderr=theirs)
-        os.close(theirs)
-        seen = b""
-        while True:
-            try:
-                block = os.read(ours, 65536)
-            except OSError:  # nobody has the other end any more
-                break
-            seen += block
-        assert cli.finish(process).code == 0
-    finally:
-        os.close(ours)
+    arguments = (cli.file("tasks", "sleep 0.5\n"), "-w", "1", "--screen", mode)
+    run = cli.run(*arguments, env={**os.environ, "TERM": term}, stderr=terminal.theirs)
+    seen = terminal.all_output()
+    assert run.code == 0
     assert (ENTER.encode() in seen) == drawn
     assert (LEAVE.encode() in seen) == drawn
     assert (b"\x1b" in seen) == drawn
+
+
+def test_screen_auto_draws_nothing_without_a_terminal(cli):
+    run = cli.run(cli.file("tasks", "sleep 0.5\n"), "-w", "1", env={**os.environ, "TERM": "xterm"})
+    assert (run.code, "\x1b" in run.err) == (0, False)
 
 
 def test_version_and_help(cli):

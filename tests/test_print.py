@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import os
-import pty
 import re
 import select
 import shlex
@@ -589,23 +588,11 @@ def test_ctrl_c_prints_what_had_begun(cli):
 # A terminal.
 
 
-def on_terminal(cli, lines, *arguments, streams=("stdout", "stderr"), seconds=30.0):
-    """Run with a terminal as these streams. Return the exit code, and what came there."""
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm"}
-    process = cli.start(
-        cli.file("tasks", lines), "-w", "2", *arguments, env=environment, **dict.fromkeys(streams, theirs)
-    )
-    os.close(theirs)
-    shown = b""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            shown += os.read(ours, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-    os.close(ours)
-    return process.wait(10), shown, process
+def on_terminal(cli, terminal, *arguments, streams=("stdout", "stderr")):
+    """Run LINES with a terminal as these streams. Return how it ended, and what came there."""
+    options = {"env": {**os.environ, "TERM": "xterm"}, **dict.fromkeys(streams, terminal.theirs)}
+    run = cli.run(cli.file("tasks", LINES), "-w", "2", *arguments, **options)
+    return run, terminal.all_output()
 
 
 def outside_of_the_screen(shown):
@@ -617,26 +604,26 @@ def outside_of_the_screen(shown):
 LINES = "echo one; sleep 0.6\necho two; echo complaint >&2\nsleep 1.2; echo three\n"
 
 
-def test_values_on_a_terminal_keep_the_screen_away(cli):
-    code, shown, _ = on_terminal(cli, LINES, "--shell")
-    assert (code, ENTER in shown) == (0, False)
+def test_values_on_a_terminal_keep_the_screen_away(cli, terminal):
+    run, shown = on_terminal(cli, terminal, "--shell")
+    assert (run.code, ENTER in shown) == (0, False)
     assert shown.replace(b"\r\n", b"\n").count(b"one\n") == 1
     assert b"3 tasks: 3 ok" in shown
 
 
-def test_values_on_a_terminal_stay_beside_a_screen_that_is_wanted(cli):
-    code, shown, _ = on_terminal(cli, LINES, "--shell", "--screen", "on")
-    assert code == 0
+def test_values_on_a_terminal_stay_beside_a_screen_that_is_wanted(cli, terminal):
+    run, shown = on_terminal(cli, terminal, "--shell", "--screen", "on")
+    assert run.code == 0
     assert shown.count(ENTER) == shown.count(LEAVE) > 1
     left = outside_of_the_screen(shown).replace(b"\r\n", b"\n")
     for line in (b"one\n", b"two\ncomplaint\n", b"three\n", b"3 tasks: 3 ok"):
         assert left.count(line) == 1, left
 
 
-def test_the_screen_is_there_while_values_go_to_a_file(cli):
+def test_the_screen_is_there_while_values_go_to_a_file(cli, terminal):
     """What commands complain of stays on the terminal beside it."""
-    code, shown, process = on_terminal(cli, LINES, "--shell", "-k", streams=("stderr",))
-    assert (code, process.stdout.read()) == (0, b"one\ntwo\nthree\n")
+    run, shown = on_terminal(cli, terminal, "--shell", "-k", streams=("stderr",))
+    assert (run.code, run.out) == (0, "one\ntwo\nthree\n")
     assert ENTER in shown
     assert b"complaint\r\n" in outside_of_the_screen(shown)
 

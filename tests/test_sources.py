@@ -8,7 +8,6 @@ import re
 import sqlite3
 import subprocess
 import sys
-import termios
 import time
 
 import pytest
@@ -144,51 +143,36 @@ def test_a_pipe_that_says_nothing_costs_nothing_and_is_waited_for(cli):
     assert cli.finish(process, b"echo b\n").values == ["b"]
 
 
-def keyboard(cli, *arguments):
-    ours, theirs = os.openpty()
-    return ours, theirs, cli.start("-", *STREAMED, *arguments, stdin=theirs)
-
-
-def test_lines_from_the_keyboard_with_its_line_editing(cli):
-    ours, theirs, process = keyboard(cli)
-    try:
-        before = termios.tcgetattr(theirs)
-        os.write(ours, b"echo ab\x7fc\n")  # backspace
-        assert json.loads(read_line(process.stdout))["value"] == "ac"
-        os.write(ours, b"echo no\x15echo yes\n")  # the line is rubbed out
-        assert json.loads(read_line(process.stdout))["value"] == "yes"
-        os.write(ours, b"\n\necko\n")
-        assert json.loads(read_line(process.stdout))["status"] == "failed"
-        assert termios.tcgetattr(theirs) == before
-        os.write(ours, b"echo half\x04")  # an end of file in the midst of a line passes on what is there
-        os.write(ours, b" whole\n")
-        assert json.loads(read_line(process.stdout))["value"] == "half whole"
-        os.write(ours, b"\x04")
-        run = cli.finish(process)
-    finally:
-        os.close(ours)
-        os.close(theirs)
+def test_lines_from_the_keyboard_with_its_line_editing(cli, terminal):
+    process = cli.start("-", *STREAMED, stdin=terminal.theirs)
+    terminal.type(b"echo ab\x7fc\n")  # backspace
+    assert json.loads(read_line(process.stdout))["value"] == "ac"
+    terminal.type(b"echo no\x15echo yes\n")  # the line is rubbed out
+    assert json.loads(read_line(process.stdout))["value"] == "yes"
+    terminal.type(b"\n\necko\n")
+    assert json.loads(read_line(process.stdout))["status"] == "failed"
+    assert terminal.has_its_modes()
+    terminal.type(b"echo half\x04")  # an end of file in the midst of a line passes on what is there
+    terminal.type(b" whole\n")
+    assert json.loads(read_line(process.stdout))["value"] == "half whole"
+    terminal.type(b"\x04")
+    run = cli.finish(process)
     assert run.code == 1
     assert summary(run.err)["total"] == 4
 
 
-def test_a_last_line_from_the_keyboard_without_a_newline(cli):
-    ours, theirs, process = keyboard(cli)
-    try:
-        os.write(ours, b"echo half\x04\x04")
-        run = cli.finish(process)
-    finally:
-        os.close(ours)
-        os.close(theirs)
+def test_a_last_line_from_the_keyboard_without_a_newline(cli, terminal):
+    process = cli.start("-", *STREAMED, stdin=terminal.theirs)
+    terminal.type(b"echo half\x04\x04")
+    run = cli.finish(process)
     assert (run.code, run.values) == (0, ["half"])
 
 
-def test_a_keyboard_that_goes_away(cli):
-    ours, theirs, process = keyboard(cli)
-    os.close(theirs)
-    os.write(ours, b"echo a\n")
+def test_a_keyboard_that_goes_away(cli, terminal):
+    process = cli.start("-", *STREAMED, stdin=terminal.theirs)
+    terminal.type(b"echo a\n")
     assert json.loads(read_line(process.stdout))["value"] == "a"
-    os.close(ours)
+    terminal.close()
     run = cli.finish(process)
     assert run.code in (0, 1)
     assert "Traceback" not in run.err
