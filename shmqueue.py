@@ -393,9 +393,10 @@ class Supervisor:
         Reads about 4 * num_slots payloads ahead of the oldest unfinished task, not more. Raises TaskError at the first
         task that is not ok, and cancels the rest.
         """
-        if function not in self._ledger.fn_ids:
+        fn_ids = self._ledger.intake.fn_ids
+        if function not in fn_ids:
             raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
-        return self._read(self._ordered(payloads, self._ledger.fn_ids[function]))
+        return self._read(self._ordered(payloads, fn_ids[function]))
 
     def submit(self, function: Any, payload: Any) -> int:
         """Add one task and return its tsk_id. results() yields its outcome. Blocks while the ring is full."""
@@ -474,19 +475,7 @@ class Supervisor:
 
         seconds: since the start. workers: a dict for each, with its pid and its completed and failed tasks.
         """
-        tally = self._ledger.tally
-        pool = self._pool
-        return {
-            **tally.counts,
-            "retried": tally.retried,
-            "respawned": pool.respawned,
-            "outstanding": self._ledger.unfinished(),
-            "seconds": tally.seconds(),
-            "workers": [
-                {"pid": process.pid, "completed": completed, "failed": failed}
-                for process, completed, failed in zip(pool.processes, tally.completed, tally.failed)
-            ],
-        }
+        return self._display.stats()
 
     def snapshot(self) -> Snapshot:
         """Return what the screen shows."""
@@ -542,7 +531,7 @@ class Supervisor:
 
 
 class Display:
-    """Shows how a run goes: on the screen, and to --watch by a file beside the segment."""
+    """Shows how a run goes: by numbers, on the screen, and to --watch by a file beside the segment."""
 
     def __init__(self, progress: Progress, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger) -> None:
         self._progress = progress
@@ -566,6 +555,21 @@ class Display:
         with contextlib.suppress(OSError):  # if there is no room, nobody can watch, and the run goes on
             write_file(path + ".new", json.dumps(self.snapshot()).encode())
             os.replace(path + ".new", path)
+
+    def stats(self) -> dict[str, Any]:
+        tally = self._ledger.tally
+        pool = self._pool
+        return {
+            **tally.counts,
+            "retried": tally.retried,
+            "respawned": pool.respawned,
+            "outstanding": self._ledger.unfinished(),
+            "seconds": tally.seconds(),
+            "workers": [
+                {"pid": process.pid, "completed": completed, "failed": failed}
+                for process, completed, failed in zip(pool.processes, tally.completed, tally.failed)
+            ],
+        }
 
     def snapshot(self) -> Snapshot:
         tally = self._ledger.tally
@@ -1233,8 +1237,7 @@ class Engine:
 
     def _take_back(self) -> None:
         """Take back what no worker has claimed."""
-        for first, count in self._queue.drain():
-            self._ledger.give_back(first, count)
+        self._ledger.give_back_all(self._queue.drain())
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
         """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
@@ -1518,6 +1521,39 @@ class Outcomes(NamedTuple):
     special: bool = False
 
 
+class RecordReader:
+    """Reads the values of a batch of which some are records."""
+
+    def __init__(self, segment: Segment, ledger: Ledger) -> None:
+        self._segment = segment
+        self._structures = ledger.structures
+        self._codec = ledger.codec
+
+    def values(self, outcomes: Outcomes) -> list[Any]:
+        """Return the values if some are records. If all of them are text, decode them in a faster way."""
+        log, ends = outcomes.log, outcomes.ends
+        stops = [end & ~RECORD for end in ends]
+        spans = list(zip([outcomes.begin, *stops], stops))
+        try:
+            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {TEXT}:
+                return [decode_text(log[begin + 1 : end]) for begin, end in spans]
+            return [
+                self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
+                for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
+            ]
+        except (struct.error, IndexError, ValueError) as error:
+            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
+
+    def _read_record(self, record: bytes, position: int) -> Any:
+        """Return the value of a record, which may lie in a file."""
+        head, data = record[0], record[1:]
+        if head & IN_FILE:
+            path = self._segment.beside(f"v{position}")
+            data = read_file(path, *SIZE.unpack(data))
+            os.unlink(path)
+        return decode_value(head & ~IN_FILE, data, self._structures, self._codec)
+
+
 class LaneReader:
     """Reads one worker's batches: brings outcomes to the ledger, and takes back what the worker has not begun.
 
@@ -1535,6 +1571,7 @@ class LaneReader:
         self.process = process
         self._queue = queue
         self._ledger = ledger
+        self._records = RecordReader(queue.segment, ledger)
         self.harvested = 0
         self.settled_below = 0
         self.halted_batch = 0
@@ -1618,13 +1655,13 @@ class LaneReader:
     def _end_late(self, doomed: Doomed, outcomes: Outcomes) -> None:
         """Settle a task that ended after its timeout, during its grace. It was the last of its batch."""
         if outcomes.special:
-            self._decode(outcomes)  # its value may have a file, which goes
+            self._records.values(outcomes)  # its value may have a file, which goes
         self._charge(outcomes.start, doomed.status, doomed.error)
 
     def _settle_records(self, outcomes: Outcomes) -> None:
         """Tell the ledger what was read, if some values are records. A record can be a failure."""
         position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
-        values = self._decode(outcomes)
+        values = self._records.values(outcomes)
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
         for failed, group in itertools.groupby(values, key=lambda value: type(value) is Failure):
             part = list(group)
@@ -1638,30 +1675,6 @@ class LaneReader:
                 self._ledger.charge(self.process.index, position, "failed", value, took, started)
                 position += 1
                 started += took
-
-    def _decode(self, outcomes: Outcomes) -> list[Any]:
-        """Return the values if some are records. If all of them are text, decode them in a faster way."""
-        log, ends = outcomes.log, outcomes.ends
-        stops = [end & ~RECORD for end in ends]
-        spans = list(zip([outcomes.begin, *stops], stops))
-        try:
-            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {TEXT}:
-                return [decode_text(log[begin + 1 : end]) for begin, end in spans]
-            return [
-                self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
-                for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
-            ]
-        except (struct.error, IndexError, ValueError) as error:
-            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
-
-    def _read_record(self, record: bytes, position: int) -> Any:
-        """Return the value of a record, which may lie in a file."""
-        head, data = record[0], record[1:]
-        if head & IN_FILE:
-            path = self._queue.segment.beside(f"v{position}")
-            data = read_file(path, *SIZE.unpack(data))
-            os.unlink(path)
-        return decode_value(head & ~IN_FILE, data, self._ledger.structures, self._ledger.codec)
 
     def halt(self, doomed: Doomed | None = None) -> bool:
         """Stop the worker for a moment. Read what it has finished, and take back what it has not begun.
@@ -1775,10 +1788,7 @@ class LaneReader:
 
     def take_unclaimed(self) -> bool:
         """Give back tasks that only this worker could claim; in variants there may be some. Return True if so."""
-        drained = self._queue.drain(self.process.index)
-        for first, count in drained:
-            self._ledger.give_back(first, count)
-        return bool(drained)
+        return self._ledger.give_back_all(self._queue.drain(self.process.index))
 
 
 BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in blocks of this size
@@ -1963,9 +1973,8 @@ class Ledger:
     """
 
     def __init__(self, functions: Mapping[int, Function], retries: Retries, workers: int, codec: Codec | None) -> None:
-        self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
-        self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
-        self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
+        self.intake = Intake(functions, codec)
+        self.names = self.intake.names
         self.structures = structures_of(functions.values())
         self.codec = codec
         self.tally = Tally(max(1, workers))  # without workers, this process is number 0
@@ -1973,8 +1982,6 @@ class Ledger:
         self.again: collections.deque[Tasks] = collections.deque()
         self.stopping = False
         self.next_id = 1
-        self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
-        self._function = functions.get(self._only)
         self.retries = retries
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
@@ -1985,7 +1992,7 @@ class Ledger:
         if len(items) == 0:
             return
         try:
-            columns = self._encode(job, items)
+            columns = self.intake.encode(job, items)
         except Exception:  # whatever a codec raises
             self._sort_out(job, items)
         else:
@@ -1997,11 +2004,11 @@ class Ledger:
         for tsk_id, item in zip(self._number(job, len(items)), items):
             try:
                 if not isinstance(item, Rejected):
-                    fn_ids, payloads, data, marked = self._encode(job, [item])
+                    fn_ids, payloads, data, marked = self.intake.encode(job, [item])
                     sent.append((tsk_id, fn_ids[0], payloads[0], data[0], (marked or fn_ids)[0]))
                     continue
             except Exception as error:
-                item = self._explain(job, item, error)
+                item = self.intake.explain(job, item, error)
             name, payload, text = item
             self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
         if sent:
@@ -2015,49 +2022,6 @@ class Ledger:
         self.next_id = tsk_ids.stop
         job.admit(tsk_ids.start, count)
         return tsk_ids
-
-    def _encode(
-        self, job: Job, items: Sequence[Any]
-    ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int] | None]:
-        """Return the columns of `items`, as Tasks has them. Raises an exception if one of them cannot be sent."""
-        types = set(map(type, items))
-        payloads = items
-        fn_id = job.fn_id or self._only
-        if not job.fn_id and (job.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
-            functions, payloads = zip(*items, strict=True)
-            types = set(map(type, payloads))
-            fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
-        elif not fn_id or Rejected in types:
-            raise TypeError("with several functions, an item is (function, payload)")
-        else:
-            fn_ids = array.array("I", [fn_id]) * len(items)
-            if tuple in types and not job.fn_id:
-                payloads = [item[1] if self._is_pair(job, item) else item for item in items]
-                types = set(map(type, payloads))
-        if types <= {bytes}:
-            return fn_ids, payloads, payloads, None
-        kinds, data = encode_payloads(payloads, self.codec, types)
-        marked = array.array("I", [fn_id | kind << KIND_BIT for fn_id, kind in zip(fn_ids, kinds)])
-        return fn_ids, payloads, data, marked
-
-    def _is_pair(self, job: Job, item: Any) -> bool:
-        """Return True if this is a pair of a function and a payload, and not a payload."""
-        if job.fn_id or not isinstance(item, tuple) or len(item) != 2:
-            return False
-        return job.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
-
-    def _explain(self, job: Job, item: Any, error: Exception) -> Rejected:
-        """Say why an item cannot be sent."""
-        fn_id = job.fn_id or self._only
-        pair = self._is_pair(job, item)
-        function, payload = item if pair else (self.names.get(fn_id, ""), item)
-        name = function_name(function)
-        text = describe(error)
-        if pair and isinstance(error, KeyError) and function not in self.fn_ids:
-            text = no_such_function(name, self.names.values())
-        elif not pair and not fn_id:
-            text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
-        return Rejected(name, payload, text)
 
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
         """Note that `tasks` are in the queue. places: their positions, as (first, count)."""
@@ -2171,6 +2135,12 @@ class Ledger:
         for tasks, start, stop in self._take(position, count):
             self._put(tasks.part(start, stop), self.again)
 
+    def give_back_all(self, spans: Sequence[tuple[int, int]]) -> bool:
+        """Take back the tasks of these spans, each (first, count). Return True if there are any."""
+        for first, count in spans:
+            self.give_back(first, count)
+        return bool(spans)
+
     def position(self, tsk_id: int) -> int | None:
         """Return the position of a task that is in the queue and has no outcome yet."""
         for tasks in self._placed:
@@ -2245,6 +2215,64 @@ class Ledger:
     def unfinished(self) -> int:
         waiting = sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
         return self.in_queue() + waiting + len(self.retries.delayed)
+
+
+class Intake:
+    """Makes of items what travels: which function, and the bytes of the payload. Says why an item cannot be sent.
+
+    names: of the functions, by fn_id. fn_ids: by function and by name.
+    """
+
+    def __init__(self, functions: Mapping[int, Function], codec: Codec | None) -> None:
+        self.names = {fn_id: function_name(function) for fn_id, function in functions.items()}
+        self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
+        self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
+        self._codec = codec
+        self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
+        self._function = functions.get(self._only)
+
+    def encode(
+        self, job: Job, items: Sequence[Any]
+    ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int] | None]:
+        """Return the columns of `items`, as Tasks has them. Raises an exception if one of them cannot be sent."""
+        types = set(map(type, items))
+        payloads = items
+        fn_id = job.fn_id or self._only
+        if not job.fn_id and (job.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
+            functions, payloads = zip(*items, strict=True)
+            types = set(map(type, payloads))
+            fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
+        elif not fn_id or Rejected in types:
+            raise TypeError("with several functions, an item is (function, payload)")
+        else:
+            fn_ids = array.array("I", [fn_id]) * len(items)
+            if tuple in types and not job.fn_id:
+                payloads = [item[1] if self._is_pair(job, item) else item for item in items]
+                types = set(map(type, payloads))
+        if types <= {bytes}:
+            return fn_ids, payloads, payloads, None
+        kinds, data = encode_payloads(payloads, self._codec, types)
+        marked = array.array("I", [fn_id | kind << KIND_BIT for fn_id, kind in zip(fn_ids, kinds)])
+        return fn_ids, payloads, data, marked
+
+    def _is_pair(self, job: Job, item: Any) -> bool:
+        """Return True if this is a pair of a function and a payload, and not a payload."""
+        if job.fn_id or not isinstance(item, tuple) or len(item) != 2:
+            return False
+        return job.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
+
+    def explain(self, job: Job, item: Any, error: Exception) -> Rejected:
+        """Say why an item cannot be sent."""
+        fn_id = job.fn_id or self._only
+        pair = self._is_pair(job, item)
+        function, payload = item if pair else (self.names.get(fn_id, ""), item)
+        name = function_name(function)
+        text = describe(error)
+        if pair and isinstance(error, KeyError) and function not in self.fn_ids:
+            text = no_such_function(name, self.names.values())
+        elif not pair and not fn_id:
+            text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
+        return Rejected(name, payload, text)
 
 
 class Retries:
@@ -3509,8 +3537,7 @@ class Worker:
         self._leaving = False
         self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
-        self._spilled: collections.deque[tuple[str, int]] = collections.deque()  # files of values: path and bytes
-        self._batch_spilled = 0  # bytes that this batch put into such files
+        self._files = ValueFiles(queue.segment)
         self._log: TaskLog | None = None
         self.disowned = False  # True in a process that a function forked
 
@@ -3519,7 +3546,8 @@ class Worker:
         global tsk_id_in_hand
         tsk_id_in_hand = self._tsk_id_in_hand
         os.register_at_fork(after_in_child=self._disown)
-        threading.Thread(target=self._end_with_supervisor, name="shmqueue-watch", daemon=True).start()
+        watch = functools.partial(end_with_supervisor, self._queue, self._pipes.wake)
+        threading.Thread(target=watch, name="shmqueue-watch", daemon=True).start()
         if self._options.log:
             self._log = TaskLog(self._options.log, self._index, self._tsk_id_in_hand)
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
@@ -3599,7 +3627,7 @@ class Worker:
     def _begin_batch(self, first: int, count: int) -> Half:
         self._first = first
         self._count = count
-        self._batch_spilled = 0
+        self._files.written = 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
         return self._half
 
@@ -3674,7 +3702,7 @@ class Worker:
         if self._options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
             by_room = len(self._half.log) * 3 // 4 * done // at
-            by_files = SPILL_BYTES // 4 * done // max(1, self._batch_spilled)
+            by_files = SPILL_BYTES // 4 * done // max(1, self._files.written)
             self._limit = max(1, min(8 * self._limit, by_time, by_room, by_files))
 
     # Values that are neither plain bytes nor None.
@@ -3683,78 +3711,28 @@ class Worker:
         """Append a value to the log as a record: a head, and bytes. Return where it ends."""
         try:
             head, data = encode_value(value, self._structures, self._options.codec)
-        except Exception as error:  # such as text that is not Unicode
-            head, data = FAILURE, Failure.of(error).encode()
+        except Exception as unsent:  # such as text that is not Unicode
+            head, data = FAILURE, Failure.of(unsent).encode()
         half = self._half
         room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # each later task needs room for a record
         if len(data) > room:
-            head, data = self._spill(self._first + task, head, data, room)
+            error = self._files.write(self._first + task, data)
+            if error is None:
+                head, data = head | IN_FILE, SIZE.pack(len(data))
+            else:
+                text = f"{describe(error)}: no room for a value of {len(data):,} bytes in {shared_directory()}"
+                head, data = FAILURE, Failure(text).encode()[:room]
         end = at + 1 + len(data)
         half.log[at] = head
         half.log[at + 1 : end] = data
         self._words[half.special] += 1
         return end
 
-    def _spill(self, position: int, head: int, data: bytes, room: int) -> tuple[int, bytes]:
-        """Write a value that does not fit the log to a file of its own. Return the head and the bytes of its record.
-
-        If there is no room, wait. Meanwhile this worker is halted like any slow one, and the supervisor takes in what
-        it has finished, which removes files. No descriptor is kept open, since a function could close it.
-        """
-        path = self._queue.segment.beside(f"v{position}")
-        alone = 0  # tries while none of this worker's files is left
-        while True:
-            while self._spilled and not os.path.exists(self._spilled[0][0]):
-                self._spilled.popleft()
-            if sum(size for _, size in self._spilled) <= SPILL_BYTES:
-                try:
-                    write_file(path, data)
-                    break
-                except OSError as error:
-                    if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
-                        text = f"{describe(error)}: no room for a value of {len(data):,} bytes in {shared_directory()}"
-                        return FAILURE, Failure(text).encode()[:room]
-                alone += not self._spilled
-            time.sleep(SPILL_SECONDS)
-        self._spilled.append((path, len(data)))
-        self._batch_spilled += len(data)
-        if not os.path.exists(self._queue.segment.path):  # the run is over, and nobody else would remove the file
-            os.unlink(path)
-        return head | IN_FILE, SIZE.pack(len(data))
-
     # Other processes.
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
             os.write(self._pipes.bell, b"!")
-
-    def _end_with_supervisor(self) -> None:
-        """In a thread: kill this process group when the supervisor is gone.
-
-        Its end of the pipe is closed then. Something else may hold a copy of that end, so its pidfd becoming readable
-        counts as well. Without pidfds its pid is checked from time to time.
-        """
-        # A signal that this thread takes would not interrupt what a function waits for in the main thread.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        owner = self._queue.owner_pid
-        poll = select.poll()
-        poll.register(self._pipes.wake, 0)  # hear only that it is closed
-        watched = False
-        with contextlib.suppress(OSError, AttributeError):
-            poll.register(_out_of_reach(os.pidfd_open(owner)), select.POLLIN)
-            watched = True
-        gone = False
-        while not gone and (watched or process_exists(owner)):
-            for descriptor, event in poll.poll(None if watched else ORPHAN_SECONDS * 1000):
-                if event & select.POLLNVAL:  # a function closed it
-                    poll.unregister(descriptor)
-                    watched = False
-                else:
-                    gone = True
-        end_strays(self._queue.name)
-        if os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)
-        os._exit(1)
 
     def _disown(self) -> None:
         """In a child that a function forked: make every later access to the queue an error.
@@ -3766,6 +3744,76 @@ class Worker:
 
     def _tsk_id_in_hand(self) -> int:
         return self._half.lane.tsk_id(min(self._half.done(self._count), self._half.lane.count - 1))
+
+
+class ValueFiles:
+    """Writes values that do not fit the log to files beside the segment. The supervisor removes those that it has read.
+
+    written: bytes of this batch's values.
+    """
+
+    def __init__(self, segment: Segment) -> None:
+        self.written = 0
+        self._segment = segment
+        self._left: collections.deque[tuple[str, int]] = collections.deque()  # paths and bytes of files, oldest first
+
+    def write(self, position: int, data: bytes) -> OSError | None:
+        """Write the value of the task at this position. Return the error if there is no room for it.
+
+        First wait for room. Meanwhile this worker is halted like any slow one, and the supervisor takes in what it has
+        finished, which removes files. No descriptor is kept open, since a function could close it.
+        """
+        path = self._segment.beside(f"v{position}")
+        alone = 0  # tries while none of this worker's files is left
+        while True:
+            if self._bytes_left() <= SPILL_BYTES:
+                try:
+                    write_file(path, data)
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
+                        return error
+                alone += not self._left
+            time.sleep(SPILL_SECONDS)
+        self._left.append((path, len(data)))
+        self.written += len(data)
+        if not os.path.exists(self._segment.path):  # the run is over, and nobody else would remove the file
+            os.unlink(path)
+        return None
+
+    def _bytes_left(self) -> int:
+        """Return the bytes of the files that the supervisor has not read yet."""
+        while self._left and not os.path.exists(self._left[0][0]):
+            self._left.popleft()
+        return sum(size for _, size in self._left)
+
+
+def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
+    """In a thread: kill this process group when the supervisor is gone.
+
+    Its end of the pipe `wake` is closed then. Something else may hold a copy of that end, so its pidfd becoming
+    readable counts as well. Without pidfds its pid is checked from time to time.
+    """
+    # A signal that this thread takes would not interrupt what a function waits for in the main thread.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    poll = select.poll()
+    poll.register(wake, 0)  # hear only that it is closed
+    watched = False
+    with contextlib.suppress(OSError, AttributeError):
+        poll.register(_out_of_reach(os.pidfd_open(queue.owner_pid)), select.POLLIN)
+        watched = True
+    gone = False
+    while not gone and (watched or process_exists(queue.owner_pid)):
+        for descriptor, event in poll.poll(None if watched else ORPHAN_SECONDS * 1000):
+            if event & select.POLLNVAL:  # a function closed it
+                poll.unregister(descriptor)
+                watched = False
+            else:
+                gone = True
+    end_strays(queue.name)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 class TaskLog(io.RawIOBase):
@@ -3952,6 +4000,11 @@ class QueueMemory:
         words = self.words
         return [(worker, number) for worker, status in enumerate(self.status) if (number := words[status + ASLEEP])]
 
+    def has_free_half(self, worker: int) -> bool:
+        """Return True if a worker that sleeps could claim a batch (supervisor)."""
+        status = self.status[worker]
+        return bool(self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2)
+
     def leave_note(self, worker: int, text: str) -> None:
         """Say why this process ends (worker). The supervisor reads it once it has reaped the process."""
         size = WorkerStatus.note.size
@@ -3975,6 +4028,21 @@ def heap_size(rest: int) -> int:
     if limit != resource.RLIM_INFINITY:
         size = min(size, limit - rest)
     return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
+
+
+def make_segment(position: int, *sizes: int) -> Segment:
+    """Make the segment of a queue, with its header. position: the first one. sizes: those of segment_layout."""
+    layout = segment_layout(*sizes)
+    rest = ctypes.sizeof(layout)
+    heap_bytes = heap_size(rest)
+    header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, (*sizes, heap_bytes))))
+    header.owner_pid = os.getpid()
+    header.owner_start = process_state(os.getpid())[1]
+    header.ring_end = layout.ring.offset + layout.ring.size
+    header.pushed.value = header.claimed.value = position
+    segment = Segment(f"{PREFIX}{os.getpid()}-{os.urandom(3).hex()}", rest + heap_bytes, rest)
+    segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
+    return segment
 
 
 class KernelLock:
@@ -4088,17 +4156,9 @@ class SharedTaskQueue(QueueMemory):
         """
         if reason := cls.refusal():
             raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
-        sizes = (num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers))
-        layout = segment_layout(*sizes)
-        rest = ctypes.sizeof(layout)
-        heap_bytes = heap_size(rest)
-        header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, (*sizes, heap_bytes))))
-        header.owner_pid, header.owner_start = os.getpid(), process_state(os.getpid())[1]
-        header.ring_end = layout.ring.offset + layout.ring.size
-        header.pushed.value = header.claimed.value = cls.first_position
-        segment = Segment(f"{PREFIX}{os.getpid()}-{os.urandom(3).hex()}", rest + heap_bytes, rest)
+        extra = cls.extra_bytes(num_slots, num_workers)
+        segment = make_segment(cls.first_position, num_slots, slot_size, num_workers, batch, extra)
         try:
-            segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
             queue = cls(segment, None)
             for lock in queue.locks:
                 lock.prepare(context or late("multiprocessing"))
@@ -4302,11 +4362,6 @@ class SharedTaskQueue(QueueMemory):
                     break
         return worth
 
-    def has_free_half(self, worker: int) -> bool:
-        """Return True if a worker that sleeps could claim a batch (supervisor)."""
-        status = self.status[worker]
-        return bool(self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2)
-
     def share(self, available: int, limit: int) -> int:
         """Return how many of the available tasks a worker takes that wants `limit` (worker).
 
@@ -4425,7 +4480,7 @@ class Segment:
 def remove_segment(path: str) -> None:
     """Remove the files beside a segment, and then its own: what a kill leaves in between is found by the next sweep.
 
-    Do it twice, since an orphaned worker may have made another file meanwhile (see `Worker._spill`).
+    Do it twice, since an orphaned worker may have made another file meanwhile (see ValueFiles).
     """
     folder, name = os.path.split(path)
     for _ in range(2):
@@ -5195,7 +5250,8 @@ def as_json(value: Any) -> Any:
     try:
         import json
 
-        if len(json.dumps(value, allow_nan=False)) > 1000:  # a reader may have less of the stack left
+        text = json.dumps(value, allow_nan=False)
+        if text.count("[") + text.count("{") > 500:  # it may be deep, and a reader may have less of the stack left
             json.dumps(functools.reduce(lambda inner, _: [inner], range(200), value))
         return value
     except (TypeError, ValueError, RecursionError):
@@ -7012,7 +7068,7 @@ class CommandLine:
     def run(self) -> int:
         """Put the tasks through, and say how it went. Return the exit code."""
         if self.options.dry_run:
-            return self.show_tasks()
+            return show_tasks(self.source, self.parse, self.command)
         with contextlib.ExitStack() as stack:
             problem = self._supervise(stack)
             if self.results is not None:
@@ -7086,30 +7142,6 @@ class CommandLine:
             failed.write(self.parse.input_line(*self.parse.task(item)))
         failed.problem = failed.problem or self.source.problem
         failed.replace()
-
-    def show_tasks(self) -> int:
-        """Write the tasks that would run, a line each. Return the exit code."""
-        failure = ""
-        bad = False
-        while not self.source.exhausted and not failure:
-            items = self.source.take(BLOCK)
-            for item in items:
-                if isinstance(item, Rejected):
-                    bad = True
-                    say(printable(f"shmqueue: {item.error}"), sys.stderr)
-            first = self.source.tasks - len(items) + 1
-            failure = say(b"".join(map(self._shown, items, itertools.count(first))), sys.stdout)
-            if not items and self.source.fileno() >= 0:
-                select.select([self.source], [], [])
-        if self.source.problem:
-            say(printable(f"shmqueue: {self.source.problem}"), sys.stderr)
-        return int(bad or bool(failure or self.source.problem))
-
-    def _shown(self, item: Any, number: int) -> bytes:
-        line = self.parse.input_line(*self.parse.task(item))
-        if self.command is not None and isinstance(item, bytes):
-            line = self.command.fill(item, number) + b"\n"
-        return line[:-1].replace(b"\n", b"\\n") + b"\n"  # a row may have line ends
 
     def note_signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
@@ -7192,6 +7224,32 @@ class CommandLine:
                 json.dump(whole, file, default=as_text, indent=1)
         except OSError as error:
             problems.append(f"--summary {path}: {error.strerror}")
+
+
+def show_tasks(source: LineSource | QuerySource, parse: LineParser, command: Command | None) -> int:
+    """Write the tasks that would run, a line each. Return the exit code."""
+
+    def shown(item: Any, number: int) -> bytes:
+        line = parse.input_line(*parse.task(item))
+        if command is not None and isinstance(item, bytes):
+            line = command.fill(item, number) + b"\n"
+        return line[:-1].replace(b"\n", b"\\n") + b"\n"  # a row may have line ends
+
+    failure = ""
+    bad = False
+    while not source.exhausted and not failure:
+        items = source.take(BLOCK)
+        for item in items:
+            if isinstance(item, Rejected):
+                bad = True
+                say(printable(f"shmqueue: {item.error}"), sys.stderr)
+        first = source.tasks - len(items) + 1
+        failure = say(b"".join(map(shown, items, itertools.count(first))), sys.stdout)
+        if not items and source.fileno() >= 0:
+            select.select([source], [], [])
+    if source.problem:
+        say(printable(f"shmqueue: {source.problem}"), sys.stderr)
+    return int(bad or bool(failure or source.problem))
 
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:

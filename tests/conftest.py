@@ -2,13 +2,14 @@
 
 import multiprocessing
 import os
+import py_compile
 import sys
 
 import pytest
 from hypothesis import settings
 
 pytest.register_assert_rewrite("helpers")
-from helpers import HANG, ROOT, CommandLine, Terminal, parent_of, segments_of  # noqa: E402
+from helpers import HANG, ROOT, SCRIPT, CommandLine, Terminal, parent_of, segments_of  # noqa: E402
 
 sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in sys.path]
 
@@ -56,9 +57,15 @@ def _nothing_is_left(own_pids):
     assert [child for child in multiprocessing.active_children() if child not in children] == []
 
 
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """shmqueue.py, compiled: to compile it takes half of a short run, and the tests make a thousand of them."""
+    return py_compile.compile(str(SCRIPT), str(tmp_path_factory.mktemp("program") / "shmqueue.pyc"), doraise=True)
+
+
 @pytest.fixture
-def cli(tmp_path, own_pids):
-    command_line = CommandLine(tmp_path, own_pids)
+def cli(tmp_path, own_pids, program):
+    command_line = CommandLine(tmp_path, own_pids, program)
     yield command_line
     command_line.close()
 

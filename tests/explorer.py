@@ -133,6 +133,7 @@ SCENARIOS = {
         Scenario("looked behind", "qvq", batch=3, ticks=2),
         Scenario("timeout", "hq", ticks=2, timeout=0.05, workers=1, few=1),
         Scenario("too slow", "qqv", batch=3, ticks=3, workers=1, few=1, timeout=0.05),
+        Scenario("two too slow", "qq", ticks=2, workers=1, few=1, timeout=0.05),
         Scenario("one task", "q"),
         Scenario("two tasks", "qq"),
         Scenario("two tasks retried", "qv", retries=1),
@@ -193,6 +194,22 @@ class Report(NamedTuple):
     halts: collections.Counter[str]
     failure: Failure | None
     complete: bool
+
+
+class Choice:
+    """A choice in a schedule: which of how many options, at which step, and what was known of accesses before it.
+
+    A schedule is run from its start up to its last choice in the same way as the one before. Nothing of that is
+    computed again: neither the options, nor what orders the accesses, nor the traces.
+    """
+
+    __slots__ = ("chosen", "count", "known", "step")
+
+    def __init__(self, world: World, count: int) -> None:
+        self.chosen = 0
+        self.count = count
+        self.step = world.steps
+        self.known = world.knowledge()
 
 
 class Gone(BaseException):
@@ -518,7 +535,8 @@ def steered_engine(world: World) -> type[shmqueue.WorkerEngine]:
             world.engine = self
 
         def turn(self, job: Any, report: Any) -> None:
-            world.supervisor.trace = world.between_turns(self, job)
+            if not world.repeating:
+                world.begin_turn(self, job)
             super().turn(job, lambda: None)  # the screen, and what --watch reads, are no part of the protocol
 
         def _give_up(self, error: Exception) -> None:
@@ -581,7 +599,7 @@ class Seat:
         for name in ("sleepers", "backlog", "glance", "wakeable", "has_free_half", "is_claiming", "_repair_locked"):
             self._hint(name)
         claim = queue.claim
-        queue.claim = lambda worker, limit: claim(worker, world.between_batches(self.words.actor, limit))
+        queue.claim = lambda worker, limit: claim(worker, world.begin_claim(self.words.actor, limit))
         self._kept = dict(vars(queue))
 
     def _guard(self, owner: Any, name: str, kind: str, write: bool, shared: bool, of: Callable[..., Any]) -> None:
@@ -690,7 +708,7 @@ class World:
         self.parts = {next(base for base in part.__mro__ if base in PARTS): part for part in parts}
         self._queue, self._worker = self.part(shmqueue.SharedTaskQueue), steered_worker(self)
         self.payloads = [payload_of(letter, i) for i, letter in enumerate(scenario.tasks)]
-        self.path: list[list[int]] = []  # of the schedule: what was chosen, and of how many
+        self.path: list[Choice] = []  # of the schedule
         self.visited: dict[int, list[tuple[int, ...]]] = {}
         self.kinds: set[str] = set()
         self.kills: collections.Counter[str] = collections.Counter()
@@ -717,11 +735,11 @@ class World:
                     if self.failure:
                         failure = self._explain()
                         break
-                    while self.path and self.path[-1][0] + 1 == self.path[-1][1]:
+                    while self.path and self.path[-1].chosen + 1 == self.path[-1].count:
                         self.path.pop()
                     if not self.path or time.monotonic() > until:
                         break
-                    self.path[-1][0] += 1
+                    self.path[-1].chosen += 1
             finally:
                 self._close()
         complete = not self.path
@@ -850,6 +868,8 @@ class World:
         self.pool: Any = None
         self._writes: dict[int, tuple[int, int]] = {}
         self._reads: dict[int, dict[int, int]] = {}
+        self.known_until = self.path[0].step if self.path else 0  # before this step there is nothing to choose
+        self.repeating = bool(self.path)  # as in the schedule before
         for lock in self.locks.values():
             lock.holder, lock.clock = None, [0] * MOST_ACTORS
         self.supervisor = self._actor(-1, [0] * MOST_ACTORS, self._supervise)
@@ -1016,7 +1036,7 @@ class World:
             self.log.append(f"{actor.name:>12}: {kind}")
         if self.steps > MOST_STEPS:
             self.fail("no end")
-        if not self.calm:
+        if self.steps >= self.known_until and not self.calm:
             options = self._options(actor, shared or self.every)
             if len(options) > 1:
                 self._do(actor, *self._choose(options))
@@ -1094,15 +1114,33 @@ class World:
             self.log.append(text)
 
     def _choose(self, options: list[Any]) -> Any:
-        depth, self.depth = self.depth, self.depth + 1
-        if depth == len(self.path):
+        if self.depth == len(self.path):
             if self._known():
                 self._stop_here()
-            self.path.append([0, len(options)])
-        chosen, count = self.path[depth]
-        if count != len(options):
-            raise AssertionError(f"the schedule is not repeatable: {count} options, now {len(options)}")
-        return options[chosen]
+            self.path.append(Choice(self, len(options)))
+        choice = self.path[self.depth]
+        if (choice.count, choice.step) != (len(options), self.steps):
+            raise AssertionError(f"the schedule is not repeatable: {choice.count} options, now {len(options)}")
+        self.depth += 1
+        if self.depth < len(self.path):
+            self.known_until = self.path[self.depth].step
+        elif self.repeating:
+            self.repeating = False
+            self.known_until = 0
+            self._know(choice.known)
+        return options[choice.chosen]
+
+    def knowledge(self) -> Any:
+        """What is kept of a schedule for those that begin in the same way."""
+        reads = {place: dict(readers) for place, readers in self._reads.items()}
+        return dict(self._writes), reads, self.doubts, [actor.trace for actor in self.actors]
+
+    def _know(self, known: Any) -> None:
+        writes, reads, self.doubts, traces = known
+        self._writes = dict(writes)
+        self._reads = {place: dict(readers) for place, readers in reads.items()}
+        for actor, trace in zip(self.actors, traces, strict=True):
+            actor.trace = trace
 
     def _ready(self, actor: Actor) -> bool:
         """Whether a process can go on."""
@@ -1304,6 +1342,10 @@ class World:
         before.append(left)
         return False
 
+    def _stop_if_known(self) -> None:
+        if not self.calm and self._known():
+            self._stop_here()
+
     def _known_stores(self) -> Any:
         """The vector clocks, as far as they matter: for each store and each reading that not everybody knows of, who
         does. Of the times of a process only the order counts, and who knows of each.
@@ -1330,16 +1372,21 @@ class World:
         ]
         return who, frozenset(stores), frozenset(readings)
 
-    def between_batches(self, actor: Actor, limit: int) -> int:
-        """A worker has nothing in mind now but its own attributes."""
+    def begin_claim(self, actor: Actor, limit: int) -> int:
+        """A worker has nothing in mind now but its own attributes. What follows from a known state is known."""
         actor.skew = 0.0
-        body = actor.body
-        actor.trace = hash((scalars(body), scalars(body._queue), tuple(body._spilled), limit))
+        if not self.repeating:
+            body = actor.body
+            actor.at = "begin a claim"
+            actor.trace = hash((scalars(body), scalars(body._queue), tuple(body._files._left), limit))
+            self._stop_if_known()
         return limit
 
-    def between_turns(self, engine: Any, job: Any) -> int:
+    def begin_turn(self, engine: Any, job: Any) -> None:
+        """The supervisor has nothing in mind now but attributes. What follows from a known state is known."""
         ledger, packer = engine._ledger, engine._packer
-        return hash((
+        self.supervisor.at = "begin a turn"
+        self.supervisor.trace = hash((
             scalars(engine), scalars(engine._queue), scalars(ledger), of_job(job), scalars(engine._pool),
             tuple((scalars(handle, HIDDEN), handle.child is None) for handle in engine._pool.processes),
             tuple(tuple(tasks.tsk_ids) for tasks in (*ledger.again, None, *ledger.fresh) if tasks is not None),
@@ -1349,6 +1396,7 @@ class World:
             tuple(self.results), tuple(engine._sleepers),
             tuple(map(scalars, engine._lanes)), scalars(packer), bytes(packer.heap._in_use),
         ))  # fmt: skip
+        self._stop_if_known()
 
     # What processes do to each other.
 
@@ -1453,7 +1501,7 @@ class World:
         """Each access comes after the last store, and each store after all accesses, by way of the lock, a start, a
         stop or a death that was waited for: only then does every processor show what was stored.
         """
-        if (actor.hint and not write) or place in self.unordered or not self.ordered:
+        if self.repeating or (actor.hint and not write) or place in self.unordered or not self.ordered:
             return
         clock, number = actor.clock, actor.number
         last = self._writes.get(place)

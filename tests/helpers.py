@@ -260,10 +260,11 @@ class Run(NamedTuple):
 
 
 class CommandLine:
-    """Starts `python shmqueue.py ...` in the test's own folder, with every Python warning shown."""
+    """Starts `python PROGRAM ...` in the test's own folder, with every Python warning shown."""
 
-    def __init__(self, folder, pids):
+    def __init__(self, folder, pids, program):
         self.folder = folder
+        self.program = program
         self._pids = pids
         self._started = []
 
@@ -272,10 +273,13 @@ class CommandLine:
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
         return str(path)
 
-    def start(self, *arguments, script=SCRIPT, **options):
-        """Start a process and return it. Its streams are binary pipes unless `options` say otherwise."""
+    def start(self, *arguments, script=None, **options):
+        """Start a process and return it. Its streams are binary pipes unless `options` say otherwise.
+
+        script: the program, if it is not shmqueue.
+        """
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        command = [sys.executable, "-W", "default", str(script), *map(str, arguments)]
+        command = [sys.executable, "-W", "default", str(script or self.program), *map(str, arguments)]
         process = subprocess.Popen(command, **{"cwd": self.folder, "bufsize": 0, **streams, **options})
         self._pids.add(process.pid)
         self._started.append(process)

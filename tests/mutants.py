@@ -366,8 +366,8 @@ MUTANTS = (
     Mutant(
         "spill-fails-unnoticed",
         "A large value for which there is no room arrives as nothing, and its task is ok.",
-        "return FAILURE, Failure(text).encode()[:room]",
-        'return BYTES, b""',
+        "head, data = FAILURE, Failure(text).encode()[:room]",
+        'head, data = BYTES, b""',
         ("test_library.py::test_a_value_without_room_waits_for_some",),
     ),
     Mutant(
@@ -380,14 +380,14 @@ MUTANTS = (
     Mutant(
         "spill-without-limit",
         "The large values of a fast worker fill shared memory.",
-        "if sum(size for _, size in self._spilled) <= SPILL_BYTES:",
+        "if self._bytes_left() <= SPILL_BYTES:",
         "if True:",
         ("test_library.py::test_few_values_wait_in_files",),
     ),
     Mutant(
         "orphans-leave-files",
         "A worker whose supervisor was killed leaves a file in shared memory that nothing removes.",
-        "if not os.path.exists(self._queue.segment.path):  # the run",
+        "if not os.path.exists(self._segment.path):  # the run",
         "if False:  # the run",
         ("test_endings.py::test_an_orphan_leaves_no_file_once_a_sweep_has_removed_the_run",),
     ),
@@ -867,7 +867,7 @@ MUTANTS = (
     Mutant(
         "orphans-stay",
         "Workers outlive a supervisor that was killed while they had a long task.",
-        '        threading.Thread(target=self._end_with_supervisor, name="shmqueue-watch", daemon=True).start()\n',
+        '        threading.Thread(target=watch, name="shmqueue-watch", daemon=True).start()\n',
         "",
         ("test_endings.py::test_the_supervisor_is_killed[fork-hang]",),
         hang=True,
@@ -1147,7 +1147,7 @@ MUTANTS = (
     Mutant(
         "dry-run-without-errors",
         "--dry-run says that all is well though a line names no function.",
-        "                    bad = True\n",
+        "                bad = True\n",
         "",
         ("test_failed.py::test_a_dry_run_says_what_could_not_run",),
     ),

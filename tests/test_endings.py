@@ -118,7 +118,7 @@ class Scene:
             MARK: str(self.folder), **more,
         }  # fmt: skip
 
-    def start(self, *arguments, terminal=False, screen=False, script=SCRIPT, **options):
+    def start(self, *arguments, terminal=False, screen=False, script=None, **options):
         """Start a script: without a terminal its error stream is a file."""
         options = {"stdin": subprocess.DEVNULL, "env": self.environment(), **options}
         with open(self.errors, "ab") as errors:
@@ -127,7 +127,7 @@ class Scene:
                 options["stdin"] = self.terminal.theirs
                 options.setdefault("stderr", self.terminal.theirs if screen else errors)
                 options.setdefault("stdout", self.terminal.theirs)
-                command = [sys.executable, "-W", "default", str(script), *arguments]
+                command = [sys.executable, "-W", "default", str(script or self.cli.program), *arguments]
                 self.process = self.cli.start(*command, script=self.ctty, **options)
             else:
                 options.setdefault("stderr", errors)
@@ -630,10 +630,9 @@ def test_an_orphan_leaves_no_file_once_a_sweep_has_removed_the_run():
     """Nobody would find it: a file beside a segment goes with the segment."""
     before = segments_of({os.getpid()})
     queue = shmqueue.SharedTaskQueue.create(4, 128, 1, 2)
-    options = shmqueue.WorkerOptions({1: len}, None, None, None, None)
-    worker = shmqueue.Worker(queue, 0, options, shmqueue.Pipes(0, 0))
+    files = shmqueue.ValueFiles(queue.segment)
     shmqueue.remove_segment(queue.segment.path)
-    worker._spill(7, shmqueue.BYTES, b"x" * 1000, 100)
+    assert files.write(7, b"x" * 1000) is None
     queue.close()
     assert segments_of({os.getpid()}) == before
 

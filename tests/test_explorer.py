@@ -588,7 +588,7 @@ MISTAKES = [
     (ChargesNobody, "nothing returned", ONE_KILL),
     (ChargesTheNext, "mixed", ONE_KILL),
     (KeepsFiles, "files", ONE_KILL),
-    (KillsTheNext, "too slow", Bounds(preemptions=1, conts=1)),
+    (KillsTheNext, "two too slow", Bounds(preemptions=1, conts=1, slows=1)),
     (NeverContinues, "one batch", ONE_HALT),
     (ChargesWrong, "one batch", ONE_KILL),
     (FreesPagesEarly, "heap", ONE_PREEMPTION),
