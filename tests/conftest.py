@@ -16,11 +16,6 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in
 settings.register_profile("shmqueue", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("shmqueue")
 
-# What these modules test depends on the version of Python: how workers start, what pickles and what is plain data,
-# futures, tracebacks, argparse, signals and descriptors. README's examples are the command line and the library.
-VERSIONS = {"test_executor", "test_failed", "test_host", "test_imports", "test_inline", "test_options", "test_readme"}
-VERSIONS |= {"test_start", "test_values"}
-
 
 def pytest_xdist_auto_num_workers(config):
     """Two for each processor, since half of what tests do is wait."""
@@ -33,8 +28,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(HANG))
         if "clusters" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("dask"))  # one process has the one cluster
-        if item.module.__name__.rpartition(".")[2] in VERSIONS and item.get_closest_marker("once") is None:
-            item.add_marker(pytest.mark.versions)
 
 
 @pytest.fixture
