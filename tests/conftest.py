@@ -17,6 +17,7 @@ settings.register_profile("shmqueue", deadline=None, derandomize=True, database=
 settings.load_profile("shmqueue")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers(config):
     """Two for each processor, since half of what tests do is wait."""
     return 2 * len(os.sched_getaffinity(0))
