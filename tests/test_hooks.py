@@ -117,6 +117,8 @@ class Pair:
         self.worker = self.strategy.attach(self.supervisor.name, self.supervisor.primitives)
         if self.locks is not None:
             self.worker._lock = self.locks
+        for queue in (self.supervisor, self.worker):
+            list(queue.halves)  # make their views here: the lines that do it are of no interest
         for status in self.supervisor.status:
             self.supervisor.words[status + shmqueue.PID] = os.getpid()
 
