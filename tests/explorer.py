@@ -1036,10 +1036,14 @@ class World:
             self.log.append(f"{actor.name:>12}: {kind}")
         if self.steps > MOST_STEPS:
             self.fail("no end")
-        if self.steps >= self.known_until and not self.calm:
+        if self.steps >= self.known_until and not self.calm and self._may_interfere():
             options = self._options(actor, shared or self.every)
             if len(options) > 1:
                 self._do(actor, *self._choose(options))
+
+    def _may_interfere(self) -> bool:
+        """Return True if anything is left that may happen to a process."""
+        return bool(self.preemptions or self.mortality or self.halts or self.conts or self.returns)
 
     def _options(self, actor: Actor, shared: bool) -> list[tuple[int, Any]]:
         options: list[tuple[int, Any]] = [(STAY, None)]
