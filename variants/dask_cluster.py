@@ -148,6 +148,7 @@ class Node:
         self._process: asyncio.Future[Any] | None = None
         self._deaths = 0  # of processes, in a row, that finished no task
         self._problem = ""  # how the last of them ended
+        self._leaving: asyncio.Future[Any] | None = None
 
     async def work(self, key: str, count: int, data: bytes) -> bytes:
         if self._deaths >= DEATHS:
@@ -193,7 +194,7 @@ class Node:
             self._leave()
 
     def _leave(self) -> None:
-        if self._worker.plugins.get(self._name) is self:
+        if self._leaving is None and self._worker.plugins.get(self._name) is self:
             self._leaving = asyncio.ensure_future(self._worker.plugin_remove(name=self._name))
 
     async def _start(self) -> Any:
@@ -215,7 +216,9 @@ class Node:
                 if key:
                     if done:
                         self._deaths = 0
-                    self._waiting[key].reply.set_result(self._reply(*reply))
+                    chunk = self._waiting.get(key)
+                    if chunk is not None and not chunk.reply.done():  # else the client has stopped meanwhile
+                        chunk.reply.set_result(self._reply(*reply))
                 else:
                     (problem,) = reply
         lost, self._waiting, self._process = self._waiting, {}, None
