@@ -225,6 +225,11 @@ def pid(payload: bytes) -> str:
     return str(os.getpid())
 
 
+def pid_after(seconds: str) -> str:
+    time.sleep(float(seconds))
+    return str(os.getpid())
+
+
 _kept: list[bytes] = []
 
 

@@ -451,10 +451,10 @@ def test_a_worker_is_continued_when_its_parent_ends(method):
 STOPPED = """
 import sys, time, shmqueue, jobs
 if __name__ == "__main__":
-    with shmqueue.Supervisor([jobs.pid, jobs.hang], workers=2, start_method=sys.argv[1]) as supervisor:
+    with shmqueue.Supervisor([jobs.pid_after, jobs.hang], workers=2, start_method=sys.argv[1]) as supervisor:
         pids = set()
         while len(pids) < 2:  # until both have begun: they have groups of their own then
-            pids |= {result.value for result in supervisor.run([("pid", b"")] * 8)}
+            pids |= {result.value for result in supervisor.run([("pid_after", "0.01")] * 4)}
         print(*pids, flush=True)
         list(supervisor.run([("hang", b"")] * 2))
 """
