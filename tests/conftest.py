@@ -19,8 +19,8 @@ settings.load_profile("shmqueue")
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers(config):
-    """Two for each processor, since half of what tests do is wait."""
-    return 2 * len(os.sched_getaffinity(0))
+    """Three for each processor, since half of what tests do is wait."""
+    return 3 * len(os.sched_getaffinity(0))
 
 
 def pytest_collection_modifyitems(items):
