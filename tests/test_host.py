@@ -159,6 +159,7 @@ def test_a_forked_child_that_leaves_the_block_ends_nothing():
         if child == 0:
             try:
                 supervisor.__exit__(SystemExit, None, None)
+                supervisor._dispose()  # as the interpreter does when it ends
             finally:
                 os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
