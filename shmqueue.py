@@ -639,11 +639,15 @@ class ExecutorMethods:
     of its traceback as the cause. If a worker dies, only the call in its hand fails, with TaskError. A Supervisor does
     the work in a thread of its own, so every method may be called from any thread.
 
-    max_workers: processes; None for as many as this process may use processors. mp_context: of multiprocessing; only
-    its start method counts. None for what Supervisor takes, or for spawn with max_tasks_per_child. initializer,
-    initargs: a call that is made first in every worker. max_tasks_per_child: calls after which a worker is replaced;
-    not with fork. timeout: seconds a call may run. retries: how often a call that raises, runs too long or crashes is
-    made again. The workers start at once, and print where this process prints.
+    max_workers: processes; None: one for each processor that this process may use.
+    mp_context: of multiprocessing; only its start method counts. None: what Supervisor takes, or spawn with
+        max_tasks_per_child.
+    initializer, initargs: a call that is made first in every worker.
+    max_tasks_per_child: a worker is replaced after so many calls; not with fork.
+    timeout: seconds that a call may run.
+    retries: how often a call that raises, runs too long or crashes is made again.
+
+    The workers start at once, and print where this process prints.
     """
 
     def __init__(
@@ -777,11 +781,13 @@ PYTHON, COMMAND, BOTH = "python", "command", "both"
 class Option(NamedTuple):
     """A row of OPTIONS.
 
-    name: of the argument of Supervisor; the command line spells it as `flag` does. type: int, float, str, bool for a
-    switch, a tuple of the words that are allowed, or a function that reads it from text. value: what stands for it in
-    --help; in brackets if it may be left out, and is empty then. default: None if the option may be absent. limits: of
-    a number. place: PYTHON for an argument of Supervisor, COMMAND for the command line, or BOTH. alone: excludes the
-    others that are alone.
+    name: of the argument of Supervisor; the command line spells it as `flag` does.
+    type: int, float, str, bool for a switch, a tuple of the words that are allowed, or a function that reads text.
+    value: what stands for the value in --help; in brackets if it may be left out, and is empty then.
+    default: None if the option may be absent.
+    limits: of a number.
+    place: PYTHON for an argument of Supervisor, COMMAND for the command line, or BOTH.
+    alone: it excludes the others that are alone.
     """
 
     name: str
@@ -3883,8 +3889,10 @@ class Span(NamedTuple):
 class Glance(NamedTuple):
     """What a worker's current batch seems to hold: a hint, since the worker goes on meanwhile.
 
-    number: of the batch. The tasks at [first, first + done) are finished. The next one is in hand if it lies below
-    `end`, and the rest has not begun. began: when the batch began, in seconds of time.perf_counter().
+    number: of the batch.
+    first, done, end: the tasks at [first, first + done) are finished. The next one is in hand if it lies below `end`,
+        and the rest has not begun.
+    began: when the batch began, in seconds of time.perf_counter().
     """
 
     number: int
@@ -3908,9 +3916,13 @@ class Glance(NamedTuple):
 class QueueMemory:
     """The parts of a queue's segment, and what every strategy does with them in the same way.
 
-    num_slots, slot_size, num_workers, batch, owner_pid: from the header. words: the whole segment as 64-bit words.
-    status: the index of each worker's first word. ring: the slots. halves: two for each worker. heap: a window on the
-    payloads that do not fit a slot, which begins at heap_offset. state_offset: where the strategy's own bytes begin.
+    num_slots, slot_size, num_workers, batch, owner_pid: from the header.
+    words: the whole segment as 64-bit words.
+    status: the index of each worker's first word.
+    ring: the slots.
+    halves: two for each worker.
+    heap: a window on the payloads that do not fit a slot; it begins at heap_offset.
+    state_offset: where the strategy's own bytes begin.
     """
 
     def __init__(self, segment: Segment) -> None:
@@ -4639,10 +4651,12 @@ SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_
 class QueueHeader(ctypes.Structure):
     """What the segment is, and the words that everybody shares.
 
-    version: LAYOUT_VERSION. owner_start: tells a pid from a later process with the same pid (see process_state).
-    ring_end: follows from the sizes, and shows that they are right. pushed, claimed: positions; the ring holds the
-    tasks in [claimed, pushed). dirty: who is inside the lock (the worker's index + 1; num_workers + 1 for the
-    supervisor), 0 for nobody. asleep: 1 while the supervisor has found nothing to do.
+    version: LAYOUT_VERSION.
+    owner_start: tells a pid from a later process with the same pid (see process_state).
+    ring_end: follows from the sizes, and shows that they are right.
+    pushed, claimed: positions; the ring holds the tasks in [claimed, pushed).
+    dirty: who is inside the lock: the worker's index + 1, num_workers + 1 for the supervisor, 0 for nobody.
+    asleep: 1 while the supervisor has found nothing to do.
     """
 
     _fields_ = [
@@ -4659,11 +4673,15 @@ class QueueHeader(ctypes.Structure):
 class WorkerStatus(ctypes.Structure):
     """One worker's words: its own line, the supervisor's line, and a note for the last words of a dying worker.
 
-    claims: batches claimed so far. published: how many of them are finished, as the supervisor may know. asleep: 0,
-    or the number of this sleep. ready: when it was about to claim for the first time, in ns of the monotonic clock.
-    limit: how many tasks make a batch of BATCH_SECONDS. leaving: the position from which it will begin nothing, or
-    NEVER. harvested: batches that the supervisor has taken in. leave: 1 once the worker is to leave at its next
-    claim. pid: of the process, or 0.
+    claims: batches claimed so far.
+    published: how many of them are finished, as the supervisor may know.
+    asleep: 0, or the number of this sleep.
+    ready: when it was about to claim for the first time, in ns of the monotonic clock.
+    limit: how many tasks make a batch of BATCH_SECONDS.
+    leaving: the position from which it will begin nothing, or NEVER.
+    harvested: batches that the supervisor has taken in.
+    leave: 1 once the worker is to leave at its next claim.
+    pid: of the process, or 0.
     """
 
     _fields_ = [
@@ -4689,10 +4707,13 @@ TaskSlot128 = task_slot(128)
 def batch_half(slot_size: int, batch: int) -> Any:
     """Return one half of a worker's part of the segment: the tasks of one batch, and what became of them.
 
-    first, end: the batch has the positions [first, end). began: when its first task began, in seconds of the worker's
-    clock. special: how many records the log has. lane: the tasks. ends[i]: 0 until task i is finished, then the index
-    in `log` where its value ends, with RECORD set if that is a record. stamps[i]: when task i was finished, in seconds
-    of the worker's clock, or 0. log: the values, one after the other, from index 1 on.
+    first, end: the batch has the positions [first, end).
+    began: when its first task began, in seconds of the worker's clock.
+    special: how many records the log has.
+    lane: the tasks.
+    ends[i]: 0 until task i is finished, then the index in `log` where its value ends; RECORD is set for a record.
+    stamps[i]: when task i was finished, in seconds of the worker's clock, or 0.
+    log: the values, one after the other, from index 1 on.
     """
     head = [("first", ctypes.c_uint64), ("end", ctypes.c_uint64), ("began", ctypes.c_double)]
     fields = [
@@ -5309,9 +5330,11 @@ class Rejected(NamedTuple):
 class Source:
     """Where a job's tasks come from.
 
-    exhausted: there are no more. finite: all of them can be read at once. problem: why it ended early, if it did.
-    pairs: a pair is of a function and a payload, never a payload. held: how many finished tasks wait for the end of
-    earlier ones, since their results are wanted in order.
+    exhausted: there are no more.
+    finite: all of them can be read at once.
+    problem: why it ended early, if it did.
+    pairs: a pair is of a function and a payload, never a payload.
+    held: how many finished tasks wait for the end of earlier ones, since their results are wanted in order.
     """
 
     exhausted = False
@@ -6137,10 +6160,11 @@ class InOrder:
 class Printer:
     """Writes values to standard output, and what commands wrote to their standard error to that, each in one piece.
 
-    exact: values are printed as commands wrote them, also of tasks that failed. Otherwise each gets a line end; None
-    and failures are not printed. line: returns a task's line, which --tag puts before each line that is printed. wait:
-    called again and again while the reader takes nothing; it may clear `patient`. screen: leaves a terminal before
-    that is written to.
+    exact: values are printed as commands wrote them, also of tasks that failed. Otherwise each gets a line end, and
+        None and failures are not printed.
+    line: returns a task's line, which --tag puts before each line that is printed.
+    wait: called again and again while the reader takes nothing; it may clear `patient`.
+    screen: leaves a terminal before that is written to.
     """
 
     def __init__(
