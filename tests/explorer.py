@@ -870,6 +870,7 @@ class World:
         self._reads: dict[int, dict[int, int]] = {}
         self.known_until = self.path[0].step if self.path else 0  # before this step there is nothing to choose
         self.repeating = bool(self.path)  # as in the schedule before
+        self.since_choice: set[int] = set()  # states at the start of turns and claims since the last choice
         for lock in self.locks.values():
             lock.holder, lock.clock = None, [0] * MOST_ACTORS
         self.supervisor = self._actor(-1, [0] * MOST_ACTORS, self._supervise)
@@ -989,7 +990,7 @@ class World:
 
     def _drain(self, actor: Actor, supervisor: Any) -> None:
         """Let everybody come to rest, reap the dead, and read what is left: there must be nothing."""
-        if self._known():
+        if self._known(self._state()):
             self._stop_here()
         self.calm = True
         for _ in range(4):  # also what cancelled tasks and dead workers leave
@@ -1119,13 +1120,14 @@ class World:
 
     def _choose(self, options: list[Any]) -> Any:
         if self.depth == len(self.path):
-            if self._known():
+            if self._known(self._state()):
                 self._stop_here()
             self.path.append(Choice(self, len(options)))
         choice = self.path[self.depth]
         if (choice.count, choice.step) != (len(options), self.steps):
             raise AssertionError(f"the schedule is not repeatable: {choice.count} options, now {len(options)}")
         self.depth += 1
+        self.since_choice.clear()
         if self.depth < len(self.path):
             self.known_until = self.path[self.depth].step
         elif self.repeating:
@@ -1322,11 +1324,9 @@ class World:
 
     # What a state is.
 
-    def _known(self) -> bool:
-        """Whether this state was explored with as much left to choose."""
-        if self.logging:
-            return False
-        key = hash((
+    def _state(self) -> int:
+        """A number for this state."""
+        return hash((
             bytes(self.memory), self.current.number, self.bell, self.now, self.ticks, tuple(self.started),
             tuple(lock.holder and lock.holder.number for lock in self.locks.values()),
             tuple(self.hands.items()), tuple(sorted(self.files)),
@@ -1338,6 +1338,11 @@ class World:
             ),
             self._known_stores(),
         ))  # fmt: skip
+
+    def _known(self, key: int) -> bool:
+        """Whether this state was explored with as much left to choose."""
+        if self.logging:
+            return False
         left = self.preemptions, self.mortality, self.halts, self.conts, self.slows
         before = self.visited.setdefault(key, [])
         if any(all(map(int.__le__, left, other)) for other in before):
@@ -1347,7 +1352,14 @@ class World:
         return False
 
     def _stop_if_known(self) -> None:
-        if not self.calm and self._known():
+        """What follows from a known state is known. A state that comes again without a choice comes for ever."""
+        if self.calm:
+            return
+        key = self._state()
+        if key in self.since_choice:
+            self.fail("no end: nothing changes any more")
+        self.since_choice.add(key)
+        if self._known(key):
             self._stop_here()
 
     def _known_stores(self) -> Any:
@@ -1377,7 +1389,7 @@ class World:
         return who, frozenset(stores), frozenset(readings)
 
     def begin_claim(self, actor: Actor, limit: int) -> int:
-        """A worker has nothing in mind now but its own attributes. What follows from a known state is known."""
+        """A worker has nothing in mind now but its own attributes."""
         actor.skew = 0.0
         if not self.repeating:
             body = actor.body
@@ -1387,7 +1399,7 @@ class World:
         return limit
 
     def begin_turn(self, engine: Any, job: Any) -> None:
-        """The supervisor has nothing in mind now but attributes. What follows from a known state is known."""
+        """The supervisor has nothing in mind now but attributes."""
         ledger, packer = engine._ledger, engine._packer
         self.supervisor.at = "begin a turn"
         self.supervisor.trace = hash((
@@ -1625,9 +1637,11 @@ HIDDEN = ("_switches", "_still_since", "_stopped_before")  # of a WorkerProcess:
 
 
 def scalars(thing: Any, hidden: Iterable[str] = ()) -> tuple[Any, ...]:
-    """The attributes that are numbers, truths or texts, or tuples of them."""
+    """The attributes that are numbers, truths or texts, or lists or tuples of them."""
     plain = (int, bool, float, str, tuple, type(None))
-    return tuple(value for name, value in vars(thing).items() if type(value) in plain and name not in hidden)
+    values = [value for name, value in vars(thing).items() if name not in hidden]
+    lists = [tuple(value) for value in values if type(value) is list and all(type(item) in plain for item in value)]
+    return (*[value for value in values if type(value) in plain], *lists)
 
 
 def of_job(job: Any) -> tuple[Any, ...]:

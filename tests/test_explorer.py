@@ -21,6 +21,7 @@ from shmqueue import (
     Ledger,
     SharedTaskQueue,
     Worker,
+    WorkerEngine,
     WorkerPool,
     WorkerProcess,
 )
@@ -538,6 +539,13 @@ class RingsForTheFirstSleep(WorkerPool):
     ring = changed(WorkerPool.ring, "if process.rung != number:", "if not process.rung:")
 
 
+class NeverSleeps(WorkerEngine):
+    """Takes one turn after the other, even if it has found nothing to do."""
+
+    def _wait(self, job):
+        pass
+
+
 MISTAKES = [
     (CommitsFirst, "nothing returned", ONE_KILL),
     (ClaimsLast, "nothing returned", ONE_KILL),
@@ -594,6 +602,7 @@ MISTAKES = [
     (FreesPagesEarly, "heap", ONE_PREEMPTION),
     (RingsOnce, "one after the other", ONE_KILL),
     (RingsForTheFirstSleep, "small ring", ONE_PREEMPTION),
+    (NeverSleeps, "nothing returned", Bounds()),
 ]
 
 
