@@ -1531,11 +1531,18 @@ def remove_lone_files():
 
 
 def end_processes(session, mark):
-    """Kill the processes of a session, and those with this mark in their environment, until there are none."""
+    """Kill the processes of a session, and those with this mark in their environment, until there are none.
+
+    A resource tracker of multiprocessing ends when its users have ended, and removes what they have left in shared
+    memory. So it is killed only if it stays for ten seconds.
+    """
+    deadline = time.monotonic() + 10
     while found := processes_in(session, f"{MARK}={mark}"):
         for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+                if b"resource_tracker" not in command or time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
 
 
