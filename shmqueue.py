@@ -3221,6 +3221,7 @@ class Handlers:
         self._exchanged: list[tuple[int, Any, Any]] = []  # (signal, our handler, the handler before), oldest first
         self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
         self._starting: set[int] = set()  # threads that start a worker at this moment
+        self._unheard: set[int] = set()  # signals that came in a hook around a fork
         os.register_at_fork(
             before=self._block_for_fork, after_in_parent=self._unblock_after_fork, after_in_child=self._forget_in_child
         )
@@ -3260,11 +3261,24 @@ class Handlers:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         elif self._is_forking(frame):  # Python drops exceptions there, so send the signal again later
-            threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
+            if number not in self._unheard:
+                self._unheard.add(number)
+                threading.Thread(target=self._send_until_heard, args=(number,), daemon=True).start()
         else:
+            self._unheard.discard(number)
             for calls in list(self.executors):
                 calls.end(abort=True)
             self.exit(number, frame)
+
+    def _send_until_heard(self, number: int) -> None:
+        """Send a signal to this process again and again: one that comes just before a system call does not end it."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it is for the main thread
+        time.sleep(0.001)
+        while number in self._unheard:
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+            if signal.getsignal(number) != self._exit_cleanly:  # another handler has heard it
+                self._unheard.discard(number)
 
     @staticmethod
     def exit(number: int, frame: object) -> None:
@@ -3365,6 +3379,7 @@ class Handlers:
         A worker keeps ours: it must not run the handlers of our caller, and _isolate() sets its own.
         """
         self._open.clear()
+        self._unheard.clear()
         if threading.get_ident() not in self._starting:
             for number, ours, _ in list(reversed(self._exchanged)):
                 self.put_back(number, ours)

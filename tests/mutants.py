@@ -873,6 +873,14 @@ MUTANTS = (
         hang=True,
     ),
     Mutant(
+        "sent-again-once",
+        "SIGTERM while the program forks is lost if the program then waits in a system call.",
+        "        while number in self._unheard:\n",
+        "        for _ in range(1):\n",
+        ("test_host.py::test_a_signal_while_the_program_forks_is_heard_whatever_the_program_does_next",),
+        hang=True,
+    ),
+    Mutant(
         "child-acts-for-its-parent",
         "A program that forks in the middle of a run loses tasks when its child leaves.",
         "        return os.getpid() != self._owner\n",

@@ -144,6 +144,35 @@ if __name__ == "__main__":
     assert run_script(tmp_path, script, flags=flags) == ["143"]
 
 
+def test_a_signal_while_the_program_forks_is_heard_whatever_the_program_does_next(tmp_path):
+    """A signal that comes just before a system call does not end it. So it is sent again until it is heard."""
+    script = """
+import os, signal, time
+begins = []
+os.register_at_fork(before=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
+import shmqueue, jobs
+if __name__ == "__main__":
+    codes = []
+    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
+        for delay in range(60):
+            begins.append(True)
+            try:
+                if os.fork() == 0:
+                    os._exit(0)
+                until = time.perf_counter() + delay * 25e-6
+                while time.perf_counter() < until:
+                    pass
+                time.sleep(120)
+            except SystemExit as error:
+                codes.append(error.code)
+            begins.clear()
+            os.wait()
+    print(codes == [143] * 60)
+"""
+    flags = ("-W", "ignore:This process")  # the signal waits in a thread
+    assert run_script(tmp_path, script, flags=flags) == ["True"]
+
+
 def test_a_forked_child_has_no_handler_of_the_command_line(plain_signals):
     with shmqueue.handlers.kept() as numbers:
         for number in numbers:
