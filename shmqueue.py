@@ -520,7 +520,6 @@ class Supervisor:
         """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
         if self._engine.exclusive.in_child:
             return
-        self._engine.close()
         self._end()
         self._progress.close()
 

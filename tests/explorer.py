@@ -1409,7 +1409,7 @@ class World:
             len(ledger.again),
             tuple((tasks.first, bytes(tasks.settled), tuple(tasks.tsk_ids)) for tasks in ledger._placed),
             tuple(sorted((tsk_id, last.attempts, last.status) for tsk_id, last in ledger.retries._last.items())),
-            tuple(self.results), tuple(engine._sleepers),
+            tuple(self.results),
             tuple(map(scalars, engine._lanes)), scalars(packer), bytes(packer.heap._in_use),
         ))  # fmt: skip
         self._stop_if_known()
