@@ -3202,6 +3202,33 @@ def process_exists(pid: int) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Repeat(threading.Thread):
+    """Sends a signal to the main thread until its handler has run outside a fork.
+
+    Once is not enough: a signal that comes just before a system call does not end the call.
+    """
+
+    def __init__(self, number: int, handler: Any) -> None:
+        super().__init__(name="shmqueue-repeat", daemon=True)
+        self._number = number
+        self._handler = handler
+        self.heard = False
+
+    def run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
+        main: Any = threading.main_thread().ident
+        time.sleep(0.001)
+        while not self.heard and signal.getsignal(self._number) == self._handler:
+            signal.pthread_kill(main, self._number)
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        """End the repeats. The main thread's handler calls this. When it returns, none is on its way."""
+        self.heard = True
+        self.join()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ())  # this runs the handler for a signal that has arrived
+
+
 class Handlers:
     """Owns every signal handler that this module sets, and the end of each open Supervisor. There is one object.
 
@@ -3220,7 +3247,7 @@ class Handlers:
         self._exchanged: list[tuple[int, Any, Any]] = []  # (signal, our handler, the handler before), oldest first
         self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
         self._starting: set[int] = set()  # threads that start a worker at this moment
-        self._unheard: set[int] = set()  # signals that came in a hook around a fork
+        self._repeats: dict[int, Repeat] = {}  # of signals that came in a hook around a fork
         os.register_at_fork(
             before=self._block_for_fork, after_in_parent=self._unblock_after_fork, after_in_child=self._forget_in_child
         )
@@ -3256,28 +3283,25 @@ class Handlers:
                 signal.signal(number, new)
 
     def _exit_cleanly(self, number: int, frame: object) -> None:
+        repeat = self._repeats.get(number)
         if not self._open:  # other code has saved this handler, and set it again later
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        elif repeat is not None and repeat.heard:
+            pass  # it was sent once more than was needed
         elif self._is_forking(frame):  # Python drops exceptions there, so send the signal again later
-            if number not in self._unheard:
-                self._unheard.add(number)
-                threading.Thread(target=self._send_until_heard, args=(number,), daemon=True).start()
+            if repeat is None or not repeat.is_alive():
+                self._repeats[number] = Repeat(number, self._exit_cleanly)
+                self._repeats[number].start()
         else:
-            self._unheard.discard(number)
+            try:
+                if repeat is not None:
+                    repeat.end()
+            finally:
+                self._repeats.pop(number, None)
             for calls in list(self.executors):
                 calls.end(abort=True)
             self.exit(number, frame)
-
-    def _send_until_heard(self, number: int) -> None:
-        """Send a signal to this process again and again: one that comes just before a system call does not end it."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it is for the main thread
-        time.sleep(0.001)
-        while number in self._unheard:
-            os.kill(os.getpid(), number)
-            time.sleep(0.05)
-            if signal.getsignal(number) != self._exit_cleanly:  # another handler has heard it
-                self._unheard.discard(number)
 
     @staticmethod
     def exit(number: int, frame: object) -> None:
@@ -3378,7 +3402,7 @@ class Handlers:
         A worker keeps ours: it must not run the handlers of our caller, and _isolate() sets its own.
         """
         self._open.clear()
-        self._unheard.clear()
+        self._repeats.clear()
         if threading.get_ident() not in self._starting:
             for number, ours, _ in list(reversed(self._exchanged)):
                 self.put_back(number, ours)

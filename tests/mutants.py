@@ -875,10 +875,17 @@ MUTANTS = (
     Mutant(
         "sent-again-once",
         "SIGTERM while the program forks is lost if the program then waits in a system call.",
-        "        while number in self._unheard:\n",
+        "        while not self.heard and signal.getsignal(self._number) == self._handler:\n",
         "        for _ in range(1):\n",
         ("test_host.py::test_a_signal_while_the_program_forks_is_heard_whatever_the_program_does_next",),
         hang=True,
+    ),
+    Mutant(
+        "repeat-after-heard",
+        "A program that ends after SIGTERM gets a second one in the middle of its clean-up.",
+        "        self.heard = True\n        self.join()\n",
+        "        self.heard = True\n",
+        ("test_host.py::test_a_signal_that_is_heard_is_not_sent_again",),
     ),
     Mutant(
         "child-acts-for-its-parent",

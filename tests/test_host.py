@@ -173,6 +173,43 @@ if __name__ == "__main__":
     assert run_script(tmp_path, script, flags=flags) == ["True"]
 
 
+def test_a_signal_that_is_heard_is_not_sent_again(tmp_path):
+    script = """
+import os, signal, threading, time
+begins = []
+os.register_at_fork(before=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
+import shmqueue, jobs
+begun = threading.Event()
+kill = signal.pthread_kill
+
+def kill_late(thread, number):
+    begun.set()
+    time.sleep(0.1)
+    kill(thread, number)
+
+signal.pthread_kill = kill_late
+if __name__ == "__main__":
+    codes = []
+    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
+        begins.append(True)
+        if os.fork() == 0:
+            os._exit(0)
+        begins.clear()
+        begun.wait()  # now the signal is about to be sent again
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit as error:
+            codes.append(error.code)
+        try:
+            time.sleep(0.3)
+        except SystemExit as error:
+            codes.append(error.code)
+    print(codes)
+"""
+    flags = ("-W", "ignore:This process")  # the signal waits in a thread
+    assert run_script(tmp_path, script, flags=flags) == ["[143]"]
+
+
 def test_a_forked_child_has_no_handler_of_the_command_line(plain_signals):
     with shmqueue.handlers.kept() as numbers:
         for number in numbers:
