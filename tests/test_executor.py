@@ -219,32 +219,44 @@ def test_retries(tmp_path, how):
     assert len(list((tmp_path / "few").iterdir())) == 3
 
 
-def test_a_call_that_has_not_begun_can_be_cancelled(executor):
-    futures = [executor.submit(calls.nap, 0.2) for _ in range(30)]
-    wait_until(futures[0].running)
-    time.sleep(0.1)  # in which others might be handed over
+@pytest.fixture
+def gate(tmp_path):
+    """A file for calls.wait_for(), which is there at the end of the test."""
+    yield tmp_path / "gate"
+    (tmp_path / "gate").touch()
+
+
+def begun(gate):
+    """How many calls of wait_for() have begun."""
+    calls = gate.with_name(gate.name + ".calls")
+    return calls.stat().st_size if calls.exists() else 0
+
+
+def test_a_call_that_has_not_begun_can_be_cancelled(executor, gate):
+    futures = [executor.submit(calls.wait_for, str(gate)) for _ in range(30)]
+    assert wait_until(lambda: begun(gate) == 2)
     cancelled = [future for future in futures if future.cancel()]
     assert len(cancelled) >= 30 - 2 * 3
     assert futures[-1] in cancelled
-    done, _ = concurrent.futures.wait(futures, 10)
-    assert len(done) == 30
+    gate.touch()
+    concurrent.futures.wait(futures)
+    assert begun(gate) == 30 - len(cancelled)
 
 
-def test_short_calls_do_not_carry_away_those_that_follow(executor):
+def test_short_calls_do_not_carry_away_those_that_follow(executor, gate):
     """Short calls are handed over in advance, in a number that stays small beside what waits."""
     list(executor.map(abs, range(2000)))
-    futures = [executor.submit(calls.nap, 0.02) for _ in range(200)]
+    futures = [executor.submit(calls.wait_for, str(gate)) for _ in range(200)]
     assert sum(future.cancel() for future in futures) > 200 - 40
 
 
-def test_map_gives_up_after_its_timeout_and_cancels(executor):
-    values = executor.map(time.sleep, [0, 3, *[1] * 50], timeout=2)
-    started = time.monotonic()
-    assert next(values) is None
+def test_map_gives_up_after_its_timeout_and_cancels(executor, gate):
+    values = executor.map(calls.wait_for, [str(gate)] * 50, timeout=0.5)
     with pytest.raises(concurrent.futures.TimeoutError):
         next(values)
+    gate.touch()
     executor.shutdown()
-    assert time.monotonic() - started < 10  # all of them would take 26
+    assert begun(gate) <= 2 * 3
 
 
 def test_initializer_with_arguments():
