@@ -350,7 +350,7 @@ async def main():
             await loop.run_in_executor(executor, fail)
         except LookupError as error:
             print(*error.args[0].split())
-        waiting = [loop.run_in_executor(executor, __import__("time").sleep, 0.2) for _ in range(50)]
+        waiting = [loop.run_in_executor(executor, __import__("time").sleep, 1) for _ in range(50)]
         await asyncio.sleep(0.05)
         for future in waiting:
             future.cancel()
@@ -361,7 +361,7 @@ if __name__ == "__main__":
 """
     started = time.monotonic()
     assert run_script(tmp_path, text) == ["nothing", "there"]
-    assert time.monotonic() - started < 5  # 50 naps would take as long
+    assert time.monotonic() - started < 20  # 50 naps take 25
 
 
 def test_as_completed_in_two_threads(executor):
