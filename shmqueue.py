@@ -1003,7 +1003,7 @@ def needs_lost_main(functions: Sequence[Any]) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 STALL_SECONDS = 3.0  # if every worker sleeps for this long while tasks are in the queue, the segment is spoiled
-READ_AHEAD = 4  # times num_slots: so far a job in order reads beyond its oldest unfinished task
+READ_AHEAD = 4  # a job in order reads at most this times num_slots tasks beyond its oldest unfinished one
 CANCELLED = "cancelled before it began"  # the error of such a task
 
 # Seconds between two checks of the workers:
@@ -1226,7 +1226,7 @@ class Engine:
         ledger = self._ledger
         with self.exclusive, self._must_complete():
             if ledger.position(tsk_id) is not None:
-                self._take_back()
+                ledger.give_back_all(self._queue.drain())
             position = ledger.position(tsk_id)
             if position is not None:
                 self.empty_lanes(position)
@@ -1238,13 +1238,9 @@ class Engine:
         with self.exclusive, self._must_complete():
             self._ledger.drop_cancelled()
             if self._ledger.in_queue():
-                self._take_back()
+                self._ledger.give_back_all(self._queue.drain())
                 self.empty_lanes()
                 self.next_check = 0.0
-
-    def _take_back(self) -> None:
-        """Take back what no worker has claimed."""
-        self._ledger.give_back_all(self._queue.drain())
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
         """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
@@ -1367,7 +1363,7 @@ class WorkerEngine(Engine):
         waited = time.perf_counter() - max(glance.began, process.halted)
         slow = waited >= HUNGRY_SECONDS
         moved = False
-        # An idle worker gets first what only this worker could claim, and then, by a halt, what it has claimed.
+        # For idle workers: first take back what only this worker could claim. Then halt it, and take what it claimed.
         if hungry and (slow or not (self._ledger.again or self._ledger.fresh)):
             moved = lane.take_unclaimed()
         take_back = glance.not_begun > 0 and (process.halt_again or (hungry and slow))
@@ -1837,25 +1833,20 @@ class Packer:
         if self.heap.used > HEAP_AHEAD and self._queue.backlog():
             return None
         few = 1 + 2 * self._block_bytes // (1 + len(tasks.data[0]))  # more than fit a block if all are like the first
-        lengths = list(map(len, tasks.data[: min(room, few)]))
-        if min(lengths) <= capacity:
-            lengths = [length if length > capacity else 0 for length in lengths]
+        lengths = [len(item) if len(item) > capacity else 0 for item in tasks.data[: min(room, few)]]
         count = max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
-        return self._pack(take_tasks(fresh, count), lengths[:count])
+        return self._pack(take_tasks(fresh, count))
 
-    def _pack(self, tasks: Tasks, lengths: list[int]) -> Tasks | None:
+    def _pack(self, tasks: Tasks) -> Tasks | None:
         """Put the large payloads of `tasks` into the heap or a file. Return `tasks` with references to them.
-
-        lengths: of the payloads, or 0 for those that fit their slots.
 
         Return None if the tasks were put back to wait, or have failed because they can never fit.
         """
-        large, capacity = tasks.data, self._queue.ring.capacity
-        if min(lengths) <= capacity:
-            large = [item for item in large if len(item) > capacity]
-            lengths = list(map(len, large))
+        capacity = self._queue.ring.capacity
+        large = [item for item in tasks.data if len(item) > capacity]
         if not large:
             return tasks
+        lengths = list(map(len, large))
         size = sum(lengths)
         try:
             if size > self.heap.size // 2 and len(tasks.data) == 1:
@@ -2454,7 +2445,7 @@ class Job:
         return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
 
     def must_wait(self, limit: int) -> bool:
-        """Return True if results wait for a task that lies more than `limit` tasks before the newest one."""
+        """Return True if results wait for a task, and more than `limit` tasks were read since that one."""
         held = 0 if self.source is None else self.source.held
         return held > 0 and self.outstanding + held > limit
 
@@ -2636,8 +2627,8 @@ STOP_SECONDS = 5.0  # workers that are told to leave may take this long
 MEMORY_SECONDS = 1.0  # between two readings of memory and processor time; a worker may stay above max_rss so long
 REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
 TAKEN = 1 << 16  # an exit code that is not known: the program has reaped the worker itself, or ignores SIGCHLD
-# After FAILED_STARTS deaths in a row, each before a claim, the run ends if no worker has had a task for FAILED_SECONDS,
-# or if the initializer has raised.
+# The run ends when FAILED_STARTS workers in a row died before a claim, and either the initializer raised or no worker
+# had a task for FAILED_SECONDS.
 FAILED_STARTS = 8
 FAILED_SECONDS = 3.0
 WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
@@ -3072,12 +3063,13 @@ class WorkerProcess:
                 os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
-        """Send a signal to the process and what its functions started, and to no other group.
+        """Send a signal to the process and what its functions started.
 
         The system does not reuse the number of a group while a process of it lives.
         """
         if self._keeps_pid():
-            signal_group(self.pid, number)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
 
     def _keeps_pid(self) -> bool:
         """Return False if another process has its pid now, which started at another time."""
@@ -3132,11 +3124,6 @@ def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(None if timeout is None else timeout * 1000))
-
-
-def signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
 
 
 def exit_text(code: int) -> str:
@@ -3316,7 +3303,7 @@ class Handlers:
         This exchanges their handlers. A signal mask would hold for one thread only, and every child would keep it, the
         fork server too.
         """
-        # Two stacks, so that every signal that came is sent again, even if the handler of another raises an exception.
+        # First the handlers are put back, then each signal is sent again, even if the handler of another one raises.
         with contextlib.ExitStack() as came, contextlib.ExitStack() as held:
 
             def hold(number: int, frame: object) -> None:
@@ -3365,9 +3352,8 @@ class Handlers:
     def start_of_worker(self, silent: bool) -> Iterator[None]:
         """Mark a fork in this block as that of a worker. `silent`: without Python's warning about threads.
 
-        A Supervisor that chose fork by itself does not change its start method later, so its user could do nothing.
-        warnings.catch_warnings() would exchange the whole list of filters, and so undo what another thread sets
-        meanwhile. Here one entry goes into the list and out again.
+        One entry goes into the list of filters and out again. warnings.catch_warnings() would exchange the whole list,
+        and so undo what another thread sets meanwhile.
         """
         filters: Any = warnings.filters if silent else []
         filters.insert(0, self.FORK_WARNING)
@@ -3382,9 +3368,8 @@ class Handlers:
     def _block_for_fork(self) -> None:
         """Before a fork, in the thread that forks: block SIGTERM and SIGHUP if we handle them.
 
-        If a signal has a Python handler, a forked child loses a signal that comes before its first line. The program
-        may send SIGTERM to its child then, and expect that it dies. So the signal waits until _forget_in_child() has
-        restored the default.
+        If a signal has a Python handler, a forked child loses one that comes before its first line. So it waits until
+        _forget_in_child() has restored the default.
         """
         ours = [self._exit_cleanly, *(entry[1] for entry in self._exchanged)]
         numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
@@ -3443,7 +3428,7 @@ BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim
 QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and reads `end`
 FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
-SPILL_TRIES = 100  # how often to try a value for which there is no room, although none of those files is left
+SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some
 SPILL_SECONDS = 0.02  # between two tries
 ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, if no descriptor tells
 
@@ -3518,11 +3503,10 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
 
 
 def _continue_without_parent() -> None:
-    """Let Linux send SIGCONT to this process when its parent ends.
+    """Let Linux send SIGCONT to this process when its parent ends. A worker that is stopped then would stay for ever.
 
-    Otherwise a worker that is stopped when its supervisor is killed could stay for ever. SIGCONT also takes back a
-    SIGSTOP that has not stopped it yet. It comes as well when only the thread that started this process ends; that
-    does no harm, as a halt notices that somebody else continued the worker.
+    SIGCONT also takes back a SIGSTOP that has not stopped it yet. It comes as well when only the thread that started
+    this process ends. That does no harm: a halt notices that somebody else continued the worker.
     """
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
     with contextlib.suppress(OSError, AttributeError):
@@ -3557,7 +3541,7 @@ def _out_of_reach(end: Any) -> int:
     return new
 
 
-tsk_id_in_hand: Callable[[], int] = int  # tells it to commands; a worker puts its own here, else it is 0
+tsk_id_in_hand: Callable[[], int] = int  # a command is told what this returns; a worker puts its own function here
 
 
 class Worker:
@@ -3625,8 +3609,7 @@ class Worker:
     def run(self, first: int, count: int) -> None:
         """Run the batch that was just claimed, task by task, up to where its `end` is now.
 
-        This loop is the cost of a short task. The store to `ends` makes a task finished. A worker killed before this
-        store has not finished the task. A worker killed after it has finished it.
+        This loop is the cost of a short task. Its store to `ends` makes a task finished.
 
         The supervisor may stop this process anywhere, lower `end`, and continue it. The stop lasts longer than
         QUIET_SECONDS.
@@ -3781,10 +3764,7 @@ class Worker:
             os.write(self._pipes.bell, b"!")
 
     def _disown(self) -> None:
-        """In a child that a function forked: make every later access to the queue an error.
-
-        So the child can do its work, but cannot act as a second copy of this worker when the function returns.
-        """
+        """In a child that a function forked: make it an error to go on as a second copy of this worker."""
         self.disowned = True
         self._queue.segment.release_views()
 
@@ -4004,7 +3984,7 @@ class QueueMemory:
     def _fill_half(self, worker: int, span: Span, places: Iterable[Span]) -> None:
         """Make the tasks of a span, which lie in these slots, the worker's next batch (worker). This commits nothing.
 
-        `claims` grows last. A death before that leaves nothing. A death after it leaves a batch that `end` bounds.
+        `claims` grows last. A worker killed before that has no new batch. Killed after it, it has one up to `end`.
         """
         words, claims = self.words, self.status[worker] + CLAIMS
         number = words[claims] + 1
@@ -4047,7 +4027,7 @@ class QueueMemory:
     def sleepers(self) -> list[tuple[int, int]]:
         """Return the workers that sleep, each with the number of its sleep (supervisor).
 
-        This sees every sleep that began before the last push or harvest. Whoever fell asleep later has seen that one.
+        A worker that fell asleep before the last push or harvest is in it. One that fell asleep later has seen that.
         """
         words = self.words
         return [(worker, number) for worker, status in enumerate(self.status) if (number := words[status + ASLEEP])]
@@ -4105,7 +4085,7 @@ class KernelLock:
 
     Another lock is a class with the same constructor, `size` and `shared`, and these five methods: refusal, prepare,
     acquire, release, holder_died. Each process has its own object. size: bytes of the lock in the segment. shared:
-    what the supervisor's object has made, if anything, and a worker's object is given.
+    what the supervisor's object makes and each worker's is given, or None.
     """
 
     size: ClassVar[int] = 0
@@ -4167,23 +4147,12 @@ class SharedTaskQueue(QueueMemory):
     Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
     calls it. A strategy is a subclass with another lock, another topology, or both. It overrides some of these hooks:
 
-      strategy, if_killed   its name, and what happens if a worker is killed inside; both for people
-      lock_type, num_locks  the class of its locks (see KernelLock), and how many are in `locks`; usually one
-      refusal               why it is not right on this machine
-      state_bytes, prepare  how many bytes of state it has in the segment; gives them their first values
-      room, push, drain     how many tasks there is room for; put tasks in; take tasks back
-      claim                 a worker's: publish the last batch, and take the next one, or go to sleep
-      harvest               tell how many batches have been read, and learn how many are finished
-      recover               undo what a dead worker has not committed
-      tell_to_leave         let this worker claim nothing more
-      is_claiming           return True if this worker, which stands still, is inside a claim
-      backlog, wakeable     how many tasks wait to be claimed; which sleepers to wake for them
+    strategy, if_killed, lock_type, num_locks, refusal, state_bytes, prepare, room, push, drain, claim, harvest,
+    recover, tell_to_leave, is_claiming, backlog, wakeable. Each says below what it does.
 
     Hooks use `words`, where worker i has those of a WorkerStatus from `status[i]` on; their own state, from byte
-    `state_offset` on; `_write`, which puts tasks into slots of the ring; `ring_spans`, which says which slots some
-    positions have; `_fill_half`, which copies tasks to a lane as the worker's next batch; `share`, which says how many
-    tasks a claim takes; and `_enter` and `_leave`, which acquire and release the lock. If its last holder died inside,
-    `_enter` calls `_repair_locked`. Hooks keep these promises:
+    `state_offset` on; and `_write`, `ring_spans`, `_fill_half`, `share`, `_enter` and `_leave`. If the last holder of
+    the lock died inside, `_enter` calls `_repair_locked`. Hooks keep these promises:
 
     - A position names one push of one task. The positions of a claim follow each other; those of a worker grow.
     - Each claim belongs to exactly one worker or to none, whichever process is killed, at any point. After a death
@@ -5386,7 +5355,7 @@ class Source:
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """Return a descriptor to wait for when `take` gave nothing; -1 if `take` itself waits, -2 if somebody rings."""
+        """Return the descriptor to wait for when `take` gave nothing; -1 if `take` waits, -2 if somebody rings."""
         return -1
 
     def rest(self) -> Iterator[Any]:
@@ -5427,8 +5396,8 @@ class IterableSource(Source):
 class LineParser:
     """Makes tasks of lines: FUNCTION PAYLOAD or, if a line is `whole`, a payload for the first function.
 
-    Empty lines are skipped, and lines that start with # if those are comments. A task is left out as often as `done`
-    counts it, and is counted down there. `missing` says what a line lacks, for which its task fails.
+    Empty lines are skipped, and lines that start with # if those are comments. `done` says how often to leave out a
+    task; each time lowers its count. `missing` says what a line lacks, for which its task fails.
     """
 
     def __init__(
@@ -5941,7 +5910,7 @@ class Results:
 class TextResults(Results):
     """Records one after the other, after a header. A record begins with START and ends with END.
 
-    QUOTED: what is between quotes may hold ENDs, and without its own END the last record may lack some digits.
+    QUOTED: text between quotes may contain END. A last record without END may be cut off, so it is not read.
     """
 
     HEADER = START = b""
@@ -6328,7 +6297,7 @@ class Snapshot(NamedTuple):
         return self.rates[-1] if self.rates else 0.0
 
 
-# The columns of the table: side, width, text of a row. IMPORTANCE: the last ones are the first to go.
+# The columns of the table: side, width, text of a row. In a narrow window columns go, from the end of IMPORTANCE on.
 COLUMNS: dict[str, tuple[str, int, Callable[[WorkerRow], str]]] = {
     "worker": (">", 6, lambda row: str(row.number)),
     "pid": (">", 7, lambda row: str(row.pid)),
@@ -6665,7 +6634,7 @@ def read_snapshot(name: str) -> Snapshot:
 # ---------------------------------------------------------------------------------------------------------------------
 
 LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
-POLL_COMMAND_MS = 20  # how soon the end of a command is seen that leaves its pipes open
+POLL_COMMAND_MS = 20  # the end of a command that leaves its pipes open is noticed within this time
 PIPE_BYTES = 1 << 20  # what a pipe holds at most
 
 

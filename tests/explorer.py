@@ -525,6 +525,9 @@ def steered_process(world: World) -> type[shmqueue.WorkerProcess]:
         def signal(self, number: int) -> None:
             world.signal(self.child.actor, number)
 
+        def signal_group(self, number: int) -> None:
+            pass
+
     return SteeredProcess
 
 
@@ -832,7 +835,6 @@ class World:
             "read_file": files.read,
             "handlers": NO_HANDLERS,
             "HALT_TRIES": 2,  # one that succeeds, and one before it that does not
-            "signal_group": lambda *_: None,
             "state_and_switches": self.state_and_switches,
             "process_state": lambda pid: (self.state_and_switches(pid)[0], 0),
             "psutil": None,
