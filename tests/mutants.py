@@ -1384,6 +1384,14 @@ MUTANTS = (
         DASK,
     ),
     Mutant(
+        "dask-slow-chunk-kept",
+        "One slow machine holds up a run: it keeps the tasks that others could do.",
+        "self._close(load, now - load.came > LIMIT_SECONDS)",
+        "self._close(load, False)",
+        ("test_dask.py::test_a_slow_chunk_gives_back_what_it_has_not_begun",),
+        DASK,
+    ),
+    Mutant(
         "dask-chunk-of-dead-nodes-lost",
         "A task that ends every node is in no results.",
         'yield from self._end(chunk.tasks, "crashed", "KilledWorker: every node that had it died")',

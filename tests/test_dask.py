@@ -412,6 +412,17 @@ def test_supervisors_that_die_on_all_nodes_end_the_run(dask, deal, cli):
     cli.run("--clean")
 
 
+def test_a_slow_chunk_gives_back_what_it_has_not_begun(dask, deal, cli):
+    slow = str(dask.folder_of(dask.nodes[0]))
+    text = "import os, time\n\ndef where(payload: str) -> str:\n"
+    text += f"    time.sleep(1.5 if os.getcwd() == {slow!r} else 0)\n    return os.getcwd()\n"
+    arguments = ("--call", cli.file("where.py", text) + ":where", "--scheduler", dask.address)
+    done = cli.finish(deal(numbers(1000), *arguments, "--results", "-"))
+    assert done.code == 0, done
+    where = collections.Counter(result["value"] for result in one_each(done.results, 1000).values())
+    assert 0 < where[slow] < 32  # its two chunks have 64 tasks each
+
+
 def test_a_worker_that_cannot_leave_after_its_supervisor_is_killed(dask, leave, deal, cli):
     tasks = "hold_interpreter 1\n" + "".join(f"nap {n}\n" for n in range(2, 1001))
     run = deal(tasks, "--handlers", leave.handlers, "--scheduler", dask.address, "--results", "-", "--batch", "16")
