@@ -1,7 +1,7 @@
 """The standard library's tests of ProcessPoolExecutor, with shmqueue.Executor in its place; see test_executor.py.
 
-`python stdlib_executor.py METHOD CLASS...` runs those classes of tests under a start method, or without one
-("default"), and writes how it went as JSON on the last line of standard output.
+`python stdlib_executor.py METHOD CLASS...` runs those classes of tests under a start method, and writes how it went as
+JSON on the last line of standard output.
 """
 
 import importlib
@@ -16,7 +16,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import shmqueue
 
-METHODS = ("fork", "forkserver", "spawn", "default")
 CLASSES = {  # by name: the module of the package that it is in since Python 3.12
     "WaitTests": "test_wait",
     "ProcessPoolExecutorTest": "test_process_pool",  # and ExecutorTest, which it extends
@@ -47,18 +46,11 @@ LEFT_OUT = {
 
 
 def load(package, name, method):
-    """A class of tests under a start method: the standard library's own, or for "default" one that is made like it."""
+    """One of the standard library's classes of tests under a start method."""
     split = hasattr(package, "__path__")
     module = importlib.import_module(f"{package.__name__}.{CLASSES[name]}") if split else package
     short = name.removesuffix("Mixin").removesuffix("Tests").removesuffix("Test")
-    if method != "default":
-        return getattr(module, f"ProcessPool{method.title()}{short}Test")
-    utilities = importlib.import_module(f"{package.__name__}.util") if split else package
-    start = {"executor_type": shmqueue.Executor, "get_context": lambda test: multiprocessing.get_context()}
-    bases = getattr(module, name), type("DefaultMixin", (utilities.ExecutorMixin,), start), utilities.BaseTestCase
-    case = type(f"Default{short}Test", bases, {"__module__": module.__name__})
-    setattr(module, case.__name__, case)  # so that its methods can be pickled
-    return case
+    return getattr(module, f"ProcessPool{method.title()}{short}Test")
 
 
 def main(method, classes):

@@ -17,7 +17,6 @@ import weakref
 
 import calls
 import pytest
-import stdlib_executor
 from helpers import METHODS, ROOT, descriptors, in_child, run_script, session_of, wait_until
 
 import shmqueue
@@ -61,9 +60,7 @@ def has_standard_tests():
 
 
 @pytest.mark.timeout(2 * LIMIT)
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=() if name == "default" else ONCE) for name in stdlib_executor.METHODS]
-)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=() if name == "fork" else ONCE) for name in METHODS])
 def test_the_standard_librarys_tests(own_pids, method):
     """All groups at once, since most of these tests sleep."""
     if not has_standard_tests():
@@ -80,7 +77,7 @@ def test_the_standard_librarys_tests(own_pids, method):
     # Python 3.10 has 31 of them; later ones have tests of max_tasks_per_child, one of which runs with fork only.
     assert sum(part["run"] for part in parts) == 31 + (sys.version_info >= (3, 11)) * (1 + (method == "fork"))
     for why in left_out:
-        assert "Windows" in why or ("fork start method" in why and method in ("fork", "default")), why
+        assert "Windows" in why or ("fork start method" in why and method == "fork"), why
 
 
 @pytest.fixture
