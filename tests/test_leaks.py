@@ -81,7 +81,7 @@ def test_memory_does_not_grow_with_the_tasks_of_a_supervisor(cli, how, function)
     assert (run.code, run.err) == (0, "")
     grown = json.loads(run.out)
     assert len(grown) == 3
-    assert max(grown) < 2 << 20, "a million tasks more, and not two bytes for each of them"
+    assert max(grown) < 4 << 20, "a million tasks more, and not four bytes for each of them"
 
 
 def test_memory_of_results_that_wait_for_a_slow_task_is_bounded(cli):
