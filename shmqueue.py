@@ -402,7 +402,7 @@ class Supervisor:
         """Add one task and return its tsk_id. results() yields its outcome. Blocks while the ring is full."""
         self._engine.check_open()
         tsk_id = self._ledger.next_id
-        self._ledger.admit(self._submitted, [(function, payload)])
+        self._engine.admit(self._submitted, [(function, payload)])
         self._engine.push()
         while (self._ledger.again or self._ledger.fresh) and not self._engine.paused:
             self._engine.turn(self._submitted, self._report)
@@ -426,7 +426,7 @@ class Supervisor:
             return self._engine.cancel(tsk_id)
         self._engine.check_thread()
         self._ledger.stopping = True
-        self._engine.withdraw()
+        self._engine.ask(self._engine.withdraw)
         return True
 
     def pause(self, paused: bool) -> None:
@@ -434,12 +434,11 @@ class Supervisor:
         self._engine.check_open()
         self._engine.paused = paused
         if paused:
-            self._engine.withdraw()
+            self._engine.ask(self._engine.withdraw)
 
     def abort(self) -> None:
         """Kill the workers, and cancel all unfinished tasks."""
-        self._engine.exclusive.check_process()
-        self._engine.abort("cancelled", "stopped while it ran")
+        self._engine.ask(lambda: self._engine.abort("cancelled", "stopped while it ran"))
 
     def close(self) -> None:
         """Finish what is outstanding, let the workers leave, and remove the segment. May be called again.
@@ -1053,6 +1052,8 @@ class Engine:
     over: why no more turns are possible, or "".
     next_check: when to check the workers again, and to report.
     exclusive: every turn is taken inside it.
+
+    A signal handler may ask for something in the middle of a turn, where tasks are in no list. It is done afterwards.
     """
 
     def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger) -> None:
@@ -1065,6 +1066,8 @@ class Engine:
         self.failure: Exception | None = None
         self.next_check = 0.0
         self.exclusive = Exclusive()
+        self._in_turn = False  # in the middle of one
+        self._asked: collections.deque[Callable[[], None]] = collections.deque()  # then
 
     def close(self) -> None:
         """Allow no more turns."""
@@ -1127,8 +1130,24 @@ class Engine:
             self.hurry(fed or more)
             if time.monotonic() >= self.next_check:
                 more = self.check_workers(time.monotonic()) or more
+                self._in_turn = False  # what is asked for from here on can be done at once
                 report()
         return more or (fed and bool(ledger.again or ledger.fresh))
+
+    def ask(self, action: Callable[[], None]) -> None:
+        """Do something to the run: now, or at the end of the turn that a signal handler has interrupted."""
+        with self.exclusive:
+            self._asked.append(action)
+            self._do_what_was_asked()
+
+    def _do_what_was_asked(self) -> None:
+        while self._asked and not self._in_turn:
+            self._asked.popleft()()
+
+    def admit(self, job: Job, items: Sequence[Any]) -> None:
+        """Number items as tasks of the job."""
+        with self.exclusive, self._must_complete():
+            self._ledger.admit(job, items)
 
     def push(self) -> None:
         """Push as many tasks as there is room for, and wake workers for them."""
@@ -1139,6 +1158,7 @@ class Engine:
     @contextlib.contextmanager
     def _must_complete(self) -> Iterator[None]:
         """If this block is interrupted, the run cannot continue."""
+        outer, self._in_turn = self._in_turn, True
         try:
             yield
         except (WorkersFailedError, SpoiledSegmentError) as error:
@@ -1146,6 +1166,9 @@ class Engine:
         except BaseException:
             self.over = "this Supervisor was interrupted: close it"
             raise
+        finally:
+            self._in_turn = outer
+        self._do_what_was_asked()
 
     def _take(self, job: Job) -> bool:
         """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
@@ -1161,7 +1184,7 @@ class Engine:
         if ledger.stopping and not source.finite:
             source.exhausted = True
         elif room > 0:
-            ledger.admit(job, source.take(room))
+            self.admit(job, source.take(room))
             return source.exhausted or source.fileno() == -1  # if exhausted, its job may be finished
         return False
 
@@ -1244,9 +1267,13 @@ class Engine:
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
         """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
-        self._ledger.stopping = self._pool.closing = True
-        self.end_workers(Doomed(None, status, error))
-        self._ledger.end_all(rest)
+        outer, self._in_turn = self._in_turn, True
+        try:
+            self._ledger.stopping = self._pool.closing = True
+            self.end_workers(Doomed(None, status, error))
+            self._ledger.end_all(rest)
+        finally:
+            self._in_turn = outer
 
     def _give_up(self, error: Exception) -> None:
         """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""

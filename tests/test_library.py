@@ -1360,6 +1360,7 @@ def test_a_second_thread_is_told_so_and_disturbs_nothing():
             lambda: list(supervisor.results()),
             lambda: supervisor.cancel(1),
             supervisor.cancel,
+            supervisor.abort,
             supervisor.close,
         ):
             with pytest.raises(RuntimeError, match=r"in use by another thread: .* or use shmqueue\.Executor") as caught:
@@ -1377,4 +1378,57 @@ def test_a_second_thread_is_told_so_and_disturbs_nothing():
     with Supervisor([jobs.echo], workers=2) as supervisor:
         assert list(supervisor.map(jobs.echo, payloads())) == [b"%d" % number for number in range(20)]
         assert not supervisor.cancelled
-    assert len(errors) == 6
+    assert len(errors) == 7
+
+
+@pytest.mark.parametrize("how", ["cancel", "abort"])
+def test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment(how):
+    """Also in the middle of a turn of the supervisor, when tasks are in no list."""
+    ends = []
+    before = signal.signal(signal.SIGALRM, lambda *_: getattr(ends[-1], how)())
+    try:
+        for number in range(60):
+            with start([jobs.sleep_a_little], start_method="fork") as supervisor:
+                ends.append(supervisor)
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + number * 0.0001)
+                assert sum(1 for _ in supervisor.run([b""] * 3000)) == 3000
+                assert supervisor.cancelled
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("codec", [None, pickle])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_any_text_arrives_as_it_is(workers, codec):
+    """Also text that is not UTF-8: of names of files, of pieces of them put together, of JSON."""
+    texts = ["é", "caf\udce9", "\udcc3\udca9", "\ud83d", "a\udcff\ud800"]
+    with Supervisor([jobs.same, jobs.return_half_a_pair], workers=workers, codec=codec) as supervisor:
+        assert list(supervisor.map(jobs.same, texts)) == texts
+        assert list(supervisor.map(jobs.same, [b"a", *texts])) == [b"a", *texts]
+        assert list(supervisor.map(jobs.return_half_a_pair, [b""])) == ["\ud800"]
+
+
+def test_of_a_large_payload_only_the_beginning_is_looked_at_for_the_summary():
+    """Here its text would have more characters than there is memory for."""
+    payload = [1]
+    for _ in range(60):
+        payload = [payload, payload]
+    with Supervisor([jobs.quiet], workers=0) as supervisor:
+        job = supervisor.run([payload])
+        assert [result.status for result in job] == ["ok"]
+        assert len(supervisor.summary()["slowest"][0]["payload"]) <= 200
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_what_workers_cannot_find_by_name_is_one_error_with_a_remedy(method):
+    with pytest.raises(TypeError, match=r"<lambda>.*at the top level of a module, or name start_method='fork'"):
+        Supervisor([lambda payload: payload], start_method=method)
+
+
+def test_a_signal_handler_may_wake_a_supervisor_that_is_closed():
+    with start([jobs.echo]) as supervisor:
+        pass
+    supervisor.wake()
+    with pytest.raises(RuntimeError, match="closed"):
+        supervisor.snapshot()
