@@ -5683,7 +5683,7 @@ class Call:
         try:
             self.what = pickled(self.what)
         except BaseException as error:
-            self.future.set_exception(unpickled(pickled_error(error))[1])
+            self.future.set_exception(error)
             return False
         return True
 
@@ -5744,6 +5744,8 @@ class Calls(Source):
             self._cancel |= cancel
             self._abort |= abort
             self._ring_locked()
+        if wait and threading.current_thread() is self._thread:
+            raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
         if wait:
             self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
             self._thread.join()

@@ -312,6 +312,31 @@ def test_a_callback_may_submit_and_shut_down(executor):
         executor.submit(abs, 1)
 
 
+def test_a_callback_cannot_wait_for_the_end_of_its_own_executor(caplog):
+    executor = shmqueue.Executor(1)
+    executor.submit(abs, -1).add_done_callback(lambda _: executor.shutdown())
+    executor.shutdown()
+    assert "an Executor cannot wait for its own end in a callback" in caplog.text
+
+
+class RefusedError(Exception):
+    """It cannot be pickled."""
+
+    def __reduce__(self):
+        raise RefusedError("this cannot be pickled either")
+
+
+class Unwilling:
+    def __reduce__(self):
+        raise RefusedError("not this")
+
+
+def test_an_argument_whose_error_cannot_be_pickled_fails_its_call_alone(executor):
+    with pytest.raises(RefusedError, match="not this"):
+        executor.submit(abs, Unwilling()).result()
+    assert executor.submit(abs, -2).result() == 2
+
+
 def answers_soon():
     """Return True if an Executor that has been idle answers, and ends, before anybody in it looks by himself."""
     with shmqueue.Executor(2) as executor:
