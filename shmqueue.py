@@ -5017,19 +5017,32 @@ def check_codec(codec: Any) -> Codec | None:
 
 
 def encode_text(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+    """Return text as UTF-8, and what decode_text() has made of other bytes as these bytes."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def decode_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
+def text_data(text: str) -> bytes | None:
+    """Return the bytes from which decode_text() makes this text. Some with surrogates have none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        data = encode_text(text)
+        return data if decode_text(data) == text else None
+
+
 def encode(value: Any, codec: Codec | None) -> tuple[int, bytes]:
     """Return the kind and the bytes of a payload or a value. Raises TypeError or ValueError if it cannot travel."""
     if type(value) is bytes:
         return BYTES, value
-    if type(value) is str:
-        return TEXT, encode_text(value)
+    if type(value) is str and (data := text_data(value)) is not None:
+        return TEXT, data
     if codec is not None:
         data = codec.dumps(value)
         return (CODED_TEXT, encode_text(data)) if isinstance(data, str) else (CODED, bytes(memoryview(data)))
@@ -5045,7 +5058,8 @@ def encode_payloads(
 ) -> tuple[Iterable[int], list[bytes]]:
     """Return the kinds and the bytes of payloads. `types` are all their types; if it is only str, this is faster."""
     if types == {str}:
-        return itertools.repeat(TEXT), list(map(encode_text, payloads))
+        with contextlib.suppress(UnicodeEncodeError):
+            return itertools.repeat(TEXT), list(map(str.encode, payloads))
     kinds, data = zip(*[encode(payload, codec) for payload in payloads])
     return kinds, list(data)
 
@@ -5063,7 +5077,10 @@ def decode(kind: int, data: bytes, codec: Codec | None) -> Any:
 def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> tuple[int, bytes]:
     """Return the kind and the bytes of a value, for its record. Raises TypeError or ValueError if it cannot travel."""
     if type(value) is str:  # first, since it is the most frequent
-        return TEXT, encode_text(value)
+        try:
+            return TEXT, value.encode()
+        except UnicodeEncodeError:
+            return encode(value, codec)
     if type(value) is Failure:
         return FAILURE, value.encode()
     if type(value) is Output:

@@ -134,6 +134,10 @@ def tell_time(payload: float) -> float:
     return now
 
 
+def same(payload):
+    return payload
+
+
 def sleep_a_little(payload: bytes) -> None:
     time.sleep(0.01)
 
