@@ -457,7 +457,8 @@ class Supervisor:
     def wake(self) -> None:
         """Make on_check be called soon. For signal handlers."""
         self._engine.next_check = 0.0
-        self._pool.wake_supervisor()
+        if not self._engine.over:
+            self._pool.wake_supervisor()
 
     @property
     def paused(self) -> bool:
@@ -478,6 +479,8 @@ class Supervisor:
 
     def snapshot(self) -> Snapshot:
         """Return what the screen shows."""
+        if self._engine.over:
+            raise RuntimeError(self._engine.over)
         return self._display.snapshot()
 
     def summary(self) -> dict[str, Any]:
@@ -944,9 +947,10 @@ def count_threads() -> int:
 
 def check_statuses(statuses: Sequence[str]) -> Sequence[str]:
     """Raise ValueError if `retry_on` names something else than the statuses of tasks that were started."""
-    if isinstance(statuses, str) or not set(statuses) <= set(RETRY_ON):
+    named = (statuses,) if isinstance(statuses, str) else tuple(statuses)
+    if isinstance(statuses, str) or not set(named) <= set(RETRY_ON):
         raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}, as in ('failed', 'crashed')")
-    return statuses
+    return named
 
 
 def refuse_without_workers(**values: Any) -> None:
@@ -1110,6 +1114,8 @@ class Engine:
                         raise
             if self.failure is not None:
                 raise self.failure
+            if job.source is not None and job.source.error is not None:
+                raise job.source.error
         finally:
             if job.source is not None and not job.finished:
                 job.cancelled = True
@@ -3113,10 +3119,18 @@ REMEDIES = {
 }
 
 
+PICKLE_REMEDY = (
+    "workers that are not forked find functions by their names: define them with def at the top level of a module, or "
+    "name start_method='fork'"
+)
+
+
 def limit_error(error: BaseException) -> BaseException:
     """Return the same error. If it tells of a limit of the system, its text gets a remedy."""
     if isinstance(error, EOFError):
         return OSError(errno.EAGAIN, limit_text(error))
+    if isinstance(error, Exception) and "pickle" in str(error):
+        return TypeError(f"{error}: {PICKLE_REMEDY}")
     if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return error
     return OSError(error.errno, limit_text(error), error.filename)
@@ -5346,8 +5360,10 @@ def as_text(value: Any) -> str:
 
 
 def briefly(payload: Any) -> str:
-    """Return a payload as text, to show it: 200 characters at most."""
-    return as_text(payload[:200] if isinstance(payload, (bytes, str)) else payload)[:200]
+    """Return a payload as text, to show it: 200 characters at most. Of a large one only the beginning is looked at."""
+    if isinstance(payload, (bytes, str)):
+        return as_text(payload[:200])
+    return (as_text(payload) if type(payload) in ATOMS else reprlib.repr(payload))[:200]
 
 
 # What a slot holds of a payload out of line: the number of its file (0 for the heap), its offset there and its length.
@@ -5386,6 +5402,7 @@ class Source:
     problem: why it ended early, if it did.
     pairs: a pair is of a function and a payload, never a payload.
     held: how many finished tasks wait for the end of earlier ones, since their results are wanted in order.
+    error: what the job raises after its last result, or None.
     """
 
     exhausted = False
@@ -5393,6 +5410,7 @@ class Source:
     finite = False
     problem = ""
     held = 0
+    error: Exception | None = None
 
     def take(self, room: int) -> Sequence[Any]:
         """Return up to `room` items, those that are there: payloads, (function, payload) pairs or Rejected."""
@@ -5429,10 +5447,13 @@ class IterableSource(Source):
         clock = time.perf_counter
         taken = []
         until = clock() + 0.001
-        for item in self._iterator:
-            taken.append(item)
-            if len(taken) >= room or clock() > until:
-                return taken
+        try:
+            for item in self._iterator:
+                taken.append(item)
+                if len(taken) >= room or clock() > until:
+                    return taken
+        except Exception as error:  # raised once the tasks before it have their outcomes
+            self.error = error
         self.exhausted = True
         return taken
 
@@ -7334,7 +7355,7 @@ def show_tasks(source: LineSource | QuerySource, parse: LineParser, command: Com
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
     """Return what one wants to know at the end: first what went wrong, then which tasks took long, last the totals."""
     lines = [
-        f"#{r['tsk_id']:,} {r['function']} {r['status']}: {r['error']}{last_frame(r['traceback'])}"
+        f"#{r['tsk_id']:,} {briefly(r['function'])} {r['status']}: {r['error']}{last_frame(r['traceback'])}"
         for r in summary["failures"]
     ]
     kinds = collections.Counter(summary["kinds"])
