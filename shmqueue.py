@@ -982,9 +982,9 @@ def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
     method = start_method or ("fork" if count_threads() == 1 else "forkserver")
     if method != "fork" and needs_lost_main(functions):
         raise RuntimeError(
-            f"start_method={method!r}: every worker imports the main module, and this one (a notebook, python -c or "
-            "standard input) cannot be imported again: put the functions into a file and import it, or name "
-            "start_method='fork'"
+            f"start_method={method!r}: every worker imports the main module, and this one (a notebook, __main__ of a "
+            "package, python -c or standard input) cannot be imported again: put the functions into a file and import "
+            "it, or name start_method='fork'"
         )
     return multiprocessing.get_context(method)
 
@@ -992,10 +992,12 @@ def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
 def needs_lost_main(functions: Sequence[Any]) -> bool:
     """Return True if a new process would need the main module for these functions, and could not import it."""
     main = sys.modules.get("__main__")
-    if getattr(main, "__spec__", None) is not None:  # python -m
-        return False
+    spec = getattr(main, "__spec__", None)
     path = getattr(main, "__file__", None)
-    if path is not None:  # multiprocessing imports it in any case
+    if spec is not None:  # python -m
+        if spec.name.rpartition(".")[2] != "__main__":  # multiprocessing does not import that of a package
+            return False
+    elif path is not None:  # multiprocessing imports it in any case
         return not os.path.isfile(path)
     plain = [getattr(function, "func", function) for function in functions]  # func: of a functools.partial
     return any(getattr(function, "__module__", None) == "__main__" for function in plain)
@@ -6905,12 +6907,16 @@ def load_function(call: str) -> Function:
 
 
 def load_functions(where: str) -> list[Function]:
-    """Return the public functions that a module defines itself."""
-    import inspect
-
+    """Return the public functions that a module defines itself, under their own names: others cannot be sent."""
     module = load_module(where)
-    own = [value for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")]
-    functions: list[Function] = [function for function in own if function.__module__ == module.__name__]
+    functions: list[Function] = [
+        value
+        for name, value in vars(module).items()
+        if callable(value)
+        and not isinstance(value, type)
+        and not name.startswith("_")
+        and (getattr(value, "__module__", None), getattr(value, "__qualname__", None)) == (module.__name__, name)
+    ]
     if not functions:
         raise UsageError(f"--handlers {where}: it has no public functions")
     return functions

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from helpers import METHODS, ROOT
+from helpers import METHODS, ROOT, usage_error
 
 STARTED_ANEW = ["spawn", "forkserver"]
 UNGUARDED = """\
@@ -50,8 +50,8 @@ def test_a_function_of_a_main_module_that_is_no_file_gets_one_error(cli, method,
     assert run.err.count("Traceback") == 1
     assert run.err.splitlines()[-1] == (
         f"RuntimeError: start_method={method!r}: every worker imports the main module, and this one (a notebook, "
-        "python -c or standard input) cannot be imported again: put the functions into a file and import it, or name "
-        "start_method='fork'"
+        "__main__ of a package, python -c or standard input) cannot be imported again: put the functions into a file "
+        "and import it, or name start_method='fork'"
     )
 
 
@@ -73,3 +73,14 @@ def test_a_guarded_script_works(cli, method):
     code = INTERACTIVE.format(root=str(ROOT), method=method, function="double")
     run = cli.run(script=cli.file("guarded.py", code))
     assert (run.code, run.out, run.err) == (0, "[b'aa']\n", ""), sys.version
+
+
+@pytest.mark.parametrize("method", STARTED_ANEW)
+def test_functions_of_the_main_module_of_a_package(cli, method):
+    """multiprocessing does not import it again."""
+    (cli.folder / "package").mkdir()
+    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport shmqueue\n\ndef double(x):\n    return 2 * x\n\n"
+    cli.file("package/__main__.py", code + "if __name__ == '__main__':\n    sys.exit(shmqueue.main([double]))\n")
+    run = cli.run("package", cli.file("tasks", "double a\n"), "--start-method", method, script="-m")
+    assert "__main__ of a package" in usage_error(run)
+    assert cli.run("package", cli.file("tasks", "double a\n"), "--start-method", "fork", script="-m").code == 0
