@@ -5888,7 +5888,9 @@ class Results:
 
     form = staticmethod(as_text)
     errors: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
+    stdout: Outlet  # for the path -
     _file: Any = None
+    _saving = False
 
     def __init__(self, path: str, resume: bool) -> None:
         self.path = path
@@ -5950,8 +5952,11 @@ class Results:
 
     def save(self) -> bool:
         """Bring what was written to the file. Return True if nothing has failed yet."""
-        if self._attempt(self.flush):
-            self._safe = self._records
+        if not self._saving:  # else this was called while standard output waits for its reader
+            self._saving = True
+            if self._attempt(self.flush):
+                self._safe = self._records
+            self._saving = False
         return not self.problem
 
     def finish(self) -> None:
@@ -6038,8 +6043,10 @@ class TextResults(Results):
             return None
 
     def open(self) -> None:
-        where = os.dup(1) if self.path == "-" else self.path
-        self._file = open(where, "r+b" if self._kept else "wb", 1 << 20)  # noqa: SIM115
+        if self.path == "-":
+            self._file = self.stdout
+        else:
+            self._file = open(self.path, "r+b" if self._kept else "wb", 1 << 20)  # noqa: SIM115
         if self._kept:
             self._file.seek(self._kept)
             self._file.truncate()
@@ -6216,6 +6223,37 @@ def task_digest(function: str, payload: bytes) -> bytes:
 PRINT_BYTES = 1 << 16  # are printed at once; less waits for the next check of the workers
 
 
+class Outlet:
+    """Writes to standard output or standard error. A reader that takes nothing does not keep signals from being heard.
+
+    wait: called several times a second meanwhile. When it returns False, flush() raises BlockingIOError.
+    """
+
+    def __init__(self, descriptor: int, wait: Callable[[], bool]) -> None:
+        self.descriptor = descriptor
+        self.waiting = bytearray()
+        self._wait = wait
+
+    def write(self, data: bytes) -> None:
+        self.waiting += data
+
+    def flush(self) -> None:
+        """Write all that waits, but for what another flush is writing: `wait` may come back here."""
+        data, self.waiting = self.waiting, bytearray()
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLOUT)
+        with memoryview(data) as view:
+            start = 0
+            while start < len(view):
+                if poll.poll(100):
+                    start += os.write(self.descriptor, view[start : start + select.PIPE_BUF])
+                elif not self._wait():
+                    raise BlockingIOError(errno.EAGAIN, "its reader takes nothing")
+
+    def close(self) -> None:
+        self.flush()
+
+
 class InOrder:
     """Passes results on in the order of the input. `source` is not read far ahead of those that are held back."""
 
@@ -6239,21 +6277,19 @@ class Printer:
     exact: values are printed as commands wrote them, also of tasks that failed. Otherwise each gets a line end, and
         None and failures are not printed.
     line: returns a task's line, which --tag puts before each line that is printed.
-    wait: called again and again while the reader takes nothing; it may clear `patient`.
     screen: leaves a terminal before that is written to.
     """
 
     def __init__(
-        self, exact: bool, line: Callable[[str, bytes], bytes] | None, wait: Callable[[], None], screen: Progress
+        self, exact: bool, line: Callable[[str, bytes], bytes] | None, out: Outlet, errors: Outlet, screen: Progress
     ) -> None:
         self.closed = False  # nothing more is printed
         self.problem = ""  # why not
-        self.patient = True
         self._exact = exact
         self._line = line
-        self._wait = wait
+        self._out = out
+        self._errors = errors
         self._screen = screen
-        self._waiting = bytearray()  # for standard output
 
     def put(self, result: TaskResult) -> None:
         """Print a result soon. What a command complained of comes right behind its output."""
@@ -6262,13 +6298,14 @@ class Printer:
         tag = b""
         if self._line is not None:
             tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
-        self._waiting += tagged(self._text(result), tag)
+        self._out.write(tagged(self._text(result), tag))
         errors = result.value.errors if isinstance(result.value, Output) else b""
-        if errors or len(self._waiting) > PRINT_BYTES:
+        if errors or len(self._out.waiting) > PRINT_BYTES:
             self.flush()
         if errors:
+            self._errors.write(tagged(errors, tag))
             with contextlib.suppress(OSError):  # nobody reads it
-                self._write(2, tagged(errors, tag))
+                self._flush(self._errors)
 
     def _text(self, result: TaskResult) -> bytes:
         if self._exact:
@@ -6280,29 +6317,17 @@ class Printer:
 
     def flush(self) -> None:
         """Write what waits."""
-        data, self._waiting = self._waiting, bytearray()
         try:
-            self._write(1, data)
+            self._flush(self._out)
         except OSError as error:
             self.closed = True
-            if error.errno != errno.EPIPE:  # a reader that has seen enough is no problem
+            if error.errno not in (errno.EPIPE, errno.EAGAIN):  # a reader that takes no more is no problem
                 self.problem = f"standard output: {error.strerror}"
 
-    def _write(self, descriptor: int, data: bytes | bytearray) -> None:
-        """Write all of this. Wait in small steps for a reader that takes nothing."""
-        if data and os.isatty(descriptor):
+    def _flush(self, outlet: Outlet) -> None:
+        if outlet.waiting and os.isatty(outlet.descriptor):
             self._screen.close()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        with memoryview(data) as view:
-            start = 0
-            while start < len(view) and not self.closed:
-                if poll.poll(100):
-                    start += os.write(descriptor, view[start : start + select.PIPE_BUF])
-                elif self.patient:
-                    self._wait()
-                else:
-                    self.closed = True
+        outlet.flush()
 
 
 def tagged(text: bytes, tag: bytes) -> bytes:
@@ -7116,6 +7141,7 @@ class CommandLine:
         self.failed: FailedLines | None = None
         if options.results:
             self.results = results_format(options.results)(options.results, options.resume)
+            self.results.stdout = Outlet(1, self.wait_for_reader)
             self.parse.done = self.results.done
         self.fills_stdout = prints(options) or options.results == "-"
         self.progress = self._choose_progress()
@@ -7125,6 +7151,7 @@ class CommandLine:
             self.progress.keys = Keys.TEXT
         self.signals: list[int] = []  # that came, and were not acted on
         self.stopped_by = 0
+        self.patient = True  # with a reader of the output that takes nothing
         self.supervisor: Any = None
 
     def _open_source(self) -> LineSource | QuerySource:
@@ -7165,7 +7192,8 @@ class CommandLine:
         if not prints(options):
             return None
         exact = bool(options.shell or options.command)
-        return Printer(exact, self.parse.input_line if options.tag else None, self.on_check, self.progress)
+        out, errors = (Outlet(descriptor, self.wait_for_reader) for descriptor in (1, 2))
+        return Printer(exact, self.parse.input_line if options.tag else None, out, errors, self.progress)
 
     def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
         """Return a Supervisor, or what has its public names."""
@@ -7284,9 +7312,13 @@ class CommandLine:
             self.supervisor.cancel()
         else:
             self.stopped_by = self.stopped_by or number
-            if self.printer is not None:
-                self.printer.patient = False
+            self.patient = False
             self.supervisor.abort()
+
+    def wait_for_reader(self) -> bool:
+        """Called several times a second while nobody takes what was written. Return False to write no more."""
+        self.on_check()
+        return self.patient
 
     def suspend(self) -> None:
         """Ctrl-Z: give the terminal back, stop, and take it again."""

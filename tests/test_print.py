@@ -285,6 +285,11 @@ def test_what_a_command_complains_of_goes_to_the_log_if_nothing_is_printed(cli, 
     ]
 
 
+def test_a_command_hears_signals_as_in_a_shell(put):
+    code, out, _ = put("trap 'echo caught' INT; kill -INT $$; echo end\n", "--shell")
+    assert (code, out) == (0, b"caught\nend\n")
+
+
 def test_a_hundred_megabytes(put):
     size = 100_000_000
     zeros = f"head -c {size} /dev/zero"
@@ -558,10 +563,11 @@ def is_full(pipe):
     return waiting == fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
 
 
+@pytest.mark.parametrize("arguments", [("-k",), ("--results", "-")], ids=" ".join)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_can_be_ended_while_its_reader_takes_nothing(cli, number):
+def test_a_run_can_be_ended_while_its_reader_takes_nothing(cli, number, arguments):
     """Its standard output is full for ever: Ctrl-C twice, or SIGTERM, end it all the same."""
-    process = cli.start(cli.file("tasks", "seq 100000\n" * 50), "--shell", "-w", "2", "--screen", "off", "-k")
+    process = cli.start(cli.file("tasks", "seq 100000\n" * 50), "--shell", "-w", "2", "--screen", "off", *arguments)
     assert wait_until(lambda: is_full(process.stdout))
     assert process.poll() is None
     process.send_signal(number)
