@@ -6615,13 +6615,11 @@ class Screen(Progress):
         if not in_foreground(2):
             return
         width, height = self.size()
-        lines = []
-        for line in render(shot, width, height):
-            rest = "\x1b[K" * (len(line) < width)
-            if self._palette is not None:
-                line = paint(line, shot.bad / max(1, shot.done), self._palette)
-            lines.append(line + rest)
-        text = "\x1b[H" + "\r\n".join(lines) + "\x1b[J" * (len(lines) < height)
+        lines = render(shot, width, height)
+        if self._palette is not None:
+            lines = [paint(line, shot.bad / max(1, shot.done), self._palette) for line in lines]
+        # Each line is cleared first: what characters take is up to the terminal.
+        text = "\x1b[H" + "\r\n".join(f"\x1b[K{line}" for line in lines) + "\r\n\x1b[J" * (len(lines) < height)
         if not self._entered:
             self._entered = True
             text = self.ENTER + text

@@ -245,6 +245,30 @@ def test_sizes(desk, columns, lines):
     assert totals(terminal)["ok"] == 16
 
 
+def test_nothing_is_left_of_the_frame_before_by_characters_that_take_no_column(desk):
+    functions = """
+import time
+
+def plain(payload):
+    raise ValueError("x" * 200)
+
+def marks(payload):
+    raise ValueError("e\u0301" * 100)
+
+def wait(payload):
+    time.sleep(float(payload))
+"""
+    handlers = desk.cli.file("marked.py", functions)
+    tasks = desk.cli.file("tasks", "plain a\n" * 5 + "wait 0.5\n" + "marks a\n" * 5 + "wait 1\n")
+    terminal = desk.terminal(80, 24)
+    process = desk.start(terminal, tasks, "-w", "1", "--handlers", handlers)
+    terminal.shows("plain failed(.|\n)*plain failed")
+    terminal.shows("marks failed(.|\n)*marks failed")
+    shown = [line for line in terminal.lines if "marks failed" in line]
+    assert desk.wait(process) == 1
+    assert [line for line in shown if "x" in line] == []
+
+
 @pytest.mark.parametrize(("columns", "lines"), [(12, 24), (80, 4), (15, 3), (2, 2)])
 def test_nothing_scrolls_on_a_terminal_that_is_too_small(desk, columns, lines):
     terminal = desk.terminal(columns, lines)
