@@ -318,7 +318,7 @@ class Supervisor:
             refuse_without_workers(timeout=timeout, max_rss=max_rss, log=log)
             self._run_here(options)
             return
-        if log:
+        if log and not is_pipe(log):
             with open(log, "ab"):  # now: an error in a worker would reach nobody
                 pass
         sweep()
@@ -2636,7 +2636,7 @@ class Tally:
 def no_such_function(name: str, names: Iterable[str]) -> str:
     """Return the error for a name that no function has."""
     known = nearest(name, names, 3) or f"there are: {', '.join(names)}"
-    return f"LookupError: no function {name!r}; {known}"
+    return f"LookupError: no function {reprlib.repr(name)}; {known}"
 
 
 def nearest(name: str, names: Iterable[str], most: int) -> str:
@@ -3128,7 +3128,7 @@ PICKLE_REMEDY = (
 
 
 def limit_error(error: BaseException) -> BaseException:
-    """Return the same error. If it tells of a limit of the system, its text gets a remedy."""
+    """Return the same error. If it tells of a limit of the system, or what cannot be sent, its text gets a remedy."""
     if isinstance(error, EOFError):
         return OSError(errno.EAGAIN, limit_text(error))
     if isinstance(error, Exception) and "pickle" in str(error):
@@ -3532,7 +3532,7 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
         os.setpgid(0, 0)
     _continue_without_parent()
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the supervisor; a command gets the default again
     for number in (*handlers.HEARD[1:], signal.SIGCONT, signal.SIGWINCH, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
@@ -4495,9 +4495,10 @@ class Segment:
                 raise
             where = shared_directory()
             space = os.statvfs(where)
+            whole = ((space.f_blocks - space.f_bavail) * space.f_frsize + reserved >> 20) + 64
             message = (
                 f"{where} is too small: {reserved:,} bytes needed, {space.f_bavail * space.f_frsize:,} free; take fewer"
-                " slots (--slots), or enlarge it (docker run --shm-size=256m; mount -o remount,size=256m)"
+                f" slots (--slots), or enlarge it (docker run --shm-size={whole}m; mount -o remount,size={whole}m)"
             )
             raise OSError(errno.ENOSPC, message) from None
 
@@ -6103,6 +6104,8 @@ class Sqlite(Results):
 
         self.errors = (OSError, sqlite3.Error)
         self._connect = functools.partial(sqlite3.connect, self.path)
+        if not os.path.exists(self.path):
+            return
         with contextlib.closing(self._connect()) as base:
             columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
             if self._resume and columns not in ((), FIELDS):
@@ -6197,6 +6200,8 @@ def results_format(path: str) -> type[Results]:
     found = FORMATS.get(path if path == "-" else os.path.splitext(path)[1])
     if found is None:
         raise UsageError(f"--results {path}: must end with .jsonl, .csv or .sqlite, or be - for standard output")
+    if path != "-" and is_pipe(path):
+        raise UsageError(f"--results {path}: is a pipe; give a file, or - for standard output")
     return found
 
 
@@ -6881,6 +6886,8 @@ def load_module(where: str) -> Any:
     """Import a module by its name, or a file that ends with .py. Workers that are not forked import it by name, too."""
     path = ""
     name = where
+    if not where.endswith(".py") and ("/" in where or where.startswith(".")):
+        raise UsageError(f"{where!r}: give the name of a module, or a file that ends with .py")
     with _usage_error(f"{where!r}: the working directory cannot be found: "):
         if where.endswith(".py"):
             path = os.path.abspath(where)
@@ -6895,10 +6902,12 @@ def load_module(where: str) -> Any:
     sys.path.insert(0, folder)
     try:
         module = importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         raise UsageError(f"{where!r} cannot be imported: {describe(error)}") from None
     if path and os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(path):
-        raise UsageError(f"{where!r}: another module has the name {module.__name__}; rename the file")
+        raise UsageError(f"{where!r}: another module has the name {name}; rename the file")
     return module
 
 
@@ -6982,6 +6991,9 @@ def make_parser() -> argparse.ArgumentParser:
                 raise UsageError(unknown_argument(unknown[0], self._option_string_actions))
             return options
 
+        def _print_message(self, message: str, file: Any = None) -> None:
+            say(message.rstrip("\n"), file)
+
         def format_help(self) -> str:
             lines = []
             for group in self._action_groups[2:]:  # without TASKS, --help and --version
@@ -7035,8 +7047,13 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--query: TASKS must be a SQLite file, not standard input")
     if options.query is not None and options.failed is not None:
         raise UsageError("--failed: cannot be used with --query, since rows are not lines; use --results FILE --resume")
-    if options.failed == "-":
-        raise UsageError("--failed -: must be a file")
+    for name in ("failed", "log", "summary"):
+        if getattr(options, name) == "-":
+            raise UsageError(f"{flag(name)} -: must be a file")
+    if options.grace and options.timeout is None:
+        raise UsageError("--grace: is for tasks that run too long; add --timeout")
+    if not options.retries and (options.retry_delay or options.retry_on != RETRY_ON):
+        raise UsageError("--retry-delay and --retry-on: are for tasks that are tried again; add --retries")
 
 
 def prints(options: argparse.Namespace) -> bool:
@@ -7074,12 +7091,21 @@ def _usage_error(what: str = "") -> Iterator[None]:
         if error.filename and str(error.filename) not in what:
             text = f"{error.filename}: {text}"
         raise UsageError(what + text) from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         text = str(error)
         name, found, rest = text.partition("=")
         if found and name.isidentifier():  # an argument of Supervisor: say the option
             text = f"{flag(name)} {rest}"
         raise UsageError(what + text) from None
+
+
+def is_pipe(path: str) -> bool:
+    """Return True for a named pipe. To open and close it would end its reader's input."""
+    return os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)
+
+
+def reads_terminal(source: Source) -> bool:
+    return source.fileno() >= 0 and os.isatty(source.fileno())
 
 
 class Keys:
@@ -7144,7 +7170,7 @@ class CommandLine:
         self.fills_stdout = prints(options) or options.results == "-"
         self.progress = self._choose_progress()
         self.printer = self._choose_printer()
-        self.keys = Keys(isinstance(self.progress, Screen) and options.tasks != "-")
+        self.keys = Keys(isinstance(self.progress, Screen) and not reads_terminal(self.source))
         if self.keys.active:
             self.progress.keys = Keys.TEXT
         self.signals: list[int] = []  # that came, and were not acted on
@@ -7160,12 +7186,13 @@ class CommandLine:
     def _check_files(self) -> None:
         """Check that files can be written, and that no two are the same. Devices may be."""
         uses: dict[tuple[int, int], str] = {}
-        if os.path.isfile(self.options.tasks):
-            info = os.stat(self.options.tasks)
-            uses[info.st_dev, info.st_ino] = "TASKS"
+        with contextlib.suppress(OSError):
+            info = os.stat(0 if self.options.tasks == "-" else self.options.tasks)
+            if stat.S_ISREG(info.st_mode):
+                uses[info.st_dev, info.st_ino] = "TASKS"
         for name in ("results", "log", "summary"):
             path = getattr(self.options, name)
-            if path not in (None, "-"):
+            if path not in (None, "-") and not is_pipe(path):
                 with _usage_error(f"{flag(name)} {path}: "), open(path, "ab") as file:
                     info = os.fstat(file.fileno())
                     other = uses.setdefault((info.st_dev, info.st_ino), flag(name))
@@ -7429,14 +7456,14 @@ def main(
     def run() -> int:
         options = make_parser().parse_args(argv)
         if options.clean:
-            print("\n".join(f"removed {name}" for name in sweep()) or "nothing to remove")
-        elif options.watch is not None:
+            removed = "\n".join(f"removed {name}" for name in sweep())
+            return int(bool(say(removed or "nothing to remove", sys.stdout)))
+        if options.watch is not None:
             with handlers.kept() as numbers:
                 watch_run(choose_run(options.watch), numbers)
-        else:
-            check_options(options)
-            return CommandLine(options, functions, queue).run()
-        return 0
+            return 0
+        check_options(options)
+        return CommandLine(options, functions, queue).run()
 
     return exit_code(run)
 
@@ -7467,14 +7494,18 @@ def fill_streams() -> None:
 def say(text: str | bytes, stream: Any) -> str:
     """Print text as a line on a stream, or bytes as they are. Return what went wrong, if anything did.
 
-    A stream that was closed from the start is None, which `print` would take for standard output.
+    What the stream's encoding does not have is escaped. A stream that was closed from the start is None, which `print`
+    would take for standard output.
     """
+    if stream is None:
+        return ""
     try:
-        if isinstance(text, bytes) and stream is not None:
+        if isinstance(text, bytes):
             stream.buffer.write(text)
             stream.flush()
-        elif stream is not None:
-            print(text, file=stream, flush=True)
+        else:
+            encoding = stream.encoding or "utf-8"
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except (OSError, ValueError) as error:  # closed: point it elsewhere, or Python complains at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return describe(error)

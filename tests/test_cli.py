@@ -475,6 +475,67 @@ def test_only_public_functions_of_the_module_itself_may_be_named(cli, handlers, 
     assert name in run.results[0]["error"]
 
 
+ODD_FUNCTIONS = """
+import functools
+
+def whole(payload: str) -> str:
+    return payload
+
+@functools.lru_cache
+def cached(payload: str) -> str:
+    return payload
+
+def twice(function):
+    def wrapper(payload):
+        return function(payload) * 2
+    return wrapper
+
+@twice
+def doubled(payload: str) -> str:
+    return payload
+
+nameless = lambda payload: payload
+other_name = whole
+partial = functools.partial(whole)
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_cannot_be_sent_by_its_name_cannot_be_named(cli, method):
+    """It does not stand in the way of the others, either."""
+    names = ["whole", "cached", "doubled", "wrapper", "nameless", "other_name", "partial", "functools"]
+    lines = "".join(f"{name} a\n" for name in names)
+    run = cli.tasks(lines, "--handlers", cli.file("odd.py", ODD_FUNCTIONS), "--start-method", method)
+    assert {result["function"] for result in run.results if result["status"] == "ok"} == {"whole", "cached"}
+    assert run.code == 1
+
+
+def test_a_long_name_that_no_function_has_is_said_briefly(cli):
+    run = cli.run(cli.file("tasks", "y" * 1_000_000 + "\n"), "-w", "1", "--screen", "off")
+    assert run.code == 1
+    assert len(run.out) < 1000
+
+
+def test_what_the_output_cannot_encode_is_escaped(cli):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    tasks = cli.file("tasks", "echo gr\u00fcn; sleep 0.02\n")
+    run = cli.run(tasks, "--shell", "--no-print", "-w", "1", "--screen", "off", env=environment)
+    assert run.code == 0
+    assert r"gr\xfcn" in run.out
+    assert summary(run.out)["ok"] == 1
+    run = cli.run("--help", env=environment)
+    assert (run.code, run.err) == (0, "")
+
+
+def test_ctrl_c_during_the_import_of_functions_ends_the_program(cli):
+    handlers = cli.file("slow.py", "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    process = cli.start(cli.file("tasks", "good\n"), "--handlers", handlers, "--screen", "off")
+    assert wait_until((cli.folder / "begun").exists)
+    process.send_signal(signal.SIGINT)
+    run = cli.finish(process)
+    assert (run.code, run.err) == (130, "")
+
+
 @pytest.mark.parametrize("where", ["handlers.py:seen", "handlers:seen"])
 def test_call_gives_each_line_whole(cli, handlers, where):
     run = cli.tasks(b"upper a\r\n # b \n\n\xff\n", "--call", where)
@@ -963,6 +1024,14 @@ def test_after_main_signals_are_handled_as_before(tmp_path, capfd, monkeypatch):
         (["tasks", "--handlers", "broken.py"], ["broken.py", "SyntaxError"]),
         (["tasks", "--handlers", "raising.py"], ["raising.py", "on import"]),
         (["tasks", "--handlers", "leaving.py"], ["leaving.py", "SystemExit"]),
+        (["tasks", "--handlers", "./own"], ["./own", ".py"]),
+        (["tasks", "--handlers", "."], [".py"]),
+        (["tasks", "--log", "-"], ["--log -", "file"]),
+        (["tasks", "--summary", "-"], ["--summary -", "file"]),
+        (["tasks", "--grace", "1"], ["--grace", "--timeout"]),
+        (["tasks", "--retry-delay", "1"], ["--retry-delay", "--retries"]),
+        (["tasks", "--retry-on", "failed"], ["--retry-on", "--retries"]),
+        (["tasks", "--call", "nameless.py:double", "--start-method", "spawn"], ["<lambda>", "def"]),
         (["tasks", "--handlers", "empty.py"], ["empty.py", "no public functions"]),
         (["tasks", "--handlers", "json.py"], ["json.py"]),
         (["tasks", "--call", "own.py"], ["own.py", "FUNCTION"]),
@@ -984,6 +1053,7 @@ def test_bad_usage_is_one_line_and_exit_2(cli, request, arguments, words):
     cli.file("raising.py", "raise RuntimeError('on import')\n")
     cli.file("leaving.py", "import sys; sys.exit(0)\n")
     cli.file("empty.py", "x = 1\n")
+    cli.file("nameless.py", "double = lambda payload: payload * 2\n")
     cli.file("json.py", "def good(payload): return None\n")
     cli.file("foreign.jsonl", '{"other": 1}\n')
     cli.file("foreign.sqlite", "no database, for all its length" * 10)

@@ -16,7 +16,7 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, csv_rows, is_running, rows_of, summary, usage_error, wait_until, workers_of
+from helpers import HANG, ROOT, csv_rows, is_running, rows_of, summary, usage_error, wait_until, workers_of
 from test_cli import FORMATS
 
 import shmqueue
@@ -776,6 +776,27 @@ def test_the_file_of_tasks_is_not_written_over(cli, option):
     run = cli.run(tasks, option, "./tasks.csv", "-w", "1")
     assert f"{option} ./tasks.csv: is the file of TASKS" in usage_error(run)
     assert (cli.folder / "tasks.csv").read_bytes() == b"echo a\n"
+    with open(tasks, "rb") as stdin:
+        run = cli.finish(cli.start("-", option, "./tasks.csv", stdin=stdin))
+    assert f"{option} ./tasks.csv: is the file of TASKS" in usage_error(run)
+    assert (cli.folder / "tasks.csv").read_bytes() == b"echo a\n"
+
+
+@pytest.mark.parametrize("option", ["--log", "--summary"])
+def test_what_is_written_may_go_to_a_named_pipe(cli, option):
+    pipe = cli.folder / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["/bin/cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        run = cli.run(cli.file("tasks", "echo a\nshow b\n"), option, str(pipe), "-w", "1", "--screen", "off")
+        read, _ = reader.communicate(timeout=HANG)
+    assert run.code == 1
+    assert bool(read) == (option == "--summary")
+
+
+def test_results_do_not_go_to_a_named_pipe(cli):
+    os.mkfifo(cli.folder / "pipe.jsonl")
+    run = cli.run(cli.file("tasks", "echo a\n"), "--results", "pipe.jsonl")
+    assert "--results pipe.jsonl: is a pipe" in usage_error(run)
 
 
 def test_results_do_not_go_to_the_database_of_the_tasks(cli):
