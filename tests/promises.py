@@ -374,6 +374,16 @@ PROMISES = {
         "contract::test_a_run_after_one_that_was_closed_early",
     ],
     (
+        "If your iterable of tasks raises an exception, the results of what it had yielded come first, and then the "
+        "exception."
+    ): ["library::test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on"],
+    "One thread at a time may use a Supervisor, and a second one gets an error.": [
+        "library::test_a_second_thread_is_told_so_and_disturbs_nothing"
+    ],
+    "Your signal handlers may call `cancel()`, `pause(bool)` and `abort()` at any moment.": [
+        "library::test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment"
+    ],
+    (
         "A `TaskResult` has the fields `tsk_id`, `function` (its name), `payload`, `status`, `value`, `error`, "
         "`attempts`, `worker`, `seconds`, `traceback` and `started` (seconds since 1970)."
     ): ["promises::test_the_fields_of_a_result_are_those_of_readme", "library::test_a_result_says_all_about_its_task"],
@@ -577,7 +587,8 @@ PROMISES = {
         "| (none of the next four) | lines may name the built-in `echo TEXT`, `sleep SECONDS`, `sha256 PATH` and "
         "`noop` |"
     ): ["cli::test_outcomes_and_the_summary", "cli::test_the_sample_in_the_repository_names_only_functions_there_are"],
-    "| `--handlers MODULE_OR_FILE.py` | lines may name its public functions |": [
+    "| `--handlers MODULE_OR_FILE.py` | lines may name its public functions, as `def` names them |": [
+        "cli::test_what_cannot_be_sent_by_its_name_cannot_be_named",
         "cli::test_handlers_by_file_and_by_module",
         "cli::test_only_public_functions_of_the_module_itself_may_be_named",
     ],
