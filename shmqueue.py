@@ -310,6 +310,8 @@ class Supervisor:
         workers = available_processors() if workers is None else workers
         self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
         codec = check_codec(codec)
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer={initializer!r}: must be callable")
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers, codec)
         self._submitted = Job(None, self._ledger.names)
         self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
@@ -667,6 +669,9 @@ class ExecutorMethods:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        check_number("max_workers", self._max_workers, (1, MOST_WORKERS))
+        if max_tasks_per_child is not None:
+            check_number("max_tasks_per_child", max_tasks_per_child, COUNTS)
         check_numbers({"retries": retries})
         method = "spawn" if max_tasks_per_child is not None else None
         if mp_context is not None:
@@ -839,6 +844,7 @@ def parse_statuses(text: str) -> Sequence[str]:
     return statuses
 
 
+MOST_WORKERS = 4096
 COUNTS = (1, 1 << 50)
 DELAYS = (0.0, 1e9)
 FN_IDS = (1, (1 << 31) - 1)
@@ -853,7 +859,7 @@ OPTIONS = (
     Option("command", str, "TEMPLATE", "a line fills this: {} {1} {.} {/} {//} {/.} {#} {%%}", alone=True),
     Option("delimiter", str, "TEXT", "between the fields {1} {2} of a line (white space)"),
     Option("query", str, "SQL", "of the SQLite file TASKS: line, or function, payload"),
-    Option("workers", int, "N", "worker processes (default: the processors)", None, (0, 4096), BOTH, "-w"),
+    Option("workers", int, "N", "worker processes (default: the processors)", None, (0, MOST_WORKERS), BOTH, "-w"),
     Option("timeout", float, "S", "seconds a task may run", None, (0.001, 1e9), BOTH),
     Option("grace", float, "S", "seconds from SIGTERM to SIGKILL after --timeout", 0.0, DELAYS, BOTH),
     Option("retries", int, "N", "start a task that is not ok again, so often", 0, (0, 1 << 30), BOTH),
@@ -6682,7 +6688,7 @@ def choose_run(name: str) -> str:
         remedy = "no run is alive"
         if alive:
             remedy = f"give one of {', '.join(alive)}"
-        raise UsageError(f"--watch {name}: {remedy}")
+        raise UsageError(f"{f'--watch {name}'.rstrip()}: {remedy}")
     if not can_draw():
         raise UsageError("--watch: draws on the error stream, which is not a terminal that can be drawn on")
     return found[0]

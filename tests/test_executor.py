@@ -116,8 +116,9 @@ def test_another_name_is_not_made():
         ({"initializer": 1}, TypeError, "initializer must be a callable"),
         ({"retries": -1}, ValueError, "retries=-1"),
         ({"timeout": 0}, ValueError, "timeout=0"),
-        ({"max_tasks_per_child": 0}, ValueError, "max_tasks=0"),
-        ({"max_tasks_per_child": 1.5}, TypeError, "max_tasks=1.5"),
+        ({"max_workers": 1 << 20}, ValueError, "max_workers=1048576: must be from 1 to 4,096"),
+        ({"max_tasks_per_child": 0}, ValueError, "max_tasks_per_child=0"),
+        ({"max_tasks_per_child": 1.5}, TypeError, "max_tasks_per_child=1.5"),
     ],
 )
 def test_bad_arguments(options, error, text):

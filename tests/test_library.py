@@ -1126,6 +1126,7 @@ def test_the_default_is_one_worker_for_each_processor_this_process_may_use(own_p
         ("retries", -1, ValueError, "0"),
         ("retries", 1.0, TypeError, "whole"),
         ("retries", None, TypeError, "whole"),
+        ("initializer", 5, TypeError, "initializer=5: must be callable"),
         ("max_tasks", 0, ValueError, "1"),
         ("max_rss", 0, ValueError, "1"),
         ("max_rss", "1G", TypeError, "whole"),
