@@ -3135,13 +3135,16 @@ PICKLE_REMEDY = (
 
 def limit_error(error: BaseException) -> BaseException:
     """Return the same error. If it tells of a limit of the system, or what cannot be sent, its text gets a remedy."""
+    import traceback
+
     if isinstance(error, EOFError):
         return OSError(errno.EAGAIN, limit_text(error))
-    if isinstance(error, Exception) and "pickle" in str(error):
+    if isinstance(error, OSError):
+        return OSError(error.errno, limit_text(error), error.filename) if error.errno in REMEDIES else error
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if isinstance(error, Exception) and "multiprocessing.reduction" in modules:
         return TypeError(f"{error}: {PICKLE_REMEDY}")
-    if not isinstance(error, OSError) or error.errno not in REMEDIES:
-        return error
-    return OSError(error.errno, limit_text(error), error.filename)
+    return error
 
 
 def limit_text(error: OSError | EOFError) -> str:
