@@ -27,7 +27,7 @@ from helpers import HANG, ROOT, is_running, segments_of, session_of, summary, us
 from variants import dask_cluster
 
 pytest.importorskip("distributed", reason="a cluster needs Dask: pip install distributed")
-pytestmark = pytest.mark.timeout(2 * HANG)
+pytestmark = pytest.mark.timeout(4 * HANG)
 
 TASKS = 4000
 NEVER = 1 << 30
@@ -89,7 +89,7 @@ class Dask:
         file = self.folder / f"scheduler{len(self._started)}.json"
         where = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))
         self.scheduler = self._start("scheduler", *where)
-        assert wait_until(lambda: file.exists() and file.read_text().endswith("}"), HANG / 2)
+        assert wait_until(lambda: file.exists() and file.read_text().endswith("}"), HANG)
         self.address = json.loads(file.read_text())["address"]
 
     def start_nodes(self, count=2):
@@ -97,7 +97,7 @@ class Dask:
         where = ("--host", "127.0.0.1", "--nthreads", "2", "--no-dashboard", "--local-directory", ".")
         self.nodes = [self._start("worker", self.address, *where) for _ in range(count)]
         logs = [self.folder_of(node) / "log" for node in self.nodes]
-        assert wait_until(lambda: all(b"Registered to" in log.read_bytes() for log in logs), HANG / 2)
+        assert wait_until(lambda: all(b"Registered to" in log.read_bytes() for log in logs), HANG)
 
     def is_whole(self):
         """Return True if the scheduler and two nodes live. A test may have started another one with fewer."""
@@ -285,7 +285,7 @@ def test_ctrl_c(dask, deal, cli, jobs, times):
     path = cli.folder / "out.jsonl"
     arguments = ("--handlers", jobs, "--scheduler", dask.address, "--results", str(path))
     run = deal("square 2\n" * 100 + "sleep 1\n" * 200, *arguments)
-    assert wait_until(lambda: lines(path) >= 50, HANG / 2)
+    assert wait_until(lambda: lines(path) >= 50, HANG)
     assert wait_until(lambda: len(dask.segments()) >= 2)
     for _ in range(times):
         run.send_signal(signal.SIGINT)
@@ -300,7 +300,7 @@ def test_ctrl_c(dask, deal, cli, jobs, times):
 
 def test_the_client_is_killed(dask, deal, cli, jobs):
     run = deal("sleep 60\n" * 100, "--handlers", jobs, "--scheduler", dask.address)
-    assert wait_until(lambda: len(dask.segments()) >= 2, HANG / 2)
+    assert wait_until(lambda: len(dask.segments()) >= 2, HANG)
     run.kill()
     assert wait_until(lambda: not dask.segments())
 
@@ -366,7 +366,7 @@ def test_the_death_of_a_supervisor_costs_the_tasks_in_hand_an_attempt(dask, leav
     run = deal(numbers(count), *arguments, "--results", str(path))
     for part in range(1, kills + 1):
         leave.up_to((part + 1) * count // 5)  # or all might be done before the kill
-        assert wait_until(lambda part=part: leave.begun() > part * count // 5 and dask.supervisors(), HANG / 2)
+        assert wait_until(lambda part=part: leave.begun() > part * count // 5 and dask.supervisors(), HANG)
         os.kill(dask.supervisors()[part % 2 - 1], signal.SIGKILL)
     leave.up_to()
     done = cli.finish(run)
@@ -427,7 +427,7 @@ def test_a_worker_that_cannot_leave_after_its_supervisor_is_killed(dask, leave, 
     tasks = "hold_interpreter 1\n" + "".join(f"nap {n}\n" for n in range(2, 1001))
     run = deal(tasks, "--handlers", leave.handlers, "--scheduler", dask.address, "--results", "-", "--batch", "16")
     leave.up_to(500)
-    assert wait_until(lambda: leave.starts()["1"], HANG / 2)
+    assert wait_until(lambda: leave.starts()["1"], HANG)
     pids = dask.supervisors()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
@@ -543,7 +543,7 @@ def test_ctrl_c_at_a_cluster_of_its_own(leave, deal, cli):
     leave.up_to()
     arguments = ("--call", f"{leave.handlers}:nap", "-w", "2", "--wait", "5", "--results", "-")
     run = deal(numbers(20_000), *arguments, start_new_session=True)
-    assert wait_until(lambda: leave.begun() >= 100, HANG / 2)
+    assert wait_until(lambda: leave.begun() >= 100, HANG)
     os.killpg(run.pid, signal.SIGINT)
     done = cli.finish(run)
     assert done.code == 128 + signal.SIGINT, done.err
@@ -601,7 +601,7 @@ def test_that_the_tests_would_see_what_is_left():
 def work_until_all_wait(run, leave, workers=4):
     """Each worker process begins so many tasks that its node has replied, and waits with the next one in hand."""
     leave.up_to(each=100)
-    assert wait_until(lambda: list(leave.by_process().values()) == [100] * workers, HANG / 2)
+    assert wait_until(lambda: list(leave.by_process().values()) == [100] * workers, HANG)
     assert run.poll() is None
 
 
@@ -628,7 +628,7 @@ def test_the_last_node_dies_after_ctrl_c(empty_cluster, leave, deal, cli):
     arguments = ("--call", f"{leave.handlers}:square", "--scheduler", empty_cluster.address, "--wait", "1")
     run = deal(numbers(), *arguments, "--results", "-")
     leave.up_to(each=1)
-    assert wait_until(lambda: leave.begun() == 2, HANG / 2)
+    assert wait_until(lambda: leave.begun() == 2, HANG)
     run.send_signal(signal.SIGINT)
     empty_cluster.kill(empty_cluster.nodes[0])
     done = cli.finish(run)
@@ -656,7 +656,7 @@ def test_the_scheduler_dies_and_resume_goes_on(dask, leave, deal, cli):
     arguments = ("--call", f"{leave.handlers}:square", "--results", str(path))
     run = deal(numbers(), *arguments, "--scheduler", dask.address)
     work_until_all_wait(run, leave)
-    assert wait_until(lambda: lines(path) >= 128, HANG / 2)  # the first chunk of each node
+    assert wait_until(lambda: lines(path) >= 128, HANG)  # the first chunk of each node
     dask.kill(dask.scheduler)
     done = cli.finish(run)
     assert done.code == 1
@@ -664,7 +664,7 @@ def test_the_scheduler_dies_and_resume_goes_on(dask, leave, deal, cli):
     assert "--resume" in done.out
     results, starts = one_each(recorded(path), TASKS), leave.starts()
     assert {results[payload]["status"] for payload in starts} == {"ok", "crashed"}
-    assert wait_until(lambda: not dask.segments(), HANG / 2)
+    assert wait_until(lambda: not dask.segments(), HANG)
     dask.start_scheduler()
     dask.start_nodes(1)
     leave.up_to()
