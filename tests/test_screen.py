@@ -775,11 +775,12 @@ def test_q_while_paused(desk):
     assert totals(terminal)["total"] == 400
 
 
-def test_the_keyboard_as_the_source_is_no_keys(desk):
+@pytest.mark.parametrize(("tasks", "title"), [("-", "standard input"), ("/dev/stdin", "stdin")])
+def test_the_keyboard_as_the_source_is_no_keys(desk, tasks, title):
     """What is typed are tasks, the line editing of the terminal stays on, and the footer names no keys."""
     terminal = desk.terminal()
-    process = desk.start(terminal, "-", "-w", "1", "--results", "out.jsonl")
-    terminal.shows(r"(?m)^ shmqueue  standard input")
+    process = desk.start(terminal, tasks, "-w", "1", "--results", "out.jsonl")
+    terminal.shows(rf"(?m)^ shmqueue  {title}")
     assert terminal.has_its_modes()
     terminal.type(b"echo p\np\nq\n")
     path = desk.folder / "out.jsonl"
