@@ -787,7 +787,7 @@ def test_standard_output_closed_half_way_the_work_is_finished(cli, handlers):
     assert summary(run.err)["ok"] == 3000
     lost = re.search(r"([\d,]+) results were not written", run.err)
     assert lost
-    assert 0 < int(lost[1].replace(",", "")) < 3000
+    assert 0 < int(lost[1].replace(",", "")) <= 3000  # those of the write that failed count as lost
     assert "Traceback" not in run.err
     assert "Exception ignored" not in run.err
 
