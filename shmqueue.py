@@ -987,12 +987,14 @@ def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
         raise RuntimeError(GUARD_REMEDY)
     method = start_method or ("fork" if count_threads() == 1 else "forkserver")
     if method != "fork" and needs_lost_main(functions):
-        raise RuntimeError(
-            f"start_method={method!r}: every worker imports the main module, and this one (a notebook, __main__ of a "
-            "package, python -c or standard input) cannot be imported again: put the functions into a file and import "
-            "it, or name start_method='fork'"
-        )
+        raise RuntimeError(f"start_method={method!r}: {LOST_MAIN}, or name start_method='fork'")
     return multiprocessing.get_context(method)
+
+
+LOST_MAIN = (
+    "every worker imports the main module, and this one (a notebook, __main__ of a package, python -c or standard "
+    "input) cannot be imported again: put the functions into a file and import it"
+)
 
 
 def needs_lost_main(functions: Sequence[Any]) -> bool:
@@ -1512,7 +1514,8 @@ class InlineEngine(Engine):
             for mark, call in adapt(function, options.codec).items()
         }
         if options.initializer is not None:
-            options.initializer()
+            with self._as_worker():
+                options.initializer()
 
     def harvest(self) -> bool:
         """Run the task in the queue. Return True if there was one."""
@@ -1532,7 +1535,8 @@ class InlineEngine(Engine):
         """Return the value as it would arrive from a worker, or a Failure."""
         structures, codec = self._ledger.structures, self._ledger.codec
         try:
-            value = self._calls[fn_id](payload)
+            with self._as_worker():
+                value = self._calls[fn_id](payload)
             if value is not None:
                 value = decode_value(*encode_value(value, structures, codec), structures, codec)
         except KeyboardInterrupt:
@@ -1540,6 +1544,18 @@ class InlineEngine(Engine):
         except BaseException as error:
             value = Failure.of(error)
         return value
+
+    @contextlib.contextmanager
+    def _as_worker(self) -> Iterator[None]:
+        """Have the environment that functions find in worker 0. This process may be a worker itself."""
+        outside = os.environ.get(WORKER_VARIABLE)
+        os.environ[WORKER_VARIABLE] = "0"
+        try:
+            yield
+        finally:
+            del os.environ[WORKER_VARIABLE]
+            if outside is not None:
+                os.environ[WORKER_VARIABLE] = outside
 
 
 class Outcomes(NamedTuple):
@@ -2682,7 +2698,7 @@ class WorkerPool:
     def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
         self._queue = queue
         self._options = options
-        self._context = context
+        self.context = context
         self._max_rss = max_rss
         self.closing = False  # start no more
         self.silent_fork = False  # without the warning of Python about threads, as nobody has named fork
@@ -2701,7 +2717,7 @@ class WorkerPool:
 
     def _pipe(self) -> tuple[Any, Any]:
         """Return a pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
-        reader, writer = self._context.Pipe(duplex=False)
+        reader, writer = self.context.Pipe(duplex=False)
         os.set_blocking(writer.fileno(), False)
         _supervisor_ends.update((reader, writer))
         return reader, writer
@@ -2760,7 +2776,7 @@ class WorkerPool:
         wake, process.wake = self._pipe()
         mine = Pipes(wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, process.index, self._options, mine)
-        child = self._context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{process.index}")
+        child = self.context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{process.index}")
         child.daemon = False  # or its functions could not start processes
         _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
@@ -2908,7 +2924,7 @@ class WorkerPool:
                 if holder >= 0 and seconds >= STOP_SECONDS:
                     process.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
         if not suspects or (holder < 0 and seconds >= 1):
-            lock.holder_died(self._queue, self._context, living)
+            lock.holder_died(self._queue, self.context, living)
 
     def living(self) -> list[WorkerProcess]:
         return [process for process in self.processes if process.child is not None]
@@ -5724,13 +5740,15 @@ class Call:
         self.function = function_name(function)
         self.attempts = 0
 
-    def begin(self) -> bool:
-        """Pickle what to call. Return False if nothing is to be called: it was cancelled, or cannot be pickled."""
+    def begin(self, forked: bool) -> bool:
+        """Pickle what to call. Return False if nothing is to be called: it was cancelled, or cannot be sent."""
         if self.attempts:
             return True
         if not self.future.set_running_or_notify_cancel():
             return False
         try:
+            if not forked and needs_lost_main(self.what[:1]):
+                raise RuntimeError(f"{LOST_MAIN}, or give mp_context=multiprocessing.get_context('fork')")
             self.what = pickled(self.what)
         except BaseException as error:
             self.future.set_exception(error)
@@ -5761,6 +5779,7 @@ class Calls(Source):
         self._tsk_id = 0  # the last one
         self._seconds = 1.0  # how long a call takes, on average over the last ones
         supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
+        self._forked = supervisor._pool.context.get_start_method() == "fork"
         self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
         # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
         self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
@@ -5842,7 +5861,7 @@ class Calls(Source):
             call = self._waiting.popleft()
             if len(payloads) >= room:
                 call.future.cancel()
-            if call.begin():
+            if call.begin(self._forked):
                 self._tsk_id += 1
                 self._given[self._tsk_id] = call
                 payloads.append(call.what)
@@ -6117,8 +6136,8 @@ class Sqlite(Results):
             return
         with contextlib.closing(self._connect()) as base:
             columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
-            if self._resume and columns not in ((), FIELDS):
-                raise ValueError(f"its table results has the columns {', '.join(columns)}")
+            if columns[:1] not in ((), FIELDS[:1]) or (self._resume and columns not in ((), FIELDS)):
+                raise ValueError(f"its table results has the columns {', '.join(columns)}; give another file")
             base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
             if self._resume and columns:
                 for number, *row in base.execute(f"SELECT rowid, {', '.join(RECORDED)} FROM results"):  # noqa: S608

@@ -127,3 +127,19 @@ def test_retries_wait_without_holding_up_others():
         results = [r.function for r in supervisor.run([("raise_error", b""), ("echo", b"")])]
         assert results == ["echo", "raise_error"]
         assert time.monotonic() - began >= 0.2
+
+
+def own_index(payload):
+    return os.environ["SHMQUEUE_WORKER"]
+
+
+@pytest.mark.parametrize("outside", [None, "7"])
+def test_functions_find_the_index_of_a_worker(monkeypatch, outside):
+    """And the program finds what it had itself, which may be a worker."""
+    monkeypatch.delenv("SHMQUEUE_WORKER", raising=False)
+    if outside is not None:
+        monkeypatch.setenv("SHMQUEUE_WORKER", outside)
+    found = []
+    with Supervisor([own_index], workers=0, initializer=lambda: found.append(own_index(b""))) as supervisor:
+        assert list(supervisor.map(own_index, [b""])) == found == ["0"]
+        assert os.environ.get("SHMQUEUE_WORKER") == outside

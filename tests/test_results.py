@@ -793,6 +793,24 @@ def test_what_is_written_may_go_to_a_named_pipe(cli, option):
     assert bool(read) == (option == "--summary")
 
 
+def test_a_table_that_holds_no_results_is_not_replaced(cli):
+    path = cli.folder / "notes.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as base, base:
+        base.execute("CREATE TABLE results AS SELECT 'precious' AS note")
+    run = cli.run(cli.file("tasks", "echo a\n"), "--results", path, "-w", "1")
+    assert "its table results has the columns note" in usage_error(run)
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        assert base.execute("SELECT * FROM results").fetchall() == [("precious",)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_results_are_replaced_without_resume(cli, format):
+    path = cli.folder / f"out.{format}"
+    for _ in range(2):
+        assert cli.run(cli.file("tasks", "echo a\n"), "--results", path, "-w", "1", "--screen", "off").code == 0
+        assert len(rows_of(path)) == 1
+
+
 def test_results_do_not_go_to_a_named_pipe(cli):
     os.mkfifo(cli.folder / "pipe.jsonl")
     run = cli.run(cli.file("tasks", "echo a\n"), "--results", "pipe.jsonl")

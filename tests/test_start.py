@@ -84,3 +84,27 @@ def test_functions_of_the_main_module_of_a_package(cli, method):
     run = cli.run("package", cli.file("tasks", "double a\n"), "--start-method", method, script="-m")
     assert "__main__ of a package" in usage_error(run)
     assert cli.run("package", cli.file("tasks", "double a\n"), "--start-method", "fork", script="-m").code == 0
+
+
+LOST = """
+import multiprocessing, sys
+sys.path.insert(0, {root!r})
+import shmqueue
+
+def double(number):
+    return 2 * number
+
+with shmqueue.Executor(1, multiprocessing.get_context({method!r})) as executor:
+    print(executor.submit(abs, -1).result(), executor.submit(double, 1).exception())
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_call_of_an_executor_that_needs_a_lost_main_module_fails_with_a_remedy(cli, method):
+    run = cli.run(LOST.format(root=str(ROOT), method=method), script="-c")
+    if method == "fork":
+        assert run.out == "1 None\n"
+    else:
+        assert run.out.startswith("1 every worker imports the main module, and this one (a notebook, ")
+        assert run.out.endswith("or give mp_context=multiprocessing.get_context('fork')\n")
+    assert run.err == ""
