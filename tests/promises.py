@@ -81,7 +81,7 @@ PROMISES = {
     ],
     "A live screen shows what each worker does.": ["screen::test_what_the_screen_says_of_the_workers"],
     "The function is an ordinary top-level function of one argument.": ["library::test_every_start_method"],
-    ("Payloads and values are plain data: numbers, text, bytes, None, and tuples, lists, dicts and sets of these."): [
+    "Payloads and values are plain data: numbers, text, bytes, None, and tuples, lists, dicts and sets of these.": [
         "values::test_plain_data_as_payloads_and_values_of_a_run"
     ],
     "The order of results as they finish may differ from run to run.": [
@@ -107,8 +107,8 @@ PROMISES = {
         "readme::test_the_examples_of",
     ],
     (
-        "A result has the traceback as the interpreter would print it, with causes and notes, and without the "
-        "frames of shmqueue."
+        "A result has the traceback as the interpreter would print it, with causes and notes, and without"
+        " the frames of shmqueue."
     ): [
         "values::test_a_traceback_is_what_the_interpreter_prints",
         "values::test_notes_and_groups_are_in_the_traceback",
@@ -119,35 +119,37 @@ PROMISES = {
     ],
     (
         "| `multiprocessing.Pool` waits for ever if a worker is killed "
-        "([cpython#96062](https://github.com/python/cpython/issues/96062)) | that task is `crashed`, the others go "
-        "on |"
+        "([cpython#96062](https://github.com/python/cpython/issues/96062)) | that task is `crashed`, the "
+        "others go on |"
     ): ["contract::test_a_storm_of_kills", "library::test_a_function_that_misbehaves_has_its_own_outcome"],
     (
         "| a process that is killed while it holds a `multiprocessing.Lock` blocks the others "
-        "([cpython#88304](https://github.com/python/cpython/issues/88304)) | the kernel releases the lock, and the "
-        "next holder repairs |"
+        "([cpython#88304](https://github.com/python/cpython/issues/88304)) | the kernel releases the "
+        "lock, and the next holder repairs |"
     ): ["contract::test_a_worker_is_killed_in_the_critical_section"],
     (
-        "| `chunksize`: 1 is slow for short tasks; large chunks leave processors idle if tasks are uneven | tasks "
-        "that wait behind a slow one are taken back for an idle worker |"
+        "| `chunksize`: 1 is slow for short tasks; large chunks leave processors idle if tasks are uneven"
+        " | tasks that wait behind a slow one are taken back for an idle worker |"
     ): ["contract::test_nothing_waits_behind_slow_tasks_while_a_worker_is_idle"],
     (
         "| `Pool.imap` reads the whole input ahead, unless a new Python's `buffersize` is given "
-        "([cpython#101586](https://github.com/python/cpython/issues/101586)) | reading stops while the ring is "
-        "full |"
+        "([cpython#101586](https://github.com/python/cpython/issues/101586)) | reading stops while the "
+        "ring is full |"
     ): ["library::test_an_endless_iterable_is_read_a_bounded_way_ahead"],
     (
         "| SIGBUS when `/dev/shm` is small, as in containers "
-        "([cpython#114390](https://github.com/python/cpython/issues/114390)) | memory is reserved at the start; if "
-        "there is too little, a clear error says so |"
+        "([cpython#114390](https://github.com/python/cpython/issues/114390)) | memory is reserved before "
+        "it is used; if there is too little, a clear error says so |"
     ): [
         "endings::test_no_room_for_the_segment_is_a_clear_error",
         "library::test_too_little_shared_memory_is_a_clear_error",
+        "endings::test_values_and_payloads_in_little_memory_go_through_or_say_why_not",
     ],
     (
-        "| leaked shared memory ([cpython#82300](https://github.com/python/cpython/issues/82300)), and children "
-        "that outlive a killed parent ([cpython#111873](https://github.com/python/cpython/issues/111873)) | "
-        "workers end within a second; the next start removes the memory |"
+        "| leaked shared memory ([cpython#82300](https://github.com/python/cpython/issues/82300)), and "
+        "children that outlive a killed parent "
+        "([cpython#111873](https://github.com/python/cpython/issues/111873)) | workers end within a "
+        "second; the next start removes the memory |"
     ): ["endings::test_the_supervisor_is_killed", "endings::test_clean_removes_what_dead_runs_left"],
     "With `workers=0` the functions run in your own process, one after the other, with the same results.": [
         "inline::test_functions_run_in_this_process_and_nothing_is_made",
@@ -158,14 +160,17 @@ PROMISES = {
         "inline::test_functions_run_in_this_process_and_nothing_is_made",
         "readme::test_the_examples_of",
     ],
+    "Leave out `timeout`, `max_rss` and `log`, which need a worker process.": [
+        "inline::test_what_needs_a_process_is_refused"
+    ],
     "`shmqueue.Executor` is a `concurrent.futures.Executor`.": ["executor::test_the_standard_librarys_tests"],
     "It calls any function with any arguments that pickle, from any thread.": [
         "executor::test_any_callable_with_any_arguments",
         "executor::test_as_completed_in_two_threads",
     ],
     (
-        "Use it where you would use `ProcessPoolExecutor`: with asyncio, `as_completed`, or a library that takes "
-        "an executor."
+        "Use it where you would use `ProcessPoolExecutor`: with asyncio, `as_completed`, or a library "
+        "that takes an executor."
     ): ["executor::test_asyncio", "executor::test_as_completed_in_two_threads", "executor::test_a_progress_bar"],
     "What a function raises is raised by `future.result()`, with the traceback of the worker as its cause.": [
         "executor::test_an_exception_arrives_as_itself_with_the_text_of_its_traceback"
@@ -198,9 +203,13 @@ PROMISES = {
         "results::test_resume_after_kill_9_of_everything_at_random_instants",
         "cli::test_results_in_a_file_come_while_the_run_goes_on",
     ],
+    "What is done again gets a second row: the last row of a task counts.": [
+        "results::test_what_was_not_ok_is_done_again_and_its_old_record_is_kept"
+    ],
+    "Without `--resume`, the file of results is replaced.": ["results::test_results_are_replaced_without_resume"],
     (
-        "**Every task gets exactly one outcome**: `ok`, `failed`, `timeout`, `crashed` or `cancelled`, whichever "
-        "processes are killed."
+        "**Every task gets exactly one outcome**: `ok`, `failed`, `timeout`, `crashed` or `cancelled`, "
+        "whichever processes are killed."
     ): [
         "storm::test_nothing_is_lost_when_workers_are_killed_and_stopped",
         "contract::test_a_storm_of_kills_stops_and_halts",
@@ -241,8 +250,8 @@ PROMISES = {
         "endings::test_command_a_worker_is_killed",
     ],
     (
-        "If the supervisor itself gets SIGKILL, its workers end within a second, and the next start (or `--clean`) "
-        "removes its memory."
+        "If the supervisor itself gets SIGKILL, its workers end within a second, and the next start (or "
+        "`--clean`) removes its memory."
     ): [
         "promises::test_a_segment_that_a_signal_left_is_removed_by_the_next_start",
         "endings::test_the_supervisor_is_killed",
@@ -263,8 +272,8 @@ PROMISES = {
         "print::test_reading_ahead_stops_while_results_wait_for_an_earlier_one",
     ],
     (
-        "**Nothing waits that could run.** While a worker is idle, no task that has not begun stays behind a slow "
-        "one for longer than 20 ms."
+        "**Nothing waits that could run.** While a worker is idle, no task that has not begun stays "
+        "behind a slow one for longer than 20 ms."
     ): [
         "contract::test_nothing_waits_behind_slow_tasks_while_a_worker_is_idle",
         "halt::test_long_tasks_behind_short_ones_are_begun_side_by_side",
@@ -276,8 +285,8 @@ PROMISES = {
         "halt::test_results_do_not_wait_for_a_long_task_of_the_same_worker",
     ],
     (
-        "**Your program does not notice.** None of our signal handlers stays behind, and processes that others "
-        "fork inherit none."
+        "**Your program does not notice.** None of our signal handlers stays behind, and processes that "
+        "others fork inherit none."
     ): [
         "leaks::test_nothing_is_left_of_a_thousand_supervisors",
         "host::test_a_forked_child_handles_signals_as_the_program_did",
@@ -337,8 +346,8 @@ PROMISES = {
         "halt::test_a_halt_takes_back_what_has_not_begun"
     ],
     (
-        "Then the supervisor stops the worker for a fraction of a millisecond, takes back the tasks that have not "
-        "begun, and lets the worker continue."
+        "Then the supervisor stops the worker for a fraction of a millisecond, takes back the tasks that "
+        "have not begun, and lets the worker continue."
     ): ["halt::test_a_halt_takes_back_what_has_not_begun", "halt::test_a_halt_brings_what_is_finished"],
     "Cancelling, pausing and timeouts use the same halt.": [
         "contract::test_cancelled_tasks_never_run",
@@ -361,9 +370,9 @@ PROMISES = {
         "layout::test_the_length_is_kept_where_the_docstring_says"
     ],
     (
-        "[variants](variants/README.md) holds five other ways to synchronize, each in one short file: a plain "
-        "`multiprocessing.Lock`, a robust mutex, semaphores, a state byte for each slot, and a lane for each "
-        "worker."
+        "[variants](variants/README.md) holds five other ways to synchronize, each in one short file: a "
+        "plain `multiprocessing.Lock`, a robust mutex, semaphores, a state byte for each slot, and a lane"
+        " for each worker."
     ): ["contract::test_each_says_what_it_is"],
     "All pass the same test suite.": [
         "contract::test_values_come_in_order_and_results_once",
@@ -374,8 +383,8 @@ PROMISES = {
         "contract::test_a_run_after_one_that_was_closed_early",
     ],
     (
-        "If your iterable of tasks raises an exception, the results of what it had yielded come first, and then the "
-        "exception."
+        "If your iterable of tasks raises an exception, the results of what it had yielded come first, "
+        "and then the exception."
     ): ["library::test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on"],
     "One thread at a time may use a Supervisor, and a second one gets an error.": [
         "library::test_a_second_thread_is_told_so_and_disturbs_nothing"
@@ -384,24 +393,25 @@ PROMISES = {
         "library::test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment"
     ],
     (
-        "A `TaskResult` has the fields `tsk_id`, `function` (its name), `payload`, `status`, `value`, `error`, "
-        "`attempts`, `worker`, `seconds`, `traceback` and `started` (seconds since 1970)."
+        "A `TaskResult` has the fields `tsk_id`, `function` (its name), `payload`, `status`, `value`, "
+        "`error`, `attempts`, `worker`, `seconds`, `traceback` and `started` (seconds since 1970)."
     ): ["promises::test_the_fields_of_a_result_are_those_of_readme", "library::test_a_result_says_all_about_its_task"],
     "A `TaskError` has it as `result`.": ["library::test_task_error_carries_the_result"],
     'In a worker, `os.environ["SHMQUEUE_WORKER"]` is its index.': ["retries::test_a_function_knows_its_worker"],
     (
-        "**Payloads and values** are `bytes`, `str`, a `ctypes.Structure`, or plain data: `None`, `bool`, `int`, "
-        "`float`, `complex`, `tuple`, `list`, `dict`, `set`, `frozenset`, nested as you like."
+        "**Payloads and values** are `bytes`, `str`, a `ctypes.Structure`, or plain data: `None`, `bool`,"
+        " `int`, `float`, `complex`, `tuple`, `list`, `dict`, `set`, `frozenset`, nested as you like."
     ): [
         "values::test_plain_data_arrives_as_it_is",
         "values::test_plain_data_as_payloads_and_values_of_a_run",
         "values::test_what_a_function_is_given",
         "library::test_structures_travel_in_slots_and_out_of_line",
     ],
-    "bytearrays, memoryviews and arrays arrive as bytes, and so does a Structure that no annotation names.": [
-        "values::test_what_a_function_is_given",
-        "values::test_numpy_scalars_are_refused_and_arrays_are_bytes",
-    ],
+    (
+        "A bytearray, memoryview or array, also one of numpy, becomes plain bytes, as payload and as "
+        "value: its shape and type are lost."
+    ): ["values::test_what_a_function_is_given", "values::test_numpy_scalars_are_refused_and_arrays_are_bytes"],
+    "So does a Structure that no annotation names.": ["values::test_what_a_function_is_given"],
     "Any other type makes the task `failed`, and the error names the type.": [
         "values::test_a_payload_or_value_that_is_not_plain_fails_alone",
         "library::test_what_cannot_travel_is_a_failed_task_that_says_so",
@@ -431,14 +441,14 @@ PROMISES = {
         "library::test_an_item_that_is_no_task_fails_alone",
     ],
     (
-        "`Executor(max_workers=None, mp_context=None, initializer=None, initargs=(), *, max_tasks_per_child=None, "
-        "timeout=None, retries=0)` has the methods of ProcessPoolExecutor."
+        "`Executor(max_workers=None, mp_context=None, initializer=None, initargs=(), *, "
+        "max_tasks_per_child=None, timeout=None, retries=0)` has the methods of ProcessPoolExecutor."
     ): ["promises::test_the_signature_of_executor_is_that_of_readme", "executor::test_the_standard_librarys_tests"],
     (
-        "| `run(tasks)` | results as they finish; an item is `(function, payload)`, or a payload if there is only "
-        "one function; never raises for a task |"
+        "| `run(tasks)` | results as they finish; an item is `(function, payload)`, or a payload if there"
+        " is only one function; never raises for a task |"
     ): ["library::test_exactly_one_outcome_per_task", "library::test_with_one_function_an_item_is_a_payload_or_a_pair"],
-    ("| `map(function, payloads)` | values in input order; raises `TaskError` at the first task that is not ok |"): [
+    "| `map(function, payloads)` | values in input order; raises `TaskError` at the first task that is not ok |": [
         "library::test_map_yields_values_in_input_order",
         "library::test_map_yields_what_comes_before_the_error_and_cancels_the_rest",
     ],
@@ -458,8 +468,8 @@ PROMISES = {
         "library::test_the_name_is_that_of_the_segment_and_goes_with_it",
     ],
     (
-        "| `cancel()`, `pause(bool)`, `abort()`, `close()` | start no more tasks; start none for now; kill what "
-        "runs; finish and close |"
+        "| `cancel()`, `pause(bool)`, `abort()`, `close()` | start no more tasks; start none for now; "
+        "kill what runs; finish and close |"
     ): [
         "library::test_cancel_ends_every_run_with_an_outcome_for_each_task",
         "contract::test_a_pause_takes_back_what_has_not_begun",
@@ -499,25 +509,31 @@ PROMISES = {
         "retries::test_only_these_statuses_are_tried_again"
     ],
     (
-        "| `max_rss`, `max_tasks` | none | bytes of memory (needs psutil), or tasks, after which a worker is replaced |"
+        "| `max_rss`, `max_tasks` | none | bytes of memory (needs psutil), or tasks, after which a worker"
+        " is replaced; above `max_rss` for a second, it is killed with its task |"
     ): [
         "library::test_a_worker_that_grows_past_max_rss_is_replaced_and_loses_nothing",
         "library::test_a_worker_is_replaced_after_max_tasks",
+        "library::test_a_task_that_stays_above_max_rss_ends_with_its_worker",
     ],
     "| `initializer` | none | called first in every worker |": [
         "library::test_the_initializer_runs_first_in_every_worker"
     ],
     (
-        "| `codec` | none | an object with `dumps` and `loads`, such as the module `pickle`, for payloads and "
-        "values that are not bytes or text |"
+        "| `codec` | none | an object with `dumps` and `loads`, such as the module `pickle`, for payloads"
+        " and values that are not bytes or text |"
     ): ["values::test_the_usual_codecs", "values::test_what_is_no_codec_is_refused"],
     (
-        "| `screen`, `log` | `False`, none | draw on the error stream; a file for what functions print, which is "
-        "dropped otherwise |"
-    ): ["library::test_what_functions_print_goes_to_the_log_line_by_line", "screen::test_sizes"],
+        "| `screen`, `log` | `False`, none | draw on the error stream; a file for what functions print, "
+        "also on the error stream (`/dev/stderr` shows it at once), which is dropped otherwise |"
+    ): [
+        "library::test_what_functions_print_goes_to_the_log_line_by_line",
+        "screen::test_sizes",
+        "results::test_the_log_may_be_the_error_stream",
+    ],
     (
-        "| `start_method` | `fork` if the process has one thread (threads of C libraries count), else `forkserver` "
-        "| `fork`, `spawn` or `forkserver` |"
+        "| `start_method` | `fork` if the process has one thread (threads of C libraries count), else "
+        "`forkserver` | `fork`, `spawn` or `forkserver` |"
     ): [
         "library::test_every_start_method",
         "host::test_a_program_with_native_threads_is_not_forked_unless_they_came_later",
@@ -555,8 +571,8 @@ PROMISES = {
         "results::test_any_bytes_come_back_from_every_form_and_are_known_to_resume",
     ],
     (
-        "In the folder of `shmqueue.py`, `python3 -m shmqueue TASKS` is the same and starts sooner: Python keeps "
-        "the compiled code of a module, while it compiles a script at each start."
+        "In the folder of `shmqueue.py`, `python3 -m shmqueue TASKS` is the same and starts sooner: "
+        "Python keeps the compiled code of a module, while it compiles a script at each start."
     ): ["promises::test_the_module_can_be_run_by_its_name"],
     "Exit code: 0, all tasks were ok; 1, some were not; 2, bad usage or input; 128 + n, stopped by signal n.": [
         "cli::test_outcomes_and_the_summary",
@@ -579,13 +595,13 @@ PROMISES = {
     "Commands find the worker's index in `SHMQUEUE_WORKER` and the task's number in `SHMQUEUE_TASK`.": [
         "print::test_task_and_worker_are_in_the_environment"
     ],
-    ("In results files plain data is JSON; what JSON does not know, such as a set, is there as Python writes it."): [
+    "In results files plain data is JSON; what JSON does not know, such as a set, is there as Python writes it.": [
         "formats::test_whatever_is_written_can_be_read_and_is_known_to_resume",
         "values::test_results_files_have_plain_data_tracebacks_and_times",
     ],
     (
-        "| (none of the next four) | lines may name the built-in `echo TEXT`, `sleep SECONDS`, `sha256 PATH` and "
-        "`noop` |"
+        "| (none of the next four) | lines may name the built-in `echo TEXT`, `sleep SECONDS`, `sha256 "
+        "PATH` and `noop` |"
     ): ["cli::test_outcomes_and_the_summary", "cli::test_the_sample_in_the_repository_names_only_functions_there_are"],
     "| `--handlers MODULE_OR_FILE.py` | lines may name its public functions, as `def` names them |": [
         "cli::test_what_cannot_be_sent_by_its_name_cannot_be_named",
@@ -596,12 +612,14 @@ PROMISES = {
         "cli::test_call_gives_each_line_whole"
     ],
     (
-        "| `--shell` | each whole line is a shell command; its output is the value; a non-zero exit code is a failure |"
+        "| `--shell` | each whole line is a command of `/bin/sh`; its output is the value; a non-zero "
+        "exit code is a failure |"
     ): ["cli::test_shell_gives_the_output_and_fails_with_the_exit_code"],
     (
-        "| `--command TEMPLATE` | each whole line fills a shell command: `{}` the line, `{1}` `{2}` … its fields, "
-        "`{.}` without extension, `{/}` base name, `{//}` folder, `{/.}` base name without extension, `{#}` the "
-        "task's number, `{%}` the worker's; each is quoted for the shell. Without any, the line is appended |"
+        "| `--command TEMPLATE` | each whole line fills a shell command: `{}` the line, `{1}` `{2}` … its"
+        " fields, `{.}` without extension, `{/}` base name, `{//}` folder, `{/.}` base name without "
+        "extension, `{#}` the task's number, `{%}` the worker's; each is quoted for the shell. Without "
+        "any, the line is appended |"
     ): [
         "print::test_output_is_that_of_gnu_parallel",
         "print::test_whatever_a_line_holds_is_one_word_for_the_shell",
@@ -611,22 +629,22 @@ PROMISES = {
         "print::test_fields"
     ],
     (
-        "| `--query SQL` | TASKS is a SQLite file, and the rows are the tasks: one column is a line, two are "
-        "function and payload |"
+        "| `--query SQL` | TASKS is a SQLite file, and the rows are the tasks: one column is a line, two "
+        "are function and payload |"
     ): ["cli::test_rows_of_two_columns_are_function_and_payload", "cli::test_rows_of_one_column_are_lines"],
     "| `-w N`, `--workers N` | worker processes |": ["cli::test_workers"],
     (
-        "| `--timeout S`, `--grace S` | seconds that a task may run; seconds between SIGTERM and SIGKILL for one "
-        "that ran too long |"
+        "| `--timeout S`, `--grace S` | seconds that a task may run; seconds between SIGTERM and SIGKILL "
+        "for one that ran too long |"
     ): ["cli::test_timeout", "failed::test_grace_interrupts_a_task_that_waits"],
     (
-        "| `--retries N`, `--retry-delay S` | how often a task that is not ok is started again; seconds before the "
-        "second attempt, doubled for each further one |"
+        "| `--retries N`, `--retry-delay S` | how often a task that is not ok is started again; seconds "
+        "before the second attempt, doubled for each further one |"
     ): ["cli::test_retries", "failed::test_retry_on_and_retry_delay"],
     "| `--retry-on STATUS,…` | which ones: `failed`, `timeout`, `crashed` |": ["failed::test_retry_on_and_retry_delay"],
     (
-        "| `--max-rss SIZE`, `--max-tasks N` | replace a worker above this memory (`500M`; needs psutil), or after "
-        "so many tasks |"
+        "| `--max-rss SIZE`, `--max-tasks N` | replace a worker above this memory (`500M`; needs psutil),"
+        " or after so many tasks |"
     ): ["cli::test_max_rss", "cli::test_max_tasks", "cli::test_sizes_have_units"],
     "| `--halt N` | stop when N tasks were not ok |": [
         "cli::test_halt_stops_after_so_many_failures_and_cancels_the_rest",
@@ -637,8 +655,8 @@ PROMISES = {
         "cli::test_start_methods",
     ],
     (
-        "| `--print`, `--no-print` | write each value to standard output; on by default with `--shell` and "
-        "`--command`, there exactly as the command wrote it |"
+        "| `--print`, `--no-print` | write each value to standard output; on by default with `--shell` "
+        "and `--command`, there exactly as the command wrote it |"
     ): [
         "print::test_values_get_a_line_end_and_plain_data_is_json",
         "print::test_commands_print_unless_told_otherwise",
@@ -649,8 +667,8 @@ PROMISES = {
         "print::test_each_line_has_its_task_before_it",
     ],
     (
-        "| `--results FILE` | results as they come: `.jsonl`, `.csv` or `.sqlite` (table `results`); `-` is JSON "
-        "lines on standard output |"
+        "| `--results FILE` | results as they come: `.jsonl`, `.csv` or `.sqlite` (table `results`); `-` "
+        "is JSON lines on standard output |"
     ): [
         "results::test_results_are_there_while_the_run_goes_on",
         "results::test_any_bytes_come_back_from_every_form_and_are_known_to_resume",
@@ -660,8 +678,8 @@ PROMISES = {
         "formats::test_values_of_a_run_are_written_and_resumed",
     ],
     (
-        "| `--failed FILE` | the tasks that were not ok, as lines that can be given in again; empty if all were "
-        "ok; FILE may be TASKS itself |"
+        "| `--failed FILE` | the tasks that were not ok, as lines that can be given in again; empty if "
+        "all were ok; FILE may be TASKS itself |"
     ): [
         "failed::test_what_was_not_ok_can_be_given_in_again",
         "failed::test_it_may_be_the_input_and_is_empty_when_all_are_ok",
@@ -675,8 +693,8 @@ PROMISES = {
         "cli::test_without_log_what_functions_print_is_dropped",
     ],
     (
-        "| `--screen auto\\|on\\|off` | `auto`: the screen if the error stream is a terminal and values are not "
-        "printed to one, else a plain line every few seconds; `NO_COLOR=1` turns its colours off |"
+        "| `--screen auto\\|on\\|off` | `auto`: the screen if the error stream is a terminal and values are"
+        " not printed to one, else a plain line every few seconds; `NO_COLOR=1` turns its colours off |"
     ): [
         "cli::test_screen_auto_draws_on_a_terminal_only",
         "cli::test_screen_auto_draws_nothing_without_a_terminal",
@@ -684,16 +702,20 @@ PROMISES = {
         "screen::test_without_a_terminal_a_plain_line_is_written_now_and_then",
         "screen::test_colours_are_those_of_the_terminal",
     ],
-    "| `--watch [NAME]` | the screen of a run in another terminal; without NAME, of the only live run |": [
+    (
+        "| `--watch [NAME]` | the screen of a run in another terminal; without NAME, of the only live "
+        "run; the first number in a name is the run's process |"
+    ): [
         "screen::test_watching_shows_the_run_and_leaves_it_as_it_is",
         "screen::test_watch_without_a_name_needs_one_run",
+        "library::test_the_name_is_that_of_the_segment_and_goes_with_it",
     ],
     "| `--clean` | remove what dead runs left behind, and exit |": [
         "cli::test_clean_removes_what_a_killed_run_left_and_nothing_of_a_living_one",
         "endings::test_clean_removes_what_dead_runs_left",
     ],
     "| `--help`, `--version` | |": ["cli::test_version_and_help"],
-    ("A payload of up to 119 bytes travels in its slot if slots have 128 bytes (`slot_size` may be up to 65,536)."): [
+    "A payload of up to 119 bytes travels in its slot if slots have 128 bytes (`slot_size` may be up to 65,536).": [
         "promises::test_the_sizes_in_limits",
         "library::test_sizes_at_the_edges_of_every_slot",
     ],
@@ -703,11 +725,14 @@ PROMISES = {
     ],
     "Values lie in a log.": ["promises::test_the_sizes_in_limits"],
     (
-        "A value larger than the log (128 KiB with the defaults) goes through a file in `/dev/shm`, and so does a "
-        "payload above 16 MiB."
+        "A value larger than the log (128 KiB with the defaults) goes through a file in `/dev/shm`, and "
+        "so does a payload above 16 MiB."
     ): ["promises::test_values_and_payloads_that_go_through_files"],
-    ("The ring takes shared memory as long as the Supervisor exists: about 3 MB with two workers and the defaults."): [
+    "The ring takes shared memory as long as the Supervisor exists: about 3 MB with two workers and the defaults.": [
         "promises::test_the_sizes_in_limits"
+    ],
+    "A task whose payload or value finds no room is `failed`.": [
+        "endings::test_values_and_payloads_in_little_memory_go_through_or_say_why_not"
     ],
     "Under `spawn` and `forkserver`, workers import your script again.": [
         "start::test_a_guarded_script_works",
@@ -716,9 +741,19 @@ PROMISES = {
     'Functions must be at the top level of a module, and the script needs `if __name__ == "__main__":`.': [
         "start::test_a_script_without_a_guard_gets_one_error"
     ],
-    'In a notebook, put functions into a file of their own and import it, or name `start_method="fork"`.': [
+    (
+        "In a notebook, put functions into a file of their own and import it, or name "
+        '`start_method="fork"` (an Executor takes `mp_context=multiprocessing.get_context("fork")`).'
+    ): [
         "start::test_a_function_of_a_main_module_that_is_no_file_gets_one_error",
         "start::test_without_a_start_method_a_program_on_standard_input_works",
+        "start::test_a_call_of_an_executor_that_needs_a_lost_main_module_fails_with_a_remedy",
+    ],
+    "If your program has a thread, as numpy and tqdm start some, workers are not forked unless you ask for it.": [
+        "host::test_a_program_with_native_threads_is_not_forked_unless_they_came_later"
+    ],
+    "An initializer that fails in every worker ends the run with `WorkersFailedError`.": [
+        "library::test_an_initializer_that_always_fails_ends_the_run_with_its_error"
     ],
     "Only one thread may use a Supervisor.": ["library::test_a_second_thread_is_told_so_and_disturbs_nothing"],
     "Several threads may have one each, and an Executor may be used from any thread.": [
@@ -729,8 +764,8 @@ PROMISES = {
         "host::test_a_child_that_is_forked_in_the_middle_of_a_run_takes_nothing_from_it"
     ],
     (
-        "Outside the main thread a Supervisor cannot catch SIGTERM and SIGHUP, so after these signals its segment "
-        "stays until the next start."
+        "Outside the main thread a Supervisor cannot catch SIGTERM and SIGHUP, so after these signals its"
+        " segment stays until the next start."
     ): ["promises::test_a_segment_that_a_signal_left_is_removed_by_the_next_start"],
     "With `retries`, a function may run twice for one task, the first time only in part.": [
         "library::test_a_task_that_is_never_ok_is_started_once_and_again_for_each_retry"
@@ -771,8 +806,8 @@ PROMISES = {
         "contract::test_a_worker_is_killed_at_each_store",
     ],
     (
-        "in a batch the tasks with their `ends` are finished. The next one was in hand. It is charged: this counts "
-        "as one of its attempts. The later ones never began; they are pushed again"
+        "in a batch the tasks with their `ends` are finished. The next one was in hand. It is charged: "
+        "this counts as one of its attempts. The later ones never began; they are pushed again"
     ): ["kill_at_store::test_a_kill_at_any_store_loses_nothing", "contract::test_a_worker_is_killed_at_each_store"],
     "after its last task nothing is in hand, and no task is charged": [
         "explorer::test_no_schedule_goes_wrong",
@@ -800,14 +835,19 @@ INFORMS = [
     "The package `shmqueue` on PyPI is a different project by someone else.",
     "Copy this `shmqueue`; do not install that one.",
     "A call of an Executor costs more than a task of a Supervisor, because it is pickled and has a future.",
-    "(This holds on Linux, while your program reads results.",
+    "(This holds on Linux, while your program reads results, and while your iterable of tasks does not wait: for "
+    "tasks that come slowly, use `submit`.",
+    "A changed `--command` is not noticed.",
+    "Payloads and values on their way take more, as said above.",
+    "In a container, look at the size of `/dev/shm`.",
+    "Then a start takes longer.",
+    'Keep one Supervisor for many calls, or name `start_method="fork"`.',
     "Elsewhere it may take longer.)",
     "Forty thousand tasks of a millisecond on four workers, while SIGKILL hits a random worker every quarter "
     "of a second (`python -m benchmarks.storm` makes this table):",
     "The figures differ from run to run, because the kills come at random times.",
     "`tox -e compare` prints what each costs.",
     "`python3 shmqueue.py TASKS [options]`.",
-    "In a container, look at the size of `/dev/shm`.",
     "The function must allow for that.",
     "C code in a function sees EINTR from calls that the system does not restart after a stop, such as `epoll_wait`.",
     "It is not found if it was forked without executing a program, and left its process group.",

@@ -941,6 +941,12 @@ def test_functions_that_write_bytes_can_do_so_with_and_without_a_log(cli, handle
     assert "a" in (cli.folder / "log").read_text()
 
 
+def test_the_log_may_be_the_error_stream(cli, handlers):
+    run = cli.tasks("show_part a\n", "--handlers", handlers, "--log", "/dev/stderr")
+    assert run.code == 0
+    assert "[worker 0 task 1] a" in run.err or "[worker 1 task 1] a" in run.err
+
+
 def test_what_commands_print_beside_their_output_stays_out_of_the_results(cli):
     run = cli.tasks("echo out; echo err >&2\n", "--shell", "--log", "log")
     assert (run.code, run.values) == (0, ["out\n"])
