@@ -1502,11 +1502,19 @@ MUTANTS = (
     Mutant(
         "dask-ctrl-c-without-nodes",
         "After Ctrl-C a run waits for ever for nodes that are gone.",
-        "elif now - self._nodes_at > self._wait_seconds:",
-        "elif now - self._nodes_at > self._wait_seconds and not self.cancelled:",
+        "elif self._empty_at - self._nodes_at > self._wait_seconds:",
+        "elif self._empty_at - self._nodes_at > self._wait_seconds and not self.cancelled:",
         ("test_dask.py::test_the_last_node_dies_after_ctrl_c",),
         DASK,
         hang=True,
+    ),
+    Mutant(
+        "dask-late-look",
+        "A run on a busy machine ends as if there were no nodes.",
+        "elif self._empty_at - self._nodes_at > self._wait_seconds:",
+        "elif now - self._nodes_at > self._wait_seconds:",
+        ("test_dask.py::test_nodes_that_were_not_counted_for_a_while_are_not_taken_for_gone",),
+        DASK,
     ),
     Mutant(
         "dask-killed-client-unnoticed",

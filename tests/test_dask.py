@@ -19,6 +19,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -509,6 +510,19 @@ def test_streamed(dask, deal, cli, jobs):
         run.stdin.write(f"{number}\n".encode())
         assert json.loads(run.stdout.readline())["value"] == str(number**2)
     assert cli.finish(run).code == 0
+
+
+def test_nodes_that_were_not_counted_for_a_while_are_not_taken_for_gone(dask, deal, cli, jobs):
+    """Here the machine that reads the tasks is stopped for longer than it would wait for a node."""
+    arguments = ("--handlers", jobs, "--scheduler", dask.address, "--wait", "1", "--results", "-")
+    run = deal("sleep 0.5\n" * 16, *arguments)
+    assert wait_until(lambda: len(dask.segments()) >= 2, HANG)
+    run.send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    run.send_signal(signal.SIGCONT)
+    done = cli.finish(run)
+    assert done.code == 0, done
+    assert [result["status"] for result in done.results] == ["ok"] * 16
 
 
 def test_no_node_comes(empty_cluster, deal, cli):
