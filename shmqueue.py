@@ -1000,15 +1000,24 @@ LOST_MAIN = (
 def needs_lost_main(functions: Sequence[Any]) -> bool:
     """Return True if a new process would need the main module for these functions, and could not import it."""
     main = sys.modules.get("__main__")
+    if not main_is_lost():
+        return False
+    has_path = getattr(main, "__spec__", None) is None and hasattr(main, "__file__")
+    return has_path or any(map(is_of_main, functions))  # multiprocessing imports a main module with a path in any case
+
+
+def main_is_lost() -> bool:
+    """Return True if a new process could not import the main module."""
+    main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
-    path = getattr(main, "__file__", None)
     if spec is not None:  # python -m
-        if spec.name.rpartition(".")[2] != "__main__":  # multiprocessing does not import that of a package
-            return False
-    elif path is not None:  # multiprocessing imports it in any case
-        return not os.path.isfile(path)
-    plain = [getattr(function, "func", function) for function in functions]  # func: of a functools.partial
-    return any(getattr(function, "__module__", None) == "__main__" for function in plain)
+        return bool(spec.name.rpartition(".")[2] == "__main__")  # multiprocessing does not import that of a package
+    return not os.path.isfile(getattr(main, "__file__", None) or "")
+
+
+def is_of_main(function: Any) -> bool:
+    plain = getattr(function, "func", function)  # func: of a functools.partial
+    return getattr(plain, "__module__", None) == "__main__"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1125,7 +1134,11 @@ class Engine:
             if self.failure is not None:
                 raise self.failure
             if job.source is not None and job.source.error is not None:
-                raise job.source.error
+                error, job.source.error = job.source.error, None
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback holds this frame, and so the Supervisor
         finally:
             if job.source is not None and not job.finished:
                 job.cancelled = True
@@ -1137,7 +1150,8 @@ class Engine:
         """Move what can be moved. Return True if there may be more at once."""
         ledger = self._ledger
         if ledger.retries.delayed:
-            ledger.again.extend(ledger.retries.take_due(time.monotonic()))
+            with self._must_complete():
+                ledger.again.extend(ledger.retries.take_due(time.monotonic()))
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         fed = False
         with self._must_complete():
@@ -1158,7 +1172,11 @@ class Engine:
 
     def _do_what_was_asked(self) -> None:
         while self._asked and not self._in_turn:
-            self._asked.popleft()()
+            try:
+                action = self._asked.popleft()
+            except IndexError:  # a signal handler was here in between
+                break
+            action()
 
     def admit(self, job: Job, items: Sequence[Any]) -> None:
         """Number items as tasks of the job."""
@@ -2218,16 +2236,14 @@ class Ledger:
                             waiting.insert(index, part)
                     self.end(tasks.part(at, at + 1))
                     return not started
-        delayed = self.retries.take(tsk_id)
-        if delayed is not None:
-            self.end(delayed)
+        for tasks in self.retries.take_if(lambda tasks: tasks.tsk_ids[0] == tsk_id):
+            self.end(tasks)
         return False
 
     def drop_cancelled(self) -> None:
         """End the tasks that wait to be pushed and whose job is cancelled."""
-        for _, tsk_id, tasks in list(self.retries.delayed):
-            if self._is_cancelled(tasks.job):
-                self.cancel(tsk_id)
+        for tasks in self.retries.take_if(lambda tasks: self._is_cancelled(tasks.job)):
+            self.end(tasks)
         for waiting in (self.again, self.fresh):
             for _ in range(len(waiting)):
                 self._put(waiting.popleft(), waiting)
@@ -2384,14 +2400,12 @@ class Retries:
         while self.delayed and self.delayed[0][0] <= now:
             yield heapq.heappop(self.delayed)[2]
 
-    def take(self, tsk_id: int) -> Tasks | None:
-        """Take a task that waits."""
-        for entry in self.delayed:
-            if entry[1] == tsk_id:
-                self.delayed.remove(entry)
-                heapq.heapify(self.delayed)
-                return entry[2]
-        return None
+    def take_if(self, wanted: Callable[[Tasks], bool]) -> list[Tasks]:
+        """Take those tasks that wait for which `wanted` returns True."""
+        taken = [entry for entry in self.delayed if wanted(entry[2])]
+        self.delayed = [entry for entry in self.delayed if not wanted(entry[2])]
+        heapq.heapify(self.delayed)
+        return [tasks for _, _, tasks in taken]
 
 
 class Tasks:
@@ -5087,7 +5101,12 @@ def encode(value: Any, codec: Codec | None) -> tuple[int, bytes]:
         return TEXT, data
     if codec is not None:
         data = codec.dumps(value)
-        return (CODED_TEXT, encode_text(data)) if isinstance(data, str) else (CODED, bytes(memoryview(data)))
+        if not isinstance(data, str):
+            return CODED, bytes(memoryview(data))
+        coded = text_data(data)
+        if coded is None:
+            raise ValueError("the codec returned text that UTF-8 cannot hold: have it return bytes")
+        return CODED_TEXT, coded
     if type(value) not in PLAIN and (data := buffer_of(value)) is not None:
         return BYTES, data
     if type(value) not in ATOMS:
@@ -5284,7 +5303,14 @@ def adapt(function: Function, codec: Codec | None) -> dict[int, Callable[[bytes]
     """
     named = _annotations(function)[0]
     loads: Any = codec.loads if codec is not None else load_plain
-    readers = (_reader(bytes, named), _reader(str, named), loads, lambda data: loads(decode_text(data)))
+    read_text = _reader(str, named)
+
+    def read_coded(data: bytes) -> Any:
+        value = loads(data)
+        return read_text(encode_text(value)) if type(value) is str else value  # text that TEXT does not hold
+
+    coded = loads if read_text is decode_text else read_coded
+    readers = (_reader(bytes, named), read_text, coded, lambda data: loads(decode_text(data)))
     calls = (function if read is bytes else _composed(function, read) for read in readers)
     return {kind << KIND_BIT: call for kind, call in enumerate(calls)}
 
@@ -5740,14 +5766,14 @@ class Call:
         self.function = function_name(function)
         self.attempts = 0
 
-    def begin(self, forked: bool) -> bool:
+    def begin(self, lost_main: bool) -> bool:
         """Pickle what to call. Return False if nothing is to be called: it was cancelled, or cannot be sent."""
         if self.attempts:
             return True
         if not self.future.set_running_or_notify_cancel():
             return False
         try:
-            if not forked and needs_lost_main(self.what[:1]):
+            if lost_main and is_of_main(self.what[0]):
                 raise RuntimeError(f"{LOST_MAIN}, or give mp_context=multiprocessing.get_context('fork')")
             self.what = pickled(self.what)
         except BaseException as error:
@@ -5779,7 +5805,7 @@ class Calls(Source):
         self._tsk_id = 0  # the last one
         self._seconds = 1.0  # how long a call takes, on average over the last ones
         supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
-        self._forked = supervisor._pool.context.get_start_method() == "fork"
+        self._lost_main = supervisor._pool.context.get_start_method() != "fork" and main_is_lost()
         self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
         # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
         self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
@@ -5840,7 +5866,8 @@ class Calls(Source):
                         self._supervisor = None
         except BaseException as error:
             self._fail(error)
-        self._forget()
+        finally:
+            self._forget()
 
     def _forget(self) -> None:
         self._at_exit.cancel()
@@ -5861,7 +5888,7 @@ class Calls(Source):
             call = self._waiting.popleft()
             if len(payloads) >= room:
                 call.future.cancel()
-            if call.begin(self._forked):
+            if call.begin(self._lost_main):
                 self._tsk_id += 1
                 self._given[self._tsk_id] = call
                 payloads.append(call.what)
@@ -5893,8 +5920,9 @@ class Calls(Source):
         with self._lock:
             self._over = self._futures.process.BrokenProcessPool(describe(error))
         for call in (*self._given.values(), *self._waiting):
-            if call.future.running() or call.future.set_running_or_notify_cancel():
-                call.future.set_exception(self._over)
+            with contextlib.suppress(BaseException):  # a callback may leave by sys.exit
+                if call.future.running() or call.future.set_running_or_notify_cancel():
+                    call.future.set_exception(self._over)
         self._given.clear()
         self._waiting.clear()
 
@@ -7204,6 +7232,7 @@ class CommandLine:
         self.signals: list[int] = []  # that came, and were not acted on
         self.stopped_by = 0
         self.patient = True  # with a reader of the output that takes nothing
+        self.ended = False  # signals act as they do without us
         self.supervisor: Any = None
 
     def _open_source(self) -> LineSource | QuerySource:
@@ -7258,6 +7287,7 @@ class CommandLine:
             return show_tasks(self.source, self.parse, self.command)
         with contextlib.ExitStack() as stack:
             problem = self._supervise(stack)
+            self.ended = True
             if self.results is not None:
                 self.results.finish()
             if self.failed is not None:
@@ -7370,7 +7400,8 @@ class CommandLine:
 
     def wait_for_reader(self) -> bool:
         """Called several times a second while nobody takes what was written. Return False to write no more."""
-        self.on_check()
+        if not self.ended:
+            self.on_check()
         return self.patient
 
     def suspend(self) -> None:

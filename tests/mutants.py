@@ -1193,8 +1193,8 @@ MUTANTS = (
     Mutant(
         "iterables-error-swallowed",
         "An iterable that raises looks as if it had ended.",
-        "                raise job.source.error\n",
-        "                pass\n",
+        "                    raise error\n",
+        "                    pass\n",
         ("test_library.py::test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on",),
     ),
     Mutant(

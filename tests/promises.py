@@ -389,7 +389,7 @@ PROMISES = {
     "One thread at a time may use a Supervisor, and a second one gets an error.": [
         "library::test_a_second_thread_is_told_so_and_disturbs_nothing"
     ],
-    "Your signal handlers may call `cancel()`, `pause(bool)` and `abort()` at any moment.": [
+    "Your signal handlers may call `cancel()` and `abort()` at any moment, and `pause(bool)` while it is open.": [
         "library::test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment"
     ],
     (

@@ -320,6 +320,25 @@ def test_a_callback_cannot_wait_for_the_end_of_its_own_executor(caplog):
     assert "an Executor cannot wait for its own end in a callback" in caplog.text
 
 
+def test_callbacks_that_leave_by_sys_exit_do_not_hang_the_program(tmp_path):
+    text = """
+import shmqueue, sys, time
+
+def leave(future):
+    if future.exception():
+        sys.exit(1)
+
+if __name__ == "__main__":
+    executor = shmqueue.Executor(1)
+    futures = [executor.submit(int, "x"), *(executor.submit(time.sleep, 0.01) for _ in range(10))]
+    for future in futures:
+        future.add_done_callback(leave)
+    print(sum(future.exception() is not None for future in futures))
+    executor.shutdown()
+"""
+    assert run_script(tmp_path, text) == ["11"]
+
+
 class RefusedError(Exception):
     """It cannot be pickled."""
 

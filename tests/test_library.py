@@ -18,6 +18,8 @@ import sys
 import textwrap
 import threading
 import time
+import types
+import weakref
 
 import jobs
 import pytest
@@ -1435,3 +1437,46 @@ def test_a_signal_handler_may_wake_a_supervisor_that_is_closed():
     supervisor.wake()
     with pytest.raises(RuntimeError, match="closed"):
         supervisor.snapshot()
+
+
+def test_two_signal_handlers_may_come_at_once():
+    """The second one does what the first was about to do."""
+
+    class Emptied(collections.deque):
+        def __bool__(self):
+            self.clear()
+            return True
+
+    with start([jobs.echo]) as supervisor:
+        supervisor._engine._asked = Emptied()
+        supervisor.cancel()
+
+
+def test_an_iterable_that_raised_keeps_no_supervisor():
+    def broken():
+        yield b"a"
+        raise ZeroDivisionError
+
+    gc.disable()
+    try:
+        supervisor = start([jobs.echo])
+        with contextlib.suppress(ZeroDivisionError):
+            list(supervisor.run(broken()))
+        reference = weakref.ref(supervisor)
+        del supervisor
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_text_that_is_not_utf_8_arrives_as_the_annotation_says(workers):
+    with Supervisor([jobs.echo], workers=workers) as supervisor:
+        assert list(supervisor.map(jobs.echo, ["\udcc3\udca9", "a"])) == [b"\xc3\xa9", b"a"]
+
+
+def test_text_of_a_codec_that_is_not_utf_8_is_a_failed_task():
+    codec = types.SimpleNamespace(dumps=lambda value: "\udcc3\udca9", loads=str)
+    with Supervisor([jobs.same], workers=1, codec=codec, start_method="fork") as supervisor:
+        (result,) = supervisor.run([{1: 2}])
+        assert (result.status, "have it return bytes" in result.error) == ("failed", True)

@@ -1,5 +1,6 @@
 """retry_delay, retry_on, grace, and the cancelling of one task."""
 
+import heapq
 import os
 import pathlib
 import signal
@@ -275,3 +276,22 @@ def test_the_ledger_finds_a_task_by_its_id():
     ledger = Ledger({1: jobs.echo}, Retries(0), 1, None)
     assert ledger.position(1) is None
     assert not ledger.cancel(1)
+
+
+@pytest.mark.parametrize("how", ["cancel", "abort"])
+def test_a_signal_handler_ends_a_run_at_the_moment_when_a_task_is_to_be_tried_again(monkeypatch, how):
+    pop = heapq.heappop
+
+    def interrupted(heap):
+        entry = pop(heap)
+        signal.raise_signal(signal.SIGALRM)
+        return entry
+
+    monkeypatch.setattr(heapq, "heappop", interrupted)
+    before = signal.signal(signal.SIGALRM, lambda *_: getattr(supervisor, how)())
+    try:
+        with Supervisor([jobs.raise_error], workers=1, retries=3, retry_delay=0.05) as supervisor:
+            results = list(supervisor.run([b""] * 3))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert [(result.status, result.attempts) for result in results] == [("failed", 1)] * 3
