@@ -1392,10 +1392,10 @@ def test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment(how):
     ends = []
     before = signal.signal(signal.SIGALRM, lambda *_: getattr(ends[-1], how)())
     try:
-        for number in range(60):
+        for number in range(30):
             with start([jobs.sleep_a_little], start_method="fork") as supervisor:
                 ends.append(supervisor)
-                signal.setitimer(signal.ITIMER_REAL, 0.0002 + number * 0.0001)
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + number * 0.0002)
                 assert sum(1 for _ in supervisor.run([b""] * 3000)) == 3000
                 assert supervisor.cancelled
     finally:
