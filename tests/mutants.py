@@ -1691,7 +1691,8 @@ def run_mutant(mutant, folder, usual):
     """Make a mistake, and run its tests. Return (what became of it, more about it, seconds)."""
     began = time.monotonic()
     make_copy(folder, mutant)
-    limit = SPARE_SECONDS + PATIENCE * seconds_of(mutant.tests, usual)
+    spare = SPARE_SECONDS * (3 if mutant.file == DASK else 1)  # each run has to start a cluster of its own
+    limit = spare + PATIENCE * seconds_of(mutant.tests, usual)
     found = judge(mutant, run_tests(folder, mutant.tests, limit, "-x"))
     shutil.rmtree(folder)
     return *found, time.monotonic() - began

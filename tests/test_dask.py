@@ -416,7 +416,7 @@ def test_supervisors_that_die_on_all_nodes_end_the_run(dask, deal, cli):
 def test_a_slow_chunk_gives_back_what_it_has_not_begun(dask, deal, cli):
     slow = str(dask.folder_of(dask.nodes[0]))
     text = "import os, time\n\ndef where(payload: str) -> str:\n"
-    text += f"    time.sleep(1.5 if os.getcwd() == {slow!r} else 0)\n    return os.getcwd()\n"
+    text += f"    time.sleep(1 if os.getcwd() == {slow!r} else 0)\n    return os.getcwd()\n"
     arguments = ("--call", cli.file("where.py", text) + ":where", "--scheduler", dask.address)
     done = cli.finish(deal(numbers(1000), *arguments, "--results", "-"))
     assert done.code == 0, done
