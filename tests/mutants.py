@@ -1465,6 +1465,7 @@ MUTANTS = (
         "self._close(load, False)",
         ("test_dask.py::test_a_slow_chunk_gives_back_what_it_has_not_begun",),
         DASK,
+        hang=True,
     ),
     Mutant(
         "dask-chunk-of-dead-nodes-lost",
