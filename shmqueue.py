@@ -1571,7 +1571,7 @@ class InlineEngine(Engine):
         try:
             yield
         finally:
-            del os.environ[WORKER_VARIABLE]
+            os.environ.pop(WORKER_VARIABLE, None)  # the function may have removed it
             if outside is not None:
                 os.environ[WORKER_VARIABLE] = outside
 
