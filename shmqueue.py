@@ -6307,7 +6307,8 @@ class Outlet:
             start = 0
             while start < len(view):
                 if poll.poll(100):
-                    start += os.write(self.descriptor, view[start : start + select.PIPE_BUF])
+                    with contextlib.suppress(BlockingIOError):  # it is no pipe, has O_NONBLOCK, and takes less
+                        start += os.write(self.descriptor, view[start : start + select.PIPE_BUF])
                 elif not self._wait():
                     raise BlockingIOError(errno.EAGAIN, "its reader takes nothing")
 
