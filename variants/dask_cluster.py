@@ -87,7 +87,7 @@ AHEAD_SECONDS = 0.1  # of work that is in a node's ring, and cannot be given bac
 IDLE_SECONDS = 30.0  # a node without chunks for so long ends its process until the next one
 STOP_SECONDS = 10.0  # how long nodes may take to be reached, and to stop
 CENSUS_SECONDS = 1.0  # how often the nodes are counted
-SILENT_SECONDS = 60.0  # without an answer of the scheduler to a census: the run ends
+MOST_UNANSWERED = 60  # censuses in a row, after which the run ends
 BEGUN, RETURNED_NONE = 1, 2  # the state of a task in the file of its chunk, 0 before
 DEATHS = 3  # of a node's process, in a row, without a task finished: the node gets no more chunks
 
@@ -630,6 +630,7 @@ class Cluster:
         self._began, self._next_check, self._next_census = time.monotonic(), 0.0, 0.0
         self._nodes: dict[str, int] = client.nthreads()  # those that are there, and their threads
         self._nodes_at = self._empty_at = self._began  # when the last census saw one, or none
+        self._unanswered = 0  # censuses since then
         self._failure, self._stopped = "", False
         self._flying: dict[Chunk, None] = {}
         self._back: collections.deque[tuple[int, Any]] = collections.deque()  # tasks to be sent again
@@ -859,16 +860,18 @@ class Cluster:
             self._give_up(f"the scheduler at {self._where} was lost")
         elif self._empty_at - self._nodes_at > self._wait_seconds:
             self._give_up(f"no node at {self._where} for {self._wait_seconds:g} s: start one, `dask worker ADDRESS`")
-        elif now - max(self._empty_at, self._nodes_at) > SILENT_SECONDS:
-            self._give_up(f"the scheduler at {self._where} has not answered for {SILENT_SECONDS:g} s")
+        elif self._unanswered > MOST_UNANSWERED:  # not a time: this process may have been stopped
+            self._give_up(f"the scheduler at {self._where} does not answer")
         elif now > self._next_census:
             self._next_census = now + CENSUS_SECONDS
+            self._unanswered += 1
             self._client.loop.add_callback(self._census)
 
     async def _census(self) -> None:
         """See which nodes there are; all of them, also those that have come since, hear of a cancellation."""
-        with contextlib.suppress(Exception):  # then it is old, and `_look` sees that
+        with contextlib.suppress(Exception):  # then it stays unanswered, and `_look` sees that
             there = await self._client.nthreads()
+            self._unanswered = 0
             self._nodes = {node: threads for node, threads in there.items() if node not in self.refused}
             if self._nodes:
                 self._nodes_at = time.monotonic()
