@@ -953,7 +953,7 @@ def count_threads() -> int:
 
 def check_statuses(statuses: Sequence[str]) -> Sequence[str]:
     """Raise ValueError if `retry_on` names something else than the statuses of tasks that were started."""
-    named = (statuses,) if isinstance(statuses, str) else tuple(statuses)
+    named = tuple(statuses)
     if isinstance(statuses, str) or not set(named) <= set(RETRY_ON):
         raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}, as in ('failed', 'crashed')")
     return named
@@ -1176,7 +1176,11 @@ class Engine:
                 action = self._asked.popleft()
             except IndexError:  # a signal handler was here in between
                 break
-            action()
+            self._in_turn = True
+            try:
+                action()
+            finally:
+                self._in_turn = False
 
     def admit(self, job: Job, items: Sequence[Any]) -> None:
         """Number items as tasks of the job."""
@@ -1301,13 +1305,9 @@ class Engine:
 
     def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
         """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
-        outer, self._in_turn = self._in_turn, True
-        try:
-            self._ledger.stopping = self._pool.closing = True
-            self.end_workers(Doomed(None, status, error))
-            self._ledger.end_all(rest)
-        finally:
-            self._in_turn = outer
+        self._ledger.stopping = self._pool.closing = True
+        self.end_workers(Doomed(None, status, error))
+        self._ledger.end_all(rest)
 
     def _give_up(self, error: Exception) -> None:
         """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
@@ -3199,6 +3199,11 @@ def close_launch_pipes(error: BaseException) -> None:
             if names["self"].method == "fork":
                 for name in {"parent_r", "child_w", "child_r", "parent_w"}.intersection(names):
                     os.close(names[name])
+
+
+def is_pipe(path: str) -> bool:
+    """Return True for a named pipe. To open and close it would end its reader's input."""
+    return os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)
 
 
 def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
@@ -6739,7 +6744,8 @@ def choose_run(name: str) -> str:
         remedy = "no run is alive"
         if alive:
             remedy = f"give one of {', '.join(alive)}"
-        raise UsageError(f"{f'--watch {name}'.rstrip()}: {remedy}")
+        asked = f"--watch {name}".rstrip()
+        raise UsageError(f"{asked}: {remedy}")
     if not can_draw():
         raise UsageError("--watch: draws on the error stream, which is not a terminal that can be drawn on")
     return found[0]
@@ -7154,11 +7160,6 @@ def _usage_error(what: str = "") -> Iterator[None]:
         if found and name.isidentifier():  # an argument of Supervisor: say the option
             text = f"{flag(name)} {rest}"
         raise UsageError(what + text) from None
-
-
-def is_pipe(path: str) -> bool:
-    """Return True for a named pipe. To open and close it would end its reader's input."""
-    return os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)
 
 
 def reads_terminal(source: Source) -> bool:
