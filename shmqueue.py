@@ -168,15 +168,6 @@ def late(name: str) -> Any:
     return getattr(sys.modules[__name__], name)
 
 
-def import_all() -> None:
-    """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
-    names = "csv hashlib inspect json multiprocessing.util shlex shutil subprocess tempfile termios traceback tty"
-    for name in names.split():
-        importlib.import_module(name)
-    late("psutil")
-    late("curses")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What a user calls: results, errors, parallel_map and Supervisor.
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,9 +241,6 @@ def parallel_map(
         for part in supervisor._parts(supervisor._ordered(payloads, 1)):
             values += part
         return values
-
-
-SHARE_SECONDS = 1.0  # between two snapshots for --watch
 
 
 class Supervisor:
@@ -533,101 +521,6 @@ class Supervisor:
         handlers.exit_on_signals()  # again: inside the block, held() had replaced the handlers
 
 
-class Display:
-    """Shows how a run goes: by numbers, on the screen, and to --watch by a file beside the segment."""
-
-    def __init__(self, progress: Progress, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger) -> None:
-        self._progress = progress
-        self._queue = queue
-        self._pool = pool
-        self._ledger = ledger
-        self._next_share = time.monotonic() + SHARE_SECONDS
-
-    def update(self) -> None:
-        """Draw, and leave a snapshot, each if it is time to. Called several times a second."""
-        self._progress.draw(self.snapshot)
-        if self._queue.name and time.monotonic() >= self._next_share:
-            self._next_share = time.monotonic() + SHARE_SECONDS
-            self._share()
-
-    def _share(self) -> None:
-        """Leave a snapshot beside the segment, for --watch."""
-        import json
-
-        path = self._queue.segment.beside("watch")
-        with contextlib.suppress(OSError):  # if there is no room, nobody can watch, and the run goes on
-            write_file(path + ".new", json.dumps(self.snapshot()).encode())
-            os.replace(path + ".new", path)
-
-    def stats(self) -> dict[str, Any]:
-        tally = self._ledger.tally
-        pool = self._pool
-        return {
-            **tally.counts,
-            "retried": tally.retried,
-            "respawned": pool.respawned,
-            "outstanding": self._ledger.unfinished(),
-            "seconds": tally.seconds(),
-            "workers": [
-                {"pid": process.pid, "completed": completed, "failed": failed}
-                for process, completed, failed in zip(pool.processes, tally.completed, tally.failed)
-            ],
-        }
-
-    def snapshot(self) -> Snapshot:
-        tally = self._ledger.tally
-        queue = self._queue
-        progress = self._progress
-        rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
-        workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
-        return Snapshot(
-            title=progress.title,
-            name=queue.name,
-            strategy=queue.strategy,
-            seconds=tally.seconds(),
-            counts=tally.counts,
-            retried=tally.retried,
-            total=progress.total(),
-            rates=rates,
-            ring=queue.backlog(),
-            num_slots=queue.num_slots,
-            workers=[self._row(process, rate) for process, rate in workers],
-            failures=[f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]],
-            state=progress.state,
-            keys=progress.keys,
-        )
-
-    def _row(self, process: WorkerProcess, rate: float) -> WorkerRow:
-        """Return what the screen shows of a worker."""
-        index = process.index
-        tally = self._ledger.tally
-        glance = self._queue.glance(index)
-        row = WorkerRow(
-            number=index,
-            pid=process.pid,
-            state="sleep",
-            function="",
-            done=tally.completed[index],
-            failed=tally.failed[index],
-            rate=rate,
-            cpu=process.cpu if process.rss else None,
-            rss=process.rss or None,
-            in_hand=None,
-            held=0.0,
-        )
-        if process.child is None:
-            return row._replace(state="dead")
-        if glance.in_hand is None:
-            return row
-        lane = self._queue.half(index, glance.number).lane
-        return row._replace(
-            state="run",
-            function=self._ledger.names.get(lane.fn_id(glance.done) & FN_ID, ""),
-            in_hand=lane.tsk_id(glance.done),
-            held=time.monotonic() - process.progress_since,
-        )
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Executor: the same workers for those who want futures.
 # ---------------------------------------------------------------------------------------------------------------------
@@ -781,68 +674,6 @@ def pickled_error(error: BaseException) -> bytes:
 # The options of a Supervisor and of the command line: one table, their limits, and what is taken without them.
 # ---------------------------------------------------------------------------------------------------------------------
 
-PYTHON, COMMAND, BOTH = "python", "command", "both"
-
-
-class Option(NamedTuple):
-    """A row of OPTIONS.
-
-    name: of the argument of Supervisor; the command line spells it as `flag` does.
-    type: int, float, str, bool for a switch, a tuple of the words that are allowed, or a function that reads text.
-    value: what stands for the value in --help; in brackets if it may be left out, and is empty then.
-    default: None if the option may be absent.
-    limits: of a number.
-    place: PYTHON for an argument of Supervisor, COMMAND for the command line, or BOTH.
-    alone: it excludes the others that are alone.
-    """
-
-    name: str
-    type: Any
-    value: str = ""
-    help: str = ""
-    default: Any = None
-    limits: tuple[float, float] | None = None
-    place: str = COMMAND
-    short: str = ""
-    alone: bool = False
-
-    def parser_arguments(self) -> dict[str, Any]:
-        """Return what argparse is told of it."""
-        arguments = {"dest": self.name, "default": self.default, "help": self.help}
-        if self.type is bool:
-            return {**arguments, "action": "store_true"}
-        if isinstance(self.type, tuple):
-            return {**arguments, "choices": self.type, "metavar": self.value or "|".join(self.type)}
-        if self.value.startswith("["):
-            arguments |= {"nargs": "?", "const": ""}
-        return {**arguments, "type": self.type, "metavar": self.value}
-
-
-def flag(name: str) -> str:
-    """Return an option's name on the command line."""
-    return "--" + name.removeprefix("num_").replace("_", "-")
-
-
-def parse_size(text: str) -> int:
-    """Return a number of bytes. K, M, G or T behind it stand for powers of 1024."""
-    import argparse
-
-    unit = "KMGT".find(text[-1:].upper()) + 1
-    try:
-        return int(float(text[: -1 if unit else None]) * 1024**unit)
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
-
-
-def parse_statuses(text: str) -> Sequence[str]:
-    """Return the statuses that `text` names, with commas between them."""
-    import argparse
-
-    statuses = tuple(text.split(","))
-    if not set(statuses) <= set(RETRY_ON):
-        raise argparse.ArgumentTypeError(f"{text!r}: must name some of {','.join(RETRY_ON)}, with commas between them")
-    return statuses
-
 
 MOST_WORKERS = 4096
 COUNTS = (1, 1 << 50)
@@ -850,46 +681,6 @@ DELAYS = (0.0, 1e9)
 FN_IDS = (1, (1 << 31) - 1)
 MEMORY = (1 << 20, 1 << 50)
 SLOT_SIZES = (64, 65536)
-
-# To add an option, write its row, the argument of Supervisor, and its line in README; a test compares the three.
-OPTIONS = (
-    Option("handlers", str, "MODULE_OR_FILE.py", "the functions that lines may name", alone=True),
-    Option("call", str, "MODULE_OR_FILE.py:FUNCTION", "each line is a payload of this function", alone=True),
-    Option("shell", bool, "", "each line is a shell command; its output is the value", False, alone=True),
-    Option("command", str, "TEMPLATE", "a line fills this: {} {1} {.} {/} {//} {/.} {#} {%%}", alone=True),
-    Option("delimiter", str, "TEXT", "between the fields {1} {2} of a line (white space)"),
-    Option("query", str, "SQL", "of the SQLite file TASKS: line, or function, payload"),
-    Option("workers", int, "N", "worker processes (default: the processors)", None, (0, MOST_WORKERS), BOTH, "-w"),
-    Option("timeout", float, "S", "seconds a task may run", None, (0.001, 1e9), BOTH),
-    Option("grace", float, "S", "seconds from SIGTERM to SIGKILL after --timeout", 0.0, DELAYS, BOTH),
-    Option("retries", int, "N", "start a task that is not ok again, so often", 0, (0, 1 << 30), BOTH),
-    Option("retry_delay", float, "S", "seconds before the second attempt; then doubled", 0.0, DELAYS, BOTH),
-    Option("retry_on", parse_statuses, "STATUS,…", "which ones: failed,timeout,crashed (all)", RETRY_ON, place=BOTH),
-    Option("max_rss", parse_size, "SIZE", "replace workers that hold more, as 500M; needs psutil", None, MEMORY, BOTH),
-    Option("max_tasks", int, "N", "replace a worker after so many tasks", None, COUNTS, BOTH),
-    Option("halt", int, "N", "stop after so many tasks were not ok", None, COUNTS),
-    Option("num_slots", int, "N", "tasks the ring holds (%(default)s)", 16384, (2, 1 << 26), BOTH),
-    Option("slot_size", int, "BYTES", "bytes of a slot (%(default)s)", 128, SLOT_SIZES, BOTH),
-    Option("batch", int, "N", "tasks a worker claims at once (default: by itself)", None, (1, 1 << 26), BOTH),
-    Option("start_method", ("fork", "spawn", "forkserver"), "M", "of workers: fork, spawn or forkserver", place=BOTH),
-    Option("print", bool, "", "write values to stdout; the default for commands", False),
-    Option("no_print", bool, "", "do not, so that the summary is there", False),
-    Option("keep_order", bool, "", "print in the order of the input", False, short="-k"),
-    Option("tag", bool, "", "print each line after its task and a tab", False),
-    Option("results", str, "FILE", ".jsonl, .csv, .sqlite; or - for JSON lines on stdout"),
-    Option("resume", bool, "", "leave out the tasks that FILE already holds as ok", False),
-    Option("failed", str, "FILE", "write the tasks that were not ok, as TASKS again"),
-    Option("dry_run", bool, "", "write what would run, and start nothing", False),
-    Option("summary", str, "FILE", "write the summary as JSON, too"),
-    Option("log", str, "FILE", "write what functions print, else it is dropped", place=BOTH),
-    Option("screen", ("auto", "on", "off"), "", "auto: if the error stream is a terminal", "auto"),
-    Option("watch", str, "[NAME]", "show the screen of a run in another terminal, and exit"),
-    Option("clean", bool, "", "remove what dead runs left behind, and exit", False),
-    Option("initializer", None, place=PYTHON),
-    Option("codec", None, place=PYTHON),
-    Option("screen", None, default=False, place=PYTHON),
-    Option("queue", None, place=PYTHON),
-)
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
@@ -1018,6 +809,259 @@ def main_is_lost() -> bool:
 def is_of_main(function: Any) -> bool:
     plain = getattr(function, "func", function)  # func: of a functools.partial
     return getattr(plain, "__module__", None) == "__main__"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sources: where tasks come from.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Rejected(NamedTuple):
+    """In place of an item: a task that cannot be sent. It becomes a failed result with this error."""
+
+    function: str
+    payload: Any
+    error: str
+
+
+class Source:
+    """Where a job's tasks come from.
+
+    exhausted: there are no more.
+    finite: all of them can be read at once.
+    problem: why it ended early, if it did.
+    pairs: a pair is of a function and a payload, never a payload.
+    held: how many finished tasks wait for the end of earlier ones, since their results are wanted in order.
+    error: what the job raises after its last result, or None.
+    """
+
+    exhausted = False
+    pairs = True
+    finite = False
+    problem = ""
+    held = 0
+    error: Exception | None = None
+
+    def take(self, room: int) -> Sequence[Any]:
+        """Return up to `room` items, those that are there: payloads, (function, payload) pairs or Rejected."""
+        raise NotImplementedError
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait for when `take` gave nothing; -1 if `take` waits, -2 if somebody rings."""
+        return -1
+
+    def rest(self) -> Iterator[Any]:
+        """Yield the items that were not taken. Of a stream, these are only the ones that were read."""
+        while self.finite and not self.exhausted:
+            yield from self.take(BLOCK)
+
+
+class IterableSource(Source):
+    """Tasks from any iterable, as they come: what it has yielded is passed on before it is waited for again."""
+
+    def __init__(self, tasks: Iterable[Any]) -> None:
+        self._sequence = tasks if isinstance(tasks, (list, tuple)) else None
+        self._iterator = iter(tasks)
+        self._taken = 0
+        self.finite = self._sequence is not None
+        self.pairs = False
+
+    def take(self, room: int) -> Sequence[Any]:
+        """Return up to `room` items. If the iterable pauses for more than a millisecond, those before the pause."""
+        room = min(room, BLOCK)
+        if self._sequence is not None:
+            items = self._sequence[self._taken : self._taken + room]
+            self._taken += len(items)
+            self.exhausted = self._taken >= len(self._sequence)
+            return items
+        clock = time.perf_counter
+        taken = []
+        until = clock() + 0.001
+        try:
+            for item in self._iterator:
+                taken.append(item)
+                if len(taken) >= room or clock() > until:
+                    return taken
+        except Exception as error:  # raised once the tasks before it have their outcomes
+            self.error = error
+        self.exhausted = True
+        return taken
+
+
+AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
+AHEAD_CALLS = 4  # and how many calls at most
+
+
+class Call:
+    """A call that an Executor was asked for. what: (function, args, kwargs); pickled once the Supervisor has it."""
+
+    __slots__ = ("attempts", "function", "future", "what")
+
+    def __init__(self, future: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        self.future = future
+        self.what: Any = (function, args, kwargs)
+        self.function = function_name(function)
+        self.attempts = 0
+
+    def begin(self, lost_main: bool) -> bool:
+        """Pickle what to call. Return False if nothing is to be called: it was cancelled, or cannot be sent."""
+        if self.attempts:
+            return True
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        try:
+            if lost_main and is_of_main(self.what[0]):
+                raise RuntimeError(f"{LOST_MAIN}, or give mp_context=multiprocessing.get_context('fork')")
+            self.what = pickled(self.what)
+        except BaseException as error:
+            self.future.set_exception(error)
+            return False
+        return True
+
+
+class Calls(Source):
+    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
+
+    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
+    workers, and further ones only while calls are short. The lock guards `_over`, `_cancel`, `_abort` and the use of
+    the Supervisor's bell. It is reentrant, since the garbage collector can call end() anywhere.
+    """
+
+    def __init__(self, supervisor: Supervisor, workers: int, retries: int) -> None:
+        self._futures: Any = importlib.import_module("concurrent.futures")
+        self._supervisor: Supervisor | None = supervisor  # None once it has ended
+        self._workers = workers
+        self._retries = retries
+        self._owner = os.getpid()
+        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._over: Exception | None = None  # why no calls are taken any more
+        self._rung = self._cancel = self._abort = False
+        self._waiting: collections.deque[Call] = collections.deque()
+        self._given: dict[int, Call] = {}  # those that the Supervisor has, by tsk_id
+        self._tsk_id = 0  # the last one
+        self._seconds = 1.0  # how long a call takes, on average over the last ones
+        supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
+        self._lost_main = supervisor._pool.context.get_start_method() != "fork" and main_is_lost()
+        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
+        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
+        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
+        handlers.executors.add(self)
+        with contextlib.ExitStack() as undo:
+            undo.push(supervisor)
+            undo.callback(self._forget)
+            self._thread.start()
+            undo.pop_all()
+
+    # In any thread.
+
+    def add(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Take a call, and return its future."""
+        call = Call(self._futures.Future(), function, args, kwargs)
+        if os.getpid() != self._owner:
+            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
+        with self._lock:
+            if self._over is not None:
+                raise self._over.with_traceback(None)
+            self._waiting.append(call)
+            self._ring_locked()
+        return call.future
+
+    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
+        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
+            self._cancel |= cancel
+            self._abort |= abort
+            self._ring_locked()
+        if wait and threading.current_thread() is self._thread:
+            raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
+        if wait:
+            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
+            self._thread.join()
+            handlers.exit_on_signals()  # the thread could not remove them
+
+    def _ring_locked(self) -> None:
+        if self._supervisor is not None and not self._rung:
+            self._rung = True
+            self._supervisor._pool.wake_supervisor()
+
+    # In the thread.
+
+    def _serve(self, supervisor: Supervisor) -> None:
+        """Make the calls, until there are no more."""
+        try:
+            with supervisor:
+                try:
+                    for result in supervisor.run(self):
+                        self._settle(result)
+                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
+                finally:
+                    with self._lock:
+                        self._supervisor = None
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._at_exit.cancel()
+        handlers.executors.discard(self)
+        self._ended.set()
+
+    def fileno(self) -> int:
+        return -2
+
+    def take(self, room: int) -> Sequence[bytes]:
+        self._rung = False
+        if self._abort:
+            raise InterruptedError("this Executor was interrupted")
+        ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))
+        room = min(room, 1 + self._workers * (1 + ahead) - len(self._given))
+        payloads: list[bytes] = []
+        while self._waiting and (len(payloads) < room or self._cancel):
+            call = self._waiting.popleft()
+            if len(payloads) >= room:
+                call.future.cancel()
+            if call.begin(self._lost_main):
+                self._tsk_id += 1
+                self._given[self._tsk_id] = call
+                payloads.append(call.what)
+        self.exhausted = self._over is not None and not (self._waiting or self._given)
+        return payloads
+
+    def _settle(self, result: TaskResult) -> None:
+        """Give a future its outcome, or make its call again."""
+        if result.status == "cancelled":
+            return  # the Supervisor gives up, and raises the reason at the end
+        call = self._given.pop(result.tsk_id)
+        call.attempts += 1
+        self._seconds += (result.seconds - self._seconds) / 8
+        try:
+            if result.status != "ok":
+                raise TaskError(result._replace(function=call.function, payload=None, attempts=call.attempts))
+            succeeded, value = unpickled(result.value)
+        except BaseException as error:
+            succeeded, value = False, error.with_traceback(None)
+        if succeeded:
+            call.future.set_result(value)
+        elif call.attempts <= self._retries:
+            self._waiting.appendleft(call)
+        else:
+            call.future.set_exception(value)
+
+    def _fail(self, error: BaseException) -> None:
+        """End all calls, since the Supervisor has ended early."""
+        with self._lock:
+            self._over = self._futures.process.BrokenProcessPool(describe(error))
+        for call in (*self._given.values(), *self._waiting):
+            with contextlib.suppress(BaseException):  # a callback may leave by sys.exit
+                if call.future.running() or call.future.set_running_or_notify_cancel():
+                    call.future.set_exception(self._over)
+        self._given.clear()
+        self._waiting.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4648,16 +4692,6 @@ def _remove_linked(path: str) -> None:
                 os.unlink(named)
 
 
-def runs() -> list[str]:
-    """Return the names of the segments of this user's supervisors that are alive."""
-    names = []
-    for name, path, pid in _own_segments():
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            if _owner_lives(pid, file):
-                names.append(name)
-    return names
-
-
 def _own_segments() -> list[tuple[str, str, int]]:
     """Return this user's segments: name, path, and the owner's pid."""
     found = []
@@ -5292,15 +5326,6 @@ def describe_traceback(error: BaseException) -> str | None:
     return data.decode(errors="ignore")
 
 
-def last_frame(trace: str | None) -> str:
-    """Return where an exception was raised, in brackets, by its traceback; nothing if that does not say."""
-    frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', trace or "", re.MULTILINE)
-    if not frames:
-        return ""
-    path, line, name = frames[-1]
-    return f" ({os.path.basename(path)}:{line} in {name})"
-
-
 def adapt(function: Function, codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
     """Return `function` as functions of bytes: one for each kind of payload, by the mark of that kind in a fn_id.
 
@@ -5384,40 +5409,6 @@ def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]
     return list(dict.fromkeys(kind for kind in named if issubclass(kind, ctypes.Structure)))[: IN_FILE - STRUCTURE]
 
 
-def as_json(value: Any) -> Any:
-    """Return a payload or a value for JSON.
-
-    Bytes become text by surrogateescape. What JSON does not know becomes its repr.
-    """
-    if value is None or isinstance(value, str):
-        return value
-    data = buffer_of(value)
-    if data is not None:
-        return decode_text(data)
-    try:
-        import json
-
-        text = json.dumps(value, allow_nan=False)
-        if text.count("[") + text.count("{") > 500:  # it may be deep, and a reader may have less of the stack left
-            json.dumps(functools.reduce(lambda inner, _: [inner], range(200), value))
-        return value
-    except (TypeError, ValueError, RecursionError):
-        try:
-            return repr(value)
-        except Exception:  # whatever an object's own does
-            return object.__repr__(value)
-
-
-def as_text(value: Any) -> str:
-    """Return the same as text: JSON, if it is not text already."""
-    form = as_json(value)
-    if isinstance(form, str):
-        return form
-    import json
-
-    return json.dumps(form)
-
-
 def briefly(payload: Any) -> str:
     """Return a payload as text, to show it: 200 characters at most. Of a large one only the beginning is looked at."""
     if isinstance(payload, (bytes, str)):
@@ -5440,81 +5431,14 @@ def cut(data: bytes, size: int) -> list[bytes]:
     return pieces
 
 
+# =====================================================================================================================
+# The command line begins here. If your program only calls the library, delete everything below.
+# =====================================================================================================================
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Sources: where tasks come from.
+# Files and queries: where the command line's tasks come from.
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class Rejected(NamedTuple):
-    """In place of an item: a task that cannot be sent. It becomes a failed result with this error."""
-
-    function: str
-    payload: Any
-    error: str
-
-
-class Source:
-    """Where a job's tasks come from.
-
-    exhausted: there are no more.
-    finite: all of them can be read at once.
-    problem: why it ended early, if it did.
-    pairs: a pair is of a function and a payload, never a payload.
-    held: how many finished tasks wait for the end of earlier ones, since their results are wanted in order.
-    error: what the job raises after its last result, or None.
-    """
-
-    exhausted = False
-    pairs = True
-    finite = False
-    problem = ""
-    held = 0
-    error: Exception | None = None
-
-    def take(self, room: int) -> Sequence[Any]:
-        """Return up to `room` items, those that are there: payloads, (function, payload) pairs or Rejected."""
-        raise NotImplementedError
-
-    def fileno(self) -> int:
-        """Return the descriptor to wait for when `take` gave nothing; -1 if `take` waits, -2 if somebody rings."""
-        return -1
-
-    def rest(self) -> Iterator[Any]:
-        """Yield the items that were not taken. Of a stream, these are only the ones that were read."""
-        while self.finite and not self.exhausted:
-            yield from self.take(BLOCK)
-
-
-class IterableSource(Source):
-    """Tasks from any iterable, as they come: what it has yielded is passed on before it is waited for again."""
-
-    def __init__(self, tasks: Iterable[Any]) -> None:
-        self._sequence = tasks if isinstance(tasks, (list, tuple)) else None
-        self._iterator = iter(tasks)
-        self._taken = 0
-        self.finite = self._sequence is not None
-        self.pairs = False
-
-    def take(self, room: int) -> Sequence[Any]:
-        """Return up to `room` items. If the iterable pauses for more than a millisecond, those before the pause."""
-        room = min(room, BLOCK)
-        if self._sequence is not None:
-            items = self._sequence[self._taken : self._taken + room]
-            self._taken += len(items)
-            self.exhausted = self._taken >= len(self._sequence)
-            return items
-        clock = time.perf_counter
-        taken = []
-        until = clock() + 0.001
-        try:
-            for item in self._iterator:
-                taken.append(item)
-                if len(taken) >= room or clock() > until:
-                    return taken
-        except Exception as error:  # raised once the tasks before it have their outcomes
-            self.error = error
-        self.exhausted = True
-        return taken
 
 
 class LineParser:
@@ -5756,185 +5680,44 @@ def _as_bytes(value: Any) -> bytes:
     return str(value).encode()
 
 
-AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
-AHEAD_CALLS = 4  # and how many calls at most
-
-
-class Call:
-    """A call that an Executor was asked for. what: (function, args, kwargs); pickled once the Supervisor has it."""
-
-    __slots__ = ("attempts", "function", "future", "what")
-
-    def __init__(self, future: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        self.future = future
-        self.what: Any = (function, args, kwargs)
-        self.function = function_name(function)
-        self.attempts = 0
-
-    def begin(self, lost_main: bool) -> bool:
-        """Pickle what to call. Return False if nothing is to be called: it was cancelled, or cannot be sent."""
-        if self.attempts:
-            return True
-        if not self.future.set_running_or_notify_cancel():
-            return False
-        try:
-            if lost_main and is_of_main(self.what[0]):
-                raise RuntimeError(f"{LOST_MAIN}, or give mp_context=multiprocessing.get_context('fork')")
-            self.what = pickled(self.what)
-        except BaseException as error:
-            self.future.set_exception(error)
-            return False
-        return True
-
-
-class Calls(Source):
-    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
-
-    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
-    workers, and further ones only while calls are short. The lock guards `_over`, `_cancel`, `_abort` and the use of
-    the Supervisor's bell. It is reentrant, since the garbage collector can call end() anywhere.
-    """
-
-    def __init__(self, supervisor: Supervisor, workers: int, retries: int) -> None:
-        self._futures: Any = importlib.import_module("concurrent.futures")
-        self._supervisor: Supervisor | None = supervisor  # None once it has ended
-        self._workers = workers
-        self._retries = retries
-        self._owner = os.getpid()
-        self._ended = threading.Event()
-        self._lock = threading.RLock()
-        self._over: Exception | None = None  # why no calls are taken any more
-        self._rung = self._cancel = self._abort = False
-        self._waiting: collections.deque[Call] = collections.deque()
-        self._given: dict[int, Call] = {}  # those that the Supervisor has, by tsk_id
-        self._tsk_id = 0  # the last one
-        self._seconds = 1.0  # how long a call takes, on average over the last ones
-        supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
-        self._lost_main = supervisor._pool.context.get_start_method() != "fork" and main_is_lost()
-        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
-        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
-        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
-        handlers.executors.add(self)
-        with contextlib.ExitStack() as undo:
-            undo.push(supervisor)
-            undo.callback(self._forget)
-            self._thread.start()
-            undo.pop_all()
-
-    # In any thread.
-
-    def add(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Take a call, and return its future."""
-        call = Call(self._futures.Future(), function, args, kwargs)
-        if os.getpid() != self._owner:
-            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
-        with self._lock:
-            if self._over is not None:
-                raise self._over.with_traceback(None)
-            self._waiting.append(call)
-            self._ring_locked()
-        return call.future
-
-    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
-        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
-        if os.getpid() != self._owner:
-            return
-        with self._lock:
-            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
-            self._cancel |= cancel
-            self._abort |= abort
-            self._ring_locked()
-        if wait and threading.current_thread() is self._thread:
-            raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
-        if wait:
-            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
-            self._thread.join()
-            handlers.exit_on_signals()  # the thread could not remove them
-
-    def _ring_locked(self) -> None:
-        if self._supervisor is not None and not self._rung:
-            self._rung = True
-            self._supervisor._pool.wake_supervisor()
-
-    # In the thread.
-
-    def _serve(self, supervisor: Supervisor) -> None:
-        """Make the calls, until there are no more."""
-        try:
-            with supervisor:
-                try:
-                    for result in supervisor.run(self):
-                        self._settle(result)
-                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
-                finally:
-                    with self._lock:
-                        self._supervisor = None
-        except BaseException as error:
-            self._fail(error)
-        finally:
-            self._forget()
-
-    def _forget(self) -> None:
-        self._at_exit.cancel()
-        handlers.executors.discard(self)
-        self._ended.set()
-
-    def fileno(self) -> int:
-        return -2
-
-    def take(self, room: int) -> Sequence[bytes]:
-        self._rung = False
-        if self._abort:
-            raise InterruptedError("this Executor was interrupted")
-        ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))
-        room = min(room, 1 + self._workers * (1 + ahead) - len(self._given))
-        payloads: list[bytes] = []
-        while self._waiting and (len(payloads) < room or self._cancel):
-            call = self._waiting.popleft()
-            if len(payloads) >= room:
-                call.future.cancel()
-            if call.begin(self._lost_main):
-                self._tsk_id += 1
-                self._given[self._tsk_id] = call
-                payloads.append(call.what)
-        self.exhausted = self._over is not None and not (self._waiting or self._given)
-        return payloads
-
-    def _settle(self, result: TaskResult) -> None:
-        """Give a future its outcome, or make its call again."""
-        if result.status == "cancelled":
-            return  # the Supervisor gives up, and raises the reason at the end
-        call = self._given.pop(result.tsk_id)
-        call.attempts += 1
-        self._seconds += (result.seconds - self._seconds) / 8
-        try:
-            if result.status != "ok":
-                raise TaskError(result._replace(function=call.function, payload=None, attempts=call.attempts))
-            succeeded, value = unpickled(result.value)
-        except BaseException as error:
-            succeeded, value = False, error.with_traceback(None)
-        if succeeded:
-            call.future.set_result(value)
-        elif call.attempts <= self._retries:
-            self._waiting.appendleft(call)
-        else:
-            call.future.set_exception(value)
-
-    def _fail(self, error: BaseException) -> None:
-        """End all calls, since the Supervisor has ended early."""
-        with self._lock:
-            self._over = self._futures.process.BrokenProcessPool(describe(error))
-        for call in (*self._given.values(), *self._waiting):
-            with contextlib.suppress(BaseException):  # a callback may leave by sys.exit
-                if call.future.running() or call.future.set_running_or_notify_cancel():
-                    call.future.set_exception(self._over)
-        self._given.clear()
-        self._waiting.clear()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Results: where the command line keeps outcomes, and what --resume finds there.
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def as_json(value: Any) -> Any:
+    """Return a payload or a value for JSON.
+
+    Bytes become text by surrogateescape. What JSON does not know becomes its repr.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    data = buffer_of(value)
+    if data is not None:
+        return decode_text(data)
+    try:
+        import json
+
+        text = json.dumps(value, allow_nan=False)
+        if text.count("[") + text.count("{") > 500:  # it may be deep, and a reader may have less of the stack left
+            json.dumps(functools.reduce(lambda inner, _: [inner], range(200), value))
+        return value
+    except (TypeError, ValueError, RecursionError):
+        try:
+            return repr(value)
+        except Exception:  # whatever an object's own does
+            return object.__repr__(value)
+
+
+def as_text(value: Any) -> str:
+    """Return the same as text: JSON, if it is not text already."""
+    form = as_json(value)
+    if isinstance(form, str):
+        return form
+    import json
+
+    return json.dumps(form)
+
 
 FIELDS = TaskResult._fields
 RECORDED = ("status", "function", "payload")  # the fields by which a task is known again
@@ -6410,6 +6193,104 @@ def tagged(text: bytes, tag: bytes) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+SHARE_SECONDS = 1.0  # between two snapshots for --watch
+
+
+class Display:
+    """Shows how a run goes: by numbers, on the screen, and to --watch by a file beside the segment."""
+
+    def __init__(self, progress: Progress, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger) -> None:
+        self._progress = progress
+        self._queue = queue
+        self._pool = pool
+        self._ledger = ledger
+        self._next_share = time.monotonic() + SHARE_SECONDS
+
+    def update(self) -> None:
+        """Draw, and leave a snapshot, each if it is time to. Called several times a second."""
+        self._progress.draw(self.snapshot)
+        if self._queue.name and time.monotonic() >= self._next_share:
+            self._next_share = time.monotonic() + SHARE_SECONDS
+            self._share()
+
+    def _share(self) -> None:
+        """Leave a snapshot beside the segment, for --watch."""
+        import json
+
+        path = self._queue.segment.beside("watch")
+        with contextlib.suppress(OSError):  # if there is no room, nobody can watch, and the run goes on
+            write_file(path + ".new", json.dumps(self.snapshot()).encode())
+            os.replace(path + ".new", path)
+
+    def stats(self) -> dict[str, Any]:
+        tally = self._ledger.tally
+        pool = self._pool
+        return {
+            **tally.counts,
+            "retried": tally.retried,
+            "respawned": pool.respawned,
+            "outstanding": self._ledger.unfinished(),
+            "seconds": tally.seconds(),
+            "workers": [
+                {"pid": process.pid, "completed": completed, "failed": failed}
+                for process, completed, failed in zip(pool.processes, tally.completed, tally.failed)
+            ],
+        }
+
+    def snapshot(self) -> Snapshot:
+        tally = self._ledger.tally
+        queue = self._queue
+        progress = self._progress
+        rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
+        workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
+        return Snapshot(
+            title=progress.title,
+            name=queue.name,
+            strategy=queue.strategy,
+            seconds=tally.seconds(),
+            counts=tally.counts,
+            retried=tally.retried,
+            total=progress.total(),
+            rates=rates,
+            ring=queue.backlog(),
+            num_slots=queue.num_slots,
+            workers=[self._row(process, rate) for process, rate in workers],
+            failures=[f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]],
+            state=progress.state,
+            keys=progress.keys,
+        )
+
+    def _row(self, process: WorkerProcess, rate: float) -> WorkerRow:
+        """Return what the screen shows of a worker."""
+        index = process.index
+        tally = self._ledger.tally
+        glance = self._queue.glance(index)
+        row = WorkerRow(
+            number=index,
+            pid=process.pid,
+            state="sleep",
+            function="",
+            done=tally.completed[index],
+            failed=tally.failed[index],
+            rate=rate,
+            cpu=process.cpu if process.rss else None,
+            rss=process.rss or None,
+            in_hand=None,
+            held=0.0,
+        )
+        if process.child is None:
+            return row._replace(state="dead")
+        if glance.in_hand is None:
+            return row
+        lane = self._queue.half(index, glance.number).lane
+        return row._replace(
+            state="run",
+            function=self._ledger.names.get(lane.fn_id(glance.done) & FN_ID, ""),
+            in_hand=lane.tsk_id(glance.done),
+            held=time.monotonic() - process.progress_since,
+        )
+
+
 class WorkerRow(NamedTuple):
     """A worker on the screen. state: run, sleep or dead. in_hand: tsk_id, None for nothing; for `held` seconds."""
 
@@ -6736,6 +6617,21 @@ def in_foreground(descriptor: int) -> bool:
         return True
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Watching: the screen of a run in another terminal.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def runs() -> list[str]:
+    """Return the names of the segments of this user's supervisors that are alive."""
+    names = []
+    for name, path, pid in _own_segments():
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if _owner_lives(pid, file):
+                names.append(name)
+    return names
+
+
 def choose_run(name: str) -> str:
     """Return the name of the living run that is called so, or of the only one if no name is given."""
     alive = runs()
@@ -6790,8 +6686,118 @@ def read_snapshot(name: str) -> Snapshot:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The options of the command line: one table.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+PYTHON, COMMAND, BOTH = "python", "command", "both"
+
+
+class Option(NamedTuple):
+    """A row of OPTIONS.
+
+    name: of the argument of Supervisor; the command line spells it as `flag` does.
+    type: int, float, str, bool for a switch, a tuple of the words that are allowed, or a function that reads text.
+    value: what stands for the value in --help; in brackets if it may be left out, and is empty then.
+    default: None if the option may be absent.
+    limits: of a number.
+    place: PYTHON for an argument of Supervisor, COMMAND for the command line, or BOTH.
+    alone: it excludes the others that are alone.
+    """
+
+    name: str
+    type: Any
+    value: str = ""
+    help: str = ""
+    default: Any = None
+    limits: tuple[float, float] | None = None
+    place: str = COMMAND
+    short: str = ""
+    alone: bool = False
+
+    def parser_arguments(self) -> dict[str, Any]:
+        """Return what argparse is told of it."""
+        arguments = {"dest": self.name, "default": self.default, "help": self.help}
+        if self.type is bool:
+            return {**arguments, "action": "store_true"}
+        if isinstance(self.type, tuple):
+            return {**arguments, "choices": self.type, "metavar": self.value or "|".join(self.type)}
+        if self.value.startswith("["):
+            arguments |= {"nargs": "?", "const": ""}
+        return {**arguments, "type": self.type, "metavar": self.value}
+
+
+def flag(name: str) -> str:
+    """Return an option's name on the command line."""
+    return "--" + name.removeprefix("num_").replace("_", "-")
+
+
+def parse_size(text: str) -> int:
+    """Return a number of bytes. K, M, G or T behind it stand for powers of 1024."""
+    import argparse
+
+    unit = "KMGT".find(text[-1:].upper()) + 1
+    try:
+        return int(float(text[: -1 if unit else None]) * 1024**unit)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
+
+
+def parse_statuses(text: str) -> Sequence[str]:
+    """Return the statuses that `text` names, with commas between them."""
+    import argparse
+
+    statuses = tuple(text.split(","))
+    if not set(statuses) <= set(RETRY_ON):
+        raise argparse.ArgumentTypeError(f"{text!r}: must name some of {','.join(RETRY_ON)}, with commas between them")
+    return statuses
+
+
+# To add an option, write its row, the argument of Supervisor, and its line in README; a test compares the three.
+OPTIONS = (
+    Option("handlers", str, "MODULE_OR_FILE.py", "the functions that lines may name", alone=True),
+    Option("call", str, "MODULE_OR_FILE.py:FUNCTION", "each line is a payload of this function", alone=True),
+    Option("shell", bool, "", "each line is a shell command; its output is the value", False, alone=True),
+    Option("command", str, "TEMPLATE", "a line fills this: {} {1} {.} {/} {//} {/.} {#} {%%}", alone=True),
+    Option("delimiter", str, "TEXT", "between the fields {1} {2} of a line (white space)"),
+    Option("query", str, "SQL", "of the SQLite file TASKS: line, or function, payload"),
+    Option("workers", int, "N", "worker processes (default: the processors)", None, (0, MOST_WORKERS), BOTH, "-w"),
+    Option("timeout", float, "S", "seconds a task may run", None, (0.001, 1e9), BOTH),
+    Option("grace", float, "S", "seconds from SIGTERM to SIGKILL after --timeout", 0.0, DELAYS, BOTH),
+    Option("retries", int, "N", "start a task that is not ok again, so often", 0, (0, 1 << 30), BOTH),
+    Option("retry_delay", float, "S", "seconds before the second attempt; then doubled", 0.0, DELAYS, BOTH),
+    Option("retry_on", parse_statuses, "STATUS,…", "which ones: failed,timeout,crashed (all)", RETRY_ON, place=BOTH),
+    Option("max_rss", parse_size, "SIZE", "replace workers that hold more, as 500M; needs psutil", None, MEMORY, BOTH),
+    Option("max_tasks", int, "N", "replace a worker after so many tasks", None, COUNTS, BOTH),
+    Option("halt", int, "N", "stop after so many tasks were not ok", None, COUNTS),
+    Option("num_slots", int, "N", "tasks the ring holds (%(default)s)", 16384, (2, 1 << 26), BOTH),
+    Option("slot_size", int, "BYTES", "bytes of a slot (%(default)s)", 128, SLOT_SIZES, BOTH),
+    Option("batch", int, "N", "tasks a worker claims at once (default: by itself)", None, (1, 1 << 26), BOTH),
+    Option("start_method", ("fork", "spawn", "forkserver"), "M", "of workers: fork, spawn or forkserver", place=BOTH),
+    Option("print", bool, "", "write values to stdout; the default for commands", False),
+    Option("no_print", bool, "", "do not, so that the summary is there", False),
+    Option("keep_order", bool, "", "print in the order of the input", False, short="-k"),
+    Option("tag", bool, "", "print each line after its task and a tab", False),
+    Option("results", str, "FILE", ".jsonl, .csv, .sqlite; or - for JSON lines on stdout"),
+    Option("resume", bool, "", "leave out the tasks that FILE already holds as ok", False),
+    Option("failed", str, "FILE", "write the tasks that were not ok, as TASKS again"),
+    Option("dry_run", bool, "", "write what would run, and start nothing", False),
+    Option("summary", str, "FILE", "write the summary as JSON, too"),
+    Option("log", str, "FILE", "write what functions print, else it is dropped", place=BOTH),
+    Option("screen", ("auto", "on", "off"), "", "auto: if the error stream is a terminal", "auto"),
+    Option("watch", str, "[NAME]", "show the screen of a run in another terminal, and exit"),
+    Option("clean", bool, "", "remove what dead runs left behind, and exit", False),
+    Option("initializer", None, place=PYTHON),
+    Option("codec", None, place=PYTHON),
+    Option("screen", None, default=False, place=PYTHON),
+    Option("queue", None, place=PYTHON),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command line.
 # ---------------------------------------------------------------------------------------------------------------------
+
 
 LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
 POLL_COMMAND_MS = 20  # the end of a command that leaves its pipes open is noticed within this time
@@ -6943,6 +6949,15 @@ class Command:
 
     def __call__(self, payload: bytes) -> bytes:
         return shell(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
+
+
+def import_all() -> None:
+    """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
+    names = "csv hashlib inspect json multiprocessing.util shlex shutil subprocess tempfile termios traceback tty"
+    for name in names.split():
+        importlib.import_module(name)
+    late("psutil")
+    late("curses")
 
 
 def load_module(where: str) -> Any:
@@ -7474,6 +7489,15 @@ def show_tasks(source: LineSource | QuerySource, parse: LineParser, command: Com
     if source.problem:
         say(printable(f"shmqueue: {source.problem}"), sys.stderr)
     return int(bad or bool(failure or source.problem))
+
+
+def last_frame(trace: str | None) -> str:
+    """Return where an exception was raised, in brackets, by its traceback; nothing if that does not say."""
+    frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', trace or "", re.MULTILINE)
+    if not frames:
+        return ""
+    path, line, name = frames[-1]
+    return f" ({os.path.basename(path)}:{line} in {name})"
 
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
