@@ -128,10 +128,7 @@ import typing
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
-
-if TYPE_CHECKING:
-    import argparse
+from typing import Any, ClassVar, NamedTuple
 
 try:
     import fcntl
@@ -139,7 +136,7 @@ except ImportError as missing:  # Windows has no lock that a path reaches and th
     raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
 
 __version__ = "0.2.0"
-__all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "main", "parallel_map"]
+__all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "parallel_map"]
 
 
 def __getattr__(name: str) -> Any:
@@ -157,10 +154,15 @@ def __getattr__(name: str) -> Any:
     elif name in ("psutil", "curses"):
         with contextlib.suppress(ImportError):
             made = importlib.import_module(name)
+    elif name == "main":
+        raise AttributeError(f"module {__name__!r} has no main(): {CUT_OFF}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = made
     return made
+
+
+CUT_OFF = "the command line was cut off this copy of shmqueue.py, and the screen with it; take the whole file"
 
 
 def late(name: str) -> Any:
@@ -271,6 +273,8 @@ class Supervisor:
     Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) if shared memory is too small.
     """
 
+    display_class: ClassVar[Any] = None  # what draws; the second part of this file sets it
+
     def __init__(
         self,
         functions: Any,
@@ -288,7 +292,7 @@ class Supervisor:
         max_tasks: int | None = None,
         initializer: Callable[[], object] | None = None,
         codec: Any = None,
-        screen: bool | Progress = False,
+        screen: Any = False,
         log: str | None = None,
         start_method: str | None = None,
         queue: type[SharedTaskQueue] | None = None,
@@ -302,11 +306,13 @@ class Supervisor:
             raise TypeError(f"initializer={initializer!r}: must be callable")
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers, codec)
         self._submitted = Job(None, self._ledger.names)
-        self._progress = screen if isinstance(screen, Progress) else Screen() if screen else Progress()
+        if screen and self.display_class is None:
+            raise ValueError(f"screen={screen!r}: {CUT_OFF}")
+        self._display: Any = None
         options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
         if workers == 0:
             refuse_without_workers(timeout=timeout, max_rss=max_rss, log=log)
-            self._run_here(options)
+            self._run_here(options, screen)
             return
         if log and not is_pipe(log):
             with open(log, "ab"):  # now: an error in a worker would reach nobody
@@ -323,7 +329,7 @@ class Supervisor:
                 self._pool.silent_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
-            self._display = Display(self._progress, self._queue, self._pool, self._ledger)
+            self._show(screen)
             self._engine: Engine = WorkerEngine(self._queue, self._pool, self._ledger, timeout, grace)
             resources.callback(self._engine.close)
             self._pool.start_all()
@@ -331,15 +337,19 @@ class Supervisor:
             self._end()
             raise limit_error(error) from None
 
-    def _run_here(self, options: WorkerOptions) -> None:
+    def _run_here(self, options: WorkerOptions, screen: Any) -> None:
         """Run the functions in this process, without workers and without a segment."""
         resources = self._prepare_end()
         self._queue = InlineQueue()
         self._pool = WorkerPool(self._queue, options, late("multiprocessing"), None)
         resources.callback(self._pool.close)
-        self._display = Display(self._progress, self._queue, self._pool, self._ledger)
+        self._show(screen)
         self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
         resources.callback(self._engine.close)
+
+    def _show(self, screen: Any) -> None:
+        if self.display_class is not None:
+            self._display = self.display_class(screen, self._queue, self._pool, self._ledger)
 
     def _prepare_end(self) -> contextlib.ExitStack:
         """Return a stack. What is pushed on it is released when the Supervisor or the process ends in any way."""
@@ -465,10 +475,22 @@ class Supervisor:
 
         seconds: since the start. workers: a dict for each, with its pid and its completed and failed tasks.
         """
-        return self._display.stats()
+        tally = self._ledger.tally
+        pool = self._pool
+        return {
+            **tally.counts,
+            "retried": tally.retried,
+            "respawned": pool.respawned,
+            "outstanding": self._ledger.unfinished(),
+            "seconds": tally.seconds(),
+            "workers": [
+                {"pid": process.pid, "completed": completed, "failed": failed}
+                for process, completed, failed in zip(pool.processes, tally.completed, tally.failed)
+            ],
+        }
 
-    def snapshot(self) -> Snapshot:
-        """Return what the screen shows."""
+    def snapshot(self) -> Any:
+        """Return what the screen shows, a Snapshot."""
         if self._engine.over:
             raise RuntimeError(self._engine.over)
         return self._display.snapshot()
@@ -506,14 +528,16 @@ class Supervisor:
     def _report(self) -> None:
         """After each check of the workers: tell the user, and show how the run goes."""
         self.on_check()
-        self._display.update()
+        if self._display is not None:
+            self._display.update()
 
     def _stop(self) -> None:
         """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
         if self._engine.exclusive.in_child:
             return
         self._end()
-        self._progress.close()
+        if self._display is not None:
+            self._display.close()
 
     def _end(self) -> None:
         with handlers.held():
@@ -671,25 +695,33 @@ def pickled_error(error: BaseException) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The options of a Supervisor and of the command line: one table, their limits, and what is taken without them.
+# Limits: what a Supervisor's arguments may be, and what stands for those that are left out.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 MOST_WORKERS = 4096
 COUNTS = (1, 1 << 50)
-DELAYS = (0.0, 1e9)
 FN_IDS = (1, (1 << 31) - 1)
-MEMORY = (1 << 20, 1 << 50)
-SLOT_SIZES = (64, 65536)
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "workers": (0, MOST_WORKERS),
+    "timeout": (0.001, 1e9),
+    "grace": (0.0, 1e9),
+    "retries": (0, 1 << 30),
+    "retry_delay": (0.0, 1e9),
+    "max_rss": (1 << 20, 1 << 50),
+    "max_tasks": COUNTS,
+    "num_slots": (2, 1 << 26),
+    "slot_size": (64, 65536),
+    "batch": (1, 1 << 26),
+}
+MAY_BE_NONE = frozenset({"workers", "timeout", "max_rss", "max_tasks", "batch"})
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError, with value and limits, for an option that is out of its limits."""
-    for option in OPTIONS:
-        if option.limits is not None and option.name in values:
-            value = values[option.name]
-            if value is not None or option.default is not None:
-                check_number(option.name, value, option.limits)
+    """Raise TypeError or ValueError, with value and limits, for an argument that is out of its limits."""
+    for name, limits in LIMITS.items():
+        if name in values and (values[name] is not None or name not in MAY_BE_NONE):
+            check_number(name, values[name], limits)
     if values.get("slot_size", 0) % 8:
         raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
     if values.get("max_rss") is not None and late("psutil") is None:
@@ -5411,9 +5443,9 @@ def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]
 
 def briefly(payload: Any) -> str:
     """Return a payload as text, to show it: 200 characters at most. Of a large one only the beginning is looked at."""
-    if isinstance(payload, (bytes, str)):
-        return as_text(payload[:200])
-    return (as_text(payload) if type(payload) in ATOMS else reprlib.repr(payload))[:200]
+    if isinstance(payload, bytes):
+        return decode_text(payload[:200])
+    return (payload if isinstance(payload, str) else reprlib.repr(payload))[:200]
 
 
 # What a slot holds of a payload out of line: the number of its file (0 for the heap), its offset there and its length.
@@ -5435,6 +5467,10 @@ def cut(data: bytes, size: int) -> list[bytes]:
 # The command line begins here. If your program only calls the library, delete everything below.
 # =====================================================================================================================
 
+if typing.TYPE_CHECKING:
+    import argparse
+
+__all__ += ["main"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files and queries: where the command line's tasks come from.
@@ -6199,8 +6235,10 @@ SHARE_SECONDS = 1.0  # between two snapshots for --watch
 class Display:
     """Shows how a run goes: by numbers, on the screen, and to --watch by a file beside the segment."""
 
-    def __init__(self, progress: Progress, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger) -> None:
-        self._progress = progress
+    def __init__(self, screen: bool | Progress, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger) -> None:
+        if not isinstance(screen, Progress):
+            screen = Screen() if screen else Progress()
+        self._progress = screen
         self._queue = queue
         self._pool = pool
         self._ledger = ledger
@@ -6213,6 +6251,10 @@ class Display:
             self._next_share = time.monotonic() + SHARE_SECONDS
             self._share()
 
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.close()
+
     def _share(self) -> None:
         """Leave a snapshot beside the segment, for --watch."""
         import json
@@ -6221,21 +6263,6 @@ class Display:
         with contextlib.suppress(OSError):  # if there is no room, nobody can watch, and the run goes on
             write_file(path + ".new", json.dumps(self.snapshot()).encode())
             os.replace(path + ".new", path)
-
-    def stats(self) -> dict[str, Any]:
-        tally = self._ledger.tally
-        pool = self._pool
-        return {
-            **tally.counts,
-            "retried": tally.retried,
-            "respawned": pool.respawned,
-            "outstanding": self._ledger.unfinished(),
-            "seconds": tally.seconds(),
-            "workers": [
-                {"pid": process.pid, "completed": completed, "failed": failed}
-                for process, completed, failed in zip(pool.processes, tally.completed, tally.failed)
-            ],
-        }
 
     def snapshot(self) -> Snapshot:
         tally = self._ledger.tally
@@ -6289,6 +6316,9 @@ class Display:
             in_hand=lane.tsk_id(glance.done),
             held=time.monotonic() - process.progress_since,
         )
+
+
+Supervisor.display_class = Display
 
 
 class WorkerRow(NamedTuple):
@@ -6690,9 +6720,6 @@ def read_snapshot(name: str) -> Snapshot:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-PYTHON, COMMAND, BOTH = "python", "command", "both"
-
-
 class Option(NamedTuple):
     """A row of OPTIONS.
 
@@ -6700,8 +6727,7 @@ class Option(NamedTuple):
     type: int, float, str, bool for a switch, a tuple of the words that are allowed, or a function that reads text.
     value: what stands for the value in --help; in brackets if it may be left out, and is empty then.
     default: None if the option may be absent.
-    limits: of a number.
-    place: PYTHON for an argument of Supervisor, COMMAND for the command line, or BOTH.
+    shared: it is an argument of Supervisor as well, which has its limits.
     alone: it excludes the others that are alone.
     """
 
@@ -6710,8 +6736,7 @@ class Option(NamedTuple):
     value: str = ""
     help: str = ""
     default: Any = None
-    limits: tuple[float, float] | None = None
-    place: str = COMMAND
+    shared: bool = False
     short: str = ""
     alone: bool = False
 
@@ -6753,7 +6778,8 @@ def parse_statuses(text: str) -> Sequence[str]:
     return statuses
 
 
-# To add an option, write its row, the argument of Supervisor, and its line in README; a test compares the three.
+# To add an option, write its row and its line in README. If it is shared, write the argument of Supervisor, and its
+# limits into LIMITS. A test compares them.
 OPTIONS = (
     Option("handlers", str, "MODULE_OR_FILE.py", "the functions that lines may name", alone=True),
     Option("call", str, "MODULE_OR_FILE.py:FUNCTION", "each line is a payload of this function", alone=True),
@@ -6761,19 +6787,19 @@ OPTIONS = (
     Option("command", str, "TEMPLATE", "a line fills this: {} {1} {.} {/} {//} {/.} {#} {%%}", alone=True),
     Option("delimiter", str, "TEXT", "between the fields {1} {2} of a line (white space)"),
     Option("query", str, "SQL", "of the SQLite file TASKS: line, or function, payload"),
-    Option("workers", int, "N", "worker processes (default: the processors)", None, (0, MOST_WORKERS), BOTH, "-w"),
-    Option("timeout", float, "S", "seconds a task may run", None, (0.001, 1e9), BOTH),
-    Option("grace", float, "S", "seconds from SIGTERM to SIGKILL after --timeout", 0.0, DELAYS, BOTH),
-    Option("retries", int, "N", "start a task that is not ok again, so often", 0, (0, 1 << 30), BOTH),
-    Option("retry_delay", float, "S", "seconds before the second attempt; then doubled", 0.0, DELAYS, BOTH),
-    Option("retry_on", parse_statuses, "STATUS,…", "which ones: failed,timeout,crashed (all)", RETRY_ON, place=BOTH),
-    Option("max_rss", parse_size, "SIZE", "replace workers that hold more, as 500M; needs psutil", None, MEMORY, BOTH),
-    Option("max_tasks", int, "N", "replace a worker after so many tasks", None, COUNTS, BOTH),
-    Option("halt", int, "N", "stop after so many tasks were not ok", None, COUNTS),
-    Option("num_slots", int, "N", "tasks the ring holds (%(default)s)", 16384, (2, 1 << 26), BOTH),
-    Option("slot_size", int, "BYTES", "bytes of a slot (%(default)s)", 128, SLOT_SIZES, BOTH),
-    Option("batch", int, "N", "tasks a worker claims at once (default: by itself)", None, (1, 1 << 26), BOTH),
-    Option("start_method", ("fork", "spawn", "forkserver"), "M", "of workers: fork, spawn or forkserver", place=BOTH),
+    Option("workers", int, "N", "worker processes (default: the processors)", None, True, "-w"),
+    Option("timeout", float, "S", "seconds a task may run", None, True),
+    Option("grace", float, "S", "seconds from SIGTERM to SIGKILL after --timeout", 0.0, True),
+    Option("retries", int, "N", "start a task that is not ok again, so often", 0, True),
+    Option("retry_delay", float, "S", "seconds before the second attempt; then doubled", 0.0, True),
+    Option("retry_on", parse_statuses, "STATUS,…", "which ones: failed,timeout,crashed (all)", RETRY_ON, shared=True),
+    Option("max_rss", parse_size, "SIZE", "replace workers that hold more, as 500M; needs psutil", None, True),
+    Option("max_tasks", int, "N", "replace a worker after so many tasks", None, True),
+    Option("halt", int, "N", "stop after so many tasks were not ok", None),
+    Option("num_slots", int, "N", "tasks the ring holds (%(default)s)", 16384, True),
+    Option("slot_size", int, "BYTES", "bytes of a slot (%(default)s)", 128, True),
+    Option("batch", int, "N", "tasks a worker claims at once (default: by itself)", None, True),
+    Option("start_method", ("fork", "spawn", "forkserver"), "M", "of workers: fork, spawn or forkserver", shared=True),
     Option("print", bool, "", "write values to stdout; the default for commands", False),
     Option("no_print", bool, "", "do not, so that the summary is there", False),
     Option("keep_order", bool, "", "print in the order of the input", False, short="-k"),
@@ -6783,14 +6809,10 @@ OPTIONS = (
     Option("failed", str, "FILE", "write the tasks that were not ok, as TASKS again"),
     Option("dry_run", bool, "", "write what would run, and start nothing", False),
     Option("summary", str, "FILE", "write the summary as JSON, too"),
-    Option("log", str, "FILE", "write what functions print, else it is dropped", place=BOTH),
+    Option("log", str, "FILE", "write what functions print, else it is dropped", shared=True),
     Option("screen", ("auto", "on", "off"), "", "auto: if the error stream is a terminal", "auto"),
     Option("watch", str, "[NAME]", "show the screen of a run in another terminal, and exit"),
     Option("clean", bool, "", "remove what dead runs left behind, and exit", False),
-    Option("initializer", None, place=PYTHON),
-    Option("codec", None, place=PYTHON),
-    Option("screen", None, default=False, place=PYTHON),
-    Option("queue", None, place=PYTHON),
 )
 
 
@@ -7084,8 +7106,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="shmqueue", allow_abbrev=False)
     parser.add_argument("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
     for option in OPTIONS:
-        if option.place == PYTHON:
-            continue
         if option.name in HEADINGS:
             group = parser.add_argument_group(HEADINGS[option.name])
             alone = group.add_mutually_exclusive_group()
@@ -7112,6 +7132,8 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(f"{flag(name)}: the value is empty")
     with _usage_error():
         check_numbers(vars(options))
+        if options.halt is not None:
+            check_number("halt", options.halt, COUNTS)
     if options.workers == 0:
         raise UsageError("--workers 0: must be 1 or more")
     if options.results is not None:
@@ -7319,7 +7341,7 @@ class CommandLine:
                 # First, because a Supervisor leaves signals alone that are handled. SIGHUP stays ignored under nohup.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     handlers.exchange(number, self.note_signal)
-            arguments = {option.name: getattr(self.options, option.name) for option in OPTIONS if option.place == BOTH}
+            arguments = {option.name: getattr(self.options, option.name) for option in OPTIONS if option.shared}
             arguments |= {"screen": self.progress, "queue": self.queue}
             if self.options.failed is not None:
                 self.failed = stack.enter_context(FailedLines(self.options.failed))

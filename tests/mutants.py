@@ -1127,8 +1127,8 @@ MUTANTS = (
     Mutant(
         "option-without-effect",
         "An option of the command line does nothing.",
-        "for option in OPTIONS if option.place == BOTH}",
-        'for option in OPTIONS if option.place == BOTH and option.name != "grace"}',
+        "for option in OPTIONS if option.shared}",
+        'for option in OPTIONS if option.shared and option.name != "grace"}',
         ("test_failed.py::test_grace_interrupts_a_task_that_waits",),
     ),
     Mutant(

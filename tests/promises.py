@@ -831,6 +831,8 @@ INFORMS = [
     "Ten minutes take you to the end of [How it works](#how-it-works).",
     "All options are under [Library](#library) and [Command line](#command-line).",
     "Copy `shmqueue.py` beside your own code.",
+    "The file has two parts: the library, then, behind one banner, the command line and the screen.",
+    "If your program only calls the library, you may delete everything below the banner.",
     "A task is a function and a payload.",
     "The package `shmqueue` on PyPI is a different project by someone else.",
     "Copy this `shmqueue`; do not install that one.",

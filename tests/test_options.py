@@ -1,4 +1,4 @@
-"""The table of options agrees with Supervisor's signature, the command line and README."""
+"""The table of options and that of limits agree with Supervisor's signature, the command line and README."""
 
 import inspect
 import itertools
@@ -9,16 +9,19 @@ import pytest
 from helpers import ROOT
 
 import shmqueue
-from shmqueue import BOTH, COMMAND, OPTIONS, PYTHON
+from shmqueue import LIMITS, OPTIONS
 
-IN_PYTHON = [option for option in OPTIONS if option.place in (PYTHON, BOTH)]
-IN_COMMAND = [option for option in OPTIONS if option.place in (COMMAND, BOTH)]
-BOUNDED = [option for option in OPTIONS if option.limits is not None]
+SIGNATURE = {
+    parameter.name: parameter
+    for parameter in inspect.signature(shmqueue.Supervisor).parameters.values()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
+bounded = pytest.mark.parametrize(("name", "limits"), LIMITS.items(), ids=LIMITS)
 README = pathlib.Path(ROOT, "README.md").read_text("utf-8")
 
 
 def named(options):
-    return pytest.mark.parametrize("option", options, ids=lambda option: f"{option.place} {option.name}")
+    return pytest.mark.parametrize("option", options, ids=lambda option: option.name)
 
 
 def table(section, first):
@@ -28,55 +31,49 @@ def table(section, first):
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
 
 
-def test_every_place_is_known_and_no_name_is_there_twice():
-    assert {option.place for option in OPTIONS} == {PYTHON, COMMAND, BOTH}
-    for options in (IN_PYTHON, IN_COMMAND):
-        names = [option.name for option in options]
-        assert len(set(names)) == len(names)
-
-
 # Supervisor.
 
 
-def test_supervisor_takes_the_options_of_the_table_with_their_defaults():
-    parameters = inspect.signature(shmqueue.Supervisor).parameters.values()
-    taken = {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    assert taken == {option.name: option.default for option in IN_PYTHON}
+def test_supervisor_has_the_limits_and_the_defaults_of_the_shared_options():
+    shared = [option for option in OPTIONS if option.shared]
+    assert {option.name: SIGNATURE[option.name].default for option in shared} == {
+        option.name: option.default for option in shared
+    }
+    assert LIMITS.keys() <= {option.name for option in shared}
 
 
-@named([option for option in BOUNDED if option in IN_PYTHON])
-def test_an_option_is_annotated_as_its_row_says(option):
-    kind = type(option.limits[0]).__name__
-    optional = " | None" if option.default is None else ""
-    assert inspect.signature(shmqueue.Supervisor).parameters[option.name].annotation == kind + optional
+@bounded
+def test_an_argument_is_annotated_as_its_limits_say(name, limits):
+    optional = " | None" if SIGNATURE[name].default is None else ""
+    assert SIGNATURE[name].annotation == type(limits[0]).__name__ + optional
 
 
-@named(BOUNDED)
-def test_a_number_is_checked_against_its_limits(option):
-    low, high = option.limits
+@bounded
+def test_a_number_is_checked_against_its_limits(name, limits):
+    low, high = limits
     for value in (low, high):
-        shmqueue.check_number(option.name, value, option.limits)
+        shmqueue.check_number(name, value, limits)
     for value in (low - 1, high * 2, -high):
-        with pytest.raises(ValueError, match=f"{option.name}=.*: must be from "):
-            shmqueue.check_numbers({option.name: value})
+        with pytest.raises(ValueError, match=f"{name}=.*: must be from "):
+            shmqueue.check_numbers({name: value})
     wrong = ["1", True, low * 1j]
-    if option.default is not None:
+    if SIGNATURE[name].default is not None:
         wrong.append(None)
     if isinstance(low, int):
         wrong.append(low + 0.5)
     for value in wrong:
-        with pytest.raises(TypeError, match=f"{option.name}=.*: must be a "):
-            shmqueue.check_numbers({option.name: value})
+        with pytest.raises(TypeError, match=f"{name}=.*: must be a "):
+            shmqueue.check_numbers({name: value})
 
 
-@named([option for option in BOUNDED if option in IN_PYTHON])
-def test_supervisor_refuses_what_is_out_of_the_limits(option):
-    with pytest.raises(ValueError, match=f"{option.name}=-1: must be from "):
-        shmqueue.Supervisor([shmqueue.noop], **{option.name: -1})
+@bounded
+def test_supervisor_refuses_what_is_out_of_the_limits(name, limits):
+    with pytest.raises(ValueError, match=f"{name}=-1: must be from "):
+        shmqueue.Supervisor([len], **{name: -1})
 
 
 def test_what_may_be_absent_is_not_checked():
-    shmqueue.check_numbers({option.name: option.default for option in OPTIONS})
+    shmqueue.check_numbers({name: parameter.default for name, parameter in SIGNATURE.items()})
 
 
 # The command line.
@@ -84,11 +81,11 @@ def test_what_may_be_absent_is_not_checked():
 
 def test_the_command_line_has_the_options_of_the_table_and_three_more():
     actions = {action.dest: action for action in shmqueue.make_parser()._actions}
-    assert set(actions) == {option.name for option in IN_COMMAND} | {"tasks", "version", "help"}
-    assert list(actions)[2:-1] == [option.name for option in IN_COMMAND], "in this order"
+    assert set(actions) == {option.name for option in OPTIONS} | {"tasks", "version", "help"}
+    assert list(actions)[2:-1] == [option.name for option in OPTIONS], "in this order"
 
 
-@named(IN_COMMAND)
+@named(OPTIONS)
 def test_an_option_of_the_command_line_is_as_its_row_says(option):
     (action,) = [action for action in shmqueue.make_parser()._actions if action.dest == option.name]
     assert action.default == option.default
@@ -109,14 +106,14 @@ def samples(option):
     return {text: option.type(text)}
 
 
-@named([option for option in IN_COMMAND if option.type is bool])
+@named([option for option in OPTIONS if option.type is bool])
 def test_a_switch_takes_no_value(option):
     assert read(shmqueue.flag(option.name)) == {**read(), option.name: True}
     with pytest.raises(shmqueue.UsageError, match=shmqueue.flag(option.name)):
         read(f"{shmqueue.flag(option.name)}=1")
 
 
-@named([option for option in IN_COMMAND if option.type is not bool])
+@named([option for option in OPTIONS if option.type is not bool])
 def test_a_value_is_read_as_its_row_says(option):
     name = shmqueue.flag(option.name)
     for text, value in samples(option).items():
@@ -132,7 +129,7 @@ def test_a_value_is_read_as_its_row_says(option):
 
 
 def test_options_that_exclude_each_other_are_refused():
-    alone = [option for option in IN_COMMAND if option.alone]
+    alone = [option for option in OPTIONS if option.alone]
     assert len(alone) > 1
     for pair in itertools.combinations(alone, 2):
         arguments = [[shmqueue.flag(option.name), "a"][: 1 + (option.type is not bool)] for option in pair]
@@ -140,31 +137,32 @@ def test_options_that_exclude_each_other_are_refused():
             read(*itertools.chain(*arguments))
 
 
-@named([option for option in BOUNDED if option in IN_COMMAND])
-def test_the_command_line_refuses_what_is_out_of_the_limits(option):
-    options = shmqueue.make_parser().parse_args(["-", f"{shmqueue.flag(option.name)}=-1"])
-    with pytest.raises(shmqueue.UsageError, match=f"{shmqueue.flag(option.name)} -1.*: must be from "):
+@pytest.mark.parametrize("name", [*LIMITS, "halt"])
+def test_the_command_line_refuses_what_is_out_of_the_limits(name):
+    options = shmqueue.make_parser().parse_args(["-", f"{shmqueue.flag(name)}=-1"])
+    with pytest.raises(shmqueue.UsageError, match=f"{shmqueue.flag(name)} -1.*: must be from "):
         shmqueue.check_options(options)
 
 
 # README.
 
 
-@named(IN_PYTHON)
-def test_readme_has_each_option_of_a_supervisor_with_its_default(option):
-    rows = [(cells[0], cells[1]) for cells in table("Library", "option") if f"`{option.name}`" in cells[0]]
+@pytest.mark.parametrize("name", SIGNATURE)
+def test_readme_has_each_option_of_a_supervisor_with_its_default(name):
+    default = SIGNATURE[name].default
+    rows = [(cells[0], cells[1]) for cells in table("Library", "option") if f"`{name}`" in cells[0]]
     ((names, defaults),) = rows
-    if option.default is not None:
-        position = re.findall(r"`(\w+)`", names).index(option.name)
-        assert re.split(r", (?![^(]*\))", defaults)[position].strip("`").replace('"', "'") == str(option.default)
+    if default is not None:
+        position = re.findall(r"`(\w+)`", names).index(name)
+        assert re.split(r", (?![^(]*\))", defaults)[position].strip("`").replace('"', "'") == str(default)
 
 
 def test_readme_has_no_option_of_a_supervisor_that_is_not_there():
     names = [name for cells in table("Library", "option") for name in re.findall(r"`(\w+)`", cells[0])]
-    assert sorted(names) == sorted(option.name for option in IN_PYTHON)
+    assert sorted(names) == sorted(SIGNATURE)
 
 
-@named(IN_COMMAND)
+@named(OPTIONS)
 def test_readme_has_each_option_of_the_command_line_with_its_value(option):
     text = " ".join(cells[0] for cells in table("Command line", "option"))
     value = option.value
@@ -176,4 +174,4 @@ def test_readme_has_each_option_of_the_command_line_with_its_value(option):
 
 def test_readme_has_no_option_of_the_command_line_that_is_not_there():
     flags = [flag for cells in table("Command line", "option") for flag in re.findall(r"`(--[\w-]+)", cells[0])]
-    assert sorted(flags) == sorted([*(shmqueue.flag(option.name) for option in IN_COMMAND), "--help", "--version"])
+    assert sorted(flags) == sorted([*(shmqueue.flag(option.name) for option in OPTIONS), "--help", "--version"])

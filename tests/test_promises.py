@@ -153,8 +153,7 @@ def test_values_and_payloads_that_go_through_files(monkeypatch):
 
 
 def test_the_sizes_in_limits():
-    (largest,) = [option.limits[1] for option in shmqueue.OPTIONS if option.name == "slot_size"]
-    assert largest == 65_536
+    assert shmqueue.LIMITS["slot_size"][1] == 65_536
     with Supervisor([jobs.echo], workers=2) as supervisor:
         queue = supervisor._queue
         list(supervisor.map(jobs.echo, [b"a"] * 50_000))

@@ -7,6 +7,7 @@ uses may be missing: then `sqlite3` and `curl` are a few lines of Python. `tqdm`
 because its bar is different each time.
 """
 
+import inspect
 import os
 import pathlib
 import re
@@ -20,7 +21,7 @@ import pytest
 from helpers import HANG, ROOT, SCRIPT, wait_until
 
 import shmqueue
-from shmqueue import BOTH, OPTIONS, PYTHON, make_parser
+from shmqueue import make_parser
 
 README = pathlib.Path(ROOT, "README.md").read_text("utf-8")
 
@@ -254,7 +255,7 @@ def test_the_options_that_replace_those_of_parallel_are_there():
 
 def test_the_names_that_replace_those_of_pools_are_there():
     objects = {"shmqueue": shmqueue, "supervisor": shmqueue.Supervisor, "executor": shmqueue.Executor}
-    options = {option.name for option in OPTIONS if option.place in (PYTHON, BOTH)}
+    options = inspect.signature(shmqueue.Supervisor).parameters
     for code in here("Coming from Pool, ProcessPoolExecutor, joblib"):
         for owner, name in re.findall(r"\b(shmqueue|supervisor|executor)\.(\w+)", code):
             assert hasattr(objects[owner], name)
