@@ -102,7 +102,8 @@ def lock_operations(strategy: type[shmqueue.SharedTaskQueue], tasks: int) -> flo
 
 def contract(name: str) -> str:
     """Return how many tests of the contract suite the strategy passes."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_contract.py", "-k", name]
+    suite = "tests/strategies/test_contract.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite, "-k", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
     return f"{counts.get('passed', 0)} of {sum(counts.values())}"

@@ -3,15 +3,12 @@
 import multiprocessing
 import os
 import py_compile
-import sys
 
 import pytest
 from hypothesis import settings
 
-pytest.register_assert_rewrite("helpers")
-from helpers import HANG, ROOT, SCRIPT, CommandLine, Terminal, parent_of, segments_of  # noqa: E402
-
-sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in sys.path]
+pytest.register_assert_rewrite("tests.helpers")
+from tests.helpers import HANG, SCRIPT, CommandLine, Terminal, parent_of, segments_of  # noqa: E402
 
 settings.register_profile("shmqueue", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("shmqueue")

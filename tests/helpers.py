@@ -118,8 +118,7 @@ def run_script(tmp_path, text, *arguments, flags=("-W", "default"), limit=HANG /
     """Run a script that uses the library; it must end by itself, in time, and say nothing on its error stream."""
     script = tmp_path / "host.py"
     script.write_text(text)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    options.setdefault("env", {**os.environ, "PYTHONPATH": path})
+    options.setdefault("env", {**os.environ, "PYTHONPATH": str(ROOT)})
     command = [sys.executable, *flags, str(script), *map(str, arguments)]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
     try:

@@ -23,8 +23,8 @@ import time
 import types
 
 import pytest
-from helpers import HANG, ROOT, is_running, segments_of, session_of, summary, usage_error, wait_until
 
+from tests.helpers import HANG, ROOT, is_running, segments_of, session_of, summary, usage_error, wait_until
 from variants import dask_cluster
 
 pytest.importorskip("distributed", reason="a cluster needs Dask: pip install distributed")

@@ -16,11 +16,11 @@ import textwrap
 import threading
 
 import pytest
-from helpers import METHODS, ROOT, is_running, read_line, rows_of, segments_of, summary, usage_error, wait_until
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import shmqueue
+from tests.helpers import METHODS, ROOT, is_running, read_line, rows_of, segments_of, summary, usage_error, wait_until
 
 STREAMED = ("--results", "-", "-w", "1", "--screen", "off")
 HANDLERS = """

@@ -17,9 +17,20 @@ import tempfile
 import threading
 
 import pytest
-from helpers import HANG, METHODS, ROOT, SCRIPT, Terminal, is_running, processes_in, segments_of, state_of, wait_until
 
 import shmqueue
+from tests.helpers import (
+    HANG,
+    METHODS,
+    ROOT,
+    SCRIPT,
+    Terminal,
+    is_running,
+    processes_in,
+    segments_of,
+    state_of,
+    wait_until,
+)
 
 MARK = "SHMQUEUE_TEST_RUN"
 

@@ -8,12 +8,12 @@ import subprocess
 import time
 
 import pytest
-from helpers import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
 import shmqueue
 from shmqueue import FailedLines, LineParser, LineSource
+from tests.helpers import wait_until
 
 MIXED = "echo a\necko b\nsha256 none\nsleep 0\nnoop\n"
 QUIET = ("--screen", "off", "-w", "2")

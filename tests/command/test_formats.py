@@ -7,14 +7,14 @@ import math
 import os
 
 import pytest
-from helpers import rows_of
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_cli import FORMATS
-from test_values import PLAIN, travels
 
 import shmqueue
 from shmqueue import LineParser, Rejected, TaskResult, results_format, task_digest
+from tests.command.test_cli import FORMATS
+from tests.helpers import rows_of
+from tests.library.test_values import PLAIN, travels
 
 LAST_CHARACTER = "\U0010ffff"
 PIECES = [b'"', b"'", b",", b"\r", b"\n", b"\0", b" ", b"\xff", b"\xed\xa0\x80", b"\\", LAST_CHARACTER.encode()]

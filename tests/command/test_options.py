@@ -6,10 +6,10 @@ import pathlib
 import re
 
 import pytest
-from helpers import ROOT
 
 import shmqueue
 from shmqueue import LIMITS, OPTIONS
+from tests.helpers import ROOT
 
 SIGNATURE = {
     parameter.name: parameter

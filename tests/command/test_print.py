@@ -17,11 +17,11 @@ import termios
 import time
 
 import pytest
-from helpers import METHODS, SCRIPT, is_running, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
 import shmqueue
+from tests.helpers import METHODS, SCRIPT, is_running, wait_until
 
 ENTER, LEAVE = shmqueue.Screen.ENTER.encode(), shmqueue.Screen.LEAVE.encode()
 

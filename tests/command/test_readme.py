@@ -18,10 +18,10 @@ import sys
 from typing import NamedTuple
 
 import pytest
-from helpers import HANG, ROOT, SCRIPT, wait_until
 
 import shmqueue
 from shmqueue import make_parser
+from tests.helpers import HANG, ROOT, SCRIPT, wait_until
 
 README = pathlib.Path(ROOT, "README.md").read_text("utf-8")
 

@@ -16,10 +16,10 @@ import sys
 import time
 
 import pytest
-from helpers import HANG, ROOT, csv_rows, is_running, rows_of, summary, usage_error, wait_until, workers_of
-from test_cli import FORMATS
 
 import shmqueue
+from tests.command.test_cli import FORMATS
+from tests.helpers import HANG, ROOT, csv_rows, is_running, rows_of, summary, usage_error, wait_until, workers_of
 
 FIELDS = shmqueue.TaskResult._fields
 HANDLERS = """

@@ -18,9 +18,9 @@ import time
 import pyte
 import pyte.modes
 import pytest
-from helpers import SCRIPT, Terminal, is_running, summary, wait_until, workers_of
 
 import shmqueue
+from tests.helpers import SCRIPT, Terminal, is_running, summary, wait_until, workers_of
 
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 FRAME = b"\x1b[H"

@@ -11,10 +11,10 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, is_running, read_line, summary, usage_error
-from test_cli import STREAMED, open_source
 
 import shmqueue
+from tests.command.test_cli import STREAMED, open_source
+from tests.helpers import ROOT, is_running, read_line, summary, usage_error
 
 
 @pytest.fixture

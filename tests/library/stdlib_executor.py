@@ -12,7 +12,7 @@ import sys
 import unittest
 from concurrent import futures
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import shmqueue
 

@@ -15,11 +15,11 @@ import threading
 import time
 import weakref
 
-import calls
 import pytest
-from helpers import METHODS, ROOT, descriptors, in_child, run_script, session_of, wait_until
 
 import shmqueue
+from tests.helpers import METHODS, ROOT, descriptors, in_child, run_script, session_of, wait_until
+from tests.library import executor_jobs
 
 ONCE = pytest.mark.once  # enough on one Python
 
@@ -34,7 +34,7 @@ GROUPS = (
 
 
 def start_standard_tests(method, classes):
-    script = ROOT / "tests" / "stdlib_executor.py"
+    script = ROOT / "tests" / "library" / "stdlib_executor.py"
     command = [sys.executable, "-W", "error::ResourceWarning", str(script), method, *classes]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True)
 
@@ -145,7 +145,7 @@ def test_any_callable_with_any_arguments(method):
         assert executor.submit(math.gcd, 12, 18).result() == 6
         assert executor.submit(sorted, [3, 1, 2], reverse=True).result() == [3, 2, 1]
         assert list(executor.map(max, range(300), [7] * 300)) == [max(n, 7) for n in range(300)]
-        assert executor.submit(calls.Payload().method).result() != os.getpid()
+        assert executor.submit(executor_jobs.Payload().method).result() != os.getpid()
 
 
 def test_large_arguments_and_values(executor):
@@ -155,7 +155,7 @@ def test_large_arguments_and_values(executor):
 
 
 def test_an_exception_arrives_as_itself_with_the_text_of_its_traceback(executor):
-    error = executor.submit(calls.raise_chained).exception()
+    error = executor.submit(executor_jobs.raise_chained).exception()
     assert (type(error), error.args) == (ValueError, ("second",))
     text = str(error.__cause__)
     assert 'raise KeyError("first")' in text
@@ -167,7 +167,7 @@ def test_an_exception_arrives_as_itself_with_the_text_of_its_traceback(executor)
 def test_an_exception_that_would_end_a_program_is_the_calls_alone(error):
     with shmqueue.Executor(1) as executor:
         worker = executor.submit(os.getpid).result()
-        assert type(executor.submit(calls.raise_it, error).exception()) is type(error)
+        assert type(executor.submit(executor_jobs.raise_it, error).exception()) is type(error)
         assert executor.submit(os.getpid).result() == worker
 
 
@@ -175,21 +175,21 @@ def test_what_cannot_be_pickled_or_read_fails_one_future(executor):
     fails = {
         executor.submit(lambda: 1): "<lambda>",
         executor.submit(len, threading.Lock()): "cannot pickle",
-        executor.submit(calls.make_lock): "cannot pickle",
-        executor.submit(len, calls.Unreadable()): "no such file",
-        executor.submit(calls.make_unreadable): "no such file",
-        executor.submit(calls.raise_unreadable): "second",
+        executor.submit(executor_jobs.make_lock): "cannot pickle",
+        executor.submit(len, executor_jobs.Unreadable()): "no such file",
+        executor.submit(executor_jobs.make_unreadable): "no such file",
+        executor.submit(executor_jobs.raise_unreadable): "second",
     }
     for future, text in fails.items():
         assert text in str(future.exception())
-    assert "TwoArguments: 1 2" in str(executor.submit(calls.raise_unreadable).exception().__cause__)
+    assert "TwoArguments: 1 2" in str(executor.submit(executor_jobs.raise_unreadable).exception().__cause__)
     assert executor.submit(abs, -1).result() == 1
 
 
 def test_a_killed_worker_fails_only_the_call_in_its_hand(executor):
-    futures = [executor.submit(calls.nap, 0.05) for _ in range(10)]
-    doomed = executor.submit(calls.die)
-    more = [executor.submit(calls.nap, 0.05) for _ in range(10)]
+    futures = [executor.submit(executor_jobs.nap, 0.05) for _ in range(10)]
+    doomed = executor.submit(executor_jobs.die)
+    more = [executor.submit(executor_jobs.nap, 0.05) for _ in range(10)]
     error = doomed.exception()
     assert isinstance(error, shmqueue.TaskError)
     assert (error.result.status, error.result.function, error.result.attempts) == ("crashed", "die", 1)
@@ -199,7 +199,7 @@ def test_a_killed_worker_fails_only_the_call_in_its_hand(executor):
 
 def test_a_call_that_takes_too_long_fails_alone():
     with shmqueue.Executor(2, multiprocessing.get_context("fork"), timeout=1.0) as executor:
-        slow, quick = executor.submit(time.sleep, 60), [executor.submit(calls.nap, 0.02) for _ in range(20)]
+        slow, quick = executor.submit(time.sleep, 60), [executor.submit(executor_jobs.nap, 0.02) for _ in range(20)]
         assert slow.exception().result.status == "timeout"
         assert all(future.result() for future in quick)
 
@@ -209,8 +209,8 @@ def test_retries(tmp_path, how):
     for folder in ("enough", "few"):
         (tmp_path / folder).mkdir()
     with shmqueue.Executor(2, multiprocessing.get_context("fork"), timeout=1.0, retries=2) as executor:
-        assert executor.submit(calls.fail_until, str(tmp_path / "enough"), 2, how).result() == 3
-        error = executor.submit(calls.fail_until, str(tmp_path / "few"), 9, how).exception()
+        assert executor.submit(executor_jobs.fail_until, str(tmp_path / "enough"), 2, how).result() == 3
+        error = executor.submit(executor_jobs.fail_until, str(tmp_path / "few"), 9, how).exception()
     if how == "failed":
         assert str(error) == "call 2"
     else:
@@ -220,7 +220,7 @@ def test_retries(tmp_path, how):
 
 @pytest.fixture
 def gate(tmp_path):
-    """A file for calls.wait_for(), which is there at the end of the test."""
+    """A file for executor_jobs.wait_for(), which is there at the end of the test."""
     yield tmp_path / "gate"
     (tmp_path / "gate").touch()
 
@@ -232,7 +232,7 @@ def begun(gate):
 
 
 def test_a_call_that_has_not_begun_can_be_cancelled(executor, gate):
-    futures = [executor.submit(calls.wait_for, str(gate)) for _ in range(30)]
+    futures = [executor.submit(executor_jobs.wait_for, str(gate)) for _ in range(30)]
     assert wait_until(lambda: begun(gate) == 2)
     cancelled = [future for future in futures if future.cancel()]
     assert len(cancelled) >= 30 - 2 * 3
@@ -245,12 +245,12 @@ def test_a_call_that_has_not_begun_can_be_cancelled(executor, gate):
 def test_short_calls_do_not_carry_away_those_that_follow(executor, gate):
     """Short calls are handed over in advance, in a number that stays small beside what waits."""
     list(executor.map(abs, range(2000)))
-    futures = [executor.submit(calls.wait_for, str(gate)) for _ in range(200)]
+    futures = [executor.submit(executor_jobs.wait_for, str(gate)) for _ in range(200)]
     assert sum(future.cancel() for future in futures) > 200 - 40
 
 
 def test_map_gives_up_after_its_timeout_and_cancels(executor, gate):
-    values = executor.map(calls.wait_for, [str(gate)] * 50, timeout=0.5)
+    values = executor.map(executor_jobs.wait_for, [str(gate)] * 50, timeout=0.5)
     with pytest.raises(concurrent.futures.TimeoutError):
         next(values)
     gate.touch()
@@ -259,13 +259,13 @@ def test_map_gives_up_after_its_timeout_and_cancels(executor, gate):
 
 
 def test_initializer_with_arguments():
-    with shmqueue.Executor(2, initializer=calls.set_state, initargs=(1, "two")) as executor:
-        assert list(executor.map(calls.get_state, range(4))) == [[1, "two"]] * 4
+    with shmqueue.Executor(2, initializer=executor_jobs.set_state, initargs=(1, "two")) as executor:
+        assert list(executor.map(executor_jobs.get_state, range(4))) == [[1, "two"]] * 4
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_failing_initializer_breaks_the_executor(method):
-    with shmqueue.Executor(2, multiprocessing.get_context(method), calls.fail_at_start) as executor:
+    with shmqueue.Executor(2, multiprocessing.get_context(method), executor_jobs.fail_at_start) as executor:
         futures = [executor.submit(abs, number) for number in range(20)]
         for future in futures:
             with pytest.raises(concurrent.futures.process.BrokenProcessPool, match="no licence"):
@@ -283,15 +283,15 @@ def test_max_tasks_per_child():
 
 def test_references_are_dropped(executor):
     """Arguments once they are pickled, values and exceptions once they are handed over."""
-    payload = calls.Payload()
+    payload = executor_jobs.Payload()
     seen = weakref.ref(payload)
-    future = executor.submit(isinstance, payload, calls.Payload)
+    future = executor.submit(isinstance, payload, executor_jobs.Payload)
     del payload
     assert future.result()
     gc.disable()
     try:
         assert seen() is None
-        value = executor.submit(calls.Payload).result()
+        value = executor.submit(executor_jobs.Payload).result()
         seen = weakref.ref(value)
         del value
         assert seen() is None
@@ -300,7 +300,7 @@ def test_references_are_dropped(executor):
 
 
 def test_calls_within_calls(executor):
-    assert executor.submit(calls.inner, -5).result() == 5
+    assert executor.submit(executor_jobs.inner, -5).result() == 5
 
 
 def test_a_callback_may_submit_and_shut_down(executor):
@@ -449,11 +449,11 @@ def test_a_progress_bar():
 
 @ONCE
 @pytest.mark.parametrize("method", METHODS)
-def test_a_storm_of_sigkill(method):
+def test_sigkill_at_random(method):
     """Only the calls in the hands of killed workers fail; all others arrive."""
     kills = []
     with shmqueue.Executor(3, multiprocessing.get_context(method)) as executor:
-        futures = [executor.submit(calls.nap, 0.004) for _ in range(600)]
+        futures = [executor.submit(executor_jobs.nap, 0.004) for _ in range(600)]
         for future in futures[::20]:
             if future.exception() is None and future.result() not in kills:
                 kills.append(future.result())  # it has made a call, and probably has the next one in hand
@@ -533,7 +533,7 @@ if __name__ == "__main__":
 
 def test_an_executor_that_is_forgotten_finishes_its_calls():
     executor = shmqueue.Executor(2)
-    futures = [executor.submit(calls.nap, 0.02) for _ in range(10)]
+    futures = [executor.submit(executor_jobs.nap, 0.02) for _ in range(10)]
     del executor
     assert all(future.result(10) for future in futures)
     assert wait_until(lambda: "shmqueue-executor" not in [thread.name for thread in threading.enumerate()])
@@ -608,7 +608,7 @@ def test_signals_end_the_program_and_its_calls(tmp_path, own_pids, way, name):
 
 def test_forked_children_of_the_host_are_left_alone(executor):
     """A child has the Executor's memory, and none of its threads."""
-    futures = [executor.submit(calls.nap, 0.02) for _ in range(20)]
+    futures = [executor.submit(executor_jobs.nap, 0.02) for _ in range(20)]
 
     def refuses():
         with pytest.raises(RuntimeError, match="forked child"):

@@ -13,12 +13,22 @@ import sys
 import threading
 import time
 
-import jobs
 import pytest
-from helpers import METHODS, ROOT, descriptors, in_child, is_running, run_script, segments_of, session_of, wait_until
 
 import shmqueue
 from shmqueue import Supervisor
+from tests import jobs
+from tests.helpers import (
+    METHODS,
+    ROOT,
+    descriptors,
+    in_child,
+    is_running,
+    run_script,
+    segments_of,
+    session_of,
+    wait_until,
+)
 
 LIMIT = 60.0  # seconds after which a script hangs
 
@@ -92,7 +102,8 @@ def test_a_handler_that_the_program_sets_itself_stays_in_its_children(plain_sign
 
 def test_our_handler_that_the_program_puts_back_too_late_kills_as_the_default_does(tmp_path):
     script = """
-import os, signal, shmqueue, jobs
+import os, signal, shmqueue
+from tests import jobs
 if __name__ == "__main__":
     with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
         ours = signal.getsignal(signal.SIGTERM)
@@ -111,7 +122,8 @@ def test_a_signal_that_comes_as_a_child_begins_kills_it(tmp_path):
 import os, signal
 begins = []
 os.register_at_fork(after_in_child=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
-import shmqueue, jobs  # its hook runs after the one above
+import shmqueue  # its hook runs after the one above
+from tests import jobs
 if __name__ == "__main__":
     with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
         begins.append(True)
@@ -129,7 +141,8 @@ def test_a_signal_that_comes_while_the_program_forks_ends_the_program(tmp_path):
 import os, signal, time
 begins = []
 os.register_at_fork(before=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
-import shmqueue, jobs  # its hook runs before the one above
+import shmqueue  # its hook runs before the one above
+from tests import jobs
 if __name__ == "__main__":
     with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
         begins.append(True)
@@ -150,7 +163,8 @@ def test_a_signal_while_the_program_forks_is_heard_whatever_the_program_does_nex
 import os, signal, time
 begins = []
 os.register_at_fork(before=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
-import shmqueue, jobs
+import shmqueue
+from tests import jobs
 if __name__ == "__main__":
     codes = []
     with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
@@ -178,7 +192,8 @@ def test_a_signal_that_is_heard_is_not_sent_again(tmp_path):
 import os, signal, threading, time
 begins = []
 os.register_at_fork(before=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
-import shmqueue, jobs
+import shmqueue
+from tests import jobs
 begun = threading.Event()
 kill = signal.pthread_kill
 
@@ -264,7 +279,8 @@ if __name__ == "__main__":
 def test_a_worker_runs_no_handler_of_the_program(tmp_path):
     """It is told at its start, by a signal that comes when it has just been forked."""
     script = """
-import os, signal, shmqueue, jobs
+import os, signal, shmqueue
+from tests import jobs
 def told(number, frame):
     os.write(1, b"told ")
 if __name__ == "__main__":
@@ -278,7 +294,8 @@ if __name__ == "__main__":
 
 
 POOLS = """
-import faulthandler, multiprocessing, shmqueue, jobs
+import faulthandler, multiprocessing, shmqueue
+from tests import jobs
 if __name__ == "__main__":
     multiprocessing.set_start_method("fork")
     with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork") as supervisor:
@@ -302,7 +319,8 @@ def test_two_hundred_pools_beside_an_open_supervisor(tmp_path):
 
 NATIVE = """
 import ctypes, multiprocessing, os, sys, threading
-import shmqueue, jobs
+import shmqueue
+from tests import jobs
 
 def start_thread():
     libc = ctypes.CDLL(None)
@@ -362,7 +380,8 @@ def test_the_list_of_warning_filters_is_as_it_was():
 
 TAKERS = """
 import os, signal, sys, threading, time
-import shmqueue, jobs
+import shmqueue
+from tests import jobs
 
 def reap(number, frame):
     try:
@@ -416,7 +435,8 @@ def test_a_program_that_takes_the_exit_status_of_our_workers(tmp_path, how, meth
 
 def test_functions_learn_how_their_children_end_though_the_program_ignores_that(tmp_path):
     script = """
-import signal, sys, shmqueue, jobs
+import signal, sys, shmqueue
+from tests import jobs
 if __name__ == "__main__":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with shmqueue.Supervisor([shmqueue.shell], workers=1, start_method=sys.argv[1]) as supervisor:
@@ -516,7 +536,8 @@ def test_a_worker_is_continued_when_its_parent_ends(method):
 
 
 STOPPED = """
-import sys, time, shmqueue, jobs
+import sys, time, shmqueue
+from tests import jobs
 if __name__ == "__main__":
     with shmqueue.Supervisor([jobs.pid_after, jobs.hang], workers=2, start_method=sys.argv[1]) as supervisor:
         pids = set()
@@ -540,7 +561,7 @@ def test_a_worker_that_is_stopped_when_its_supervisor_is_killed_ends_too(tmp_pat
     """And so do the fork server and the resource tracker."""
     script = tmp_path / "host.py"
     script.write_text(STOPPED)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), method]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True)
     try:

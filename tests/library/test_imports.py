@@ -5,9 +5,8 @@ import os
 import subprocess
 import sys
 
-from helpers import ROOT
-
 import shmqueue
+from tests.helpers import ROOT
 
 LATE = {
     "argparse", "csv", "dataclasses", "difflib", "hashlib", "inspect", "json", "multiprocessing", "psutil", "secrets",

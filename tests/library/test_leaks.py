@@ -6,19 +6,19 @@ import json
 import os
 import signal
 
-import jobs
 import psutil
 import pytest
-from helpers import ROOT, segments_of
 
 from shmqueue import Supervisor
+from tests import jobs
+from tests.helpers import ROOT, segments_of
 
 # Memory. Each run is a process of its own, so that nobody else's memory is counted.
 
 HOST = """
 import itertools, json, os, pathlib, re, sys, threading, time
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import jobs
+sys.path.insert(0, {root!r})
+from tests import jobs
 from shmqueue import READ_AHEAD, Supervisor
 
 def peak(pid):

@@ -6,11 +6,11 @@ import pathlib
 import signal
 import time
 
-import jobs
 import pytest
-from helpers import wait_until
 
 from shmqueue import Job, Ledger, Retries, SpoiledSegmentError, Supervisor
+from tests import jobs
+from tests.helpers import wait_until
 
 WORKERS = [0, 1]
 

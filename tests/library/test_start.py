@@ -3,7 +3,8 @@
 import sys
 
 import pytest
-from helpers import METHODS, ROOT, usage_error
+
+from tests.helpers import METHODS, ROOT, usage_error
 
 STARTED_ANEW = ["spawn", "forkserver"]
 UNGUARDED = """\

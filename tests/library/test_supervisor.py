@@ -21,15 +21,15 @@ import time
 import types
 import weakref
 
-import jobs
 import pytest
-from helpers import HANG, METHODS, ROOT, is_running, segments_of, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs import Point, Record
 
 import shmqueue
 from shmqueue import Supervisor, TaskError, parallel_map
+from tests import jobs
+from tests.helpers import HANG, METHODS, ROOT, is_running, segments_of, wait_until
+from tests.jobs import Point, Record
 
 pytestmark = [
     pytest.mark.filterwarnings("error"),
@@ -1074,7 +1074,8 @@ def test_it_works_without_psutil(own_pids):
     program = textwrap.dedent("""
         import sys
         sys.modules["psutil"] = None
-        import jobs, shmqueue
+        import shmqueue
+        from tests import jobs
         print(shmqueue.psutil)
         print(shmqueue.parallel_map(jobs.echo, [b"a"], workers=1, timeout=5))
         try:
@@ -1082,7 +1083,7 @@ def test_it_works_without_psutil(own_pids):
         except ValueError as error:
             print(error)
     """)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     first, second, third = python(own_pids, "-c", program, env=environment).splitlines()
     assert (first, second) == ("None", "[b'a']")
     assert f"max_rss={1 << 30}" in third
@@ -1096,7 +1097,7 @@ def test_the_default_is_one_worker_for_each_processor_this_process_may_use(own_p
         with shmqueue.Supervisor([jobs.echo]) as supervisor:
             print(len(supervisor.stats()["workers"]))
     """)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert python(own_pids, "-c", program, env=environment) == "1\n"
 
 

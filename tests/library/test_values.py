@@ -19,12 +19,12 @@ import sys
 import time
 import traceback
 
-import jobs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shmqueue
+from tests import jobs
 
 
 def only(function, payload=b"", workers=1, **options):

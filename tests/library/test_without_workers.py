@@ -4,11 +4,11 @@ import os
 import threading
 import time
 
-import jobs
 import pytest
-from helpers import segments_of
 
 from shmqueue import Supervisor, TaskError, parallel_map
+from tests import jobs
+from tests.helpers import segments_of
 
 
 def where(payload: bytes) -> bytes:

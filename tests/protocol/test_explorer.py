@@ -7,7 +7,6 @@ import inspect
 import textwrap
 
 import pytest
-from explorer import SCENARIOS, Bounds, explore, first_failure
 
 import shmqueue
 from shmqueue import (
@@ -25,6 +24,7 @@ from shmqueue import (
     WorkerPool,
     WorkerProcess,
 )
+from tests.tools.explorer import SCENARIOS, Bounds, explore, first_failure
 from variants import strategies
 
 pytestmark = pytest.mark.timeout(900)  # these tests do nothing but compute

@@ -7,11 +7,11 @@ import os
 import pathlib
 import signal
 
-import jobs
 import pytest
-from helpers import wait_until
 
 import shmqueue
+from tests import jobs
+from tests.helpers import wait_until
 
 REST = 30  # tasks behind the one in hand
 

@@ -4,9 +4,9 @@ import os
 import signal
 
 import pytest
-from helpers import segments_of
 
 from shmqueue import SharedTaskQueue, Supervisor
+from tests.helpers import segments_of
 
 pytestmark = [
     pytest.mark.filterwarnings("error"),

@@ -7,13 +7,13 @@ import mmap
 import os
 import stat
 
-import jobs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import shmqueue
 from shmqueue import QueueHeader, SharedTaskQueue, TaskSlot128, WorkerStatus
+from tests import jobs
 
 LINE = 128
 SLOT_SIZES = (64, 72, 128, 136, 256, 264, 272, 1024, 65536)

@@ -8,7 +8,6 @@ import collections
 import itertools
 import math
 
-import jobs
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -26,6 +25,7 @@ from shmqueue import (
     take_tasks,
     terminate_tasks,
 )
+from tests import jobs
 
 WAITS, PAUSES = "waits", "pauses"
 FAILURE = Failure("on purpose", None, None)

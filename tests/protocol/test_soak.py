@@ -1,7 +1,8 @@
-"""A short soak (see soak.py, which runs for longer): workers killed and stopped at random instants, nothing lost."""
+"""A short soak (tests/tools/soak.py runs for longer): workers killed and stopped at random instants, nothing lost."""
 
 import pytest
-from soak import MANY, Plan, Storm
+
+from tests.tools.soak import MANY, Plan, Soak
 
 SEED = 20_260_101
 PLANS = {
@@ -18,6 +19,6 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_nothing_is_lost_when_workers_are_killed_and_stopped(name):
     plan = PLANS[name]._replace(tasks=2000)
-    storm = Storm(SEED, plan).rage()
-    assert storm.violations == [], storm
-    assert len(storm.killed) + storm.stops >= plan.kills, storm
+    soak = Soak(SEED, plan).go()
+    assert soak.violations == [], soak
+    assert len(soak.killed) + soak.stops >= plan.kills, soak

@@ -1,5 +1,5 @@
 """What every strategy keeps, whichever it is: one suite over the registry of variants/. At the end, mistakes in the
-strategies' own files, each of which a test finds; test_hooks.py has those that only an unlucky moment shows.
+strategies' own files, each of which a test finds; test_races.py has those that only an unlucky moment shows.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import time
 import types
 from pathlib import Path
 
-import jobs
 import pytest
 
 import shmqueue
+from tests import jobs
 from variants import dealt, strategies
 
 ROOT = Path(shmqueue.__file__).parent
@@ -343,11 +343,11 @@ def check_outcomes(results, payloads, kills):
     assert statuses["crashed"] <= kills
 
 
-def test_a_storm_of_kills(queue, tmp_path):
+def test_workers_killed_at_random(queue, tmp_path):
     chance, kills, path = random.Random(4), 0, tmp_path / "notes"  # noqa: S311
     with start([jobs.note], queue, num_slots=128) as supervisor:
         results, due = [], time.monotonic()
-        source = (  # as long as the storm goes on
+        source = (  # as long as workers are killed
             f"{path}|{number}" for number in itertools.takewhile(lambda _: kills < 60, itertools.count())
         )
         for result in supervisor.run(source):
@@ -369,7 +369,7 @@ def uneven(payload: str) -> None:
     time.sleep(0.02 if number % 30 == 0 else 0.0002 * (number % 3))
 
 
-def test_a_storm_of_kills_stops_and_halts(queue, tmp_path):
+def test_workers_killed_stopped_and_halted_at_random(queue, tmp_path):
     """Somebody else stops and continues workers and kills some, while the supervisor halts those that are slow."""
     chance, kills, path = random.Random(5), 0, tmp_path / "notes"  # noqa: S311
     halts = []

@@ -8,13 +8,13 @@ import os
 import re
 import time
 
-import jobs
 import pytest
-import test_contract as contract
-import test_hooks as hooks
 
 import shmqueue
 from shmqueue import Span, ring_spans
+from tests import jobs
+from tests.strategies import test_contract as contract
+from tests.strategies import test_races as races
 from variants import strategies
 
 pytestmark = pytest.mark.timeout(60)
@@ -180,8 +180,8 @@ def test_a_worker_is_killed_while_it_claims(queue, tmp_path, what):
 @pytest.mark.parametrize(
     "test",
     [
-        contract.test_a_storm_of_kills,
-        contract.test_a_storm_of_kills_stops_and_halts,
+        contract.test_workers_killed_at_random,
+        contract.test_workers_killed_stopped_and_halted_at_random,
         contract.test_cancelled_tasks_never_run,
         contract.test_pauses_in_a_stream_of_tasks_lose_and_repeat_nothing,
         contract.test_max_tasks_replaces_workers_and_repeats_nothing,
@@ -193,14 +193,14 @@ def test_tasks_are_taken_back_and_workers_die(queue, tmp_path, test):
     test(queue, tmp_path)
 
 
-@pytest.mark.parametrize("scene", hooks.SCENES)
-@pytest.mark.parametrize("what", hooks.COMING)
+@pytest.mark.parametrize("scene", races.SCENES)
+@pytest.mark.parametrize("what", races.COMING)
 def test_the_supervisor_comes_at_any_line_of_a_claim(what, scene, monkeypatch):
     monkeypatch.setattr(shmqueue, "LOCK_PATIENCE", -1.0)
-    hooks.test_the_supervisor_comes_at_any_line_of_a_claim(OwnRing, what, scene)
+    races.test_the_supervisor_comes_at_any_line_of_a_claim(OwnRing, what, scene)
 
 
-@pytest.mark.parametrize("scene", hooks.SCENES)
+@pytest.mark.parametrize("scene", races.SCENES)
 def test_a_worker_dies_at_any_line_of_a_claim(scene, monkeypatch):
     monkeypatch.setattr(shmqueue, "LOCK_PATIENCE", -1.0)
-    hooks.test_a_worker_dies_at_any_line_of_a_claim(OwnRing, scene)
+    races.test_a_worker_dies_at_any_line_of_a_claim(OwnRing, scene)

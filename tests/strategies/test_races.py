@@ -14,9 +14,9 @@ import sys
 import threading
 
 import pytest
-from test_contract import HEAD, mistaken
 
 import shmqueue
+from tests.strategies.test_contract import HEAD, mistaken
 from variants import strategies
 
 pytestmark = pytest.mark.timeout(60)

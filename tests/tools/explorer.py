@@ -1,6 +1,6 @@
 """Runs the product's own code under every interleaving; kills, stops and continues its workers at every step.
 
-    python -m tests.explorer --preemptions 2 --kills 1 --halts 2 --conts 1 [--scenario NAME] [--every]
+    python -m tests.tools.explorer --preemptions 2 --kills 1 --halts 2 --conts 1 [--scenario NAME] [--every]
 
 Supervisor.run and Worker.serve run here as coroutines of one process, over one real segment, each with a queue object
 of its own, as in reality. Doubles stand between them and what they share: the words, the lock, the cells of each half
@@ -1673,7 +1673,7 @@ def first_failure(scenarios: Sequence[Scenario], bounds: Sequence[Bounds] = SMAL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.explorer", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.explorer", description=__doc__.splitlines()[0])
     for name, default in Bounds(2, 1)._asdict().items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--scenario", choices=list(SCENARIOS), action="append")

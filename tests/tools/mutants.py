@@ -1,6 +1,6 @@
 """Deliberate mistakes, one at a time, each of which a test must catch.
 
-    python -m tests.mutants [--list] [--jobs N] [NAME ...]
+    python -m tests.tools.mutants [--list] [--jobs N] [NAME ...]
 
 A row of MUTANTS names a mistake, says why it would hurt a user, and names the tests that should catch it. A test that
 is added or changed can so be shown to see something.
@@ -36,12 +36,8 @@ import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
-from helpers import ROOT, processes_in
-
 import shmqueue
+from tests.helpers import ROOT, processes_in
 
 MARK = "SHMQUEUE_MUTANT"  # in the environment of all processes of a run
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "plots")
@@ -113,7 +109,7 @@ MUTANTS = (
         "The screen shows the task of a dead worker as that of its successor.",
         "            words[half.end] = words[half.first]\n        words[status + PUBLISHED]",
         "            pass\n        words[status + PUBLISHED]",
-        ("test_library.py::test_a_new_worker_has_nothing_in_hand_of_its_predecessor",),
+        ("test_supervisor.py::test_a_new_worker_has_nothing_in_hand_of_its_predecessor",),
     ),
     Mutant(
         "bell-of-a-dead-process",
@@ -142,7 +138,7 @@ MUTANTS = (
         "A run of more than four thousand million tasks stops with an error.",
         "[number & 0xFFFFFFFF for number in numbers]",
         "list(numbers)",
-        ("test_library.py::test_task_ids_go_on_past_32_bits",),
+        ("test_supervisor.py::test_task_ids_go_on_past_32_bits",),
     ),
     Mutant(
         "length-of-long-slots",
@@ -200,7 +196,7 @@ MUTANTS = (
         "A worker that sleeps and is too large stays as it is.",
         'self._queue.tell_to_leave(process.index)\n        self._write(process.wake, b"!")',
         'self._queue.tell_to_leave(process.index)\n        self._write(process.wake, b"")',
-        ("test_library.py::test_a_sleeper_that_is_told_to_leave_does_so_at_once",),
+        ("test_supervisor.py::test_a_sleeper_that_is_told_to_leave_does_so_at_once",),
     ),
     Mutant(
         "bell-not-emptied",
@@ -214,7 +210,7 @@ MUTANTS = (
         "An idle worker takes a whole processor once it was woken.",
         "                os.read(self._pipes.wake, 4096)\n",
         "                pass\n",
-        ("test_library.py::test_workers_with_nothing_to_do_sleep",),
+        ("test_supervisor.py::test_workers_with_nothing_to_do_sleep",),
     ),
     # Halts.
     Mutant(
@@ -260,7 +256,7 @@ MUTANTS = (
         "A run ends with an error because somebody has stopped its workers for some seconds.",
         "            if not self._pool.continue_stopped():\n",
         "            if self:\n",
-        ("test_library.py::test_sleeping_workers_that_somebody_stopped_are_continued",),
+        ("test_supervisor.py::test_sleeping_workers_that_somebody_stopped_are_continued",),
     ),
     Mutant(
         "stopped-holder-blocks",
@@ -289,7 +285,7 @@ MUTANTS = (
         "Short tasks time out because their batch takes long.",
         "            process.seen = (glance.number, glance.done)\n            process.progress_since = now\n",
         "            process.seen = (glance.number, glance.done)\n",
-        ("test_library.py::test_a_timeout_is_for_each_task_and_not_for_the_batch",),
+        ("test_supervisor.py::test_a_timeout_is_for_each_task_and_not_for_the_batch",),
     ),
     Mutant(
         "overdue-worker-kept",
@@ -312,21 +308,21 @@ MUTANTS = (
         "After 32 MiB of payloads of tasks that fail a run stops for ever.",
         "                tasks.release(1)\n                self._finish(tasks.job, result)",
         "                self._finish(tasks.job, result)",
-        ("test_library.py::test_the_heap_is_empty_once_its_tasks_have_their_outcomes",),
+        ("test_supervisor.py::test_the_heap_is_empty_once_its_tasks_have_their_outcomes",),
     ),
     Mutant(
         "heap-kept-by-cancelled-tasks",
         "After 32 MiB of payloads of tasks that were cancelled a Supervisor stops for ever.",
         "        tasks.release(len(tasks.payloads))\n        if tasks.job is not None:",
         "        if tasks.job is not None:",
-        ("test_library.py::test_the_heap_is_empty_once_its_tasks_have_their_outcomes",),
+        ("test_supervisor.py::test_the_heap_is_empty_once_its_tasks_have_their_outcomes",),
     ),
     Mutant(
         "heap-kept-by-tasks-that-are-ok",
         "After 32 MiB of large payloads a run stops for ever.",
         "            tasks.release(stop - start)\n",
         "",
-        ("test_library.py::test_the_heap_is_empty_once_its_tasks_have_their_outcomes",),
+        ("test_supervisor.py::test_the_heap_is_empty_once_its_tasks_have_their_outcomes",),
     ),
     Mutant(
         "heap-not-reserved",
@@ -347,42 +343,42 @@ MUTANTS = (
         "The files of large payloads fill shared memory until the run ends.",
         "        self._file_bytes -= size\n        os.unlink(path)",
         "        self._file_bytes -= size",
-        ("test_library.py::test_files_of_payloads_and_values_go_with_their_tasks",),
+        ("test_supervisor.py::test_files_of_payloads_and_values_go_with_their_tasks",),
     ),
     Mutant(
         "payload-files-counted-for-ever",
         "After 64 MiB of payloads in files a run stops for ever.",
         "        self._file_bytes -= size\n        os.unlink(path)",
         "        os.unlink(path)",
-        ("test_library.py::test_files_of_payloads_and_values_go_with_their_tasks",),
+        ("test_supervisor.py::test_files_of_payloads_and_values_go_with_their_tasks",),
     ),
     Mutant(
         "value-files-kept",
         "The files of large values fill shared memory until the run ends.",
         "            data = read_file(path, *SIZE.unpack(data))\n            os.unlink(path)\n",
         "            data = read_file(path, *SIZE.unpack(data))\n",
-        ("test_library.py::test_files_of_payloads_and_values_go_with_their_tasks",),
+        ("test_supervisor.py::test_files_of_payloads_and_values_go_with_their_tasks",),
     ),
     Mutant(
         "spill-fails-unnoticed",
         "A large value for which there is no room arrives as nothing, and its task is ok.",
         "head, data = FAILURE, Failure(text).encode()[:room]",
         'head, data = BYTES, b""',
-        ("test_library.py::test_a_value_without_room_waits_for_some",),
+        ("test_supervisor.py::test_a_value_without_room_waits_for_some",),
     ),
     Mutant(
         "spill-does-not-wait",
         "A task fails though there would be room for its value in a moment.",
         "if error.errno != errno.ENOSPC or alone > SPILL_TRIES:",
         "if True:",
-        ("test_library.py::test_a_value_without_room_waits_for_some",),
+        ("test_supervisor.py::test_a_value_without_room_waits_for_some",),
     ),
     Mutant(
         "spill-without-limit",
         "The large values of a fast worker fill shared memory.",
         "if self._bytes_left() <= SPILL_BYTES:",
         "if True:",
-        ("test_library.py::test_few_values_wait_in_files",),
+        ("test_supervisor.py::test_few_values_wait_in_files",),
     ),
     Mutant(
         "orphans-leave-files",
@@ -397,7 +393,7 @@ MUTANTS = (
         "A task is tried once less than was asked for.",
         "return result.attempts <= self._most and",
         "return result.attempts < self._most and",
-        ("test_library.py::test_retries_end_with_the_first_that_is_ok[1-failed]",),
+        ("test_supervisor.py::test_retries_end_with_the_first_that_is_ok[1-failed]",),
     ),
     Mutant(
         "every-status-retried",
@@ -453,7 +449,7 @@ MUTANTS = (
         "To close a Supervisor that is paused never ends.",
         "        self.paused = False\n        while self._ledger.unfinished()",
         "        while self._ledger.unfinished()",
-        ("test_library.py::test_close_finishes_what_a_pause_holds_up",),
+        ("test_supervisor.py::test_close_finishes_what_a_pause_holds_up",),
         hang=True,
     ),
     Mutant(
@@ -461,14 +457,14 @@ MUTANTS = (
         "After Ctrl-C an endless input is read on and on.",
         "        if ledger.stopping and not source.finite:\n",
         "        if False:\n",
-        ("test_library.py::test_after_cancel_an_endless_iterable_is_not_read_on",),
+        ("test_supervisor.py::test_after_cancel_an_endless_iterable_is_not_read_on",),
     ),
     Mutant(
         "ctrl-z-counts-for-timeouts",
         "Tasks time out because the run was stopped by Ctrl-Z for a while.",
         "            process.progress_since += time.monotonic() - since\n",
         "",
-        ("test_library.py::test_time_that_a_run_stands_still_is_not_a_tasks",),
+        ("test_supervisor.py::test_time_that_a_run_stands_still_is_not_a_tasks",),
     ),
     Mutant(
         "no-sigterm-before-the-kill",
@@ -497,7 +493,7 @@ MUTANTS = (
         "A task that holds too much memory is never ended.",
         "elif now - process.retiring >= MEMORY_SECONDS:",
         "elif False:",
-        ("test_library.py::test_a_task_that_stays_above_max_rss_ends_with_its_worker",),
+        ("test_supervisor.py::test_a_task_that_stays_above_max_rss_ends_with_its_worker",),
         hang=True,
     ),
     Mutant(
@@ -505,21 +501,21 @@ MUTANTS = (
         "The supervisor's memory grows with each task that fails.",
         "        del self.failures[5:-5]\n",
         "",
-        ("test_library.py::test_few_failures_are_kept",),
+        ("test_supervisor.py::test_few_failures_are_kept",),
     ),
     Mutant(
         "order-without-back-pressure",
         "In input order a slow task lets the results of all others pile up in memory.",
         "return self.outstanding + self._waiting > limit",
         "return False",
-        ("test_library.py::test_in_order_a_slow_task_does_not_let_the_rest_run_away",),
+        ("test_supervisor.py::test_in_order_a_slow_task_does_not_let_the_rest_run_away",),
     ),
     Mutant(
         "iterables-read-in-blocks",
         "The tasks of a slow generator are held back until there are two thousand.",
         "if len(taken) >= room or clock() > until:",
         "if len(taken) >= room:",
-        ("test_library.py::test_the_tasks_of_a_slow_iterable_begin_as_they_come",),
+        ("test_supervisor.py::test_the_tasks_of_a_slow_iterable_begin_as_they_come",),
     ),
     # Sources.
     Mutant(
@@ -590,7 +586,7 @@ MUTANTS = (
         "After a stop, what was read and not begun is missing from --failed.",
         "        yield from reversed(self._items)\n",
         "",
-        ("test_failed.py::test_of_a_stream_what_was_read_is_there",),
+        ("test_failed_option.py::test_of_a_stream_what_was_read_is_there",),
     ),
     Mutant(
         "read-error-unsaid",
@@ -626,14 +622,14 @@ MUTANTS = (
         "A payload that is a pair with a callable in front is taken for a function and its payload.",
         "(callable(item[0]) and item[0] == self._function)",
         "callable(item[0])",
-        ("test_library.py::test_with_one_function_an_item_is_a_payload_or_a_pair",),
+        ("test_supervisor.py::test_with_one_function_an_item_is_a_payload_or_a_pair",),
     ),
     Mutant(
         "errors-without-end",
         "An error of a megabyte fills results and screen.",
         '(f"{name}: {text}" if text else name)[:ERROR_LENGTH]',
         '(f"{name}: {text}" if text else name)',
-        ("test_library.py::test_a_long_error_is_kept_in_part",),
+        ("test_supervisor.py::test_a_long_error_is_kept_in_part",),
     ),
     Mutant(
         "tracebacks-without-end",
@@ -654,28 +650,28 @@ MUTANTS = (
         "A value arrives as another Structure than the function returned.",
         "return STRUCTURE + structures.index(type(value)), bytes(value)",
         "return STRUCTURE, bytes(value)",
-        ("test_library.py::test_structures_travel_in_slots_and_out_of_line",),
+        ("test_supervisor.py::test_structures_travel_in_slots_and_out_of_line",),
     ),
     Mutant(
         "values-of-mixed-lengths-cut-alike",
         "Values of different lengths are cut in the wrong places.",
         "if size and stop == ends[-1] and ends == list(range(begin + size, stop + 1, size)):",
         "if size and stop == ends[-1]:",
-        ("test_library.py::test_values_of_several_lengths_are_cut_where_they_end",),
+        ("test_supervisor.py::test_values_of_several_lengths_are_cut_where_they_end",),
     ),
     Mutant(
         "values-after-many-lost",
         "Of a batch of equal values, those after the first sixty-four are lost or mixed up.",
         'struct.unpack_from(f"{size}s" * min(ROWS, count - start), data, start * size)',
         'struct.unpack_from(f"{size}s" * min(ROWS, count - start), data, 0)',
-        ("test_library.py::test_values_of_several_lengths_are_cut_where_they_end",),
+        ("test_supervisor.py::test_values_of_several_lengths_are_cut_where_they_end",),
     ),
     Mutant(
         "stamps-ignored",
         "seconds is the mean of a batch, also for a task that took long.",
         "        if bytes(self._stamp_bytes[quick]) == self._zeros[quick]:\n",
         "        if True:\n",
-        ("test_library.py::test_the_seconds_of_a_slow_task_are_not_shared_with_its_batch",),
+        ("test_supervisor.py::test_the_seconds_of_a_slow_task_are_not_shared_with_its_batch",),
     ),
     # Results, --resume and --failed.
     Mutant(
@@ -762,35 +758,35 @@ MUTANTS = (
         "--failed makes a private file one that all can read.",
         "        if os.path.exists(self._target):\n",
         "        if False:\n",
-        ("test_failed.py::test_it_may_be_the_input_and_is_empty_when_all_are_ok",),
+        ("test_failed_option.py::test_it_may_be_the_input_and_is_empty_when_all_are_ok",),
     ),
     Mutant(
         "failed-after-an-interrupt",
         "After three Ctrl-C, --failed holds a part of the tasks, in place of the file with all of them.",
         'self.failed.problem = "the run was interrupted before every task had an outcome"',
         "pass",
-        ("test_failed.py::test_an_interrupt_leaves_the_file_alone",),
+        ("test_failed_option.py::test_an_interrupt_leaves_the_file_alone",),
     ),
     Mutant(
         "failed-of-a-torn-input",
         "--failed holds a part of the tasks if the input could not be read to its end.",
         "failed.problem = failed.problem or self.source.problem",
         "pass",
-        ("test_failed.py::test_tasks_that_could_be_read_in_part_leave_the_file_alone",),
+        ("test_failed_option.py::test_tasks_that_could_be_read_in_part_leave_the_file_alone",),
     ),
     Mutant(
         "failed-leaves-its-part",
         "A run that is stopped leaves a half-written file beside that of --failed.",
         "            os.unlink(self._beside)\n",
         "            pass\n",
-        ("test_failed.py::test_tasks_that_could_be_read_in_part_leave_the_file_alone",),
+        ("test_failed_option.py::test_tasks_that_could_be_read_in_part_leave_the_file_alone",),
     ),
     Mutant(
         "failed-is-another-file",
         "--failed with the name of the results writes over them.",
         "        if self.options.failed is not None and os.path.isfile(self.options.failed):\n            info",
         "        if False:\n            info",
-        ("test_failed.py::test_bad_usage_is_one_line_and_starts_nothing[arguments5-words5]",),
+        ("test_failed_option.py::test_bad_usage_is_one_line_and_starts_nothing[arguments5-words5]",),
     ),
     # Printing.
     Mutant(
@@ -900,7 +896,7 @@ MUTANTS = (
         "Ctrl-C makes every task in hand fail.",
         "    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for",
         "    # Ctrl-C is for",
-        ("test_library.py::test_a_worker_does_not_hear_ctrl_c[spawn]",),
+        ("test_supervisor.py::test_a_worker_does_not_hear_ctrl_c[spawn]",),
     ),
     Mutant(
         "handlers-stay",
@@ -909,7 +905,7 @@ MUTANTS = (
         "",
         (
             "test_cli.py::test_after_main_signals_are_handled_as_before",
-            "test_library.py::test_the_first_of_two_supervisors_to_close_leaves_the_other_its_signals",
+            "test_supervisor.py::test_the_first_of_two_supervisors_to_close_leaves_the_other_its_signals",
         ),
     ),
     Mutant(
@@ -1164,7 +1160,7 @@ MUTANTS = (
         "--dry-run says that all is well though a line names no function.",
         "                bad = True\n",
         "",
-        ("test_failed.py::test_a_dry_run_says_what_could_not_run",),
+        ("test_failed_option.py::test_a_dry_run_says_what_could_not_run",),
     ),
     # Between a program and its Supervisor.
     Mutant(
@@ -1172,7 +1168,7 @@ MUTANTS = (
         "A program that cancels its run in a signal handler waits for ever.",
         "        outer, self._in_turn = self._in_turn, True\n        try:\n            yield\n",
         "        outer = self._in_turn\n        try:\n            yield\n",
-        ("test_library.py::test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment",),
+        ("test_supervisor.py::test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment",),
         hang=True,
     ),
     Mutant(
@@ -1180,7 +1176,7 @@ MUTANTS = (
         "A signal that comes in the middle of a turn cancels nothing.",
         "            self._in_turn = outer\n        self._do_what_was_asked()\n",
         "            self._in_turn = outer\n",
-        ("test_library.py::test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment",),
+        ("test_supervisor.py::test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment",),
         hang=True,
     ),
     Mutant(
@@ -1188,21 +1184,21 @@ MUTANTS = (
         "If an iterable raises, the tasks before are never run.",
         "            self.error = error\n        self.exhausted = True\n",
         "            self.error = error\n            taken.clear()\n        self.exhausted = True\n",
-        ("test_library.py::test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on",),
+        ("test_supervisor.py::test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on",),
     ),
     Mutant(
         "iterables-error-swallowed",
         "An iterable that raises looks as if it had ended.",
         "                    raise error\n",
         "                    pass\n",
-        ("test_library.py::test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on",),
+        ("test_supervisor.py::test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on",),
     ),
     Mutant(
         "other-text",
         "Names of files that are not UTF-8 can arrive as other names.",
         "        return data if decode_text(data) == text else None\n",
         "        return data\n",
-        ("test_library.py::test_any_text_arrives_as_it_is",),
+        ("test_supervisor.py::test_any_text_arrives_as_it_is",),
     ),
     Mutant(
         "input-written-over",
@@ -1299,21 +1295,21 @@ MUTANTS = (
         "        except KeyboardInterrupt:\n            raise\n"
         "        except BaseException as error:\n            value",
         "        except BaseException as error:\n            value",
-        ("test_inline.py::test_ctrl_c_in_a_function_goes_through_to_the_caller",),
+        ("test_without_workers.py::test_ctrl_c_in_a_function_goes_through_to_the_caller",),
     ),
     Mutant(
         "inline-values-as-they-are",
         "With workers=0 a value passes that fails with workers.",
         "                value = decode_value(*encode_value(value, structures, codec), structures, codec)\n",
         "                pass\n",
-        ("test_inline.py::test_values_travel_as_from_a_worker",),
+        ("test_without_workers.py::test_values_travel_as_from_a_worker",),
     ),
     Mutant(
         "inline-takes-a-timeout",
         "workers=0 accepts a timeout that it cannot keep.",
         "            refuse_without_workers(timeout=timeout, max_rss=max_rss, log=log)\n",
         "",
-        ("test_inline.py::test_what_needs_a_process_is_refused",),
+        ("test_without_workers.py::test_what_needs_a_process_is_refused",),
     ),
     # The strategies.
     Mutant(
@@ -1321,7 +1317,7 @@ MUTANTS = (
         "Slots are written over before their tasks are claimed.",
         "super()._fill_half(worker, span, places)\n",
         "super()._fill_half(worker, span, places)\n        self._set(worker, *span, DONE)\n",
-        ("test_hooks.py::test_the_supervisor_comes_at_any_line_of_a_claim[slot_state-harvest-tasks]",),
+        ("test_races.py::test_the_supervisor_comes_at_any_line_of_a_claim[slot_state-harvest-tasks]",),
         "variants/slot_state.py",
     ),
     Mutant(
@@ -1329,7 +1325,7 @@ MUTANTS = (
         "The slots of a dead worker are never free again.",
         "self._set(worker, freed, max(0, head - freed), DONE)",
         "pass",
-        ("test_hooks.py::test_a_worker_dies_at_any_line_of_a_claim[slot_state-tasks]",),
+        ("test_races.py::test_a_worker_dies_at_any_line_of_a_claim[slot_state-tasks]",),
         "variants/slot_state.py",
     ),
     Mutant(
@@ -1337,7 +1333,7 @@ MUTANTS = (
         "A worker sleeps beside tasks.",
         "claim = self._try_to_claim(worker, limit)  # what",
         "pass  # what",
-        ("test_hooks.py::test_the_supervisor_comes_at_any_line_of_a_claim[slot_state-push-nothing there]",),
+        ("test_races.py::test_the_supervisor_comes_at_any_line_of_a_claim[slot_state-push-nothing there]",),
         "variants/slot_state.py",
     ),
     Mutant(
@@ -1345,7 +1341,7 @@ MUTANTS = (
         "A task is run by two workers.",
         "while words[lane + CLAIMING] and",
         "while False and",
-        ("test_hooks.py::test_the_supervisor_comes_at_any_line_of_a_claim[slot_state-drain-tasks]",),
+        ("test_races.py::test_the_supervisor_comes_at_any_line_of_a_claim[slot_state-drain-tasks]",),
         "variants/slot_state.py",
     ),
     Mutant(
@@ -1353,7 +1349,7 @@ MUTANTS = (
         "A task is run by two workers.",
         "if self.words[self.lanes[worker] + SHUT]:",
         "if False:",
-        ("test_hooks.py::test_a_worker_claims_at_any_line_of_what_the_supervisor_does[slot_state-drain-tasks]",),
+        ("test_races.py::test_a_worker_claims_at_any_line_of_what_the_supervisor_does[slot_state-drain-tasks]",),
         "variants/slot_state.py",
     ),
     Mutant(
@@ -1361,7 +1357,7 @@ MUTANTS = (
         "A worker from which tasks were taken back claims nothing any more.",
         "        self.words[self.lanes[worker] + SHUT] = 0\n",
         "        pass\n",
-        ("test_hooks.py::test_the_supervisor_comes_at_any_line_of_a_claim[slot_state-drain-tasks]",),
+        ("test_races.py::test_the_supervisor_comes_at_any_line_of_a_claim[slot_state-drain-tasks]",),
         "variants/slot_state.py",
     ),
     Mutant(
@@ -1370,7 +1366,7 @@ MUTANTS = (
         "                self._shut(worker)\n                words[status + shmqueue.HARVESTED] = count\n",
         "                words[status + shmqueue.HARVESTED] = count\n",
         (
-            "test_hooks.py::test_the_supervisor_comes_at_any_line_of_a_claim"
+            "test_races.py::test_the_supervisor_comes_at_any_line_of_a_claim"
             "[worker_lanes-harvest-two batches unharvested]",
         ),
         "variants/worker_lanes.py",
@@ -1389,7 +1385,7 @@ MUTANTS = (
         "A worker that died in a claim counts as claiming, and nothing is taken back from its successor.",
         "        words[lane + CLAIMING] = 0\n",
         "",
-        ("test_hooks.py::test_a_worker_dies_at_any_line_of_a_claim[worker_lanes-tasks]",),
+        ("test_races.py::test_a_worker_dies_at_any_line_of_a_claim[worker_lanes-tasks]",),
         "variants/dealt.py",
     ),
     Mutant(
@@ -1397,7 +1393,7 @@ MUTANTS = (
         "Tasks are dealt to a worker that is dead.",
         "        words[self.status[worker] + shmqueue.PID] = 0  # until",
         "        pass  # until",
-        ("test_hooks.py::test_nothing_is_dealt_to_a_dead_worker",),
+        ("test_races.py::test_nothing_is_dealt_to_a_dead_worker",),
         "variants/dealt.py",
     ),
     Mutant(
@@ -1413,7 +1409,7 @@ MUTANTS = (
         "A worker sleeps beside tasks.",
         "        self._filled.post(len(tasks.data))\n        return super().push(tasks)\n",
         "        places = super().push(tasks)\n        self._filled.post(len(tasks.data))\n        return places\n",
-        ("test_hooks.py::test_a_worker_claims_at_any_line_of_what_the_supervisor_does[semaphore-push-nothing there]",),
+        ("test_races.py::test_a_worker_claims_at_any_line_of_what_the_supervisor_does[semaphore-push-nothing there]",),
         "variants/semaphore.py",
     ),
     Mutant(
@@ -1421,7 +1417,7 @@ MUTANTS = (
         "The ring has room for fewer tasks after each claim, and for none in the end.",
         "            self._free.post(count)\n            self._filled.post(tokens",
         "            self._filled.post(tokens",
-        ("test_hooks.py::test_the_supervisor_comes_at_any_line_of_a_claim[semaphore-push-tasks]",),
+        ("test_races.py::test_the_supervisor_comes_at_any_line_of_a_claim[semaphore-push-tasks]",),
         "variants/semaphore.py",
     ),
     Mutant(
@@ -1596,6 +1592,12 @@ def mistaken_text(mutant):
     return text.replace(mutant.old, mutant.new)
 
 
+def path_of(test):
+    """Return a test's id with the folder of its file."""
+    (path,) = (ROOT / "tests").glob(f"*/{test.partition('::')[0]}")
+    return f"tests/{path.parent.name}/{test}"
+
+
 def run_tests(folder, tests, limit, *options):
     """Run tests of the copy in `folder` for `limit` seconds at most. Nothing of them is left afterwards."""
     report, output = folder.with_suffix(".xml"), folder.with_suffix(".out")
@@ -1603,7 +1605,7 @@ def run_tests(folder, tests, limit, *options):
     temporary.mkdir()
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    command += [*options, *(f"tests/{test}" for test in tests)]
+    command += [*options, *map(path_of, tests)]
     with open(output, "wb") as file:
         process = subprocess.Popen(
             command,

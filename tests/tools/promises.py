@@ -6,9 +6,8 @@ fails test_promises.py until somebody has looked which test shows it.
 
 import re
 
-from helpers import ROOT
-
 import shmqueue
+from tests.helpers import ROOT
 
 # The sections of README that are listed. The others show examples, which test_readme.py runs, figures, which
 # benchmarks/ measures, and other programs. Of the first one only the reasons to come are listed.
@@ -51,19 +50,19 @@ def _rows(text):
         yield from table.splitlines()[2:]
 
 
-# The tests: `file::name` is tests/test_file.py::name.
+# The tests: `file::name` is test_file.py::name, in a folder of tests/.
 PROMISES = {
     "`shmqueue.py` puts many small tasks through several processes and loses none of them.": [
-        "storm::test_nothing_is_lost_when_workers_are_killed_and_stopped",
-        "library::test_exactly_one_outcome_per_task",
+        "soak::test_nothing_is_lost_when_workers_are_killed_and_stopped",
+        "supervisor::test_exactly_one_outcome_per_task",
     ],
     "It is one Python file without dependencies.": [
-        "library::test_it_works_without_psutil",
+        "supervisor::test_it_works_without_psutil",
         "imports::test_an_import_loads_nothing_that_only_some_need",
         "promises::test_one_file_needs_nothing_but_the_standard_library",
     ],
     "Copy it into your repository and call it, or run it on a file of tasks or commands.": [
-        "library::test_a_copy_inside_another_package_works",
+        "supervisor::test_a_copy_inside_another_package_works",
         "contract::test_a_copy_in_another_package_works",
     ],
     "Tasks travel through a ring of fixed slots in shared memory, so nothing is pickled on the way.": [
@@ -76,11 +75,11 @@ PROMISES = {
         "contract::test_a_worker_is_killed_in_the_critical_section",
     ],
     "The task in its hand is reported, and another worker runs the rest of its batch.": [
-        "library::test_a_function_that_misbehaves_has_its_own_outcome",
+        "supervisor::test_a_function_that_misbehaves_has_its_own_outcome",
         "halt::test_a_worker_killed_after_a_halt_is_charged_for_the_task_in_hand_alone",
     ],
     "A live screen shows what each worker does.": ["screen::test_what_the_screen_says_of_the_workers"],
-    "The function is an ordinary top-level function of one argument.": ["library::test_every_start_method"],
+    "The function is an ordinary top-level function of one argument.": ["supervisor::test_every_start_method"],
     "Payloads and values are plain data: numbers, text, bytes, None, and tuples, lists, dicts and sets of these.": [
         "values::test_plain_data_as_payloads_and_values_of_a_run"
     ],
@@ -90,7 +89,7 @@ PROMISES = {
     "The command line calls functions, too.": ["cli::test_handlers_by_file_and_by_module"],
     "With `--call`, each whole line is the payload of one function.": ["cli::test_call_gives_each_line_whole"],
     "The annotation `str` makes text of the line; without it the function receives bytes.": [
-        "library::test_a_function_gets_what_its_annotation_says_and_its_value_keeps_its_type",
+        "supervisor::test_a_function_gets_what_its_annotation_says_and_its_value_keeps_its_type",
         "cli::test_str_functions_get_undecodable_bytes_by_surrogateescape",
     ],
     "With `--handlers`, the first word of a line names the function.": [
@@ -121,7 +120,7 @@ PROMISES = {
         "| `multiprocessing.Pool` waits for ever if a worker is killed "
         "([cpython#96062](https://github.com/python/cpython/issues/96062)) | that task is `crashed`, the "
         "others go on |"
-    ): ["contract::test_a_storm_of_kills", "library::test_a_function_that_misbehaves_has_its_own_outcome"],
+    ): ["contract::test_workers_killed_at_random", "supervisor::test_a_function_that_misbehaves_has_its_own_outcome"],
     (
         "| a process that is killed while it holds a `multiprocessing.Lock` blocks the others "
         "([cpython#88304](https://github.com/python/cpython/issues/88304)) | the kernel releases the "
@@ -135,14 +134,14 @@ PROMISES = {
         "| `Pool.imap` reads the whole input ahead, unless a new Python's `buffersize` is given "
         "([cpython#101586](https://github.com/python/cpython/issues/101586)) | reading stops while the "
         "ring is full |"
-    ): ["library::test_an_endless_iterable_is_read_a_bounded_way_ahead"],
+    ): ["supervisor::test_an_endless_iterable_is_read_a_bounded_way_ahead"],
     (
         "| SIGBUS when `/dev/shm` is small, as in containers "
         "([cpython#114390](https://github.com/python/cpython/issues/114390)) | memory is reserved before "
         "it is used; if there is too little, a clear error says so |"
     ): [
         "endings::test_no_room_for_the_segment_is_a_clear_error",
-        "library::test_too_little_shared_memory_is_a_clear_error",
+        "supervisor::test_too_little_shared_memory_is_a_clear_error",
         "endings::test_values_and_payloads_in_little_memory_go_through_or_say_why_not",
     ],
     (
@@ -152,16 +151,16 @@ PROMISES = {
         "second; the next start removes the memory |"
     ): ["endings::test_the_supervisor_is_killed", "endings::test_clean_removes_what_dead_runs_left"],
     "With `workers=0` the functions run in your own process, one after the other, with the same results.": [
-        "inline::test_functions_run_in_this_process_and_nothing_is_made",
-        "inline::test_results_are_the_same_as_with_a_worker",
-        "inline::test_input_is_read_task_by_task",
+        "without_workers::test_functions_run_in_this_process_and_nothing_is_made",
+        "without_workers::test_results_are_the_same_as_with_a_worker",
+        "without_workers::test_input_is_read_task_by_task",
     ],
     "`print` prints, `breakpoint()` stops in the function, and profilers and coverage see it.": [
-        "inline::test_functions_run_in_this_process_and_nothing_is_made",
+        "without_workers::test_functions_run_in_this_process_and_nothing_is_made",
         "readme::test_the_examples_of",
     ],
     "Leave out `timeout`, `max_rss` and `log`, which need a worker process.": [
-        "inline::test_what_needs_a_process_is_refused"
+        "without_workers::test_what_needs_a_process_is_refused"
     ],
     "`shmqueue.Executor` is a `concurrent.futures.Executor`.": ["executor::test_the_standard_librarys_tests"],
     "It calls any function with any arguments that pickle, from any thread.": [
@@ -180,8 +179,8 @@ PROMISES = {
         "executor::test_retries",
     ],
     "Submit while you read `results()`.": ["readme::test_the_examples_of"],
-    "It ends when nothing is outstanding.": ["library::test_submitted_tasks_come_back_from_results"],
-    "The initializer is called first in each worker.": ["library::test_the_initializer_runs_first_in_every_worker"],
+    "It ends when nothing is outstanding.": ["supervisor::test_submitted_tasks_come_back_from_results"],
+    "The initializer is called first in each worker.": ["supervisor::test_the_initializer_runs_first_in_every_worker"],
     "`functools.partial` gives it arguments.": [
         "executor::test_initializer_with_arguments",
         "readme::test_the_examples_of",
@@ -211,19 +210,19 @@ PROMISES = {
         "**Every task gets exactly one outcome**: `ok`, `failed`, `timeout`, `crashed` or `cancelled`, "
         "whichever processes are killed."
     ): [
-        "storm::test_nothing_is_lost_when_workers_are_killed_and_stopped",
-        "contract::test_a_storm_of_kills_stops_and_halts",
+        "soak::test_nothing_is_lost_when_workers_are_killed_and_stopped",
+        "contract::test_workers_killed_stopped_and_halted_at_random",
         "kill_at_store::test_a_kill_at_any_store_loses_nothing",
         "ledger::TestLedger",
-        "library::test_exactly_one_outcome_per_task",
+        "supervisor::test_exactly_one_outcome_per_task",
     ],
     "**A task is started at most once.** With `retries=N` it is started at most N + 1 times.": [
-        "library::test_a_task_that_is_never_ok_is_started_once_and_again_for_each_retry",
-        "contract::test_a_storm_of_kills",
+        "supervisor::test_a_task_that_is_never_ok_is_started_once_and_again_for_each_retry",
+        "contract::test_workers_killed_at_random",
         "explorer::test_no_schedule_goes_wrong",
     ],
     "The death of a worker counts as an attempt of the one task in its hand, and of no other.": [
-        "library::test_a_function_that_misbehaves_has_its_own_outcome",
+        "supervisor::test_a_function_that_misbehaves_has_its_own_outcome",
         "kill_at_store::test_a_kill_at_any_store_loses_nothing",
         "halt::test_nobody_is_charged_in_a_batch_that_its_worker_has_left",
         "halt::test_a_worker_killed_after_a_halt_is_charged_for_the_task_in_hand_alone",
@@ -266,8 +265,8 @@ PROMISES = {
         "sources::test_memory_does_not_grow_with_the_lines_of_a_file_or_pipe",
     ],
     "Input is read only while there is room, also if results are wanted in input order.": [
-        "library::test_an_endless_iterable_is_read_a_bounded_way_ahead",
-        "library::test_in_order_a_slow_task_does_not_let_the_rest_run_away",
+        "supervisor::test_an_endless_iterable_is_read_a_bounded_way_ahead",
+        "supervisor::test_in_order_a_slow_task_does_not_let_the_rest_run_away",
         "leaks::test_memory_of_results_that_wait_for_a_slow_task_is_bounded",
         "print::test_reading_ahead_stops_while_results_wait_for_an_earlier_one",
     ],
@@ -291,12 +290,12 @@ PROMISES = {
         "leaks::test_nothing_is_left_of_a_thousand_supervisors",
         "host::test_a_forked_child_handles_signals_as_the_program_did",
         "host::test_a_child_that_is_forked_while_signals_are_held",
-        "library::test_the_first_of_two_supervisors_to_close_leaves_the_other_its_signals",
+        "supervisor::test_the_first_of_two_supervisors_to_close_leaves_the_other_its_signals",
         "cli::test_after_main_signals_are_handled_as_before",
     ],
     "Pools, threads and other Supervisors in the same process work as usual.": [
         "host::test_two_hundred_pools_beside_an_open_supervisor",
-        "library::test_supervisors_in_several_threads_do_not_disturb_each_other",
+        "supervisor::test_supervisors_in_several_threads_do_not_disturb_each_other",
         "host::test_a_program_that_takes_the_exit_status_of_our_workers",
     ],
     "**The terminal is as it was before.**": [
@@ -304,20 +303,22 @@ PROMISES = {
         "screen::test_the_quit_signal_leaves_the_terminal_as_it_was",
         "endings::test_command_ctrl_c_once_finishes_what_is_in_hand",
     ],
-    "**Push.** The supervisor is your own process.": ["library::test_two_runs_of_one_supervisor_can_be_read_in_turns"],
+    "**Push.** The supervisor is your own process.": [
+        "supervisor::test_two_runs_of_one_supervisor_can_be_read_in_turns"
+    ],
     "It writes tasks into free slots of the ring, then moves one counter.": [
         "explorer::test_a_mistake_is_found",
         "layout::test_the_ring_is_a_queue_whatever_the_order_of_pushes_and_claims",
     ],
     "While the ring is full, it stops reading your input.": [
-        "library::test_an_endless_iterable_is_read_a_bounded_way_ahead",
-        "library::test_submit_blocks_while_the_ring_is_full",
+        "supervisor::test_an_endless_iterable_is_read_a_bounded_way_ahead",
+        "supervisor::test_submit_blocks_while_the_ring_is_full",
     ],
     "**Claim and run.** A worker claims a batch: it copies tasks from the ring to its own lane.": [
         "layout::test_the_ring_is_a_queue_whatever_the_order_of_pushes_and_claims",
-        "strategy::test_the_supervisor_comes_at_any_line_of_a_claim",
+        "own_strategy::test_the_supervisor_comes_at_any_line_of_a_claim",
     ],
-    "It runs them one by one.": ["library::test_exactly_one_outcome_per_task"],
+    "It runs them one by one.": ["supervisor::test_exactly_one_outcome_per_task"],
     "It appends each value to its log, then stores where the value ends.": [
         "layout::test_a_half_tells_what_is_finished",
         "explorer::test_a_mistake_is_found",
@@ -334,7 +335,7 @@ PROMISES = {
         "promises::test_batches_are_large_while_tasks_are_short_and_small_while_they_are_long"
     ],
     "**Harvest.** The supervisor reads the logs and gives you results.": [
-        "library::test_map_yields_values_in_input_order"
+        "supervisor::test_map_yields_values_in_input_order"
     ],
     "It replaces dead workers.": ["contract::test_workers_are_killed_and_replaced_without_a_pause"],
     "It counts an attempt for the task that was in hand.": ["contract::test_retries", "ledger::TestLedger"],
@@ -376,27 +377,30 @@ PROMISES = {
     ): ["contract::test_each_says_what_it_is"],
     "All pass the same test suite.": [
         "contract::test_values_come_in_order_and_results_once",
-        "contract::test_a_storm_of_kills",
+        "contract::test_workers_killed_at_random",
     ],
     "If you close an iterator of `run` or `map` early, tasks that have not begun are cancelled.": [
-        "library::test_an_iterator_closed_early_cancels_what_has_not_begun",
+        "supervisor::test_an_iterator_closed_early_cancels_what_has_not_begun",
         "contract::test_a_run_after_one_that_was_closed_early",
     ],
     (
         "If your iterable of tasks raises an exception, the results of what it had yielded come first, "
         "and then the exception."
-    ): ["library::test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on"],
+    ): ["supervisor::test_an_exception_in_the_users_iterable_is_raised_and_the_supervisor_goes_on"],
     "One thread at a time may use a Supervisor, and a second one gets an error.": [
-        "library::test_a_second_thread_is_told_so_and_disturbs_nothing"
+        "supervisor::test_a_second_thread_is_told_so_and_disturbs_nothing"
     ],
     "Your signal handlers may call `cancel()` and `abort()` at any moment, and `pause(bool)` while it is open.": [
-        "library::test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment"
+        "supervisor::test_a_signal_handler_of_the_program_can_end_a_run_at_any_moment"
     ],
     (
         "A `TaskResult` has the fields `tsk_id`, `function` (its name), `payload`, `status`, `value`, "
         "`error`, `attempts`, `worker`, `seconds`, `traceback` and `started` (seconds since 1970)."
-    ): ["promises::test_the_fields_of_a_result_are_those_of_readme", "library::test_a_result_says_all_about_its_task"],
-    "A `TaskError` has it as `result`.": ["library::test_task_error_carries_the_result"],
+    ): [
+        "promises::test_the_fields_of_a_result_are_those_of_readme",
+        "supervisor::test_a_result_says_all_about_its_task",
+    ],
+    "A `TaskError` has it as `result`.": ["supervisor::test_task_error_carries_the_result"],
     'In a worker, `os.environ["SHMQUEUE_WORKER"]` is its index.': ["retries::test_a_function_knows_its_worker"],
     (
         "**Payloads and values** are `bytes`, `str`, a `ctypes.Structure`, or plain data: `None`, `bool`,"
@@ -405,7 +409,7 @@ PROMISES = {
         "values::test_plain_data_arrives_as_it_is",
         "values::test_plain_data_as_payloads_and_values_of_a_run",
         "values::test_what_a_function_is_given",
-        "library::test_structures_travel_in_slots_and_out_of_line",
+        "supervisor::test_structures_travel_in_slots_and_out_of_line",
     ],
     (
         "A bytearray, memoryview or array, also one of numpy, becomes plain bytes, as payload and as "
@@ -414,7 +418,7 @@ PROMISES = {
     "So does a Structure that no annotation names.": ["values::test_what_a_function_is_given"],
     "Any other type makes the task `failed`, and the error names the type.": [
         "values::test_a_payload_or_value_that_is_not_plain_fails_alone",
-        "library::test_what_cannot_travel_is_a_failed_task_that_says_so",
+        "supervisor::test_what_cannot_travel_is_a_failed_task_that_says_so",
     ],
     "This holds for subclasses as well, such as an IntEnum, a namedtuple or `numpy.float64`.": [
         "values::test_what_is_not_plain_data_is_refused_at_any_depth",
@@ -427,18 +431,18 @@ PROMISES = {
     "The annotation of a function's first parameter says what it receives:": ["values::test_what_a_function_is_given"],
     "Plain data arrives as it is.": ["values::test_plain_data_arrives_as_it_is"],
     "A value may be a Structure if an annotation names it.": [
-        "library::test_structures_travel_in_slots_and_out_of_line",
-        "library::test_what_cannot_travel_is_a_failed_task_that_says_so",
+        "supervisor::test_structures_travel_in_slots_and_out_of_line",
+        "supervisor::test_what_cannot_travel_is_a_failed_task_that_says_so",
     ],
     "With one function, a tuple is a payload like any other.": [
-        "library::test_with_one_function_an_item_is_a_payload_or_a_pair"
+        "supervisor::test_with_one_function_an_item_is_a_payload_or_a_pair"
     ],
     "Only `(function, payload)` with that function itself as its first element is taken apart.": [
-        "library::test_with_one_function_an_item_is_a_payload_or_a_pair"
+        "supervisor::test_with_one_function_an_item_is_a_payload_or_a_pair"
     ],
     "With several functions every item is such a pair, of a function or its name and a payload.": [
-        "library::test_pairs_may_be_tuples_with_names",
-        "library::test_an_item_that_is_no_task_fails_alone",
+        "supervisor::test_pairs_may_be_tuples_with_names",
+        "supervisor::test_an_item_that_is_no_task_fails_alone",
     ],
     (
         "`Executor(max_workers=None, mp_context=None, initializer=None, initargs=(), *, "
@@ -447,50 +451,53 @@ PROMISES = {
     (
         "| `run(tasks)` | results as they finish; an item is `(function, payload)`, or a payload if there"
         " is only one function; never raises for a task |"
-    ): ["library::test_exactly_one_outcome_per_task", "library::test_with_one_function_an_item_is_a_payload_or_a_pair"],
+    ): [
+        "supervisor::test_exactly_one_outcome_per_task",
+        "supervisor::test_with_one_function_an_item_is_a_payload_or_a_pair",
+    ],
     "| `map(function, payloads)` | values in input order; raises `TaskError` at the first task that is not ok |": [
-        "library::test_map_yields_values_in_input_order",
-        "library::test_map_yields_what_comes_before_the_error_and_cancels_the_rest",
+        "supervisor::test_map_yields_values_in_input_order",
+        "supervisor::test_map_yields_what_comes_before_the_error_and_cancels_the_rest",
     ],
     "| `submit(function, payload)` | adds one task and returns its `tsk_id`; blocks while the ring is full |": [
-        "library::test_submitted_tasks_come_back_from_results",
-        "library::test_submit_blocks_while_the_ring_is_full",
+        "supervisor::test_submitted_tasks_come_back_from_results",
+        "supervisor::test_submit_blocks_while_the_ring_is_full",
     ],
     "| `results()` | results of submitted tasks, until none is outstanding |": [
-        "library::test_submitted_tasks_come_back_from_results"
+        "supervisor::test_submitted_tasks_come_back_from_results"
     ],
     "| `cancel(tsk_id)` | cancels this task; True if it had not begun, and never will |": [
         "retries::test_one_task_is_cancelled_wherever_it_is",
         "retries::test_a_task_in_hand_is_not_cancelled",
     ],
     "| `stats()`, `name` | counts, time and workers as a dict; the name of the shared memory |": [
-        "library::test_stats_count_outcomes_and_workers",
-        "library::test_the_name_is_that_of_the_segment_and_goes_with_it",
+        "supervisor::test_stats_count_outcomes_and_workers",
+        "supervisor::test_the_name_is_that_of_the_segment_and_goes_with_it",
     ],
     (
         "| `cancel()`, `pause(bool)`, `abort()`, `close()` | start no more tasks; start none for now; "
         "kill what runs; finish and close |"
     ): [
-        "library::test_cancel_ends_every_run_with_an_outcome_for_each_task",
+        "supervisor::test_cancel_ends_every_run_with_an_outcome_for_each_task",
         "contract::test_a_pause_takes_back_what_has_not_begun",
-        "library::test_what_is_submitted_after_an_abort_is_cancelled",
-        "library::test_close_finishes_what_was_submitted",
+        "supervisor::test_what_is_submitted_after_an_abort_is_cancelled",
+        "supervisor::test_close_finishes_what_was_submitted",
     ],
     "| `workers` | the processors this process may use | processes; 0: the functions run in this process |": [
-        "library::test_the_default_is_one_worker_for_each_processor_this_process_may_use",
-        "inline::test_functions_run_in_this_process_and_nothing_is_made",
+        "supervisor::test_the_default_is_one_worker_for_each_processor_this_process_may_use",
+        "without_workers::test_functions_run_in_this_process_and_nothing_is_made",
     ],
     "| `num_slots`, `slot_size` | 16384, 128 | tasks that the ring holds; bytes of a slot |": [
-        "library::test_a_ring_smaller_than_the_tasks",
-        "library::test_sizes_at_the_edges_of_every_slot",
+        "supervisor::test_a_ring_smaller_than_the_tasks",
+        "supervisor::test_sizes_at_the_edges_of_every_slot",
     ],
     "| `batch` | sized by itself | tasks that a worker claims at once |": [
         "contract::test_values_come_in_order_and_results_once",
         "layout::test_a_worker_claims_no_more_than_its_share",
     ],
     "| `timeout` | none | seconds that a task may run |": [
-        "library::test_a_task_that_never_returns_times_out",
-        "library::test_a_timeout_is_for_each_task_and_not_for_the_batch",
+        "supervisor::test_a_task_that_never_returns_times_out",
+        "supervisor::test_a_timeout_is_for_each_task_and_not_for_the_batch",
     ],
     "| `grace` | 0.0 | seconds between SIGTERM and SIGKILL for a task that ran too long |": [
         "retries::test_a_task_that_ends_in_its_grace_is_a_timeout",
@@ -498,8 +505,8 @@ PROMISES = {
         "retries::test_without_a_grace_there_is_no_sigterm",
     ],
     "| `retries` | 0 | how often a task that is not ok is started again |": [
-        "library::test_a_task_that_is_never_ok_is_started_once_and_again_for_each_retry",
-        "library::test_retries_end_with_the_first_that_is_ok",
+        "supervisor::test_a_task_that_is_never_ok_is_started_once_and_again_for_each_retry",
+        "supervisor::test_retries_end_with_the_first_that_is_ok",
     ],
     "| `retry_delay` | 0.0 | seconds before the second attempt, doubled for each further one, 60 at most |": [
         "retries::test_pauses_double_up_to_a_minute",
@@ -512,12 +519,12 @@ PROMISES = {
         "| `max_rss`, `max_tasks` | none | bytes of memory (needs psutil), or tasks, after which a worker"
         " is replaced; above `max_rss` for a second, it is killed with its task |"
     ): [
-        "library::test_a_worker_that_grows_past_max_rss_is_replaced_and_loses_nothing",
-        "library::test_a_worker_is_replaced_after_max_tasks",
-        "library::test_a_task_that_stays_above_max_rss_ends_with_its_worker",
+        "supervisor::test_a_worker_that_grows_past_max_rss_is_replaced_and_loses_nothing",
+        "supervisor::test_a_worker_is_replaced_after_max_tasks",
+        "supervisor::test_a_task_that_stays_above_max_rss_ends_with_its_worker",
     ],
     "| `initializer` | none | called first in every worker |": [
-        "library::test_the_initializer_runs_first_in_every_worker"
+        "supervisor::test_the_initializer_runs_first_in_every_worker"
     ],
     (
         "| `codec` | none | an object with `dumps` and `loads`, such as the module `pickle`, for payloads"
@@ -527,7 +534,7 @@ PROMISES = {
         "| `screen`, `log` | `False`, none | draw on the error stream; a file for what functions print, "
         "also on the error stream (`/dev/stderr` shows it at once), which is dropped otherwise |"
     ): [
-        "library::test_what_functions_print_goes_to_the_log_line_by_line",
+        "supervisor::test_what_functions_print_goes_to_the_log_line_by_line",
         "screen::test_sizes",
         "results::test_the_log_may_be_the_error_stream",
     ],
@@ -535,7 +542,7 @@ PROMISES = {
         "| `start_method` | `fork` if the process has one thread (threads of C libraries count), else "
         "`forkserver` | `fork`, `spawn` or `forkserver` |"
     ): [
-        "library::test_every_start_method",
+        "supervisor::test_every_start_method",
         "host::test_a_program_with_native_threads_is_not_forked_unless_they_came_later",
     ],
     "| `queue` | `SharedTaskQueue` | the class that synchronizes |": [
@@ -550,7 +557,7 @@ PROMISES = {
     ],
     "| a `ctypes.Structure` | this Structure | this Structure |": [
         "values::test_what_a_function_is_given",
-        "library::test_structures_travel_in_slots_and_out_of_line",
+        "supervisor::test_structures_travel_in_slots_and_out_of_line",
     ],
     "TASKS is a file with one task a line, or `-` for standard input.": [
         "cli::test_outcomes_and_the_summary",
@@ -636,12 +643,14 @@ PROMISES = {
     (
         "| `--timeout S`, `--grace S` | seconds that a task may run; seconds between SIGTERM and SIGKILL "
         "for one that ran too long |"
-    ): ["cli::test_timeout", "failed::test_grace_interrupts_a_task_that_waits"],
+    ): ["cli::test_timeout", "failed_option::test_grace_interrupts_a_task_that_waits"],
     (
         "| `--retries N`, `--retry-delay S` | how often a task that is not ok is started again; seconds "
         "before the second attempt, doubled for each further one |"
-    ): ["cli::test_retries", "failed::test_retry_on_and_retry_delay"],
-    "| `--retry-on STATUS,…` | which ones: `failed`, `timeout`, `crashed` |": ["failed::test_retry_on_and_retry_delay"],
+    ): ["cli::test_retries", "failed_option::test_retry_on_and_retry_delay"],
+    "| `--retry-on STATUS,…` | which ones: `failed`, `timeout`, `crashed` |": [
+        "failed_option::test_retry_on_and_retry_delay"
+    ],
     (
         "| `--max-rss SIZE`, `--max-tasks N` | replace a worker above this memory (`500M`; needs psutil),"
         " or after so many tasks |"
@@ -681,11 +690,11 @@ PROMISES = {
         "| `--failed FILE` | the tasks that were not ok, as lines that can be given in again; empty if "
         "all were ok; FILE may be TASKS itself |"
     ): [
-        "failed::test_what_was_not_ok_can_be_given_in_again",
-        "failed::test_it_may_be_the_input_and_is_empty_when_all_are_ok",
+        "failed_option::test_what_was_not_ok_can_be_given_in_again",
+        "failed_option::test_it_may_be_the_input_and_is_empty_when_all_are_ok",
     ],
     "| `--dry-run` | write what would run, and start nothing |": [
-        "failed::test_a_dry_run_writes_the_tasks_and_starts_nothing"
+        "failed_option::test_a_dry_run_writes_the_tasks_and_starts_nothing"
     ],
     "| `--summary FILE` | the summary as JSON, too |": ["results::test_the_summary_as_json"],
     "| `--log FILE` | a file for what the functions print, which is dropped otherwise |": [
@@ -708,7 +717,7 @@ PROMISES = {
     ): [
         "screen::test_watching_shows_the_run_and_leaves_it_as_it_is",
         "screen::test_watch_without_a_name_needs_one_run",
-        "library::test_the_name_is_that_of_the_segment_and_goes_with_it",
+        "supervisor::test_the_name_is_that_of_the_segment_and_goes_with_it",
     ],
     "| `--clean` | remove what dead runs left behind, and exit |": [
         "cli::test_clean_removes_what_a_killed_run_left_and_nothing_of_a_living_one",
@@ -717,11 +726,11 @@ PROMISES = {
     "| `--help`, `--version` | |": ["cli::test_version_and_help"],
     "A payload of up to 119 bytes travels in its slot if slots have 128 bytes (`slot_size` may be up to 65,536).": [
         "promises::test_the_sizes_in_limits",
-        "library::test_sizes_at_the_edges_of_every_slot",
+        "supervisor::test_sizes_at_the_edges_of_every_slot",
     ],
     "Longer payloads lie beside the ring in shared memory, up to 32 MiB of them at a time.": [
         "promises::test_the_sizes_in_limits",
-        "library::test_more_bytes_out_of_line_than_may_wait_at_once",
+        "supervisor::test_more_bytes_out_of_line_than_may_wait_at_once",
     ],
     "Values lie in a log.": ["promises::test_the_sizes_in_limits"],
     (
@@ -753,11 +762,11 @@ PROMISES = {
         "host::test_a_program_with_native_threads_is_not_forked_unless_they_came_later"
     ],
     "An initializer that fails in every worker ends the run with `WorkersFailedError`.": [
-        "library::test_an_initializer_that_always_fails_ends_the_run_with_its_error"
+        "supervisor::test_an_initializer_that_always_fails_ends_the_run_with_its_error"
     ],
-    "Only one thread may use a Supervisor.": ["library::test_a_second_thread_is_told_so_and_disturbs_nothing"],
+    "Only one thread may use a Supervisor.": ["supervisor::test_a_second_thread_is_told_so_and_disturbs_nothing"],
     "Several threads may have one each, and an Executor may be used from any thread.": [
-        "library::test_supervisors_in_several_threads_do_not_disturb_each_other",
+        "supervisor::test_supervisors_in_several_threads_do_not_disturb_each_other",
         "executor::test_as_completed_in_two_threads",
     ],
     "In a child that your program forks, a Supervisor of the parent raises RuntimeError.": [
@@ -768,7 +777,7 @@ PROMISES = {
         " segment stays until the next start."
     ): ["promises::test_a_segment_that_a_signal_left_is_removed_by_the_next_start"],
     "With `retries`, a function may run twice for one task, the first time only in part.": [
-        "library::test_a_task_that_is_never_ok_is_started_once_and_again_for_each_retry"
+        "supervisor::test_a_task_that_is_never_ok_is_started_once_and_again_for_each_retry"
     ],
     "A timeout or a crash ends the whole worker process.": [
         "promises::test_what_a_function_kept_is_lost_when_its_worker_ends"
@@ -789,7 +798,7 @@ PROMISES = {
         "host::test_a_program_that_takes_the_exit_status_of_our_workers"
     ],
     "A process that a function started is ended with its worker.": [
-        "library::test_processes_that_a_function_started_end_with_the_run",
+        "supervisor::test_processes_that_a_function_started_end_with_the_run",
         "endings::test_processes_that_functions_started_end_with_the_run",
     ],
     "If it made a session of its own, it is ended at the end of the run.": [

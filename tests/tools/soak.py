@@ -1,6 +1,6 @@
 """The soak: kill and stop workers at random instants for a long time, and check that nothing is lost.
 
-    python -m tests.soak [--kills N] [--seed S] [--runs N] [--queue MODULE:CLASS]
+    python -m tests.tools.soak [--kills N] [--seed S] [--runs N] [--queue MODULE:CLASS]
 
 Each run is a process of its own, in a session of its own. It has tens of thousands of tasks. They return nothing,
 bytes, text, or more than fits a slot. Before anything else, a task writes a line into a ledger: its number and its
@@ -33,11 +33,8 @@ import tempfile
 import time
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
-from helpers import ROOT, is_running, segments_of, session_of, stat_of, wait_until
-
 import shmqueue
+from tests.helpers import ROOT, is_running, segments_of, session_of, stat_of, wait_until
 
 HANG = 90.0  # seconds without an outcome after which a run counts as stuck
 MANY = 1 << 20
@@ -202,7 +199,7 @@ class Worker:
         self.fd, self.pid = -1, 0
 
 
-class Storm:
+class Soak:
     """One run: what is done to it, and what is found afterwards."""
 
     def __init__(self, seed: int, plan: Plan | None = None, queue: str = "shmqueue:SharedTaskQueue") -> None:
@@ -214,7 +211,7 @@ class Storm:
         self.seconds = 0.0
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="shmqueue-soak-"))
 
-    def rage(self) -> "Storm":
+    def go(self) -> "Soak":
         """Start the run, disturb it, end it and judge it. Remove its folder if nothing was violated."""
         began = time.monotonic()
         (self.folder / "tmp").mkdir()
@@ -229,7 +226,7 @@ class Storm:
                 env=environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True,
             )  # fmt: skip
         try:
-            self.blow(process)
+            self.disturb(process)
             (self.folder / "stop").touch()
             self.wait(process, lambda: process.poll() is not None)
         finally:
@@ -257,7 +254,7 @@ class Storm:
             time.sleep(0.01)
         return True
 
-    def blow(self, process: Any) -> None:
+    def disturb(self, process: Any) -> None:
         """Kill and stop workers until there were enough kills, or the run ends."""
         if not self.wait(process, lambda: segments_of([process.pid])):
             return
@@ -266,12 +263,12 @@ class Storm:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         with mapped, memoryview(mapped) as view, view[: len(view) // 8 * 8].cast("Q") as words:
             workers = [Worker(words, index) for index in range(self.plan.workers)]
-            self.blow_at(process, workers)
+            self.disturb_workers(process, workers)
             for worker in workers:
                 worker.send(signal.SIGCONT)
                 worker.close()
 
-    def blow_at(self, process: Any, workers: list[Worker]) -> None:
+    def disturb_workers(self, process: Any, workers: list[Worker]) -> None:
         chance = self.random
         back = 0.02  # seconds from the kill of a worker until its successor works, on average
         size, since, looked, due = -1, time.monotonic(), 0.0, 0.0
@@ -411,16 +408,16 @@ def main() -> int:
         run(Plan(*plan), pathlib.Path(folder), queue)
         return 0
     seed = options.seed if options.seed is not None else int(time.time()) % 1_000_000 * 8
-    storms: list[Storm] = []
-    while sum(len(storm.killed) + storm.stops for storm in storms) < options.kills and len(storms) != options.runs:
-        storms.append(Storm(seed + len(storms), queue=options.queue).rage())
-        print(storms[-1], flush=True)
-    kills, stops = sum(len(storm.killed) for storm in storms), sum(storm.stops for storm in storms)
-    tasks, bad = sum(storm.tasks for storm in storms), sum(len(storm.violations) for storm in storms)
-    charged = sum(storm.charged for storm in storms)
+    soaks: list[Soak] = []
+    while sum(len(soak.killed) + soak.stops for soak in soaks) < options.kills and len(soaks) != options.runs:
+        soaks.append(Soak(seed + len(soaks), queue=options.queue).go())
+        print(soaks[-1], flush=True)
+    kills, stops = sum(len(soak.killed) for soak in soaks), sum(soak.stops for soak in soaks)
+    tasks, bad = sum(soak.tasks for soak in soaks), sum(len(soak.violations) for soak in soaks)
+    charged = sum(soak.charged for soak in soaks)
     print(
-        f"seeds {seed} to {seed + len(storms) - 1}: {tasks:,} tasks, {kills:,} SIGKILLs, {stops:,} SIGSTOPs, "
-        f"{charged:,} attempts charged, {bad:,} violations, {sum(storm.seconds for storm in storms):.0f} s"
+        f"seeds {seed} to {seed + len(soaks) - 1}: {tasks:,} tasks, {kills:,} SIGKILLs, {stops:,} SIGSTOPs, "
+        f"{charged:,} attempts charged, {bad:,} violations, {sum(soak.seconds for soak in soaks):.0f} s"
     )
     return int(bad > 0)
 

@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from helpers import ROOT
-from mutants import MUTANTS
+
+from tests.helpers import ROOT
+from tests.tools.mutants import MUTANTS, path_of
 
 
 def test_names_are_unique():
@@ -17,6 +18,6 @@ def test_a_mistake_can_be_made_and_its_tests_exist(mutant):
     assert (ROOT / mutant.file).read_text("utf-8").count(mutant.old) == 1
     assert mutant.new != mutant.old
     for test in mutant.tests:
-        file, _, name = test.partition("::")
-        text = (ROOT / "tests" / file).read_text("utf-8")
+        file, _, name = path_of(test).partition("::")
+        text = (ROOT / file).read_text("utf-8")
         assert re.search(rf"^def {re.escape(name.partition('[')[0])}\b", text, re.MULTILINE), test

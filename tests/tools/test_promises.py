@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 
-import jobs
 import pytest
-from helpers import HANG, ROOT, SCRIPT, is_running, wait_until
-from promises import INFORMS, PROMISES, statements
 
 import shmqueue
 from shmqueue import Supervisor
+from tests import jobs
+from tests.helpers import HANG, ROOT, SCRIPT, is_running, wait_until
+from tests.tools.promises import INFORMS, PROMISES, statements
 
 # The table.
 
@@ -27,7 +27,8 @@ from shmqueue import Supervisor
 @functools.cache
 def names_in(file):
     """Return the names of the tests in a file."""
-    tree = ast.parse((ROOT / "tests" / f"test_{file}.py").read_text("utf-8"))
+    (path,) = (ROOT / "tests").glob(f"*/test_{file}.py")
+    tree = ast.parse(path.read_text("utf-8"))
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     names += [ast.unparse(node.targets[0]) for node in tree.body if isinstance(node, ast.Assign)]  # of hypothesis
     return [name for name in names if name.lower().startswith("test")]
@@ -209,8 +210,9 @@ def test_python_code_does_not_notice_that_its_worker_is_stopped():
 
 HOST = """
 import sys, threading, warnings
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import jobs, shmqueue
+sys.path.insert(0, {root!r})
+import shmqueue
+from tests import jobs
 
 warnings.simplefilter("ignore", DeprecationWarning)  # fork beside a thread is meant
 shmqueue.shared_directory = lambda: sys.argv[1]
