@@ -1125,7 +1125,7 @@ MUTANTS = (
         "An option of the command line does nothing.",
         "for option in OPTIONS if option.shared}",
         'for option in OPTIONS if option.shared and option.name != "grace"}',
-        ("test_failed.py::test_grace_interrupts_a_task_that_waits",),
+        ("test_failed_option.py::test_grace_interrupts_a_task_that_waits",),
     ),
     Mutant(
         "exit-code-1-of-a-command",
