@@ -3,15 +3,15 @@ mistakes, which are found.
 """
 
 import collections
-import inspect
-import textwrap
 
 import pytest
 
 import shmqueue
 from shmqueue import (
+    ASLEEP,
     CLAIMS,
     DIRTY,
+    LEAVING,
     PUBLISHED,
     PUSHED,
     SUPERVISOR_ASLEEP,
@@ -25,6 +25,22 @@ from shmqueue import (
     WorkerProcess,
 )
 from tests.tools.explorer import SCENARIOS, Bounds, explore, first_failure
+from tests.tools.mistakes import (
+    branch,
+    call,
+    drop,
+    first,
+    last,
+    less,
+    mistaken,
+    more,
+    move,
+    never,
+    part,
+    put,
+    store,
+    without,
+)
 from variants import strategies
 
 pytestmark = pytest.mark.timeout(900)  # these tests do nothing but compute
@@ -102,78 +118,60 @@ def test_a_schedule_that_goes_wrong_is_told_step_by_step():
 # Mistakes. Each is the product's own code with something left out, or in another order.
 
 
-def changed(function, *changes):
-    """The product's function with pieces of its text exchanged: (old, new, ...); it has each old one once."""
-    text = inspect.getsource(function)
-    for old, new in zip(changes[0::2], changes[1::2], strict=True):
-        assert text.count(old) == 1, f"{function.__qualname__} has {text.count(old)} times: {old}"
-        text = text.replace(old, new)
-    made = {}
-    exec(compile(textwrap.dedent(text), __file__, "exec"), vars(shmqueue), made)  # noqa: S102
-    return made[function.__name__]
-
-
 class CommitsFirst(SharedTaskQueue):
     """Stores `claimed` before the batch: a death in between loses the tasks."""
 
-    claim = changed(
-        SharedTaskQueue.claim,
-        "            self._fill_half(worker, span, ring_spans(first, count, self.num_slots))\n",
-        "            words[CLAIMED] = span.end\n"
-        "            self._fill_half(worker, span, ring_spans(first, count, self.num_slots))\n",
-    )
+    claim = mistaken(SharedTaskQueue.claim, move(store("CLAIMED"), before=call("_fill_half")))
 
 
 class ClaimsLast(SharedTaskQueue):
     """Counts the batch after the commit point: a death in between loses the tasks."""
 
-    _fill_half = changed(SharedTaskQueue._fill_half, "words[claims] = number", "pass")
-    claim = changed(
+    claim = mistaken(
         SharedTaskQueue.claim,
-        "            words[status + ASLEEP] = 0\n",
-        "            words[status + CLAIMS] = claims + 1\n            words[status + ASLEEP] = 0\n",
+        put("words[status + CLAIMS] -= 1", after=call("_fill_half")),
+        put("words[status + CLAIMS] += 1", before=store("ASLEEP", 0)),
     )
 
 
 class KeepsOldEnds(SharedTaskQueue):
     """Does not zero the `ends` of the batch before the last."""
 
-    _fill_half = changed(SharedTaskQueue._fill_half, "half.clear(span.count)", "pass")
+    _fill_half = mistaken(SharedTaskQueue._fill_half, drop(call("clear")))
 
 
 class ReleasesEarly(SharedTaskQueue):
     """Lets go of the lock before the claim is committed."""
 
-    claim = changed(
+    claim = mistaken(
         SharedTaskQueue.claim,
-        "            words[CLAIMED] = span.end ",
-        "            self._leave()\n            words[CLAIMED] = span.end ",
-        "        self._leave()\n        return span",
-        "        count or self._leave()\n        return span",
+        drop(call("_leave")),
+        put("self._leave()", before=store("CLAIMED")),
+        put("self._leave()", after=store("ASLEEP", "_sleeps")),
     )
 
 
 class CopiesLate(SharedTaskQueue):
     """Copies the tasks out of the ring after letting go of the lock."""
 
-    _fill_half = changed(SharedTaskQueue._fill_half, "self._copy_to_lane(half, places)", "pass")
+    def _copy_to_lane(self, half, places):
+        self._later = half, places
 
     def claim(self, worker, limit):
         claim = super().claim(worker, limit)
         if claim is not None:
-            half = self.half(worker, self.words[self.status[worker] + CLAIMS])
-            self._copy_to_lane(half, shmqueue.ring_spans(*claim, self.num_slots))
+            super()._copy_to_lane(*self._later)
         return claim
 
 
 class ClaimsAThirdBatch(SharedTaskQueue):
     """Claims where two batches have not been harvested: writes over outcomes that were not read."""
 
-    claim = changed(SharedTaskQueue.claim, "< 2 and not", "< 3 and not")
+    claim = mistaken(SharedTaskQueue.claim, more(part("HARVESTED")))
 
 
 class NeverSaysAsleep(SharedTaskQueue):
-    claim = changed(SharedTaskQueue.claim, "words[status + ASLEEP] = self._sleeps", "pass")
+    claim = mistaken(SharedTaskQueue.claim, drop(store("ASLEEP", "_sleeps")))
 
 
 class PublishesUnlocked(SharedTaskQueue):
@@ -227,11 +225,11 @@ class HarvestsTooFar(SharedTaskQueue):
 
 
 class NeverTellsHarvested(SharedTaskQueue):
-    harvest = changed(SharedTaskQueue.harvest, "words[status + HARVESTED] = count", "pass")
+    harvest = mistaken(SharedTaskQueue.harvest, drop(store("HARVESTED")))
 
 
 class PushesUnlocked(SharedTaskQueue):
-    push = changed(SharedTaskQueue.push, "self._enter(None)", "pass", "self._leave()", "pass")
+    push = mistaken(SharedTaskQueue.push, drop(call("_enter")), drop(call("_leave")))
 
 
 class WritesTheRingLate(SharedTaskQueue):
@@ -256,7 +254,7 @@ class NeverSaysTheSupervisorSleeps(SharedTaskQueue):
 class DrainsWhatStays(SharedTaskQueue):
     """Takes back what is in the ring and leaves it there."""
 
-    drain = changed(SharedTaskQueue.drain, "words[CLAIMED] = self._claimed = words[PUSHED]", "pass")
+    drain = mistaken(SharedTaskQueue.drain, drop(store("CLAIMED")))
 
 
 class RecoversUnlocked(SharedTaskQueue):
@@ -269,19 +267,28 @@ class RecoversUnlocked(SharedTaskQueue):
 class KeepsPublished(SharedTaskQueue):
     """Leaves `published` of a dead worker."""
 
-    reset = changed(SharedTaskQueue.reset, "words[status + PUBLISHED] = ", "")
+    def reset(self, worker):
+        kept = self.words[self.status[worker] + PUBLISHED]
+        super().reset(worker)
+        self.words[self.status[worker] + PUBLISHED] = kept
 
 
 class KeepsAsleep(SharedTaskQueue):
     """Leaves the asleep word of a dead worker."""
 
-    reset = changed(SharedTaskQueue.reset, "words[status + ASLEEP] = 0", "pass")
+    def reset(self, worker):
+        kept = self.words[self.status[worker] + ASLEEP]
+        super().reset(worker)
+        self.words[self.status[worker] + ASLEEP] = kept
 
 
 class KeepsLeaving(SharedTaskQueue):
     """Leaves `leaving` of a dead worker: nothing of its successor's would ever be charged."""
 
-    reset = changed(SharedTaskQueue.reset, "words[status + LEAVING] = NEVER", "pass")
+    def reset(self, worker):
+        kept = self.words[self.status[worker] + LEAVING]
+        super().reset(worker)
+        self.words[self.status[worker] + LEAVING] = kept
 
 
 class HaltsInsideTheLock(SharedTaskQueue):
@@ -294,65 +301,42 @@ class HaltsInsideTheLock(SharedTaskQueue):
 class EndBeforeClock(Worker):
     """Looks at `end` before the first look at the clock: a stop in between goes unseen."""
 
-    run = changed(
-        Worker.run,
-        "    last = began = half.began[0] = clock()\n        stop = words[end] - first\n",
-        "    stop = words[end] - first\n        last = began = half.began[0] = clock()\n",
-    )
+    run = mistaken(Worker.run, move(first(store("stop", "end")), before=store("began")))
 
 
 class CommitsAfterClock(Worker):
     """Commits a task after the look at the clock: after a stop in between it begins the next one."""
 
-    run = changed(
-        Worker.run,
-        "                before, last = last, clock()\n",
-        "",
-        "                if value is None:\n",
-        "                before, last = last, clock()\n                if value is None:\n",
-    )
+    run = mistaken(Worker.run, move(store("before"), before=branch("value", but=("type",))))
 
 
 class NeverLooksAtEnd(Worker):
-    run = changed(Worker.run, "if words[end] - first < stop:", "if False:")
+    run = mistaken(Worker.run, never(branch("end", "stop")))
 
 
 class KeepsItsOldBound(Worker):
     """Sees that `end` was drawn back, and goes on all the same."""
 
-    run = changed(
-        Worker.run,
-        "            done = task + 1\n            stop = words[end] - first\n",
-        "            done = task + 1\n",
-    )
+    run = mistaken(Worker.run, drop(last(store("stop", "end"))))
 
 
 class CommitsBeforeTheValue(Worker):
     """Stores `ends` before the value is in the log."""
 
-    run = changed(
-        Worker.run,
-        "                    log[at:after] = value\n                    ends[task] = at = after\n",
-        "                    ends[task] = after\n"
-        "                    log[at:after] = value\n                    at = after\n",
-    )
+    run = mistaken(Worker.run, put("ends[task] = after", before=store("log", "value")))
 
 
 class CountsRecordsLate(Worker):
     """Counts a record after it is committed."""
 
-    _put_record = changed(Worker._put_record, "self._words[half.special] += 1", "pass")
-    run = changed(
-        Worker.run,
-        "                    ends[task] = at | RECORD\n",
-        "                    ends[task] = at | RECORD\n                    words[half.special] += 1\n",
-    )
+    _put_record = mistaken(Worker._put_record, drop(store("special")))
+    run = mistaken(Worker.run, put("words[half.special] += 1", after=store("ends", "RECORD")))
 
 
 class LeavesUnsaid(Worker):
     """Leaves after TERMINATE without having said that nothing behind it begins."""
 
-    _leave_before = changed(Worker._leave_before, "self._words[self._status + LEAVING] = self._first + task", "pass")
+    _leave_before = mistaken(Worker._leave_before, drop(store("LEAVING")))
 
 
 class NeverRings(Worker):
@@ -364,142 +348,107 @@ class NeverRings(Worker):
 class RingsBeforeItPublishes(Worker):
     """Looks whether the supervisor sleeps before it claims, and so publishes."""
 
-    serve = changed(
-        Worker.serve,
-        "            claim = queue.claim(self._index, limit)\n",
-        "",
-        "            if claim is not None:\n",
-        "            claim = queue.claim(self._index, limit)\n            if claim is not None:\n",
-    )
+    serve = mistaken(Worker.serve, move(call("claim"), after=branch("SUPERVISOR_ASLEEP")))
 
 
 class SaysAsleepLast(Worker):
     """Stores its asleep word after it has rung the supervisor."""
 
-    serve = changed(
+    serve = mistaken(
         Worker.serve,
-        "            if words[SUPERVISOR_ASLEEP]:\n                self._ring()\n",
-        "            asleep = self._status + ASLEEP\n"
-        "            number, words[asleep] = words[asleep], 0\n"
-        "            if words[SUPERVISOR_ASLEEP]:\n                self._ring()\n"
-        "            words[asleep] = number\n",
+        put("asleep = self._status + ASLEEP\nnumber, words[asleep] = words[asleep], 0", after=call("claim")),
+        put("words[asleep] = number", after=branch("SUPERVISOR_ASLEEP")),
     )
 
 
 class TakesTheOneInHand(LaneReader):
     """A halt takes back the task in hand as well."""
 
-    _draw_back = changed(
-        LaneReader._draw_back,
-        "words[half.end] = min(words[half.end], in_hand + 1)",
-        "words[half.end] = min(words[half.end], in_hand)",
-        "    self.bound = in_hand + 1\n        self._ledger.give_back(in_hand + 1, bound - in_hand - 1)\n",
-        "    self.bound = in_hand\n        self._ledger.give_back(in_hand, bound - in_hand)\n",
+    _draw_back = mistaken(
+        LaneReader._draw_back, less(store("end")), less(store("bound", "in_hand")), less(call("give_back"))
     )
 
 
 class NeverMovesTaken(LaneReader):
-    _settle = changed(LaneReader._settle, "            self.settled_below = start + done\n", "            pass\n")
+    _settle = mistaken(LaneReader._settle, drop(store("settled_below")))
 
 
 class IgnoresTaken(LaneReader):
     """Takes in again what a halt has taken in."""
 
-    _read = changed(LaneReader._read, "start = max(first, self.settled_below)", "start = first")
+    _read = mistaken(LaneReader._read, put("start = first", after=store("start")))
 
 
 class StopsShortly(LaneReader):
     """Stops a worker for less than QUIET_SECONDS."""
 
-    _draw_back = changed(LaneReader._draw_back, "stand_for(2 * QUIET_SECONDS)", "stand_for(QUIET_SECONDS / 2)")
+    _draw_back = mistaken(LaneReader._draw_back, less(call("stand_for")))
 
 
 class NeverWaits(LaneReader):
-    _draw_back = changed(LaneReader._draw_back, "process.stand_for(2 * QUIET_SECONDS)", "pass")
+    _draw_back = mistaken(LaneReader._draw_back, drop(call("stand_for")))
 
 
 class GivesAwayEarly(LaneReader):
     """Gives the rest to others before the last look."""
 
-    _draw_back = changed(
-        LaneReader._draw_back,
-        "self._ledger.give_back(in_hand + 1, bound - in_hand - 1)",
-        "pass",
-        "    process.stand_for(2 * QUIET_SECONDS)\n",
-        "    self._ledger.give_back(in_hand + 1, bound - in_hand - 1)\n        process.stand_for(2 * QUIET_SECONDS)\n",
-    )
+    _draw_back = mistaken(LaneReader._draw_back, move(call("give_back"), before=call("stand_for")))
 
 
 class LooksOnlyAtEnds(LaneReader):
     """The last look does not see whether the worker stands still."""
 
-    _draw_back = changed(LaneReader._draw_back, "not process.stands_still() or ", "")
+    _draw_back = mistaken(LaneReader._draw_back, without(part("stands_still")))
 
 
 class TrustsEnd(LaneReader):
     """Reads a batch up to its `end`, also where a halt has drawn that back."""
 
-    _limits = changed(
-        LaneReader._limits, "self.bound if self.halted_batch == number else words[half.end]", "words[half.end]"
-    )
+    _limits = mistaken(LaneReader._limits, never(branch("halted_batch")))
 
 
 class UsesWhatItRead(LaneReader):
     """Does not look again whether the worker has stood still while it was read."""
 
-    _take_back = changed(
+    _take_back = mistaken(
         LaneReader._take_back,
-        "if claiming or not process.stands_still():",
-        "if claiming:",
-        "        if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value\n"
-        "            return False\n",
-        "",
+        without(part("stands_still", beside="claiming")),
+        drop(branch("stands_still", but=("claiming", "doomed"))),
     )
 
 
 class LooksTooEarly(LaneReader):
     """Looks whether the worker stands still before its outcomes are read, and not after it."""
 
-    _take_back = changed(
-        LaneReader._take_back,
-        "        if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value\n"
-        "            return False\n",
-        "",
-    )
+    _take_back = mistaken(LaneReader._take_back, drop(branch("stands_still", but=("claiming", "doomed"))))
 
 
 class RecoversTheLastBatchOnly(LaneReader):
-    recover = changed(LaneReader.recover, "            self.take_in_left(number - 1)\n", "")
+    recover = mistaken(LaneReader.recover, drop(call("take_in_left")))
 
 
 class ChargesNobody(LaneReader):
     """Takes the task in hand for one that never began."""
 
-    recover = changed(LaneReader.recover, "if done < min(bound, words[process.status + LEAVING])", "if False")
+    recover = mistaken(LaneReader.recover, never(branch("LEAVING")))
 
 
 class ChargesTheNext(LaneReader):
     """Takes the task after the one in hand for it."""
 
-    recover = changed(
-        LaneReader.recover,
-        "self._charge_in_hand(done, note or exit_text(code))",
-        "self._charge_in_hand(min(done + 1, bound - 1), note or exit_text(code))",
-    )
+    recover = mistaken(LaneReader.recover, put("done = min(done + 1, bound - 1)", before=call("_charge_in_hand")))
 
 
 class KeepsFiles(LaneReader):
     """Does not remove the file of a value that a worker had in hand."""
 
-    _charge_in_hand = changed(
-        LaneReader._charge_in_hand, '        os.unlink(self._queue.segment.beside(f"v{position}"))\n', "        pass\n"
-    )
+    _charge_in_hand = mistaken(LaneReader._charge_in_hand, drop(call("unlink")))
 
 
 class KillsTheNext(LaneReader):
     """Kills a worker for a task that it has finished meanwhile."""
 
-    _take_back = changed(LaneReader._take_back, "in_hand == doomed.position and ", "")
+    _take_back = mistaken(LaneReader._take_back, without(part("position", beside="doomed")))
 
 
 class NeverContinues(WorkerProcess):
@@ -524,19 +473,23 @@ class ChargesWrong(Ledger):
 class FreesPagesEarly(Heap):
     """Frees the pages of a block when the first of its tasks is settled."""
 
-    put = changed(Heap.put, "Block(users, ", "Block(1, ")
+    def put(self, payloads, size, users):
+        return super().put(payloads, size, 1)
 
 
 class RingsOnce(WorkerProcess):
     """Does not ring a new process for a sleep of the number for which the old one was rung."""
 
-    begin = changed(WorkerProcess.begin, "        self.rung = 0\n", "")
+    def begin(self, child):
+        rung = getattr(self, "rung", 0)
+        super().begin(child)
+        self.rung = rung
 
 
 class RingsForTheFirstSleep(WorkerPool):
     """Rings a worker for its first sleep only."""
 
-    ring = changed(WorkerPool.ring, "if process.rung != number:", "if not process.rung:")
+    ring = mistaken(WorkerPool.ring, put("number = process.rung or number", before=branch("rung")))
 
 
 class NeverSleeps(WorkerEngine):

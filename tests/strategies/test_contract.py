@@ -18,13 +18,13 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from pathlib import Path
 
 import pytest
 
 import shmqueue
 from tests import jobs
+from tests.tools.mistakes import drop, mistaken_strategy, put, store
 from variants import dealt, strategies
 
 ROOT = Path(shmqueue.__file__).parent
@@ -619,23 +619,6 @@ def test_each_says_what_it_is():
 # Mistakes.
 
 
-def mistaken(name, module, right, wrong):
-    """The strategy with one piece of the text of a module exchanged for a wrong one."""
-    strategy = strategies[name]
-    with pytest.MonkeyPatch.context() as patch:
-        for place in dict.fromkeys(("variants.dealt", strategy.__module__)):
-            text = Path(importlib.import_module(place).__file__).read_text(encoding="utf-8")
-            if place == f"variants.{module}":
-                assert text.count(right) == 1, f"{right!r} is not in {module}.py, or not once"
-                text = text.replace(right, wrong)
-            made = types.ModuleType(place)
-            made.__file__, made.__package__ = f"{place}, mistaken", "variants"
-            patch.setitem(sys.modules, place, made)
-            exec(compile(text, f"<{place}>", "exec"), made.__dict__)  # noqa: S102
-    found = getattr(made, strategy.__name__)
-    return type("Mistaken", (found,), {"refusal": classmethod(lambda cls: "")})
-
-
 def lockf_without_repair():
     return type("Mistaken", (strategies["lockf"],), {"_repair_locked": lambda self: None})
 
@@ -657,15 +640,13 @@ def semaphore_not_counted_anew():
     return type("Mistaken", (strategies["semaphore"],), {"_count_anew": lambda self: count(self, 0)})
 
 
-HEAD = "return int(max(self.words[lane + LANE_CLAIMED], self.words[lane + START]))"
-
-
 def slot_state_that_forgets_what_was_taken_back():
-    return mistaken("slot_state", "dealt", HEAD, "return int(self.words[lane + LANE_CLAIMED])")
+    change = put("return int(self.words[lane + LANE_CLAIMED])", after=store("lane"))
+    return mistaken_strategy(strategies["slot_state"], dealt.DealtQueue._head, change)
 
 
 def worker_lanes_taken_back_and_left_there():
-    return mistaken("worker_lanes", "dealt", "self.words[self.lanes[worker] + START] = span.end", "pass")
+    return mistaken_strategy(strategies["worker_lanes"], dealt.DealtQueue._take_back, drop(store("START")))
 
 
 MISTAKES = {

@@ -16,8 +16,12 @@ import threading
 import pytest
 
 import shmqueue
-from tests.strategies.test_contract import HEAD, mistaken
+from tests.tools.mistakes import branch, call, drop, last, mistaken_strategy, more, never, part, put, store, without
 from variants import strategies
+from variants.dealt import DealtQueue
+from variants.semaphore import SemaphoreQueue
+from variants.slot_state import SlotState
+from variants.worker_lanes import WorkerLanes
 
 pytestmark = pytest.mark.timeout(60)
 SLOTS, BATCH = 16, 4
@@ -414,82 +418,80 @@ def test_nothing_is_dealt_to_a_dead_worker(name):
 
 # Mistakes.
 
-HALF = "self.half(worker, self.words[self.status[worker] + shmqueue.CLAIMS])"
-READ_OFF_END = f"return int(max(self.words[{HALF}.end], self.words[lane + START]))"
 
-LOCKED = "                self._shut(worker)\n                words[status + shmqueue.HARVESTED] = count\n"
+def found_by(test, *arguments):
+    """The test that finds a mistake, called with the mistaken strategy."""
+    return lambda queue: test(queue, *arguments)
+
+
+# The head of a lane, read off the end of the last batch: a halt lowers that.
+READ_OFF_END = """half = self.half(worker, self.words[self.status[worker] + shmqueue.CLAIMS])
+return int(max(self.words[half.end], self.words[lane + START]))"""
+AT_A_CLAIM, AT_THE_SUPERVISOR, A_DEATH = (
+    test_the_supervisor_comes_at_any_line_of_a_claim,
+    test_a_worker_claims_at_any_line_of_what_the_supervisor_does,
+    test_a_worker_dies_at_any_line_of_a_claim,
+)
 FOUND = {
     "slot_state, done before the commit": (
-        ("slot_state", "super()._fill_half(worker, span, places)\n", "{0}        self._set(worker, *span, DONE)\n"),
-        lambda queue: test_the_supervisor_comes_at_any_line_of_a_claim(queue, "harvest", "tasks"),
+        (SlotState._fill_half, put("self._set(worker, *span, DONE)", after=call("_fill_half"))),
+        found_by(AT_A_CLAIM, "harvest", "tasks"),
     ),
     "slot_state, done before the copy": (
-        ("slot_state", "self._set(worker, *span, CLAIMED)", "self._set(worker, *span, DONE)"),
-        lambda queue: test_the_supervisor_comes_at_any_line_of_a_claim(queue, "push all there is room for", "tasks"),
+        (SlotState._fill_half, put("self._set(worker, *span, DONE)", before=call("_fill_half"))),
+        found_by(AT_A_CLAIM, "push all there is room for", "tasks"),
     ),
-    "slot_state, recovery without done": (
-        ("slot_state", "self._set(worker, freed, max(0, head - freed), DONE)", "pass"),
-        lambda queue: test_a_worker_dies_at_any_line_of_a_claim(queue, "tasks"),
-    ),
+    "slot_state, recovery without done": ((SlotState.recover, drop(call("_set", "DONE"))), found_by(A_DEATH, "tasks")),
     "slot_state, no second look": (
-        ("slot_state", "claim = self._try_to_claim(worker, limit)  # what", "pass  # what"),
-        lambda queue: test_the_supervisor_comes_at_any_line_of_a_claim(queue, "push", "nothing there"),
+        (SlotState.claim, drop(last(call("_try_to_claim")))),
+        found_by(AT_A_CLAIM, "push", "nothing there"),
     ),
     "slot_state, drain ignores claiming": (
-        ("slot_state", "while words[lane + CLAIMING] and", "while False and"),
-        lambda queue: test_the_supervisor_comes_at_any_line_of_a_claim(queue, "drain", "tasks"),
+        (SlotState._shut, never(branch("CLAIMING"))),
+        found_by(AT_A_CLAIM, "drain", "tasks"),
     ),
     "slot_state, claim ignores shut": (
-        ("slot_state", "if self.words[self.lanes[worker] + SHUT]:", "if False:"),
-        lambda queue: test_a_worker_claims_at_any_line_of_what_the_supervisor_does(queue, "drain", "tasks"),
+        (SlotState._ready, never(branch("SHUT"))),
+        found_by(AT_THE_SUPERVISOR, "drain", "tasks"),
     ),
-    "slot_state, half-made batch kept": (
-        ("dealt", "min(words[half.end], words[lane + LANE_CLAIMED])", "words[half.end]"),
-        lambda queue: test_a_worker_dies_at_any_line_of_a_claim(queue, "tasks"),
-    ),
+    "slot_state, half-made batch kept": ((DealtQueue.recover, drop(store("end"))), found_by(A_DEATH, "tasks")),
     "slot_state, claiming not said": (
-        ("slot_state", "words[claiming] = 1\n", "pass\n"),
-        lambda queue: test_a_worker_is_known_to_be_claiming_wherever_its_batch_is_half_made(queue, "tasks"),
+        (SlotState._try_to_claim, drop(store("claiming", 1))),
+        found_by(test_a_worker_is_known_to_be_claiming_wherever_its_batch_is_half_made, "tasks"),
     ),
     "worker_lanes, harvest unlocked": (
-        ("worker_lanes", LOCKED, "                words[status + shmqueue.HARVESTED] = count\n"),
-        lambda queue: test_the_supervisor_comes_at_any_line_of_a_claim(queue, "harvest", "two batches unharvested"),
+        (WorkerLanes.harvest, drop(call("_shut"))),
+        found_by(AT_A_CLAIM, "harvest", "two batches unharvested"),
     ),
-    "worker_lanes, half-made batch kept": (
-        ("dealt", "min(words[half.end], words[lane + LANE_CLAIMED])", "words[half.end]"),
-        lambda queue: test_a_worker_dies_at_any_line_of_a_claim(queue, "tasks"),
-    ),
+    "worker_lanes, half-made batch kept": ((DealtQueue.recover, drop(store("end"))), found_by(A_DEATH, "tasks")),
     "worker_lanes, leave not looked at": (
-        ("dealt", " and not words[status + shmqueue.LEAVE]", ""),
-        lambda queue: test_the_supervisor_comes_at_any_line_of_a_claim(queue, "leave", "tasks"),
+        (DealtQueue._claim_head, without(part("LEAVE"))),
+        found_by(AT_A_CLAIM, "leave", "tasks"),
     ),
     "worker_lanes, a third batch": (
-        ("dealt", "words[status + shmqueue.HARVESTED] < 2", "words[status + shmqueue.HARVESTED] < 3"),
+        (DealtQueue._claim_head, more(part("HARVESTED"))),
         lambda queue: test_no_third_batch_before_the_first_is_harvested(queue),
     ),
     "slot_state, claims read off the end": (
-        ("dealt", HEAD, READ_OFF_END),
-        lambda queue: test_what_a_halt_takes_back_cannot_be_claimed_again(queue),
+        (DealtQueue._head, put(READ_OFF_END, after=store("lane"))),
+        found_by(test_what_a_halt_takes_back_cannot_be_claimed_again),
     ),
     "worker_lanes, claims read off the end": (
-        ("dealt", HEAD, READ_OFF_END),
-        lambda queue: test_what_a_halt_takes_back_cannot_be_claimed_again(queue),
+        (DealtQueue._head, put(READ_OFF_END, after=store("lane"))),
+        found_by(test_what_a_halt_takes_back_cannot_be_claimed_again),
     ),
     "semaphore, tokens after the push": (
         (
-            "semaphore",
-            "        self._filled.post(len(tasks.data))\n        return super().push(tasks)\n",
-            "        places = super().push(tasks)\n        self._filled.post(len(tasks.data))\n        return places\n",
+            SemaphoreQueue.push,
+            put("places = super().push(tasks)", before=call("post")),
+            put("return places", after=call("post")),
         ),
-        lambda queue: test_a_worker_claims_at_any_line_of_what_the_supervisor_does(queue, "push", "nothing there"),
+        found_by(AT_THE_SUPERVISOR, "push", "nothing there"),
     ),
-    "semaphore, not counted anew": (
-        ("semaphore", "semaphore.post(count - semaphore.value())", "pass"),
-        lambda queue: test_a_worker_dies_at_any_line_of_a_claim(queue, "tasks"),
-    ),
+    "semaphore, not counted anew": ((SemaphoreQueue._count_anew, drop(call("post"))), found_by(A_DEATH, "tasks")),
     "semaphore, a drain keeps the tokens": (
-        ("semaphore", "            self._free.post(count)\n        return drained", "        return drained"),
-        lambda queue: test_the_supervisor_comes_at_any_line_of_a_claim(queue, "drain", "tasks"),
+        (SemaphoreQueue.drain, drop(call("post"))),
+        found_by(AT_A_CLAIM, "drain", "tasks"),
     ),
 }
 
@@ -513,6 +515,6 @@ def test_a_mistake_is_found(name):
     strategy = name.partition(",")[0]
     if reason := strategies[strategy].refusal():
         pytest.skip(reason)
-    (module, right, wrong), test = FOUND[name]
+    (function, *changes), test = FOUND[name]
     with pytest.raises(AssertionError):
-        test(mistaken(strategy, module, right, wrong.format(right)))
+        test(mistaken_strategy(strategies[strategy], function, *changes))
