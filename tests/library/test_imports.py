@@ -1,12 +1,11 @@
-"""What `import shmqueue` loads, and what is loaded later."""
+"""What `import shmqueue` loads, what is loaded later, and what it needs."""
 
 import ast
 import os
 import subprocess
 import sys
 
-import shmqueue
-from tests.helpers import ROOT
+from tests.helpers import ROOT, SCRIPT
 
 LATE = {
     "argparse", "csv", "dataclasses", "difflib", "hashlib", "inspect", "json", "multiprocessing", "psutil", "secrets",
@@ -16,26 +15,34 @@ LATE = {
 UNGUARDED = {"argparse", "difflib", "sqlite3", "urllib.parse"}
 
 
-def test_an_import_loads_nothing_that_only_some_need():
-    code = "import sys; before = set(sys.modules); import shmqueue; print(*(set(sys.modules) - before))"
+def modules_after(code):
+    """Return the names of what is loaded after a line of code, less what Python itself loads."""
+    code = f"import sys; before = set(sys.modules); {code}; print(*(set(sys.modules) - before))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    output = subprocess.run(  # -S: what a site loads is not ours
+    return subprocess.run(  # -S: what a site loads is not ours
         [sys.executable, "-S", "-c", code], env=environment, check=True, capture_output=True, text=True
-    ).stdout
-    assert {name.partition(".")[0] for name in output.split()} & LATE == set()
+    ).stdout.split()
+
+
+def imports(tree):
+    """Return the names of the modules that are imported in this part of the file."""
+    nodes = list(ast.walk(tree))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+def test_one_file_needs_nothing_but_the_standard_library():
+    names = imports(ast.parse(SCRIPT.read_text("utf-8")))
+    assert {name.partition(".")[0] for name in names} <= {*sys.stdlib_module_names}
+
+
+def test_an_import_loads_nothing_that_only_some_need():
+    assert {name.partition(".")[0] for name in modules_after("import shmqueue")} & LATE == set()
 
 
 def test_what_is_imported_late_is_imported_before_a_users_folder_is_searched():
     """A file of theirs may be called json.py."""
-    with open(shmqueue.__file__, encoding="utf-8") as file:
-        tree = ast.parse(file.read())
+    tree = ast.parse(SCRIPT.read_text("utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    late = {
-        alias.name
-        for node in functions
-        for part in ast.walk(node)
-        if isinstance(part, ast.Import)
-        for alias in part.names
-    }
-    (names,) = [node for node in functions if node.name == "import_all"]
-    assert late - UNGUARDED <= set(ast.unparse(names).replace("'", " ").split())
+    late = set().union(*map(imports, functions))
+    assert late - UNGUARDED <= set(modules_after("import shmqueue; shmqueue.import_all()"))
