@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 pytest.register_assert_rewrite("tests.helpers")
-from tests.helpers import HANG, SCRIPT, CommandLine, Terminal, parent_of, segments_of  # noqa: E402
+from tests.helpers import HANG, SCRIPT, CommandLine, Terminal, numbers_of_promises, parent_of, segments_of  # noqa: E402
 
 settings.register_profile("shmqueue", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("shmqueue")
@@ -26,6 +26,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(HANG))
         if "clusters" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("dask"))  # one process has the one cluster
+
+
+def pytest_runtest_setup(item):
+    carried = {number for mark in item.iter_markers("promise") for number in mark.args}
+    unknown = carried.difference(numbers_of_promises())
+    assert not unknown, f"README has no promise of the number {', '.join(sorted(unknown))}"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "shmqueue.py"
 HANG = 120.0  # seconds after which a test counts as stuck; no test takes a tenth of it
+PROMISES = ("What is guaranteed", "Limits")  # the sections of README that list them
 METHODS = ("fork", "spawn", "forkserver")
 
 
@@ -31,6 +33,15 @@ def wait_until(condition, seconds=30.0):
             return False
         time.sleep(0.01)
     return True
+
+
+@functools.cache
+def numbers_of_promises():
+    """Return the numbers of README's guarantees and limits. Each item of these two lists must begin with one."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    sections = [text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0] for heading in PROMISES]
+    items = [item for section in sections for item in re.findall(r"^- (.*)", section, re.MULTILINE)]
+    return [re.match(r"\*\*([GL]\d+[a-z]?)\. ?", item)[1] for item in items]
 
 
 # Processes, and what is left of them.

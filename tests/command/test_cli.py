@@ -12,6 +12,8 @@ import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import textwrap
 import threading
 
@@ -20,7 +22,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import shmqueue
-from tests.helpers import METHODS, ROOT, is_running, read_line, rows_of, segments_of, summary, usage_error, wait_until
+from tests.helpers import (
+    HANG,
+    METHODS,
+    ROOT,
+    SCRIPT,
+    is_running,
+    read_line,
+    rows_of,
+    segments_of,
+    summary,
+    usage_error,
+    wait_until,
+)
 
 STREAMED = ("--results", "-", "-w", "1", "--screen", "off")
 HANDLERS = """
@@ -907,6 +921,18 @@ def test_main_over_functions_of_a_script(cli, method):
     assert "line 3" in errors[2]
 
 
+def test_the_module_can_be_run_by_its_name(cli):
+    shutil.copy(SCRIPT, cli.folder)
+    cli.file("tasks", "noop\nnoop\n")
+    command = [sys.executable, "-m", "shmqueue", "tasks", "--screen", "off"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    options = {"cwd": cli.folder, "env": environment, "capture_output": True, "text": True, "timeout": HANG / 2}
+    done = subprocess.run(command, check=False, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 tasks: 2 ok" in done.stdout
+    assert list(cli.folder.glob("__pycache__/shmqueue.*.pyc")), "the compiled code is kept"
+
+
 def test_main_in_process_takes_arguments_and_returns_the_exit_code(tmp_path, capfd):
     tasks = tmp_path / "tasks"
     tasks.write_text("noop\n")
@@ -950,6 +976,7 @@ def handled():
     return {number: signal.getsignal(number) for number in shmqueue.handlers.HEARD}
 
 
+@pytest.mark.promise("G8a")
 def test_after_main_signals_are_handled_as_before(tmp_path, capfd, monkeypatch):
     tasks = tmp_path / "tasks"
     tasks.write_text("noop\n")

@@ -19,6 +19,7 @@ import threading
 import pytest
 
 import shmqueue
+from tests import jobs
 from tests.helpers import (
     HANG,
     METHODS,
@@ -220,6 +221,7 @@ def scene(cli):
 # The library: a script that uses a Supervisor in a `with` block.
 
 
+@pytest.mark.promise("G4a")
 @pytest.mark.parametrize("method", METHODS)
 def test_library_normal(scene, method):
     scene.library(method, count=50)
@@ -228,6 +230,7 @@ def test_library_normal(scene, method):
     scene.check_nothing_is_left()
 
 
+@pytest.mark.promise("G4a")
 @pytest.mark.parametrize("method", METHODS)
 def test_library_exception_in_the_consumer(scene, method):
     scene.library(method, "exception")
@@ -235,6 +238,7 @@ def test_library_exception_in_the_consumer(scene, method):
     scene.check_nothing_is_left(r"Traceback [^\n]*\n((?!Traceback).)*\nRuntimeError: in the consumer\n")
 
 
+@pytest.mark.promise("G4a")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_library_signal(scene, method, number, code):
@@ -248,6 +252,7 @@ def test_library_signal(scene, method, number, code):
 INTERRUPTED = r"(Traceback .*)?KeyboardInterrupt\n"
 
 
+@pytest.mark.promise("G4a")
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_library_ctrl_c(scene, method, times):
@@ -289,6 +294,7 @@ def test_library_closed_standard_output(scene):
     scene.check_nothing_is_left(r".*BrokenPipeError: [^\n]*\n")
 
 
+@pytest.mark.promise("G4a")
 @pytest.mark.parametrize("method", METHODS)
 def test_library_a_worker_is_killed(scene, method):
     scene.library(method, count=150)
@@ -322,6 +328,7 @@ def counts_of(text):
     return {name: int(number.replace(",", "")) for number, name in found}
 
 
+@pytest.mark.promise("G4a")
 @pytest.mark.parametrize(("function", "code"), [("work", 0), ("fail", 1)])
 def test_command_normal(scene, function, code):
     process = scene.command(count=50, function=function)
@@ -337,6 +344,7 @@ def test_command_bad_usage(scene):
     scene.check_nothing_is_left(r"shmqueue: --slots 1: must be from [^\n]*\n")
 
 
+@pytest.mark.promise("G4a")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_command_signal(scene, method, number, code):
@@ -352,6 +360,7 @@ def test_command_signal(scene, method, number, code):
     scene.check_nothing_is_left()
 
 
+@pytest.mark.promise("G6")
 @pytest.mark.parametrize("screen", [False, True])
 def test_command_ctrl_c_once_finishes_what_is_in_hand(scene, screen):
     results = scene.folder / "results.jsonl"
@@ -475,6 +484,7 @@ def test_command_with_streams_closed_from_the_start(scene, closing, method):
     scene.check_nothing_is_left(r"((?!Traceback).)*")
 
 
+@pytest.mark.promise("G4a")
 def test_command_a_worker_is_killed(scene):
     process = scene.command(count=150)
     scene.wait_ready()
@@ -581,6 +591,7 @@ def swept(pid):
     return wait_until(lambda: not segments_of([pid]), 20)
 
 
+@pytest.mark.promise("G4b")
 @pytest.mark.parametrize("function", ["work", "hang"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_supervisor_is_killed(scene, method, function):
@@ -595,6 +606,7 @@ def test_the_supervisor_is_killed(scene, method, function):
     assert re.fullmatch(r"", scene.told()), scene.told()
 
 
+@pytest.mark.promise("G4b")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_whole_group_is_killed(scene, method, number):
@@ -623,6 +635,7 @@ def test_everybody_is_killed_at_once(scene):
     assert swept(scene.process.pid)
 
 
+@pytest.mark.promise("G4b")
 def test_the_supervisor_is_killed_while_a_worker_is_stopped(scene):
     """What is stopped cannot see it; the kernel continues it when its group is orphaned."""
     scene.library()
@@ -687,6 +700,7 @@ def planted():
     files.close()
 
 
+@pytest.mark.promise("G4b")
 def test_clean_removes_what_dead_runs_left(cli, planted):
     pid = dead_pid()
     whole, empty = planted.file(pid), planted.file(pid, "def456", size=0)
@@ -871,6 +885,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.promise("G3")
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 @pytest.mark.parametrize("where", ["Inside", "Unsigned", "Leaving", "Stubborn"])
 def test_a_worker_stopped_while_it_holds_the_lock_does_not_hold_up_the_run(scene, where, method):
@@ -934,6 +949,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.promise("L4")
 @pytest.mark.parametrize("function", ["grow", "measure", "both"])
 @pytest.mark.parametrize("sizes", [[1 << 20] * 40, [100_000] * 200, [8 << 20] * 5, [10, 8 << 20, 10, 1 << 20] * 8])
 def test_values_and_payloads_in_little_memory_go_through_or_say_why_not(scene, function, sizes):
@@ -969,6 +985,7 @@ with shmqueue.Supervisor([len], workers=1, num_slots=256, start_method="fork") a
 """
 
 
+@pytest.mark.promise("L4")
 def test_memory_that_others_have_filled_is_one_failed_task(scene):
     script = scene.cli.file("full.py", FULL)
     code, out = in_small_memory(scene, "4m", sys.executable, "-W", "default", script)
@@ -1060,6 +1077,7 @@ if __name__ == "__main__":
 '''
 
 
+@pytest.mark.promise("L22")
 @pytest.mark.parametrize("part", ["header", "status", "local", "ring"])
 def test_flipped_bits_are_a_clear_error_or_nothing(scene, part):
     trials = int(os.environ.get("SHMQUEUE_FLIPS", "12"))
@@ -1076,6 +1094,7 @@ def test_flipped_bits_are_a_clear_error_or_nothing(scene, part):
 # What functions start.
 
 
+@pytest.mark.promise("L20")
 @pytest.mark.parametrize("kind", ["ordinary", "background", "session"])
 @pytest.mark.parametrize("ending", ["normal", "SIGTERM", "worker killed", "supervisor killed"])
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
@@ -1099,3 +1118,45 @@ def test_processes_that_functions_started_end_with_the_run(scene, method, ending
     children = list(map(int, scene.lines("children")))
     assert wait_until(lambda: not any(map(is_running, children)), 10)
     assert wait_until(lambda: not scene.left(), 10)
+
+
+# What the next start removes. Shared memory is a folder of the test, where no other run removes anything.
+
+HOST = """
+import sys, threading, warnings
+sys.path.insert(0, {root!r})
+import shmqueue
+from tests import jobs
+
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside a thread is meant
+shmqueue.shared_directory = lambda: sys.argv[1]
+
+def work():
+    with shmqueue.Supervisor([jobs.pid, jobs.hang], workers=2, start_method="fork") as supervisor:
+        print(next(supervisor.run([("pid", b"")])).value, flush=True)
+        list(supervisor.run([("hang", b"")]))
+
+if __name__ == "__main__":
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+"""
+
+
+@pytest.mark.promise("G4b", "L16")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_segment_that_a_signal_left_is_removed_by_the_next_start(cli, tmp_path, monkeypatch, number):
+    """Outside the main thread nothing catches SIGTERM, as nothing ever catches SIGKILL."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    process = cli.start(folder, script=cli.file("host.py", HOST.format(root=str(ROOT))))
+    worker = int(process.stdout.readline())
+    process.send_signal(number)
+    run = cli.finish(process)
+    assert (run.code, run.err) == (-number, "")
+    assert wait_until(lambda: not is_running(worker))
+    assert {path.name.split("-")[1] for path in folder.iterdir()} == {str(process.pid)}
+    monkeypatch.setattr(shmqueue, "shared_directory", lambda: str(folder))
+    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork") as supervisor:
+        assert {path.name.partition(".")[0] for path in folder.iterdir()} == {supervisor.name}
+    assert list(folder.iterdir()) == []

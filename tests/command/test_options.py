@@ -1,4 +1,4 @@
-"""The table of options and that of limits agree with Supervisor's signature, the command line and README."""
+"""The tables of options and limits agree with Supervisor's signature, the command line and README, as names do."""
 
 import inspect
 import itertools
@@ -175,3 +175,15 @@ def test_readme_has_each_option_of_the_command_line_with_its_value(option):
 def test_readme_has_no_option_of_the_command_line_that_is_not_there():
     flags = [flag for cells in table("Command line", "option") for flag in re.findall(r"`(--[\w-]+)", cells[0])]
     assert sorted(flags) == sorted([*(shmqueue.flag(option.name) for option in OPTIONS), "--help", "--version"])
+
+
+def test_readme_has_each_field_of_a_result():
+    section = README.partition("\n## Library\n")[2].partition("\n## ")[0]
+    assert [name for name in shmqueue.TaskResult._fields if f"`{name}`" not in section] == []
+
+
+def test_the_signature_of_executor_is_that_of_readme():
+    (shown,) = re.findall(r"`Executor(\(max_workers=.*?\))`", README, re.DOTALL)
+    parameters = inspect.signature(shmqueue.Executor).parameters.values()
+    without_types = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
+    assert str(inspect.Signature(without_types)) == " ".join(shown.split())

@@ -469,6 +469,7 @@ def slow_first(payload):
     return payload
 
 
+@pytest.mark.promise("G5b")
 def test_reading_ahead_stops_while_results_wait_for_an_earlier_one():
     slots = 16
     taken = itertools.count()

@@ -314,6 +314,15 @@ def test_resume_by_content_of_call_shell_and_query(cli, handlers):
     assert notes(cli) == {"a": 1, "b": 1, "c": 2, "d": 1, "e": 1}
 
 
+@pytest.mark.promise("L25")
+def test_resume_does_not_notice_a_changed_command(cli):
+    options = ("--results", "out.jsonl", "--resume", "--command")
+    assert cli.tasks("a\nb\n", *options, "echo old").code == 0
+    changed = cli.tasks("b\nc\n", *options, "echo new")
+    assert (changed.code, "1 tasks left out" in changed.err) == (0, True)
+    assert [row["value"] for row in rows_of(cli.folder / "out.jsonl")] == ["old a\n", "old b\n", "new c\n"]
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_functions_whose_long_names_begin_alike_are_told_apart(cli, handlers, name):
     long = "a_name_" * 10

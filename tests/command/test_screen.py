@@ -561,6 +561,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.promise("G6")
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: ending.__name__)
 def test_endings(desk, ending):
     """What is begun is finished after the first Ctrl-C and after q, and not otherwise; the terminal is as before."""
@@ -579,6 +580,7 @@ def test_endings(desk, ending):
     assert not any(map(is_running, workers))
 
 
+@pytest.mark.promise("G6")
 def test_the_quit_signal_leaves_the_terminal_as_it_was(desk):
     terminal = desk.terminal()
     process = desk.start(terminal, desk.cli.file("tasks", "sleep 60\n" * 4), "-w", "2")
@@ -628,6 +630,7 @@ def command(tasks, *arguments):
     return f"{sys.executable} {SCRIPT} {tasks} {' '.join(arguments)}; echo code=$?\n".encode()
 
 
+@pytest.mark.promise("G6")
 def test_ctrl_z_and_fg(desk):
     terminal = desk.terminal(120, 30)
     shell = desk.shell(terminal)

@@ -406,6 +406,7 @@ def peak(cli, *arguments, stdin=subprocess.DEVNULL):
     return int(re.search(r"(?m)^peak (\d+)$", run.err)[1])
 
 
+@pytest.mark.promise("G5a")
 def test_memory_does_not_grow_with_the_rows_of_a_query(cli, base):
     path = base()
     sql = endless("SELECT 'noop', 'payload ' || n FROM i LIMIT ")
@@ -413,6 +414,7 @@ def test_memory_does_not_grow_with_the_rows_of_a_query(cli, base):
     assert many < few + 16_000, "a million rows, and not 16 bytes for each of them"
 
 
+@pytest.mark.promise("G5a")
 def test_memory_does_not_grow_with_the_lines_of_a_file_or_pipe(cli):
     few, many = (cli.file(f"tasks{lines}", "noop some payload\n" * lines) for lines in (20_000, 300_000))
     assert peak(cli, many) < peak(cli, few) + 16_000

@@ -407,6 +407,7 @@ if __name__ == "__main__":
     assert time.monotonic() - started < 20  # 50 naps take 25
 
 
+@pytest.mark.promise("L14")
 def test_as_completed_in_two_threads(executor):
     found = {}
 

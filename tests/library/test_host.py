@@ -50,12 +50,14 @@ def plain_signals():
         signal.signal(number, handler)
 
 
+@pytest.mark.promise("G8a")
 def test_a_forked_child_handles_signals_as_the_program_did(plain_signals):
     with Supervisor([jobs.echo], workers=1, start_method="fork"):
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         assert in_child(lambda: handlers() == [signal.SIG_DFL] * 3)
 
 
+@pytest.mark.promise("G8a")
 def test_a_child_that_is_forked_while_signals_are_held(plain_signals):
     """It has the program's handlers, also after it leaves the block; and the program's own handler stays in it."""
 
@@ -249,6 +251,7 @@ def test_a_forked_child_that_leaves_the_block_ends_nothing():
     assert before == after
 
 
+@pytest.mark.promise("L15")
 @pytest.mark.parametrize("leaves", ["results.close()", "sys.exit()", "pass", "next(results)"])
 def test_a_child_that_is_forked_in_the_middle_of_a_run_takes_nothing_from_it(tmp_path, leaves):
     """It has the iterator, too, and closes it when it leaves."""
@@ -308,6 +311,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.promise("G8b")
 @pytest.mark.once
 @pytest.mark.timeout(300)
 def test_two_hundred_pools_beside_an_open_supervisor(tmp_path):
@@ -344,6 +348,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.promise("L9")
 @pytest.mark.parametrize("flags", [("-W", "error"), ("-W", "default")])
 @pytest.mark.parametrize(("when", "method"), [("before", "forkserver"), ("after", "fork"), ("never", "fork")])
 def test_a_program_with_native_threads_is_not_forked_unless_they_came_later(tmp_path, when, method, flags):
@@ -422,6 +427,7 @@ TAKEN = "the_worker_process_ended;_its_exit_status_was_taken_by_this_program"
 KILLED = "the_worker_process_was_killed_by_SIGKILL"
 
 
+@pytest.mark.promise("G8b", "L19")
 @pytest.mark.parametrize("pidfds", ["with", "without"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("how", ["ignore", "handler", "thread"])
@@ -556,6 +562,7 @@ def stands_still(pid):
     return set(states) == {"T"}
 
 
+@pytest.mark.promise("G4b")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_that_is_stopped_when_its_supervisor_is_killed_ends_too(tmp_path, own_pids, method):
     """And so do the fork server and the resource tracker."""
@@ -709,6 +716,7 @@ def test_a_run_ends_with_the_error_if_no_worker_can_be_replaced(warm, method):
 # A stop is seen by the program.
 
 
+@pytest.mark.promise("L17")
 @pytest.mark.parametrize("method", METHODS)
 def test_the_programs_handler_of_sigchld_is_not_disturbed_when_workers_are_stopped(method, monkeypatch):
     """Nor is a process that the program waits for."""

@@ -73,6 +73,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.promise("G5a")
 @pytest.mark.parametrize("function", ["quiet", "echo"])
 @pytest.mark.parametrize("how", ["map", "run"])
 def test_memory_does_not_grow_with_the_tasks_of_a_supervisor(cli, how, function):
@@ -84,6 +85,7 @@ def test_memory_does_not_grow_with_the_tasks_of_a_supervisor(cli, how, function)
     assert max(grown) < 4 << 20, "a million tasks more, and not four bytes for each of them"
 
 
+@pytest.mark.promise("G5b")
 def test_memory_of_results_that_wait_for_a_slow_task_is_bounded(cli):
     """Two hundred megabytes of payloads and as much of values, of which a slow task would hold up nearly all."""
     slots, count, size = 64, 10_000, 20_000
@@ -133,6 +135,7 @@ def holdings():
     return (process.num_fds(), process.num_threads(), children, segments_of([os.getpid()])), len(gc.get_objects())
 
 
+@pytest.mark.promise("G4a", "G8a")
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("end", [finish, leave_a_run, raise_in_the_block, forget])
 def test_nothing_is_left_of_a_thousand_supervisors(end, workers):

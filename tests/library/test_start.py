@@ -30,6 +30,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.promise("L7")
 @pytest.mark.parametrize("method", STARTED_ANEW)
 def test_a_script_without_a_guard_gets_one_error(cli, method):
     script = cli.file("unguarded.py", UNGUARDED.format(root=str(ROOT), method=method))
@@ -42,6 +43,7 @@ def test_a_script_without_a_guard_gets_one_error(cli, method):
     )
 
 
+@pytest.mark.promise("L8")
 @pytest.mark.parametrize("method", STARTED_ANEW)
 @pytest.mark.parametrize("how", ["-", "-c"])
 def test_a_function_of_a_main_module_that_is_no_file_gets_one_error(cli, method, how):
@@ -56,6 +58,7 @@ def test_a_function_of_a_main_module_that_is_no_file_gets_one_error(cli, method,
     )
 
 
+@pytest.mark.promise("L7")
 @pytest.mark.parametrize("method", METHODS)
 def test_other_functions_need_no_main_module(cli, method):
     code = INTERACTIVE.format(root=str(ROOT), method=method, function="shmqueue.echo")
@@ -63,12 +66,14 @@ def test_other_functions_need_no_main_module(cli, method):
     assert (run.code, run.out, run.err) == (0, "[b'a']\n", "")
 
 
+@pytest.mark.promise("L8")
 def test_without_a_start_method_a_program_on_standard_input_works(cli):
     code = INTERACTIVE.format(root=str(ROOT), method=None, function="double")
     run = cli.run(script="-", stdin=code.encode())
     assert (run.code, run.out, run.err) == (0, "[b'aa']\n", "")
 
 
+@pytest.mark.promise("L7")
 @pytest.mark.parametrize("method", STARTED_ANEW)
 def test_a_guarded_script_works(cli, method):
     code = INTERACTIVE.format(root=str(ROOT), method=method, function="double")
@@ -100,6 +105,7 @@ with shmqueue.Executor(1, multiprocessing.get_context({method!r})) as executor:
 """
 
 
+@pytest.mark.promise("L8")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_call_of_an_executor_that_needs_a_lost_main_module_fails_with_a_remedy(cli, method):
     run = cli.run(LOST.format(root=str(ROOT), method=method), script="-c")

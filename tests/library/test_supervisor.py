@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pathlib
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 import shmqueue
 from shmqueue import Supervisor, TaskError, parallel_map
 from tests import jobs
-from tests.helpers import HANG, METHODS, ROOT, is_running, segments_of, wait_until
+from tests.helpers import HANG, METHODS, ROOT, is_running, segments_of, state_of, wait_until
 from tests.jobs import Point, Record
 
 pytestmark = [
@@ -167,6 +168,7 @@ def test_structures_travel_in_slots_and_out_of_line():
     assert [type(result.value) for result in both] == [Record, Point]
 
 
+@pytest.mark.promise("L6")
 @pytest.mark.parametrize(
     ("function", "payload", "words"),
     [
@@ -227,6 +229,7 @@ def test_payloads_and_values_of_any_size(size):
     assert values == [payload, payload, b"next"]
 
 
+@pytest.mark.promise("L1")
 @pytest.mark.parametrize("slot_size", [64, 72, 128, 136, 256, 264, 272, 1024, 65536])
 def test_sizes_at_the_edges_of_every_slot(slot_size):
     sizes = [slot_size + extra for extra in (-30, -21, -20, -19, -18, -11, -10, -9, -8, -7, 0, 1)]
@@ -237,6 +240,7 @@ def test_sizes_at_the_edges_of_every_slot(slot_size):
         assert list(supervisor.map(jobs.echo_text, texts)) == texts
 
 
+@pytest.mark.promise("L1")
 def test_more_bytes_out_of_line_than_may_wait_at_once():
     payloads = [bytes([i]) * (1 << 20) for i in range(80)]
     assert mapped(jobs.echo, payloads) == payloads
@@ -317,6 +321,7 @@ def test_any_payloads_come_back_in_order(options):
 # Every task has exactly one outcome.
 
 
+@pytest.mark.promise("G1")
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_exactly_one_outcome_per_task(workers):
     count, functions = 12_000, [jobs.quiet, jobs.echo, jobs.raise_error]
@@ -531,6 +536,7 @@ def test_workers_too_large_before_they_begin_end_the_run(monkeypatch):
         mapped(jobs.echo, [b"x"], initializer=functools.partial(time.sleep, 30), max_rss=1 << 20)
 
 
+@pytest.mark.promise("L23")
 def test_a_process_is_known_without_proc(monkeypatch):
     """As on macOS: by ps."""
     is_folder = os.path.isdir
@@ -591,6 +597,7 @@ def test_submit_wakes_a_worker_that_sleeps():
         assert supervisor._pool.processes[0].rung == number
 
 
+@pytest.mark.promise("G5b")
 def test_submit_blocks_while_the_ring_is_full(tmp_path):
     gate = tmp_path / "gate"
     with start([jobs.wait_for_file], workers=1, num_slots=2, batch=1) as supervisor:
@@ -636,6 +643,7 @@ class Counted:
             yield self._payload(i)
 
 
+@pytest.mark.promise("G5b")
 @pytest.mark.parametrize("ordered", [False, True])
 def test_an_endless_iterable_is_read_a_bounded_way_ahead(ordered):
     source, ahead = Counted(), []
@@ -650,6 +658,7 @@ def test_an_endless_iterable_is_read_a_bounded_way_ahead(ordered):
     assert max(ahead) < 200
 
 
+@pytest.mark.promise("G5b")
 def test_in_order_a_slow_task_does_not_let_the_rest_run_away(tmp_path):
     gate, slow_one = tmp_path / "gate", 3
     source = Counted(lambda i: str(gate if i == slow_one else tmp_path))
@@ -808,6 +817,7 @@ def test_map_of_an_unknown_function_is_a_value_error():
 # Retries, timeouts, and replaced workers.
 
 
+@pytest.mark.promise("G2a", "L12")
 @pytest.mark.parametrize("retries", [0, 1, 3])
 @pytest.mark.parametrize(
     ("function", "status"),
@@ -902,6 +912,7 @@ def test_the_initializer_runs_first_in_every_worker(method):
         assert set(supervisor.map(jobs.readiness, [b""] * 50)) == {"ready"}, "also in one that replaces another"
 
 
+@pytest.mark.promise("L10")
 @pytest.mark.parametrize(
     ("initializer", "words"), [(jobs.refuse_to_start, "no licence for this worker"), (jobs.exit_at_start, "code 3")]
 )
@@ -927,6 +938,7 @@ def iter_into(kept, results):
 # Functions that misbehave. Each has its own outcome, and its neighbours are ok.
 
 
+@pytest.mark.promise("G2b")
 @pytest.mark.parametrize(
     ("function", "status", "words"),
     [
@@ -968,6 +980,7 @@ def test_a_function_that_misbehaves_has_its_own_outcome(capfd, function, status,
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.promise("L20")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("function", [jobs.start_child, jobs.start_child_in_session])
 def test_processes_that_a_function_started_end_with_the_run(function, method):
@@ -992,6 +1005,7 @@ def test_every_start_method(method):
     assert parallel_map(jobs.echo, payloads, workers=2, start_method=method) == payloads
 
 
+@pytest.mark.promise("G8b", "L14")
 @pytest.mark.parametrize("method", [None, "fork"])
 def test_supervisors_in_several_threads_do_not_disturb_each_other(method):
     values, errors = {}, []
@@ -1058,6 +1072,7 @@ def test_a_copy_inside_another_package_works(tmp_path, own_pids, method):
     assert python(own_pids, "-c", program, cwd=tmp_path, env=environment) == "['A', 'B'] app.vendor.shmqueue\n"
 
 
+@pytest.mark.promise("G8a")
 def test_the_first_of_two_supervisors_to_close_leaves_the_other_its_signals(own_pids):
     program = textwrap.dedent("""
         import signal, jobs, shmqueue
@@ -1264,15 +1279,25 @@ def test_a_new_worker_has_nothing_in_hand_of_its_predecessor():
         assert (row.state, row.in_hand) == ("sleep", None)
 
 
+def waits_of(pid):
+    """How often the threads of a process have begun to wait."""
+    texts = [path.read_text() for path in pathlib.Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", text)[1]) for text in texts)
+
+
 def test_workers_with_nothing_to_do_sleep():
     """A process that never waits is always ready to run, however busy the machine is."""
     with start([jobs.echo]) as supervisor:
         assert len(list(supervisor.run([b"x"] * 100))) == 100
         assert wait_until(lambda: len(supervisor._queue.sleepers()) == 2)
+        pids = [worker["pid"] for worker in supervisor.stats()["workers"]]
         states = []
         for _ in range(20):
             time.sleep(0.01)
-            states += [shmqueue.process_state(process.pid)[0] for process in supervisor._pool.processes]
+            states += map(state_of, pids)
+        before = list(map(waits_of, pids))
+        time.sleep(0.5)
+        assert list(map(waits_of, pids)) == before, "they look from time to time"
     assert states.count("S") > 30
 
 
@@ -1355,6 +1380,7 @@ def test_public_names_are_there():
     assert issubclass(shmqueue.TaskSlot128, ctypes.Structure)
 
 
+@pytest.mark.promise("L14")
 def test_a_second_thread_is_told_so_and_disturbs_nothing():
     """The first thread waits in the middle of a run."""
     errors = []

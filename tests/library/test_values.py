@@ -126,6 +126,7 @@ WRONG = [Number.ONE, Text("a"), Pair(1, 2), pathlib.Path("a"), object(), ..., St
          itself]  # fmt: skip
 
 
+@pytest.mark.promise("L6")
 @pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [1, (x,)], lambda x: {1: {"a": [x]}}])
 def test_what_is_not_plain_data_is_refused_at_any_depth(value, wrap):
@@ -140,6 +141,7 @@ def test_bytes_like_objects_within_others_are_refused(value):
         sent([value])
 
 
+@pytest.mark.promise("L6")
 @pytest.mark.parametrize("value", [Number.ONE, [Pair(1, 2)], itself, pathlib.Path("a")])
 def test_a_payload_or_value_that_is_not_plain_fails_alone(value):
     name = "list" if value is itself else type(value[0] if isinstance(value, list) else value).__name__
@@ -173,6 +175,7 @@ def test_what_is_nested_deeply_is_an_error_and_no_recursion(wrap):
     assert (result.status, result.error.partition(":")[0]) == ("failed", "ValueError")
 
 
+@pytest.mark.promise("L5", "L6")
 def test_numpy_scalars_are_refused_and_arrays_are_bytes():
     numpy = pytest.importorskip("numpy")
     assert sent(numpy.arange(3, dtype="int16")) == numpy.arange(3, dtype="int16").tobytes()
@@ -182,6 +185,7 @@ def test_numpy_scalars_are_refused_and_arrays_are_bytes():
             sent(value)
 
 
+@pytest.mark.promise("L22")
 def test_code_is_neither_sent_nor_read():
     data = marshal.dumps(compile("1", "", "eval"))
     if sys.version_info >= (3, 13):
@@ -192,6 +196,7 @@ def test_code_is_neither_sent_nor_read():
 # What a function is given.
 
 
+@pytest.mark.promise("L5")
 @pytest.mark.parametrize(
     ("function", "payload", "value"),
     [
@@ -292,6 +297,7 @@ def test_a_codec_takes_what_is_neither_bytes_nor_text(method):
         assert back == values
 
 
+@pytest.mark.promise("L6")
 def test_the_usual_codecs():
     for codec, value in ((json, {"a": [1, None]}), (marshal, (1, {2: b"b"}))):
         with shmqueue.Supervisor([jobs.echo_any], workers=1, codec=codec) as supervisor:
@@ -329,6 +335,7 @@ def test_what_is_no_codec_is_refused(codec):
         shmqueue.Supervisor([jobs.echo], codec=codec)
 
 
+@pytest.mark.promise("L22")
 def test_nothing_is_pickled_without_a_codec(monkeypatch):
     with shmqueue.Supervisor([jobs.echo_any], workers=1, start_method="fork") as supervisor:
         for name in ("dumps", "loads", "dump", "load", "Pickler", "Unpickler"):

@@ -83,6 +83,7 @@ def test_ctrl_c_in_a_function_goes_through_to_the_caller():
         list(supervisor.run([b""]))
 
 
+@pytest.mark.promise("L13")
 @pytest.mark.parametrize("options", [{"timeout": 1.0}, {"max_rss": 1 << 30}, {"log": "x.log"}])
 def test_what_needs_a_process_is_refused(options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

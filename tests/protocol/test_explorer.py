@@ -73,6 +73,7 @@ LARGEST = [  # by `tox -e explorer`
 ]
 
 
+@pytest.mark.promise("G1", "G2a", "G3")
 @pytest.mark.parametrize("bounds", SMALL, ids=str)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_no_schedule_goes_wrong(name, bounds):

@@ -85,6 +85,7 @@ def held(tmp_path):
 ALL_OK = {"ok": REST + 2}
 
 
+@pytest.mark.promise("L17")
 def test_a_halt_takes_back_what_has_not_begun(held):
     waiting = held.lane().not_begun
     assert held.halt()
@@ -220,6 +221,7 @@ def die_behind_a_published_batch(held, monkeypatch):
     held.engine._reap(held.handle)  # before anybody has harvested that batch
 
 
+@pytest.mark.promise("G2b")
 def test_nobody_is_charged_in_a_batch_that_its_worker_has_left(held, monkeypatch):
     die_behind_a_published_batch(held, monkeypatch)
     assert held.finish() == ALL_OK
@@ -313,6 +315,7 @@ def test_a_worker_that_sleeps_has_nothing_to_take(held):
     assert held.given_back() == 0
 
 
+@pytest.mark.promise("G2b")
 def test_a_worker_killed_after_a_halt_is_charged_for_the_task_in_hand_alone(held):
     assert held.halt()
     kill(held.handle.pid)
@@ -396,6 +399,7 @@ def all_begin(tasks, gates, workers, **options):
     assert len(early) + len(rest) == len(tasks)
 
 
+@pytest.mark.promise("G7a")
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("batch", [None, 64])
 def test_long_tasks_behind_short_ones_are_begun_side_by_side(tmp_path, workers, batch):
@@ -404,12 +408,14 @@ def test_long_tasks_behind_short_ones_are_begun_side_by_side(tmp_path, workers, 
     all_begin(tasks, gates, workers, batch=batch)
 
 
+@pytest.mark.promise("G7a")
 @pytest.mark.parametrize("batch", [None, 64])
 def test_one_long_task_first_keeps_nothing_back(tmp_path, batch):
     gates = Gates(tmp_path)
     all_begin([gates.task(0)] + [QUICK] * 3000 + [gates.task(1)], gates, 3, batch=batch)
 
 
+@pytest.mark.promise("G7a")
 def test_long_tasks_anywhere_keep_nothing_back(tmp_path):
     gates = Gates(tmp_path)
     tasks = [QUICK] * 3000
@@ -426,6 +432,7 @@ def test_waves_of_short_and_long_tasks(tmp_path):
         all_begin([QUICK] * 500 + [gates.task(0)] + [QUICK] * 500 + [gates.task(1)], gates, 3)
 
 
+@pytest.mark.promise("G7b")
 @pytest.mark.parametrize("batch", [None, 500])
 def test_results_do_not_wait_for_a_long_task_of_the_same_worker(tmp_path, batch):
     gates = Gates(tmp_path)
@@ -458,3 +465,21 @@ def test_values_and_payloads_of_sizes_between_a_slot_and_a_file():
         assert not list(segment.parent.glob(f"{segment.name}.p*")), "payloads lie in the heap"
         assert list(values) == payloads[100:]
         assert supervisor._engine._packer.heap.used == 0
+
+
+# Batches size themselves.
+
+
+def count_batches(supervisor):
+    return sum(supervisor._queue.glance(process.index).number for process in supervisor._pool.processes)
+
+
+def test_batches_are_large_while_tasks_are_short_and_small_while_they_are_long():
+    short, long = 20_000, 40
+    with shmqueue.Supervisor([jobs.quiet, jobs.sleep_a_little], workers=2) as supervisor:
+        list(supervisor.map(jobs.quiet, [b""] * short))
+        for_short = count_batches(supervisor)
+        list(supervisor.map(jobs.sleep_a_little, [b""] * long))
+        for_long = count_batches(supervisor) - for_short
+    assert for_short < short / 50
+    assert for_long > long / 3

@@ -61,6 +61,7 @@ TASKS = {
 }
 
 
+@pytest.mark.promise("G1", "G2b", "G3")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("name", TASKS)
 def test_a_kill_at_any_store_loses_nothing(name, workers, tmp_path, monkeypatch):

@@ -307,5 +307,5 @@ class LedgerModel(RuleBasedStateMachine):
             self.each_outcome_is_delivered_once()
 
 
-TestLedger = LedgerModel.TestCase
+TestLedger = pytest.mark.promise("G1", "G2b")(LedgerModel.TestCase)
 TestLedger.settings = settings(settings.default, max_examples=200, stateful_step_count=30)

@@ -142,6 +142,7 @@ def test_a_slow_task_keeps_no_other_from_its_outcome(queue, tmp_path, workers):
         assert [result.value for result in results] == ["there"]
 
 
+@pytest.mark.promise("G7a")
 @pytest.mark.parametrize("batch", [1, 50, None])
 def test_nothing_waits_behind_slow_tasks_while_a_worker_is_idle(queue, tmp_path, batch):
     """All workers but one get a task that does not end, in the midst of others and again behind them."""
@@ -158,6 +159,7 @@ def test_nothing_waits_behind_slow_tasks_while_a_worker_is_idle(queue, tmp_path,
         assert [result.value for result in results] == ["there", "there"]
 
 
+@pytest.mark.promise("G7b")
 def test_results_before_a_slow_task_are_delivered_while_it_runs(queue, tmp_path):
     door = tmp_path / "door"
     tasks = [*((jobs.echo, payload) for payload in numbers(40)), (jobs.wait_for_file, str(door))]
@@ -323,6 +325,7 @@ def test_two_queues_in_two_threads(queue):
     assert values == {"a": numbers(2000), "b": numbers(2000)}
 
 
+@pytest.mark.promise("G2b")
 def test_retries(queue, tmp_path):
     with start([jobs.fail_twice, jobs.note_and_die], queue, retries=2) as supervisor:
         tasks = [(jobs.fail_twice, f"{tmp_path / str(number)}|") for number in range(5)]
@@ -343,6 +346,7 @@ def check_outcomes(results, payloads, kills):
     assert statuses["crashed"] <= kills
 
 
+@pytest.mark.promise("G1", "G2a")
 def test_workers_killed_at_random(queue, tmp_path):
     chance, kills, path = random.Random(4), 0, tmp_path / "notes"  # noqa: S311
     with start([jobs.note], queue, num_slots=128) as supervisor:
@@ -369,6 +373,7 @@ def uneven(payload: str) -> None:
     time.sleep(0.02 if number % 30 == 0 else 0.0002 * (number % 3))
 
 
+@pytest.mark.promise("G1")
 def test_workers_killed_stopped_and_halted_at_random(queue, tmp_path):
     """Somebody else stops and continues workers and kills some, while the supervisor halts those that are slow."""
     chance, kills, path = random.Random(5), 0, tmp_path / "notes"  # noqa: S311
@@ -508,6 +513,7 @@ def check_death(queue, flag, what, function=jobs.echo):
     check_outcomes(results, payloads, 1)
 
 
+@pytest.mark.promise("G3")
 @pytest.mark.parametrize("function", [jobs.quiet, slow_echo])
 @pytest.mark.parametrize("what", ["in the lock", "in the copy", "before the commit"])
 def test_a_worker_is_killed_in_the_critical_section(queue, tmp_path, what, function):
@@ -515,11 +521,13 @@ def test_a_worker_is_killed_in_the_critical_section(queue, tmp_path, what, funct
         check_death(queue, tmp_path / str(number), what, function)
 
 
+@pytest.mark.promise("G3")
 def test_a_worker_is_killed_at_each_store(queue, tmp_path):
     for number in range(1, 17):
         check_death(queue, tmp_path / str(number), number)
 
 
+@pytest.mark.promise("G3")
 def test_workers_are_killed_and_replaced_without_a_pause(queue, tmp_path):
     """The successor of a worker that died in the critical section dies there, too."""
 
