@@ -99,7 +99,7 @@ from shmqueue import *
 import concurrent.futures, pickle
 assert issubclass(Executor, concurrent.futures.Executor) and Executor is shmqueue.Executor
 assert pickle.loads(pickle.dumps(Executor)) is Executor
-assert "max_workers" in Executor.__doc__ and Executor.__name__ == "Executor" and Executor.__module__ == "shmqueue"
+assert Executor.__doc__ and Executor.__name__ == "Executor" and Executor.__module__ == "shmqueue"
 """
     run_script(tmp_path, text)
 
