@@ -1075,7 +1075,8 @@ def test_a_copy_inside_another_package_works(tmp_path, own_pids, method):
 @pytest.mark.promise("G8a")
 def test_the_first_of_two_supervisors_to_close_leaves_the_other_its_signals(own_pids):
     program = textwrap.dedent("""
-        import signal, jobs, shmqueue
+        import signal, shmqueue
+        from tests import jobs
         first, second = (shmqueue.Supervisor([jobs.echo], workers=1) for _ in range(2))
         for supervisor in first, second:
             supervisor.close()
@@ -1107,7 +1108,8 @@ def test_it_works_without_psutil(own_pids):
 
 def test_the_default_is_one_worker_for_each_processor_this_process_may_use(own_pids):
     program = textwrap.dedent("""
-        import os, jobs, shmqueue
+        import os, shmqueue
+        from tests import jobs
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         with shmqueue.Supervisor([jobs.echo]) as supervisor:
             print(len(supervisor.stats()["workers"]))
