@@ -535,6 +535,7 @@ def parent_death_signal(payload: bytes) -> int:
     return number.value
 
 
+@pytest.mark.promise("G4b")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_is_continued_when_its_parent_ends(method):
     """Also one that was sent SIGSTOP and does not stand still yet, which the kernel would not continue otherwise."""
