@@ -770,7 +770,7 @@ def count_threads() -> int:
             count = max(count, len(os.listdir("/proc/self/task")))
         if count == threading.active_count():
             break
-        time.sleep(0.001)  # a thread that was joined is there for a moment longer
+        system.sleep(0.001)  # a thread that was joined is there for a moment longer
     return count
 
 
@@ -811,7 +811,7 @@ def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
     method = start_method or ("fork" if count_threads() == 1 else "forkserver")
     if method != "fork" and needs_lost_main(functions):
         raise RuntimeError(f"start_method={method!r}: {LOST_MAIN}, or name start_method='fork'")
-    return multiprocessing.get_context(method)
+    return system.get_context(method)
 
 
 LOST_MAIN = (
@@ -906,7 +906,7 @@ class IterableSource(Source):
             self._taken += len(items)
             self.exhausted = self._taken >= len(self._sequence)
             return items
-        clock = time.perf_counter
+        clock = system.perf_counter
         taken = []
         until = clock() + 0.001
         try:
@@ -1227,15 +1227,15 @@ class Engine:
         ledger = self._ledger
         if ledger.retries.delayed:
             with self._must_complete():
-                ledger.again.extend(ledger.retries.take_due(time.monotonic()))
+                ledger.again.extend(ledger.retries.take_due(system.monotonic()))
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         fed = False
         with self._must_complete():
             fed = self.feed()
             more = self.harvest() or more
             self.hurry(fed or more)
-            if time.monotonic() >= self.next_check:
-                more = self.check_workers(time.monotonic()) or more
+            if system.monotonic() >= self.next_check:
+                more = self.check_workers(system.monotonic()) or more
                 self._in_turn = False  # what is asked for from here on can be done at once
                 report()
         return more or (fed and bool(ledger.again or ledger.fresh))
@@ -1347,12 +1347,12 @@ class Engine:
         if stream >= 0:
             poll.register(stream, select.POLLIN)
         until = min(self.next_check, self._ledger.retries.next_due())
-        events = poll.poll(max(0.0, until - time.monotonic()) * 1000)
+        events = poll.poll(max(0.0, until - system.monotonic()) * 1000)
         if stream >= 0:
             poll.unregister(stream)
         for descriptor, _ in events:
             if descriptor == bell:
-                os.read(bell, 4096)
+                system.read(bell, 4096)
             elif descriptor != stream:  # a worker has died
                 self.next_check = 0.0
 
@@ -1400,8 +1400,8 @@ class Engine:
         count = len(self._pool.living())
         if count:
             self._ledger.again.append(terminate_tasks(count))
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._pool.living() and time.monotonic() < deadline and not self.over:
+        deadline = system.monotonic() + STOP_SECONDS
+        while self._pool.living() and system.monotonic() < deadline and not self.over:
             self.turn(job, report)
 
 
@@ -1416,7 +1416,7 @@ class WorkerEngine(Engine):
         self._grace = grace
         self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
         self._sleepers: list[tuple[int, int]] = []  # at the last check
-        self._moved_at = self._turned_at = time.monotonic()
+        self._moved_at = self._turned_at = system.monotonic()
 
     def harvest(self) -> bool:
         """Read the batches that workers have published. Return True if there were any, or if there is more room."""
@@ -1436,7 +1436,7 @@ class WorkerEngine(Engine):
 
     def hurry(self, moved: bool) -> None:
         """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""
-        now = time.monotonic()
+        now = system.monotonic()
         if moved or now - self._turned_at > 1.0:  # or there was no turn for a second
             self._moved_at = now
         self._turned_at = now
@@ -1497,7 +1497,7 @@ class WorkerEngine(Engine):
             process.progress_since = now
         if self._timeout and glance.in_hand is not None and now - process.progress_since >= self._timeout:
             return self._end_overdue(lane, glance.in_hand, now), False
-        waited = time.perf_counter() - max(glance.began, process.halted)
+        waited = system.perf_counter() - max(glance.began, process.halted)
         slow = waited >= HUNGRY_SECONDS
         moved = False
         # For idle workers: first take back what only this worker could claim. Then halt it, and take what it claimed.
@@ -1527,7 +1527,7 @@ class WorkerEngine(Engine):
     def halt(self, process: WorkerProcess, doomed: Doomed | None = None) -> bool:
         """Take back what a worker has not begun. Return True if its lane could be read."""
         process.halt_again = not self._lanes[process.index].halt(doomed)
-        process.halted = time.perf_counter()
+        process.halted = system.perf_counter()
         return not process.halt_again
 
     def empty_lanes(self, position: int | None = None) -> None:
@@ -1616,9 +1616,9 @@ class InlineEngine(Engine):
         tasks = self._inline.take()
         if tasks is None:
             return False
-        started, began = time.time(), time.perf_counter()
+        started, began = system.wall_clock(), system.perf_counter()
         value = self._call((tasks.marked or tasks.fn_ids)[0], tasks.data[0])
-        seconds = time.perf_counter() - began
+        seconds = system.perf_counter() - began
         if isinstance(value, Failure):
             self._ledger.charge(0, tasks.first, "failed", value, seconds, started)
         else:
@@ -1703,8 +1703,8 @@ class RecordReader:
         head, data = record[0], record[1:]
         if head & IN_FILE:
             path = self._segment.beside(f"v{position}")
-            data = read_file(path, *SIZE.unpack(data))
-            os.unlink(path)
+            data = system.read_file(path, *SIZE.unpack(data))
+            system.unlink(path)
         return decode_value(head & ~IN_FILE, data, self._structures, self._codec)
 
 
@@ -1768,7 +1768,7 @@ class LaneReader:
         start = max(first, self.settled_below)
         if start >= bound:
             return Outcomes(bound, 0)
-        started = half.since(start - first) + time.time() - time.perf_counter()
+        started = half.since(start - first) + system.wall_clock() - system.perf_counter()
         if half.all_returned_none(start - first, bound - first):
             return Outcomes(start, bound - start, half.seconds(start - first, bound - first), started)
         ends = half.read_ends(start - first, bound - first)
@@ -1926,7 +1926,7 @@ class LaneReader:
         """Charge an attempt to the task that was in hand when the worker died."""
         process = self.process
         with contextlib.suppress(FileNotFoundError):  # the worker may have died while it wrote its value
-            os.unlink(self._queue.segment.beside(f"v{position}"))
+            system.unlink(self._queue.segment.beside(f"v{position}"))
         status = "crashed"
         doomed = process.killed_for
         if doomed is not None and doomed.position in (None, position):
@@ -1935,9 +1935,9 @@ class LaneReader:
 
     def _charge(self, position: int, status: str, error: str) -> None:
         """Charge an attempt to the task that has been in hand until now."""
-        seconds = time.monotonic() - self.process.progress_since
+        seconds = system.monotonic() - self.process.progress_since
         self._ledger.charge(
-            self.process.index, position, status, Failure(error), seconds, started=time.time() - seconds
+            self.process.index, position, status, Failure(error), seconds, started=system.wall_clock() - seconds
         )
 
     def take_unclaimed(self) -> bool:
@@ -2039,13 +2039,13 @@ class Packer:
             return None
         number = next(self._files)
         path = self._queue.segment.beside(f"p{number}")
-        write_file(path, payload)
+        system.write_file(path, payload)
         self._file_bytes += size
         return number, 0, Block(1, functools.partial(self._remove_file, path, size))
 
     def _remove_file(self, path: str, size: int) -> None:
         self._file_bytes -= size
-        os.unlink(path)
+        system.unlink(path)
 
     def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
         """Put back tasks that find no memory, and try fewer at a time. A task that does not fit alone fails."""
@@ -2464,7 +2464,7 @@ class Retries:
         self._last[result.tsk_id] = result
         delay = self.pause(result.attempts)
         if delay:
-            heapq.heappush(self.delayed, (time.monotonic() + delay, result.tsk_id, tasks))
+            heapq.heappush(self.delayed, (system.monotonic() + delay, result.tsk_id, tasks))
         return delay > 0
 
     def next_due(self) -> float:
@@ -2686,7 +2686,7 @@ class Tally:
     """
 
     def __init__(self, workers: int) -> None:
-        self._began = time.monotonic()
+        self._began = system.monotonic()
         self.counts = dict.fromkeys(OUTCOMES, 0)
         self.retried = 0
         self.completed = [0] * workers
@@ -2699,7 +2699,7 @@ class Tally:
 
     def seconds(self) -> float:
         """Return the seconds since the start."""
-        return time.monotonic() - self._began
+        return system.monotonic() - self._began
 
     def add_ok(self, worker: int, count: int, seconds: float) -> None:
         """Count tasks of a worker that are ok. seconds: of all of them together."""
@@ -2796,19 +2796,19 @@ class WorkerPool:
         self._refused_since = 0.0  # when it began that no worker lives and none can be started; 0 if not
         self._failed_starts = 0  # in a row
         self._dead_starting = 0.0  # seconds that the dead workers took to start
-        self._worked_at = time.monotonic()
-        self._next_memory = time.monotonic() + MEMORY_SECONDS  # so a short run need not import psutil
+        self._worked_at = system.monotonic()
+        self._next_memory = system.monotonic() + MEMORY_SECONDS  # so a short run need not import psutil
         self.processes: list[WorkerProcess] = [
             WorkerProcess(index, queue.words, status) for index, status in enumerate(queue.status)
         ]
         self.bell, self._bell_end = self._pipe()
-        self.poll = select.poll()
+        self.poll = system.poll()
         self.poll.register(self.bell, select.POLLIN)
 
     def _pipe(self) -> tuple[Any, Any]:
         """Return a pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
         reader, writer = self.context.Pipe(duplex=False)
-        os.set_blocking(writer.fileno(), False)
+        system.set_blocking(writer.fileno(), False)
         _supervisor_ends.update((reader, writer))
         return reader, writer
 
@@ -2835,10 +2835,10 @@ class WorkerPool:
         spare: list[int] = []
         try:
             while len(spare) < SPARE_DESCRIPTORS:
-                spare.append(os.dup(self.bell.fileno()))
+                spare.append(system.dup(self.bell.fileno()))
         finally:
             for descriptor in spare:
-                os.close(descriptor)
+                system.close(descriptor)
 
     def try_to_start(self, process: WorkerProcess) -> None:
         """Start a process as this worker while a run goes on.
@@ -2846,7 +2846,7 @@ class WorkerPool:
         If a limit of the system forbids it, the others go on, and it is tried again later. Raises WorkersFailedError
         if no worker has lived for FAILED_SECONDS because of that.
         """
-        now = time.monotonic()
+        now = system.monotonic()
         try:
             self.start(process)
         except LIMIT_ERRORS as error:
@@ -2903,7 +2903,7 @@ class WorkerPool:
 
     def _write(self, pipe: Any, data: bytes) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: enough is written; broken: it is dead
-            os.write(pipe.fileno(), data)
+            system.write(pipe.fileno(), data)
 
     def find_dead(self, now: float) -> list[WorkerProcess]:
         """Start workers that are due, check the memory of the living, and return the dead ones."""
@@ -2953,7 +2953,7 @@ class WorkerPool:
     def _start_time(self, process: WorkerProcess) -> float:
         """Return the seconds until this process was ready, or until now."""
         ready = process.word(READY) / 1e9
-        return (ready if ready > process.started else time.monotonic()) - process.started
+        return (ready if ready > process.started else system.monotonic()) - process.started
 
     def replace(self, process: WorkerProcess, code: int, claimed: bool, note: str) -> None:
         """Replace a reaped worker: at once, or after a pause if it died before it claimed a task.
@@ -2968,30 +2968,30 @@ class WorkerPool:
             process.deaths = 0
             self.try_to_start(process)
             return
-        process.postpone(time.monotonic())
+        process.postpone(system.monotonic())
         self._failed_starts += 1
-        if self._failed_starts >= FAILED_STARTS and (note or time.monotonic() - self._worked_at > FAILED_SECONDS):
+        if self._failed_starts >= FAILED_STARTS and (note or system.monotonic() - self._worked_at > FAILED_SECONDS):
             why = note or exit_text(code)
             raise WorkersFailedError(f"{self._failed_starts} workers in a row died before they took a task: {why}")
 
     def worked(self) -> None:
         """Note that some worker has had tasks."""
-        self._worked_at = time.monotonic()
+        self._worked_at = system.monotonic()
         self._failed_starts = 0
 
     def suspend(self) -> None:
         """Stop the workers and then this process. When it is continued, continue them."""
-        since = time.monotonic()
+        since = system.monotonic()
         living = self.living()
         for process in living:
             process.signal_group(signal.SIGSTOP)
         # Not SIGSTOP: nobody could continue an orphaned group. The kernel ignores SIGTSTP in such a group.
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)
+        system.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
         for process in living:
             process.signal_group(signal.SIGCONT)
-            process.progress_since += time.monotonic() - since
+            process.progress_since += system.monotonic() - since
 
     def continue_stopped(self) -> bool:
         """Continue workers that somebody has stopped while they slept. Return True if there were any."""
@@ -3046,7 +3046,7 @@ class WorkerProcess:
 
     child: Any = None  # multiprocessing's object; None while the worker is dead
     pidfd: Any = None  # a file that stands for this process, whoever gets its pid later; None if there is none
-    born: int = 0  # when the process started, as process_state() tells it
+    born: int = 0  # when the process started, as system.process_state() tells it
     started: float = 0.0
     wake: Any = None  # our end of its pipe
     due: float = 0.0  # when to start a new process, if this one is dead
@@ -3081,7 +3081,7 @@ class WorkerProcess:
         """Make a new process this worker."""
         self.child = child
         self.pid = int(child.pid or 0)
-        self.started = self.progress_since = time.monotonic()
+        self.started = self.progress_since = system.monotonic()
         self.rung = 0
         self.killed_for = None
         self.kill_at = math.inf
@@ -3097,10 +3097,10 @@ class WorkerProcess:
 
     def identify(self) -> None:
         """Remember the identity of the new process. Later another process may get its pid."""
-        self.born = process_state(self.pid)[1]
+        self.born = system.process_state(self.pid)[1]
         self.pidfd = None
         with contextlib.suppress(OSError, AttributeError):  # the process is gone; or there are no pidfds
-            self.pidfd = io.FileIO(os.pidfd_open(self.pid))
+            self.pidfd = system.pidfd_open(self.pid)
             _supervisor_ends.add(self.pidfd)
         if is_readable(self.child.sentinel):  # it has ended, so what was read may belong to another process
             self.close_pidfd()
@@ -3153,7 +3153,7 @@ class WorkerProcess:
     def terminate(self, why: Doomed) -> None:
         """Ask it and what its functions started to end; it has been told to leave. It is killed after the grace."""
         self.killed_for = why
-        self.kill_at = time.monotonic() + why.grace
+        self.kill_at = system.monotonic() + why.grace
         self.told = True
         self.signal_group(signal.SIGTERM)
 
@@ -3168,30 +3168,29 @@ class WorkerProcess:
         return False
 
     def wait_until_stopped(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
+        deadline = system.monotonic() + seconds
         tries = 0
         while True:
-            state, self._switches = state_and_switches(self.pid)
+            state, self._switches = system.state_and_switches(self.pid)
             if state in STOPPED:
-                self._still_since = time.perf_counter()
+                self._still_since = system.perf_counter()
                 return True
-            if state in ENDED or time.monotonic() > deadline:
+            if state in ENDED or system.monotonic() > deadline:
                 return False
             tries += 1
             if tries < 20:
                 os.sched_yield()
             else:
-                time.sleep(0.0002)
+                system.sleep(0.0002)
 
     def stands_still(self) -> bool:
         """Return True if it has not run since stop(). This notices if somebody continued it and stopped it again."""
-        state, switches = state_and_switches(self.pid)
+        state, switches = system.state_and_switches(self.pid)
         return state in STOPPED and switches == self._switches
 
     def stand_for(self, seconds: float) -> None:
         """Wait until it has stood still for so many seconds."""
-        while time.perf_counter() - self._still_since < seconds:
-            pass
+        system.spin_until(self._still_since + seconds)
 
     def go_on(self) -> None:
         """Continue it, unless somebody else had stopped it."""
@@ -3199,15 +3198,15 @@ class WorkerProcess:
             self.signal(signal.SIGCONT)
 
     def is_stopped(self) -> bool:
-        return process_state(self.pid)[0] in STOPPED
+        return system.state_and_switches(self.pid)[0] in STOPPED
 
     def signal(self, number: int) -> None:
         """Send a signal to the process, and never to another that got its pid."""
         with contextlib.suppress(ProcessLookupError):
             if self.pidfd is not None:
-                signal.pidfd_send_signal(self.pidfd.fileno(), number)
+                system.pidfd_send_signal(self.pidfd.fileno(), number)
             elif self._keeps_pid():
-                os.kill(self.pid, number)
+                system.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
         """Send a signal to the process and what its functions started.
@@ -3216,11 +3215,11 @@ class WorkerProcess:
         """
         if self._keeps_pid():
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+                system.killpg(self.pid, number)
 
     def _keeps_pid(self) -> bool:
         """Return False if another process has its pid now, which started at another time."""
-        found = process_state(self.pid)[1]
+        found = system.process_state(self.pid)[1]
         return found in (0, self.born) or self.born == 0
 
 
@@ -3284,7 +3283,7 @@ def is_pipe(path: str) -> bool:
 
 def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
     """Return True if a descriptor becomes readable within `timeout` seconds. None waits for ever."""
-    poll = select.poll()
+    poll = system.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(None if timeout is None else timeout * 1000))
 
@@ -3339,7 +3338,7 @@ def state_and_switches(pid: int) -> tuple[str, int]:
 
 def process_exists(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        system.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -3749,11 +3748,11 @@ class Worker:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         if self._options.initializer is not None:
             self._options.initializer()
-        self._words[self._status + READY] = time.monotonic_ns()
+        self._words[self._status + READY] = int(1e9 * system.monotonic())
 
     def serve(self) -> None:
         """Claim and run until told to leave."""
-        queue, words, poll = self._queue, self._words, select.poll()
+        queue, words, poll = self._queue, self._words, system.poll()
         poll.register(self._pipes.wake, select.POLLIN)
         while not self._leaving:
             limit = words[self._status + LIMIT] = int(min(self._limit, self._left))
@@ -3765,7 +3764,7 @@ class Worker:
             elif words[self._status + LEAVE]:
                 break
             elif poll.poll():
-                os.read(self._pipes.wake, 4096)
+                system.read(self._pipes.wake, 4096)
         if self._log is not None:
             self._log.end_line()
 
@@ -3787,7 +3786,7 @@ class Worker:
         words, end = self._words, half.end
         ends, stamps, log = half.ends, half.stamps, half.log
         room = len(log) - REFERRING * count  # so that each task can leave a record
-        clock = time.perf_counter
+        clock = system.perf_counter
         last = began = half.began[0] = clock()
         stop = words[end] - first
         done, at = 0, 1
@@ -3865,7 +3864,7 @@ class Worker:
         """Call with a payload that did not fit its slot."""
         number, offset, length = REFERENCE.unpack(reference)
         if number:
-            return call(read_file(self._queue.segment.beside(f"p{number}"), length))
+            return call(system.read_file(self._queue.segment.beside(f"p{number}"), length))
         payload = bytes(self._queue.heap[offset : offset + length])
         if len(payload) < length:
             raise SpoiledSegmentError(f"{length:,} bytes at {offset:,} are not in the heap")
@@ -3924,7 +3923,7 @@ class Worker:
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
-            os.write(self._pipes.bell, b"!")
+            system.write(self._pipes.bell, b"!")
 
     def _disown(self) -> None:
         """In a child that a function forked: make it an error to go on as a second copy of this worker."""
@@ -3957,22 +3956,22 @@ class ValueFiles:
         while True:
             if self._bytes_left() <= SPILL_BYTES:
                 try:
-                    write_file(path, data)
+                    system.write_file(path, data)
                     break
                 except OSError as error:
                     if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
                         return error
                 alone += not self._left
-            time.sleep(SPILL_SECONDS)
+            system.sleep(SPILL_SECONDS)
         self._left.append((path, len(data)))
         self.written += len(data)
-        if not os.path.exists(self._segment.path):  # the run is over, and nobody else would remove the file
-            os.unlink(path)
+        if not system.exists(self._segment.path):  # the run is over, and nobody else would remove the file
+            system.unlink(path)
         return None
 
     def _bytes_left(self) -> int:
         """Return the bytes of the files that the supervisor has not read yet."""
-        while self._left and not os.path.exists(self._left[0][0]):
+        while self._left and not system.exists(self._left[0][0]):
             self._left.popleft()
         return sum(size for _, size in self._left)
 
@@ -3985,7 +3984,7 @@ def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
     """
     # A signal that this thread takes would not interrupt what a function waits for in the main thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    poll = select.poll()
+    poll = system.poll()
     poll.register(wake, 0)  # hear only that it is closed
     watched = False
     with contextlib.suppress(OSError, AttributeError):
@@ -4073,7 +4072,7 @@ class Glance(NamedTuple):
     number: of the batch.
     first, done, end: the tasks at [first, first + done) are finished. The next one is in hand if it lies below `end`,
         and the rest has not begun.
-    began: when the batch began, in seconds of time.perf_counter().
+    began: when the batch began, in seconds of system.perf_counter().
     """
 
     number: int
@@ -4232,7 +4231,7 @@ def make_segment(position: int, *sizes: int) -> Segment:
     heap_bytes = heap_size(rest)
     header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, (*sizes, heap_bytes))))
     header.owner_pid = os.getpid()
-    header.owner_start = process_state(os.getpid())[1]
+    header.owner_start = system.process_state(os.getpid())[1]
     header.ring_end = layout.ring.offset + layout.ring.size
     header.pushed.value = header.claimed.value = position
     segment = Segment(f"{PREFIX}{os.getpid()}-{os.urandom(3).hex()}", rest + heap_bytes, rest)
@@ -4276,16 +4275,16 @@ class KernelLock:
         if timeout is None:
             fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
             return True
-        deadline = time.monotonic() + timeout
+        deadline = system.monotonic() + timeout
         tries = 0
         while not self._try_acquire():
-            if time.monotonic() > deadline:
+            if system.monotonic() > deadline:
                 return False
             tries += 1
             if tries <= 20:
                 os.sched_yield()
             else:
-                time.sleep(0.0005)
+                system.sleep(0.0005)
         return True
 
     def _try_acquire(self) -> bool:
@@ -4421,9 +4420,9 @@ class SharedTaskQueue(QueueMemory):
         holder that was stopped.
         """
         if worker is None:
-            since = time.monotonic()
+            since = system.monotonic()
             while not self._lock.acquire(LOCK_PATIENCE):
-                self.stuck(self._lock, self.words[DIRTY] - 1, time.monotonic() - since)
+                self.stuck(self._lock, self.words[DIRTY] - 1, system.monotonic() - since)
         else:
             self._lock.acquire()
         if self.words[DIRTY]:
@@ -4738,7 +4737,7 @@ def _own_segments() -> list[tuple[str, str, int]]:
 
 def _owner_lives(pid: int, file: Any) -> bool:
     """Return True if process `pid` lives, and made the segment in this file or is about to make it."""
-    state, start = process_state(pid)
+    state, start = system.process_state(pid)
     head = file.read(ctypes.sizeof(QueueHeader))
     header = QueueHeader.from_buffer_copy(head.ljust(ctypes.sizeof(QueueHeader), b"\0"))
     return state not in ENDED and (header.magic != MAGIC or header.owner_start == start)
@@ -4769,6 +4768,62 @@ def read_file(path: str, length: int) -> bytes:
     if len(data) < length:
         raise SpoiledSegmentError(f"bytes out of line are missing: {length:,} of {path}, which has {size:,}")
     return data
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The system: what is asked of the machine, as one object that tests replace.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class System:
+    """Clocks, descriptors, processes and files beside the segment. The library reaches them by `system` only.
+
+    A test puts an object of its own in the place of `system`. A forked worker inherits that; a worker that is spawned,
+    or comes from a fork server, has a plain one. What is called for each task is bound before (see Worker.run).
+    """
+
+    monotonic = staticmethod(time.monotonic)
+    perf_counter = staticmethod(time.perf_counter)
+    wall_clock = staticmethod(time.time)
+    sleep = staticmethod(time.sleep)
+
+    dup = staticmethod(os.dup)
+    close = staticmethod(os.close)
+    read = staticmethod(os.read)
+    write = staticmethod(os.write)
+    set_blocking = staticmethod(os.set_blocking)
+
+    kill = staticmethod(os.kill)
+    killpg = staticmethod(os.killpg)
+    process_state = staticmethod(process_state)
+    state_and_switches = staticmethod(state_and_switches)
+
+    exists = staticmethod(os.path.exists)
+    unlink = staticmethod(os.unlink)
+    read_file = staticmethod(read_file)
+    write_file = staticmethod(write_file)
+
+    def spin_until(self, when: float) -> None:
+        """Wait until perf_counter() has come to `when`. A sleep would take longer."""
+        while self.perf_counter() < when:
+            pass
+
+    def poll(self) -> Any:
+        return select.poll()
+
+    def get_context(self, method: str) -> Any:
+        """Return multiprocessing's context, which makes pipes and starts processes."""
+        return late("multiprocessing").get_context(method)
+
+    def pidfd_open(self, pid: int) -> Any:
+        """Return a file that stands for a process. Raises OSError if it is gone, AttributeError without pidfds."""
+        return io.FileIO(os.pidfd_open(pid))
+
+    def pidfd_send_signal(self, pidfd: int, number: int) -> None:
+        signal.pidfd_send_signal(pidfd, number)
+
+
+system = System()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ bounds what the worker runs and says nothing about what was claimed.
 from __future__ import annotations
 
 import bisect
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,7 +107,7 @@ class DealtQueue(shmqueue.SharedTaskQueue):
         return sum(self._rooms())
 
     def push(self, tasks: shmqueue.Tasks) -> list[shmqueue.Span]:
-        now = time.perf_counter()
+        now = shmqueue.system.perf_counter()
         loads = [self._load(worker, now) for worker in range(self.num_workers)]
         done, spans = 0, []
         for worker, count in enumerate(shares(loads, self._rooms(), len(tasks.data))):

@@ -88,10 +88,10 @@ class RobustMutex(shmqueue.KernelLock):
                 raise OSError(code, os.strerror(code))
 
     def acquire(self, timeout: float | None = None) -> bool:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else shmqueue.system.monotonic() + timeout
         code = quick.pthread_mutex_trylock(self._at)
         while code in (errno.EBUSY, errno.ETIMEDOUT):
-            if deadline is not None and time.monotonic() > deadline:
+            if deadline is not None and shmqueue.system.monotonic() > deadline:
                 return False
             seconds, part = divmod(time.time() + SLICE_SECONDS, 1)
             until = Timespec(int(seconds), int(part * 1e9))

@@ -28,7 +28,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,12 +66,12 @@ class NumberedLock(shmqueue.KernelLock):
 
     def acquire(self, timeout: float | None = None) -> bool:
         lock, number = self.shared
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else shmqueue.system.monotonic() + timeout
         acquired = lock.acquire(False)
         while self._segment.words[self._word] == number:
             if acquired:
                 return True
-            if deadline is not None and time.monotonic() > deadline:
+            if deadline is not None and shmqueue.system.monotonic() > deadline:
                 return False
             acquired = lock.acquire(True, SLICE_SECONDS)
         os._exit(0)
@@ -85,13 +84,13 @@ class NumberedLock(shmqueue.KernelLock):
         self.prepare(context)
         for process in living:
             with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it will wake; it is dead
-                os.write(process.wake.fileno(), b"!")
-        deadline = time.monotonic() + 1
+                shmqueue.system.write(process.wake.fileno(), b"!")
+        deadline = shmqueue.system.monotonic() + 1
         while inside := [process for process in living if may_hold_lock(queue, process)]:
-            if time.monotonic() > deadline:
+            if shmqueue.system.monotonic() > deadline:
                 for process in inside:
                     process.kill()
-            time.sleep(0.001)
+            shmqueue.system.sleep(0.001)
 
 
 def may_hold_lock(queue: shmqueue.SharedTaskQueue, process: shmqueue.WorkerProcess) -> bool:

@@ -171,18 +171,18 @@ class SlotState(DealtQueue):
         This takes a few microseconds, unless somebody has stopped it there.
         """
         words, lane = self.words, self.lanes[worker]
-        since = time.monotonic()
+        since = shmqueue.system.monotonic()
         words[lane + SHUT] = 1
         self._fence()
         while words[lane + CLAIMING] and not self._is_dead(worker):
-            if time.monotonic() - since > shmqueue.LOCK_PATIENCE:
-                self.stuck(self.locks[0], worker, time.monotonic() - since)
-            time.sleep(0)
+            if shmqueue.system.monotonic() - since > shmqueue.LOCK_PATIENCE:
+                self.stuck(self.locks[0], worker, shmqueue.system.monotonic() - since)
+            shmqueue.system.sleep(0)
 
     def _is_dead(self, worker: int) -> bool:
         """Return True if the worker's process has ended. Then it stays inside its claim until it is recovered."""
         pid = self.words[self.status[worker] + shmqueue.PID]
-        return shmqueue.process_state(pid)[0] in shmqueue.ENDED
+        return shmqueue.system.state_and_switches(pid)[0] in shmqueue.ENDED
 
     def _reopen(self, worker: int) -> None:
         self.words[self.lanes[worker] + SHUT] = 0

@@ -24,7 +24,6 @@ When to use it
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,9 +47,9 @@ class WorkerLanes(DealtQueue):
         return num_workers
 
     def _shut(self, worker: int) -> None:
-        since = time.monotonic()
+        since = shmqueue.system.monotonic()
         while not self._lock[worker].acquire(shmqueue.LOCK_PATIENCE):
-            self.stuck(self._lock[worker], worker, time.monotonic() - since)
+            self.stuck(self._lock[worker], worker, shmqueue.system.monotonic() - since)
 
     def _reopen(self, worker: int) -> None:
         self._freed[worker] = self._head(worker)

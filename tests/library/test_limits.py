@@ -25,8 +25,8 @@ def list_files(payload: bytes) -> str:
 @pytest.mark.promise("L2")
 def test_values_and_payloads_that_go_through_files(monkeypatch):
     lengths = []
-    read_file = shmqueue.read_file
-    monkeypatch.setattr(shmqueue, "read_file", lambda path, length: lengths.append(length) or read_file(path, length))
+    read = shmqueue.read_file
+    monkeypatch.setattr(shmqueue.system, "read_file", lambda path, length: lengths.append(length) or read(path, length))
     log, heap = 128 << 10, 32 << 20
     with Supervisor([list_files, jobs.blow_up], workers=1, start_method="fork") as supervisor:
         sizes = [1000, heap // 2, heap // 2 + 1]

@@ -288,7 +288,7 @@ def test_a_value_without_room_waits_for_some(monkeypatch, number, failures, stat
             raise OSError(number, os.strerror(number))
         write(path, data)
 
-    monkeypatch.setattr(shmqueue, "write_file", refuse)
+    monkeypatch.setattr(shmqueue.system, "write_file", refuse)
     monkeypatch.setattr(shmqueue, "SPILL_TRIES", 10)
     large = jobs.pattern(200_000)
     result = only(jobs.echo, large, workers=1)
@@ -1321,7 +1321,7 @@ def test_time_that_a_run_stands_still_is_not_a_tasks(monkeypatch):
         else:
             kill(pid, number)
 
-    monkeypatch.setattr(os, "kill", stand_still)
+    monkeypatch.setattr(shmqueue.system, "kill", stand_still)
     with start([jobs.hang], timeout=100) as supervisor:
         before = [process.progress_since for process in supervisor._pool.processes]
         supervisor.suspend()

@@ -461,7 +461,7 @@ class SeesNoSwitches(WorkerProcess):
     """Takes a worker that stands still for one that has not run meanwhile."""
 
     def stands_still(self):
-        return shmqueue.state_and_switches(self.pid)[0] in shmqueue.STOPPED
+        return shmqueue.system.state_and_switches(self.pid)[0] in shmqueue.STOPPED
 
 
 class ChargesWrong(Ledger):

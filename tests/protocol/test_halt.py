@@ -169,7 +169,7 @@ def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkey
     `ends`, also where nobody counts context switches.
     """
     if switches == "unseen":
-        monkeypatch.setattr(shmqueue, "state_and_switches", lambda pid: (shmqueue.process_state(pid)[0], 0))
+        monkeypatch.setattr(shmqueue.system, "state_and_switches", lambda pid: (shmqueue.process_state(pid)[0], 0))
 
     def open_and_go_on(pid):
         held.gate.touch()
@@ -274,7 +274,7 @@ def test_a_worker_that_does_not_stand_still_is_continued(held, monkeypatch):
     """As in an uninterruptible wait."""
     with monkeypatch.context() as patch:
         patch.setattr(shmqueue, "STILL_SECONDS", 0.01)
-        patch.setattr(shmqueue, "state_and_switches", lambda pid: ("D", 0))
+        patch.setattr(shmqueue.system, "state_and_switches", lambda pid: ("D", 0))
         assert not held.engine.halt(held.handle)
     assert held.handle.halt_again
     assert wait_until(lambda: not held.handle.is_stopped())
@@ -285,7 +285,7 @@ def test_a_worker_that_does_not_stand_still_is_continued(held, monkeypatch):
 def test_a_worker_that_does_not_stand_still_is_killed_for_a_task_that_runs_too_long(tmp_path, monkeypatch):
     monkeypatch.setattr(shmqueue, "STILL_SECONDS", 0.001)
     monkeypatch.setattr(shmqueue, "OVERDUE_SECONDS", 0.1)
-    monkeypatch.setattr(shmqueue, "state_and_switches", lambda pid: ("D", 0))
+    monkeypatch.setattr(shmqueue.system, "state_and_switches", lambda pid: ("D", 0))
     with shmqueue.Supervisor([jobs.wait_for_file], workers=1, timeout=0.1, start_method="fork") as supervisor:
         results = list(supervisor.run([str(tmp_path / "gate"), str(tmp_path)]))
     assert sorted(result.status for result in results) == ["ok", "timeout"]

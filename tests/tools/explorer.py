@@ -4,9 +4,9 @@
 
 Supervisor.run and Worker.serve run here as coroutines of one process, over one real segment, each with a queue object
 of its own, as in reality. Doubles stand between them and what they share: the words, the lock, the cells of each half
-(`ends`, `stamps`, `began`, `log`), the slots, the heap, files, pipes, the poll object, the clock, signals and the
-state of a process. Each asks the scheduler before it does anything. Everything else is the product, which has no hook
-for this: a halt is its own Engine.halt, with its own looks.
+(`ends`, `stamps`, `began`, `log`), the slots and the heap. An object in place of the product's `system` plays files,
+pipes, polls, the clock, signals and the state of a process. Each asks the scheduler before it does anything.
+Everything else is the product: a halt is its own Engine.halt, with its own looks.
 
 A schedule is what happened at each choice. The schedules are walked depth first, each run from its start. A process
 goes on, or one of these happens:
@@ -51,7 +51,6 @@ import ctypes
 import functools
 import itertools
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -65,6 +64,7 @@ from greenlet import getcurrent, greenlet
 import shmqueue
 
 FIRST_PID = 1 << 22  # beyond what Linux gives, so that no signal to a process that is played here can reach a real one
+SENTINEL, BELL = 0, 1  # descriptors that are played
 MOST_ACTORS, MOST_STEPS, MOST_SHOWN = 16, 6000, 400
 READY, LOCKED, ASLEEP, WAITING, HANGING, TURNING, DRAINING, LEFT, DEAD = range(9)
 STATES = (
@@ -248,8 +248,9 @@ class Actor:
         self.name = "supervisor" if worker < 0 else f"worker {'AB'[worker]}{number}"
         self.state, self.hint = READY, 0
         self.trace, self.effect, self.moved, self.at = 0, False, True, "start"
-        self.rings, self.skew = 0, 0.0
+        self.wake, self.rings, self.skew = -1, 0, 0.0
         self.stopping = self.stopped = self.ran = False  # SIGSTOP was sent; it has arrived; it ran since the last one
+        self.awaited = False  # the supervisor has sent SIGSTOP, and not seen yet that it has arrived
         self.switches = 0
         self.lane = [0, 0]  # the positions that it stored as `first` and `end` of its batch,
         self.settled: set[int] = set()  # and those that are committed
@@ -382,93 +383,138 @@ def join(clock: list[int], other: Sequence[int]) -> None:
     clock[:] = map(max, clock, other)
 
 
-class Pipe:
-    """One end of a pipe."""
+class End:
+    """A descriptor that is played: of a pipe, or one that stands for a process."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
 
     def fileno(self) -> int:
-        return -1
+        return self._number
 
     def close(self) -> None:
         pass
 
 
 class Poll:
-    """select.poll() of a worker, which waits to be rung, or of the supervisor, which waits for a bell or a death."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def register(self, *_: Any) -> None:
-        pass
-
-    unregister = register
-
-    def poll(self, milliseconds: float = 0.0) -> list[tuple[Any, int]]:
-        return self.world.sleep(milliseconds / 1000)
-
-
-class Files:
-    """Files beside the segment, in place of real ones, and `os` for everything else."""
+    """select.poll() of a worker, which waits to be rung; of the supervisor, which waits for a bell or a death; or of
+    one process alone.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.path = types.SimpleNamespace(**{**vars(os.path), "exists": self._exists})
+        self._descriptors: list[int] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
+    def register(self, descriptor: Any, events: int = 0) -> None:
+        self._descriptors.append(descriptor if isinstance(descriptor, int) else descriptor.fileno())
 
-    def _touch(self, kind: str) -> dict[str, bytes]:
-        world, actor = self._world, self._world.current
-        if actor is None:
-            raise Gone
-        world.step(actor, kind, True)
-        actor.effect = actor.moved = True
-        return world.files
+    def unregister(self, descriptor: Any) -> None:
+        pass
 
-    def write(self, path: str, data: bytes) -> None:
-        self._touch("write a file")[path] = bytes(data)
+    def poll(self, milliseconds: float | None = None) -> list[tuple[Any, int]]:
+        world, first = self._world, self._descriptors[0]
+        if first >= FIRST_PID:
+            return [(first, 1)] if world.has_ended(first, milliseconds is None) else []
+        if first == SENTINEL:
+            return []
+        return world.sleep((milliseconds or 0.0) / 1000)
 
-    def read(self, path: str, length: int) -> bytes:
-        files = self._touch("read a file")
+
+class PlayedSystem(shmqueue.System):
+    """What the product asks of the machine, played by the world. The descriptor of a process has its pid's number."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    # Clocks.
+
+    def monotonic(self) -> float:
+        return self._world.now
+
+    wall_clock = monotonic
+
+    def perf_counter(self) -> float:
+        return self._world.read_clock()
+
+    def sleep(self, seconds: float) -> None:
+        self._world.give_way(seconds)
+
+    def spin_until(self, when: float) -> None:
+        self._world.stand_for(when)
+
+    # Descriptors.
+
+    def dup(self, descriptor: int) -> int:
+        return descriptor
+
+    def close(self, descriptor: int) -> None:
+        pass
+
+    def set_blocking(self, descriptor: int, blocking: bool) -> None:
+        pass
+
+    def poll(self) -> Any:
+        return Poll(self._world)
+
+    def write(self, descriptor: int, data: Any) -> int:
+        self._world.write(descriptor)
+        return len(data)
+
+    # Processes.
+
+    def get_context(self, method: str) -> Any:
+        return types.SimpleNamespace(Process=functools.partial(Process, self._world), Pipe=self._world.pipe)
+
+    def pidfd_open(self, pid: int) -> Any:
+        return End(pid)
+
+    def pidfd_send_signal(self, pidfd: int, number: int) -> None:
+        self._world.signal(self._world.actor_of(pidfd), number)
+
+    def killpg(self, group: int, number: int) -> None:
+        pass
+
+    def process_state(self, pid: int) -> tuple[str, int]:
+        return "R", 0
+
+    def state_and_switches(self, pid: int) -> tuple[str, int]:
+        return self._world.state_and_switches(pid)
+
+    # Files beside the segment.
+
+    def exists(self, path: str) -> bool:
+        return self._world.file_exists(path)
+
+    def unlink(self, path: str) -> None:
+        if self._world.touch("remove a file").pop(path, None) is None:
+            raise FileNotFoundError(path)
+
+    def write_file(self, path: str, data: bytes) -> None:
+        self._world.touch("write a file")[path] = bytes(data)
+
+    def read_file(self, path: str, length: int) -> bytes:
+        files = self._world.touch("read a file")
         if len(files[path]) != length:
             raise AssertionError(f"a file has {len(files[path])} bytes instead of {length}")
         return files[path]
-
-    def unlink(self, path: str) -> None:
-        if self._world.current is None:  # the segment itself, at the end
-            os.unlink(path)
-        elif self._touch("remove a file").pop(path, None) is None:
-            raise FileNotFoundError(path)
-
-    def _exists(self, path: str) -> bool:
-        if "." not in os.path.basename(path):
-            return True
-        exists = path in self._touch("look for a file")
-        self._world.current.trace = hash((self._world.current.trace, exists))
-        return exists
 
 
 class Process:
     """A multiprocessing.Process whose target is played by a coroutine."""
 
-    def __init__(self, world: World, arguments: Sequence[Any]) -> None:
-        self.world, self.sentinel, self.exitcode = world, Pipe(), -9
-        self.index = next(a for a in arguments if type(a) is int)
-        self.options = next(a for a in arguments if isinstance(a, shmqueue.WorkerOptions))
+    def __init__(self, world: World, target: Any, args: Sequence[Any], name: str) -> None:
+        self.world, self.sentinel = world, SENTINEL
+        _, _, _, self.index, self.options, self.pipes = args
         self.actor: Any = None
         self.pid = 0
 
     def start(self) -> None:
-        self.actor = self.world.spawn(self.index, self.options)
+        self.actor = self.world.spawn(self.index, self.options, self.pipes)
         self.pid = FIRST_PID + self.actor.number
 
-    def is_alive(self) -> bool:
-        return self.world.lives(self.actor)
-
-    def join(self) -> None:
-        join(self.world.supervisor.clock, self.actor.clock)
-        self.world.hands[self.index] = self.actor.hand()
-        self.exitcode = 0 if self.actor.state == LEFT else -9
+    @property
+    def exitcode(self) -> int:
+        return 0 if self.actor.state == LEFT else -9
 
     def close(self) -> None:
         pass
@@ -480,55 +526,7 @@ def steered_pool(world: World) -> type[shmqueue.WorkerPool]:
             super().__init__(*arguments)
             world.pool = self
 
-        def _pipe(self) -> tuple[Any, Any]:
-            return Pipe(), Pipe()
-
-        def _check_descriptors(self) -> None:
-            pass
-
-        def _write(self, pipe: Any, data: bytes) -> None:
-            for handle in self.processes:
-                if handle.child is not None and pipe is handle.wake:
-                    world.wake(handle.child.actor)
-
     return SteeredPool
-
-
-def steered_process(world: World) -> type[shmqueue.WorkerProcess]:
-    class SteeredProcess(world.part(shmqueue.WorkerProcess)):  # type: ignore[misc]
-        def identify(self) -> None:
-            pass
-
-        def end_sign(self) -> int:
-            return -1
-
-        def is_dead(self) -> bool:
-            return not world.lives(self.child.actor)
-
-        def stop(self) -> bool:
-            world.halting = self.child.actor
-            return super().stop()
-
-        def wait_until_stopped(self, seconds: float) -> bool:
-            stands = super().wait_until_stopped(seconds)
-            if stands:
-                world.stands_still(self.child.actor)
-            return stands
-
-        def stand_for(self, seconds: float) -> None:
-            world.stand_for(self.child.actor, seconds)
-
-        def go_on(self) -> None:
-            super().go_on()
-            world.end_halt()
-
-        def signal(self, number: int) -> None:
-            world.signal(self.child.actor, number)
-
-        def signal_group(self, number: int) -> None:
-            pass
-
-    return SteeredProcess
 
 
 def steered_engine(world: World) -> type[shmqueue.WorkerEngine]:
@@ -542,27 +540,22 @@ def steered_engine(world: World) -> type[shmqueue.WorkerEngine]:
                 world.begin_turn(self, job)
             super().turn(job, lambda: None)  # the screen, and what --watch reads, are no part of the protocol
 
-        def _give_up(self, error: Exception) -> None:
-            world.fail(f"the supervisor gave up: {shmqueue.describe(error)}")
-
     return SteeredEngine
-
-
-def steered_worker(world: World) -> type[shmqueue.Worker]:
-    class SteeredWorker(world.part(shmqueue.Worker)):  # type: ignore[misc]
-        def _ring(self) -> None:
-            world.ring_bell(world.current)
-
-    return SteeredWorker
 
 
 def steered_ledger(world: World) -> type[shmqueue.Ledger]:
     class SteeredLedger(world.part(shmqueue.Ledger)):  # type: ignore[misc]
-        def _take(self, position: int, count: int) -> Any:
+        def complete(self, *outcomes: Any) -> None:
             world.nothing_doubtful()
-            return super()._take(position, count)
+            super().complete(*outcomes)
+
+        def give_back(self, position: int, count: int) -> None:
+            if count > 0:
+                world.nothing_doubtful()
+            super().give_back(position, count)
 
         def charge(self, worker: int, position: int, status: str, *about: Any, **more: Any) -> None:
+            world.nothing_doubtful()
             if status != "failed":
                 world.charged(worker, position)
             super().charge(worker, position, status, *about, **more)
@@ -709,7 +702,7 @@ class World:
         self.kill_anywhere, self.ordered, self.one_ring = kill_anywhere, ordered, one_ring
         self.lock_names, self.locks = locks, collections.defaultdict[str, Lock](lambda: Lock(self))
         self.parts = {next(base for base in part.__mro__ if base in PARTS): part for part in parts}
-        self._queue, self._worker = self.part(shmqueue.SharedTaskQueue), steered_worker(self)
+        self._queue, self._worker = self.part(shmqueue.SharedTaskQueue), self.part(shmqueue.Worker)
         self.payloads = [payload_of(letter, i) for i, letter in enumerate(scenario.tasks)]
         self.path: list[Choice] = []  # of the schedule
         self.visited: dict[int, list[tuple[int, ...]]] = {}
@@ -771,9 +764,6 @@ class World:
             self._make_segment()
             with contextlib.ExitStack() as stack:
                 stack.enter_context(mock.patch.multiple(shmqueue, **self._steered()))
-                for name in {base.__module__ for base in self._queue.__mro__} & set(sys.modules):
-                    if name != "shmqueue" and hasattr(sys.modules[name], "time"):
-                        stack.enter_context(mock.patch.object(sys.modules[name], "time", shmqueue.time))
                 yield
 
     def _make_segment(self) -> None:
@@ -816,27 +806,14 @@ class World:
         self.stores = [f"store {names.get(word, word)}" for word in words]
 
     def _steered(self) -> dict[str, Any]:
-        context = types.SimpleNamespace(Process=lambda target, args, name: Process(self, args), Pipe=None)
-        clocks = {name: lambda: self.now for name in ("monotonic", "time")}
-        clocks |= {"perf_counter": self.read_clock, "sleep": self.give_way}
-        files = Files(self)
         return {
             **{base.__name__: part for base, part in self.parts.items()},
             "WorkerPool": steered_pool(self),
             "WorkerEngine": steered_engine(self),
-            "WorkerProcess": steered_process(self),
             "Ledger": steered_ledger(self),
-            "select": types.SimpleNamespace(poll=lambda: Poll(self), POLLIN=1),
-            "time": types.SimpleNamespace(**clocks),
-            "multiprocessing": types.SimpleNamespace(util=mock.Mock()),
-            "choose_context": lambda *arguments: context,
-            "os": files,
-            "write_file": files.write,
-            "read_file": files.read,
+            "system": PlayedSystem(self),
             "handlers": NO_HANDLERS,
             "HALT_TRIES": 2,  # one that succeeds, and one before it that does not
-            "state_and_switches": self.state_and_switches,
-            "process_state": lambda pid: (self.state_and_switches(pid)[0], 0),
             "psutil": None,
             "sweep": list,
             "_annotations": functools.cache(shmqueue._annotations),
@@ -858,7 +835,9 @@ class World:
         self.preemptions, self.mortality, self.halts, self.conts, self.slows = self.bounds
         self.ticks, self.now, self.bell, self.calm, self.over = self.scenario.ticks, 1.0, False, False, False
         self.halting: Any = None  # the worker that is being halted
+        self.seen: Any = None  # the one whose state was asked for last
         self.wanted: int | None = None  # the worker to be halted
+        self.pipes = 0
         self.returns = 0  # how often a worker that runs in its halt may give way to the supervisor
         self.disturbed = False  # somebody has continued it
         self.doubts = ""  # why what the halt has read may not be used
@@ -1006,9 +985,10 @@ class World:
         self.block(actor, DRAINING)
         self.engine.harvest()
 
-    def _serve(self, options: Any, actor: Actor) -> None:
+    def _serve(self, options: Any, pipes: Any, actor: Actor) -> None:
         queue = self._seat(actor)
-        actor.body = self._worker(queue, actor.worker, options, shmqueue.Pipes(-1, -1))
+        ends = shmqueue.Pipes(*(end.fileno() for end in pipes))
+        actor.body = self._worker(queue, actor.worker, options, ends)
         actor.body.serve()
 
     def task(self, payload: bytes) -> bytes | str | None:
@@ -1081,11 +1061,11 @@ class World:
         """What may happen to workers at this step of the supervisor. Return True if a halted worker runs."""
         if self.mortality > 0 and actor.at == "see who lives":
             options += [(KILL, other) for other in self.actors if other is not actor and other.alive]
+        if self.mortality > 0 and actor.at == "see its state" and self.seen.alive:
+            options.append((KILL, self.seen))
         halted = self.halting
         if halted is None or not halted.alive:
             return False
-        if self.mortality > 0 and actor.at == "see its state":
-            options.append((KILL, halted))
         if halted.stopping or halted.stopped:
             if self.conts > 0:
                 options += [(CONTINUE, halted), (CONTINUE_LATE, halted)]
@@ -1237,15 +1217,21 @@ class World:
     # Stops.
 
     def signal(self, actor: Actor, number: int) -> None:
-        """The supervisor sends a signal to a worker."""
+        """The supervisor sends a signal to a worker. A halt begins with SIGSTOP and ends with SIGCONT."""
+        if number == signal.SIGSTOP:
+            self.halting = actor
         self.step(
             self.supervisor, {signal.SIGSTOP: "stop it", signal.SIGCONT: "continue it"}.get(number, "kill it"), True
         )
         self.supervisor.effect = True
-        if not actor.alive:
-            return
+        if actor.alive:
+            self._deliver(actor, number)
+        if number == signal.SIGCONT:
+            self.halting, self.disturbed, self.doubts = None, False, ""
+
+    def _deliver(self, actor: Actor, number: int) -> None:
         if number == signal.SIGSTOP:
-            actor.stopping = True
+            actor.stopping = actor.awaited = True
             actor.ran = True
         elif number == signal.SIGCONT:
             if actor.stopped:
@@ -1259,11 +1245,15 @@ class World:
         """What the system tells of a process; a signal to stop has arrived when this is asked."""
         if pid < FIRST_PID:
             return "", 0
-        actor = self.actors[pid - FIRST_PID]
+        actor = self.seen = self.actor_of(pid)
         self.step(self.supervisor, "see its state", True)
         if actor.stopping:
             actor.stopping, actor.stopped = False, True
             self._count_switch(actor)
+        if actor.stopped and actor.awaited:  # what it has done, the supervisor may see
+            actor.awaited = False
+            join(self.supervisor.clock, actor.clock)
+            actor.clock[actor.number] += 1
         state = "Z" if not actor.alive else "T" if actor.stopped else "R"
         if state == "R" and self.disturbed:
             self.now += 2 * shmqueue.STILL_SECONDS
@@ -1274,16 +1264,12 @@ class World:
         actor.switches += actor.ran
         actor.ran = False
 
-    def stands_still(self, actor: Actor) -> None:
-        """What a worker that was stopped has done, the supervisor may see."""
-        join(self.supervisor.clock, actor.clock)
-        actor.clock[actor.number] += 1
-
-    def stand_for(self, actor: Actor, seconds: float) -> None:
-        """The supervisor has waited until a worker was stopped for so long."""
+    def stand_for(self, until: float) -> None:
+        """The supervisor has waited, while a worker was stopped, until the clock would be there."""
+        actor = self.halting
         self.step(self.supervisor, "wait", True)
         if actor.stopped and actor.alive:
-            actor.skew += seconds
+            actor.skew += round(until - self.now, 9)
 
     def _continue(self, actor: Actor, late: bool) -> None:
         """Somebody else continues a worker that is being halted. late: it was stopped for more than QUIET_SECONDS."""
@@ -1313,9 +1299,6 @@ class World:
         """The worker whose part of the segment this place is in."""
         word = place if place < LOG else (place - LOG) // 8
         return self._owners.get(word)
-
-    def end_halt(self) -> None:
-        self.halting, self.disturbed, self.doubts = None, False, ""
 
     def _stop_again(self, actor: Actor) -> None:
         self._note(f"{actor.name:>12}: STOPPED by somebody else")
@@ -1418,23 +1401,39 @@ class World:
 
     # What processes do to each other.
 
-    def spawn(self, worker: int, options: Any) -> Actor:
+    def pipe(self, duplex: bool) -> tuple[End, End]:
+        """A pipe, both of whose ends have its number. The first one is the supervisor's bell."""
+        self.pipes += 1
+        return End(self.pipes), End(self.pipes)
+
+    def spawn(self, worker: int, options: Any, pipes: Any) -> Actor:
         words, status = self._made.segment.words, self.status[worker]
         at = {name: words[status + getattr(shmqueue, name)] for name in ("ASLEEP", "LEAVE", "LEAVING")}
         if tuple(at.values()) != (0, 0, shmqueue.NEVER):
             self.fail(f"worker {worker} is started with {at}")
-        actor = self._actor(worker, list(self.supervisor.clock), functools.partial(self._serve, options))
+        actor = self._actor(worker, list(self.supervisor.clock), functools.partial(self._serve, options, pipes))
+        actor.wake = pipes.wake.fileno()
         self.supervisor.clock[0] += 1
         return actor
 
-    def lives(self, actor: Actor) -> bool:
-        """Asked by the supervisor."""
+    def actor_of(self, pid: int) -> Actor:
+        return self.actors[pid - FIRST_PID]
+
+    def has_ended(self, pid: int, wait: bool) -> bool:
+        """Asked by the supervisor. wait: it does so before it reaps the process, which has ended."""
+        actor = self.actor_of(pid)
+        if wait:
+            if actor.alive:
+                self.fail(f"the supervisor waits until {actor.name} has ended")
+            join(self.supervisor.clock, actor.clock)
+            self.hands[actor.worker] = actor.hand()
+            return True
         self.step(self.supervisor, "see who lives", True)
         self.supervisor.trace = hash((self.supervisor.trace, actor.alive))
-        return actor.alive
+        return not actor.alive
 
     def read_clock(self) -> float:
-        """time.perf_counter() of the current process."""
+        """perf_counter() of the current process."""
         actor = self.current
         if actor is None:
             raise Gone
@@ -1492,14 +1491,34 @@ class World:
             self.ticks = max(0, self.ticks - 1)
             self.now += max(seconds, 2 * shmqueue.CHECK_SECONDS)
 
-    def wake(self, actor: Actor) -> None:
-        """The supervisor writes to a worker's pipe."""
-        self.step(self.supervisor, "wake", True)
-        actor.rings = 1
+    def write(self, pipe: int) -> None:
+        """The current process rings the supervisor's bell, or the supervisor wakes a worker."""
+        actor = self.current
+        if actor is None:
+            raise Gone
+        if pipe == BELL:
+            self.step(actor, "ring the bell", True)
+            self.bell = actor.effect = actor.moved = True
+        else:
+            self.step(actor, "wake", True)
+            woken = next(other for other in self.actors if other.wake == pipe)
+            woken.rings = 1
 
-    def ring_bell(self, actor: Actor) -> None:
-        self.step(actor, "ring the bell", True)
-        self.bell = actor.effect = actor.moved = True
+    def touch(self, kind: str) -> dict[str, bytes]:
+        """The files beside the segment, for what the current process does with one."""
+        actor = self.current
+        if actor is None:
+            raise Gone
+        self.step(actor, kind, True)
+        actor.effect = actor.moved = True
+        return self.files
+
+    def file_exists(self, path: str) -> bool:
+        if path == self._made.segment.path:
+            return True
+        exists = path in self.touch("look for a file")
+        self.current.trace = hash((self.current.trace, exists))
+        return exists
 
     @contextlib.contextmanager
     def hints(self) -> Iterator[None]:

@@ -179,8 +179,8 @@ MUTANTS = (
     Mutant(
         "no-bell-for-the-supervisor",
         "Each result waits for the next check of the workers.",
-        'os.write(self._pipes.bell, b"!")',
-        'os.write(self._pipes.bell, b"")',
+        'system.write(self._pipes.bell, b"!")',
+        'system.write(self._pipes.bell, b"")',
         ("test_contract.py::test_who_sleeps_is_woken[lockf]",),
     ),
     Mutant(
@@ -201,14 +201,14 @@ MUTANTS = (
     Mutant(
         "bell-not-emptied",
         "The supervisor takes a whole processor while it waits.",
-        "                os.read(bell, 4096)\n",
+        "                system.read(bell, 4096)\n",
         "                pass\n",
         ("test_sources.py::test_a_pipe_that_says_nothing_costs_nothing_and_is_waited_for",),
     ),
     Mutant(
         "wake-not-emptied",
         "An idle worker takes a whole processor once it was woken.",
-        "                os.read(self._pipes.wake, 4096)\n",
+        "                system.read(self._pipes.wake, 4096)\n",
         "                pass\n",
         ("test_supervisor.py::test_workers_with_nothing_to_do_sleep",),
     ),
@@ -341,22 +341,22 @@ MUTANTS = (
     Mutant(
         "payload-files-kept",
         "The files of large payloads fill shared memory until the run ends.",
-        "        self._file_bytes -= size\n        os.unlink(path)",
+        "        self._file_bytes -= size\n        system.unlink(path)",
         "        self._file_bytes -= size",
         ("test_supervisor.py::test_files_of_payloads_and_values_go_with_their_tasks",),
     ),
     Mutant(
         "payload-files-counted-for-ever",
         "After 64 MiB of payloads in files a run stops for ever.",
-        "        self._file_bytes -= size\n        os.unlink(path)",
-        "        os.unlink(path)",
+        "        self._file_bytes -= size\n        system.unlink(path)",
+        "        system.unlink(path)",
         ("test_supervisor.py::test_files_of_payloads_and_values_go_with_their_tasks",),
     ),
     Mutant(
         "value-files-kept",
         "The files of large values fill shared memory until the run ends.",
-        "            data = read_file(path, *SIZE.unpack(data))\n            os.unlink(path)\n",
-        "            data = read_file(path, *SIZE.unpack(data))\n",
+        "            data = system.read_file(path, *SIZE.unpack(data))\n            system.unlink(path)\n",
+        "            data = system.read_file(path, *SIZE.unpack(data))\n",
         ("test_supervisor.py::test_files_of_payloads_and_values_go_with_their_tasks",),
     ),
     Mutant(
@@ -383,7 +383,7 @@ MUTANTS = (
     Mutant(
         "orphans-leave-files",
         "A worker whose supervisor was killed leaves a file in shared memory that nothing removes.",
-        "if not os.path.exists(self._segment.path):  # the run",
+        "if not system.exists(self._segment.path):  # the run",
         "if False:  # the run",
         ("test_endings.py::test_an_orphan_leaves_no_file_once_a_sweep_has_removed_the_run",),
     ),
@@ -462,7 +462,7 @@ MUTANTS = (
     Mutant(
         "ctrl-z-counts-for-timeouts",
         "Tasks time out because the run was stopped by Ctrl-Z for a while.",
-        "            process.progress_since += time.monotonic() - since\n",
+        "            process.progress_since += system.monotonic() - since\n",
         "",
         ("test_supervisor.py::test_time_that_a_run_stands_still_is_not_a_tasks",),
     ),
@@ -1374,7 +1374,7 @@ MUTANTS = (
     Mutant(
         "worker-lanes-stopped-in-a-lock",
         "A worker that somebody has stopped inside its lock blocks the supervisor.",
-        "            self.stuck(self._lock[worker], worker, time.monotonic() - since)\n",
+        "            self.stuck(self._lock[worker], worker, shmqueue.system.monotonic() - since)\n",
         "            pass\n",
         ("test_contract.py::test_a_worker_that_is_stopped_inside_a_claim_is_continued[worker_lanes]",),
         "variants/worker_lanes.py",
