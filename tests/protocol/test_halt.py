@@ -6,6 +6,7 @@ import itertools
 import os
 import pathlib
 import signal
+import time
 
 import pytest
 
@@ -442,6 +443,31 @@ def test_results_do_not_wait_for_a_long_task_of_the_same_worker(tmp_path, batch)
         assert {result.function for result in itertools.islice(results, 400)} == {"quiet"}
         gates.open()
         assert [result.function for result in results] == ["note_and_wait"]
+
+
+TRIES = 20  # a machine that does something else keeps everybody waiting, but not each time
+
+
+@pytest.mark.promise("G7a")
+def test_what_is_claimed_behind_a_slow_task_ends_before_that():
+    """Nothing waits for 20 ms there, and the slow task takes much longer."""
+    with shmqueue.Supervisor([jobs.rest], workers=2, batch=8) as supervisor:
+        runs = ([result.payload for result in supervisor.run(["0.4"] + ["0"] * 15)] for _ in range(TRIES))
+        assert any(payloads[-1] == "0.4" for payloads in runs)
+
+
+@pytest.mark.promise("G7b")
+def test_results_before_a_slow_task_arrive_while_it_runs():
+    """No result waits for 100 ms, and the slow task of the same batch takes much longer."""
+
+    def arrive_early(supervisor):
+        results = supervisor.run(["0"] * 7 + ["0.4"])
+        arrived = [time.time() for _ in zip(range(7), results)][-1]
+        (slow,) = results
+        return arrived < slow.started + slow.seconds
+
+    with shmqueue.Supervisor([jobs.rest], workers=1, batch=64) as supervisor:
+        assert any(arrive_early(supervisor) for _ in range(TRIES))
 
 
 def test_halts_are_few_where_there_is_nothing_to_take(tmp_path, monkeypatch):
