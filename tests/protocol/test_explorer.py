@@ -32,6 +32,7 @@ from tests.tools.mistakes import (
     first,
     last,
     less,
+    made,
     mistaken,
     more,
     move,
@@ -576,10 +577,11 @@ def test_every_strategy_bears_a_kill_a_preemption_or_a_halt_anywhere(strategy, n
 DEALT = ("slot_state", "worker_lanes")  # they read words of the lanes unlocked; slot_state has no lock at all
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize(
     ("mistake", "scenario", "bounds"), MISTAKES, ids=[mistake.__name__ for mistake, _, _ in MISTAKES]
 )
 def test_a_mistake_is_found(mistake, scenario, bounds):
-    failure = explore(SCENARIOS[scenario], bounds, parts=[mistake]).failure
+    failure = explore(SCENARIOS[scenario], bounds, parts=[made(mistake)]).failure
     assert failure is not None
     print(failure)

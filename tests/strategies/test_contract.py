@@ -683,6 +683,7 @@ def suite(mistaken, folder):
     test_a_slow_task_keeps_no_other_from_its_outcome(mistaken, folder / "door", 3)
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_suite_finds_a_mistake(name, tmp_path, monkeypatch):
     if reason := strategies[name].refusal():

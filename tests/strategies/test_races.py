@@ -510,6 +510,7 @@ def test_no_third_batch_before_the_first_is_harvested(queue):
         pair.close()
 
 
+@pytest.mark.mistake
 @pytest.mark.parametrize("name", FOUND)
 def test_a_mistake_is_found(name):
     strategy = name.partition(",")[0]

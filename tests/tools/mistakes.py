@@ -1,6 +1,9 @@
 """Deliberate mistakes in the product's own code, for tests that show what they would catch.
 
-    claim = mistaken(SharedTaskQueue.claim, move(store("CLAIMED"), before=call("_fill_half")))
+    class CommitsFirst(SharedTaskQueue):
+        claim = mistaken(SharedTaskQueue.claim, move(store("CLAIMED"), before=call("_fill_half")))
+
+    queue = made(CommitsFirst)
 
 A mistake names a function, and in it a place: a statement, a condition, or a part of one. A place is described by the
 names that stand there, not by its text. It is an error if no place of the function fits, or more than one.
@@ -195,13 +198,33 @@ def less(place: Place) -> Change:
     return more(place, by=-1)
 
 
-def mistaken(function: types.FunctionType, *changes: Change) -> types.FunctionType:
-    """Return the function with mistakes in it. It uses the product's globals, and no `super()`."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    make(tree, changes)
-    made: dict[str, types.FunctionType] = {}
-    exec(compile(ast.Module([tree], []), "<mistaken>", "exec"), vars(sys.modules[function.__module__]), made)  # noqa: S102
-    return made[function.__name__]
+class Mistaken:
+    """A function of the product with mistakes in it. It uses no `super()`."""
+
+    def __init__(self, function: types.FunctionType, changes: tuple[Change, ...]) -> None:
+        self.function = function
+        self.changes = changes
+
+    def make(self) -> types.FunctionType:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(self.function))).body
+        make(tree, self.changes)
+        found: dict[str, types.FunctionType] = {}
+        place = vars(sys.modules[self.function.__module__])
+        exec(compile(ast.Module([tree], []), "<mistaken>", "exec"), place, found)  # noqa: S102
+        return found[self.function.__name__]
+
+
+def mistaken(function: types.FunctionType, *changes: Change) -> Mistaken:
+    """Return what `made` makes of a function. So a file of tests can be imported whatever the product looks like."""
+    return Mistaken(function, changes)
+
+
+def made(kind: type) -> type:
+    """Make the mistaken functions of a class."""
+    for name, value in list(vars(kind).items()):
+        if isinstance(value, Mistaken):
+            setattr(kind, name, value.make())
+    return kind
 
 
 def make(tree: ast.FunctionDef, changes: tuple[Change, ...]) -> None:

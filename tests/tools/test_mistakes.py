@@ -23,7 +23,7 @@ def work(a, b=5):
 
 def run(*changes, a=4):
     notes.clear()
-    return mistaken(work, *changes)(a)
+    return mistaken(work, *changes).make()(a)
 
 
 def test_as_it_is():
@@ -70,4 +70,4 @@ def test_without_a_part():
 )
 def test_what_is_not_there_once_is_an_error(change):
     with pytest.raises(ValueError, match="work has"):
-        mistaken(work, change)
+        mistaken(work, change).make()
