@@ -3225,10 +3225,13 @@ class WorkerProcess:
 
 SPARE_DESCRIPTORS = 16  # the start of a worker needs fewer, with any start method
 LIMIT_ERRORS = (OSError, EOFError)  # what the start of a process raises; EOFError: the fork server could not fork
-REMEDIES = {
+REMEDIES: dict[int | str, str] = {
     errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
     errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
     errno.EAGAIN: "; take fewer workers with -w, or raise `ulimit -u`",
+    # Python raises this without a number.
+    "AF_UNIX path too long": "; set TMPDIR to a shorter path, where the fork server has its socket, or take another "
+    "start method",
 }
 
 
@@ -3244,8 +3247,8 @@ def limit_error(error: BaseException) -> BaseException:
 
     if isinstance(error, EOFError):
         return OSError(errno.EAGAIN, limit_text(error))
-    if isinstance(error, OSError):
-        return OSError(error.errno, limit_text(error), error.filename) if error.errno in REMEDIES else error
+    if isinstance(error, OSError) and (error.errno or str(error)) in REMEDIES:
+        return OSError(error.errno or errno.ENAMETOOLONG, limit_text(error), error.filename)
     modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
     if isinstance(error, Exception) and "multiprocessing.reduction" in modules:
         return TypeError(f"{error}: {PICKLE_REMEDY}")
@@ -3256,7 +3259,7 @@ def limit_text(error: OSError | EOFError) -> str:
     if isinstance(error, EOFError):
         return "the fork server could not start a process" + REMEDIES[errno.EAGAIN]
     text = error.strerror or str(error)
-    remedy = REMEDIES.get(error.errno or 0, "")
+    remedy = REMEDIES.get(error.errno or text, "")
     return text if text.endswith(remedy) else text + remedy
 
 

@@ -1,5 +1,6 @@
 """What a start needs of the program: a guard, and a main module that can be imported again."""
 
+import os
 import sys
 
 import pytest
@@ -115,3 +116,17 @@ def test_a_call_of_an_executor_that_needs_a_lost_main_module_fails_with_a_remedy
         assert run.out.startswith("1 every worker imports the main module, and this one (a notebook, ")
         assert run.out.endswith("or give mp_context=multiprocessing.get_context('fork')\n")
     assert run.err == ""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_folder_for_temporary_files_with_a_long_path(cli, method):
+    """The fork server puts a socket into it. Some Pythons take another folder then."""
+    folder = cli.folder / ("long" * 30)
+    folder.mkdir()
+    options = {"env": {**os.environ, "TMPDIR": str(folder)}}
+    run = cli.run(cli.file("tasks", "noop\n"), "-w", "1", "--start-method", method, **options)
+    if method == "forkserver" and run.code != 0:
+        assert "; set TMPDIR to a shorter path, " in usage_error(run)
+    else:
+        assert (run.code, run.err) == (0, "")
+    assert os.listdir(folder) == []
