@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import py_compile
+import signal
+import tempfile
 
 import pytest
 from hypothesis import settings
@@ -10,6 +12,27 @@ from hypothesis import settings
 pytest.register_assert_rewrite("tests.helpers")
 from tests.helpers import HANG, SCRIPT, CommandLine, Terminal, numbers_of_promises, parent_of, segments_of  # noqa: E402
 
+WHERE_MODULES_ARE = ("PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH", "PYTHONUSERBASE")
+LONGEST_TMPDIR = 30  # characters: tests make folders in it, and sockets in these; a socket's path has at most 103
+
+
+def begin_in_a_known_state():
+    """Give what tests start the same signals, environment and temporary folder, wherever the tests were started.
+
+    nohup, a job in the background and some containers ignore signals. A child inherits that, but not a handler. With a
+    handler that does nothing, this process goes on as before.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python ignores these two
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    for name in list(os.environ):
+        if name in ("COLUMNS", "LINES", "NO_COLOR") or (name.startswith("PYTHON") and name not in WHERE_MODULES_ARE):
+            del os.environ[name]
+    if len(tempfile.gettempdir()) > LONGEST_TMPDIR:
+        os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+
+
+begin_in_a_known_state()
 settings.register_profile("shmqueue", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("shmqueue")
 
