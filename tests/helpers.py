@@ -26,7 +26,10 @@ METHODS = ("fork", "spawn", "forkserver")
 
 
 def wait_until(condition, seconds=30.0):
-    """Call `condition()` until it is true. Return False if it is still false after so many seconds."""
+    """Call `condition()` until it is true. Return False if it is still false after so many seconds.
+
+    `assert wait_until(lambda: ...)` says what it waited for.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -296,8 +299,17 @@ class CommandLine:
         return process
 
     def finish(self, process, data=None):
-        out, err = ((text or b"").decode("utf-8", "surrogateescape") for text in process.communicate(data, HANG / 2))
-        return Run(process.returncode, out, err)
+        hung = False
+        try:
+            streams = process.communicate(data, HANG / 2)
+        except subprocess.TimeoutExpired:
+            hung = True
+            process.kill()
+            streams = process.communicate(timeout=10)
+        out, err = ((text or b"").decode("utf-8", "surrogateescape") for text in streams)
+        run = Run(process.returncode, out, err)
+        assert not hung, f"the process had to be killed after {HANG / 2:.0f} s: {process.args} {run}"
+        return run
 
     def run(self, *arguments, stdin=b"", **options):
         return self.finish(self.start(*arguments, **options), stdin)

@@ -24,7 +24,7 @@ import types
 
 import pytest
 
-from tests.helpers import HANG, ROOT, is_running, segments_of, session_of, summary, usage_error, wait_until
+from tests.helpers import HANG, ROOT, is_running, read_line, segments_of, session_of, summary, usage_error, wait_until
 from variants import dask_cluster
 
 pytest.importorskip("distributed", reason="a cluster needs Dask: pip install distributed")
@@ -508,7 +508,7 @@ def test_streamed(dask, deal, cli, jobs):
     run = deal("-", "--call", f"{jobs}:square", "--scheduler", dask.address, "--results", "-")
     for number in range(5):
         run.stdin.write(f"{number}\n".encode())
-        assert json.loads(run.stdout.readline())["value"] == str(number**2)
+        assert json.loads(read_line(run.stdout))["value"] == str(number**2)
     assert cli.finish(run).code == 0
 
 

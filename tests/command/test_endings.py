@@ -28,6 +28,7 @@ from tests.helpers import (
     Terminal,
     is_running,
     processes_in,
+    read_line,
     segments_of,
     state_of,
     wait_until,
@@ -185,7 +186,8 @@ class Scene:
 
     def ended(self):
         """The exit code, once it has one."""
-        return self.process.wait(timeout=HANG / 2)
+        assert wait_until(lambda: self.process.poll() is not None, HANG / 2), self.told()
+        return self.process.returncode
 
     def check_nothing_is_left(self, errors=""):
         """Now that the run has ended: no process, no file, and nothing said but `errors`, a pattern."""
@@ -376,6 +378,25 @@ def test_command_ctrl_c_once_finishes_what_is_in_hand(scene, screen):
     assert statuses.count("cancelled") == 2000 - statuses.count("ok") > 0
     scene.check_nothing_is_left()
     check_terminal(scene, screen)
+
+
+@pytest.mark.parametrize("way", ["library", "command"])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_run_goes_on_if_the_signal_was_ignored_when_it_started(scene, way, number):
+    """SIGHUP under nohup, SIGINT in the background of a script."""
+
+    def ignore():
+        signal.signal(number, signal.SIG_IGN)
+
+    if way == "library":
+        scene.library(count=200, preexec_fn=ignore)
+    else:
+        scene.command(count=200, preexec_fn=ignore)
+    scene.wait_for("pids", 20)
+    scene.process.send_signal(number)
+    assert scene.ended() == 0
+    assert len(scene.lines("pids")) == 200
+    scene.check_nothing_is_left()
 
 
 @pytest.mark.parametrize("screen", [False, True])
@@ -1150,7 +1171,7 @@ def test_a_segment_that_a_signal_left_is_removed_by_the_next_start(cli, tmp_path
     folder = tmp_path / "shared"
     folder.mkdir()
     process = cli.start(folder, script=cli.file("host.py", HOST.format(root=str(ROOT))))
-    worker = int(process.stdout.readline())
+    worker = int(read_line(process.stdout))
     process.send_signal(number)
     run = cli.finish(process)
     assert (run.code, run.err) == (-number, "")

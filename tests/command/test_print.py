@@ -529,7 +529,7 @@ def piped(cli, reader, *arguments):
     command = " ".join(map(shlex.quote, [sys.executable, "-W", "default", str(SCRIPT), "tasks", *arguments]))
     script = f"{{ {command} --screen off -w 2; echo $? >code; }} | {reader}"
     done = subprocess.run(["/bin/sh", "-c", script], cwd=cli.folder, capture_output=True, timeout=60, check=False)
-    wait_until(lambda: (cli.folder / "code").exists() and (cli.folder / "code").read_text())
+    assert wait_until(lambda: (cli.folder / "code").exists() and (cli.folder / "code").read_text())
     return int((cli.folder / "code").read_text()), done.stdout, done.stderr.decode()
 
 

@@ -24,6 +24,7 @@ from tests.helpers import (
     descriptors,
     in_child,
     is_running,
+    read_line,
     run_script,
     segments_of,
     session_of,
@@ -573,7 +574,7 @@ def test_a_worker_that_is_stopped_when_its_supervisor_is_killed_ends_too(tmp_pat
     command = [sys.executable, str(script), method]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True)
     try:
-        workers = [int(word) for word in run.stdout.readline().split()]
+        workers = [int(word) for word in read_line(run.stdout).split()]
         os.kill(workers[0], signal.SIGSTOP)
         assert wait_until(lambda: stands_still(workers[0]))
         assert len(session_of(run.pid)) == {"fork": 3, "spawn": 4, "forkserver": 5}[method]

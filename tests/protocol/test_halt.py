@@ -123,9 +123,9 @@ def go_on(pid):
 def go_on_and_stop(pid):
     """As if it had never run: only its context switches show that it has."""
     os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: shmqueue.process_state(pid)[0] not in shmqueue.STOPPED)
+    assert wait_until(lambda: shmqueue.process_state(pid)[0] not in shmqueue.STOPPED)
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: shmqueue.process_state(pid)[0] in shmqueue.STOPPED)
+    assert wait_until(lambda: shmqueue.process_state(pid)[0] in shmqueue.STOPPED)
 
 
 POINTS = [("wait_until_stopped", 1), ("stands_still", 1), ("stand_for", 1), ("stands_still", 2), ("go_on", 1)]
@@ -177,7 +177,7 @@ def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkey
         os.kill(pid, signal.SIGCONT)
         assert wait_until(lambda: held.queue.half(0, 1).done(REST + 2) > 1)
         os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: shmqueue.process_state(pid)[0] in shmqueue.STOPPED)
+        assert wait_until(lambda: shmqueue.process_state(pid)[0] in shmqueue.STOPPED)
 
     with monkeypatch.context() as patch:
         interfere(patch, ("stand_for", 1), open_and_go_on)

@@ -25,6 +25,7 @@ import pytest
 
 import shmqueue
 from tests import jobs
+from tests.helpers import wait_until
 from tests.tools.mistakes import drop, mistaken_strategy, put, store
 from variants import dealt, strategies
 
@@ -74,11 +75,6 @@ def asleep(supervisor):
     return len(supervisor._queue.sleepers()) == len(supervisor._pool.processes)
 
 
-def wait_until(condition):
-    while not condition():  # the test's own time limit ends it
-        time.sleep(0.001)
-
-
 # Every task has one outcome, in order where that is asked for.
 
 
@@ -123,13 +119,13 @@ def test_who_sleeps_is_woken(queue, monkeypatch):
     with start([jobs.echo, slow_echo], queue) as supervisor:
         for number in range(200):
             if number % 10 == 0:
-                wait_until(lambda: asleep(supervisor))
+                assert wait_until(lambda: asleep(supervisor))
             began = time.monotonic()
             supervisor.submit(slow_echo if number % 20 > 10 else jobs.echo, b"%d" % number)
             assert [result.value for result in supervisor.results()] == [b"%d" % number]
             late += time.monotonic() - began > 0.5
             assert late <= 3, "nobody was woken"
-        wait_until(lambda: asleep(supervisor))
+        assert wait_until(lambda: asleep(supervisor))
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -179,7 +175,7 @@ def held_up(supervisor, tmp_path, workers=3):
     texts = [f"n{number}" for number in range(200)]
     for number in range(workers):
         supervisor.submit(jobs.wait_for_file, str(tmp_path / "door"))
-        wait_until(lambda number=number: in_hand(supervisor) > number)
+        assert wait_until(lambda number=number: in_hand(supervisor) > number)
     for text in texts:
         supervisor.submit(jobs.note, f"{tmp_path / 'notes'}|{text}")
     return texts
@@ -217,7 +213,7 @@ def test_a_pause_takes_back_what_has_not_begun(queue, tmp_path):
         (tmp_path / "door").touch()
         results = supervisor.results()
         assert {next(results).function for _ in range(3)} == {"wait_for_file"}
-        wait_until(lambda: asleep(supervisor))
+        assert wait_until(lambda: asleep(supervisor))
         assert noted(tmp_path) == []
         supervisor.pause(False)
         assert collections.Counter(result.status for result in results) == {"ok": 200}
@@ -265,7 +261,7 @@ def test_a_worker_told_to_leave_gives_back_its_lane(queue, tmp_path):
             supervisor._pool.retire(handle)
         (tmp_path / "door").touch()
         results = collections.Counter((r.status, r.attempts) for r in supervisor.results())
-        wait_until(lambda: in_hand(supervisor) == 0 and supervisor.stats()["respawned"] == 3)
+        assert wait_until(lambda: in_hand(supervisor) == 0 and supervisor.stats()["respawned"] == 3)
         assert before.isdisjoint(handle.pid for handle in supervisor._pool.processes)
     assert results == {("ok", 1): 203}
     assert sorted(noted(tmp_path)) == sorted(texts)
@@ -275,7 +271,7 @@ def test_a_drain_returns_everything_once(queue, tmp_path):
     with start([jobs.wait_for_file, jobs.note], queue, num_slots=64) as supervisor:
         for number in range(3):
             supervisor.submit(jobs.wait_for_file, str(tmp_path / "door"))
-            wait_until(lambda number=number: in_hand(supervisor) > number)
+            assert wait_until(lambda number=number: in_hand(supervisor) > number)
         own = supervisor._queue
         for _ in range(40):
             supervisor.submit(jobs.note, f"{tmp_path / 'notes'}|x")
