@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 
 import shmqueue
 from shmqueue import FailedLines, LineParser, LineSource
-from tests.helpers import wait_until
+from tests.helpers import rows_of, wait_until
 
 MIXED = "echo a\necko b\nsha256 none\nsleep 0\nnoop\n"
 QUIET = ("--screen", "off", "-w", "2")
+WAIT = """
+import os, time
+
+def work(payload: str) -> None:
+    while int(payload) > 9 and not os.path.exists("go"):
+        time.sleep(0.01)
+"""
 
 
 @pytest.fixture
@@ -121,15 +128,23 @@ def test_after_a_signal_what_was_not_done_is_there_too(cli, read, number):
     assert read("tasks").count(b"\n") == 50_010 - done
 
 
-def test_of_a_stream_what_was_read_is_there(cli, read):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_of_a_stream_that_is_ended_every_line_is_there_as_it_was(cli, read, number):
+    """Those that were done are not. Some were in the ring, most were read and not yet taken."""
+    cli.file("jobs.py", WAIT)
+    given = [b"%s %d" % (b"wurk" if i % 7 == 5 else b"work", i) for i in range(1000)]
     process = cli.start(
-        "-", "--failed", "again", "--results", "out.jsonl", "--screen", "off", "-w", "1", "--slots", "2"
-    )
-    process.stdin.write(b"echo a\n" + b"sleep 0.2\n" * 1000)
-    assert wait_until(lambda: os.path.exists(cli.folder / "out.jsonl") and b"sleep" in read("out.jsonl"))
-    process.send_signal(signal.SIGINT)
-    assert cli.finish(process).code == 130
-    assert read("again").count(b"\n") == 1001 - read("out.jsonl").count(b'"ok"')
+        "-", "--handlers", "jobs.py", "--failed", "again", "--results", "out.jsonl", "--screen", "off", "-w", "1",
+        "--slots", "2",
+    )  # fmt: skip
+    process.stdin.write(b"\n".join(given) + b"\n")
+    assert wait_until(lambda: os.path.exists(cli.folder / "out.jsonl") and read("out.jsonl").count(b'"ok"') >= 8)
+    process.send_signal(number)
+    cli.file("go", "")
+    assert cli.finish(process).code == 128 + number
+    done = {f"work {row['payload']}".encode() for row in rows_of(cli.folder / "out.jsonl") if row["status"] == "ok"}
+    assert len(done) >= 8
+    assert lines(read("again")) == sorted(set(given) - done)
 
 
 def test_of_a_run_that_is_given_up_everything_is_there(cli, read):

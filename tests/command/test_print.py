@@ -438,6 +438,19 @@ def test_each_line_has_its_task_before_it(put):
     assert err.startswith(first + b"\te1\n" + first + b"\te2#1 shell")
 
 
+def test_tags_stand_only_behind_newlines_whatever_bytes_are_printed(cli, put):
+    """Not behind what else may end a line of text. Each byte comes out as it was written, and so does each tag."""
+    every = bytes((*range(10), *range(11, 256)))
+    cli.file("every", every + "\r\u2028".encode())
+    cli.file("two", b"\r\n\xff\r\n\0")
+    first, second, third = b"cat every", b"cat two; exit 1", b"cat two # \xff \x85 \x0c"
+    code, out, _ = put(b"\n".join([first, second, third]), "--shell", "-k", "--tag")
+    assert code == 1
+    pieces = [(first, every + "\r\u2028".encode())]
+    pieces += [(line, text) for line in (second, third) for text in (b"\r\n", b"\xff\r\n", b"\0")]
+    assert out == b"".join(line + b"\t" + text for line, text in pieces)
+
+
 def test_a_tag_has_the_function_if_the_line_names_one(put):
     assert put("echo a b\necho c\n", "--print", "-k", "--tag")[:2] == (0, b"echo a b\ta b\necho c\tc\n")
 
@@ -452,6 +465,20 @@ def test_order_is_that_of_the_input_with_failures_in_their_place(cli, put):
     finished = [result["tsk_id"] for result in results_of(cli.folder / "out.jsonl")]
     assert sorted(finished) == list(range(1, 25))
     assert finished != sorted(finished), "results are written as they come"
+
+
+def test_order_holds_while_tasks_wait_for_their_retries(cli, put):
+    """Each is printed once, by its last attempt, in its place. Reading ahead stops meanwhile; the retries do not."""
+    count, line = 40, "echo >> {1}; tries=$(wc -l < {1}); echo {1} $tries; test $tries -gt {2}"
+    arguments = ("-k", "--retries", "2", "--retry-delay", "0.01", "--slots", "2", "--results", "out.jsonl")
+    tasks = "".join(f"{number} {number % 4}\n" for number in range(count))
+    code, out, _ = put(tasks, "--command", line, *arguments)
+    attempts = [min(3, number % 4 + 1) for number in range(count)]
+    assert (code, out.decode().splitlines()) == (1, [f"{number} {tries}" for number, tries in enumerate(attempts)])
+    results = results_of(cli.folder / "out.jsonl")
+    assert [result["attempts"] for result in sorted(results, key=lambda result: result["tsk_id"])] == attempts
+    finished = [result["tsk_id"] for result in results]
+    assert finished != sorted(finished), "some wait for the retries of those before them"
 
 
 def test_without_it_values_come_as_they_finish(cli):

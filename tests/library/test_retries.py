@@ -176,6 +176,31 @@ def test_a_task_that_waits_for_its_retry_ends_with_its_last_status():
     assert (result.status, result.attempts, result.error) == ("failed", 1, "ValueError: no")
 
 
+def note_and_fail(payload: str) -> None:
+    jobs.note(payload)
+    raise ValueError("no")
+
+
+def test_a_cancelled_retry_leaves_the_six_others_in_their_order(tmp_path):
+    """It is the next one due, as the others have had two attempts: their pauses are twice as long."""
+    attempts = []
+    while attempts != [3] * 6 + [1]:  # or this machine was so busy that it was due before it was cancelled
+        notes = tmp_path / str(len(list(tmp_path.iterdir())))
+        with Supervisor([note_and_fail, jobs.quiet], workers=0, retries=2, retry_delay=0.2) as supervisor:
+
+            def submit(text, retried, notes=notes, supervisor=supervisor):
+                tsk_id = supervisor.submit(note_and_fail, f"{notes}|{text}")
+                while supervisor.stats()["retried"] < retried:
+                    list(supervisor.run([(jobs.quiet, b"")]))  # so that the engine goes on
+                return tsk_id
+
+            for text, retried in zip("abcdef", (0, 0, 0, 0, 0, 12)):
+                submit(text, retried)
+            supervisor.cancel(submit("x", 13))
+            attempts = [result.attempts for result in sorted(supervisor.results())]
+    assert notes.read_text().split() == [*"abcdefabcdef", "x", *"abcdef"]
+
+
 def test_a_task_whose_pause_is_over_is_not_one_that_never_began():
     with Supervisor([fail], workers=1, retries=1, retry_delay=0.2) as supervisor:
         tsk_id = supervisor.submit(fail, b"")

@@ -1118,6 +1118,31 @@ def test_the_default_is_one_worker_for_each_processor_this_process_may_use(own_p
     assert python(own_pids, "-c", program, env=environment) == "1\n"
 
 
+@pytest.mark.parametrize(
+    ("quota", "count"),
+    [
+        ("150000 100000", 2),
+        ("200000 100000", 2),
+        ("10000 100000", 1),
+        ("max 100000", 6),
+        ("900000 100000", 6),
+        (None, 6),
+    ],
+)
+def test_a_quota_of_one_and_a_half_processors_is_for_two_workers(monkeypatch, tmp_path, quota, count):
+    """Six processors are there; and cgroups, which have a quota or none."""
+
+    def read(path, **options):
+        assert path == "/sys/fs/cgroup/cpu.max"
+        return open(tmp_path / "cpu.max", **options)
+
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr(shmqueue, "open", read, raising=False)
+    assert shmqueue.available_processors() == count
+
+
 # Arguments.
 
 
@@ -1309,6 +1334,25 @@ def test_a_sleeper_that_is_told_to_leave_does_so_at_once():
         assert wait_until(lambda: supervisor._queue.sleepers())
         supervisor._pool.retire(process)
         assert wait_until(process.is_dead, 5), "nobody has woken it"
+
+
+def test_each_task_is_in_hand_since_it_began_and_not_since_its_batch_did(tmp_path):
+    """The screen shows for how long. Each task waits at a gate, and each gate is opened some time after it began."""
+    gates = [str(tmp_path / str(number)) for number in range(4)]
+    began = [time.monotonic()]  # or a little earlier
+    held = []
+
+    def look():
+        (row,) = supervisor.snapshot().workers
+        if row.in_hand == len(began) and row.held > 0.1:
+            held.append((row.held, time.monotonic() - began[-1]))
+            began.append(time.monotonic())
+            pathlib.Path(gates[row.in_hand - 1]).touch()
+
+    with Supervisor([jobs.wait_for_file], workers=1, batch=4) as supervisor:
+        supervisor.on_check = look
+        assert [result.value for result in supervisor.run(gates)] == ["there"] * 4
+    assert [shown <= at_most for shown, at_most in held] == [True] * 4
 
 
 def test_time_that_a_run_stands_still_is_not_a_tasks(monkeypatch):
