@@ -84,22 +84,24 @@ class DealtQueue(shmqueue.SharedTaskQueue):
         spans = shmqueue.ring_spans(*span, self._size)
         return [shmqueue.Span(worker * self._size + index, count) for index, count in spans]
 
+    def _room(self, worker: int) -> int:
+        """How many slots of a lane are free, at the least. None are if the worker is to leave, or has left."""
+        words, status = self.words, self.status[worker]
+        if words[status + shmqueue.LEAVE] or not words[status + shmqueue.PID]:
+            return 0
+        return int(self._size - (words[self.lanes[worker] + LANE_PUSHED] - self._freed[worker]))
+
     def _rooms(self) -> list[int]:
-        """For each lane, how many slots are free, at the least. It is 0 if the worker has no process."""
-        return [
-            self._size - (self.words[lane + LANE_PUSHED] - freed) if self.words[status + shmqueue.PID] else 0
-            for lane, freed, status in zip(self.lanes, self._freed, self.status, strict=True)
-        ]
+        return list(map(self._room, range(self.num_workers)))
 
     def _load(self, worker: int, now: float) -> int:
-        """About how many tasks a worker has to do. A slow one, and one that is to leave, come after the others."""
+        """About how many tasks a worker has to do. A slow one comes after the others."""
         words, status = self.words, self.status[worker]
         load, claims = self._waiting(worker), words[status + shmqueue.CLAIMS]
         half = self.half(worker, claims)
         if claims != words[status + shmqueue.PUBLISHED]:
             load += max(0, words[half.end] - words[half.first])
-        slow = not words[status + shmqueue.ASLEEP] and now - half.began[0] > SLOW_SECONDS
-        if slow or words[status + shmqueue.LEAVE]:
+        if not words[status + shmqueue.ASLEEP] and now - half.began[0] > SLOW_SECONDS:
             load += self.num_slots
         return load
 

@@ -404,14 +404,19 @@ def test_what_a_halt_takes_back_cannot_be_claimed_again(queue):
         pair.close()
 
 
+@pytest.mark.parametrize("fate", [lambda pair: pair.supervisor.recover(0), Pair.leave], ids=["died", "is to leave"])
 @pytest.mark.parametrize("name", ["slot_state", "worker_lanes"])
-def test_nothing_is_dealt_to_a_dead_worker(name):
-    """Its lane has the positions below those of the other."""
+def test_nothing_is_dealt_to_a_worker_that(fate, name):
+    """However much there is. Its lane has the positions below those of the other."""
     pair = Pair(strategies[name])
     try:
-        pair.supervisor.recover(0)
         pair.push(4)
-        assert min(pair.pushed) >= 1 << 48
+        before = len(pair.pushed)
+        fate(pair)
+        pair.push(pair.supervisor.room())
+        dealt = list(pair.pushed)[before:]
+        assert len(dealt) == SLOTS // 2 - 2
+        assert min(dealt) >= 1 << 48
     finally:
         pair.close()
 
