@@ -925,7 +925,7 @@ class ClusterLine(shmqueue.CommandLine):
         digests = {os.path.basename(path): digest_of(path) for path in files if path.endswith(".py")}
         retries, where = arguments["retries"], options.scheduler or "LocalCluster"
         arguments["retries"] = 0  # this process counts the attempts, since the next may be on another node
-        arguments["slot_size"] = min(arguments["slot_size"] + MARK.size, shmqueue.SLOT_SIZES[1])
+        arguments["slot_size"] = min(arguments["slot_size"] + MARK.size, shmqueue.LIMITS["slot_size"][1])
         spec = pickle.dumps({"functions": places, "files": digests, "options": arguments})
         client = connect(options.scheduler, arguments["workers"] or shmqueue.available_processors())
         try:
