@@ -499,7 +499,6 @@ class Supervisor:
         """Return stats() and more.
 
         shares: the fractions of the workers' time in which they ran functions, started and waited.
-        slowest: the five tasks that took longest.
         failures: the first five tasks that were not ok.
         kinds: how many tasks were not ok, by function, status and name of the error.
         """
@@ -2226,31 +2225,17 @@ class Ledger:
             if self.retries:
                 attempts = [self.retries.next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
-                longest = seconds
                 spent = seconds * (stop - start)
                 times: Any = same(seconds, stop - start)
                 begun: Iterable[float] = same(started)  # that of each is not worth its cost
             else:
                 times = seconds[part]
-                longest = max(times)
                 spent = sum(times)
                 begun = itertools.accumulate(times, initial=started)
             self.tally.add_ok(worker, stop - start, spent)
-            if longest > self.tally.slow:
-                times = list(times)
-                self._note_slow(worker, tasks, start, times, started)
             each = same(None, stop - start) if values is None else iter(values[part])
             tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker, begun)
             started += spent
-
-    def _note_slow(self, worker: int, tasks: Tasks, start: int, times: Sequence[float], started: float) -> None:
-        """Keep the tasks that took longest."""
-        for at, seconds in enumerate(times, start):
-            if seconds > self.tally.slow:
-                tsk_id, name, payload = tasks.tsk_ids[at], self.names[tasks.fn_ids[at]], briefly(tasks.payloads[at])
-                ok = TaskResult(tsk_id, name, payload, "ok", None, None, 1, worker, seconds, started=started)
-                self.tally.add_slow(ok)
-            started += seconds
 
     def charge(self, worker: int, position: int, status: str, failure: Failure, seconds: float, started: float) -> None:
         """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
@@ -2676,12 +2661,10 @@ class OrderedJob(Job):
 
 
 class Tally:
-    """Counts outcomes, and keeps the most remarkable ones.
+    """Counts outcomes, and keeps the first and the last failures.
 
     errors: how many tasks were not ok, by function (if they were started), status and name of the error.
     failures: the first five and the last five tasks that were not ok, without payloads and values.
-    slowest: the five tasks that took longest.
-    slow: a task that takes more seconds is one of the slowest.
     completed, failed, busy: for each worker, its tasks that were ok and not ok, and the seconds that functions ran.
     """
 
@@ -2694,8 +2677,6 @@ class Tally:
         self.busy = [0.0] * workers
         self.errors: collections.Counter[str] = collections.Counter()
         self.failures: list[TaskResult] = []
-        self.slowest: list[TaskResult] = []
-        self.slow = 0.0
 
     def seconds(self) -> float:
         """Return the seconds since the start."""
@@ -2706,11 +2687,6 @@ class Tally:
         self.counts["ok"] += count
         self.completed[worker] += count
         self.busy[worker] += seconds
-
-    def add_slow(self, result: TaskResult) -> None:
-        """Keep a task that is ok and took longer than `slow`."""
-        self.slowest = sorted([*self.slowest, result], key=lambda result: -result.seconds)[:5]
-        self.slow = self.slowest[-1].seconds if len(self.slowest) == 5 else 0.0
 
     def add_bad(self, result: TaskResult) -> None:
         """Count a task that is not ok."""
@@ -2739,7 +2715,6 @@ class Tally:
         start = starting / whole
         return {
             "shares": {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)},
-            "slowest": [result._asdict() for result in self.slowest],
             "failures": [result._asdict() for result in self.failures[:5]],
             "kinds": dict(self.errors),
         }
@@ -6418,11 +6393,6 @@ class Snapshot(NamedTuple):
         return sum(self.counts.values())
 
     @property
-    def bad(self) -> int:
-        """How many tasks were neither ok nor cancelled."""
-        return self.done - self.counts["ok"] - self.counts["cancelled"]
-
-    @property
     def rate(self) -> float:
         return self.rates[-1] if self.rates else 0.0
 
@@ -6491,28 +6461,18 @@ def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
     return [(" " + printable(line))[:width].rstrip() for line in lines[:height]]
 
 
-# Colours: their commands where the terminal has 8 of them, and where it has 256.
-PALETTES = (
-    {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"},
-    {"green": "\x1b[38;5;41m", "yellow": "\x1b[38;5;220m", "red": "\x1b[38;5;203m"},
-)
+COLOURS = {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"}
 UNCOLOURED = "\x1b[m"
-FULL_BAR = re.compile("^ [█▏▎▍▌▋▊▉]+")
 COLOURED = re.compile(
     r"(?P<red>^ #.*|\b(?:failed|timeout|crashed) [1-9][\d,]*|(?<=\d  )dead\b)"
     r"|(?P<yellow>(?<=  )\[.*?\](?=  |$)|\b(?:cancelled|retried) [1-9][\d,]*)"
-    r"|(?P<green>\bok [1-9][\d,]*|(?<=\d  )run\b)"
+    r"|(?P<green>^ [█▏▎▍▌▋▊▉]+|\bok [1-9][\d,]*|(?<=\d  )run\b)"
 )
 
 
-def paint(line: str, bad: float, palette: Mapping[str, str]) -> str:
-    """Return a line of a frame with colours. bad: the share of the bar that is red, from 0 to 1."""
-    if full := FULL_BAR.match(line):
-        end = full.end()
-        turn = end - math.ceil((end - 1) * bad)
-        green, red = line[:turn], line[turn:end]
-        return palette["green"] + green + palette["red"] + red + UNCOLOURED + line[end:]
-    return COLOURED.sub(lambda found: palette[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
+def paint(line: str) -> str:
+    """Return a line of a frame with colours."""
+    return COLOURED.sub(lambda found: COLOURS[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
 
 
 def _render_head(snapshot: Snapshot, width: int) -> list[str]:
@@ -6641,19 +6601,16 @@ class Screen(Progress):
     _entered = False
 
     @functools.cached_property
-    def _palette(self) -> Mapping[str, str] | None:
-        count = count_colours()
-        if count < 8:
-            return None
-        return PALETTES[count >= 256]
+    def _coloured(self) -> bool:
+        return has_colours()
 
     def show(self, shot: Snapshot) -> None:
         if not in_foreground(2):
             return
         width, height = self.size()
         lines = render(shot, width, height)
-        if self._palette is not None:
-            lines = [paint(line, shot.bad / max(1, shot.done), self._palette) for line in lines]
+        if self._coloured:
+            lines = list(map(paint, lines))
         # Each line is cleared first: what characters take is up to the terminal.
         text = "\x1b[H" + "\r\n".join(f"\x1b[K{line}" for line in lines) + "\r\n\x1b[J" * (len(lines) < height)
         if not self._entered:
@@ -6685,16 +6642,16 @@ def can_draw() -> bool:
     return is_terminal(sys.stderr) and os.environ.get("TERM", "") not in ("", "dumb")
 
 
-def count_colours() -> int:
-    """Return how many colours the terminal has; 0 where it has none, or NO_COLOR is set (https://no-color.org)."""
+def has_colours() -> bool:
+    """Return True if the terminal has eight colours or more, and NO_COLOR is not set (https://no-color.org)."""
     curses = late("curses")
     if curses is None or not can_draw() or os.environ.get("NO_COLOR"):
-        return 0
+        return False
     try:
         curses.setupterm(fd=2)
     except curses.error:  # a terminal that the system does not know
-        return 0
-    return int(curses.tigetnum("colors"))
+        return False
+    return int(curses.tigetnum("colors")) >= 8
 
 
 def in_foreground(descriptor: int) -> bool:
@@ -7581,19 +7538,15 @@ def last_frame(trace: str | None) -> str:
 
 
 def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
-    """Return what one wants to know at the end: first what went wrong, then which tasks took long, last the totals."""
+    """Return what one wants to know at the end: first what went wrong, last the totals."""
     lines = [
         f"#{r['tsk_id']:,} {briefly(r['function'])} {r['status']}: {r['error']}{last_frame(r['traceback'])}"
         for r in summary["failures"]
     ]
     kinds = collections.Counter(summary["kinds"])
-    slowest = summary["slowest"]
     seconds = summary["seconds"]
     if sum(kinds.values()) > len(lines):
         lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5)))
-    if slowest and slowest[0]["seconds"] >= 0.01:
-        each = (f"{r['seconds']:.3f} s #{r['tsk_id']:,} {r['function']} {r['payload'][:30]}" for r in slowest)
-        lines.append("slowest: " + "; ".join(each))
     if seconds >= 1:
         spent = ", ".join(f"{what} {summary['shares'][what]:.0%}" for what in ("run", "wait", "start"))
         lines.append(f"workers: {spent} of the time")

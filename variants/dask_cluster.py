@@ -605,8 +605,6 @@ class Tally(shmqueue.Tally):
             self.counts["ok"] += 1
         else:
             self.add_ok(result.worker, 1, result.seconds)
-        if result.seconds > self.slow:
-            self.add_slow(result._replace(payload=shmqueue.briefly(result.payload), value=None))
         return result
 
 

@@ -95,7 +95,7 @@ CHANGES = [
     (r'File ".*/', 'File "'),
 ]
 # The marks below a line of code differ between Pythons. The other two depend on how long tasks and the run took.
-LEFT_OUT = re.compile(r" *[~^]+|slowest: .*|workers: run .*")
+LEFT_OUT = re.compile(r" *[~^]+|workers: run .*")
 
 
 def comparable(lines):

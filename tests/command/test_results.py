@@ -777,7 +777,7 @@ def rows_of_copy(path):
 
 SUMMARY_FIELDS = {
     "ok", "failed", "timeout", "crashed", "cancelled", "retried", "respawned", "outstanding", "seconds", "workers",
-    "shares", "slowest", "failures", "kinds", "problem", "left_out",
+    "shares", "failures", "kinds", "problem", "left_out",
 }  # fmt: skip
 
 
@@ -799,8 +799,8 @@ def test_the_summary_as_json(cli, handlers):
     assert all(0 <= share <= 1 for share in found["shares"].values())
     assert len(found["workers"]) == 2
     assert sum(worker["completed"] for worker in found["workers"]) == 6
-    assert len(found["slowest"]) == len(found["failures"]) == 5
-    assert all(set(result) == set(FIELDS) for result in (*found["slowest"], *found["failures"]))
+    assert len(found["failures"]) == 5
+    assert all(set(result) == set(FIELDS) for result in found["failures"])
     assert sum(found["kinds"].values()) == 9
     assert max(found["kinds"].values()) == 7
     assert any("ValueError" in kind for kind in found["kinds"])
@@ -812,7 +812,6 @@ def test_the_summary_holds_what_was_left_out_and_payloads_that_are_no_text(cli, 
     cli.tasks(b"bytes_of \xff\0\nnote a\nnote b\n", *arguments)
     found = json.loads((cli.folder / "summary.json").read_text())
     assert (found["left_out"], found["ok"], found["failed"]) == (2, 1, 0)
-    assert [result["payload"] for result in found["slowest"]] == ["\udcff\0"]
 
 
 @pytest.mark.parametrize("option", ["--results", "--log", "--summary"])
@@ -913,7 +912,7 @@ def test_lines_that_name_no_function_are_one_kind_of_failure(cli):
 
 
 def test_the_lines_of_the_summary(cli, handlers):
-    """What went wrong first, in which ways, what took long, what was left out, and the totals last."""
+    """What went wrong first, in which ways, what was left out, and the totals last."""
     tasks = "fail a\n" * 6 + "die\necko\n" + "".join(f"slow {i}\n" for i in range(8))
     arguments = ("--handlers", handlers, "--results", "out.csv", "-w", "1")
     run = cli.tasks(tasks + "show done\n", *arguments)
@@ -927,10 +926,6 @@ def test_the_lines_of_the_summary(cli, handlers):
     assert "1 " in kinds.split(";")[1]
     assert summary(lines[-1])["failed"] == 7
     slower = cli.run(cli.file("tasks", "sleep 0.05\nsleep 0.4\nsleep 0.2\n" * 3), "-w", "2", "--screen", "off")
-    line = next(line for line in slower.out.splitlines() if line.startswith("slowest: "))
-    times = re.findall(r"(\d\.\d\d\d) s #(\d) sleep (0\.\d+)", line)
-    assert [payload for _, _, payload in times] == ["0.4"] * 3 + ["0.2"] * 2
-    assert [float(seconds) for seconds, _, _ in times] == sorted((float(t[0]) for t in times), reverse=True)
     shares = next(line for line in slower.out.splitlines() if line.startswith("workers: "))
     assert re.fullmatch(r"workers: run \d+%, wait \d+%, start \d+% of the time", shares)
     again = cli.tasks(tasks + "show done\n", *arguments, "--resume").out.splitlines()

@@ -1487,17 +1487,6 @@ def test_any_text_arrives_as_it_is(workers, codec):
         assert list(supervisor.map(jobs.return_half_a_pair, [b""])) == ["\ud800"]
 
 
-def test_of_a_large_payload_only_the_beginning_is_looked_at_for_the_summary():
-    """Here its text would have more characters than there is memory for."""
-    payload = [1]
-    for _ in range(60):
-        payload = [payload, payload]
-    with Supervisor([jobs.quiet], workers=0) as supervisor:
-        job = supervisor.run([payload])
-        assert [result.status for result in job] == ["ok"]
-        assert len(supervisor.summary()["slowest"][0]["payload"]) <= 200
-
-
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_what_workers_cannot_find_by_name_is_one_error_with_a_remedy(method):
     with pytest.raises(TypeError, match=r"<lambda>.*at the top level of a module, or name start_method='fork'"):
