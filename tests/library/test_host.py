@@ -252,6 +252,7 @@ def test_a_forked_child_that_leaves_the_block_ends_nothing():
     assert before == after
 
 
+@pytest.mark.command_line
 @pytest.mark.promise("L15")
 @pytest.mark.parametrize("leaves", ["results.close()", "sys.exit()", "pass", "next(results)"])
 def test_a_child_that_is_forked_in_the_middle_of_a_run_takes_nothing_from_it(tmp_path, leaves):
@@ -440,6 +441,7 @@ def test_a_program_that_takes_the_exit_status_of_our_workers(tmp_path, how, meth
         assert error == TAKEN
 
 
+@pytest.mark.command_line
 def test_functions_learn_how_their_children_end_though_the_program_ignores_that(tmp_path):
     script = """
 import signal, sys, shmqueue

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers import ROOT, SCRIPT
 
 LATE = {
@@ -40,6 +42,7 @@ def test_an_import_loads_nothing_that_only_some_need():
     assert {name.partition(".")[0] for name in modules_after("import shmqueue")} & LATE == set()
 
 
+@pytest.mark.command_line
 def test_what_is_imported_late_is_imported_before_a_users_folder_is_searched():
     """A file of theirs may be called json.py."""
     tree = ast.parse(SCRIPT.read_text("utf-8"))

@@ -59,6 +59,7 @@ def test_a_function_of_a_main_module_that_is_no_file_gets_one_error(cli, method,
     )
 
 
+@pytest.mark.command_line
 @pytest.mark.promise("L7")
 @pytest.mark.parametrize("method", METHODS)
 def test_other_functions_need_no_main_module(cli, method):
@@ -82,6 +83,7 @@ def test_a_guarded_script_works(cli, method):
     assert (run.code, run.out, run.err) == (0, "[b'aa']\n", ""), sys.version
 
 
+@pytest.mark.command_line
 @pytest.mark.parametrize("method", STARTED_ANEW)
 def test_functions_of_the_main_module_of_a_package(cli, method):
     """multiprocessing does not import it again."""

@@ -1298,6 +1298,7 @@ def test_the_heap_is_empty_once_its_tasks_have_their_outcomes():
         assert heap.used == 0
 
 
+@pytest.mark.command_line
 def test_a_new_worker_has_nothing_in_hand_of_its_predecessor():
     with start([jobs.kill_itself], workers=1) as supervisor:
         assert [result.status for result in supervisor.run([b""])] == ["crashed"]
@@ -1493,6 +1494,7 @@ def test_what_workers_cannot_find_by_name_is_one_error_with_a_remedy(method):
         Supervisor([lambda payload: payload], start_method=method)
 
 
+@pytest.mark.command_line
 def test_a_signal_handler_may_wake_a_supervisor_that_is_closed():
     with start([jobs.echo]) as supervisor:
         pass

@@ -359,6 +359,7 @@ def test_a_traceback_is_what_the_interpreter_prints():
     assert shmqueue.__file__ not in expected
 
 
+@pytest.mark.command_line
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="notes are new in Python 3.11")
 def test_notes_and_groups_are_in_the_traceback():
     trace = only(jobs.raise_group).traceback
@@ -410,6 +411,7 @@ def test_there_is_no_traceback_where_nothing_was_raised():
     assert only(bytes.decode, b"\xff").traceback is None  # no frame of Python's
 
 
+@pytest.mark.command_line
 def test_the_screen_names_the_function_of_a_task_with_text():
     with shmqueue.Supervisor([jobs.hang, jobs.echo], workers=1, timeout=0.5) as supervisor:
         names = set()
@@ -429,6 +431,7 @@ def test_a_task_error_shows_the_traceback_and_can_be_pickled():
     assert (str(again), again.result) == (str(caught.value), caught.value.result)
 
 
+@pytest.mark.command_line
 def test_the_summary_names_the_last_frame(cli, tmp_path):
     tasks = tmp_path / "tasks.txt"
     tasks.write_text("5\nx\n")
@@ -489,6 +492,7 @@ def test_tasks_that_never_began_have_no_time():
 # In results files.
 
 
+@pytest.mark.command_line
 def test_results_files_have_plain_data_tracebacks_and_times(tmp_path):
     values = [{"a": [1, None]}, {1, 2}, b"b\xff", "text", None, math.nan, 3]
     results = [shmqueue.TaskResult(n, "f", value, "ok", value, None, 1, 0, 0.5, None, 7.5)

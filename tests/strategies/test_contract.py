@@ -602,6 +602,7 @@ def test_a_copy_in_another_package_works(queue, tmp_path):
     assert "50 tasks: 50 ok" in done.stdout
 
 
+@pytest.mark.command_line
 def test_a_refusal_is_a_clear_error(queue, capsys):
     strategy = type("Refused", (queue,), {"refusal": classmethod(lambda cls: "not on a Tuesday")})
     assert shmqueue.main(argv=["-"], queue=strategy) == 2
