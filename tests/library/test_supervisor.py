@@ -1418,7 +1418,7 @@ def test_what_functions_print_goes_to_the_log_line_by_line(tmp_path, capfd):
 
 
 def test_public_names_are_there():
-    for name in ("parallel_map", "Supervisor", "TaskResult", "TaskError", "main", "TaskSlot128", "LocalTaskQueue",
+    for name in ("parallel_map", "Supervisor", "TaskResult", "TaskError", "TaskSlot128", "LocalTaskQueue",
                  "WorkerStatus", "QueueHeader", "SharedTaskQueue"):  # fmt: skip
         assert hasattr(shmqueue, name), name
     assert issubclass(TaskError, Exception)
