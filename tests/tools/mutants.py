@@ -281,7 +281,7 @@ def main(arguments=None, root=ROOT):
     parser = argparse.ArgumentParser(description="Make mistakes, and say which of them no test catches.")
     parser.add_argument("names", metavar="NAME", nargs="*", help="classes and functions")
     parser.add_argument("--since", metavar="COMMIT", default="HEAD", help="the lines that differ from this commit")
-    parser.add_argument("-n", "--jobs", type=int, default=2, help="mistakes at a time (default: %(default)s)")
+    parser.add_argument("-n", "--jobs", type=int, default=2, help="runs of tests at a time (default: %(default)s)")
     parser.add_argument("--tests", nargs="+", metavar="PATH", help="files and folders of tests (default: all)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of tests for a mistake (default: %(default)s)")
     parser.add_argument(
@@ -304,7 +304,7 @@ def main(arguments=None, root=ROOT):
     places = [root / path for path in options.tests or ["tests"]]
     files = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("test_*.py")))]
     paths = [path.relative_to(root).as_posix() for path in files]
-    found = kept_look(options.reach, root, 3 * options.jobs, paths)  # half of what tests do is wait
+    found = kept_look(options.reach, root, options.jobs, paths)
     report(judge_all(mistakes, Judge(found, options.seconds, options.late), root, options.jobs))
     print(f"{time.monotonic() - began:.0f} s")
     return 0
