@@ -329,7 +329,7 @@ class Supervisor:
                 self._pool.silent_fork = start_method is None
                 resources.callback(end_strays, self._queue.name)
                 resources.callback(self._pool.close)
-            self._show(screen)
+            self._show(screen, resources)
             self._engine: Engine = WorkerEngine(self._queue, self._pool, self._ledger, timeout, grace)
             resources.callback(self._engine.close)
             self._pool.start_all()
@@ -343,13 +343,14 @@ class Supervisor:
         self._queue = InlineQueue()
         self._pool = WorkerPool(self._queue, options, late("multiprocessing"), None)
         resources.callback(self._pool.close)
-        self._show(screen)
+        self._show(screen, resources)
         self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
         resources.callback(self._engine.close)
 
-    def _show(self, screen: Any) -> None:
+    def _show(self, screen: Any, resources: contextlib.ExitStack) -> None:
         if self.display_class is not None:
             self._display = self.display_class(screen, self._queue, self._pool, self._ledger)
+            resources.callback(self._display.close)
 
     def _prepare_end(self) -> contextlib.ExitStack:
         """Return a stack. What is pushed on it is released when the Supervisor or the process ends in any way."""
@@ -535,8 +536,6 @@ class Supervisor:
         if self._engine.exclusive.in_child:
             return
         self._end()
-        if self._display is not None:
-            self._display.close()
 
     def _end(self) -> None:
         with handlers.held():

@@ -623,6 +623,58 @@ def test_a_terminal_that_goes_away_ends_the_run_cleanly(desk):
     assert json.loads((desk.folder / "summary.json").read_text())["cancelled"] == 4
 
 
+# A program that calls the library, and what it raises.
+
+
+PROGRAM = """
+import os, sys, time
+import shmqueue
+
+def nap(payload: str) -> None:
+    if payload == "bad":
+        raise ValueError("on purpose")
+    time.sleep(0.01)
+
+def payloads(way):  # the test makes this file once it has seen a frame
+    while not os.path.exists("go"):
+        yield "x"
+    if way != "task":
+        raise ValueError("on purpose")
+    yield "bad"
+
+def main(way, workers):
+    options = {"workers": int(workers), "num_slots": 16, "screen": True}
+    if way == "task":
+        shmqueue.parallel_map(nap, payloads(way), **options)
+    elif way == "iterable":
+        with shmqueue.Supervisor([nap], **options) as supervisor:
+            list(supervisor.run(payloads(way)))
+    else:
+        supervisor = shmqueue.Supervisor([nap], **options)
+        list(supervisor.run(payloads(way)))
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+"""
+
+
+@pytest.mark.promise("G6")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("way", ["iterable", "task", "unclosed"])
+def test_what_a_program_raises_leaves_the_terminal_as_it_was(desk, way, workers):
+    """The program's iterable raises, or one of its tasks; "unclosed": no `with` block is there to end the screen."""
+    terminal = desk.terminal(120, 60)
+    script = desk.cli.file("program.py", PROGRAM)
+    environment = {"PYTHONPATH": str(SCRIPT.parent), "PYTHON_COLORS": "0"}
+    process = desk.start(terminal, way, workers, script=script, environment=environment)
+    assert wait_until(lambda: FRAME in terminal.output)
+    desk.cli.file("go", "")
+    assert desk.wait(process) == 1
+    terminal.assert_as_before()
+    said = terminal.output if way == "unclosed" else terminal.output.rpartition(LEAVE)[2]
+    assert b"ValueError: on purpose" in said
+
+
 # Stopping and going on.
 
 
