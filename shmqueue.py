@@ -683,12 +683,11 @@ def unpickled(data: bytes) -> Any:
 def pickled_error(error: BaseException) -> bytes:
     """Pickle (False, error), with its traceback as text. If that fails, pickle the error with which it fails."""
     with_text: Any = importlib.import_module("concurrent.futures.process")._ExceptionWithTraceback
-    trace: Any = error.__traceback__
     try:
-        data = pickled((False, with_text(error, trace.tb_next)))  # without our own frame
+        data = pickled((False, with_text(error, without_own_frames(error.__traceback__))))
         unpickled(data)
     except BaseException as second:
-        return pickled((False, with_text(second, second.__traceback__)))
+        return pickled((False, with_text(second, without_own_frames(second.__traceback__))))
     return data
 
 
@@ -5366,14 +5365,19 @@ def describe(error: BaseException) -> str:
     return (f"{name}: {text}" if text else name)[:ERROR_LENGTH]
 
 
+def without_own_frames(trace: types.TracebackType | None) -> types.TracebackType | None:
+    """Return the part of a traceback that begins after our own frames; None if there are no others."""
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in OWN_MODULES:
+        trace = trace.tb_next
+    return trace
+
+
 def describe_traceback(error: BaseException) -> str | None:
     """Return the traceback of the exception that is being handled, as the interpreter would print it.
 
     Our own frames are left out. None if there are no others. If it is too long, its middle is left out.
     """
-    frames = sys.exc_info()[2]
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") in OWN_MODULES:
-        frames = frames.tb_next
+    frames = without_own_frames(sys.exc_info()[2])
     if frames is None:
         return None
     try:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import weakref
 
 import pytest
@@ -163,6 +164,26 @@ def test_an_exception_arrives_as_itself_with_the_text_of_its_traceback(executor)
     assert "the direct cause" in text
 
 
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        ((executor_jobs.raise_chained,), ValueError),
+        ((executor_jobs.make_lock,), TypeError),
+        ((len, executor_jobs.Unreadable()), OSError),
+        ((executor_jobs.raise_unreadable,), TypeError),
+        ((executor_jobs.die,), shmqueue.TaskError),
+    ],
+    ids=lambda value: getattr(value[0], "__name__", None) if type(value) is tuple else value.__name__,
+)
+def test_a_traceback_has_no_frame_of_ours(executor, call, kind):
+    """Neither that of the worker, which is the text of the cause, nor that of the caller."""
+    with pytest.raises(kind) as raised:
+        executor.submit(*call).result()
+    frames = traceback.extract_tb(raised.value.__traceback__)
+    assert shmqueue.__file__ not in [frame.filename for frame in frames]
+    assert f'File "{shmqueue.__file__}"' not in str(raised.value.__cause__)
+
+
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
 def test_an_exception_that_would_end_a_program_is_the_calls_alone(error):
     with shmqueue.Executor(1) as executor:
@@ -240,6 +261,18 @@ def test_a_call_that_has_not_begun_can_be_cancelled(executor, gate):
     gate.touch()
     concurrent.futures.wait(futures)
     assert begun(gate) == 30 - len(cancelled)
+
+
+def test_whoever_waits_for_futures_is_told_that_shutdown_has_cancelled_them(executor, gate):
+    futures = [executor.submit(executor_jobs.wait_for, str(gate)) for _ in range(30)]
+    assert wait_until(lambda: begun(gate) == 2)
+    executor.shutdown(wait=False, cancel_futures=True)
+    gate.touch()
+    assert concurrent.futures.wait(futures, 20).not_done == set()
+    assert {*concurrent.futures.as_completed(futures, 20)} == {*futures}
+    cancelled = [future for future in futures if future.cancelled()]
+    assert begun(gate) == 30 - len(cancelled)
+    assert len(cancelled) >= 30 - 2 * 3
 
 
 def test_short_calls_do_not_carry_away_those_that_follow(executor, gate):
