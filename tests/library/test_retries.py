@@ -10,7 +10,7 @@ import pytest
 
 from shmqueue import Job, Ledger, Retries, SpoiledSegmentError, Supervisor
 from tests import jobs
-from tests.helpers import wait_until
+from tests.helpers import segments_of, wait_until
 
 WORKERS = [0, 1]
 
@@ -35,6 +35,15 @@ def ignore_sigterm(payload: str) -> bytes:
     while time.monotonic() < until:
         time.sleep(0.01)
     return b"x" * 1000
+
+
+def echo_after_sigterm(payload: bytes) -> bytes:
+    """Return the payload once SIGTERM has come."""
+    came = []
+    signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    while not came:
+        time.sleep(0.005)
+    return payload
 
 
 def worker_number(payload: bytes) -> str:
@@ -245,6 +254,19 @@ def test_a_task_that_ends_in_its_grace_is_a_timeout(tmp_path):
         assert supervisor.stats()["respawned"] == 1
     assert results == {1: "timeout"} | dict.fromkeys(range(2, 22), "ok")
     assert note.exists()
+
+
+@pytest.mark.parametrize("size", [3 << 20, 17 << 20])
+@pytest.mark.parametrize("retries", [0, 1])
+def test_nothing_is_left_of_a_large_value_that_comes_in_the_grace(size, retries):
+    """Its file goes, and the file of a payload that does not fit the heap: as long as the run lasts it would stay."""
+    options = {"workers": 1, "timeout": 0.5, "grace": 60, "retries": retries, "num_slots": 64}
+    with Supervisor([echo_after_sigterm, jobs.echo], **options) as supervisor:
+        late, *others = sorted(supervisor.run([(echo_after_sigterm, bytes(size))] + [(jobs.echo, b"x")] * 20))
+        left = [name for name in segments_of([os.getpid()]) if name.startswith(supervisor.name)]
+        assert {*left} <= {supervisor.name, f"{supervisor.name}.watch"}
+    assert (late.status, late.value, late.attempts) == ("timeout", None, retries + 1)
+    assert {(result.status, result.value) for result in others} == {("ok", b"x")}
 
 
 def test_a_task_that_ignores_sigterm_is_killed_after_its_grace(tmp_path):

@@ -869,6 +869,30 @@ def test_a_timeout_is_for_each_task_and_not_for_the_batch():
     assert {result.status for result in results} == {"ok"}
 
 
+def test_a_timeout_counts_from_the_start_of_its_task():
+    """The first two tasks always run in one batch: only once one has ended is the worker halted for its result."""
+    results = outcomes([jobs.rest], ["0.9"] * 3, timeout=1.5, batch=3, workers=1)
+    assert [result.status for result in results] == ["ok"] * 3
+
+
+def test_halts_do_not_put_off_a_timeout():
+    """While the first task runs, others are taken back and given out again, many times."""
+    with start([jobs.rest], timeout=1.0, batch=4, workers=1) as supervisor:
+        halted = []
+
+        def halt():
+            glance = supervisor.snapshot().workers[0]
+            if glance.in_hand == 1:
+                halted.append(glance.held)
+                supervisor.pause(True)
+                supervisor.pause(False)
+
+        supervisor.on_check = halt
+        results = sorted(supervisor.run(["20", *["0"] * 40]))
+    assert [result.status for result in results] == ["timeout"] + ["ok"] * 40
+    assert len(halted) >= 3
+
+
 @pytest.mark.parametrize("batch", [None, 2, 50])
 def test_a_worker_is_replaced_after_max_tasks(batch):
     with start([jobs.pid], max_tasks=5, batch=batch) as supervisor:
