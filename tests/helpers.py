@@ -1,8 +1,10 @@
 """What tests share: waiting, processes and what they leave, the command line and what it says."""
 
+import ast
 import contextlib
 import csv
 import functools
+import inspect
 import io
 import json
 import os
@@ -45,6 +47,12 @@ def numbers_of_promises():
     sections = [text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0] for heading in PROMISES]
     items = [item for section in sections for item in re.findall(r"^- (.*)", section, re.MULTILINE)]
     return [re.match(r"\*\*([GL]\d+[a-z]?)\. ?", item)[1] for item in items]
+
+
+def docstring_of(thing):
+    """The docstring of a module or a class, from its file: with PYTHONOPTIMIZE=2 there is none at run time."""
+    tree = ast.parse(inspect.getsource(thing))
+    return ast.get_docstring(tree if inspect.ismodule(thing) else tree.body[0])
 
 
 # Processes, and what is left of them.

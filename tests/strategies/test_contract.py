@@ -25,7 +25,7 @@ import pytest
 
 import shmqueue
 from tests import jobs
-from tests.helpers import wait_until
+from tests.helpers import docstring_of, wait_until
 from tests.tools.mistakes import drop, mistaken_strategy, put, store
 from variants import dealt, strategies
 
@@ -617,7 +617,7 @@ def test_none_is_refused_on_a_usual_machine():
 
 def headings_of(module):
     """Return the headings in the docstring of a module: what stands under each of them is indented."""
-    return re.findall(r"^(\S.*)\n    ", sys.modules[module].__doc__, re.MULTILINE)
+    return re.findall(r"^(\S.*)\n    ", docstring_of(sys.modules[module]), re.MULTILINE)
 
 
 def test_each_says_what_it_is():

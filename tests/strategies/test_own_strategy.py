@@ -13,6 +13,7 @@ import pytest
 import shmqueue
 from shmqueue import Span, ring_spans
 from tests import jobs
+from tests.helpers import docstring_of
 from tests.strategies import test_contract as contract
 from tests.strategies import test_races as races
 from variants import strategies
@@ -130,19 +131,19 @@ class OwnRing(shmqueue.SharedTaskQueue):
         return self.words[self.state_offset // 8] - self.words[self.state_offset // 8 + 1]
 
 
-def documented(text):
-    return set(re.findall(r"\w+", text))
+def documented(thing):
+    return set(re.findall(r"\w+", docstring_of(thing)))
 
 
 def test_the_docstring_names_every_hook_that_a_strategy_overrides():
     there = set(dir(shmqueue.SharedTaskQueue))
-    names = documented(shmqueue.SharedTaskQueue.__doc__)
+    names = documented(shmqueue.SharedTaskQueue)
     for strategy in [OwnRing, *strategies.values()]:
         for base in strategy.__mro__[: strategy.__mro__.index(shmqueue.SharedTaskQueue)]:
             overridden = {name for name in vars(base) if name in there and not name.startswith("__")}
             assert overridden <= names, base
     own = {name for name in vars(FileLock) if not name.startswith("__")}
-    assert own <= documented(shmqueue.KernelLock.__doc__)
+    assert own <= documented(shmqueue.KernelLock)
 
 
 def test_positions_and_locks_are_in_the_bytes_that_the_strategy_asked_for():
