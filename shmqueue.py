@@ -3652,17 +3652,16 @@ def _continue_without_parent() -> None:
 
 
 def release_fork_server() -> None:
-    """Close this worker's end of the pipe that keeps the fork server alive, so that the server ends with the program.
+    """Close this worker's end of the pipe that keeps the program's fork server alive, and forget that server.
 
-    Otherwise the fork server, the parent of this worker, would wait for a worker that is stopped, and never end.
+    Otherwise the server, if it is the parent of this worker, would wait for a worker that is stopped, and never end.
+    A function that wants a fork server starts one of its own: a forked worker cannot wait for that of the program.
     """
-    module: Any = sys.modules.get("multiprocessing.forkserver")
-    if module is None or module.get_inherited_fds() is None:
-        return  # the fork server has not started this process
-    end = module._forkserver._forkserver_alive_fd
-    if end is not None:
-        module._forkserver._forkserver_alive_fd = None  # a function that wants a fork server starts one of its own
-        os.close(end)
+    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    if server is not None and server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
+        server._forkserver_pid = None
 
 
 def _out_of_reach(end: Any) -> int:

@@ -332,8 +332,13 @@ def test_references_are_dropped(executor):
         gc.enable()
 
 
-def test_calls_within_calls(executor):
-    assert executor.submit(executor_jobs.inner, -5).result() == 5
+@pytest.mark.parametrize("method", METHODS)
+def test_calls_within_calls(method):
+    """Also after the program has started a fork server, which is not the child of a forked worker."""
+    with shmqueue.Executor(1, multiprocessing.get_context("forkserver")) as before:
+        assert before.submit(abs, -1).result() == 1
+    with shmqueue.Executor(1, multiprocessing.get_context(method)) as executor:
+        assert executor.submit(executor_jobs.inner, -5).result() == 5
 
 
 def test_a_callback_may_submit_and_shut_down(executor):
