@@ -4126,21 +4126,12 @@ class QueueMemory:
         words, claims = self.words, self.status[worker] + CLAIMS
         number = words[claims] + 1
         half = self.half(worker, number)
-        self._copy_to_lane(half, places)
+        half.lane.copy_from(self.ring, places)
         half.clear(span.count)
         words[half.special] = 0
         words[half.first] = span.first
         words[half.end] = span.end
         words[claims] = number
-
-    def _copy_to_lane(self, half: Half, places: Iterable[Span]) -> None:
-        ring, lane = self.ring.bytes, half.lane.bytes
-        size = self.slot_size
-        start = 0
-        for index, length in places:
-            stop = start + length * size
-            lane[start:stop] = ring[index * size : (index + length) * size]
-            start = stop
 
     def glance(self, worker: int) -> Glance:
         """Look at a worker's current batch while the worker goes on (supervisor, watcher)."""
@@ -5014,6 +5005,15 @@ class TaskSlots:
         if not self._short:
             payloads = [text[:length] for length, text in zip(payloads[0::2], payloads[1::2])]
         return self._fn_ids[index : index + count].tolist(), payloads
+
+    def copy_from(self, ring: TaskSlots, places: Iterable[Span]) -> None:
+        """Copy what lies in these slots of the ring to the first slots here."""
+        size = self.size
+        start = 0
+        for index, length in places:
+            stop = start + length * size
+            self.bytes[start:stop] = ring.bytes[index * size : (index + length) * size]
+            start = stop
 
     def tsk_id(self, index: int) -> int:
         return int(self._tsk_ids[index])

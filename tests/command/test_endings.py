@@ -927,9 +927,9 @@ def stop(times=1):  # the first process that comes here; and again when it is co
             os.kill(os.getpid(), signal.SIGSTOP)
 
 class Inside(shmqueue.SharedTaskQueue):
-    def _copy_to_lane(self, *arguments):
+    def _fill_half(self, *arguments):
         stop()
-        super()._copy_to_lane(*arguments)
+        super()._fill_half(*arguments)
 
 class Unsigned(shmqueue.SharedTaskQueue):
     def _enter(self, worker):
@@ -950,9 +950,9 @@ class Leaving(shmqueue.SharedTaskQueue):
         super()._leave()
 
 class Stubborn(shmqueue.SharedTaskQueue):
-    def _copy_to_lane(self, *arguments):
+    def _fill_half(self, *arguments):
         stop(1000)
-        super()._copy_to_lane(*arguments)
+        super()._fill_half(*arguments)
 """
 HOLDER = """
 import sys, jobs_of_stoppers as stoppers

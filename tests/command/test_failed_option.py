@@ -193,10 +193,10 @@ def test_tasks_that_could_be_read_in_part_leave_the_file_alone(cli, read):
 def test_an_interrupt_leaves_the_file_alone(cli, read, monkeypatch, capfd):
     """A third Ctrl-C, for example, is raised wherever the run is."""
 
-    def interrupted(run):
+    def interrupted(supervisor, source):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shmqueue.CommandLine, "_put_through", interrupted)
+    monkeypatch.setattr(shmqueue.Supervisor, "run", interrupted)
     arguments = [cli.file("tasks", "echo a\n"), "--failed", cli.file("failed", "before\n"), *QUIET]
     assert shmqueue.main(argv=arguments) == 130
     assert "the run was interrupted" in capfd.readouterr().out

@@ -13,6 +13,7 @@ import os
 import pathlib
 import pickle
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -558,8 +559,18 @@ def test_a_source_that_gives_nothing_for_now_is_asked_again_at_once(monkeypatch)
             self.exhausted = self.asked == 50
             return [b"x"] if self.exhausted else []
 
-    wait, waits, source = shmqueue.Engine._wait, [], Sparse()
-    monkeypatch.setattr(shmqueue.Engine, "_wait", lambda self, job: waits.append(source.asked) or wait(self, job))
+    class Poll:
+        def __init__(self):
+            poll = select.poll()
+            self.register, self.unregister, self._wait = poll.register, poll.unregister, poll.poll
+
+        def poll(self, milliseconds=None):
+            if milliseconds != 0:
+                waits.append(source.asked)
+            return self._wait(milliseconds)
+
+    waits, source = [], Sparse()
+    monkeypatch.setattr(shmqueue.system, "poll", Poll)
     with start([jobs.echo], workers=1) as supervisor:
         assert [result.value for result in supervisor.run(source)] == [b"x"]
     assert set(waits) <= {50}
@@ -1236,10 +1247,10 @@ def test_functions_that_are_none(functions, error, words):
 def test_nothing_is_left_where_there_are_no_descriptors_for_pipes(monkeypatch):
     """Neither the segment (see conftest) nor the handler of a signal."""
 
-    def no_pipe(self):
+    def no_pipe(duplex):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(shmqueue.WorkerPool, "_pipe", no_pipe)
+    monkeypatch.setattr(shmqueue.system, "get_context", lambda method: types.SimpleNamespace(Pipe=no_pipe))
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with pytest.raises(OSError, match="Too many open files"):

@@ -128,34 +128,51 @@ def go_on_and_stop(pid):
     assert wait_until(lambda: shmqueue.process_state(pid)[0] in shmqueue.STOPPED)
 
 
-POINTS = [("wait_until_stopped", 1), ("stands_still", 1), ("stand_for", 1), ("stands_still", 2), ("go_on", 1)]
+MOMENTS = ["it stands still", "before look 1", "before the wait", "before look 2", "before it goes on"]
 
 
-def interfere(monkeypatch, point, what):
-    """Have somebody do `what` to the worker just before this call of a method, or after it has been stopped."""
-    name, number = point
-    original, calls = getattr(shmqueue.WorkerProcess, name), itertools.count(1)
+class Disturbed(shmqueue.System):
+    """The machine, on which somebody does `what` to a worker at one moment of its halt."""
 
-    def disturbed(handle, *arguments):
-        if name == "wait_until_stopped":
-            found = original(handle, *arguments)
-            if next(calls) == number:
-                what(handle.pid)
-            return found
-        if next(calls) == number:
-            what(handle.pid)
-        return original(handle, *arguments)
+    def __init__(self, pid, moment, what):
+        self._pid, self._moment, self._what = pid, moment, what
+        self._looks = 0  # at its state, since it stands still
 
-    monkeypatch.setattr(shmqueue.WorkerProcess, name, disturbed)
+    def _now(self, moment):
+        if moment == self._moment:
+            self._moment = None
+            self._what(self._pid)
+
+    def state_and_switches(self, pid):
+        self._now(f"before look {self._looks}")
+        found = super().state_and_switches(pid)
+        if self._looks or found[0] in shmqueue.STOPPED:
+            if not self._looks:
+                self._now("it stands still")
+            self._looks += 1
+        return found
+
+    def spin_until(self, when):
+        self._now("before the wait")
+        super().spin_until(when)
+
+    def pidfd_send_signal(self, pidfd, number):
+        if number == signal.SIGCONT:
+            self._now("before it goes on")
+        super().pidfd_send_signal(pidfd, number)
+
+
+def disturb(monkeypatch, held, moment, what):
+    monkeypatch.setattr(shmqueue, "system", Disturbed(held.handle.pid, moment, what))
 
 
 @pytest.mark.parametrize("what", [go_on, go_on_and_stop, kill])
-@pytest.mark.parametrize("point", POINTS, ids=str)
-def test_somebody_else_interferes_with_a_halt(held, monkeypatch, point, what):
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_somebody_else_interferes_with_a_halt(held, monkeypatch, moment, what):
     with monkeypatch.context() as patch:
-        interfere(patch, point, what)
+        disturb(patch, held, moment, what)
         done = held.engine.halt(held.handle)
-    if point[0] != "go_on":
+    if moment != "before it goes on":
         assert not done, "what may have run is not trusted"
         assert held.given_back() == 0
     if what is kill:
@@ -170,7 +187,8 @@ def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkey
     `ends`, also where nobody counts context switches.
     """
     if switches == "unseen":
-        monkeypatch.setattr(shmqueue.system, "state_and_switches", lambda pid: (shmqueue.process_state(pid)[0], 0))
+        uncounted = staticmethod(lambda pid: (shmqueue.process_state(pid)[0], 0))
+        monkeypatch.setattr(shmqueue.System, "state_and_switches", uncounted)
 
     def open_and_go_on(pid):
         held.gate.touch()
@@ -180,7 +198,7 @@ def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkey
         assert wait_until(lambda: shmqueue.process_state(pid)[0] in shmqueue.STOPPED)
 
     with monkeypatch.context() as patch:
-        interfere(patch, ("stand_for", 1), open_and_go_on)
+        disturb(patch, held, "before the wait", open_and_go_on)
         assert not held.engine.halt(held.handle)
     assert held.given_back() == 0
     assert held.finish() == ALL_OK
@@ -190,7 +208,7 @@ def half_a_halt(held, monkeypatch):
     """A halt that draws `end` back, and then gives nothing away, since the worker may have run."""
     before = held.given_back()
     with monkeypatch.context() as patch:
-        interfere(patch, ("stand_for", 1), go_on_and_stop)
+        disturb(patch, held, "before the wait", go_on_and_stop)
         assert not held.engine.halt(held.handle)
     assert held.given_back() == before
     lane = held.lane()
@@ -219,7 +237,7 @@ def die_behind_a_published_batch(held, monkeypatch):
     assert wait_until(lambda: held.handle.word(shmqueue.PUBLISHED) > before)
     kill(held.handle.pid)
     assert wait_until(held.handle.is_dead)
-    held.engine._reap(held.handle)  # before anybody has harvested that batch
+    held.engine.check_workers(time.monotonic())  # before anybody has harvested that batch
 
 
 @pytest.mark.promise("G2b")

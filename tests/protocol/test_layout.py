@@ -319,7 +319,7 @@ class Payloads:
     """A heap, and the blocks that are in it."""
 
     def __init__(self, queue):
-        self.heap, self.blocks = shmqueue.Heap(queue), {}
+        self.heap, self.bytes, self.blocks = shmqueue.Heap(queue), queue.heap, {}
 
     def put(self, size, users):
         payload = bytes([len(self.blocks) % 251]) * size
@@ -339,7 +339,7 @@ class Payloads:
 
     def check(self):
         for offset, (payload, _, _) in self.blocks.items():
-            assert bytes(self.heap._bytes[offset : offset + len(payload)]) == payload
+            assert bytes(self.bytes[offset : offset + len(payload)]) == payload
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 5 * mmap.PAGESIZE), st.integers(1, 3)), max_size=40))

@@ -471,6 +471,29 @@ class DeadlyLock:
         die(self._flag)
 
 
+def before_each_copy(queue, action):
+    """Have a worker do this inside each claim, before it copies tasks out of the ring."""
+
+    def first(copy):
+        return lambda *arguments: (action(), copy(*arguments))
+
+    for pair in queue.halves:
+        for half in pair:
+            half.lane.copy_from = first(half.lane.copy_from)
+
+
+def inside_a_claim(queue, action):
+    """`queue`, whose workers do this inside each claim."""
+
+    def attach(cls, name, primitives):
+        made = super(strategy, cls).attach(name, primitives)
+        before_each_copy(made, action)
+        return made
+
+    strategy = type("Inside", (queue,), {"attach": classmethod(attach)})
+    return strategy
+
+
 def deadly(queue, flag, what):
     """`queue`, for which one worker, whoever is first, dies: at its n-th store, or where `what` says."""
 
@@ -485,7 +508,7 @@ def deadly(queue, flag, what):
         elif what == "before the commit":
             made.words = DeadlyBefore(made.words, commit_words(made), flag)
         elif what == "in the copy":
-            made._copy_to_lane = lambda *arguments: die(flag)
+            before_each_copy(made, lambda: die(flag))
         else:
             several = isinstance(made._lock, list)
             made._lock = [DeadlyLock(lock, flag) for lock in made._lock] if several else DeadlyLock(made._lock, flag)
@@ -528,14 +551,12 @@ def test_a_worker_is_killed_at_each_store(queue, tmp_path):
 def test_workers_are_killed_and_replaced_without_a_pause(queue, tmp_path):
     """The successor of a worker that died in the critical section dies there, too."""
 
-    def dying(*arguments):
+    def dying():
         if sum(1 for _ in tmp_path.iterdir()) < 5:
             (tmp_path / str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return queue._copy_to_lane(*arguments)
 
-    strategy = type("Dying", (queue,), {"_copy_to_lane": dying})
-    with start([jobs.echo], strategy) as supervisor:
+    with start([jobs.echo], inside_a_claim(queue, dying)) as supervisor:
         results = list(supervisor.run(numbers(300)))
     check_outcomes(results, numbers(300), 0)
     assert sum(1 for _ in tmp_path.iterdir()) >= 5
@@ -544,14 +565,12 @@ def test_workers_are_killed_and_replaced_without_a_pause(queue, tmp_path):
 def test_a_worker_that_is_stopped_inside_a_claim_is_continued(queue, tmp_path):
     """Others may wait for what it holds."""
 
-    def stopping(*arguments):
+    def stopping():
         with contextlib.suppress(FileExistsError):
             os.close(os.open(tmp_path / "stopped", os.O_CREAT | os.O_EXCL))
             os.kill(os.getpid(), signal.SIGSTOP)
-        return queue._copy_to_lane(*arguments)
 
-    strategy = type("Stopping", (queue,), {"_copy_to_lane": stopping})
-    with start([jobs.echo], strategy) as supervisor:
+    with start([jobs.echo], inside_a_claim(queue, stopping)) as supervisor:
         results = list(supervisor.run(numbers(300)))
     check_outcomes(results, numbers(300), 0)
     assert (tmp_path / "stopped").exists()

@@ -591,8 +591,7 @@ class Seat:
             if hasattr(queue, name):
                 for method in ("take", "post", "value"):
                     self._guard(getattr(queue, name), method, f"{method} {name[1:]} tokens", True, True, lambda *_: ())
-        self._guard_copy(queue)
-        for name in ("sleepers", "backlog", "glance", "wakeable", "has_free_half", "is_claiming", "_repair_locked"):
+        for name in ("sleepers", "backlog", "glance", "wakeable", "has_free_half", "is_claiming"):
             self._hint(name)
         claim = queue.claim
         queue.claim = lambda worker, limit: claim(worker, world.begin_claim(self.words.actor, limit))
@@ -633,30 +632,28 @@ class Seat:
         half._end_bytes = Cells(words, half._end_bytes, "all ends", place["ends"])
         half._stamp_bytes = Cells(words, half._stamp_bytes, "all stamps", place["stamps"])
         self._guard_slots(half.lane, "the lane", place["lane"], self.queue.slot_size // 8)
+        self._guard_copy(half.lane, place["lane"])
 
-    def _guard_copy(self, queue: Any) -> None:
-        copy, words, world, slot = queue._copy_to_lane, self.words, self.world, queue.slot_size // 8
-        ring, lane = world.layout.ring.offset // 8, world.half_layout.lane.offset // 8
+    def _guard_copy(self, lane: Any, first: int) -> None:
+        copy, words, world, slot = lane.copy_from, self.words, self.world, self.queue.slot_size // 8
 
-        def guarded(half: Any, places: Any) -> None:
+        def guarded(ring: Any, places: Any) -> None:
             actor, places = words.actor, list(places)
             world.step(actor, "copy to the lane", False)
             done = 0
             for index, length in places:
-                for place in places_of(ring, slot, index, range(length)):
+                for place in places_of(world.layout.ring.offset // 8, slot, index, range(length)):
                     world.order(actor, place, False)
-                for place in places_of(half.first + lane, slot, done, range(length)):
+                for place in places_of(first, slot, done, range(length)):
                     world.order(actor, place, True)
                 done += length
-            copy(half, places)
+            copy(ring, places)
             actor.effect = actor.moved = True
 
-        queue._copy_to_lane = guarded
+        lane.copy_from = guarded
 
     def _hint(self, name: str) -> None:
-        """What is read here need not be new: it is asked again, or told in another way. In a repair, `end` of a half
-        whose owner lives is compared only: a halt stores nothing there that a repair would.
-        """
+        """What is read here need not be new: it is asked again, or told in another way."""
         original, world = getattr(self.queue, name), self.world
 
         def hinted(*arguments: Any) -> Any:
@@ -816,7 +813,8 @@ class World:
             "HALT_TRIES": 2,  # one that succeeds, and one before it that does not
             "psutil": None,
             "sweep": list,
-            "_annotations": functools.cache(shmqueue._annotations),
+            "adapt": functools.cache(shmqueue.adapt),  # it takes long, and there is one function
+            "structures_of": lambda functions: [],
         }
 
     def _close(self) -> None:
@@ -977,11 +975,10 @@ class World:
         for _ in range(4):  # also what cancelled tasks and dead workers leave
             self.block(actor, DRAINING)
             self.engine.next_check = 0.0
-            with self.engine._must_complete():
-                self.engine.feed()
-                self.engine.harvest()
-                self.engine.check_workers(self.now)
-                self.pool.ring()
+            self.engine.feed()
+            self.engine.harvest()
+            self.engine.check_workers(self.now)
+            self.pool.ring()
         self.block(actor, DRAINING)
         self.engine.harvest()
 
@@ -1477,8 +1474,7 @@ class World:
 
     def _halt_wanted(self) -> None:
         handle, self.wanted = self.pool.processes[self.wanted], None
-        with self.engine._must_complete():
-            self.engine.halt(handle)
+        self.engine.halt(handle)
 
     def _ready_to_wake(self) -> bool:
         return self.bell or self._unburied()
@@ -1536,9 +1532,12 @@ class World:
 
     def order(self, actor: Actor, place: int, write: bool) -> None:
         """Each access comes after the last store, and each store after all accesses, by way of the lock, a start, a
-        stop or a death that was waited for: only then does every processor show what was stored.
+        stop or a death that was waited for: only then does every processor show what was stored. Who has the lock reads
+        `end` in a repair only, to compare it: a halt of its owner stores nothing there that a repair would.
         """
-        if self.repeating or (actor.hint and not write) or place in self.unordered or not self.ordered:
+        if self.repeating or place in self.unordered or not self.ordered:
+            return
+        if not write and (actor.hint or (place in self.ends and self._has_lock(actor))):
             return
         clock, number = actor.clock, actor.number
         last = self._writes.get(place)
@@ -1555,6 +1554,9 @@ class World:
             self._writes.pop(place, None)  # the halt will see that the worker has run, and count on nothing
         else:
             self._writes[place] = number, clock[number]
+
+    def _has_lock(self, actor: Actor) -> bool:
+        return any(lock.holder is actor for lock in self.locks.values())
 
     def _disorder(self, actor: Actor, what: str) -> None:
         """Fail; in a halt only if something comes of what was read."""
