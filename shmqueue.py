@@ -86,7 +86,8 @@ If a worker is killed, on any line
                                    this counts as one of its attempts. The later ones never began; they are pushed again
   after its last task              nothing is in hand, and no task is charged
   while it is halted               as in a batch: only tasks after the one in hand were taken back
-If the supervisor is killed, workers see their pipe close and leave; the next start removes the segment.
+If the supervisor is killed, its workers see their pipe close. The first one kills the others and what functions have
+started, and removes the segment. If all are killed at once, the next start removes it.
 
 MIT License: permission is granted, free of charge, to any person obtaining a copy of this software, to deal in it
 without restriction, including to use, copy, modify, merge, publish, distribute, sublicense and sell copies, provided
@@ -167,7 +168,7 @@ CUT_OFF = "the command line was cut off this copy of shmqueue.py, and the screen
 
 def late(name: str) -> Any:
     """Return multiprocessing, psutil or curses; None for one that is not installed."""
-    return getattr(sys.modules[__name__], name)
+    return globals()[name] if name in globals() else __getattr__(name)  # sys.modules may not have this module
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -319,48 +320,50 @@ class Supervisor:
                 pass
         sweep()
         most = min(num_slots, batch or max(16, min(1024, 4 * num_slots // workers)))
-        resources = self._prepare_end()
+        name = new_name()
+        self._prepare_end()
         try:
-            with handlers.held():  # an interrupt here would leave the segment behind
-                context = choose_context(start_method, [*numbered.values(), initializer])
-                self._queue: Any = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context)
-                resources.callback(self._queue.remove)
-                self._pool = WorkerPool(self._queue, options, context, max_rss)
-                self._pool.silent_fork = start_method is None
-                resources.callback(end_strays, self._queue.name)
-                resources.callback(self._pool.close)
-            self._show(screen, resources)
+            self._release.append(functools.partial(remove_segment, path_of(name)))  # first: it may be made only in part
+            context = choose_context(start_method, [*numbered.values(), initializer])
+            self._queue: Any = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context, name)
+            self._release.append(self._queue.close)
+            self._pool = WorkerPool(self._queue, options, context, max_rss)
+            self._pool.silent_fork = start_method is None
+            self._release.append(functools.partial(end_strays, name))
+            self._release.append(self._pool.close)
+            self._show(screen)
             self._engine: Engine = WorkerEngine(self._queue, self._pool, self._ledger, timeout, grace)
-            resources.callback(self._engine.close)
+            self._release.append(self._engine.close)
             self._pool.start_all()
         except BaseException as error:
-            self._end()
+            with contextlib.suppress(OSError):  # no descriptor is left: then it is done again when Python exits
+                self._dispose()
             raise limit_error(error) from None
 
     def _run_here(self, options: WorkerOptions, screen: Any) -> None:
         """Run the functions in this process, without workers and without a segment."""
-        resources = self._prepare_end()
+        self._prepare_end()
         self._queue = InlineQueue()
         self._pool = WorkerPool(self._queue, options, late("multiprocessing"), None)
-        resources.callback(self._pool.close)
-        self._show(screen, resources)
+        self._release.append(self._pool.close)
+        self._show(screen)
         self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
-        resources.callback(self._engine.close)
+        self._release.append(self._engine.close)
 
-    def _show(self, screen: Any, resources: contextlib.ExitStack) -> None:
+    def _show(self, screen: Any) -> None:
         if self.display_class is not None:
             self._display = self.display_class(screen, self._queue, self._pool, self._ledger)
-            resources.callback(self._display.close)
+            self._release.append(self._display.close)
 
-    def _prepare_end(self) -> contextlib.ExitStack:
-        """Return a stack. What is pushed on it is released when the Supervisor or the process ends in any way."""
-        resources = contextlib.ExitStack()
-        self._dispose = weakref.finalize(self, handlers.dispose, os.getpid(), resources)
+    def _prepare_end(self) -> None:
+        """Make `_release`: what is put there is called, the last first, when the Supervisor ends in any way."""
+        self._release: list[Callable[[], object]] = []
         # When Python exits, multiprocessing waits for its children. This runs before that.
-        at_exit = late("multiprocessing").util.Finalize(None, self._dispose, exitpriority=10)
-        resources.callback(at_exit.cancel)
-        handlers.open(resources)
-        return resources
+        self._at_exit = late("multiprocessing").util.Finalize(self, release_all, [self._release], exitpriority=10)
+
+    def _dispose(self) -> None:
+        release_all(self._release)
+        self._at_exit.cancel()  # only now: if this was interrupted, it is done again when Python exits
 
     # What a user calls.
 
@@ -535,12 +538,19 @@ class Supervisor:
         """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
         if self._engine.exclusive.in_child:
             return
-        self._end()
+        self._dispose()
 
-    def _end(self) -> None:
-        with handlers.held():
-            self._dispose()
-        handlers.exit_on_signals()  # again: inside the block, held() had replaced the handlers
+
+def release_all(release: Sequence[Callable[[], object]]) -> None:
+    """Call all of these, the last first. After an interrupt or an error, call all of them once more: each allows it."""
+    try:
+        for each in reversed(release):
+            each()
+    except BaseException:
+        with contextlib.ExitStack() as stack:  # it goes on with the others if one fails
+            for each in release:
+                stack.callback(each)
+        raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -593,16 +603,21 @@ class ExecutorMethods:
             method = mp_context.get_start_method()
         if max_tasks_per_child is not None and method == "fork":
             raise ValueError("max_tasks_per_child is incompatible with the fork start method: give another mp_context")
-        supervisor = Supervisor(
-            [_make_call],
-            workers=self._max_workers,
-            num_slots=1024,
-            timeout=timeout,
-            max_tasks=max_tasks_per_child,
-            initializer=functools.partial(initializer, *initargs) if initializer else None,
-            log=NOT_REDIRECTED,
-            start_method=method,
-        )
+        try:
+            supervisor = Supervisor(
+                [_make_call],
+                workers=self._max_workers,
+                num_slots=1024,
+                timeout=timeout,
+                max_tasks=max_tasks_per_child,
+                initializer=functools.partial(initializer, *initargs) if initializer else None,
+                log=NOT_REDIRECTED,
+                start_method=method,
+            )
+        except OSError as error:
+            raise OSError(error.errno, in_executor_words(error.strerror or ""), error.filename) from None
+        except (RuntimeError, TypeError) as error:
+            raise type(error)(in_executor_words(str(error))) from None
         self._calls = Calls(supervisor, self._max_workers, retries)
         weakref.finalize(self, self._calls.end)
 
@@ -632,6 +647,7 @@ class ExecutorMethods:
         self._calls.end(abort=kind is KeyboardInterrupt, wait=True)
 
 
+_executors: set[Calls] = set()  # those whose threads run; Python waits for these threads when it exits
 Executor: Any  # a subclass of ExecutorMethods and concurrent.futures.Executor
 
 
@@ -644,17 +660,21 @@ def make_executor() -> type:
 
 
 def end_executors() -> None:
-    """Finish all calls when the main thread has ended; but if a signal ended it, or comes now, give them up."""
-    executors = list(handlers.executors)
+    """Finish all calls when the main thread has ended; but if a Ctrl-C ended it, or comes now, give them up."""
+    executors = list(_executors)
     try:
         for calls in executors:
             calls.end("interpreter shutdown", abort=getattr(sys, "last_type", None) is KeyboardInterrupt, wait=True)
-    except BaseException as interrupt:
+    except BaseException:
         for calls in executors:
             calls.end(abort=True, wait=True)
-        if isinstance(interrupt, SystemExit):  # Python would only print it, and exit with 0
-            os._exit(int(interrupt.code or 0))
         raise
+
+
+def in_executor_words(text: str) -> str:
+    """Return what a Supervisor says, with the names of Executor's arguments."""
+    text = re.sub(r"\b(workers|num_slots)=", "max_workers=", text)
+    return text.replace("start_method='fork'", "mp_context=multiprocessing.get_context('fork')")
 
 
 def _make_call(payload: bytes) -> bytes:
@@ -797,8 +817,12 @@ def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
     """Return the multiprocessing context of a start method.
 
     None stands for fork if this process has one thread, else for forkserver. Raises RuntimeError if the method needs
-    the main module, and that cannot be imported again.
+    the main module, and that cannot be imported again, or if eventlet has replaced what workers need.
     """
+    patcher = sys.modules.get("eventlet.patcher")
+    if patcher is not None and any(map(patcher.is_monkey_patched, ("select", "thread"))):
+        remedy = "call eventlet.monkey_patch(select=False, thread=False)"
+        raise RuntimeError(f"eventlet has replaced select.poll or threads, which workers need: {remedy}")
     multiprocessing = late("multiprocessing")
     process = multiprocessing.current_process()
     if getattr(process, "_inheriting", False):  # a new process imports the main module, and that has come here
@@ -975,7 +999,7 @@ class Calls(Source):
         self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
         # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
         self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
-        handlers.executors.add(self)
+        _executors.add(self)
         with contextlib.ExitStack() as undo:
             undo.push(supervisor)
             undo.callback(self._forget)
@@ -1010,7 +1034,6 @@ class Calls(Source):
         if wait:
             self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
             self._thread.join()
-            handlers.exit_on_signals()  # the thread could not remove them
 
     def _ring_locked(self) -> None:
         if self._supervisor is not None and not self._rung:
@@ -1037,7 +1060,7 @@ class Calls(Source):
 
     def _forget(self) -> None:
         self._at_exit.cancel()
-        handlers.executors.discard(self)
+        _executors.discard(self)
         self._ended.set()
 
     def fileno(self) -> int:
@@ -1084,7 +1107,7 @@ class Calls(Source):
     def _fail(self, error: BaseException) -> None:
         """End all calls, since the Supervisor has ended early."""
         with self._lock:
-            self._over = self._futures.process.BrokenProcessPool(describe(error))
+            self._over = self._futures.process.BrokenProcessPool(in_executor_words(describe(error)))
         for call in (*self._given.values(), *self._waiting):
             with contextlib.suppress(BaseException):  # a callback may leave by sys.exit
                 if call.future.running() or call.future.set_running_or_notify_cancel():
@@ -2805,13 +2828,8 @@ class WorkerPool:
 
     def _check_descriptors(self) -> None:
         """Raise OSError (EMFILE) now if few are left. If multiprocessing fails half-way, it leaves some open."""
-        spare: list[int] = []
-        try:
-            while len(spare) < SPARE_DESCRIPTORS:
-                spare.append(system.dup(self.bell.fileno()))
-        finally:
-            for descriptor in spare:
-                system.close(descriptor)
+        spare = [system.dup(self.bell.fileno()) for _ in range(SPARE_DESCRIPTORS)]
+        del spare  # this closes them
 
     def try_to_start(self, process: WorkerProcess) -> None:
         """Start a process as this worker while a run goes on.
@@ -2841,20 +2859,23 @@ class WorkerPool:
         arguments = (type(queue), queue.name, queue.primitives, process.index, self._options, mine)
         child = self.context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{process.index}")
         child.daemon = False  # or its functions could not start processes
-        _supervisor_ends.difference_update(mine)
         process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
-        with handlers.held():  # until begin(); also, a forked child must not run our caller's
+        start_helper(self.context.get_start_method())
+        with handlers_wait(), warnings.catch_warnings() if self.silent_fork else contextlib.nullcontext():
+            if self.silent_fork:
+                warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            _supervisor_ends.difference_update(mine)
             try:
-                with handlers.start_of_worker(self.silent_fork):
-                    child.start()
+                child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
                 wake.close()
             process.begin(child)
             self.poll.register(process.end_sign(), select.POLLIN)
-        with contextlib.suppress(OSError):  # the child does the same; one of the two comes first
-            os.setpgid(process.pid, process.pid)
-        queue.words[process.status + PID] = process.pid
+            with contextlib.suppress(OSError):  # the child does the same; one of the two comes first
+                os.setpgid(process.pid, process.pid)
+            queue.words[process.status + BORN] = max(0, process.born)
+            queue.words[process.status + PID] = process.pid
 
     def ring(self) -> None:
         """Wake the sleepers for which there is enough work. Ring only once for each sleep."""
@@ -2911,12 +2932,12 @@ class WorkerPool:
 
     def reap(self, process: WorkerProcess) -> int:
         """Kill what a dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
-        with handlers.held():
-            process.signal_group(signal.SIGKILL)
+        process.signal_group(signal.SIGKILL)
+        with contextlib.suppress(KeyError):  # an interrupted close() has done it
             self.poll.unregister(process.end_sign())
-            self._dead_starting += self._start_time(process)
-            code = process.reap()
-            process.wake.close()
+        self._dead_starting += self._start_time(process)
+        code = process.reap()
+        process.wake.close()
         return code
 
     def starting_seconds(self) -> float:
@@ -2956,15 +2977,15 @@ class WorkerPool:
         """Stop the workers and then this process. When it is continued, continue them."""
         since = system.monotonic()
         living = self.living()
-        for process in living:
-            process.signal_group(signal.SIGSTOP)
-        # Not SIGSTOP: nobody could continue an orphaned group. The kernel ignores SIGTSTP in such a group.
-        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        system.kill(os.getpid(), signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, handler)
-        for process in living:
-            process.signal_group(signal.SIGCONT)
-            process.progress_since += system.monotonic() - since
+        try:
+            for process in living:
+                process.signal_group(signal.SIGSTOP)
+            # Not SIGSTOP: nobody could continue an orphaned group. The kernel ignores SIGTSTP in such a group.
+            system.kill(os.getpid(), signal.SIGTSTP)
+        finally:
+            for process in living:
+                process.signal_group(signal.SIGCONT)
+                process.progress_since += system.monotonic() - since
 
     def continue_stopped(self) -> bool:
         """Continue workers that somebody has stopped while they slept. Return True if there were any."""
@@ -2993,13 +3014,16 @@ class WorkerPool:
         return [process for process in self.processes if process.child is not None]
 
     def close(self) -> None:
-        """Kill and reap the remaining workers, and close the pipes."""
-        for process in self.living():
-            process.kill()
-        for process in self.living():
-            self.reap(process)
-        self.bell.close()
-        self._bell_end.close()
+        """Kill and reap the remaining workers, and close the pipes. If this is interrupted, they end by themselves."""
+        try:
+            for process in self.living():
+                process.kill()
+            for process in self.living():
+                self.reap(process)
+        finally:
+            for end in (*(process.wake for process in self.processes), self.bell, self._bell_end):
+                if end is not None:
+                    end.close()
 
 
 class Doomed(NamedTuple):
@@ -3018,7 +3042,7 @@ class WorkerProcess:
     """What the supervisor keeps of one worker, and does to its process."""
 
     child: Any = None  # multiprocessing's object; None while the worker is dead
-    pidfd: Any = None  # a file that stands for this process, whoever gets its pid later; None if there is none
+    pidfd: Any = None  # a descriptor that stands for this process, whoever gets its pid later; None if there is none
     born: int = 0  # when the process started, as system.process_state() tells it
     started: float = 0.0
     wake: Any = None  # our end of its pipe
@@ -3080,9 +3104,9 @@ class WorkerProcess:
             self.born = -1
 
     def close_pidfd(self) -> None:
-        if self.pidfd is not None:
-            self.pidfd.close()
-            self.pidfd = None
+        pidfd, self.pidfd = self.pidfd, None
+        if pidfd is not None:
+            pidfd.close()
 
     def end_sign(self) -> int:
         """Return the descriptor that becomes readable when the process ends."""
@@ -3103,18 +3127,19 @@ class WorkerProcess:
 
         Return its exit code, -n for signal n, or TAKEN.
         """
+        child = self.child
         if self.pidfd is not None:
             is_readable(self.pidfd.fileno(), None)
-            self.close_pidfd()
         else:
-            self.child.join()
-        if self.child.exitcode is None:
-            self.child.join(REAP_SECONDS)  # the fork server tells it a moment later
-        code = self.child.exitcode
+            child.join()
+        if child.exitcode is None:
+            child.join(REAP_SECONDS)  # the fork server tells it a moment later
+        code = child.exitcode
         if code is None:  # multiprocessing would think that the process is alive, and refuse to close it
-            code = self.child._popen.returncode = TAKEN
-        self.child.close()
-        self.child = None
+            code = child._popen.returncode = TAKEN
+        self.close_pidfd()
+        self.child = None  # first: close() can be called once
+        child.close()
         return int(code)
 
     def kill(self, why: Doomed | None = None) -> None:
@@ -3199,9 +3224,9 @@ class WorkerProcess:
 SPARE_DESCRIPTORS = 16  # the start of a worker needs fewer, with any start method
 LIMIT_ERRORS = (OSError, EOFError)  # what the start of a process raises; EOFError: the fork server could not fork
 REMEDIES: dict[int | str, str] = {
-    errno.EMFILE: "; take fewer workers with -w, or raise `ulimit -n`",
-    errno.EFBIG: "; take fewer --slots, or raise `ulimit -f`",
-    errno.EAGAIN: "; take fewer workers with -w, or raise `ulimit -u`",
+    errno.EMFILE: "; take a smaller workers=, or raise `ulimit -n`",
+    errno.EFBIG: "; take a smaller num_slots=, or raise `ulimit -f`",
+    errno.EAGAIN: "; take a smaller workers=, or raise `ulimit -u`",
     # Python raises this without a number.
     "AF_UNIX path too long": "; set TMPDIR to a shorter path, where the fork server has its socket, or take another "
     "start method",
@@ -3212,6 +3237,7 @@ PICKLE_REMEDY = (
     "workers that are not forked find functions by their names: define them with def at the top level of a module, or "
     "name start_method='fork'"
 )
+CONTEXT_REMEDY = "make locks and queues with the context of the workers, or name start_method='fork'"
 
 
 def limit_error(error: BaseException) -> BaseException:
@@ -3224,7 +3250,8 @@ def limit_error(error: BaseException) -> BaseException:
         return OSError(error.errno or errno.ENAMETOOLONG, limit_text(error), error.filename)
     modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
     if isinstance(error, Exception) and "multiprocessing.reduction" in modules:
-        return TypeError(f"{error}: {PICKLE_REMEDY}")
+        remedy = CONTEXT_REMEDY if isinstance(error, RuntimeError) else PICKLE_REMEDY
+        return TypeError(f"{error}: {remedy}")
     return error
 
 
@@ -3292,7 +3319,9 @@ def process_state(pid: int) -> tuple[str, int]:
                 fields = file.read().rpartition(b")")[2].split()
             return fields[0].decode(), int(fields[19])
         command = ["/bin/ps", "-o", "state=,lstart=", "-p", str(pid)]
-        state, started = subprocess.check_output(command, env={"LC_ALL": "C", "TZ": "UTC"}, text=True).split(None, 1)
+        environment = {"LC_ALL": "C", "TZ": "UTC"}
+        told = subprocess.check_output(command, stderr=subprocess.DEVNULL, env=environment, text=True)
+        state, started = told.split(None, 1)
         return state[0], int("".join(filter(str.isdigit, started)))  # the day, the time, the year: enough
     except (OSError, IndexError, ValueError, subprocess.CalledProcessError):
         return "", 0
@@ -3323,239 +3352,47 @@ def process_exists(pid: int) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Signals: which handlers are ours, for how long, and what forked children get of them.
+# Signals: the library sets no handler in its host, and blocks signals only while it starts a worker.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Repeat(threading.Thread):
-    """Sends a signal to the main thread until its handler has run outside a fork.
+def handled_signals() -> list[int]:
+    """Return the signals for which this process has a handler in Python."""
+    return [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
 
-    Once is not enough: a signal that comes just before a system call does not end the call.
+
+@contextlib.contextmanager
+def handlers_wait() -> Iterator[None]:
+    """Block the signals that are handled in Python until the block has ended; in a forked worker, until _isolate().
+
+    An exception between the start of a process and the note of it would leave a process that nobody knows. And a
+    forked worker must not run its parent's handlers.
     """
-
-    def __init__(self, number: int, handler: Any) -> None:
-        super().__init__(name="shmqueue-repeat", daemon=True)
-        self._number = number
-        self._handler = handler
-        self.heard = False
-
-    def run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
-        main: Any = threading.main_thread().ident
-        time.sleep(0.001)
-        while not self.heard and signal.getsignal(self._number) == self._handler:
-            signal.pthread_kill(main, self._number)
-            time.sleep(0.01)
-
-    def end(self) -> None:
-        """End the repeats. The main thread's handler calls this. When it returns, none is on its way."""
-        self.heard = True
-        self.join()
-        signal.pthread_sigmask(signal.SIG_BLOCK, ())  # this runs the handler for a signal that has arrived
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, handled_signals())
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Handlers:
-    """Owns every signal handler that this module sets, and the end of each open Supervisor. There is one object.
-
-    While Supervisors are open, SIGTERM and SIGHUP raise SystemExit, so that the clean-up runs. This is not done if the
-    program has a handler of its own, nor outside the main thread, since other threads run no handlers.
-    """
-
-    HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    HEARD = (*HELD, signal.SIGQUIT, signal.SIGTSTP)  # by a run from the command line, and by --watch
-    # Python 3.12 and later warn when a process with several threads forks. This is one entry of warnings.filters.
-    FORK_WARNING = ("ignore", re.compile(".*multi-threaded, use of fork"), DeprecationWarning, None, 0)
-
-    def __init__(self) -> None:
-        self._open: set[contextlib.ExitStack] = set()  # what each open Supervisor has to release
-        self.executors: set[Calls] = set()  # those whose threads run; Python waits for these threads when it exits
-        self._exchanged: list[tuple[int, Any, Any]] = []  # (signal, our handler, the handler before), oldest first
-        self._masks: dict[int, Any] = {}  # the signals that a thread blocked before it began to fork
-        self._starting: set[int] = set()  # threads that start a worker at this moment
-        self._repeats: dict[int, Repeat] = {}  # of signals that came in a hook around a fork
-        os.register_at_fork(
-            before=self._block_for_fork, after_in_parent=self._unblock_after_fork, after_in_child=self._forget_in_child
-        )
-
-    # The end of Supervisors.
-
-    def open(self, resources: contextlib.ExitStack) -> None:
-        """Note an open Supervisor, and what it has to release."""
-        self._open.add(resources)
-        self.exit_on_signals()
-
-    def dispose(self, owner: int, resources: contextlib.ExitStack) -> None:
-        """Kill the workers, remove the segment, restore the signal handlers. Called at the latest when Python exits."""
-        if os.getpid() != owner:  # a child that the user forked
-            return
-        try:
-            with self.held():
-                resources.close()
-        finally:
-            self._open.discard(resources)
-            self.exit_on_signals()
-
-    def exit_on_signals(self) -> None:
-        """Set or remove the handlers that raise SystemExit, as it is needed now."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        old: Any = signal.SIG_DFL
-        new: Any = self._exit_cleanly
-        if not self._open:
-            old, new = new, old
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) == old:
-                signal.signal(number, new)
-
-    def _exit_cleanly(self, number: int, frame: object) -> None:
-        repeat = self._repeats.get(number)
-        if not self._open:  # other code has saved this handler, and set it again later
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        elif repeat is not None and repeat.heard:
-            pass  # it was sent once more than was needed
-        elif self._is_forking(frame):  # Python drops exceptions there, so send the signal again later
-            if repeat is None or not repeat.is_alive():
-                self._repeats[number] = Repeat(number, self._exit_cleanly)
-                self._repeats[number].start()
-        else:
-            try:
-                if repeat is not None:
-                    repeat.end()
-            finally:
-                self._repeats.pop(number, None)
-            for calls in list(self.executors):
-                calls.end(abort=True)
-            self.exit(number, frame)
-
-    @staticmethod
-    def exit(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    # Handlers for a time.
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Delay signals that would raise or kill until the block has ended.
-
-        This exchanges their handlers. A signal mask would hold for one thread only, and every child would keep it, the
-        fork server too.
-        """
-        # First the handlers are put back, then each signal is sent again, even if the handler of another one raises.
-        with contextlib.ExitStack() as came, contextlib.ExitStack() as held:
-
-            def hold(number: int, frame: object) -> None:
-                came.callback(signal.raise_signal, number)
-
-            if threading.current_thread() is threading.main_thread():
-                for number in self.HELD:
-                    if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: it is not Python's
-                        held.callback(self.put_back, number, hold)
-                        self.exchange(number, hold)
-            yield
-
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[Iterable[int]]:
-        """Restore all handlers after the block, also in children that others fork.
-
-        Yield the signals for which the block may call exchange(). Outside the main thread there are none.
-        """
-        numbers = self.HEARD if threading.current_thread() is threading.main_thread() else ()
-        before = {number: signal.getsignal(number) for number in numbers}
-        exchanged = list(self._exchanged)
-        try:
-            yield numbers
-        finally:
-            for number, handler in before.items():
-                if handler is not None:  # None: it is not Python's
-                    signal.signal(number, handler)
-            if numbers:
-                self._exchanged[:] = exchanged
-
-    def exchange(self, number: int, ours: Any) -> None:
-        """Handle a signal by `ours`, until put_back(number, ours)."""
-        self._exchanged.append((number, ours, signal.getsignal(number)))  # first: another thread may fork at any moment
-        signal.signal(number, ours)
-
-    def put_back(self, number: int, ours: Any) -> None:
-        """Handle a signal as before `ours`, unless somebody has set another handler since."""
-        for entry in [entry for entry in self._exchanged if entry[0] == number and entry[1] is ours]:
-            if signal.getsignal(number) is ours:
-                signal.signal(number, entry[2])
-            self._exchanged.remove(entry)
-
-    # Forks.
-
-    @contextlib.contextmanager
-    def start_of_worker(self, silent: bool) -> Iterator[None]:
-        """Mark a fork in this block as that of a worker. `silent`: without Python's warning about threads.
-
-        One entry goes into the list of filters and out again. warnings.catch_warnings() would exchange the whole list,
-        and so undo what another thread sets meanwhile.
-        """
-        filters: Any = warnings.filters if silent else []
-        filters.insert(0, self.FORK_WARNING)
-        self._starting.add(threading.get_ident())
-        try:
-            yield
-        finally:
-            self._starting.discard(threading.get_ident())
-            with contextlib.suppress(ValueError):  # somebody has emptied the list
-                filters.remove(self.FORK_WARNING)
-
-    def _block_for_fork(self) -> None:
-        """Before a fork, in the thread that forks: block SIGTERM and SIGHUP if we handle them.
-
-        If a signal has a Python handler, a forked child loses one that comes before its first line. So it waits until
-        _forget_in_child() has restored the default.
-        """
-        ours = [self._exit_cleanly, *(entry[1] for entry in self._exchanged)]
-        numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) in ours]
-        if numbers:
-            self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-
-    def _unblock_after_fork(self) -> None:
-        before = self._masks.pop(threading.get_ident(), None)
-        if before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def _forget_in_child(self) -> None:
-        """In a forked child: forget all Supervisors, and restore the handlers from before them.
-
-        A worker keeps ours: it must not run the handlers of our caller, and _isolate() sets its own.
-        """
-        self._open.clear()
-        self._repeats.clear()
-        if threading.get_ident() not in self._starting:
-            for number, ours, _ in list(reversed(self._exchanged)):
-                self.put_back(number, ours)
-            self.exit_on_signals()
-            self._forget_workers()
-        while self.FORK_WARNING in warnings.filters:
-            typing.cast(list[Any], warnings.filters).remove(self.FORK_WARNING)
-        self._exchanged.clear()
-        self._starting.clear()
-        self._unblock_after_fork()
-        self._masks.clear()
-
-    @staticmethod
-    def _forget_workers() -> None:
-        """In a forked child: close what reaches the workers, and do not let multiprocessing join them."""
-        for end in list(_supervisor_ends):
-            end.close()
-        children: set[Any] = getattr(sys.modules.get("multiprocessing.process"), "_children", set())
-        for child in [child for child in children if child.name.startswith(WORKER_NAME)]:
-            children.discard(child)
-
-    def _is_forking(self, frame: Any) -> bool:
-        """Return True if the code at `frame` is one of the hooks around a fork."""
-        hooks = (self._block_for_fork.__code__, self._unblock_after_fork.__code__)
-        while frame is not None and frame.f_code not in hooks:
-            frame = frame.f_back
-        return frame is not None
+def start_helper(method: str) -> None:
+    """Start what multiprocessing needs for a start method. Inside handlers_wait() it would keep the mask."""
+    module = {"spawn": "resource_tracker", "forkserver": "forkserver"}.get(method)
+    if module is not None:
+        importlib.import_module(f"multiprocessing.{module}").ensure_running()
 
 
-handlers = Handlers()
+def _forget_workers() -> None:
+    """In a forked child: close what reaches the workers, and do not let multiprocessing join them."""
+    for end in list(_supervisor_ends):
+        end.close()
+    children: set[Any] = getattr(sys.modules.get("multiprocessing.process"), "_children", set())
+    for child in [child for child in children if child.name.startswith(WORKER_NAME)]:
+        children.discard(child)
+
+
+os.register_at_fork(after_in_child=_forget_workers)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3596,12 +3433,13 @@ def worker_main(
     strategy: type[SharedTaskQueue], name: str, primitives: Any, index: int, options: WorkerOptions, pipes: Pipes
 ) -> None:
     """Live the whole life of a worker process."""
-    for end in list(_supervisor_ends):
-        end.close()
     ends = Pipes(*map(_out_of_reach, pipes))  # first: _isolate() replaces 0 to 2, which may be pipes now
     _isolate(name, index, options.log)
     release_fork_server()
-    queue = strategy.attach(name, primitives)
+    try:
+        queue = strategy.attach(name, primitives)
+    except FileNotFoundError:  # the run has ended
+        os._exit(1)
     worker = Worker(queue, index, options, ends)
     queue.segment.fd = _out_of_reach(queue.segment.fd)
     try:
@@ -3611,7 +3449,6 @@ def worker_main(
         if not worker.disowned:
             queue.leave_note(index, describe(error))
         os._exit(1)
-    queue.close()
     os._exit(0)  # at once: multiprocessing would wait for what the functions started
 
 
@@ -3627,9 +3464,12 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
         os.setpgid(0, 0)
     _continue_without_parent()
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the supervisor; a command gets the default again
-    for number in (*handlers.HEARD[1:], signal.SIGCONT, signal.SIGWINCH, signal.SIGCHLD):
+    for number in {*handled_signals(), signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCHLD}:
         signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):  # for the supervisor; a command gets the default again
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # this ends handlers_wait()
+    _leave_terminal()
     null = os.open(os.devnull, os.O_RDWR)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
     os.dup2(null, 0)
@@ -3638,6 +3478,19 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
         os.dup2(output, 2)
     for descriptor in {null, output} - {0, 1, 2}:
         os.close(descriptor)
+
+
+def _leave_terminal() -> None:
+    """Have no controlling terminal any more. It would stop this background group for ever if it writes or asks there.
+
+    What is open stays so. /dev/tty cannot be opened: getpass, ssh and sudo say so instead of waiting.
+    """
+    with contextlib.suppress(OSError):  # there is none
+        terminal = os.open("/dev/tty", os.O_RDWR)
+        import termios
+
+        fcntl.ioctl(terminal, termios.TIOCNOTTY)
+        os.close(terminal)
 
 
 def _continue_without_parent() -> None:
@@ -3952,7 +3805,7 @@ class ValueFiles:
 
 
 def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
-    """In a thread: kill this process group when the supervisor is gone.
+    """In a thread: end the run, and kill this process group, when the supervisor is gone.
 
     Its end of the pipe `wake` is closed then. Something else may hold a copy of that end, so its pidfd becoming
     readable counts as well. Without pidfds its pid is checked from time to time.
@@ -3973,10 +3826,28 @@ def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
                 watched = False
             else:
                 gone = True
-    end_strays(queue.name)
+    with contextlib.suppress(OSError):  # another worker does it; or a function has closed the segment
+        fcntl.lockf(queue.segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, END_BYTE)
+        end_run(queue)
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
+
+
+def end_run(queue: SharedTaskQueue) -> None:
+    """Kill the other workers and what functions have started, and remove the segment (worker).
+
+    So a worker that stands still, or is inside a C call that holds the interpreter's lock, ends too.
+    """
+    for status in queue.status:
+        pid, born = int(queue.words[status + PID]), queue.words[status + BORN]
+        if pid not in (0, os.getpid()) and system.process_state(pid)[1] == born:
+            for kill in (system.killpg, system.kill):
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid, signal.SIGKILL)
+    end_strays(queue.name)
+    remove_linked(queue.segment.path)
+    remove_segment(queue.segment.path)
 
 
 class TaskLog(io.RawIOBase):
@@ -4190,7 +4061,7 @@ def heap_size(rest: int) -> int:
     return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
 
 
-def make_segment(position: int, *sizes: int) -> Segment:
+def make_segment(name: str, position: int, *sizes: int) -> Segment:
     """Make the segment of a queue, with its header. position: the first one. sizes: those of segment_layout."""
     layout = segment_layout(*sizes)
     rest = ctypes.sizeof(layout)
@@ -4200,7 +4071,7 @@ def make_segment(position: int, *sizes: int) -> Segment:
     header.owner_start = system.process_state(os.getpid())[1]
     header.ring_end = layout.ring.offset + layout.ring.size
     header.pushed.value = header.claimed.value = position
-    segment = Segment(f"{PREFIX}{os.getpid()}-{os.urandom(3).hex()}", rest + heap_bytes, rest)
+    segment = Segment(name, rest + heap_bytes, rest)
     segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
     return segment
 
@@ -4297,7 +4168,7 @@ class SharedTaskQueue(QueueMemory):
 
     @classmethod
     def create(
-        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = None
+        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = None, name: str = ""
     ) -> SharedTaskQueue:
         """Make the segment and the locks (supervisor). Sizes in slots, bytes, processes and slots.
 
@@ -4306,7 +4177,7 @@ class SharedTaskQueue(QueueMemory):
         if reason := cls.refusal():
             raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
         extra = cls.extra_bytes(num_slots, num_workers)
-        segment = make_segment(cls.first_position, num_slots, slot_size, num_workers, batch, extra)
+        segment = make_segment(name or new_name(), cls.first_position, num_slots, slot_size, num_workers, batch, extra)
         try:
             queue = cls(segment, None)
             for lock in queue.locks:
@@ -4525,7 +4396,9 @@ class SharedTaskQueue(QueueMemory):
 # ---------------------------------------------------------------------------------------------------------------------
 
 PREFIX = "shmq-"
-OWNER_BYTE, LOCK_BYTE = range(2)  # of the file: the supervisor locks the first while it lives; then come the locks
+# Bytes of the file to lock: the supervisor has the first while it lives, and the worker that ends its run the second.
+# From the third on come the locks.
+OWNER_BYTE, END_BYTE, LOCK_BYTE = range(3)
 
 
 @functools.cache
@@ -4538,6 +4411,15 @@ def shared_directory() -> str:
     return tempfile.gettempdir()
 
 
+def new_name() -> str:
+    """Return the name of a new segment of this process."""
+    return f"{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def path_of(name: str) -> str:
+    return os.path.join(shared_directory(), name)
+
+
 class Segment:
     """A file in shared memory, mapped, with every view of it. What does not fit lies in files beside it.
 
@@ -4546,6 +4428,8 @@ class Segment:
     supervisor creates the file, workers attach by name, both close it, and the supervisor unlinks it.
     """
 
+    fd = -1
+
     def __init__(self, name: str, size: int = 0, reserved: int = 0) -> None:
         """Attach to the segment `name`, or create it with `size` bytes and reserve memory for the first `reserved`.
 
@@ -4553,7 +4437,7 @@ class Segment:
         segment.
         """
         self.name = name
-        self.path = os.path.join(shared_directory(), name)
+        self.path = path_of(name)
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if size else 0)
         self.fd = os.open(self.path, flags, 0o600)
         self._views: list[memoryview] = []
@@ -4582,8 +4466,8 @@ class Segment:
             space = os.statvfs(where)
             whole = ((space.f_blocks - space.f_bavail) * space.f_frsize + reserved >> 20) + 64
             message = (
-                f"{where} is too small: {reserved:,} bytes needed, {space.f_bavail * space.f_frsize:,} free; take fewer"
-                f" slots (--slots), or enlarge it (docker run --shm-size={whole}m; mount -o remount,size={whole}m)"
+                f"{where} is too small: {reserved:,} bytes needed, {space.f_bavail * space.f_frsize:,} free; take a"
+                f" smaller num_slots=, or enlarge it (docker run --shm-size={whole}m; mount -o remount,size={whole}m)"
             )
             raise OSError(errno.ENOSPC, message) from None
 
@@ -4619,9 +4503,16 @@ class Segment:
         self.release_views()
         if hasattr(self, "_map"):
             self._map.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
+            with contextlib.suppress(OSError):  # this was interrupted before
+                os.close(self.fd)
             self.fd = -1
+
+    def __del__(self) -> None:
+        self._close_file()
 
     def unlink(self) -> None:
         remove_segment(self.path)
@@ -4651,36 +4542,35 @@ def end_strays(name: str) -> None:
     Their environment names the run. This needs /proc, and misses a process that was forked and has executed nothing.
     """
     mark = f"{RUN_VARIABLE}={name}".encode()
-    for path in glob.glob("/proc/[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.stat(path).st_uid == os.geteuid():
-                with open(path + "/environ", "rb") as file:
-                    if mark in file.read().split(b"\0"):
-                        os.kill(int(path[6:]), signal.SIGKILL)
+    for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            told = file.read()
+            if mark in told and mark in told.split(b"\0") and os.fstat(file.fileno()).st_uid == os.geteuid():
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def sweep() -> list[str]:
     """Remove the segments of this user's dead supervisors, and what their functions left. Return their names.
 
     A supervisor is dead if nobody holds the lock on its owner byte (this also works across pid namespaces), and no
-    process has its pid and start time. Segments with this process's own pid stay: to open and close one of them would
-    drop the locks that this process holds on it.
+    process has its pid and start time. Of those with this process's own pid, the ones that it has open stay: to open
+    and close one more time would drop its locks. It has made the others before os.exec().
     """
     removed = []
     for name, path, pid in _own_segments():
-        if pid == os.getpid():
+        if pid == os.getpid() and _is_open_here(path):
             continue
         with contextlib.suppress(OSError), open(path, "r+b") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
             if not _owner_lives(pid, file):
                 end_strays(name)
-                _remove_linked(path)
+                remove_linked(path)
                 remove_segment(path)
                 removed.append(name)
     return removed
 
 
-def _remove_linked(path: str) -> None:
+def remove_linked(path: str) -> None:
     """Remove the named semaphores that have links beside a segment (see variants/single_lock.py)."""
     for link in glob.glob(glob.escape(path) + ".sem.*"):
         named = os.path.join(shared_directory(), link[len(path) + 1 :])
@@ -4701,12 +4591,19 @@ def _own_segments() -> list[tuple[str, str, int]]:
     return found
 
 
+def _is_open_here(path: str) -> bool:
+    """Return True if this process, or another copy of this module in it, has the file open; or if that is not known."""
+    links = glob.glob("/proc/self/fd/*")
+    return not links or os.path.realpath(path) in map(os.path.realpath, links)
+
+
 def _owner_lives(pid: int, file: Any) -> bool:
     """Return True if process `pid` lives, and made the segment in this file or is about to make it."""
     state, start = system.process_state(pid)
     head = file.read(ctypes.sizeof(QueueHeader))
     header = QueueHeader.from_buffer_copy(head.ljust(ctypes.sizeof(QueueHeader), b"\0"))
-    return state not in ENDED and (header.magic != MAGIC or header.owner_start == start)
+    made = header.owner_start == start and pid != os.getpid()  # this process asks only for what it has left
+    return state not in ENDED and (header.magic != MAGIC or made)
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -4753,8 +4650,6 @@ class System:
     wall_clock = staticmethod(time.time)
     sleep = staticmethod(time.sleep)
 
-    dup = staticmethod(os.dup)
-    close = staticmethod(os.close)
     read = staticmethod(os.read)
     write = staticmethod(os.write)
     set_blocking = staticmethod(os.set_blocking)
@@ -4781,9 +4676,13 @@ class System:
         """Return multiprocessing's context, which makes pipes and starts processes."""
         return late("multiprocessing").get_context(method)
 
+    def dup(self, descriptor: int) -> Any:
+        """Return a copy of a descriptor, which closes itself when it is dropped."""
+        return late("multiprocessing").connection.Connection(os.dup(descriptor), writable=False)
+
     def pidfd_open(self, pid: int) -> Any:
-        """Return a file that stands for a process. Raises OSError if it is gone, AttributeError without pidfds."""
-        return io.FileIO(os.pidfd_open(pid))
+        """Return what stands for a process. Raises OSError if it is gone, AttributeError without pidfds."""
+        return late("multiprocessing").connection.Connection(os.pidfd_open(pid), writable=False)
 
     def pidfd_send_signal(self, pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
@@ -4826,7 +4725,7 @@ class Word(ctypes.Structure):
 
 SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
 WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving")
-SUPERVISOR_WORDS = ("harvested", "leave", "pid")
+SUPERVISOR_WORDS = ("harvested", "leave", "pid", "born")
 SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_bytes")  # see segment_layout
 
 
@@ -4864,6 +4763,7 @@ class WorkerStatus(ctypes.Structure):
     harvested: batches that the supervisor has taken in.
     leave: 1 once the worker is to leave at its next claim.
     pid: of the process, or 0.
+    born: when it started (see process_state).
     """
 
     _fields_ = [
@@ -4942,7 +4842,7 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
 # Indices of 64-bit words: from the start of the segment, of a worker's status, and of a half.
 PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
 CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING = _indices(WorkerStatus, WORKER_WORDS)
-HARVESTED, LEAVE, PID = _indices(WorkerStatus, SUPERVISOR_WORDS)
+HARVESTED, LEAVE, PID, BORN = _indices(WorkerStatus, SUPERVISOR_WORDS)
 FIRST, END, SPECIAL = _indices(batch_half(64, 1), ("first", "end", "special"))
 
 
@@ -6694,27 +6594,24 @@ def choose_run(name: str) -> str:
     return found[0]
 
 
-def watch_run(name: str, signals: Iterable[int]) -> None:
-    """Show the screen of another supervisor's run until it ends or Ctrl-C. Only its snapshots are read.
-
-    signals: those that this thread can process.
-    """
+def watch_run(name: str) -> None:
+    """Show the screen of another supervisor's run until it ends or Ctrl-C. Only its snapshots are read."""
     screen = Screen()
 
-    def pause(number: int, frame: object) -> None:
+    def act(number: int, frame: object) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number != signal.SIGTSTP:
+            raise SystemExit(128 + number)
         screen.close()
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    for number in signals:
-        if number == signal.SIGTSTP:
-            handlers.exchange(number, pause)
-        elif number != signal.SIGINT:
-            handlers.exchange(number, handlers.exit)
     try:
-        while name in runs():
-            with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
-                screen.show(read_snapshot(name)._replace(keys="Ctrl-C leaves"))
-            time.sleep(Screen.SECONDS)
+        with handled_by(act):
+            while name in runs():
+                with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
+                    screen.show(read_snapshot(name)._replace(keys="Ctrl-C leaves"))
+                time.sleep(Screen.SECONDS)
     except KeyboardInterrupt:
         pass
     except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
@@ -7207,13 +7104,15 @@ def _usage_error(what: str = "") -> Iterator[None]:
         text = limit_text(error)
         if error.filename and str(error.filename) not in what:
             text = f"{error.filename}: {text}"
-        raise UsageError(what + text) from None
+        raise UsageError(what + in_options(text)) from None
     except (ValueError, TypeError, RuntimeError) as error:
-        text = str(error)
-        name, found, rest = text.partition("=")
-        if found and name.isidentifier():  # an argument of Supervisor: say the option
-            text = f"{flag(name)} {rest}"
-        raise UsageError(what + text) from None
+        raise UsageError(what + in_options(str(error))) from None
+
+
+def in_options(text: str) -> str:
+    """Return what a Supervisor says, with options in place of its arguments."""
+    names = "|".join(option.name for option in OPTIONS if option.shared)
+    return re.sub(rf"\b({names})=(?=([^\s,;]?))", lambda found: flag(found[1]) + " " * bool(found[2]), text)
 
 
 def reads_terminal(source: Source) -> bool:
@@ -7256,6 +7155,25 @@ class Keys:
             if self._before is not None and in_foreground(0) and is_readable(0):
                 return os.read(0, 64).decode("ascii", "replace")
         return ""
+
+
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
+
+
+@contextlib.contextmanager
+def handled_by(handler: Any, numbers: Sequence[int] = HEARD) -> Iterator[None]:
+    """Handle signals by `handler` in this block. Not those that are ignored, as under nohup, nor in another thread."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in numbers}
+        before = {number: old for number, old in found.items() if old not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 class CommandLine:
@@ -7353,11 +7271,7 @@ class CommandLine:
     def _supervise(self, stack: contextlib.ExitStack) -> str:
         """Put the tasks through. Return why they could not all be put through, if so."""
         problem = ""
-        with handlers.kept() as numbers:
-            for number in numbers:
-                # First, because a Supervisor leaves signals alone that are handled. SIGHUP stays ignored under nohup.
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    handlers.exchange(number, self.note_signal)
+        with handled_by(self.note_signal):
             arguments = {option.name: getattr(self.options, option.name) for option in OPTIONS if option.shared}
             arguments |= {"screen": self.progress, "queue": self.queue}
             if self.options.failed is not None:
@@ -7368,7 +7282,7 @@ class CommandLine:
                 with self.supervisor:
                     self._put_through()
             except (WorkersFailedError, SpoiledSegmentError) as error:
-                problem = str(error)
+                problem = in_options(str(error))
             except KeyboardInterrupt:
                 self.stopped_by = signal.SIGINT
                 if self.failed is not None:
@@ -7464,7 +7378,8 @@ class CommandLine:
         """Ctrl-Z: give the terminal back, stop, and take it again."""
         self.keys.leave()
         self.progress.close()
-        self.supervisor.suspend()
+        with handled_by(signal.SIG_DFL, [signal.SIGTSTP]):
+            self.supervisor.suspend()
         self.keys.enter()
 
     def report(self, problem: str) -> int:
@@ -7579,8 +7494,7 @@ def main(
             removed = "\n".join(f"removed {name}" for name in sweep())
             return int(bool(say(removed or "nothing to remove", sys.stdout)))
         if options.watch is not None:
-            with handlers.kept() as numbers:
-                watch_run(choose_run(options.watch), numbers)
+            watch_run(choose_run(options.watch))
             return 0
         check_options(options)
         return CommandLine(options, functions, queue).run()

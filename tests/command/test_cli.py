@@ -973,7 +973,7 @@ def test_a_signal_while_the_workers_start_ends_the_run_and_leaves_nothing(cli, n
 
 
 def handled():
-    return {number: signal.getsignal(number) for number in shmqueue.handlers.HEARD}
+    return {number: signal.getsignal(number) for number in shmqueue.HEARD}
 
 
 @pytest.mark.promise("G8a")

@@ -319,7 +319,7 @@ def test_resume_by_content_of_call_shell_and_query(cli, handlers):
     assert notes(cli) == {"a": 1, "b": 1, "c": 2, "d": 1, "e": 1}
 
 
-@pytest.mark.promise("L25")
+@pytest.mark.promise("L26")
 def test_resume_does_not_notice_a_changed_command(cli):
     options = ("--results", "out.jsonl", "--resume", "--command")
     assert cli.tasks("a\nb\n", *options, "echo old").code == 0

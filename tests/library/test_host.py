@@ -22,7 +22,6 @@ from tests.helpers import (
     METHODS,
     ROOT,
     descriptors,
-    in_child,
     is_running,
     read_line,
     run_script,
@@ -34,206 +33,113 @@ from tests.helpers import (
 LIMIT = 60.0  # seconds after which a script hangs
 
 
-# Signals, in children that others fork.
+# Signals. None of our handlers is in the program, at any time.
 
 
 def handlers():
-    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
 
 
-@pytest.fixture
-def plain_signals():
-    """SIGTERM and SIGHUP kill this process, as they do unless a program wants it otherwise."""
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before):
-        signal.signal(number, handler)
+class Watcher:
+    """Looks at every line of shmqueue for a handler that has changed, or a signal that is blocked outside a start."""
+
+    def __init__(self):
+        self.before = handlers()
+        self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self.seen = set()
+
+    def __call__(self, frame, event, argument):
+        if frame.f_code.co_filename == shmqueue.__file__:
+            if handlers() != self.before:
+                self.seen.add(("handler", frame.f_code.co_name))
+            if signal.pthread_sigmask(signal.SIG_BLOCK, ()) != self.mask:
+                self.seen.add(("mask", frame.f_code.co_name))
+        return self
 
 
-@pytest.mark.promise("G8a")
-def test_a_forked_child_handles_signals_as_the_program_did(plain_signals):
-    with Supervisor([jobs.echo], workers=1, start_method="fork"):
-        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-        assert in_child(lambda: handlers() == [signal.SIG_DFL] * 3)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_program_keeps_its_handlers_at_every_line(method):
+    """They wait only while a worker is started."""
+    watcher = Watcher()
+    tracer = sys.gettrace()
+    sys.settrace(watcher)
+    try:
+        with Supervisor([jobs.echo, jobs.kill_itself], workers=1, start_method=method) as supervisor:
+            tasks = [("echo", b"x"), ("kill_itself", b""), ("echo", b"x")]
+            assert [result.status for result in supervisor.run(tasks)].count("ok") == 2
+    finally:
+        sys.settrace(tracer)
+    assert handlers() == watcher.before
+    launching = {frame for kind, frame in watcher.seen if kind == "mask"}
+    assert {kind for kind, _ in watcher.seen} == {"mask"}
+    assert "_launch" in launching
+    assert launching.isdisjoint({"close", "create", "reap", "kill", "_dispose", "release_all"})
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == watcher.mask
 
 
-@pytest.mark.promise("G8a")
-def test_a_child_that_is_forked_while_signals_are_held(plain_signals):
-    """It has the program's handlers, also after it leaves the block; and the program's own handler stays in it."""
-
-    def mine(number, frame):
-        pass
-
-    signal.signal(signal.SIGINT, mine)
-    with Supervisor([jobs.echo], workers=1, start_method="fork"):
-        before = handlers()
-        with contextlib.ExitStack() as held:
-            for _ in range(2):  # as the end of a Supervisor does
-                held.enter_context(shmqueue.handlers.held())
-
-            def question():
-                within = handlers()
-                held.close()
-                return within == handlers() == [signal.SIG_DFL, signal.SIG_DFL, mine]
-
-            assert in_child(question)
-            assert handlers() != before
-        assert handlers() == before
-    assert handlers() == [signal.SIG_DFL, signal.SIG_DFL, mine]
-
-
-def test_a_child_that_another_thread_forks_while_signals_are_held(plain_signals):
-    answers = []
-    question = lambda: handlers() == [signal.SIG_DFL] * 3  # noqa: E731
-    with Supervisor([jobs.echo], workers=1, start_method="fork"), shmqueue.handlers.held():
-        thread = threading.Thread(target=lambda: answers.append(in_child(question)))
-        thread.start()
-        thread.join()
-    assert answers == [True]
-
-
-def test_a_handler_that_the_program_sets_itself_stays_in_its_children(plain_signals):
-    def mine(number, frame):
-        pass
-
-    with Supervisor([jobs.echo], workers=1, start_method="fork"):
-        ours = signal.signal(signal.SIGTERM, mine)
-        assert in_child(lambda: signal.getsignal(signal.SIGTERM) is mine)
-        signal.signal(signal.SIGTERM, ours)
-
-
-def test_our_handler_that_the_program_puts_back_too_late_kills_as_the_default_does(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_program_as_it_would_without_us(tmp_path, number):
+    """In the middle of the with block of one Supervisor, with another closed and an Executor open."""
     script = """
-import os, signal, shmqueue
+import os, sys, shmqueue
 from tests import jobs
 if __name__ == "__main__":
-    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
-        ours = signal.getsignal(signal.SIGTERM)
     pid = os.fork()
     if pid == 0:
-        signal.signal(signal.SIGTERM, ours)
-        os.kill(os.getpid(), signal.SIGTERM)
+        with shmqueue.Supervisor([jobs.echo], workers=1):
+            pass
+        with shmqueue.Supervisor([jobs.echo], workers=1) as supervisor, shmqueue.Executor(1) as executor:
+            assert executor.submit(len, "abc").result() == 3
+            list(supervisor.run([b"x"] * 3))
+            os.kill(os.getpid(), int(sys.argv[1]))
+            print("lived")
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    while any(name.startswith(f"shmq-{pid}-") for name in os.listdir("/dev/shm")):
+        pass
 """
-    assert run_script(tmp_path, script) == [str(-signal.SIGTERM)]
+    assert run_script(tmp_path, script, int(number)) == [str(-number)]
 
 
-def test_a_signal_that_comes_as_a_child_begins_kills_it(tmp_path):
-    """It must not be lost in the time in which the child still has our handler."""
+TELL_SIGNALS = """
+import signal
+print(*sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))))
+print(*(number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN))
+"""
+
+
+def signals_of(payload: bytes):
+    """The signals that this worker blocks, and those that a command of it blocks and ignores."""
+    command = [sys.executable, "-c", TELL_SIGNALS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))), done.stdout.split("\n")[:2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_mask_is_left_in_a_worker_nor_in_what_it_starts(method):
+    ((mask, told),) = shmqueue.parallel_map(signals_of, [b""], workers=1, start_method=method)
+    assert mask == []
+    assert told == ["", f"{signal.SIGPIPE:d} {signal.SIGXFSZ:d}"]
+
+
+def test_no_mask_is_left_in_other_children_of_the_fork_server(tmp_path):
+    """The server and the resource tracker were started by us."""
     script = """
-import os, signal
-begins = []
-os.register_at_fork(after_in_child=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
-import shmqueue  # its hook runs after the one above
+import multiprocessing, os, pathlib, shmqueue, signal
 from tests import jobs
+def tell():
+    print(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())), flush=True)
 if __name__ == "__main__":
-    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
-        begins.append(True)
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="forkserver") as supervisor:
+        list(supervisor.run([b"x"]))
+        child = multiprocessing.get_context("forkserver").Process(target=tell)
+        child.start()
+        child.join()
+        children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        for pid in children:
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+            print(int(status.partition("SigBlk:")[2].split()[0], 16))
 """
-    assert run_script(tmp_path, script) == [str(-signal.SIGTERM)]
-
-
-def test_a_signal_that_comes_while_the_program_forks_ends_the_program(tmp_path):
-    """It must not be lost in the hook in which it arrives; Python drops exceptions there."""
-    script = """
-import os, signal, time
-begins = []
-os.register_at_fork(before=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
-import shmqueue  # its hook runs before the one above
-from tests import jobs
-if __name__ == "__main__":
-    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
-        begins.append(True)
-        try:
-            if os.fork() == 0:
-                os._exit(0)
-            time.sleep(60)
-        except SystemExit as error:
-            print(error.code)
-"""
-    flags = ("-W", "ignore:This process")  # the signal waits in a thread
-    assert run_script(tmp_path, script, flags=flags) == ["143"]
-
-
-def test_a_signal_while_the_program_forks_is_heard_whatever_the_program_does_next(tmp_path):
-    """A signal that comes just before a system call does not end it. So it is sent again until it is heard."""
-    script = """
-import os, signal, time
-begins = []
-os.register_at_fork(before=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
-import shmqueue
-from tests import jobs
-if __name__ == "__main__":
-    codes = []
-    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
-        for delay in range(60):
-            begins.append(True)
-            try:
-                if os.fork() == 0:
-                    os._exit(0)
-                until = time.perf_counter() + delay * 25e-6
-                while time.perf_counter() < until:
-                    pass
-                time.sleep(120)
-            except SystemExit as error:
-                codes.append(error.code)
-            begins.clear()
-            os.wait()
-    print(codes == [143] * 60)
-"""
-    flags = ("-W", "ignore:This process")  # the signal waits in a thread
-    assert run_script(tmp_path, script, flags=flags) == ["True"]
-
-
-def test_a_signal_that_is_heard_is_not_sent_again(tmp_path):
-    script = """
-import os, signal, threading, time
-begins = []
-os.register_at_fork(before=lambda: begins and os.kill(os.getpid(), signal.SIGTERM))
-import shmqueue
-from tests import jobs
-begun = threading.Event()
-kill = signal.pthread_kill
-
-def kill_late(thread, number):
-    begun.set()
-    time.sleep(0.1)
-    kill(thread, number)
-
-signal.pthread_kill = kill_late
-if __name__ == "__main__":
-    codes = []
-    with shmqueue.Supervisor([jobs.echo], workers=1, start_method="fork"):
-        begins.append(True)
-        if os.fork() == 0:
-            os._exit(0)
-        begins.clear()
-        begun.wait()  # now the signal is about to be sent again
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        except SystemExit as error:
-            codes.append(error.code)
-        try:
-            time.sleep(0.3)
-        except SystemExit as error:
-            codes.append(error.code)
-    print(codes)
-"""
-    flags = ("-W", "ignore:This process")  # the signal waits in a thread
-    assert run_script(tmp_path, script, flags=flags) == ["[143]"]
-
-
-def test_a_forked_child_has_no_handler_of_the_command_line(plain_signals):
-    with shmqueue.handlers.kept() as numbers:
-        for number in numbers:
-            shmqueue.handlers.exchange(number, lambda number, frame: None)
-        assert in_child(lambda: handlers() == [signal.SIG_DFL] * 3)
-    assert handlers() == [signal.SIG_DFL] * 3
+    assert run_script(tmp_path, script) == ["0"] * 3
 
 
 def test_a_forked_child_that_leaves_the_block_ends_nothing():
@@ -243,7 +149,7 @@ def test_a_forked_child_that_leaves_the_block_ends_nothing():
         if child == 0:
             try:
                 supervisor.__exit__(SystemExit, None, None)
-                supervisor._dispose()  # as the interpreter does when it ends
+                multiprocessing.util._exit_function()  # as the interpreter does when it ends
             finally:
                 os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
@@ -369,20 +275,6 @@ def test_a_thread_that_has_just_ended_is_not_counted():
         assert shmqueue.count_threads() <= max(before, shmqueue.count_threads())
 
 
-def test_the_list_of_warning_filters_is_as_it_was():
-    import warnings
-
-    before, filters = list(warnings.filters), warnings.filters
-    with shmqueue.handlers.start_of_worker(True):
-        assert warnings.filters != before
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-    assert warnings.filters == before
-    assert warnings.filters is filters
-    with shmqueue.handlers.start_of_worker(False):
-        assert warnings.filters == before
-
-
 # Programs that take their children's exit status.
 
 TAKERS = """
@@ -429,7 +321,7 @@ TAKEN = "the_worker_process_ended;_its_exit_status_was_taken_by_this_program"
 KILLED = "the_worker_process_was_killed_by_SIGKILL"
 
 
-@pytest.mark.promise("G8b", "L19")
+@pytest.mark.promise("G8b", "L20")
 @pytest.mark.parametrize("pidfds", ["with", "without"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("how", ["ignore", "handler", "thread"])
@@ -720,7 +612,7 @@ def test_a_run_ends_with_the_error_if_no_worker_can_be_replaced(warm, method):
 # A stop is seen by the program.
 
 
-@pytest.mark.promise("L17")
+@pytest.mark.promise("L18")
 @pytest.mark.parametrize("method", METHODS)
 def test_the_programs_handler_of_sigchld_is_not_disturbed_when_workers_are_stopped(method, monkeypatch):
     """Nor is a process that the program waits for."""

@@ -95,7 +95,7 @@ def wait_in_c(payload: float) -> int:
     [(sleep_and_read, 0.3, (True, b"x")), (wait_in_c, HANG / 3, errno.EINTR)],
     ids=["Python", "C"],
 )
-@pytest.mark.promise("L18")
+@pytest.mark.promise("L19")
 def test_who_notices_that_a_worker_is_stopped(function, payload, value):
     ended = threading.Event()
 
@@ -124,7 +124,7 @@ def fork_into_another_group(payload: bytes) -> int:
     return pid
 
 
-@pytest.mark.promise("L21")
+@pytest.mark.promise("L22")
 def test_a_forked_process_that_left_its_group_is_not_found():
     (pid,) = shmqueue.parallel_map(fork_into_another_group, [b""], workers=1, start_method="fork")
     try:
@@ -133,7 +133,7 @@ def test_a_forked_process_that_left_its_group_is_not_found():
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.promise("L24")
+@pytest.mark.promise("L25")
 def test_results_wait_while_an_iterable_waits_and_not_after_submit(tmp_path):
     path = tmp_path / "noted"
     events = []

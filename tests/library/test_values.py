@@ -185,7 +185,7 @@ def test_numpy_scalars_are_refused_and_arrays_are_bytes():
             sent(value)
 
 
-@pytest.mark.promise("L22")
+@pytest.mark.promise("L23")
 def test_code_is_neither_sent_nor_read():
     data = marshal.dumps(compile("1", "", "eval"))
     if sys.version_info >= (3, 13):
@@ -335,7 +335,7 @@ def test_what_is_no_codec_is_refused(codec):
         shmqueue.Supervisor([jobs.echo], codec=codec)
 
 
-@pytest.mark.promise("L22")
+@pytest.mark.promise("L23")
 def test_nothing_is_pickled_without_a_codec(monkeypatch):
     with shmqueue.Supervisor([jobs.echo_any], workers=1, start_method="fork") as supervisor:
         for name in ("dumps", "loads", "dump", "load", "Pickler", "Unpickler"):

@@ -86,7 +86,7 @@ def held(tmp_path):
 ALL_OK = {"ok": REST + 2}
 
 
-@pytest.mark.promise("L17")
+@pytest.mark.promise("L18")
 def test_a_halt_takes_back_what_has_not_begun(held):
     waiting = held.lane().not_begun
     assert held.halt()

@@ -447,9 +447,6 @@ class PlayedSystem(shmqueue.System):
     def dup(self, descriptor: int) -> int:
         return descriptor
 
-    def close(self, descriptor: int) -> None:
-        pass
-
     def set_blocking(self, descriptor: int, blocking: bool) -> None:
         pass
 
@@ -463,7 +460,8 @@ class PlayedSystem(shmqueue.System):
     # Processes.
 
     def get_context(self, method: str) -> Any:
-        return types.SimpleNamespace(Process=functools.partial(Process, self._world), Pipe=self._world.pipe)
+        process = functools.partial(Process, self._world)
+        return types.SimpleNamespace(Process=process, Pipe=self._world.pipe, get_start_method=lambda: "fork")
 
     def pidfd_open(self, pid: int) -> Any:
         return End(pid)
@@ -792,7 +790,7 @@ class World:
         asleep = {s + shmqueue.ASLEEP for s in status}
         self.shared = {shmqueue.SUPERVISOR_ASLEEP, shmqueue.CLAIMED, *asleep, *(s + shmqueue.LEAVE for s in status)}
         header = ("PUSHED", "CLAIMED", "DIRTY", "SUPERVISOR_ASLEEP")
-        fields = ("CLAIMS", "PUBLISHED", "ASLEEP", "READY", "LIMIT", "LEAVING", "HARVESTED", "LEAVE", "PID")
+        fields = ("CLAIMS", "PUBLISHED", "ASLEEP", "READY", "LIMIT", "LEAVING", "HARVESTED", "LEAVE", "PID", "BORN")
         names = {getattr(shmqueue, name): name for name in header}
         names.update((s + getattr(shmqueue, name), name) for s in status for name in fields)
         names.update((first, "FIRST") for pair in self.firsts for first in pair)
@@ -809,7 +807,8 @@ class World:
             "WorkerEngine": steered_engine(self),
             "Ledger": steered_ledger(self),
             "system": PlayedSystem(self),
-            "handlers": NO_HANDLERS,
+            "handlers_wait": contextlib.nullcontext,
+            "release_all": lambda release: None,
             "HALT_TRIES": 2,  # one that succeeds, and one before it that does not
             "psutil": None,
             "sweep": list,
@@ -1649,13 +1648,6 @@ class World:
                 self.fail(f"at rest: worker {lane.process.index} has {at}, and {lane.harvested} batches were read")
 
 
-NO_HANDLERS = types.SimpleNamespace(
-    held=contextlib.nullcontext,
-    start_of_worker=contextlib.nullcontext,
-    open=lambda resources: None,
-    dispose=lambda owner, resources: None,
-    exit_on_signals=lambda: None,
-)
 HIDDEN = ("_switches", "_still_since", "_stopped_before")  # of a WorkerProcess: of no use between two halts
 
 

@@ -1,0 +1,126 @@
+"""KeyboardInterrupt at each line of opening, closing and replacing leaves nothing, and neither do many at once.
+
+A script raises it in itself, by a trace function, at one line after the other. Where signals are blocked, none can
+come.
+"""
+
+import pytest
+
+from tests.helpers import HANG, run_script
+
+SCRIPT = """
+import gc, multiprocessing, os, signal, sys, time
+import shmqueue
+from tests import jobs
+from tests.helpers import wait_until
+
+class Interrupter:
+    def __init__(self, at):
+        self.at = at
+        self.places = {}  # those that were passed, in this order
+
+    def __call__(self, frame, event, argument):
+        code = frame.f_code
+        if code.co_filename != shmqueue.__file__ or code.co_name == "__del__":
+            return None
+        place = (code.co_name, frame.f_lineno)
+        if event == "line" and place not in self.places:
+            if signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+                self.places[place] = None
+                if place == self.at:
+                    raise KeyboardInterrupt
+        return self
+
+def supervisor():
+    return shmqueue.Supervisor([jobs.echo, jobs.kill_itself], workers=2, start_method=METHOD)
+
+def opening(interrupter):
+    sys.settrace(interrupter)
+    made = supervisor()
+    sys.settrace(None)
+    made.close()
+
+def closing(interrupter):
+    with supervisor() as made:
+        list(made.run([("echo", b"x")] * 2))
+        sys.settrace(interrupter)
+    sys.settrace(None)
+
+def leaving(interrupter):
+    try:
+        with supervisor():
+            sys.settrace(interrupter)
+            raise LookupError
+    except LookupError:
+        sys.settrace(None)
+
+def replacing(interrupter):
+    with supervisor() as made:
+        list(made.run([("echo", b"x")] * 2))
+        (first, second) = made._pool.processes
+        first.kill()
+        sys.settrace(interrupter)
+        while made.stats()["respawned"] < 1 or len(made._pool.living()) < 2:
+            list(made.run([("echo", b"x")]))
+        sys.settrace(None)
+
+def left():
+    gc.collect()
+    multiprocessing.active_children()  # reaps
+    children = []
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/children") as file:
+            children += file.read().split()
+    files = [name for name in os.listdir("/dev/shm") if name.startswith(f"shmq-{os.getpid()}-")]
+    return files, sorted(children), sorted(os.listdir("/proc/self/fd")), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+def interrupt(place):
+    interrupter = Interrupter(place)
+    try:
+        PHASE(interrupter)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return list(interrupter.places)
+
+def deals_with_processes(place):
+    with open(shmqueue.__file__, encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    banners = ("# The worker pool:", "# The worker process:")
+    starts = [number for number, line in enumerate(lines) if line.startswith(banners)]
+    return starts[0] < place[1] < starts[1]
+
+if __name__ == "__main__":
+    METHOD, PHASE, part, parts = sys.argv[1], globals()[sys.argv[2]], int(sys.argv[3]), int(sys.argv[4])
+    interrupt(None)  # what is made once is there
+    places = interrupt(None)
+    if METHOD != "fork":
+        places = list(filter(deals_with_processes, places))
+    before = left()
+    for place in places[part::parts]:
+        interrupt(place)
+        if not wait_until(lambda: left() == before, 20):
+            print("LEFT", *place, before, left())
+            break
+    print(len(places) > 20)
+"""
+
+
+PHASES = ["opening", "closing", "leaving", "replacing"]
+
+
+@pytest.mark.timeout(4 * HANG)
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("phase", PHASES)
+def test_an_interrupt_at_each_line_leaves_nothing(tmp_path, phase, part):
+    assert run_script(tmp_path, SCRIPT, "fork", phase, part, 4, limit=3 * HANG) == ["True"]
+
+
+@pytest.mark.timeout(4 * HANG)
+@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_an_interrupt_at_each_line_that_deals_with_processes_leaves_nothing(tmp_path, method, phase, part):
+    """The other lines are the same with each method, and a start takes longer with these."""
+    assert run_script(tmp_path, SCRIPT, method, phase, part, 2, limit=3 * HANG) == ["True"]
