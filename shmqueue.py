@@ -105,7 +105,6 @@ import ctypes
 import errno
 import functools
 import glob
-import heapq
 import importlib
 import io
 import itertools
@@ -1245,9 +1244,9 @@ class Engine:
     def _move(self, job: Job, report: Callable[[], None]) -> bool:
         """Move what can be moved. Return True if there may be more at once."""
         ledger = self._ledger
-        if ledger.retries.delayed:
+        if ledger.delayed:
             with self._must_complete():
-                ledger.again.extend(ledger.retries.take_due(system.monotonic()))
+                ledger.take_due(system.monotonic())
         more = self._take(job)  # outside: if the user's iterable raises, the run can continue
         fed = False
         with self._must_complete():
@@ -1277,6 +1276,7 @@ class Engine:
                 action()
             finally:
                 self._in_turn = False
+        self._packer.free_unused()
 
     def admit(self, job: Job, items: Sequence[Any]) -> None:
         """Number items as tasks of the job."""
@@ -1366,7 +1366,7 @@ class Engine:
             stream = source.fileno()
         if stream >= 0:
             poll.register(stream, select.POLLIN)
-        until = min(self.next_check, self._ledger.retries.next_due())
+        until = min(self.next_check, self._ledger.next_due())
         events = poll.poll(max(0.0, until - system.monotonic()) * 1000)
         if stream >= 0:
             poll.unregister(stream)
@@ -1969,7 +1969,6 @@ BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in bloc
 # While the heap holds more than this, payloads are put there only if the ring is empty. So the part of the heap that is
 # in use fits the processors' caches.
 HEAP_AHEAD = 4 << 20
-JOIN_BYTES = 2048  # payloads smaller than this are joined before they are copied
 FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a single one may be larger
 
 
@@ -1992,6 +1991,12 @@ class Packer:
         self._files = itertools.count(1)
         self._file_bytes = 0
         self._block_bytes = BLOCK_BYTES  # fewer while shared memory is full
+        self._unused: collections.deque[Callable[[], None]] = collections.deque()  # what frees blocks without tasks
+
+    def free_unused(self) -> None:
+        """Free the blocks whose tasks all have their outcomes."""
+        while self._unused:
+            self._unused.popleft()()
 
     def take(self, room: int) -> Tasks | None:
         """Return up to `room` fresh tasks, ready for their slots, or None if their payloads have to wait."""
@@ -2004,26 +2009,23 @@ class Packer:
         if self.heap.used > HEAP_AHEAD and self._queue.backlog():
             return None
         few = 1 + 2 * self._block_bytes // (1 + len(tasks.data[0]))  # more than fit a block if all are like the first
-        lengths = [len(item) if len(item) > capacity else 0 for item in tasks.data[: min(room, few)]]
-        count = max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
-        return self._pack(take_tasks(fresh, count))
+        sizes = list(itertools.accumulate(map(len, tasks.data[: min(room, few)])))
+        return self._pack(take_tasks(fresh, max(1, bisect.bisect(sizes, self._block_bytes))))
 
     def _pack(self, tasks: Tasks) -> Tasks | None:
-        """Put the large payloads of `tasks` into the heap or a file. Return `tasks` with references to them.
+        """Put the payloads into the heap or a file if any is too large for its slot. Return what goes into the slots.
 
         Return None if the tasks were put back to wait, or have failed because they can never fit.
         """
-        capacity = self._queue.ring.capacity
-        large = [item for item in tasks.data if len(item) > capacity]
-        if not large:
-            return tasks
-        lengths = list(map(len, large))
+        lengths = array.array("Q", map(len, tasks.data))
         size = sum(lengths)
+        if max(lengths) <= self._queue.ring.capacity:
+            return tasks
         try:
-            if size > self.heap.size // 2 and len(tasks.data) == 1:
-                placed = self._put_in_file(large[0])
+            if size > self.heap.size // 2 and len(lengths) == 1:
+                placed = self._put_in_file(tasks.data[0])
             else:
-                placed = self.heap.put(large, size, users=len(tasks.data))
+                placed = self._put_in_heap(tasks.data, size)
         except OSError as error:
             self._no_room(tasks, size, error)
             return None
@@ -2031,29 +2033,27 @@ class Packer:
             self._ledger.fresh.appendleft(tasks)
             return None
         self._block_bytes = BLOCK_BYTES
-        number, offset, block = placed
-        references = array.array("Q", [number, offset, 0]) * len(large)
+        number, offset, free = placed
+        references = array.array("Q", [number, 0, 0]) * len(lengths)
         references[1::3] = array.array("Q", itertools.accumulate(lengths[:-1], initial=offset))
-        references[2::3] = array.array("Q", lengths)
-        return self._refer(tasks, cut(references.tobytes(), REFERENCE.size), block)
+        references[2::3] = lengths
+        data = cut(references.tobytes(), REFERENCE.size)
+        marked = array.array("I", map(OUT_OF_LINE.__or__, tasks.marked or tasks.fn_ids))
+        block = Block(free, self._unused)
+        return Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, data, marked, block)
 
-    def _refer(self, tasks: Tasks, references: Sequence[bytes], block: Block) -> Tasks:
-        """Return the tasks with references to `block` instead of their large payloads."""
-        fn_ids, count, capacity = tasks.marked or tasks.fn_ids, len(tasks.data), self._queue.ring.capacity
-        if fn_ids.count(fn_ids[0]) == count:
-            marked = array.array("I", [fn_ids[0] | OUT_OF_LINE]) * count
-        else:
-            marked = array.array("I", map(OUT_OF_LINE.__or__, fn_ids))
-        if len(references) < count:
-            following = iter(references)
-            references = [next(following) if len(item) > capacity else item for item in tasks.data]
-            for at, item in enumerate(tasks.data):
-                if len(item) <= capacity:
-                    marked[at] = fn_ids[at]
-        return Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, references, marked, block)
+    def _put_in_heap(self, payloads: Sequence[bytes], size: int) -> tuple[int, int, Callable[[], None]] | None:
+        """Return 0, which stands for the heap, the offset there, and what frees the place. None: there is no room."""
+        pages = self.heap.put(payloads, size)
+        if pages is None:
+            return None
+        return 0, pages.start * mmap.PAGESIZE, functools.partial(self.heap.free, pages)
 
-    def _put_in_file(self, payload: bytes) -> tuple[int, int, Block] | None:
-        """Write a payload that is too large for the heap to a file beside the segment."""
+    def _put_in_file(self, payload: bytes) -> tuple[int, int, Callable[[], None]] | None:
+        """Write a payload that is too large for the heap to a file beside the segment. Return its number instead of 0.
+
+        None: there is no room.
+        """
         size = len(payload)
         if self._file_bytes and self._file_bytes + size > FILE_BYTES:
             return None
@@ -2061,7 +2061,7 @@ class Packer:
         path = self._queue.segment.beside(f"p{number}")
         system.write_file(path, payload)
         self._file_bytes += size
-        return number, 0, Block(1, functools.partial(self._remove_file, path, size))
+        return number, 0, functools.partial(self._remove_file, path, size)
 
     def _remove_file(self, path: str, size: int) -> None:
         self._file_bytes -= size
@@ -2092,12 +2092,10 @@ class Heap:
         self._reserved = bytearray(pages)
         self.used = 0  # bytes of the pages in use
 
-    def put(self, payloads: Sequence[bytes], size: int, users: int) -> tuple[int, int, Block] | None:
-        """Copy payloads next to each other.
+    def put(self, payloads: Sequence[bytes], size: int) -> slice | None:
+        """Copy payloads of `size` bytes in all next to each other. Return their pages, or None if there is no room.
 
-        size: bytes in all. users: the number of tasks that use the block.
-        Return (0, offset of the first payload, block), or None if there is no room. 0 says that they are in the heap;
-        files have numbers from 1. Raises OSError (ENOSPC) if the memory cannot be reserved.
+        Raises OSError (ENOSPC) if the memory cannot be reserved.
         """
         count = -(-size // mmap.PAGESIZE)
         first = self._in_use.find(bytes(count))
@@ -2110,18 +2108,11 @@ class Heap:
             self._reserved[pages] = b"\1" * count
         self._in_use[pages] = b"\1" * count
         self.used += count * mmap.PAGESIZE
-        self._copy(offset, payloads, size)
-        return 0, offset, Block(users, functools.partial(self._free, pages, count))
+        self._bytes[offset : offset + size] = b"".join(payloads)
+        return pages
 
-    def _copy(self, offset: int, payloads: Sequence[bytes], size: int) -> None:
-        if size < JOIN_BYTES * len(payloads):
-            self._bytes[offset : offset + size] = b"".join(payloads)
-            return
-        for payload in payloads:
-            self._bytes[offset : offset + len(payload)] = payload
-            offset += len(payload)
-
-    def _free(self, pages: slice, count: int) -> None:
+    def free(self, pages: slice) -> None:
+        count = pages.stop - pages.start
         self._in_use[pages] = bytes(count)
         self.used -= count * mmap.PAGESIZE
 
@@ -2138,6 +2129,7 @@ class Ledger:
 
     fresh: tasks that were read and not pushed yet.
     again: tasks that were in the queue; they are pushed before fresh ones.
+    delayed: tasks that wait for another attempt, each alone: (when it is due, tsk_id, the task), sorted.
     stopping: nothing more begins, in any job.
     """
 
@@ -2149,9 +2141,10 @@ class Ledger:
         self.tally = Tally(max(1, workers))  # without workers, this process is number 0
         self.fresh: collections.deque[Tasks] = collections.deque()
         self.again: collections.deque[Tasks] = collections.deque()
+        self.delayed: list[tuple[float, int, Tasks]] = []
         self.stopping = False
         self.next_id = 1
-        self.retries = retries
+        self._retries = retries
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
     # Into the queue.
@@ -2239,12 +2232,8 @@ class Ledger:
         for tasks, start, stop in self._take(position, count):
             part = slice(done, done + stop - start)
             done += stop - start
-            tasks.release(stop - start)
             if tasks.job is None:
                 continue
-            attempts: Iterable[int] = same(1)
-            if self.retries:
-                attempts = [self.retries.next_attempt(tsk_id) for tsk_id in tasks.tsk_ids[start:stop]]
             if isinstance(seconds, float):
                 spent = seconds * (stop - start)
                 times: Any = same(seconds, stop - start)
@@ -2255,7 +2244,7 @@ class Ledger:
                 begun = itertools.accumulate(times, initial=started)
             self.tally.add_ok(worker, stop - start, spent)
             each = same(None, stop - start) if values is None else iter(values[part])
-            tasks.job.add(tasks, slice(start, stop), each, times, attempts, worker, begun)
+            tasks.job.add(tasks, slice(start, stop), each, times, worker, begun)
             started += spent
 
     def charge(self, worker: int, position: int, status: str, failure: Failure, seconds: float, started: float) -> None:
@@ -2270,20 +2259,36 @@ class Ledger:
                 status=status,
                 value=failure.value,
                 error=failure.error,
-                attempts=self.retries.next_attempt(tasks.tsk_ids[at]),
+                attempts=tasks.attempts,
                 worker=worker,
                 seconds=seconds,
                 traceback=failure.traceback,
                 started=started,
             )
-            if self.retries.wanted(result) and not self._is_cancelled(tasks.job):
+            if self._retries.wanted(result) and not self._is_cancelled(tasks.job):
                 self.tally.retried += 1
-                task = tasks.part(at, at + 1)
-                if not self.retries.add(task, result):
-                    self.again.append(task)
+                self._try_again(tasks.part(at, at + 1), result)
             else:
-                tasks.release(1)
                 self._finish(tasks.job, result)
+
+    def _try_again(self, task: Tasks, result: TaskResult) -> None:
+        """Push one task again, at once or after a pause. From now on it carries the result of its last attempt."""
+        task.last = result
+        pause = self._retries.pause(result.attempts)
+        if pause:
+            bisect.insort(self.delayed, (system.monotonic() + pause, result.tsk_id, task))
+        else:
+            self.again.append(task)
+
+    def next_due(self) -> float:
+        """Return when the next task that waits for another attempt is due, on the monotonic clock."""
+        return self.delayed[0][0] if self.delayed else math.inf
+
+    def take_due(self, now: float) -> None:
+        """Have those tasks pushed again that are due."""
+        count = bisect.bisect(self.delayed, now, key=operator.itemgetter(0))
+        self.again.extend(task for _, _, task in self.delayed[:count])
+        del self.delayed[:count]
 
     def give_back(self, position: int, count: int) -> None:
         """Take back tasks that never began. They are pushed again, or end if their job is cancelled."""
@@ -2307,7 +2312,6 @@ class Ledger:
 
     def cancel(self, tsk_id: int) -> bool:
         """End a task that waits to be pushed. Return True if it was never started."""
-        started = tsk_id in self.retries
         for waiting in (self.again, self.fresh):
             for index, tasks in enumerate(waiting):
                 if tsk_id in tasks.tsk_ids:
@@ -2317,15 +2321,20 @@ class Ledger:
                         if part.payloads:
                             waiting.insert(index, part)
                     self.end(tasks.part(at, at + 1))
-                    return not started
-        for tasks in self.retries.take_if(lambda tasks: tasks.tsk_ids[0] == tsk_id):
-            self.end(tasks)
+                    return tasks.last is None
+        self._end_delayed(lambda task: task.tsk_ids[0] == tsk_id)
         return False
+
+    def _end_delayed(self, wanted: Callable[[Tasks], bool]) -> None:
+        """End those tasks that wait for another attempt for which `wanted` returns True."""
+        ending = [task for _, _, task in self.delayed if wanted(task)]
+        self.delayed = [entry for entry in self.delayed if not wanted(entry[2])]
+        for task in ending:
+            self.end(task)
 
     def drop_cancelled(self) -> None:
         """End the tasks that wait to be pushed and whose job is cancelled."""
-        for tasks in self.retries.take_if(lambda tasks: self._is_cancelled(tasks.job)):
-            self.end(tasks)
+        self._end_delayed(lambda task: self._is_cancelled(task.job))
         for waiting in (self.again, self.fresh):
             for _ in range(len(waiting)):
                 self._put(waiting.popleft(), waiting)
@@ -2341,19 +2350,17 @@ class Ledger:
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
         """Give this outcome to tasks that are not in the queue. One that was tried before keeps its last result."""
-        tasks.release(len(tasks.payloads))
         if tasks.job is not None:
             for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
-                name, before = self.names[fn_id], self.retries.pop(tsk_id)
-                result = TaskResult(tsk_id, name, payload, status, None, error, 0, None, 0.0)
-                self._finish(tasks.job, before or result)
+                result = TaskResult(tsk_id, self.names[fn_id], payload, status, None, error, 0, None, 0.0)
+                self._finish(tasks.job, tasks.last or result)
 
     def end_all(self, error: str) -> None:
         """End all remaining tasks. Call it when no worker lives."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
                 self.again.extend(each.part(start, stop) for each, start, stop in self._take(tasks.first + at, 1))
-        self.again.extend(self.retries.take_due(math.inf))
+        self.take_due(math.inf)
         for waiting in (self.again, self.fresh):
             while waiting:
                 self.end(waiting.popleft(), error=error)
@@ -2367,7 +2374,7 @@ class Ledger:
 
     def unfinished(self) -> int:
         waiting = sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
-        return self.in_queue() + waiting + len(self.retries.delayed)
+        return self.in_queue() + waiting + len(self.delayed)
 
 
 class Intake:
@@ -2428,66 +2435,23 @@ class Intake:
         return Rejected(name, payload, text)
 
 
-class Retries:
-    """The tasks that are tried again: which, when, and what their last results were.
+class Retries(NamedTuple):
+    """Which tasks are tried again.
 
     most: retries of a task. delay: seconds before the first one. statuses: those that are tried again.
     """
 
-    def __init__(self, most: int, delay: float = 0.0, statuses: Sequence[str] = RETRY_ON) -> None:
-        self._most = most
-        self._delay = delay
-        self._statuses = statuses
-        self._last: dict[int, TaskResult] = {}  # by tsk_id
-        self.delayed: list[tuple[float, int, Tasks]] = []  # a heap of (when it is due, tsk_id, the task alone)
+    most: int
+    delay: float = 0.0
+    statuses: Sequence[str] = RETRY_ON
 
     def wanted(self, result: TaskResult) -> bool:
         """Return True if a task that has this result is to be tried again."""
-        return result.attempts <= self._most and result.status in self._statuses
+        return result.attempts <= self.most and result.status in self.statuses
 
     def pause(self, attempts: int) -> float:
         """Return the seconds to wait after so many attempts."""
-        return float(min(LONGEST_PAUSE, self._delay * 2 ** min(attempts - 1, 60)))
-
-    def __bool__(self) -> bool:
-        """Return True if any task is to be tried again."""
-        return bool(self._last)
-
-    def __contains__(self, tsk_id: int) -> bool:
-        return tsk_id in self._last
-
-    def pop(self, tsk_id: int) -> TaskResult | None:
-        """Forget a task. Return its last result; None if it has not been tried."""
-        return self._last.pop(tsk_id, None)
-
-    def next_attempt(self, tsk_id: int) -> int:
-        """Forget a task. Return the number of its attempt that has just ended."""
-        before = self.pop(tsk_id)
-        return 1 if before is None else before.attempts + 1
-
-    def add(self, tasks: Tasks, result: TaskResult) -> bool:
-        """Note the result of a task that is tried again. Return True if it has to wait for that."""
-        self._last[result.tsk_id] = result
-        delay = self.pause(result.attempts)
-        if delay:
-            heapq.heappush(self.delayed, (system.monotonic() + delay, result.tsk_id, tasks))
-        return delay > 0
-
-    def next_due(self) -> float:
-        """Return when the next task that waits is due, on the monotonic clock."""
-        return self.delayed[0][0] if self.delayed else math.inf
-
-    def take_due(self, now: float) -> Iterator[Tasks]:
-        """Take the tasks whose pause is over."""
-        while self.delayed and self.delayed[0][0] <= now:
-            yield heapq.heappop(self.delayed)[2]
-
-    def take_if(self, wanted: Callable[[Tasks], bool]) -> list[Tasks]:
-        """Take those tasks that wait for which `wanted` returns True."""
-        taken = [entry for entry in self.delayed if wanted(entry[2])]
-        self.delayed = [entry for entry in self.delayed if not wanted(entry[2])]
-        heapq.heapify(self.delayed)
-        return [tasks for _, _, tasks in taken]
+        return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
 
 
 class Tasks:
@@ -2497,14 +2461,17 @@ class Tasks:
     payloads: as they were given.
     data: as they travel. They are encoded once, because a Structure may change before its task is tried again.
     large: some payloads may not fit their slots; None if nobody has looked yet.
-    block: holds the payloads that do not fit their slots; None if all fit, or if they are not packed yet.
+    block: keeps the payloads outside the slots; None if they are in the slots, or not packed yet.
     marked: the fn_ids with the payloads' kinds, and with OUT_OF_LINE for the payloads in `block`; None without any.
     first: the position of the first task in the queue.
     left: how many tasks are still in the queue.
     settled: a byte for each task; 1 if it has left the queue.
+    last: the result of the last attempt, if this is one task that is tried again.
     """
 
-    __slots__ = ("block", "data", "first", "fn_ids", "job", "large", "left", "marked", "payloads", "settled", "tsk_ids")
+    __slots__ = (
+        "block", "data", "first", "fn_ids", "job", "large", "last", "left", "marked", "payloads", "settled", "tsk_ids",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -2524,6 +2491,7 @@ class Tasks:
         self.block = block
         self.marked = marked
         self.large: bool | None = None
+        self.last: TaskResult | None = None
         self.first = 0
         self.left = 0
         self.settled = bytearray()
@@ -2534,12 +2502,13 @@ class Tasks:
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
         tasks = Tasks(self.job, *columns, self.marked and self.marked[part], self.block)
         tasks.large = self.large
+        tasks.last = self.last
         return tasks
 
-    def release(self, count: int) -> None:
-        """Note that `count` of the tasks have their outcome."""
-        if self.block is not None:
-            self.block.release(count)
+    @property
+    def attempts(self) -> int:
+        """Return how often these tasks were started, if they have been started now."""
+        return 1 if self.last is None else self.last.attempts + 1
 
 
 def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
@@ -2560,18 +2529,16 @@ def terminate_tasks(count: int) -> Tasks:
 class Block:
     """Payloads that lie together outside the slots: in pages of the heap, or in a file.
 
-    users: the number of tasks without an outcome. `free` is called when no user is left.
+    Each of its tasks refers to it. With the last one it goes. Python may notice that anywhere, inside the lock too, so
+    `free`, which frees the place, is only noted.
     """
 
-    def __init__(self, users: int, free: Callable[[], None]) -> None:
-        self._users = users
+    def __init__(self, free: Callable[[], None], unused: collections.deque[Callable[[], None]]) -> None:
         self._free = free
+        self._unused = unused
 
-    def release(self, count: int) -> None:
-        """Note that `count` of the users have their outcome."""
-        self._users -= count
-        if self._users == 0:
-            self._free()
+    def __del__(self) -> None:
+        self._unused.append(self._free)
 
 
 class Job:
@@ -2606,10 +2573,8 @@ class Job:
         """Note that `count` tasks from `tsk_id` on belong to this job."""
         self.outstanding += count
 
-    def add(
-        self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int, started: Any
-    ) -> None:
-        """Note that this part of `tasks` is ok. values, seconds, attempts and started are iterables.
+    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
+        """Note that this part of `tasks` is ok. values, seconds and started are iterables.
 
         The TaskResults are made when they are read.
         """
@@ -2620,8 +2585,8 @@ class Job:
             names: Any = same(*self._names.values())
         else:
             names = map(self._names.__getitem__, tasks.fn_ids[part])
-        columns = (tsk_ids, names, tasks.payloads[part], same("ok"), values, same(None), attempts, same(worker))
-        self._deliver(map(_new_result, zip(*columns, seconds, same(None), started)))
+        columns = (tsk_ids, names, tasks.payloads[part], same("ok"), values, same(None), same(tasks.attempts))
+        self._deliver(map(_new_result, zip(*columns, same(worker), seconds, same(None), started)))
 
     def add_one(self, result: TaskResult) -> None:
         self.outstanding -= 1
@@ -2652,9 +2617,7 @@ class OrderedJob(Job):
         else:
             self._due.append([tsk_id, tsk_id + count])
 
-    def add(
-        self, tasks: Tasks, part: slice, values: Any, seconds: Any, attempts: Any, worker: int, started: Any
-    ) -> None:
+    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
         tsk_ids = tasks.tsk_ids[part]
         self.outstanding -= len(tsk_ids)
         if isinstance(tsk_ids, range):
@@ -3549,7 +3512,6 @@ class Worker:
         for fn_id, function in options.functions.items():
             for mark, call in adapt(function, options.codec).items():
                 self._calls[fn_id | mark] = call
-                self._calls[fn_id | mark | OUT_OF_LINE] = functools.partial(self._call_out_of_line, call)
         self._half = queue.half(index, 0)  # of the batch that runs
         self._first = 0  # its positions are [first, first + count)
         self._count = 0
@@ -3653,14 +3615,17 @@ class Worker:
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
         """Return the calls and the payloads of the batch, one for each task."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
+        if min(fn_ids) & OUT_OF_LINE and self._fetch_payloads():
+            fn_ids = [fn_id & ~OUT_OF_LINE for fn_id in fn_ids]
         if fn_ids.count(fn_ids[0]) < len(fn_ids):
             return map(self._call, fn_ids), iter(self._payloads)
-        if fn_ids[0] & OUT_OF_LINE and self._fetch_payloads():
-            fn_ids[0] &= ~OUT_OF_LINE
         return itertools.repeat(self._call(fn_ids[0])), iter(self._payloads)
 
     def _call(self, fn_id: int) -> Callable[[bytes], Any]:
-        return self._calls.get(fn_id) or functools.partial(self._unknown, fn_id)
+        call = self._calls.get(fn_id & ~OUT_OF_LINE) or functools.partial(self._unknown, fn_id)
+        if fn_id & OUT_OF_LINE:
+            return functools.partial(self._call_out_of_line, call)
+        return call
 
     def _unknown(self, fn_id: int, payload: bytes) -> None:
         raise SpoiledSegmentError(f"no function has fn_id {fn_id}")
@@ -3668,24 +3633,23 @@ class Worker:
     def _fetch_payloads(self) -> bool:
         """Put the payloads of a batch in place of their references. Return False if they do not lie together.
 
-        This takes a third of the time of fetching each of them.
+        This takes a third of the time of fetching each of them when it is called.
         """
         references = b"".join(self._payloads)
         if len(references) != REFERENCE.size * self._count:
             return False
         flat = memoryview(references).cast("Q")
-        lengths = flat[2::3].tolist()
-        begin = flat[1]
-        end = begin + sum(lengths)
-        together = flat[-2] + flat[-1] == end and begin < end <= min(len(self._queue.heap), begin + FETCH_BYTES)
+        begin, lengths = flat[1], flat[2::3].tolist()
+        stops = list(itertools.accumulate(lengths, initial=0))
+        size = stops[-1]
+        together = flat[-2] + flat[-1] == begin + size and size <= min(FETCH_BYTES, len(self._queue.heap) - begin)
         if any(flat[0::3]) or not together:
             return False
-        data = bytes(self._queue.heap[begin:end])
-        if lengths.count(lengths[0]) == len(lengths):
+        data = bytes(self._queue.heap[begin : begin + size])
+        if size and lengths.count(lengths[0]) == len(lengths):
             self._payloads = cut(data, lengths[0])
         else:
-            stops = list(itertools.accumulate(lengths))
-            self._payloads = list(map(data.__getitem__, map(slice, [0, *stops], stops)))
+            self._payloads = list(map(data.__getitem__, map(slice, stops, stops[1:])))
         return True
 
     def _call_out_of_line(self, call: Callable[[bytes], Any], reference: bytes) -> Any:

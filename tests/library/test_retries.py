@@ -1,6 +1,5 @@
 """retry_delay, retry_on, grace, and the cancelling of one task."""
 
-import heapq
 import os
 import pathlib
 import signal
@@ -215,7 +214,7 @@ def test_a_task_whose_pause_is_over_is_not_one_that_never_began():
         tsk_id = supervisor.submit(fail, b"")
         wait_for_retry(supervisor)
         supervisor.pause(True)
-        while supervisor._ledger.retries.delayed:
+        while supervisor._ledger.delayed:
             supervisor._engine.turn(supervisor._submitted, lambda: None)
         assert not supervisor.cancel(tsk_id)
         assert [(result.status, result.attempts) for result in supervisor.results()] == [("failed", 1)]
@@ -327,14 +326,16 @@ def test_the_ledger_finds_a_task_by_its_id():
 
 @pytest.mark.parametrize("how", ["cancel", "abort"])
 def test_a_signal_handler_ends_a_run_at_the_moment_when_a_task_is_to_be_tried_again(monkeypatch, how):
-    pop = heapq.heappop
+    take_due = Ledger.take_due
 
-    def interrupted(heap):
-        entry = pop(heap)
-        signal.raise_signal(signal.SIGALRM)
-        return entry
+    def interrupted(ledger, now):
+        waiting = len(ledger.delayed)
+        take_due(ledger, now)
+        if len(ledger.delayed) < waiting:
+            monkeypatch.undo()
+            signal.raise_signal(signal.SIGALRM)
 
-    monkeypatch.setattr(heapq, "heappop", interrupted)
+    monkeypatch.setattr(Ledger, "take_due", interrupted)
     before = signal.signal(signal.SIGALRM, lambda *_: getattr(supervisor, how)())
     try:
         with Supervisor([jobs.raise_error], workers=1, retries=3, retry_delay=0.05) as supervisor:

@@ -15,9 +15,9 @@ from shmqueue import (
     PUBLISHED,
     PUSHED,
     SUPERVISOR_ASLEEP,
-    Heap,
     LaneReader,
     Ledger,
+    Packer,
     SharedTaskQueue,
     Worker,
     WorkerEngine,
@@ -472,11 +472,14 @@ class ChargesWrong(Ledger):
         super().charge(worker, max(self._placed[0].first, position - 1), status, *about, **more)
 
 
-class FreesPagesEarly(Heap):
-    """Frees the pages of a block when the first of its tasks is settled."""
+class FreesPagesEarly(Packer):
+    """Frees the pages of a block once its tasks are pushed."""
 
-    def put(self, payloads, size, users):
-        return super().put(payloads, size, 1)
+    def take(self, room):
+        tasks = super().take(room)
+        if tasks is not None:
+            tasks.block = None
+        return tasks
 
 
 class RingsOnce(WorkerProcess):

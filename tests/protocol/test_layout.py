@@ -316,48 +316,44 @@ def test_a_worker_that_is_to_leave_claims_nothing(make_queue):
 
 
 class Payloads:
-    """A heap, and the blocks that are in it."""
+    """A heap, and the payloads that are in it, by their pages."""
 
     def __init__(self, queue):
         self.heap, self.bytes, self.blocks = shmqueue.Heap(queue), queue.heap, {}
 
-    def put(self, size, users):
+    def put(self, size):
         payload = bytes([len(self.blocks) % 251]) * size
-        placed = self.heap.put([payload], size, users)
-        if placed is not None:
-            _, offset, block = placed
-            self.blocks[offset] = [payload, users, block]
-        return placed is not None
+        pages = self.heap.put([payload], size)
+        if pages is not None:
+            self.blocks[pages.start] = (payload, pages)
+        return pages is not None
 
-    def release(self, which):
-        offset = sorted(self.blocks)[which % len(self.blocks)]
-        entry = self.blocks[offset]
-        entry[2].release(1)
-        entry[1] -= 1
-        if not entry[1]:
-            del self.blocks[offset]
+    def free(self, which):
+        first = sorted(self.blocks)[which % len(self.blocks)]
+        self.heap.free(self.blocks.pop(first)[1])
 
     def check(self):
-        for offset, (payload, _, _) in self.blocks.items():
+        for first, (payload, _) in self.blocks.items():
+            offset = first * mmap.PAGESIZE
             assert bytes(self.bytes[offset : offset + len(payload)]) == payload
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 5 * mmap.PAGESIZE), st.integers(1, 3)), max_size=40))
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 5 * mmap.PAGESIZE)), max_size=40))
 def test_blocks_of_the_heap_never_overlap_and_come_back(steps):
     queue = SharedTaskQueue.create(4, 128, 1, 2)
     try:
         queue.heap = queue.heap[: 16 * mmap.PAGESIZE]
         payloads = Payloads(queue)
-        for put, size, number in steps:
+        for put, size in steps:
             if put or not payloads.blocks:
-                payloads.put(size, number)
+                payloads.put(size)
             else:
-                payloads.release(number)
+                payloads.free(size)
             payloads.check()
         while payloads.blocks:
-            payloads.release(0)
+            payloads.free(0)
         assert payloads.heap.used == 0
-        assert payloads.put(16 * mmap.PAGESIZE, 1), "and all of it can be had again"
+        assert payloads.put(16 * mmap.PAGESIZE), "and all of it can be had again"
         payloads = None
     finally:
         queue.heap.release()

@@ -126,9 +126,9 @@ class LedgerModel(RuleBasedStateMachine):
 
     def add_block(self, tasks):
         """As the packer does for payloads that do not fit their slots."""
-        freed = []
-        tasks.block = Block(len(tasks.data), lambda: freed.append(True))
-        self.blocks.append((list(tasks.tsk_ids), freed))
+        unused = collections.deque()
+        tasks.block = Block(lambda: None, unused)
+        self.blocks.append((list(tasks.tsk_ids), unused))
 
     @precondition(lambda self: not self.terminates)
     @rule(count=SIZES)
@@ -199,7 +199,7 @@ class LedgerModel(RuleBasedStateMachine):
 
     @rule()
     def pauses_end(self):
-        self.ledger.again.extend(self.ledger.retries.take_due(math.inf))
+        self.ledger.take_due(math.inf)
         for tsk_id in [tsk_id for tsk_id, place in self.where.items() if place == PAUSES]:
             self.where[tsk_id] = WAITS
 
@@ -264,9 +264,9 @@ class LedgerModel(RuleBasedStateMachine):
         assert all(attempts <= self.most + 1 for _, attempts in self.ended.values())
 
     @invariant()
-    def a_block_is_freed_with_its_last_task(self):
-        for tsk_ids, freed in self.blocks:
-            assert len(freed) == self.where.keys().isdisjoint(tsk_ids)
+    def a_block_is_unused_with_the_end_of_its_last_task(self):
+        for tsk_ids, unused in self.blocks:
+            assert len(unused) == self.where.keys().isdisjoint(tsk_ids)
 
     @invariant()
     def each_outcome_is_delivered_once(self):
@@ -303,7 +303,7 @@ class LedgerModel(RuleBasedStateMachine):
                 self.end_early(tsk_id)
             assert self.ended.keys() == self.owner.keys()
             self.accounts_agree()
-            self.a_block_is_freed_with_its_last_task()
+            self.a_block_is_unused_with_the_end_of_its_last_task()
             self.each_outcome_is_delivered_once()
 
 

@@ -1389,7 +1389,10 @@ class World:
             tuple(tuple(tasks.tsk_ids) for tasks in (*ledger.again, None, *ledger.fresh) if tasks is not None),
             len(ledger.again),
             tuple((tasks.first, bytes(tasks.settled), tuple(tasks.tsk_ids)) for tasks in ledger._placed),
-            tuple(sorted((tsk_id, last.attempts, last.status) for tsk_id, last in ledger.retries._last.items())),
+            tuple(
+                (tasks.tsk_ids[0], tasks.last.attempts, tasks.last.status)
+                for tasks in (*ledger.again, *ledger._placed) if tasks.last is not None
+            ),
             tuple(self.results),
             tuple(map(scalars, engine._lanes)), scalars(packer), bytes(packer.heap._in_use),
         ))  # fmt: skip
