@@ -477,14 +477,17 @@ class Supervisor:
         """Count outcomes (ok, failed, timeout, crashed, cancelled), retried and outstanding tasks, respawned workers.
 
         seconds: since the start. workers: a dict for each, with its pid and its completed and failed tasks.
+        held_up: what keeps workers from running, such as "worker 1 is stopped", while tasks are outstanding; else "".
         """
         tally = self._ledger.tally
         pool = self._pool
+        outstanding = self._ledger.unfinished()
         return {
             **tally.counts,
             "retried": tally.retried,
             "respawned": pool.respawned,
-            "outstanding": self._ledger.unfinished(),
+            "outstanding": outstanding,
+            "held_up": pool.held_up() if outstanding else "",
             "seconds": tally.seconds(),
             "workers": [
                 {"pid": process.pid, "completed": completed, "failed": failed}
@@ -1119,7 +1122,6 @@ class Calls(Source):
 # The engine: moves tasks from their source into the queue, and outcomes out of it.
 # ---------------------------------------------------------------------------------------------------------------------
 
-STALL_SECONDS = 3.0  # if every worker sleeps for this long while tasks are in the queue, the segment is spoiled
 READ_AHEAD = 4  # a job in order reads at most this times num_slots tasks beyond its oldest unfinished one
 CANCELLED = "cancelled before it began"  # the error of such a task
 
@@ -1207,8 +1209,9 @@ class Engine:
         if self.over:
             raise RuntimeError(self.over)
         with self.exclusive:
+            unread = len(job.results)
             more = self._move(job, report)
-            if not (more or job.results or self.failure):
+            if not (more or len(job.results) > unread or self.failure):
                 self._wait(job)
 
     def parts(self, job: Job, report: Callable[[], None]) -> Generator[Iterator[Any], None, None]:
@@ -1252,7 +1255,7 @@ class Engine:
         with self._must_complete():
             fed = self.feed()
             more = self.harvest() or more
-            self.hurry(fed or more)
+            self.hurry()
             if system.monotonic() >= self.next_check:
                 more = self.check_workers(system.monotonic()) or more
                 self._in_turn = False  # what is asked for from here on can be done at once
@@ -1342,8 +1345,8 @@ class Engine:
         """Bring outcomes to the ledger. Return True if there were any, or if there is more room."""
         raise NotImplementedError
 
-    def hurry(self, moved: bool) -> None:
-        """Bring the next check forward if that is needed. `moved`: this turn has moved tasks."""
+    def hurry(self) -> None:
+        """Bring the next check forward if that is needed."""
 
     def check_workers(self, now: float) -> bool:
         """Do what is due from time to time, and set `next_check`. Return True if tasks were moved."""
@@ -1436,7 +1439,7 @@ class WorkerEngine(Engine):
         self._grace = grace
         self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
         self._sleepers: list[tuple[int, int]] = []  # at the last check
-        self._moved_at = self._turned_at = system.monotonic()
+        self._lost = False  # at the last check, tasks were nowhere
 
     def harvest(self) -> bool:
         """Read the batches that workers have published. Return True if there were any, or if there is more room."""
@@ -1454,20 +1457,17 @@ class WorkerEngine(Engine):
             self._queue.harvest([lane.harvested for lane in self._lanes])
         return news or self._queue.room() > room
 
-    def hurry(self, moved: bool) -> None:
+    def hurry(self) -> None:
         """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""
-        now = system.monotonic()
-        if moved or now - self._turned_at > 1.0:  # or there was no turn for a second
-            self._moved_at = now
-        self._turned_at = now
         self._pool.ring()
         if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
-            self.next_check = min(self.next_check, now + HUNGRY_SECONDS)
+            self.next_check = min(self.next_check, system.monotonic() + HUNGRY_SECONDS)
 
     def check_workers(self, now: float) -> bool:
         """Reap dead workers, halt slow ones, end those whose task runs too long. Return True if tasks were moved."""
         self._sleepers = self._queue.sleepers()
-        self._check_for_stall(now)
+        self._check_for_lost()
+        self._pool.ring(everyone=True)
         hungry = not self.paused and any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
         moved = soon = False
         for process in self._pool.find_dead(now):
@@ -1488,17 +1488,16 @@ class WorkerEngine(Engine):
             self.next_check = now + IDLE_SECONDS
         return moved
 
-    def _check_for_stall(self, now: float) -> None:
-        """Raise SpoiledSegmentError if all workers sleep for STALL_SECONDS while the queue has tasks.
+    def _check_for_lost(self) -> None:
+        """Raise SpoiledSegmentError if tasks are nowhere: the ring is empty, and every claimed batch was read.
 
-        If somebody has stopped workers, continue them instead.
+        This must hold at two checks in a row, with a turn of the lock between them: a claim writes several words.
         """
         waiting = self._ledger.in_queue()
-        all_sleep = len(self._sleepers) == len(self._pool.processes) and not self.paused
-        if waiting and all_sleep and now - self._moved_at > STALL_SECONDS:
-            if not self._pool.continue_stopped():
-                raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, and every worker sleeps")
-            self._moved_at = now  # give them time to claim
+        lost = waiting > 0 and not self._queue.backlog() and not any(lane.has_batches() for lane in self._lanes)
+        if lost and self._lost:
+            raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, but neither in the ring nor in a lane")
+        self._lost = lost
 
     def _attend(self, lane: LaneReader, now: float, hungry: bool) -> tuple[bool, bool]:
         """Halt a worker that is slow while others are idle or its results wait, or whose task runs too long.
@@ -1609,7 +1608,7 @@ class InlineQueue:
         tasks = self.take()
         return [] if tasks is None else [(tasks.first, 1)]
 
-    def wakeable(self) -> list[tuple[int, int]]:
+    def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
         return []
 
     def backlog(self) -> int:
@@ -1750,6 +1749,10 @@ class LaneReader:
         self.settled_below = 0
         self.halted_batch = 0
         self.bound = 0
+
+    def has_batches(self) -> bool:
+        """Return True if the worker has claimed a batch that was not read to its bound."""
+        return self.process.word(CLAIMS) != self.harvested
 
     def has_outcomes(self, glance: Glance) -> bool:
         """Return True if the worker's current batch has outcomes that are not in the ledger."""
@@ -2733,8 +2736,8 @@ STOP_SECONDS = 5.0  # workers that are told to leave may take this long
 MEMORY_SECONDS = 1.0  # between two readings of memory and processor time; a worker may stay above max_rss so long
 REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
 TAKEN = 1 << 16  # an exit code that is not known: the program has reaped the worker itself, or ignores SIGCHLD
-# The run ends when FAILED_STARTS workers in a row died before a claim, and either the initializer raised or no worker
-# had a task for FAILED_SECONDS.
+# The run ends when FAILED_STARTS starts in a row have failed while none was ready, and either an initializer raised
+# or no worker had a task for FAILED_SECONDS.
 FAILED_STARTS = 8
 FAILED_SECONDS = 3.0
 WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
@@ -2752,8 +2755,8 @@ class WorkerPool:
         self.closing = False  # start no more
         self.silent_fork = False  # without the warning of Python about threads, as nobody has named fork
         self.respawned = 0
-        self._refused_since = 0.0  # when it began that no worker lives and none can be started; 0 if not
         self._failed_starts = 0  # in a row
+        self._last_failure = ""  # why
         self._dead_starting = 0.0  # seconds that the dead workers took to start
         self._worked_at = system.monotonic()
         self._next_memory = system.monotonic() + MEMORY_SECONDS  # so a short run need not import psutil
@@ -2795,24 +2798,11 @@ class WorkerPool:
         del spare  # this closes them
 
     def try_to_start(self, process: WorkerProcess) -> None:
-        """Start a process as this worker while a run goes on.
-
-        If a limit of the system forbids it, the others go on, and it is tried again later. Raises WorkersFailedError
-        if no worker has lived for FAILED_SECONDS because of that.
-        """
-        now = system.monotonic()
+        """Start a process as this worker while a run goes on. If a limit forbids it, that is a failed start."""
         try:
             self.start(process)
         except LIMIT_ERRORS as error:
-            process.postpone(now)
-            if self.living():
-                self._refused_since = 0.0
-                return
-            self._refused_since = self._refused_since or now
-            if now - self._refused_since > FAILED_SECONDS:
-                raise WorkersFailedError(f"no worker can be started: {limit_text(error)}") from None
-        else:
-            self._refused_since = 0.0
+            self._start_failed(process, f"no worker can be started: {limit_text(error)}", sure=False)
 
     def _launch(self, process: WorkerProcess) -> None:
         """Start the process, and keep what is needed of it."""
@@ -2840,11 +2830,14 @@ class WorkerPool:
             queue.words[process.status + BORN] = max(0, process.born)
             queue.words[process.status + PID] = process.pid
 
-    def ring(self) -> None:
-        """Wake the sleepers for which there is enough work. Ring only once for each sleep."""
-        for index, number in self._queue.wakeable():
+    def ring(self, everyone: bool = False) -> None:
+        """Wake the sleepers for which there is enough work, once for each sleep.
+
+        everyone: wake all that could take a task, again too. One of them may be stopped, or get no processor.
+        """
+        for index, number in self._queue.wakeable(everyone):
             process = self.processes[index]
-            if process.rung != number:
+            if everyone or process.rung != number:
                 process.rung = number
                 if process.child is not None:
                     self._write(process.wake, b"!")
@@ -2910,12 +2903,16 @@ class WorkerPool:
     def _start_time(self, process: WorkerProcess) -> float:
         """Return the seconds until this process was ready, or until now."""
         ready = process.word(READY) / 1e9
-        return (ready if ready > process.started else system.monotonic()) - process.started
+        return (ready if self._is_ready(process) else system.monotonic()) - process.started
+
+    def _is_ready(self, process: WorkerProcess) -> bool:
+        """Return True if this process, not one before it, has called the initializer and wants tasks."""
+        return process.word(READY) / 1e9 > process.started
 
     def replace(self, process: WorkerProcess, code: int, claimed: bool, note: str) -> None:
         """Replace a reaped worker: at once, or after a pause if it died before it claimed a task.
 
-        Raises WorkersFailedError if FAILED_STARTS workers in a row died so, or if the exit code is UNGUARDED.
+        Raises WorkersFailedError if its exit code is UNGUARDED, or as _start_failed().
         """
         self.respawned += 1
         if code == UNGUARDED:
@@ -2924,12 +2921,19 @@ class WorkerPool:
             self.worked()
             process.deaths = 0
             self.try_to_start(process)
-            return
-        process.postpone(system.monotonic())
+        else:
+            why = f"{self._failed_starts + 1} workers in a row died before they took a task: {note or exit_text(code)}"
+            self._start_failed(process, why, sure=bool(note))
+
+    def _start_failed(self, process: WorkerProcess, why: str, sure: bool) -> None:
+        """Try again after a pause. Raises WorkersFailedError if that is hopeless. sure: the initializer raised."""
+        now = system.monotonic()
+        process.postpone(now)
         self._failed_starts += 1
-        if self._failed_starts >= FAILED_STARTS and (note or system.monotonic() - self._worked_at > FAILED_SECONDS):
-            why = note or exit_text(code)
-            raise WorkersFailedError(f"{self._failed_starts} workers in a row died before they took a task: {why}")
+        self._last_failure = why
+        hopeless = sure or now - self._worked_at > FAILED_SECONDS
+        if self._failed_starts >= FAILED_STARTS and hopeless and not any(map(self._is_ready, self.living())):
+            raise WorkersFailedError(why)
 
     def worked(self) -> None:
         """Note that some worker has had tasks."""
@@ -2950,12 +2954,13 @@ class WorkerPool:
                 process.signal_group(signal.SIGCONT)
                 process.progress_since += system.monotonic() - since
 
-    def continue_stopped(self) -> bool:
-        """Continue workers that somebody has stopped while they slept. Return True if there were any."""
-        stopped = [process for process in self.living() if process.is_stopped()]
-        for process in stopped:
-            process.signal_group(signal.SIGCONT)
-        return bool(stopped)
+    def held_up(self) -> str:
+        """Say what keeps workers from running: somebody has stopped them, or none could be started. "" if nothing."""
+        living = self.living()
+        stopped = [f"worker {process.index}" for process in living if process.is_stopped()]
+        if stopped:
+            return f"{' and '.join(stopped)} {'is' if len(stopped) == 1 else 'are'} stopped"
+        return self._last_failure * (not living)
 
     def free_lock(self, lock: KernelLock, holder: int, seconds: float) -> None:
         """Free a lock for which the supervisor has waited for so many seconds.
@@ -3046,14 +3051,16 @@ class WorkerProcess:
         self.killed_for = None
         self.kill_at = math.inf
         self.monitor = None
+        self.rss = 0
+        self.cpu = 0.0
         self.retiring = 0.0
         self.told = False
         self.identify()
 
     def postpone(self, now: float) -> None:
-        """Set when to start it again: each time in a row after a longer pause, 1 s at most."""
+        """Set when to start it again: each second time in a row after a pause that is doubled, 0.1 to 5 s."""
         self.deaths += 1
-        self.due = now + min(1.0, 0.02 * 2 ** min(self.deaths, 6))
+        self.due = now + min(5.0, 0.1 * 2 ** min(self.deaths // 2, 6))
 
     def identify(self) -> None:
         """Remember the identity of the new process. Later another process may get its pid."""
@@ -4334,15 +4341,15 @@ class SharedTaskQueue(QueueMemory):
         """Return how many tasks are in the ring, as far as is known (supervisor, watcher)."""
         return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
 
-    def wakeable(self) -> list[tuple[int, int]]:
-        """Return the sleepers to wake: one for each millisecond of work in the ring (supervisor)."""
+    def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
+        """Return the sleepers to wake: one for each millisecond of work in the ring, or all (supervisor)."""
         tasks = self.backlog()
         worth = []
         for worker, number in self.sleepers() if tasks else ():
             if self.has_free_half(worker):
                 worth.append((worker, number))
                 tasks -= max(1, self.words[self.status[worker] + LIMIT] // WAKE_SHARE)
-                if tasks <= 0:
+                if tasks <= 0 and not everyone:
                     break
         return worth
 
@@ -6182,9 +6189,13 @@ class Display:
             num_slots=queue.num_slots,
             workers=[self._row(process, rate) for process, rate in workers],
             failures=[f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]],
-            state=progress.state,
+            state=progress.state or self._held_up(),
             keys=progress.keys,
         )
+
+    def _held_up(self) -> str:
+        held_up = self._pool.held_up() if self._ledger.unfinished() else ""
+        return f"waiting: {held_up}" if held_up else ""
 
     def _row(self, process: WorkerProcess, rate: float) -> WorkerRow:
         """Return what the screen shows of a worker."""
@@ -6699,6 +6710,8 @@ OPTIONS = (
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+LOOK_SECONDS = 1.0  # between two looks at what holds up a run
+HELD_UP_LOOKS = 10
 LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
 POLL_COMMAND_MS = 20  # the end of a command that leaves its pipes open is noticed within this time
 PIPE_BYTES = 1 << 20  # what a pipe holds at most
@@ -7171,6 +7184,8 @@ class CommandLine:
         self.stopped_by = 0
         self.patient = True  # with a reader of the output that takes nothing
         self.ended = False  # signals act as they do without us
+        self.look_at = time.monotonic() + LOOK_SECONDS  # whether something holds up the run
+        self.held_up = 0  # so often in a row it did
         self.supervisor: Any = None
 
     def _open_source(self) -> LineSource | QuerySource:
@@ -7315,10 +7330,20 @@ class CommandLine:
             self.printer.flush()
         while self.signals:
             self._act_on(self.signals.pop(0))
+        if not isinstance(self.progress, Screen) and time.monotonic() >= self.look_at:
+            self._say_what_holds_it_up()
         if supervisor.cancelled:
             self.progress.state = "ending: what is begun is finished"
         else:
             self.progress.state = "paused" * supervisor.paused
+
+    def _say_what_holds_it_up(self) -> None:
+        """Where no screen does: once, when something has held up the run for HELD_UP_LOOKS looks."""
+        self.look_at = time.monotonic() + LOOK_SECONDS
+        held_up = self.supervisor.stats()["held_up"]
+        self.held_up = self.held_up + 1 if held_up else 0
+        if self.held_up == HELD_UP_LOOKS:
+            self.progress.write(printable(f"shmqueue: waiting: {held_up}") + "\n")
 
     def _act_on(self, number: int) -> None:
         """Do what a signal asks for: the first Ctrl-C ends the run gently, anything after it at once."""

@@ -703,7 +703,7 @@ class Cluster:
         columns = zip(tally.workers, tally.completed, tally.failed)
         workers = [{"node": node, "pid": pid, "completed": done, "failed": bad} for (node, pid), done, bad in columns]
         outstanding = self._in_flight() + len(self._back)
-        more = {"retried": tally.retried, "respawned": tally.respawned, "outstanding": outstanding}
+        more = {"retried": tally.retried, "respawned": tally.respawned, "outstanding": outstanding, "held_up": ""}
         return {**tally.counts, **more, "seconds": time.monotonic() - self._began, "workers": workers}
 
     def summary(self) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class DealtQueue(shmqueue.SharedTaskQueue):
     def backlog(self) -> int:
         return sum(map(self._waiting, range(self.num_workers)))
 
-    def wakeable(self) -> list[tuple[int, int]]:
+    def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
         return [(i, number) for i, number in self.sleepers() if self._waiting(i) and self.has_free_half(i)]
 
     # The hooks of a lane.

@@ -112,8 +112,8 @@ class SemaphoreQueue(shmqueue.SharedTaskQueue):
             self._free.post(count)
         return drained
 
-    def wakeable(self) -> list[tuple[int, int]]:
-        worth = super().wakeable()
+    def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
+        worth = super().wakeable(everyone)
         if worth and not self._filled.value():
             self._count_anew()
         return worth

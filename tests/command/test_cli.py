@@ -16,6 +16,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import pytest
 from hypothesis import example, given
@@ -34,6 +35,7 @@ from tests.helpers import (
     summary,
     usage_error,
     wait_until,
+    workers_of,
 )
 
 STREAMED = ("--results", "-", "-w", "1", "--screen", "off")
@@ -1171,3 +1173,19 @@ def test_main_runs_beside_the_main_thread_too(cli):
     thread.join(60)
     assert codes == [0]
     assert len((cli.folder / "out.jsonl").read_text().splitlines()) == 10
+
+
+@pytest.mark.promise("G9")
+def test_what_holds_up_a_run_is_said_once_where_no_screen_says_it(cli):
+    code = "import sys, shmqueue\nshmqueue.LOOK_SECONDS = 0.05\nsys.exit(shmqueue.main())\n"
+    tasks = cli.file("tasks", "kill -STOP $PPID; sleep 0.01\ntrue\n")  # the parent of the command is the worker
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = (tasks, "--shell", "-w", "1", "--screen", "off")
+    run = cli.start(*arguments, script=cli.file("tool.py", code), env=environment)
+    line = run.stderr.readline()
+    time.sleep(1)
+    for pid in workers_of(run):
+        os.kill(pid, signal.SIGCONT)
+    rest = cli.finish(run)
+    assert (line, rest.code) == (b"shmqueue: waiting: worker 0 is stopped\n", 0)
+    assert "waiting" not in rest.err
