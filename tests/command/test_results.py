@@ -749,12 +749,12 @@ def test_when_the_disk_is_full_it_stops_says_how_to_go_on_and_resume_does(cli, h
     assert "--resume" in run.out
     said = re.search(r"([\d,]+) results were not written", run.out)
     kept = read_only_oks(path)
-    assert 100 < len(kept) < count
+    assert 10 < len(kept) < count
     assert set(kept.values()) == {1}
     counts = summary(run.out)
     assert counts["cancelled"] > 0, "it went on with work that is lost"
     begun = notes(cli)
-    assert sum(begun.values()) < len(kept) + 200
+    assert sum(begun.values()) < len(kept) + 300
     assert int(said[1].replace(",", "")) == counts["total"] - len(rows_of_copy(path)), "of these nothing is written"
     again = cli.run(*arguments)
     assert again.code == 0, again.out

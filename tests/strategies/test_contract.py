@@ -534,14 +534,16 @@ def check_death(queue, flag, what, function=jobs.echo):
 
 
 @pytest.mark.promise("G3")
-@pytest.mark.parametrize("function", [jobs.quiet, slow_echo])
 @pytest.mark.parametrize("what", ["in the lock", "in the copy", "before the commit"])
-def test_a_worker_is_killed_in_the_critical_section(queue, tmp_path, what, function):
-    for number in range(2):
-        check_death(queue, tmp_path / str(number), what, function)
+def test_a_worker_is_killed_in_the_critical_section(queue, tmp_path, what):
+    check_death(queue, tmp_path / "flag", what, slow_echo)
 
 
 @pytest.mark.promise("G3")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "queue", [name for name in strategies if name != "lockf"], indirect=True
+)  # protocol/test_kill_at_store.py has that
 def test_a_worker_is_killed_at_each_store(queue, tmp_path):
     for number in range(1, 17):
         check_death(queue, tmp_path / str(number), number)
