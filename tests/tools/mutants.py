@@ -6,8 +6,8 @@ NAME is a class or function of shmqueue.py or variants/, as Engine or Engine.hal
 the lines that differ from COMMIT. operators.py says what kinds of mistakes there are.
 
 First all tests run once, on a copy whose functions note their lines (see reach.py). Then each mistake is made in a
-copy, and the tests that reach its line run there: those first that have caught others of the same function, then the
-short ones, for so many seconds as --seconds says. It is
+copy, and the tests that reach its line run there: those first that have caught others of the same function, then each
+with its shortest parameters, for so many seconds as --seconds says. It is
 
     caught       a test fails by what it asserts, or cannot be imported. A test that was late has a second try with more
                  time, since what waits for something asserts that it came
@@ -210,8 +210,13 @@ class Judge:
         """Return the tests that run, in order."""
         reaching = {test for line in mistake.lines for test in self._reach.tests.get(f"{mistake.file}:{line}", ())}
         catches = self._catches[mistake.scope]
+        ranks, seen = {}, collections.Counter()
+        for test in sorted(reaching, key=lambda test: (self._reach.seconds[test], test)):
+            function = test.partition("[")[0]
+            ranks[test] = seen[function]  # so each test runs with one of its parameters before any runs with another
+            seen[function] += 1
         chosen, spent = [], 0.0
-        for test in sorted(reaching, key=lambda test: (-catches[test], self._reach.seconds[test], test)):
+        for test in sorted(ranks, key=lambda test: (-catches[test], ranks[test])):
             chosen.append(test)
             spent += self._reach.seconds[test]
             if spent > self._seconds:
