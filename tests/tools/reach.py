@@ -24,7 +24,7 @@ import pytest
 
 PLAN = pathlib.Path(__file__).with_name("mutants_plan.json")
 TOOL = 3  # of sys.monitoring: neither a debugger's nor coverage's
-WAITED = ("Timeout (>", "TimeoutExpired", "TimeoutError")  # in the message of a test that has waited too long
+WAITED = ("Timeout (>", "TimeoutExpired", "TimeoutError", "FailedHealthCheck")  # in the message of a test that was late
 
 TRACER = """
 import os, sys
