@@ -561,6 +561,15 @@ def steered_ledger(world: World) -> type[shmqueue.Ledger]:
     return SteeredLedger
 
 
+def steered_lane(world: World) -> type[shmqueue.LaneReader]:
+    class SteeredLane(world.part(shmqueue.LaneReader)):  # type: ignore[misc]
+        def has_batches(self) -> bool:
+            with world.hints():  # it counts only if it is so at two checks, with a turn of the lock between them
+                return super().has_batches()
+
+    return SteeredLane
+
+
 class Seat:
     """A queue object, of one process at a time, with the doubles in it; made anew for each run from what it held."""
 
@@ -806,6 +815,7 @@ class World:
             "WorkerPool": steered_pool(self),
             "WorkerEngine": steered_engine(self),
             "Ledger": steered_ledger(self),
+            "LaneReader": steered_lane(self),
             "system": PlayedSystem(self),
             "handlers_wait": contextlib.nullcontext,
             "release_all": lambda release: None,
@@ -974,12 +984,12 @@ class World:
         for _ in range(4):  # also what cancelled tasks and dead workers leave
             self.block(actor, DRAINING)
             self.engine.next_check = 0.0
-            self.engine.feed()
             self.engine.harvest()
             self.engine.check_workers(self.now)
-            self.pool.ring()
+            self.engine.push()
         self.block(actor, DRAINING)
         self.engine.harvest()
+        self.engine.push()  # this also frees the blocks of payloads whose tasks are settled
 
     def _serve(self, options: Any, pipes: Any, actor: Actor) -> None:
         queue = self._seat(actor)

@@ -12,8 +12,8 @@ ASKED = {  # what belongs to System, by the name before the dot; "" for function
     "signal": {"pidfd_send_signal"},
     "": {"process_state", "state_and_switches", "read_file", "write_file"},
 }
-# Where it is asked directly: what System is made of; a signal handler's helper; a worker that nobody steers any more.
-BY_ITSELF = {"System", "state_and_switches", "Repeat", "end_with_supervisor"}
+# Where it is asked directly: what System is made of, and a worker whose supervisor is gone.
+BY_ITSELF = {"System", "state_and_switches", "end_with_supervisor"}
 
 
 def asked_directly(node):
