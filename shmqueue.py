@@ -335,8 +335,7 @@ class Supervisor:
             self._release.append(self._engine.close)
             self._pool.start_all()
         except BaseException as error:
-            with contextlib.suppress(OSError):  # no descriptor is left: then it is done again when Python exits
-                self._dispose()
+            self._dispose()
             raise limit_error(error) from None
 
     def _run_here(self, options: WorkerOptions, screen: Any) -> None:
@@ -4494,6 +4493,8 @@ def remove_segment(path: str) -> None:
 
     Do it twice, since an orphaned worker may have made another file meanwhile (see ValueFiles).
     """
+    if not os.path.exists(path):  # nor is there anything beside it; and there may be no descriptor left to look
+        return
     folder, name = os.path.split(path)
     for _ in range(2):
         beside = [os.path.join(folder, file) for file in os.listdir(folder) if file.startswith(name + ".")]
@@ -4513,7 +4514,10 @@ def end_strays(name: str) -> None:
     Their environment names the run. This needs /proc, and misses a process that was forked and has executed nothing.
     """
     mark = f"{RUN_VARIABLE}={name}".encode()
-    for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+    pids: list[str] = []
+    with contextlib.suppress(OSError):  # there is no /proc, or no descriptor is left
+        pids = os.listdir("/proc")
+    for pid in filter(str.isdigit, pids):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
             told = file.read()
             if mark in told and mark in told.split(b"\0") and os.fstat(file.fileno()).st_uid == os.geteuid():

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -533,13 +534,19 @@ def warm():
 
 @pytest.mark.parametrize("left", [0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 25])
 @pytest.mark.parametrize("method", METHODS)
-def test_too_few_descriptors(warm, method, left):
+def test_too_few_descriptors(warm, monkeypatch, method, left):
+    """And nothing is said when what was made of it is collected, while there still are too few."""
+    said = []
+    monkeypatch.setattr("sys.unraisablehook", said.append)
     with descriptors_used_up(left):
         before = len(descriptors()) if left else 0
         with pytest.raises(OSError, match="ulimit -n") as caught:
             Supervisor([jobs.echo], workers=4, start_method=method)
         assert caught.value.errno == errno.EMFILE
         assert not left or len(descriptors()) == before
+        del caught
+        gc.collect()
+    assert said == []
     assert segments_of([os.getpid()]) == []
     assert multiprocessing.active_children() == []
 
