@@ -45,6 +45,16 @@ def echo_after_sigterm(payload: bytes) -> bytes:
     return payload
 
 
+def tidy_up(path: str) -> None:
+    """After SIGTERM, take as long as some checks of the workers take, and then note the end."""
+    came = []
+    signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    while not came:
+        time.sleep(0.005)
+    time.sleep(0.5)
+    pathlib.Path(path).touch()
+
+
 def worker_number(payload: bytes) -> str:
     return os.environ["SHMQUEUE_WORKER"]
 
@@ -253,6 +263,13 @@ def test_a_task_that_ends_in_its_grace_is_a_timeout(tmp_path):
         assert supervisor.stats()["respawned"] == 1
     assert results == {1: "timeout"} | dict.fromkeys(range(2, 22), "ok")
     assert note.exists()
+
+
+def test_a_task_has_its_whole_grace_to_tidy_up(tmp_path):
+    with Supervisor([tidy_up], workers=1, timeout=0.2, grace=60) as supervisor:
+        (result,) = supervisor.run([str(tmp_path / "tidy")])
+    assert result.status == "timeout"
+    assert (tmp_path / "tidy").exists()
 
 
 @pytest.mark.parametrize("size", [3 << 20, 17 << 20])
