@@ -7092,7 +7092,7 @@ def _usage_error(what: str = "") -> Iterator[None]:
 
 def in_options(text: str) -> str:
     """Return what a Supervisor says, with options in place of its arguments."""
-    names = "|".join(option.name for option in OPTIONS if option.shared)
+    names = "|".join(option.name for option in OPTIONS)
     return re.sub(rf"\b({names})=(?=([^\s,;]?))", lambda found: flag(found[1]) + " " * bool(found[2]), text)
 
 

@@ -534,11 +534,11 @@ def test_a_long_name_that_no_function_has_is_said_briefly(cli):
 
 def test_what_the_output_cannot_encode_is_escaped(cli):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    tasks = cli.file("tasks", "echo gr\u00fcn; sleep 0.02\n")
+    tasks = cli.file("tasks", "echo gr\u00fcn >&2; false\n")
     run = cli.run(tasks, "--shell", "--no-print", "-w", "1", "--screen", "off", env=environment)
-    assert run.code == 0
+    assert run.code == 1
     assert r"gr\xfcn" in run.out
-    assert summary(run.out)["ok"] == 1
+    assert summary(run.out)["failed"] == 1
     run = cli.run("--help", env=environment)
     assert (run.code, run.err) == (0, "")
 
