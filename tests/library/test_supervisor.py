@@ -876,6 +876,7 @@ def test_a_timeout_counts_from_the_start_of_its_task():
     assert [result.status for result in results] == ["ok"] * 3
 
 
+@pytest.mark.command_line
 def test_halts_do_not_put_off_a_timeout():
     """While the first task runs, others are taken back and given out again, many times."""
     with start([jobs.rest], timeout=1.0, batch=4, workers=1) as supervisor:
@@ -1362,6 +1363,7 @@ def test_a_sleeper_that_is_told_to_leave_does_so_at_once():
         assert wait_until(process.is_dead, 5), "nobody has woken it"
 
 
+@pytest.mark.command_line
 def test_each_task_is_in_hand_since_it_began_and_not_since_its_batch_did(tmp_path):
     """The screen shows for how long. Each task waits at a gate, and each gate is opened some time after it began."""
     gates = [str(tmp_path / str(number)) for number in range(4)]

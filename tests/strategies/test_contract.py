@@ -602,6 +602,7 @@ def run_module(module, folder, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=50)
 
 
+@pytest.mark.command_line
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_the_command_line_of_each(queue, tmp_path, method):
     (tmp_path / "tasks").write_text("".join(f"echo {number}\n" for number in range(500)))
@@ -611,6 +612,7 @@ def test_the_command_line_of_each(queue, tmp_path, method):
     assert "500 tasks: 500 ok" in done.stdout
 
 
+@pytest.mark.command_line
 def test_a_copy_in_another_package_works(queue, tmp_path):
     package = tmp_path / "package"
     package.mkdir()
