@@ -265,3 +265,13 @@ def test_without_proc_nothing_is_said_about_processes(monkeypatch, capfd):
     assert shmqueue.process_state(-1) == ("", 0)
     assert capfd.readouterr().err == ""
     assert is_running(os.getpid())
+
+
+def test_files_beside_a_segment_go_though_somebody_has_unlinked_it():
+    """As a stranger's resource tracker does."""
+    with shmqueue.Supervisor([len], workers=1, start_method="fork") as supervisor:
+        path = os.path.join(shmqueue.shared_directory(), supervisor.name)
+        assert list(supervisor.map(len, [b"x"])) == [1]
+        shmqueue.write_file(path + ".watch", b"")
+        os.unlink(path)
+    assert not os.path.exists(path + ".watch")
