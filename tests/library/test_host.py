@@ -104,7 +104,7 @@ if __name__ == "__main__":
 TELL_SIGNALS = """
 import signal
 print(*sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))))
-print(*(number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN))
+print(*(int(number) for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN))
 """
 
 
@@ -119,7 +119,7 @@ def signals_of(payload: bytes):
 def test_no_mask_is_left_in_a_worker_nor_in_what_it_starts(method):
     ((mask, told),) = shmqueue.parallel_map(signals_of, [b""], workers=1, start_method=method)
     assert mask == []
-    assert told == ["", f"{signal.SIGPIPE:d} {signal.SIGXFSZ:d}"]
+    assert told == ["", f"{int(signal.SIGPIPE)} {int(signal.SIGXFSZ)}"]
 
 
 def test_no_mask_is_left_in_other_children_of_the_fork_server(tmp_path):
