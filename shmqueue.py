@@ -486,7 +486,7 @@ class Supervisor:
             "retried": tally.retried,
             "respawned": pool.respawned,
             "outstanding": outstanding,
-            "held_up": pool.held_up() if outstanding else "",
+            "held_up": pool.held_up(outstanding),
             "seconds": tally.seconds(),
             "workers": [
                 {"pid": process.pid, "completed": completed, "failed": failed}
@@ -2953,8 +2953,13 @@ class WorkerPool:
                 process.signal_group(signal.SIGCONT)
                 process.progress_since += system.monotonic() - since
 
-    def held_up(self) -> str:
-        """Say what keeps workers from running: somebody has stopped them, or none could be started. "" if nothing."""
+    def held_up(self, outstanding: int) -> str:
+        """Say what keeps workers from running: somebody has stopped them, or none could be started.
+
+        Return "" if nothing does, or if no tasks are outstanding.
+        """
+        if not outstanding:
+            return ""
         living = self.living()
         stopped = [f"worker {process.index}" for process in living if process.is_stopped()]
         if stopped:
@@ -6202,7 +6207,7 @@ class Display:
         )
 
     def _held_up(self) -> str:
-        held_up = self._pool.held_up() if self._ledger.unfinished() else ""
+        held_up = self._pool.held_up(self._ledger.unfinished())
         return f"waiting: {held_up}" if held_up else ""
 
     def _row(self, process: WorkerProcess, rate: float) -> WorkerRow:

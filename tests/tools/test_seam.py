@@ -3,8 +3,8 @@
 import ast
 
 from tests.helpers import SCRIPT
+from tests.tools.cut import library
 
-BANNER = "The command line begins here"
 ASKED = {  # what belongs to System, by the name before the dot; "" for functions of the file
     "time": {"monotonic", "perf_counter", "time", "sleep"},
     "select": {"poll"},
@@ -27,7 +27,7 @@ def asked_directly(node):
 
 
 def test_the_library_asks_the_machine_by_one_object():
-    library = ast.parse(SCRIPT.read_text("utf-8").partition(BANNER)[0])
-    found = {getattr(node, "name", ""): list(asked_directly(node)) for node in library.body}
+    tree = ast.parse(library(SCRIPT.read_text("utf-8")))
+    found = {getattr(node, "name", ""): list(asked_directly(node)) for node in tree.body}
     assert "time.monotonic" in found["System"]
     assert {name: asked for name, asked in found.items() if asked and name not in BY_ITSELF} == {}
