@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,18 @@ import types
 
 import pytest
 
-from tests.helpers import HANG, ROOT, is_running, read_line, segments_of, session_of, summary, usage_error, wait_until
+from tests.helpers import (
+    HANG,
+    ROOT,
+    is_running,
+    read_line,
+    segments_of,
+    session_of,
+    state_of,
+    summary,
+    usage_error,
+    wait_until,
+)  # fmt: skip
 from variants import dask_cluster
 
 pytest.importorskip("distributed", reason="a cluster needs Dask: pip install distributed")
@@ -324,6 +336,14 @@ def square(payload: str) -> str:
     begin(payload)
     return str(int(payload) ** 2)
 
+def tell_worker(payload: str) -> str:
+    begin(payload)
+    return os.getcwd() + " " + os.environ["SHMQUEUE_WORKER"]
+
+def die(payload: bytes) -> None:
+    begin(payload)
+    os._exit(3)
+
 def kill_supervisor(payload: bytes) -> bytes:
     begin(payload)
     if os.getcwd().startswith({where!r}):
@@ -502,6 +522,72 @@ def test_records_are_read_up_to_what_is_torn(tmp_path):
     for length in range(len(data)):
         file.write_bytes(data[:length])
         assert list(dask_cluster.read_records(str(file))) in ([], outcomes[:1])
+
+
+def test_an_idle_node_ends_its_process_and_begins_another_one_when_there_is_work(dask, leave, cli):
+    """Here a node is idle after half a second. A task in hand is no idleness."""
+    text = pathlib.Path(dask_cluster.__file__).read_text()
+    quick, count = re.subn(r"^IDLE_SECONDS = [\d.]+", "IDLE_SECONDS = 0.5", text, flags=re.MULTILINE)
+    assert count == 1
+    arguments = ("-", "--call", f"{leave.handlers}:square", "--scheduler", dask.address, "--results", "-")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = cli.start(*arguments, "--screen", "off", script=cli.file("dask_cluster.py", quick), env=environment)
+    for number in range(3):
+        run.stdin.write(b"%d\n" % number)
+        assert wait_until(dask.supervisors, HANG)
+        time.sleep(1.0)
+        leave.up_to(number + 1)
+        assert json.loads(read_line(run.stdout))["value"] == str(number**2)
+        assert len(leave.by_process()) == number + 1
+        assert wait_until(lambda: not dask.segments())
+        assert dask.journals() == []
+    assert cli.finish(run).code == 0
+    assert leave.starts() == {"0": 1, "1": 1, "2": 1}
+
+
+def test_workers_of_all_nodes_have_numbers_and_the_replaced_ones_are_counted(dask, leave, deal, cli):
+    arguments = ("--handlers", leave.handlers, "--scheduler", dask.address, "--summary", "summary.json")
+    deaths = 6
+    tasks = [f"tell_worker {n}\n" for n in range(600)]
+    for place in range(deaths):
+        tasks.insert(100 * place + 50, f"die {1000 + place}\n")
+    run = deal("".join(tasks), *arguments, "--results", "-")
+    leave.up_to(each=5)
+    assert wait_until(lambda: list(leave.by_process().values()).count(5) >= 4, HANG)  # both nodes have their workers
+    leave.up_to()
+    done = cli.finish(run)
+    told = json.loads((cli.folder / "summary.json").read_text())
+    assert collections.Counter(result["status"] for result in done.results) == {"ok": 600, "crashed": deaths}
+    assert told["respawned"] == deaths
+    numbers = {(result["value"], result["worker"]) for result in done.results if result["status"] == "ok"}
+    assert sorted(number for _, number in numbers) == [0, 1, 2, 3]
+    folders = [folder for folder, _, _ in (value.rpartition(" ") for value, _ in sorted(numbers, key=lambda n: n[1]))]
+    assert folders == [folders[0]] * 2 + [folders[2]] * 2
+    assert all(value.endswith(f" {number % 2}") for value, number in numbers)
+    counts = collections.Counter(result["worker"] for result in done.results if result["status"] == "ok")
+    assert [worker["completed"] for worker in told["workers"]] == [counts[number] for number in range(4)]
+    assert [worker["failed"] for worker in told["workers"]] == [
+        sum(result["worker"] == number and result["status"] != "ok" for result in done.results) for number in range(4)
+    ]
+
+
+def test_ctrl_z_stops_the_command_and_not_the_nodes(dask, leave, deal, cli):
+    arguments = ("--call", f"{leave.handlers}:square", "--scheduler", dask.address, "--results", "out.jsonl")
+    run = deal(numbers(), *arguments)
+    for each in (5, 10):
+        leave.up_to(each=each)
+        assert wait_until(lambda each=each: list(leave.by_process().values()) == [each] * 4, HANG)
+        run.send_signal(signal.SIGTSTP)
+        assert wait_until(lambda: state_of(run.pid) == "T")
+        leave.up_to(each=each + 3)
+        assert wait_until(lambda each=each: list(leave.by_process().values()) == [each + 3] * 4, HANG)
+        assert state_of(run.pid) == "T"
+        run.send_signal(signal.SIGCONT)
+        assert wait_until(lambda: state_of(run.pid) != "T")
+    leave.up_to()
+    assert cli.finish(run).code == 0
+    check_squares(recorded(cli.folder / "out.jsonl"))
+    assert set(leave.starts().values()) == {1}
 
 
 def test_streamed(dask, deal, cli, jobs):
