@@ -5678,38 +5678,71 @@ FIELDS = TaskResult._fields
 RECORDED = ("status", "function", "payload")  # the fields by which a task is known again
 
 
-class Results:
+class Sink:
+    """Where results go: a file, or standard output. After a failure nothing more is written, and the run goes on.
+
+    put: take a result. flush: bring what was put to its place, several times a second. finish: do so at the end.
+    complaint: say what an error led to.
+    """
+
+    errors: tuple[type[Exception], ...] = (OSError,)  # what a failure raises
+    error: Exception | None = None  # why nothing more is written
+    _busy = False
+
+    def put(self, result: TaskResult) -> None:
+        raise NotImplementedError
+
+    def flush(self) -> None: ...
+
+    def finish(self) -> None:
+        self.flush()
+
+    def complaint(self) -> str:
+        raise NotImplementedError
+
+    def attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
+        """Do something, and return True if it was done. While one attempt waits for a reader, others do nothing."""
+        if self.error is not None or self._busy:
+            return False
+        self._busy = True
+        try:
+            action(*arguments)
+            return True
+        except self.errors as error:
+            self.error = error
+            return False
+        finally:
+            self._busy = False
+
+    def reason(self) -> str:
+        return getattr(self.error, "strerror", None) or str(self.error)
+
+
+class Results(Sink):
     """A file to which results are written as they come. It is flushed often, so a killed run keeps what was finished.
 
-    Making one reads what is to be resumed, and changes nothing; results can be written after `begin`. A subclass is a
+    Making one reads what is to be resumed, and changes nothing; results can be put after `begin`. A subclass is a
     format. read: yield each record with its place in words; None for what is no record. open: empty the file, or cut
-    off what a kill has left of the last record. put: write a row, whose payload is text. form: what becomes of a value.
+    off what a kill has left of the last record. write: a row, whose payload is text. form: what becomes of a value.
     """
 
     form = staticmethod(as_text)
-    errors: tuple[type[Exception], ...] = (OSError,)  # what a file that cannot be written raises
     stdout: Outlet  # for the path -
     _file: Any = None
-    _saving = False
 
     def __init__(self, path: str, resume: bool) -> None:
         self.path = path
-        self.problem = ""  # why no more is written
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: what the file holds as ok
         self._resume = resume and os.path.exists(path) and os.path.getsize(path) > 0
-        self._records = 0  # in the file, or written since
+        self._records = 0  # in the file, or put since
         with self._usable():
             for place, record in self.read():
-                self._note(place, recorded_task(record))
-        self._safe = self._records  # those that the file holds for certain
-
-    def _note(self, place: str, task: tuple[str, bytes] | None) -> None:
-        if task is None:
-            raise ValueError(f"{place} is not a record of results; mend it, or give another file")
-        status, digest = task
-        self._records += 1
-        if status == "ok":
-            self.done[digest] += 1
+                task = recorded_task(record)
+                if task is None:
+                    raise ValueError(f"{place} is not a record of results; mend it, or give another file")
+                self._records += 1
+                self.done[task[1]] += task[0] == "ok"
+        self._saved = self._records
 
     def begin(self) -> None:
         with self._usable():
@@ -5729,74 +5762,52 @@ class Results:
     def open(self) -> None:
         raise NotImplementedError
 
-    def put(self, row: TaskResult) -> None:
+    def write(self, row: TaskResult) -> None:
         raise NotImplementedError
 
-    def flush(self) -> None:
+    def save(self) -> None:
         self._file.flush()
 
-    def close(self) -> None:
-        self._file.close()
-
-    @property
-    def lost(self) -> int:
-        """How many results are not in the file."""
-        return self._records - self._safe
-
-    def write(self, result: TaskResult) -> None:
-        self._records += 1
+    def put(self, result: TaskResult) -> None:
         value = None if result.value is None else self.form(result.value)
-        self._attempt(self.put, result._replace(payload=as_text(result.payload), value=value))
-        if self.lost >= 256:
-            self.save()
+        self.attempt(self.write, result._replace(payload=as_text(result.payload), value=value))
+        self._records += 1
+        if self._records - self._saved >= 256:
+            self.flush()
 
-    def save(self) -> bool:
-        """Bring what was written to the file. Return True if nothing has failed yet."""
-        if not self._saving:  # else this was called while standard output waits for its reader
-            self._saving = True
-            if self._attempt(self.flush):
-                self._safe = self._records
-            self._saving = False
-        return not self.problem
+    def flush(self) -> None:
+        if self.attempt(self.save):
+            self._saved = self._records
 
     def finish(self) -> None:
-        """Save and close. If that fails, find out what the file holds."""
-        if self._file is None:  # interrupted before it began
-            return
-        self.save()
-        if not self._attempt(self.close) and self.path != "-":
-            with contextlib.suppress(UsageError):  # it cannot be read: what was flushed counts
-                self._safe = type(self)(self.path, True)._records
+        if self._file is not None:  # else interrupted before it began
+            self.flush()
+            with contextlib.suppress(*self.errors):
+                self._file.close()
 
-    def _attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
-        """Do something with the file and return True. After a failure, do nothing: the run goes on without it."""
-        if not self.problem:
-            try:
-                action(*arguments)
-                return True
-            except self.errors as error:
-                self.problem = describe(error)
-                with contextlib.suppress(*self.errors):
-                    self.close()
-        return False
+    def complaint(self) -> str:
+        remedy = ""
+        if self.path != "-":
+            remedy = ": run again with --resume"
+            with contextlib.suppress(UsageError):  # it cannot be read: what was flushed counts
+                self._saved = type(self)(self.path, True)._records
+        lost = f"{self._records - self._saved:,} results were not written{remedy}"
+        return f"--results {self.path}: {self.reason()}; {lost}"
 
 
 class TextResults(Results):
-    """Records one after the other, after a header. A record begins with START and ends with END.
+    """Records one after the other, after a header. If the last one has no line end, its task is done again.
 
-    QUOTED: text between quotes may contain END. A last record without END may be cut off, so it is not read.
+    decode: yield the records of lines. START: what each record begins with.
     """
 
     HEADER = START = b""
-    END = b"\n"
-    QUOTED = False
+    _kept = 0  # bytes of the file that stay
 
-    def decode(self, record: bytes) -> Any:
+    def decode(self, lines: Iterable[bytes]) -> Iterator[Any]:
         raise NotImplementedError
 
     def read(self) -> Iterator[tuple[str, Any]]:
-        self._kept = 0  # bytes of the file that stay
-        self._lead = self.HEADER  # what has to stand before the next record
         if not self._resume:
             return
         with open(self.path, "rb") as file:
@@ -5805,52 +5816,51 @@ class TextResults(Results):
                 raise ValueError(f"it begins with {head!r}, not with the header of results")
             if head == self.HEADER:
                 self._kept = len(head)
-                self._lead = b""
                 yield from self._read_records(file)
 
-    def _read_records(self, file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    def _read_records(self, file: Any) -> Iterator[tuple[str, Any]]:
         number = 1 + self.HEADER.count(b"\n")
-        lines: list[bytes] = []
-        quotes = 0
-        for line in file:
-            lines.append(line)
-            quotes += line.count(b'"')
-            if line.endswith(self.END) and not (self.QUOTED and quotes % 2):
-                record = b"".join(lines)
-                yield f"what begins in line {number:,}", self._parse(record)
-                self._kept += len(record)
-                number += len(lines)
-                lines = []
-        last = b"".join(lines).rstrip(b"\r\n")
-        found = None
-        if not self.QUOTED:
-            found = self._parse(last)
-        if found is not None:  # an editor took its END
-            self._kept += len(last)
-            self._lead = self.END
-        if found is not None or (lines and not self._is_torn(lines)):
-            yield f"what begins in line {number:,}", found
+        lines: list[bytes] = []  # of one record
+
+        def note_lines() -> Iterator[bytes]:
+            for line in file:
+                lines.append(line)
+                yield line
+
+        records = self.decode(note_lines())
+        while True:
+            record = next_record(records)
+            data = b"".join(lines)
+            whole = record is not None and data.endswith(b"\n")
+            if not whole and not file.peek() and self._is_torn(lines):
+                return
+            yield f"what begins in line {number:,}", record
+            self._kept += len(data)
+            number += len(lines)
+            lines.clear()
 
     def _is_torn(self, lines: Sequence[bytes]) -> bool:
         """Return True if a kill can have left these last lines: they begin as a record, and none begins after it."""
-        whole = [line for line in lines[1:] if line.endswith(self.END) and recorded_task(self._parse(line))]
-        return self.START.startswith(lines[0][: len(self.START)]) and not whole
-
-    def _parse(self, record: bytes) -> Any:
-        try:
-            return self.decode(record)
-        except Exception:  # whatever a foreign file leads to
-            return None
+        more = [next_record(self.decode([line])) for line in lines[1:] if line.endswith(b"\n")]
+        return self.START.startswith(b"".join(lines)[: len(self.START)]) and not any(map(recorded_task, more))
 
     def open(self) -> None:
         if self.path == "-":
             self._file = self.stdout
-        else:
-            self._file = open(self.path, "r+b" if self._kept else "wb", 1 << 20)  # noqa: SIM115
+            return
+        self._file = open(self.path, "r+b" if self._kept else "wb", 1 << 20)  # noqa: SIM115
         if self._kept:
             self._file.seek(self._kept)
             self._file.truncate()
-        self._file.write(self._lead)
+        else:
+            self._file.write(self.HEADER)
+
+
+def next_record(records: Iterator[Any]) -> Any:
+    """Return the next record. Return None at the end, and for what is none: a foreign file leads to any exception."""
+    with contextlib.suppress(Exception):
+        return next(records)
+    return None
 
 
 class JsonLines(TextResults):
@@ -5859,15 +5869,15 @@ class JsonLines(TextResults):
     form = staticmethod(as_json)
     START = b'{"tsk_id": '
 
-    def decode(self, record: bytes) -> Any:
+    def decode(self, lines: Iterable[bytes]) -> Iterator[Any]:
         import json
 
-        return json.loads(record)
+        return map(json.loads, lines)
 
-    def put(self, row: TaskResult) -> None:
+    def write(self, row: TaskResult) -> None:
         import json
 
-        self._file.write(json.dumps(row._asdict()).encode() + self.END)
+        self._file.write(json.dumps(row._asdict()).encode() + b"\n")
 
 
 NUL = "\ud800"  # in its place, for the csv module of Python 3.10, which takes none: bytes as text never have it
@@ -5877,17 +5887,15 @@ class Csv(TextResults):
     """Comma-separated values with a header; bytes as they are."""
 
     HEADER = (",".join(FIELDS) + "\r\n").encode()
-    END = b"\r\n"
-    QUOTED = True
 
-    def decode(self, record: bytes) -> Any:
+    def decode(self, lines: Iterable[bytes]) -> Iterator[Any]:
         import csv
 
         csv.field_size_limit(sys.maxsize)
-        (row,) = csv.reader([decode_text(record).replace("\0", NUL)], strict=True)
-        return dict(zip(FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
+        for row in csv.reader((decode_text(line).replace("\0", NUL) for line in lines), strict=True):
+            yield dict(zip(FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
 
-    def put(self, row: TaskResult) -> None:
+    def write(self, row: TaskResult) -> None:
         import csv
 
         text = io.StringIO(newline="")
@@ -5902,10 +5910,9 @@ class Sqlite(Results):
         import sqlite3
 
         self.errors = (OSError, sqlite3.Error)
-        self._connect = functools.partial(sqlite3.connect, self.path)
         if not os.path.exists(self.path):
             return
-        with contextlib.closing(self._connect()) as base:
+        with contextlib.closing(sqlite3.connect(self.path)) as base:
             columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
             if columns[:1] not in ((), FIELDS[:1]) or (self._resume and columns not in ((), FIELDS)):
                 raise ValueError(f"its table results has the columns {', '.join(columns)}; give another file")
@@ -5915,7 +5922,9 @@ class Sqlite(Results):
                     yield f"row {number:,} of its table results", dict(zip(RECORDED, row))
 
     def open(self) -> None:
-        self._file = self._connect()
+        import sqlite3
+
+        self._file = sqlite3.connect(self.path)
         try:
             self._file.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
             self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
@@ -5928,7 +5937,7 @@ class Sqlite(Results):
             self._file.close()
             raise
 
-    def put(self, row: TaskResult) -> None:
+    def write(self, row: TaskResult) -> None:
         marks = ", ".join("?" * len(row))
         self._file.execute(f"INSERT INTO results VALUES ({marks})", list(map(self._storable, row)))  # noqa: S608
 
@@ -5940,20 +5949,19 @@ class Sqlite(Results):
                 return encode_text(value)
         return value
 
-    def flush(self) -> None:
+    def save(self) -> None:
         self._file.commit()
 
-    def close(self) -> None:
-        with contextlib.closing(self._file):
-            self._file.commit()
 
+class FailedLines(Sink):
+    """Tasks that were not ok, as lines that take the place of a file at the end. Until then it may be the input.
 
-class FailedLines:
-    """Lines that take the place of a file at the end. Until then the file stays as it is, so it may be the input."""
+    line: returns the line of a function and a payload.
+    """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, line: Callable[[str, bytes], bytes]) -> None:
         self.path = path
-        self.problem = ""  # why the file stays as it is
+        self._line = line
         self._target = os.path.realpath(path)
         self._beside = f"{self._target}.{os.getpid()}.part"
         with _usage_error(f"--failed {path}: "):
@@ -5961,34 +5969,35 @@ class FailedLines:
                 raise ValueError("is not a regular file; give another one")
             self._file = open(self._beside, "xb")  # noqa: SIM115
 
-    def __enter__(self) -> FailedLines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Remove the lines, if they have not taken their place."""
         with contextlib.suppress(OSError):
             self._file.close()
-        with contextlib.suppress(OSError):  # it has taken its place
+        with contextlib.suppress(OSError):
             os.unlink(self._beside)
 
-    def write(self, line: bytes) -> None:
+    def put(self, result: TaskResult) -> None:
+        if result.status != "ok":
+            self.write(result.function, result.payload)
+
+    def write(self, function: str, payload: bytes) -> None:
+        line = self._line(function, payload)
         if line.startswith(BYTE_ORDER_MARK) and not self._file.tell():
             line = BYTE_ORDER_MARK + line  # reading drops one
-        self._attempt(self._file.write, line)
+        self.attempt(self._file.write, line)
 
-    def replace(self) -> None:
+    def finish(self) -> None:
+        self.attempt(self._replace)
+
+    def _replace(self) -> None:
         """Put the lines in the place of the file, which keeps its permissions."""
-        self._attempt(self._file.close)
+        self._file.close()
         if os.path.exists(self._target):
-            self._attempt(os.chmod, self._beside, stat.S_IMODE(os.stat(self._target).st_mode))
-        self._attempt(os.replace, self._beside, self._target)
+            os.chmod(self._beside, stat.S_IMODE(os.stat(self._target).st_mode))
+        os.replace(self._beside, self._target)
 
-    def _attempt(self, action: Callable[..., object], *arguments: Any) -> None:
-        """Do something with the file. After a failure, do nothing."""
-        if not self.problem:
-            try:
-                action(*arguments)
-            except OSError as error:
-                self.problem = describe(error)
+    def complaint(self) -> str:
+        return f"--failed {self.path}: {self.reason()}; the file stays as it was"
 
 
 FORMATS: dict[str, type[Results]] = {"-": JsonLines, ".jsonl": JsonLines, ".csv": Csv, ".sqlite": Sqlite}
@@ -6076,7 +6085,7 @@ class InOrder:
         self._source.held = len(self._early)
 
 
-class Printer:
+class Printer(Sink):
     """Writes values to standard output, and what commands wrote to their standard error to that, each in one piece.
 
     exact: values are printed as commands wrote them, also of tasks that failed. Otherwise each gets a line end, and
@@ -6088,8 +6097,6 @@ class Printer:
     def __init__(
         self, exact: bool, line: Callable[[str, bytes], bytes] | None, out: Outlet, errors: Outlet, screen: Progress
     ) -> None:
-        self.closed = False  # nothing more is printed
-        self.problem = ""  # why not
         self._exact = exact
         self._line = line
         self._out = out
@@ -6097,16 +6104,20 @@ class Printer:
         self._screen = screen
 
     def put(self, result: TaskResult) -> None:
+        self.attempt(self._print, result)
+
+    def flush(self) -> None:
+        self.attempt(self._flush, self._out)
+
+    def _print(self, result: TaskResult) -> None:
         """Print a result soon. What a command complained of comes right behind its output."""
-        if self.closed:
-            return
         tag = b""
         if self._line is not None:
             tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
         self._out.write(tagged(self._text(result), tag))
         errors = result.value.errors if isinstance(result.value, Output) else b""
         if errors or len(self._out.waiting) > PRINT_BYTES:
-            self.flush()
+            self._flush(self._out)
         if errors:
             self._errors.write(tagged(errors, tag))
             with contextlib.suppress(OSError):  # nobody reads it
@@ -6120,19 +6131,15 @@ class Printer:
         text = encode_text(as_text(result.value))
         return text if text.endswith(b"\n") else text + b"\n"
 
-    def flush(self) -> None:
-        """Write what waits."""
-        try:
-            self._flush(self._out)
-        except OSError as error:
-            self.closed = True
-            if error.errno not in (errno.EPIPE, errno.EAGAIN):  # a reader that takes no more is no problem
-                self.problem = f"standard output: {error.strerror}"
-
     def _flush(self, outlet: Outlet) -> None:
         if outlet.waiting and os.isatty(outlet.descriptor):
             self._screen.close()
         outlet.flush()
+
+    def complaint(self) -> str:
+        if isinstance(self.error, (BrokenPipeError, BlockingIOError)):  # a reader that takes no more is no problem
+            return ""
+        return f"standard output: {self.reason()}"
 
 
 def tagged(text: bytes, tag: bytes) -> bytes:
@@ -7189,7 +7196,7 @@ class CommandLine:
             self.parse.done = self.results.done
         self.fills_stdout = prints(options) or options.results == "-"
         self.progress = self._choose_progress()
-        self.printer = self._choose_printer()
+        self.sinks: list[Sink] = []  # that were opened
         self.keys = Keys(isinstance(self.progress, Screen) and not reads_terminal(self.source))
         if self.keys.active:
             self.progress.keys = Keys.TEXT
@@ -7213,19 +7220,16 @@ class CommandLine:
             info = os.stat(0 if self.options.tasks == "-" else self.options.tasks)
             if stat.S_ISREG(info.st_mode):
                 uses[info.st_dev, info.st_ino] = "TASKS"
-        for name in ("results", "log", "summary"):
+        for name in ("results", "log", "summary", "failed"):
             path = getattr(self.options, name)
-            if path not in (None, "-") and not is_pipe(path):
-                with _usage_error(f"{flag(name)} {path}: "), open(path, "ab") as file:
-                    info = os.fstat(file.fileno())
-                    other = uses.setdefault((info.st_dev, info.st_ino), flag(name))
-                    if other != flag(name) and stat.S_ISREG(info.st_mode):
-                        raise ValueError(f"is the file of {other}, too; give another one")
-        if self.options.failed is not None and os.path.isfile(self.options.failed):
-            info = os.stat(self.options.failed)
-            other = uses.get((info.st_dev, info.st_ino), "TASKS")
-            if other != "TASKS":
-                raise UsageError(f"--failed {self.options.failed}: is the file of {other}, too; give another one")
+            if path in (None, "-") or is_pipe(path) or (name == "failed" and not os.path.isfile(path)):
+                continue
+            with _usage_error(f"{flag(name)} {path}: "), open(path, "rb" if name == "failed" else "ab") as file:
+                info = os.fstat(file.fileno())
+                other = uses.setdefault((info.st_dev, info.st_ino), flag(name))
+                allowed = (flag(name), "TASKS") if name == "failed" else (flag(name),)
+                if other not in allowed and stat.S_ISREG(info.st_mode):
+                    raise ValueError(f"is the file of {other}, too; give another one")
 
     def _choose_progress(self) -> Progress:
         options = self.options
@@ -7234,14 +7238,6 @@ class CommandLine:
             how = "on"
         title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
         return {"on": Screen, "auto": PlainLines, "off": Progress}[how](title, self.source.total)
-
-    def _choose_printer(self) -> Printer | None:
-        options = self.options
-        if not prints(options):
-            return None
-        exact = bool(options.shell or options.command)
-        out, errors = (Outlet(descriptor, self.wait_for_reader) for descriptor in (1, 2))
-        return Printer(exact, self.parse.input_line if options.tag else None, out, errors, self.progress)
 
     def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
         """Return a Supervisor, or what has its public names."""
@@ -7254,10 +7250,13 @@ class CommandLine:
         with contextlib.ExitStack() as stack:
             problem = self._supervise(stack)
             self.ended = True
-            if self.results is not None:
-                self.results.finish()
-            if self.failed is not None:
-                self._finish_failed(self.failed)
+            if self.failed is not None:  # add what was never begun
+                for item in self.source.rest():
+                    self.failed.write(*self.parse.task(item))
+                if self.source.problem:
+                    self.failed.error = self.failed.error or RuntimeError(self.source.problem)
+            for sink in self.sinks:
+                sink.finish()
             return self.report(problem or self.source.problem)
 
     def _supervise(self, stack: contextlib.ExitStack) -> str:
@@ -7267,7 +7266,9 @@ class CommandLine:
             arguments = {option.name: getattr(self.options, option.name) for option in OPTIONS if option.shared}
             arguments |= {"screen": self.progress, "queue": self.queue}
             if self.options.failed is not None:
-                self.failed = stack.enter_context(FailedLines(self.options.failed))
+                self.failed = FailedLines(self.options.failed, self.parse.input_line)
+                stack.callback(self.failed.close)
+                self.sinks.append(self.failed)
             with _usage_error():
                 self.supervisor = self.make_supervisor(self.functions, **arguments)
             try:
@@ -7278,49 +7279,45 @@ class CommandLine:
             except KeyboardInterrupt:
                 self.stopped_by = signal.SIGINT
                 if self.failed is not None:
-                    self.failed.problem = "the run was interrupted before every task had an outcome"
+                    self.failed.error = RuntimeError("the run was interrupted before every task had an outcome")
             finally:
                 self.keys.leave()
         return problem
 
     def _put_through(self) -> None:
-        if self.results is not None:
-            self.results.begin()  # not before, since it empties a file that was there
+        receivers = self._open_sinks()
         self.supervisor.on_check = self.on_check
         self.keys.enter()
         bad = 0
-        receivers = self._receivers()
         try:
             for result in self.supervisor.run(self.source):
                 for put in receivers:
                     put(result)
-                if self.failed is not None and result.status != "ok":
-                    self.failed.write(self.parse.input_line(result.function, result.payload))
                 if result.status not in ("ok", "cancelled"):
                     bad += 1
                     if bad == self.options.halt:
                         self.supervisor.cancel()
         finally:
-            if self.printer is not None:
-                self.printer.flush()
+            self._flush()
 
-    def _receivers(self) -> list[Callable[[TaskResult], None]]:
+    def _open_sinks(self) -> list[Callable[[TaskResult], None]]:
         """Return what takes each result: a file as it finishes, standard output maybe in the order of the input."""
-        receivers: list[Callable[[TaskResult], None]] = []
+        options = self.options
         if self.results is not None:
-            receivers.append(self.results.write)
-        if self.printer is not None:
-            receivers.append(self.printer.put)
-        if self.options.keep_order:
+            self.results.begin()  # not before, since it empties a file that was there
+            self.sinks.append(self.results)
+        if prints(options):
+            line = self.parse.input_line if options.tag else None
+            out, errors = (Outlet(descriptor, self.wait_for_reader) for descriptor in (1, 2))
+            self.sinks.append(Printer(bool(options.shell or options.command), line, out, errors, self.progress))
+        receivers: list[Callable[[TaskResult], None]] = [sink.put for sink in self.sinks]
+        if options.keep_order:
             receivers[-1] = InOrder(receivers[-1], self.source).put
         return receivers
 
-    def _finish_failed(self, failed: FailedLines) -> None:
-        """Add what was never begun, and put the lines in their place, if they are complete."""
-        for item in self.source.rest():
-            failed.write(self.parse.input_line(*self.parse.task(item)))
-        failed.problem = failed.problem or self.source.problem
-        failed.replace()
+    def _flush(self) -> None:
+        for sink in self.sinks:
+            sink.flush()
 
     def note_signal(self, number: int, frame: object) -> None:
         self.signals.append(number)
@@ -7332,15 +7329,14 @@ class CommandLine:
     def on_check(self) -> None:
         """Several times a second: do what signals and keys ask for, and bring results to their file."""
         supervisor = self.supervisor
-        if self.results is not None and not self.results.save() and self.results.path != "-":
+        self._flush()
+        if self.results is not None and self.results.error and self.results.path != "-":
             supervisor.cancel()  # what cannot be kept need not be done
         for key in self.keys.read():
             if key == "p" and not supervisor.cancelled:
                 supervisor.pause(not supervisor.paused)
             elif key == "q":
                 supervisor.cancel()
-        if self.printer is not None:
-            self.printer.flush()
         while self.signals:
             self._act_on(self.signals.pop(0))
         if not isinstance(self.progress, Screen) and time.monotonic() >= self.look_at:
@@ -7386,26 +7382,16 @@ class CommandLine:
 
     def report(self, problem: str) -> int:
         """Say how it went, on standard error if standard output has values or results. Return the exit code."""
-        results = self.results
         summary = self.supervisor.summary()
-        problems = list(filter(None, [problem]))
-        if results is not None and results.problem:
-            remedy = ": run again with --resume" * (results.path != "-")
-            lost = f"{results.lost:,} results were not written{remedy}"
-            problems.append(f"--results {results.path}: {results.problem}; {lost}")
-        printer = self.printer
-        if printer is not None and printer.problem:
-            problems.append(printer.problem)
-        if self.failed is not None and self.failed.problem:
-            problems.append(f"--failed {self.failed.path}: {self.failed.problem}; the file stays as it was")
+        broken = [sink for sink in self.sinks if sink.error]
+        problems = list(filter(None, [problem, *(sink.complaint() for sink in broken)]))
         self._write_summary(summary, problems)
         lines = summary_lines(summary, "; ".join(problems), self.parse.left_out)
         stream = sys.stderr if self.fills_stdout else sys.stdout
         failure = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
             return 128 + self.stopped_by
-        cut_off = printer is not None and printer.closed
-        return int(bool(problems or failure or cut_off) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
+        return int(bool(problems or failure or broken) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
 
     def _write_summary(self, summary: Mapping[str, Any], problems: list[str]) -> None:
         import json

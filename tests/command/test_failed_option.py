@@ -96,10 +96,11 @@ def test_any_line_that_is_written_is_read_as_the_same_task(tmp_path, whole):
         first.write_bytes(data)
         found = tasks(first)
         parse = LineParser(["echo", "noop"], comments=not whole, whole=whole)
-        with FailedLines(str(second)) as failed:
-            for task in found:
-                failed.write(parse.input_line(*task))
-            failed.replace()
+        failed = FailedLines(str(second), parse.input_line)
+        for task in found:
+            failed.write(*task)
+        failed.finish()
+        assert failed.error is None
         assert tasks(second) == found
 
     check()
@@ -172,12 +173,13 @@ def test_a_run_that_is_killed_leaves_the_file_alone(cli, read):
 def test_a_full_disk_leaves_the_file_alone(tmp_path):
     path = tmp_path / "tasks"
     path.write_text("before")
-    with FailedLines(str(path)) as failed:
-        failed._file.close()
-        failed._file = open("/dev/full", "wb")  # noqa: SIM115
-        failed.write(b"echo a\n")
-        failed.replace()
-        assert "No space left" in failed.problem
+    failed = FailedLines(str(path), lambda function, payload: payload)
+    failed._file.close()
+    failed._file = open("/dev/full", "wb")  # noqa: SIM115
+    failed.write("echo", b"a\n")
+    failed.finish()
+    failed.close()
+    assert "No space left" in failed.complaint()
     assert os.listdir(tmp_path) == ["tasks"]
     assert path.read_text() == "before"
 
@@ -211,7 +213,7 @@ def test_a_problem_is_said_at_the_end(cli, read):
     (cli.folder / "there").rename(cli.folder / "gone")
     run = cli.finish(process)
     assert run.code == 1
-    assert "--failed there/again: FileNotFoundError" in run.out
+    assert "--failed there/again: No such file" in run.out
     assert "the file stays as it was" in run.out
 
 

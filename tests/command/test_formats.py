@@ -57,9 +57,9 @@ def fill(path, results, resume):
     done = collections.Counter(file.done)
     file.begin()
     for result in results:
-        file.write(result)
+        file.put(result)
     file.finish()
-    assert (file.problem, file.lost) == ("", 0)
+    assert file.error is None
     return done
 
 

@@ -503,9 +503,9 @@ def test_results_files_have_plain_data_tracebacks_and_times(tmp_path):
         written = shmqueue.results_format(path)(path, False)
         written.begin()
         for result in results:
-            written.write(result)
+            written.put(result)
         written.finish()
-        assert written.problem == ""
+        assert written.error is None
         again = shmqueue.results_format(path)(path, True)
         keys = [shmqueue.task_digest("f", shmqueue.encode_text(shmqueue.as_text(value))) for value in values]
         assert again.done == collections.Counter(keys)
