@@ -728,17 +728,18 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "retry_delay": (0.0, 1e9),
     "max_rss": (1 << 20, 1 << 50),
     "max_tasks": COUNTS,
+    "halt": COUNTS,
     "num_slots": (2, 1 << 26),
     "slot_size": (64, 65536),
     "batch": (1, 1 << 26),
 }
-MAY_BE_NONE = frozenset({"workers", "timeout", "max_rss", "max_tasks", "batch"})
+DEFAULTS: Mapping[str, Any] = Supervisor.__init__.__kwdefaults__ or {}  # what may be None is None here
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError, with value and limits, for an argument that is out of its limits."""
     for name, limits in LIMITS.items():
-        if name in values and (values[name] is not None or name not in MAY_BE_NONE):
+        if name in values and (values[name] is not None or DEFAULTS.get(name) is not None):
             check_number(name, values[name], limits)
     if values.get("slot_size", 0) % 8:
         raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
@@ -796,7 +797,7 @@ def check_statuses(statuses: Sequence[str]) -> Sequence[str]:
     """Raise ValueError if `retry_on` names something else than the statuses of tasks that were started."""
     named = tuple(statuses)
     if isinstance(statuses, str) or not set(named) <= set(RETRY_ON):
-        raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}, as in ('failed', 'crashed')")
+        raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}")
     return named
 
 
@@ -6625,107 +6626,6 @@ def read_snapshot(name: str) -> Snapshot:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The options of the command line: one table.
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Option(NamedTuple):
-    """A row of OPTIONS.
-
-    name: of the argument of Supervisor; the command line spells it as `flag` does.
-    type: int, float, str, bool for a switch, a tuple of the words that are allowed, or a function that reads text.
-    value: what stands for the value in --help; in brackets if it may be left out, and is empty then.
-    default: None if the option may be absent.
-    shared: it is an argument of Supervisor as well, which has its limits.
-    alone: it excludes the others that are alone.
-    """
-
-    name: str
-    type: Any
-    value: str = ""
-    help: str = ""
-    default: Any = None
-    shared: bool = False
-    short: str = ""
-    alone: bool = False
-
-    def parser_arguments(self) -> dict[str, Any]:
-        """Return what argparse is told of it."""
-        arguments = {"dest": self.name, "default": self.default, "help": self.help}
-        if self.type is bool:
-            return {**arguments, "action": "store_true"}
-        if isinstance(self.type, tuple):
-            return {**arguments, "choices": self.type, "metavar": self.value or "|".join(self.type)}
-        if self.value.startswith("["):
-            arguments |= {"nargs": "?", "const": ""}
-        return {**arguments, "type": self.type, "metavar": self.value}
-
-
-def flag(name: str) -> str:
-    """Return an option's name on the command line."""
-    return "--" + name.removeprefix("num_").replace("_", "-")
-
-
-def parse_size(text: str) -> int:
-    """Return a number of bytes. K, M, G or T behind it stand for powers of 1024."""
-    import argparse
-
-    unit = "KMGT".find(text[-1:].upper()) + 1
-    try:
-        return int(float(text[: -1 if unit else None]) * 1024**unit)
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r}: give bytes, or a number with K, M, G or T") from None
-
-
-def parse_statuses(text: str) -> Sequence[str]:
-    """Return the statuses that `text` names, with commas between them."""
-    import argparse
-
-    statuses = tuple(text.split(","))
-    if not set(statuses) <= set(RETRY_ON):
-        raise argparse.ArgumentTypeError(f"{text!r}: must name some of {','.join(RETRY_ON)}, with commas between them")
-    return statuses
-
-
-# To add an option, write its row and its line in README. If it is shared, write the argument of Supervisor, and its
-# limits into LIMITS. A test compares them.
-OPTIONS = (
-    Option("handlers", str, "MODULE_OR_FILE.py", "the functions that lines may name", alone=True),
-    Option("call", str, "MODULE_OR_FILE.py:FUNCTION", "each line is a payload of this function", alone=True),
-    Option("shell", bool, "", "each line is a shell command; its output is the value", False, alone=True),
-    Option("command", str, "TEMPLATE", "a line fills this: {} {1} {.} {/} {//} {/.} {#} {%%}", alone=True),
-    Option("delimiter", str, "TEXT", "between the fields {1} {2} of a line (white space)"),
-    Option("query", str, "SQL", "of the SQLite file TASKS: line, or function, payload"),
-    Option("workers", int, "N", "worker processes (default: the processors)", None, True, "-w"),
-    Option("timeout", float, "S", "seconds a task may run", None, True),
-    Option("grace", float, "S", "seconds from SIGTERM to SIGKILL after --timeout", 0.0, True),
-    Option("retries", int, "N", "start a task that is not ok again, so often", 0, True),
-    Option("retry_delay", float, "S", "seconds before the second attempt; then doubled", 0.0, True),
-    Option("retry_on", parse_statuses, "STATUS,…", "which ones: failed,timeout,crashed (all)", RETRY_ON, shared=True),
-    Option("max_rss", parse_size, "SIZE", "replace workers that hold more, as 500M; needs psutil", None, True),
-    Option("max_tasks", int, "N", "replace a worker after so many tasks", None, True),
-    Option("halt", int, "N", "stop after so many tasks were not ok", None),
-    Option("num_slots", int, "N", "tasks the ring holds (%(default)s)", 16384, True),
-    Option("slot_size", int, "BYTES", "bytes of a slot (%(default)s)", 128, True),
-    Option("batch", int, "N", "tasks a worker claims at once (default: by itself)", None, True),
-    Option("start_method", ("fork", "spawn", "forkserver"), "M", "of workers: fork, spawn or forkserver", shared=True),
-    Option("print", bool, "", "write values to stdout; the default for commands", False),
-    Option("no_print", bool, "", "do not, so that the summary is there", False),
-    Option("keep_order", bool, "", "print in the order of the input", False, short="-k"),
-    Option("tag", bool, "", "print each line after its task and a tab", False),
-    Option("results", str, "FILE", ".jsonl, .csv, .sqlite; or - for JSON lines on stdout"),
-    Option("resume", bool, "", "leave out the tasks that FILE already holds as ok", False),
-    Option("failed", str, "FILE", "write the tasks that were not ok, as TASKS again"),
-    Option("dry_run", bool, "", "write what would run, and start nothing", False),
-    Option("summary", str, "FILE", "write the summary as JSON, too"),
-    Option("log", str, "FILE", "write what functions print, else it is dropped", shared=True),
-    Option("screen", ("auto", "on", "off"), "", "auto: if the error stream is a terminal", "auto"),
-    Option("watch", str, "[NAME]", "show the screen of a run in another terminal, and exit"),
-    Option("clean", bool, "", "remove what dead runs left behind, and exit", False),
-)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The command line.
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -6965,131 +6865,133 @@ def load_functions(where: str) -> list[Function]:
     return functions
 
 
-# Each group of options in --help begins with the option of this name.
-HEADINGS = {
-    "handlers": "tasks",
-    "workers": "how they run",
-    "print": "what is printed",
-    "results": "what is kept",
-    "screen": "what is shown",
-}
-HELP = """\
-usage: {prog} TASKS [options]
-Put many small tasks through several processes, and lose none. TASKS is a file,
-or - for standard input. Its lines are FUNCTION PAYLOAD: echo TEXT, sha256 PATH,
-sleep SECONDS or noop, if the options do not say otherwise.
-{options}
-  -h, --help --version   show this, or the version, and exit
-examples:
-  {prog} tasks.txt --handlers jobs.py --results out.sqlite --resume
-  {prog} commands.txt --shell -w 4 --timeout 60 --retries 2
-  {prog} tasks.txt --failed tasks.txt    # repeat until the file is empty
-exit code: 0 all ok; 1 some were not; 2 bad usage; 128+n stopped by signal n
-"""
+def flag(name: str) -> str:
+    """Return an option's name on the command line."""
+    return "--" + name.removeprefix("num_").replace("_", "-")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return a parser for OPTIONS, which raises UsageError."""
+def size(text: str) -> int:
+    """Return a number of bytes. K, M, G or T behind it stand for powers of 1024."""
+    unit = "KMGT".find(text[-1:].upper()) + 1
+    number = float(text[: -1 if unit else None]) * 1024**unit
+    if math.isinf(number):
+        raise ValueError
+    return int(number)
+
+
+# To add an option, write its line here and in README. If it is an argument of Supervisor, too, it has that one's name
+# and default. A number has its limits in LIMITS. Tests compare them.
+def make_parser(functions: Any = None) -> argparse.ArgumentParser:
+    """Return the parser of the command line. functions: those of `main`."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> typing.NoReturn:
-            raise UsageError(f"{message} (--help lists the options)")
+            raise UsageError(message)  # argparse would print the usage, too
 
-        def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-            options, unknown = self.parse_known_args(args, namespace)
-            if unknown:
-                raise UsageError(unknown_argument(unknown[0], self._option_string_actions))
-            return options
-
-        def _print_message(self, message: str, file: Any = None) -> None:
-            say(message.rstrip("\n"), file)
-
-        def format_help(self) -> str:
-            lines = []
-            for group in self._action_groups[2:]:  # without TASKS, --help and --version
-                lines.append(f"{group.title}:")
-                for action in group._group_actions:
-                    spelling = f"{', '.join(action.option_strings)} {action.metavar or ''}"
-                    lines.append(f"  {spelling:<21}  {action.help}" % vars(action))
-            return HELP.format(prog=self.prog, options="\n".join(lines))
-
-    parser = Parser(prog="shmqueue", allow_abbrev=False)
-    parser.add_argument("tasks", metavar="TASKS", nargs="?", help="a file of tasks, one a line; - for standard input")
-    for option in OPTIONS:
-        if option.name in HEADINGS:
-            group = parser.add_argument_group(HEADINGS[option.name])
-            alone = group.add_mutually_exclusive_group()
-        add = alone.add_argument if option.alone else group.add_argument
-        add(*filter(None, (option.short, flag(option.name))), **option.parser_arguments())
-    parser.add_argument("--version", action="version", version=f"shmqueue {__version__}", help="show the version")
+    names = "echo TEXT, sha256 PATH, sleep SECONDS, noop"
+    if functions is not None:
+        names = ", ".join(map(function_name, number_functions(functions).values()))
+    parser = Parser(
+        usage="%(prog)s TASKS [options]",
+        description="Put many small tasks through several processes, and lose none.",
+        epilog="exit code: 0 all ok; 1 some were not; 2 bad usage; 128+n stopped by signal n",
+        allow_abbrev=False,
+    )
+    parser.add_argument("tasks", metavar="TASKS", nargs="?", help="a file with one task a line; - for standard input")
+    parser.add_argument("--version", action="version", version=f"shmqueue {__version__}")
+    group = parser.add_argument_group("tasks", f"without these options, a line is a function and its payload: {names}")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--handlers", metavar="MODULE_OR_FILE.py", help="the functions that lines may name")
+    add("--call", metavar="MODULE_OR_FILE.py:FUNCTION", help="each line is a payload of this function")
+    add("--shell", action="store_true", help="each line is a shell command; its output is the value")
+    add("--command", metavar="TEMPLATE", help="a line fills this: {} {1} {.} {/} {//} {/.} {#} {%%}")
+    add = group.add_argument
+    add("--delimiter", metavar="TEXT", help="between the fields {1} {2} of a line (white space)")
+    add("--query", metavar="SQL", help="of the SQLite file TASKS: line, or function, payload")
+    add = parser.add_argument_group("how they run").add_argument
+    add("-w", "--workers", metavar="N", type=int, help="worker processes (default: the processors)")
+    add("--timeout", metavar="S", type=float, help="seconds a task may run")
+    add("--grace", metavar="S", type=float, help="seconds from SIGTERM to SIGKILL after --timeout")
+    add("--retries", metavar="N", type=int, help="start a task that is not ok again, so often")
+    add("--retry-delay", metavar="S", type=float, help="seconds before the second attempt; then doubled")
+    add("--retry-on", metavar="STATUSES", type=lambda text: tuple(text.split(",")), help="failed,timeout,crashed (all)")
+    add("--max-rss", metavar="SIZE", type=size, help="replace workers that hold more, as 500M; needs psutil")
+    add("--max-tasks", metavar="N", type=int, help="replace a worker after so many tasks")
+    add("--halt", metavar="N", type=int, help="stop after so many tasks were not ok")
+    add("--slots", metavar="N", type=int, dest="num_slots", help="tasks the ring holds (%(default)s)")
+    add("--slot-size", metavar="BYTES", type=int, help="bytes of a slot (%(default)s)")
+    add("--batch", metavar="N", type=int, help="tasks a worker claims at once (default: by itself)")
+    add("--start-method", metavar="M", choices=("fork", "spawn", "forkserver"), help="fork, spawn or forkserver")
+    group = parser.add_argument_group("what is printed and kept")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--print", action="store_true", help="write values to stdout; the default for commands")
+    add("--no-print", action="store_true", help="do not, so that the summary is there")
+    add = group.add_argument
+    add("-k", "--keep-order", action="store_true", help="print in the order of the input")
+    add("--tag", action="store_true", help="print each line after its task and a tab")
+    add("--results", metavar="FILE", help=".jsonl, .csv, .sqlite; or - for JSON lines on stdout")
+    add("--resume", action="store_true", help="leave out the tasks that FILE already holds as ok")
+    add("--failed", metavar="FILE", help="write the tasks that were not ok, as TASKS again")
+    add("--dry-run", action="store_true", help="write what would run, and start nothing")
+    add("--summary", metavar="FILE", help="write the summary as JSON, too")
+    add("--log", metavar="FILE", help="write what functions print, else it is dropped")
+    add("--screen", choices=("auto", "on", "off"), help="auto: if the error stream is a terminal")
+    add("--watch", metavar="NAME", nargs="?", const="", help="show the screen of a run in another terminal, and exit")
+    add("--clean", action="store_true", help="remove what dead runs left behind, and exit")
+    parser.set_defaults(**{**DEFAULTS, "screen": "auto"})
     return parser
 
 
-def unknown_argument(text: str, flags: Iterable[str]) -> str:
-    """Return the error for an argument that is no option and not TASKS."""
-    name = text.partition("=")[0]
-    if not text.startswith("-"):
-        return f"{text!r}: TASKS is one file; to join several, use cat, and give - for standard input"
-    return f"{name}: no such option; " + (nearest(name, flags, 1) or "--help lists them")
+# What an option has no use without.
+NEEDS = {
+    "delimiter": "command",
+    "grace": "timeout",
+    "retry_delay": "retries",
+    "retry_on": "retries",
+    "tag": "print",
+    "resume": "results",
+}
 
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise UsageError for what argparse does not check, before anything is opened."""
     if options.tasks is None:
         raise UsageError("TASKS is missing: give a file of tasks, or - for standard input (--help lists the options)")
-    for name, value in vars(options).items():
+    given = {**vars(options), "print": prints(options)}
+    with _usage_error():
+        check_numbers(given)
+        check_statuses(options.retry_on)
+    for name, value in given.items():
         if value == "" and name != "tasks":
             raise UsageError(f"{flag(name)}: the value is empty")
-    with _usage_error():
-        check_numbers(vars(options))
-        if options.halt is not None:
-            check_number("halt", options.halt, COUNTS)
+        if value not in (None, False, DEFAULTS.get(name)) and name in NEEDS and not given[NEEDS[name]]:
+            raise UsageError(f"{flag(name)}: needs {flag(NEEDS[name])}")
     if options.workers == 0:
         raise UsageError("--workers 0: must be 1 or more")
+    for name in ("failed", "log", "summary"):
+        if given[name] == "-":
+            raise UsageError(f"{flag(name)} -: must be a file")
+    if options.resume and options.results == "-":
+        raise UsageError("--resume: needs --results FILE")
     if options.results is not None:
         results_format(options.results)
-    check_printing(options)
-    if options.tasks == "-" and sys.stdin is None:
-        raise UsageError("cannot read '-': standard input is closed; give a file of tasks")
-    if options.resume and options.results in (None, "-"):
-        raise UsageError("--resume: needs --results FILE, the file of the run to go on with")
-    if options.query is not None and options.tasks == "-":
-        raise UsageError("--query: TASKS must be a SQLite file, not standard input")
+    if options.keep_order and not given["print"] and options.results != "-":
+        raise UsageError("--keep-order: needs --print")
+    if options.print and options.results == "-":
+        raise UsageError("--print: --results - writes to standard output, too")
     if options.query is not None and options.failed is not None:
         raise UsageError("--failed: cannot be used with --query, since rows are not lines; use --results FILE --resume")
-    for name in ("failed", "log", "summary"):
-        if getattr(options, name) == "-":
-            raise UsageError(f"{flag(name)} -: must be a file")
-    if options.grace and options.timeout is None:
-        raise UsageError("--grace: is for tasks that run too long; add --timeout")
-    if not options.retries and (options.retry_delay or options.retry_on != RETRY_ON):
-        raise UsageError("--retry-delay and --retry-on: are for tasks that are tried again; add --retries")
+    if options.tasks == "-" and sys.stdin is None:
+        raise UsageError("-: standard input is closed")
+    if (options.print or options.results == "-") and sys.stdout is None:
+        raise UsageError("standard output is closed")
 
 
 def prints(options: argparse.Namespace) -> bool:
     """Return True if values are printed on standard output."""
     by_default = (options.shell or options.command) and not options.no_print and options.results != "-"
     return bool(options.print or (by_default and sys.stdout is not None))
-
-
-def check_printing(options: argparse.Namespace) -> None:
-    """Raise UsageError for options about standard output that contradict each other."""
-    where = "--results -" if options.results == "-" else "--print"
-    if sys.stdout is None and (options.print or options.results == "-"):
-        raise UsageError(f"{where}: standard output is closed")
-    if options.print and options.results == "-":
-        raise UsageError(
-            "--print: --results - writes to standard output, too; leave out one, or give a file of results"
-        )
-    if options.print and options.no_print:
-        raise UsageError("--print and --no-print contradict each other; leave out one")
-    if options.tag and not prints(options):
-        raise UsageError("--tag: no values are printed; add --print")
-    if options.keep_order and not prints(options) and options.results != "-":
-        raise UsageError("--keep-order: no values are printed; add --print")
-    if options.delimiter is not None and options.command is None:
-        raise UsageError(f"--delimiter {options.delimiter}: is for the fields of --command, which is missing")
 
 
 @contextlib.contextmanager
@@ -7108,7 +7010,7 @@ def _usage_error(what: str = "") -> Iterator[None]:
 
 def in_options(text: str) -> str:
     """Return what a Supervisor says, with options in place of its arguments."""
-    names = "|".join(option.name for option in OPTIONS)
+    names = "|".join((*LIMITS, "log", "retry_on", "start_method"))
     return re.sub(rf"\b({names})=(?=([^\s,;]?))", lambda found: flag(found[1]) + " " * bool(found[2]), text)
 
 
@@ -7263,7 +7165,7 @@ class CommandLine:
         """Put the tasks through. Return why they could not all be put through, if so."""
         problem = ""
         with handled_by(self.note_signal):
-            arguments = {option.name: getattr(self.options, option.name) for option in OPTIONS if option.shared}
+            arguments = {name: getattr(self.options, name) for name in DEFAULTS}
             arguments |= {"screen": self.progress, "queue": self.queue}
             if self.options.failed is not None:
                 self.failed = FailedLines(self.options.failed, self.parse.input_line)
@@ -7476,8 +7378,10 @@ def main(
     argv: without the program's name; None for sys.argv. queue: the strategy.
     """
 
+    parser = make_parser(functions)
+
     def run() -> int:
-        options = make_parser().parse_args(argv)
+        options = parser.parse_args(argv)
         if options.clean:
             removed = "\n".join(f"removed {name}" for name in sweep())
             return int(bool(say(removed or "nothing to remove", sys.stdout)))
@@ -7487,16 +7391,16 @@ def main(
         check_options(options)
         return CommandLine(options, functions, queue).run()
 
-    return exit_code(run)
+    return exit_code(parser, run)
 
 
-def exit_code(run: Callable[[], int]) -> int:
+def exit_code(parser: argparse.ArgumentParser, run: Callable[[], int]) -> int:
     """Return what `run` returns, or 2 after a line that says what is wrong with its arguments."""
     fill_streams()
     try:
         return run()
     except UsageError as error:
-        say(printable(f"shmqueue: {error}"), sys.stderr)
+        say(printable(f"{parser.prog}: error: {error}"), sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the run had begun
         return 128 + signal.SIGINT

@@ -223,11 +223,14 @@ def summary(text):
     return {name: int(count.replace(",", "")) for name, count in match.groupdict().items() if count is not None}
 
 
+USAGE_ERROR = r"[\w. -]+: error: "  # how it begins: with the name of the program
+
+
 def usage_error(run):
     """The one line that says what is wrong."""
     assert run.code == 2, run
     assert run.out == ""
-    assert re.fullmatch(r"shmqueue: [^\n]+\n", run.err), run.err
+    assert re.fullmatch(USAGE_ERROR + r"[^\n]+\n", run.err), run.err
     return run.err
 
 

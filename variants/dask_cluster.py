@@ -942,15 +942,19 @@ class ClusterLine(shmqueue.CommandLine):
         return super().report(problem)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options of shmqueue.py and those of the cluster. Raises UsageError."""
+def make_parser() -> argparse.ArgumentParser:
+    """The options of shmqueue.py and those of the cluster."""
     parser = shmqueue.make_parser()
     parser.prog = "python -m variants.dask_cluster"
     add = parser.add_argument_group("cluster").add_argument
     add("--scheduler", metavar="ADDRESS", help="of a Dask scheduler, as tcp://HOST:8786 (default: a LocalCluster)")
     add("--upload", metavar="FILE", action="append", default=[], help="send this .py, .zip or .egg to the nodes, too")
     add("--wait", metavar="S", type=float, default=60.0, help="seconds to go on without a node (default: %(default)g)")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> argparse.Namespace:
+    """Return the options, if they are good. Raises UsageError."""
     for name in ("watch", "clean"):
         if getattr(options, name) not in (None, False):
             raise shmqueue.UsageError(f"--{name}: is for one machine's runs; use `python shmqueue.py --{name}` there")
@@ -974,7 +978,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("shmqueue: a cluster needs Dask, which is not installed: pip install distributed", file=sys.stderr)
         return 2
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    return shmqueue.exit_code(lambda: ClusterLine(parse(argv), None, shmqueue.SharedTaskQueue).run())
+    parser = make_parser()
+
+    def run() -> int:
+        return ClusterLine(check_options(parser.parse_args(argv)), None, shmqueue.SharedTaskQueue).run()
+
+    return shmqueue.exit_code(parser, run)
 
 
 if __name__ == "__main__":

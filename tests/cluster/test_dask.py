@@ -653,17 +653,20 @@ def test_ctrl_c_at_a_cluster_of_its_own(leave, deal, cli):
     assert {result["status"] for result in results.values()} == {"ok", "cancelled"}
 
 
+PROGRAM = "python -m variants.dask_cluster"
+
+
 def test_no_scheduler_there(deal, cli):
     run = cli.finish(deal("noop\n", "--scheduler", "tcp://127.0.0.1:9"))
     assert run.code == 2
-    assert run.err.startswith("shmqueue: --scheduler tcp://127.0.0.1:9: cannot be reached")
+    assert run.err.startswith(f"{PROGRAM}: error: --scheduler tcp://127.0.0.1:9: cannot be reached")
     assert run.err.count("\n") == 1
 
 
 def test_bad_options_are_told_before_anything_starts(deal, cli):
     run = cli.finish(deal("noop\n", "--scheduler", "tcp://127.0.0.1:9", "--slots", "1"))
-    assert (run.code, run.err) == (2, "shmqueue: --slots 1: must be from 2 to 67,108,864\n")
-    assert usage_error(cli.finish(deal("noop\n", "--wait", "-1"))) == "shmqueue: --wait -1: must be 0 or more seconds\n"
+    assert (run.code, run.err) == (2, f"{PROGRAM}: error: --slots 1: must be from 2 to 67,108,864\n")
+    assert "error: --wait -1: must be 0 or more seconds\n" in usage_error(cli.finish(deal("noop\n", "--wait", "-1")))
     assert "--upload absent.py: must be a file" in usage_error(cli.finish(deal("noop\n", "--upload", "absent.py")))
 
 
@@ -675,7 +678,7 @@ def test_how_retries_go_cannot_be_chosen_on_a_cluster(deal, cli, option):
 @pytest.mark.parametrize("option", ["--watch", "--clean"])
 def test_what_means_nothing_on_a_cluster_is_refused(deal, cli, option):
     said = usage_error(cli.finish(deal("noop\n", option)))
-    assert said == f"shmqueue: {option}: is for one machine's runs; use `python shmqueue.py {option}` there\n"
+    assert said == f"{PROGRAM}: error: {option}: is for one machine's runs; use `python shmqueue.py {option}` there\n"
 
 
 def test_without_dask(cli):

@@ -25,6 +25,7 @@ from tests.helpers import (
     METHODS,
     ROOT,
     SCRIPT,
+    USAGE_ERROR,
     Terminal,
     is_running,
     processes_in,
@@ -358,7 +359,7 @@ def test_command_normal(scene, function, code):
 def test_command_bad_usage(scene):
     scene.command("--slots", "1", count=1)
     assert scene.ended() == 2
-    scene.check_nothing_is_left(r"shmqueue: --slots 1: must be from [^\n]*\n")
+    scene.check_nothing_is_left(USAGE_ERROR + r"--slots 1: must be from [^\n]*\n")
 
 
 @pytest.mark.promise("G4a")
@@ -1016,7 +1017,7 @@ def in_small_memory(scene, size, *command):
 def test_no_room_for_the_segment_is_a_clear_error(scene, size):
     code, out = in_small_memory(scene, size, sys.executable, SCRIPT, scene.cli.file("tasks", "noop\n"), "-w", "2")
     assert (code, out) == (2, "")
-    needed = r"shmqueue: /dev/shm is too small: [\d,]+ bytes needed, [\d,]+ free; [^\n]*--slots[^\n]*\n"
+    needed = USAGE_ERROR + r"/dev/shm is too small: [\d,]+ bytes needed, [\d,]+ free; [^\n]*--slots[^\n]*\n"
     scene.check_nothing_is_left(needed)
 
 

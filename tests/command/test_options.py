@@ -8,7 +8,7 @@ import re
 import pytest
 
 import shmqueue
-from shmqueue import LIMITS, OPTIONS
+from shmqueue import LIMITS
 from tests.helpers import ROOT
 
 SIGNATURE = {
@@ -16,12 +16,15 @@ SIGNATURE = {
     for parameter in inspect.signature(shmqueue.Supervisor).parameters.values()
     if parameter.kind is parameter.KEYWORD_ONLY
 }
-bounded = pytest.mark.parametrize(("name", "limits"), LIMITS.items(), ids=LIMITS)
+NUMBERS = {name: limits for name, limits in LIMITS.items() if name != "halt"}
+bounded = pytest.mark.parametrize(("name", "limits"), NUMBERS.items(), ids=NUMBERS)
+ACTIONS = {action.dest: action for action in shmqueue.make_parser()._actions if action.dest not in ("help", "version")}
+OPTIONS = [action for name, action in ACTIONS.items() if name != "tasks"]
 README = pathlib.Path(ROOT, "README.md").read_text("utf-8")
 
 
-def named(options):
-    return pytest.mark.parametrize("option", options, ids=lambda option: option.name)
+def named(actions):
+    return pytest.mark.parametrize("option", actions, ids=lambda action: action.dest)
 
 
 def table(section, first):
@@ -34,12 +37,9 @@ def table(section, first):
 # Supervisor.
 
 
-def test_supervisor_has_the_limits_and_the_defaults_of_the_shared_options():
-    shared = [option for option in OPTIONS if option.shared]
-    assert {option.name: SIGNATURE[option.name].default for option in shared} == {
-        option.name: option.default for option in shared
-    }
-    assert LIMITS.keys() <= {option.name for option in shared}
+def test_every_number_of_a_supervisor_has_its_limits():
+    numbers = [name for name, parameter in SIGNATURE.items() if re.match("int|float", str(parameter.annotation))]
+    assert sorted(numbers) == sorted(NUMBERS)
 
 
 @bounded
@@ -79,19 +79,13 @@ def test_what_may_be_absent_is_not_checked():
 # The command line.
 
 
-def test_the_command_line_has_the_options_of_the_table_and_three_more():
-    actions = {action.dest: action for action in shmqueue.make_parser()._actions}
-    assert set(actions) == {option.name for option in OPTIONS} | {"tasks", "version", "help"}
-    assert list(actions)[2:-1] == [option.name for option in OPTIONS], "in this order"
-
-
-@named(OPTIONS)
-def test_an_option_of_the_command_line_is_as_its_row_says(option):
-    (action,) = [action for action in shmqueue.make_parser()._actions if action.dest == option.name]
-    assert action.default == option.default
-    assert action.help == option.help != ""
-    assert shmqueue.flag(option.name) in action.option_strings
-    assert not option.short or option.short in action.option_strings
+@named([action for name, action in ACTIONS.items() if name in SIGNATURE and name != "screen"])
+def test_an_option_has_the_name_the_default_and_the_type_of_the_argument(option):
+    parameter = SIGNATURE[option.dest]
+    assert option.default == parameter.default
+    assert shmqueue.flag(option.dest) in option.option_strings
+    if option.dest in LIMITS and option.dest != "max_rss":
+        assert parameter.annotation.removesuffix(" | None") == option.type.__name__
 
 
 def read(*arguments):
@@ -100,44 +94,51 @@ def read(*arguments):
 
 def samples(option):
     """What can be written for a value, and what it means."""
-    if isinstance(option.type, tuple):
-        return {word: word for word in option.type}
-    text = {int: "3", float: "0.5", shmqueue.parse_size: "2K"}.get(option.type, "failed")
-    return {text: option.type(text)}
+    if option.choices:
+        return {word: word for word in option.choices}
+    text = {int: "3", float: "0.5", shmqueue.size: "2K"}.get(option.type, "failed")
+    return {text: (option.type or str)(text)}
 
 
-@named([option for option in OPTIONS if option.type is bool])
+@named([option for option in OPTIONS if option.nargs == 0])
 def test_a_switch_takes_no_value(option):
-    assert read(shmqueue.flag(option.name)) == {**read(), option.name: True}
-    with pytest.raises(shmqueue.UsageError, match=shmqueue.flag(option.name)):
-        read(f"{shmqueue.flag(option.name)}=1")
+    assert read(shmqueue.flag(option.dest)) == {**read(), option.dest: True}
+    with pytest.raises(shmqueue.UsageError, match=shmqueue.flag(option.dest)):
+        read(f"{shmqueue.flag(option.dest)}=1")
 
 
-@named([option for option in OPTIONS if option.type is not bool])
-def test_a_value_is_read_as_its_row_says(option):
-    name = shmqueue.flag(option.name)
+@named([option for option in OPTIONS if option.nargs != 0])
+def test_a_value_is_read(option):
+    name = shmqueue.flag(option.dest)
     for text, value in samples(option).items():
-        assert read(name, text) == read(f"{name}={text}") == {**read(), option.name: value}
-    if option.type is not str and not option.value.startswith("["):
+        assert read(name, text) == read(f"{name}={text}") == {**read(), option.dest: value}
+    if option.choices or option.dest in LIMITS:
         with pytest.raises(shmqueue.UsageError, match=name):
             read(name, "no such word")
-    if option.value.startswith("["):
-        assert read(name)[option.name] == ""
+    if option.nargs == "?":
+        assert read(name)[option.dest] == ""
     else:
         with pytest.raises(shmqueue.UsageError, match=name):
             read(name)
 
 
-def test_options_that_exclude_each_other_are_refused():
-    alone = [option for option in OPTIONS if option.alone]
-    assert len(alone) > 1
-    for pair in itertools.combinations(alone, 2):
-        arguments = [[shmqueue.flag(option.name), "a"][: 1 + (option.type is not bool)] for option in pair]
+@pytest.mark.parametrize("names", [("handlers", "call", "shell", "command"), ("print", "no_print")])
+def test_options_that_exclude_each_other_are_refused(names):
+    for pair in itertools.combinations(names, 2):
+        arguments = [[shmqueue.flag(name), "a"][: 1 + (ACTIONS[name].nargs != 0)] for name in pair]
         with pytest.raises(shmqueue.UsageError, match="not allowed with"):
             read(*itertools.chain(*arguments))
 
 
-@pytest.mark.parametrize("name", [*LIMITS, "halt"])
+@pytest.mark.parametrize(("name", "other"), shmqueue.NEEDS.items())
+def test_an_option_without_the_one_that_it_needs_is_refused(name, other):
+    value = {"retry_delay": "1", "grace": "1"}.get(name, "failed")
+    arguments = [shmqueue.flag(name), value][: 1 + (ACTIONS[name].nargs != 0)]
+    with pytest.raises(shmqueue.UsageError, match=f"{shmqueue.flag(name)}: needs {shmqueue.flag(other)}"):
+        shmqueue.check_options(shmqueue.make_parser().parse_args(["-", *arguments]))
+
+
+@pytest.mark.parametrize("name", LIMITS)
 def test_the_command_line_refuses_what_is_out_of_the_limits(name):
     options = shmqueue.make_parser().parse_args(["-", f"{shmqueue.flag(name)}=-1"])
     with pytest.raises(shmqueue.UsageError, match=f"{shmqueue.flag(name)} -1.*: must be from "):
@@ -165,16 +166,16 @@ def test_readme_has_no_option_of_a_supervisor_that_is_not_there():
 @named(OPTIONS)
 def test_readme_has_each_option_of_the_command_line_with_its_value(option):
     text = " ".join(cells[0] for cells in table("Command line", "option"))
-    value = option.value
-    if isinstance(option.type, tuple) and not value:
-        value = r"\|".join(option.type)
-    assert f"`{shmqueue.flag(option.name)} {value}".rstrip() + "`" in text
-    assert not option.short or f"`{option.short} {value}".rstrip() + "`" in text
+    value = option.metavar or r"\|".join(option.choices or ())
+    if option.nargs == "?":
+        value = f"[{value}]"
+    for name in option.option_strings:
+        assert f"`{name} {value}".rstrip() + "`" in text
 
 
 def test_readme_has_no_option_of_the_command_line_that_is_not_there():
     flags = [flag for cells in table("Command line", "option") for flag in re.findall(r"`(--[\w-]+)", cells[0])]
-    assert sorted(flags) == sorted([*(shmqueue.flag(option.name) for option in OPTIONS), "--help", "--version"])
+    assert sorted(flags) == sorted([*(shmqueue.flag(option.dest) for option in OPTIONS), "--help", "--version"])
 
 
 def test_readme_has_each_field_of_a_result():

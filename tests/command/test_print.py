@@ -399,7 +399,7 @@ def test_commands_print_unless_told_otherwise(cli, put, arguments):
         (("--shell", "--no-print", "--tag"), ("--tag", "--print")),
         (("--shell", "--results", "-", "--tag"), ("--tag", "--print")),
         (("-k",), ("--keep-order", "--print")),
-        (("--delimiter", ","), ("--delimiter ,", "--command")),
+        (("--delimiter", ","), ("--delimiter", "--command")),
         (("--command", "echo", "--delimiter", ""), ("--delimiter", "empty")),
         (("--command", ""), ("--command", "empty")),
         (("--command", "echo", "--shell"), ("--command", "--shell")),

@@ -1031,7 +1031,7 @@ def test_watch_without_a_name_needs_one_run(desk, watched):
     def refused(*arguments):
         run = desk.cli.run("--watch", *arguments, script=watched.script)
         assert (run.code, run.out) == (2, "")
-        assert re.fullmatch(r"shmqueue: --watch[^\n]*\n", run.err), run.err
+        assert re.fullmatch(r"[\w.]+: error: --watch[^\n]*\n", run.err), run.err
         return run.err
 
     assert "no run is alive" in refused()
