@@ -127,7 +127,7 @@ import types
 import typing
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 try:
@@ -758,8 +758,6 @@ def check_number(name: str, value: Any, limits: tuple[float, float]) -> None:
 
 def number_functions(functions: Any) -> dict[int, Function]:
     """Return functions by fn_id: a mapping as it is, a sequence numbered from 1 on."""
-    if callable(functions):
-        raise TypeError(f"functions={functions!r}: give a list of functions, or a mapping of numbers to functions")
     numbered = dict(functions if isinstance(functions, Mapping) else enumerate(functions, 1))
     if not numbered:
         raise ValueError("functions is empty: at least one is needed")
@@ -2707,18 +2705,14 @@ class Tally:
         }
 
 
-def no_such_function(name: str, names: Iterable[str]) -> str:
-    """Return the error for a name that no function has."""
-    known = nearest(name, names, 3) or f"there are: {', '.join(names)}"
-    return f"LookupError: no function {reprlib.repr(name)}; {known}"
-
-
-def nearest(name: str, names: Iterable[str], most: int) -> str:
-    """Return the names that are most like this one, in words; nothing if none is like it."""
+def no_such_function(name: str, names: Collection[str]) -> str:
+    """Return the error for a name that no function has, with the nearest names."""
     import difflib
 
-    near = difflib.get_close_matches(name, list(names), most, 0.5)
-    return f"nearest: {', '.join(near)}" * bool(near)
+    known = f"there are: {', '.join(names)}"
+    if near := difflib.get_close_matches(name, names, 3, 0.5):
+        known = f"nearest: {', '.join(near)}"
+    return f"LookupError: no function {reprlib.repr(name)}; {known}"
 
 
 def function_name(function: Any) -> str:
@@ -6795,29 +6789,16 @@ def import_all() -> None:
 
 def load_module(where: str) -> Any:
     """Import a module by its name, or a file that ends with .py. Workers that are not forked import it by name, too."""
-    path = ""
-    name = where
-    if not where.endswith(".py") and ("/" in where or where.startswith(".")):
-        raise UsageError(f"{where!r}: give the name of a module, or a file that ends with .py")
-    with _usage_error(f"{where!r}: the working directory cannot be found: "):
-        if where.endswith(".py"):
-            path = os.path.abspath(where)
-            folder, name = os.path.split(path[:-3])
-        else:
-            folder = os.getcwd()
-    if path and not os.path.isfile(path):
-        raise UsageError(f"{where!r}: no such file")
-    if path and "." in name:
-        raise UsageError(f"{where!r}: is imported by its name, which must hold no dot but that of .py; rename the file")
     import_all()
-    sys.path.insert(0, folder)
     try:
+        folder, name = os.path.split(os.path.abspath(where.removesuffix(".py")))
+        sys.path.insert(0, folder)
         module = importlib.import_module(name)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise UsageError(f"{where!r} cannot be imported: {describe(error)}") from None
-    if path and os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(path):
+    if where.endswith(".py") and os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(where):
         raise UsageError(f"{where!r}: another module has the name {name}; rename the file")
     return module
 
@@ -6999,13 +6980,13 @@ def _usage_error(what: str = "") -> Iterator[None]:
     """Turn what Supervisor and open raise for bad arguments into a UsageError."""
     try:
         yield
-    except OSError as error:
-        text = limit_text(error)
-        if error.filename and str(error.filename) not in what:
-            text = f"{error.filename}: {text}"
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, OSError):
+            text = limit_text(error)
+            if error.filename and str(error.filename) not in what:
+                text = f"{error.filename}: {text}"
         raise UsageError(what + in_options(text)) from None
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UsageError(what + in_options(str(error))) from None
 
 
 def in_options(text: str) -> str:
