@@ -273,7 +273,7 @@ class Supervisor:
     Raises ValueError and TypeError for arguments out of range, OSError (ENOSPC) if shared memory is too small.
     """
 
-    display_class: ClassVar[Any] = None  # what draws; the second part of this file sets it
+    choose_display: ClassVar[Any] = None  # returns what draws; the second part of this file sets it
 
     def __init__(
         self,
@@ -306,7 +306,7 @@ class Supervisor:
             raise TypeError(f"initializer={initializer!r}: must be callable")
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers, codec)
         self._submitted = Job(None, self._ledger.names)
-        if screen and self.display_class is None:
+        if screen and self.choose_display is None:
             raise ValueError(f"screen={screen!r}: {CUT_OFF}")
         self._display: Any = None
         options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
@@ -349,8 +349,8 @@ class Supervisor:
         self._release.append(self._engine.close)
 
     def _show(self, screen: Any) -> None:
-        if self.display_class is not None:
-            self._display = self.display_class(screen, self._queue, self._pool, self._ledger)
+        if self.choose_display is not None:
+            self._display = self.choose_display(screen)
             self._release.append(self._display.close)
 
     def _prepare_end(self) -> None:
@@ -494,11 +494,15 @@ class Supervisor:
             ],
         }
 
-    def snapshot(self) -> Any:
-        """Return what the screen shows, a Snapshot."""
+    def snapshot(self) -> dict[str, Any]:
+        """Return stats(), and what the screen shows besides."""
         if self._engine.over:
             raise RuntimeError(self._engine.over)
-        return self._display.snapshot()
+        return self._snapshot()
+
+    def _snapshot(self) -> dict[str, Any]:
+        shot: dict[str, Any] = self._display.take(self.stats(), self._queue, self._pool, self._ledger)
+        return shot
 
     def summary(self) -> dict[str, Any]:
         """Return stats() and more.
@@ -533,7 +537,7 @@ class Supervisor:
         """After each check of the workers: tell the user, and show how the run goes."""
         self.on_check()
         if self._display is not None:
-            self._display.update()
+            self._display.update(self._snapshot)
 
     def _stop(self) -> None:
         """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
@@ -6150,157 +6154,23 @@ def tagged(text: bytes, tag: bytes) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-SHARE_SECONDS = 1.0  # between two snapshots for --watch
-
-
-class Display:
-    """Shows how a run goes: by numbers, on the screen, and to --watch by a file beside the segment."""
-
-    def __init__(self, screen: bool | Progress, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger) -> None:
-        if not isinstance(screen, Progress):
-            screen = Screen() if screen else Progress()
-        self._progress = screen
-        self._queue = queue
-        self._pool = pool
-        self._ledger = ledger
-        self._next_share = time.monotonic() + SHARE_SECONDS
-
-    def update(self) -> None:
-        """Draw, and leave a snapshot, each if it is time to. Called several times a second."""
-        self._progress.draw(self.snapshot)
-        if self._queue.name and time.monotonic() >= self._next_share:
-            self._next_share = time.monotonic() + SHARE_SECONDS
-            self._share()
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self._progress.close()
-
-    def _share(self) -> None:
-        """Leave a snapshot beside the segment, for --watch."""
-        import json
-
-        path = self._queue.segment.beside("watch")
-        with contextlib.suppress(OSError):  # if there is no room, nobody can watch, and the run goes on
-            write_file(path + ".new", json.dumps(self.snapshot()).encode())
-            os.replace(path + ".new", path)
-
-    def snapshot(self) -> Snapshot:
-        tally = self._ledger.tally
-        queue = self._queue
-        progress = self._progress
-        rates, worker_rates = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
-        workers = zip(self._pool.processes, worker_rates or itertools.repeat(0.0))
-        return Snapshot(
-            title=progress.title,
-            name=queue.name,
-            strategy=queue.strategy,
-            seconds=tally.seconds(),
-            counts=tally.counts,
-            retried=tally.retried,
-            total=progress.total(),
-            rates=rates,
-            ring=queue.backlog(),
-            num_slots=queue.num_slots,
-            workers=[self._row(process, rate) for process, rate in workers],
-            failures=[f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]],
-            state=progress.state or self._held_up(),
-            keys=progress.keys,
-        )
-
-    def _held_up(self) -> str:
-        held_up = self._pool.held_up(self._ledger.unfinished())
-        return f"waiting: {held_up}" if held_up else ""
-
-    def _row(self, process: WorkerProcess, rate: float) -> WorkerRow:
-        """Return what the screen shows of a worker."""
-        index = process.index
-        tally = self._ledger.tally
-        glance = self._queue.glance(index)
-        row = WorkerRow(
-            number=index,
-            pid=process.pid,
-            state="sleep",
-            function="",
-            done=tally.completed[index],
-            failed=tally.failed[index],
-            rate=rate,
-            cpu=process.cpu if process.rss else None,
-            rss=process.rss or None,
-            in_hand=None,
-            held=0.0,
-        )
-        if process.child is None:
-            return row._replace(state="dead")
-        if glance.in_hand is None:
-            return row
-        lane = self._queue.half(index, glance.number).lane
-        return row._replace(
-            state="run",
-            function=self._ledger.names.get(lane.fn_id(glance.done) & FN_ID, ""),
-            in_hand=lane.tsk_id(glance.done),
-            held=time.monotonic() - process.progress_since,
-        )
-
-
-Supervisor.display_class = Display
-
-
-class WorkerRow(NamedTuple):
-    """A worker on the screen. state: run, sleep or dead. in_hand: tsk_id, None for nothing; for `held` seconds."""
-
-    number: int
-    pid: int
-    state: str
-    function: str
-    done: int
-    failed: int
-    rate: float
-    cpu: float | None
-    rss: int | None
-    in_hand: int | None
-    held: float
-
-
-class Snapshot(NamedTuple):
-    """All that a frame shows. total: tasks in all, None if that is not known; rates: tasks a second, oldest first."""
-
-    title: str
-    name: str
-    strategy: str
-    seconds: float
-    counts: Mapping[str, int]
-    retried: int
-    total: int | None
-    rates: Sequence[float]
-    ring: int
-    num_slots: int
-    workers: Sequence[WorkerRow]
-    failures: Sequence[str]
-    state: str = ""
-    keys: str = ""
-
-    @property
-    def done(self) -> int:
-        return sum(self.counts.values())
-
-    @property
-    def rate(self) -> float:
-        return self.rates[-1] if self.rates else 0.0
-
+# All that a frame shows: stats() and title, name, strategy, total (None if it is not known), rates (tasks a second,
+# oldest first), ring, num_slots, failures, state, keys. A worker has number, rate and state (run, sleep or dead), too;
+# and where they are known cpu, rss, and function and in_hand (a tsk_id), which it has held for so many seconds.
+Snapshot = dict[str, Any]
 
 # The columns of the table: side, width, text of a row. In a narrow window columns go, from the end of IMPORTANCE on.
-COLUMNS: dict[str, tuple[str, int, Callable[[WorkerRow], str]]] = {
-    "worker": (">", 6, lambda row: str(row.number)),
-    "pid": (">", 7, lambda row: str(row.pid)),
-    "state": ("<", 5, lambda row: row.state),
-    "function": ("<", 12, lambda row: row.function or "–"),
-    "done": (">", 11, lambda row: f"{row.done:,}"),
-    "failed": (">", 6, lambda row: f"{row.failed:,}"),
-    "tasks/s": (">", 9, lambda row: f"{row.rate:,.0f}"),
-    "cpu": (">", 5, lambda row: "" if row.cpu is None else f"{row.cpu:.0f} %"),
-    "rss": (">", 7, lambda row: "" if row.rss is None else f"{row.rss / 2**20:,.0f} MB"),
-    "in hand": ("<", 20, lambda row: "–" if row.in_hand is None else f"#{row.in_hand:,}  {row.held:.2f} s"),
+COLUMNS: dict[str, tuple[str, int, Callable[[Snapshot], str]]] = {
+    "worker": (">", 6, lambda row: str(row["number"])),
+    "pid": (">", 7, lambda row: str(row["pid"])),
+    "state": ("<", 5, lambda row: row["state"]),
+    "function": ("<", 12, lambda row: row.get("function") or "–"),
+    "done": (">", 11, lambda row: f"{row['completed']:,}"),
+    "failed": (">", 6, lambda row: f"{row['failed']:,}"),
+    "tasks/s": (">", 9, lambda row: f"{row['rate']:,.0f}"),
+    "cpu": (">", 5, lambda row: f"{row['cpu']:.0f} %" if "cpu" in row else ""),
+    "rss": (">", 7, lambda row: f"{row['rss'] / 2**20:,.0f} MB" if "rss" in row else ""),
+    "in hand": ("<", 20, lambda row: f"#{row['in_hand']:,}  {row['held']:.2f} s" if "in_hand" in row else "–"),
 }
 IMPORTANCE = ("worker", "state", "done", "tasks/s", "failed", "in hand", "function", "cpu", "rss", "pid")
 
@@ -6338,18 +6208,18 @@ def spread(left: str, right: str, width: int) -> str:
     return left + " " * gap + right
 
 
-def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
+def render(shot: Snapshot, width: int, height: int) -> list[str]:
     """Return a frame of at most `height` lines of at most `width` characters. Pure, so that it can be tested."""
-    lines = [*_render_head(snapshot, width - 2), ""]
-    foot = bool(snapshot.keys) and height >= len(lines) + 5
+    lines = [*_render_head(shot, width - 2), ""]
+    foot = bool(shot["keys"]) and height >= len(lines) + 5
     free = height - len(lines) - foot
     most = min(5, max(0, (free - 2) // 3))
     failures: list[str] = []
-    if most and snapshot.failures:
-        failures = ["", *snapshot.failures[-most:]]
-    lines += _render_table(snapshot.workers, width - 2, free - len(failures)) + failures
+    if most and shot["failures"]:
+        failures = ["", *shot["failures"][-most:]]
+    lines += _render_table(shot["workers"], width - 2, free - len(failures)) + failures
     if foot:
-        lines += [""] * (height - 1 - len(lines)) + [snapshot.keys]
+        lines += [""] * (height - 1 - len(lines)) + [shot["keys"]]
     return [(" " + printable(line))[:width].rstrip() for line in lines[:height]]
 
 
@@ -6367,29 +6237,31 @@ def paint(line: str) -> str:
     return COLOURED.sub(lambda found: COLOURS[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
 
 
-def _render_head(snapshot: Snapshot, width: int) -> list[str]:
-    title = snapshot.title[: max(8, width // 2)]
-    if snapshot.state:
-        title += f"  [{snapshot.state}]"
-    about = f"{counted(len(snapshot.workers), 'worker')} · {snapshot.strategy} · {snapshot.name}"
-    first = spread(f"shmqueue  {title}", f"{about}      {clock(snapshot.seconds)}", width)
-    second = _render_progress(snapshot, width)
-    speed = f"{snapshot.rate:,.0f} tasks/s  {sparkline(snapshot.rates[-12:])}"
-    used = f"ring {bar(snapshot.ring / snapshot.num_slots, 10)} {snapshot.ring:,} / {snapshot.num_slots:,}"
-    outcomes = _render_outcomes(snapshot)
+def _render_head(shot: Snapshot, width: int) -> list[str]:
+    title = shot["title"][: max(8, width // 2)]
+    if shot["state"]:
+        title += f"  [{shot['state']}]"
+    about = f"{counted(len(shot['workers']), 'worker')} · {shot['strategy']} · {shot['name']}"
+    first = spread(f"shmqueue  {title}", f"{about}      {clock(shot['seconds'])}", width)
+    second = _render_progress(shot, width)
+    speed = f"{last_rate(shot):,.0f} tasks/s  {sparkline(shot['rates'][-12:])}"
+    used = f"ring {bar(shot['ring'] / shot['num_slots'], 10)} {shot['ring']:,} / {shot['num_slots']:,}"
+    bad = [name for name in OUTCOMES if name != "ok" and shot[name]] or ["failed"]
+    outcomes = "  ".join(f"{name} {shot[name]:,}" for name in ("ok", *bad, *["retried"] * bool(shot["retried"])))
     third = "   ".join((speed, used, outcomes))
     if len(third) <= width:
         return [first, second, third]
     return [first, second, spread(speed, used, width), outcomes]
 
 
-def _render_progress(snapshot: Snapshot, width: int) -> str:
-    done, total = snapshot.done, snapshot.total
+def _render_progress(shot: Snapshot, width: int) -> str:
+    done = finished(shot)
+    total = shot["total"]
     if not total:
         return f"{done:,} tasks done"
     left = "–"
-    if snapshot.rate > 0:
-        left = clock((total - done) / snapshot.rate)
+    if last_rate(shot) > 0:
+        left = clock((total - done) / last_rate(shot))
     parts = [f"  {done / total:6.1%}", f"{done:,} / {total:,}", f"eta {left}"]
     while len("   ".join(parts)) > width - 8 and len(parts) > 1:
         parts.pop()
@@ -6397,15 +6269,16 @@ def _render_progress(snapshot: Snapshot, width: int) -> str:
     return bar(done / total, max(4, width - len(tail))) + tail
 
 
-def _render_outcomes(snapshot: Snapshot) -> str:
-    counts = snapshot.counts
-    parts = [f"{name} {count:,}" for name, count in counts.items() if name != "ok" and count] or ["failed 0"]
-    if snapshot.retried:
-        parts.append(f"retried {snapshot.retried:,}")
-    return "  ".join([f"ok {counts['ok']:,}", *parts])
+def last_rate(shot: Snapshot) -> float:
+    return shot["rates"][-1] if shot["rates"] else 0.0
 
 
-def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[str]:
+def finished(stats: Mapping[str, Any]) -> int:
+    """Return how many tasks have an outcome."""
+    return sum(stats[name] for name in OUTCOMES)
+
+
+def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str]:
     """Return as many columns and rows as fit. A last line sums up the workers that do not fit."""
     names: list[str] = []
     for name in IMPORTANCE:
@@ -6421,17 +6294,18 @@ def _render_table(rows: Sequence[WorkerRow], width: int, height: int) -> list[st
         fit = max(0, height - 2)
     table = [line(columns)] + [line(text(row) for _, _, text in columns.values()) for row in rows[:fit]]
     if rest := rows[fit:]:
-        busy = sum(row.state == "run" for row in rest)
-        done = sum(row.done for row in rest)
-        rate = sum(row.rate for row in rest)
+        busy = sum(row["state"] == "run" for row in rest)
+        done = sum(row["completed"] for row in rest)
+        rate = sum(row["rate"] for row in rest)
         table.append(f"and {len(rest):,} more: {busy} run, {done:,} done, {rate:,.0f} tasks/s")
     return table[: max(0, height)]
 
 
 class Progress:
-    """Keeps the rates, and draws nothing; base of what does."""
+    """Takes snapshots, and leaves them for --watch, but draws nothing; base of what does."""
 
     SECONDS = math.inf  # from one drawing to the next
+    SHARE_SECONDS = 1.0  # from one snapshot for --watch to the next
 
     def __init__(self, title: str = "", total: Callable[[], int | None] = lambda: None) -> None:
         self.title = title
@@ -6442,19 +6316,53 @@ class Progress:
         self._worker_rates: list[float] = []
         self._sample: tuple[float, Iterable[int]] = (time.monotonic(), itertools.repeat(0))
         self._next = time.monotonic() + self.SECONDS
+        self._next_share = time.monotonic() + self.SHARE_SECONDS
 
-    def rates(self, done: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
-        """Note what each worker has done until now. Return tasks a second: of all over time, and of each just now."""
+    def take(self, stats: dict[str, Any], queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger) -> Snapshot:
+        """Return a snapshot of a Supervisor that has these parts."""
+        about = {"name": queue.name, "strategy": queue.strategy, "ring": queue.backlog(), "num_slots": queue.num_slots}
+        for row, process in zip(stats["workers"], pool.processes):
+            glance = queue.glance(process.index)
+            row["state"] = "sleep" if process.child else "dead"
+            if process.rss:
+                row |= {"cpu": process.cpu, "rss": process.rss}
+            if process.child and glance.in_hand is not None:
+                lane = queue.half(process.index, glance.number).lane
+                row["state"] = "run"
+                row["function"] = ledger.names.get(lane.fn_id(glance.done) & FN_ID, "")
+                row["in_hand"] = lane.tsk_id(glance.done)
+                row["held"] = time.monotonic() - process.progress_since
+        return self.complete(stats | about, ledger.tally.failures)
+
+    def complete(self, shot: Snapshot, failures: Iterable[TaskResult]) -> Snapshot:
+        """Return a snapshot with rates, and with what this object knows."""
         now = time.monotonic()
         before, done_before = self._sample
+        done = [row["completed"] + row["failed"] for row in shot["workers"]]
         if now - before >= 1.0 or not self._rates:
             self._worker_rates = [(a - b) / max(now - before, 0.1) for a, b in zip(done, done_before)]
             self._rates.append(sum(self._worker_rates))
-            self._sample = (now, list(done))
-        return list(self._rates), self._worker_rates
+            self._sample = (now, done)
+        for number, (row, rate) in enumerate(zip(shot["workers"], [*self._worker_rates, *[0.0] * len(done)])):
+            row |= {"number": number, "rate": rate}
+        return shot | {
+            "title": self.title,
+            "total": self.total(),
+            "rates": list(self._rates),
+            "failures": [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in failures][-5:],
+            "state": self.state or (shot["held_up"] and f"waiting: {shot['held_up']}"),
+            "keys": self.keys,
+        }
+
+    def update(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Draw a snapshot, and leave one, each if it is time to. Called several times a second."""
+        self.draw(snapshot)
+        if time.monotonic() >= self._next_share:
+            self._next_share = time.monotonic() + self.SHARE_SECONDS
+            share(snapshot())
 
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Show a snapshot if it is time to. Called several times a second."""
+        """Show a snapshot if it is time to."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self.SECONDS
             self.show(snapshot())
@@ -6479,9 +6387,11 @@ class PlainLines(Progress):
     SECONDS = 5.0
 
     def show(self, shot: Snapshot) -> None:
-        total = f" of {shot.total:,}" if shot.total else ""
-        bad = shot.done - shot.counts["ok"]
-        self.write(f"shmqueue: {shot.done:,}{total} tasks done, {bad:,} not ok, {shot.rate:,.0f} tasks/s\n")
+        done = finished(shot)
+        total = f" of {shot['total']:,}" if shot["total"] else ""
+        self.write(
+            f"shmqueue: {done:,}{total} tasks done, {done - shot['ok']:,} not ok, {last_rate(shot):,.0f} tasks/s\n"
+        )
 
 
 class Screen(Progress):
@@ -6525,6 +6435,16 @@ class Screen(Progress):
             self.write(self.LEAVE)
 
 
+def choose_display(screen: bool | Progress) -> Progress:
+    """Return what shows how a run goes."""
+    if isinstance(screen, Progress):
+        return screen
+    return Screen() if screen else Progress()
+
+
+Supervisor.choose_display = staticmethod(choose_display)
+
+
 def is_terminal(stream: Any) -> bool:
     return stream is not None and bool(stream.isatty())
 
@@ -6559,6 +6479,23 @@ def in_foreground(descriptor: int) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def watch_path(name: str) -> str:
+    """Return the path of the snapshot beside a segment."""
+    return f"{path_of(name)}.watch"
+
+
+def share(shot: Snapshot) -> None:
+    """Leave a snapshot for --watch, where there is a segment."""
+    import json
+
+    path = watch_path(shot["name"])
+    # If there is no room, nobody can watch, and the run goes on.
+    with contextlib.suppress(OSError):
+        if shot["name"]:
+            write_file(f"{path}.new", json.dumps(shot).encode())
+            os.replace(f"{path}.new", path)
+
+
 def runs() -> list[str]:
     """Return the names of the segments of this user's supervisors that are alive."""
     names = []
@@ -6586,6 +6523,8 @@ def choose_run(name: str) -> str:
 
 def watch_run(name: str) -> None:
     """Show the screen of another supervisor's run until it ends or Ctrl-C. Only its snapshots are read."""
+    import json
+
     screen = Screen()
 
     def act(number: int, frame: object) -> None:
@@ -6599,24 +6538,16 @@ def watch_run(name: str) -> None:
     try:
         with handled_by(act):
             while name in runs():
-                with contextlib.suppress(FileNotFoundError):  # it has just begun, or just ended
-                    screen.show(read_snapshot(name)._replace(keys="Ctrl-C leaves"))
+                # It is not there if the run has just begun or just ended.
+                with contextlib.suppress(FileNotFoundError), open(watch_path(name), encoding="utf-8") as file:
+                    screen.show({**json.load(file), "keys": "Ctrl-C leaves"})
                 time.sleep(Screen.SECONDS)
     except KeyboardInterrupt:
         pass
-    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+    except Exception as error:  # whatever is in that file
         raise UsageError(f"--watch {name}: its snapshot cannot be shown: {describe(error)}") from None
     finally:
         screen.close()
-
-
-def read_snapshot(name: str) -> Snapshot:
-    """Return the snapshot that a run has left beside its segment."""
-    import json
-
-    with open(os.path.join(shared_directory(), f"{name}.watch"), encoding="utf-8") as file:
-        shot = Snapshot(*json.load(file))
-    return shot._replace(workers=[WorkerRow(*row) for row in shot.workers])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -7274,7 +7205,7 @@ class CommandLine:
         failure = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
             return 128 + self.stopped_by
-        return int(bool(problems or failure or broken) or summary["ok"] < sum(summary[name] for name in OUTCOMES))
+        return int(bool(problems or failure or broken) or summary["ok"] < finished(summary))
 
     def _write_summary(self, summary: Mapping[str, Any], problems: list[str]) -> None:
         import json
@@ -7342,7 +7273,7 @@ def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> li
         lines.append(f"{left_out:,} tasks left out: the results file holds them as ok")
     if problem:
         lines.append(f"shmqueue: {problem}")
-    total = sum(summary[name] for name in OUTCOMES)
+    total = finished(summary)
     tasks = "no tasks"
     if total:
         outcomes = ", ".join(f"{summary[name]:,} {word}" for name, word in OUTCOMES.items())

@@ -266,12 +266,12 @@ class TimedScreen(shmqueue.Screen):
     spent = 0.0
     frames = 0
 
-    def draw(self, snapshot: Callable[[], shmqueue.Snapshot]) -> None:
+    def draw(self, snapshot: Callable[[], dict[str, Any]]) -> None:
         before = time.thread_time()
         super().draw(snapshot)
         self.spent += time.thread_time() - before
 
-    def show(self, shot: shmqueue.Snapshot) -> None:
+    def show(self, shot: dict[str, Any]) -> None:
         self.frames += 1
         super().show(shot)
 

@@ -711,19 +711,15 @@ class Cluster:
         stats = self.stats()
         return {**stats, **self._tally.summary(stats["seconds"], 0.0)}
 
-    def snapshot(self) -> shmqueue.Snapshot:
+    def snapshot(self) -> dict[str, Any]:
         """What the screen shows: in place of the ring, the tasks that are on the cluster."""
-        tally, progress, rows = self._tally, self._progress, []
-        rates, each = progress.rates([a + b for a, b in zip(tally.completed, tally.failed)])
-        for i, (node, pid) in enumerate(tally.workers):
-            state, rate = "run" if node in self._nodes else "dead", each[i] if i < len(each) else 0.0
-            counts = (tally.completed[i], tally.failed[i])
-            rows.append(shmqueue.WorkerRow(i, pid, state, "", *counts, rate, None, None, None, 0.0))
-        failures = [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in tally.failures[-5:]]
-        seconds, flying = time.monotonic() - self._began, self._in_flight()
-        about = (progress.title, self._where, "dask", seconds, tally.counts, tally.retried, progress.total(), rates)
+        flying = self._in_flight()
         most = max(1, flying, 2 * len(self._nodes) * self._size)
-        return shmqueue.Snapshot(*about, flying, most, rows, failures, progress.state, progress.keys)
+        about = {"name": self._where, "strategy": "dask", "ring": flying, "num_slots": most}
+        shot: dict[str, Any] = self._progress.complete(self.stats() | about, self._tally.failures)
+        for row in shot["workers"]:
+            row["state"] = "run" if row["node"] in self._nodes else "dead"
+        return shot
 
     # Out.
 

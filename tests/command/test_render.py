@@ -4,13 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmqueue import COLOURS, UNCOLOURED, Snapshot, WorkerRow, paint, render
+from shmqueue import COLOURS, UNCOLOURED, paint, render
 
+
+def row(number, pid, state, completed, failed, rate, **known):
+    counts = {"completed": completed, "failed": failed, "rate": rate}
+    return {"number": number, "pid": pid, "state": state, **counts, **known}
+
+
+IN_HAND = {"function": "sha256", "in_hand": 621_034, "held": 0.021}
 ROWS = (
-    WorkerRow(0, 4122, "run", "sha256", 155_210, 3, 12_801.2, 98.4, 18 << 20, 621_034, 0.021),
-    WorkerRow(1, 4123, "sleep", "", 155_007, 9, 12_790.0, 1.0, 18 << 20, None, 0.0),
-    WorkerRow(2, 4124, "dead", "", 7, 0, 0.0, None, None, None, 0.0),
+    row(0, 4122, "run", 155_210, 3, 12_801.2, cpu=98.4, rss=18 << 20, **IN_HAND),
+    row(1, 4123, "sleep", 155_007, 9, 12_790.0, cpu=1.0, rss=18 << 20),
+    row(2, 4124, "dead", 7, 0, 0.0),
 )
+COUNTS = {"ok": 621_009, "failed": 25, "timeout": 0, "crashed": 0, "cancelled": 0}
 FAILURE = "#5,123 sha256 failed: FileNotFoundError: no such file: a.bin"
 
 
@@ -20,7 +28,7 @@ def snapshot(**changes):
         "name": "shmq-4121-9f3a",
         "strategy": "lockf",
         "seconds": 12.3,
-        "counts": {"ok": 621_009, "failed": 25, "timeout": 0, "crashed": 0, "cancelled": 0},
+        **COUNTS,
         "retried": 3,
         "total": 1_000_000,
         "rates": [1.0, 2.0, 40_000.0, 51_204.2],
@@ -28,15 +36,14 @@ def snapshot(**changes):
         "num_slots": 16_384,
         "workers": ROWS,
         "failures": [FAILURE],
+        "state": "",
+        "keys": "",
     }
-    return Snapshot(**{**fields, **changes})
+    return {**fields, **changes}
 
 
 def many(count):
-    return [
-        WorkerRow(i, 5000 + i, "run" if i % 2 else "sleep", "f", 10, 0, 5.0, None, None, None, 0.0)
-        for i in range(count)
-    ]
+    return [row(i, 5000 + i, "run" if i % 2 else "sleep", 10, 0, 5.0, function="f") for i in range(count)]
 
 
 def test_a_frame_of_80_by_24():
@@ -86,20 +93,18 @@ def test_a_frame_of_40_by_10():
 
 
 def test_a_run_that_begins_and_one_without_a_known_end():
-    counts = dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), 0)
-    begun = snapshot(counts=counts, rates=[], retried=0, ring=0, failures=[], seconds=0)
+    begun = snapshot(**dict.fromkeys(COUNTS, 0), rates=[], retried=0, ring=0, failures=[], seconds=0)
     assert render(begun, 80, 24)[:4] == [
         " shmqueue  tasks.txt           3 workers · lockf · shmq-4121-9f3a      00:00:00",
         " ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░    0.0%   0 / 1,000,000   eta –",
         " 0 tasks/s     ring ░░░░░░░░░░ 0 / 16,384   ok 0  failed 0",
         "",
     ]
-    assert render(begun._replace(total=None), 80, 24)[1] == " 0 tasks done"
+    assert render({**begun, "total": None}, 80, 24)[1] == " 0 tasks done"
 
 
 def test_every_kind_of_outcome_is_counted():
-    counts = {"ok": 1, "failed": 2, "timeout": 3, "crashed": 4, "cancelled": 5}
-    text = "\n".join(render(snapshot(counts=counts, total=15), 200, 50))
+    text = "\n".join(render(snapshot(ok=1, failed=2, timeout=3, crashed=4, cancelled=5, total=15), 200, 50))
     assert "ok 1  failed 2  timeout 3  crashed 4  cancelled 5  retried 3" in text
     assert "100.0%   15 / 15" in text
 
@@ -112,7 +117,7 @@ def test_more_workers_than_lines_are_summed_up(count, height):
     rest = count - len(rows)
     assert [line.split()[0] for line in rows] == [str(i) for i in range(len(rows))]
     assert len(rows) >= height - 8
-    busy = sum(row.state == "run" for row in many(count)[len(rows) :])
+    busy = sum(row["state"] == "run" for row in many(count)[len(rows) :])
     assert frame[-1] == f" and {rest:,} more: {busy:,} run, {10 * rest:,} done, {5 * rest:,} tasks/s"
 
 
@@ -141,7 +146,7 @@ HOSTILE = {
 @pytest.mark.parametrize("place", ["title", "function", "failure"])
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
 def test_hostile_text_is_replaced(text, place, size):
-    rows = [ROWS[0]._replace(function=text)] if place == "function" else ROWS
+    rows = [{**ROWS[0], "function": text}] if place == "function" else ROWS
     changes = {"title": f"a{text}z"} if place == "title" else {"failures": [f"a{text}z"]} if place == "failure" else {}
     frame = render(snapshot(workers=rows, **changes), *size)
     assert all(line.isprintable() for line in frame)
@@ -155,15 +160,20 @@ numbers = st.one_of(st.integers(0, 2**63), st.integers(0, 1000))
 texts = st.text(st.characters(), max_size=60)
 own_words = st.sampled_from(["", "shmq-4121-9f3a", "paused, a rather long state"])
 rates = st.floats(0, 1e12)
+known = [
+    st.fixed_dictionaries({}),
+    st.fixed_dictionaries({"cpu": st.floats(0, 10_000), "rss": numbers}),
+    st.fixed_dictionaries({"function": texts, "in_hand": numbers, "held": st.floats(0, 1e9)}),
+]
 workers = st.builds(
-    WorkerRow, st.integers(0, 4095), st.integers(0, 2**22), st.sampled_from(["run", "sleep", "dead"]), texts, numbers,
-    numbers, rates, st.none() | st.floats(0, 10_000), st.none() | numbers, st.none() | numbers, st.floats(0, 1e9),
+    lambda *fields: row(*fields[:6], **fields[6]), st.integers(0, 4095), st.integers(0, 2**22),
+    st.sampled_from(["run", "sleep", "dead"]), numbers, numbers, rates, st.one_of(known),
 )  # fmt: skip
 snapshots = st.builds(
-    Snapshot, texts, own_words, own_words, st.floats(0, 1e9),
-    st.fixed_dictionaries(dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), numbers)),
-    numbers, st.none() | numbers, st.lists(rates, max_size=70), numbers, st.integers(2, 2**26),
-    st.lists(workers, min_size=1, max_size=12), st.lists(texts, max_size=5), own_words,
+    snapshot, title=texts, name=own_words, strategy=own_words, seconds=st.floats(0, 1e9),
+    **dict.fromkeys(COUNTS, numbers), retried=numbers, total=st.none() | numbers, rates=st.lists(rates, max_size=70),
+    ring=numbers, num_slots=st.integers(2, 2**26), workers=st.lists(workers, min_size=1, max_size=12),
+    failures=st.lists(texts, max_size=5), state=own_words, keys=own_words,
 )  # fmt: skip
 
 
@@ -204,11 +214,11 @@ def test_a_frame_in_colours():
 
 
 def test_only_what_went_wrong_is_red():
-    counts = dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), 0)
-    text = "\n".join(painted(snapshot(counts=counts | {"ok": 1}, total=None, failures=[], workers=ROWS[:2]), 200))
+    one = {**dict.fromkeys(COUNTS, 0), "ok": 1}
+    text = "\n".join(painted(snapshot(**one, total=None, failures=[], workers=ROWS[:2]), 200))
     assert "failed 0" in text
     assert "<r>" not in text
-    text = "\n".join(painted(snapshot(counts=dict.fromkeys(counts, 7)), 200))
+    text = "\n".join(painted(snapshot(**dict.fromkeys(COUNTS, 7)), 200))
     for part in ("<g>ok 7</>", "<r>failed 7</>", "<r>timeout 7</>", "<r>crashed 7</>", "<y>cancelled 7</>"):
         assert part in text
 

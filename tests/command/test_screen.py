@@ -1074,19 +1074,26 @@ def test_watching_without_a_terminal_sends_no_commands(desk, watched, where):
     assert desk.wait(process) == 0
 
 
-SHOT = shmqueue.Snapshot(
-    "tasks", "NAME", "lockf", 1.0, dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled"), 0), 0, 9, [1.0],
-    0, 16, [shmqueue.WorkerRow(0, 4, "run", "f", 1, 0, 1.0, None, None, 5, 0.1)], [],
-)  # fmt: skip
+ROW = {
+    "number": 0, "pid": 4, "completed": 1, "failed": 0, "rate": 1.0, "state": "run", "function": "f", "in_hand": 5,
+    "held": 0.1,
+}  # fmt: skip
+SHOT = {
+    **dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled", "retried", "respawned", "outstanding"), 0),
+    "held_up": "", "seconds": 1.0, "title": "tasks", "name": "NAME", "strategy": "lockf", "total": 9, "rates": [1.0],
+    "ring": 0, "num_slots": 16, "workers": [ROW], "failures": [], "state": "", "keys": "",
+}  # fmt: skip
 HOSTILE_SHOTS = {
-    "text": SHOT._replace(
-        title="\x1b[31m", name="\x1b]52;c;aGk=\x07", strategy="\x9b31m", state="\x1b[2J", keys="\x1bc",
-        failures=["\x1b[31m"], workers=[SHOT.workers[0]._replace(state="\x1b[1", function="\x1b[31m")],
-    ),
-    "more fields": (*SHOT, "of a later version", 5),
-    "fewer fields": SHOT[:6],
-    "other types": tuple("x" for _ in SHOT),
-    "no list": {"title": "x"},
+    "text": {
+        **SHOT, "title": "\x1b[31m", "name": "\x1b]52;c;aGk=\x07", "strategy": "\x9b31m", "state": "\x1b[2J",
+        "keys": "\x1bc", "failures": ["\x1b[31m"], "workers": [{**ROW, "state": "\x1b[1", "function": "\x1b[31m"}],
+    },
+    "more fields": {**SHOT, "of a later version": 5},
+    "fewer fields": {"title": "x"},
+    "other types": dict.fromkeys(SHOT, "x"),
+    "other types in a row": {**SHOT, "workers": [dict.fromkeys(ROW, "x")]},
+    "other numbers": {**SHOT, "num_slots": 0},
+    "no dict": [1, 2],
     "nothing": None,
 }  # fmt: skip
 

@@ -883,9 +883,9 @@ def test_halts_do_not_put_off_a_timeout():
         halted = []
 
         def halt():
-            glance = supervisor.snapshot().workers[0]
-            if glance.in_hand == 1:
-                halted.append(glance.held)
+            row = supervisor.snapshot()["workers"][0]
+            if row.get("in_hand") == 1:
+                halted.append(row["held"])
                 supervisor.pause(True)
                 supervisor.pause(False)
 
@@ -1328,8 +1328,8 @@ def test_a_new_worker_has_nothing_in_hand_of_its_predecessor():
     with start([jobs.kill_itself], workers=1) as supervisor:
         assert [result.status for result in supervisor.run([b""])] == ["crashed"]
         assert wait_until(lambda: supervisor._queue.sleepers())
-        (row,) = supervisor.snapshot().workers
-        assert (row.state, row.in_hand) == ("sleep", None)
+        (row,) = supervisor.snapshot()["workers"]
+        assert (row["state"], row.get("in_hand")) == ("sleep", None)
 
 
 def waits_of(pid):
@@ -1370,11 +1370,11 @@ def test_each_task_is_in_hand_since_it_began_and_not_since_its_batch_did(tmp_pat
     held = []
 
     def look():
-        (row,) = supervisor.snapshot().workers
-        if row.in_hand == len(began) and row.held > 0.1:
-            held.append((row.held, time.monotonic() - began[-1]))
+        (row,) = supervisor.snapshot()["workers"]
+        if row.get("in_hand") == len(began) and row["held"] > 0.1:
+            held.append((row["held"], time.monotonic() - began[-1]))
             began.append(time.monotonic())
-            pathlib.Path(gates[row.in_hand - 1]).touch()
+            pathlib.Path(gates[row["in_hand"] - 1]).touch()
 
     with Supervisor([jobs.wait_for_file], workers=1, batch=4) as supervisor:
         supervisor.on_check = look
