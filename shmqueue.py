@@ -597,8 +597,6 @@ class ExecutorMethods:
         self._max_workers = available_processors() if max_workers is None else max_workers
         if self._max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
         check_number("max_workers", self._max_workers, (1, MOST_WORKERS))
         if max_tasks_per_child is not None:
             check_number("max_tasks_per_child", max_tasks_per_child, COUNTS)
@@ -5487,14 +5485,11 @@ class LineSource(Source):
     def __init__(self, path: str, parse: LineParser) -> None:
         self.tasks = 0  # taken
         self._parse = parse
-        try:
+        with _usage_error(f"cannot read {path!r}: "):
             self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             info = os.fstat(self._file)
             if stat.S_ISDIR(info.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        except OSError as error:
-            why = f"cannot read {path!r}: {error.strerror}"
-            raise UsageError(f"{why}; give a file of tasks, or - for standard input") from None
         self.finite = stat.S_ISREG(info.st_mode)
         self._size = info.st_size
         self._poll = select.poll()
@@ -6915,7 +6910,7 @@ def _usage_error(what: str = "") -> Iterator[None]:
         text = str(error)
         if isinstance(error, OSError):
             text = limit_text(error)
-            if error.filename and str(error.filename) not in what:
+            if error.filename and not what:
                 text = f"{error.filename}: {text}"
         raise UsageError(what + in_options(text)) from None
 
@@ -7028,22 +7023,19 @@ class CommandLine:
         return LineSource(self.options.tasks, self.parse)
 
     def _check_files(self) -> None:
-        """Check that files can be written, and that no two are the same. Devices may be."""
-        uses: dict[tuple[int, int], str] = {}
-        with contextlib.suppress(OSError):
-            info = os.stat(0 if self.options.tasks == "-" else self.options.tasks)
-            if stat.S_ISREG(info.st_mode):
-                uses[info.st_dev, info.st_ino] = "TASKS"
+        """Check that files can be written, and that no two are the same. Only --failed may be TASKS. Devices may be."""
+        files: dict[str, Any] = {"TASKS": 0 if self.options.tasks == "-" else self.options.tasks}
         for name in ("results", "log", "summary", "failed"):
             path = getattr(self.options, name)
-            if path in (None, "-") or is_pipe(path) or (name == "failed" and not os.path.isfile(path)):
+            if path in (None, "-") or is_pipe(path):
                 continue
-            with _usage_error(f"{flag(name)} {path}: "), open(path, "rb" if name == "failed" else "ab") as file:
-                info = os.fstat(file.fileno())
-                other = uses.setdefault((info.st_dev, info.st_ino), flag(name))
-                allowed = (flag(name), "TASKS") if name == "failed" else (flag(name),)
-                if other not in allowed and stat.S_ISREG(info.st_mode):
-                    raise ValueError(f"is the file of {other}, too; give another one")
+            if name != "failed":
+                with _usage_error(f"{flag(name)} {path}: "), open(path, "ab"):
+                    pass
+            for other, file in files.items():
+                if (name, other) != ("failed", "TASKS") and os.path.isfile(path) and os.path.samefile(path, file):
+                    raise UsageError(f"{flag(name)} {path}: is the file of {other}, too; give another one")
+            files[flag(name)] = path
 
     def _choose_progress(self) -> Progress:
         options = self.options
