@@ -311,7 +311,6 @@ class Supervisor:
         self._display: Any = None
         options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
         if workers == 0:
-            refuse_without_workers(timeout=timeout, max_rss=max_rss, log=log)
             self._run_here(options, screen)
             return
         if log and not is_pipe(log):
@@ -739,7 +738,7 @@ DEFAULTS: Mapping[str, Any] = Supervisor.__init__.__kwdefaults__ or {}  # what m
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError, with value and limits, for an argument that is out of its limits."""
+    """Raise TypeError or ValueError, with value and limits, for an argument that is out of its limits or useless."""
     for name, limits in LIMITS.items():
         if name in values and (values[name] is not None or DEFAULTS.get(name) is not None):
             check_number(name, values[name], limits)
@@ -747,6 +746,9 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
     if values.get("max_rss") is not None and late("psutil") is None:
         raise ValueError(f"max_rss={values['max_rss']}: needs psutil, which is not installed (pip install psutil)")
+    for name in ("timeout", "max_rss", "log"):
+        if values.get("workers") == 0 and values.get(name) is not None:
+            raise ValueError(f"{name}={values[name]!r}: needs a worker process, and workers=0 starts none")
 
 
 def check_number(name: str, value: Any, limits: tuple[float, float]) -> None:
@@ -799,13 +801,6 @@ def check_statuses(statuses: Sequence[str]) -> Sequence[str]:
     if isinstance(statuses, str) or not set(named) <= set(RETRY_ON):
         raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}")
     return named
-
-
-def refuse_without_workers(**values: Any) -> None:
-    """Raise ValueError for what needs a worker process."""
-    for name, value in values.items():
-        if value is not None:
-            raise ValueError(f"{name}={value!r}: needs a worker process, and workers=0 starts none")
 
 
 UNGUARDED = 113  # a worker's exit code: its program would have started workers while it was imported
