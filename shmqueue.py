@@ -1646,7 +1646,7 @@ class InlineEngine(Engine):
             with self._as_worker():
                 value = self._calls[fn_id](payload)
             if value is not None:
-                value = decode_value(*encode_value(value, structures, codec), structures, codec)
+                value = decode(*encode(value, codec, structures), codec, structures)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -1704,7 +1704,7 @@ class RecordReader:
         spans = list(zip([outcomes.begin, *stops], stops))
         try:
             if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {TEXT}:
-                return [decode_text(log[begin + 1 : end]) for begin, end in spans]
+                return load_texts([log[begin + 1 : end] for begin, end in spans])
             return [
                 self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
                 for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
@@ -1719,7 +1719,7 @@ class RecordReader:
             path = self._segment.beside(f"v{position}")
             data = system.read_file(path, *SIZE.unpack(data))
             system.unlink(path)
-        return decode_value(head & ~IN_FILE, data, self._structures, self._codec)
+        return decode(head & ~IN_FILE, data, self._codec, self._structures)
 
 
 class LaneReader:
@@ -2386,6 +2386,7 @@ class Intake:
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self._codec = codec
+        plain_checker()  # made here, so that forked workers have it
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._function = functions.get(self._only)
 
@@ -2409,9 +2410,8 @@ class Intake:
                 types = set(map(type, payloads))
         if types <= {bytes}:
             return fn_ids, payloads, payloads, None
-        kinds, data = encode_payloads(payloads, self._codec, types)
-        marked = array.array("I", [fn_id | kind << KIND_BIT for fn_id, kind in zip(fn_ids, kinds)])
-        return fn_ids, payloads, data, marked
+        marks, data = encode_payloads(payloads, self._codec, types)
+        return fn_ids, payloads, data, array.array("I", map(operator.or_, fn_ids, marks))
 
     def _is_pair(self, job: Job, item: Any) -> bool:
         """Return True if this is a pair of a function and a payload, and not a payload."""
@@ -3696,9 +3696,9 @@ class Worker:
     def _put_record(self, task: int, at: int, value: Any) -> int:
         """Append a value to the log as a record: a head, and bytes. Return where it ends."""
         try:
-            head, data = encode_value(value, self._structures, self._options.codec)
-        except Exception as unsent:  # such as text that is not Unicode
-            head, data = FAILURE, Failure.of(unsent).encode()
+            head, data = encode(value, self._options.codec, self._structures)
+        except Exception as unsent:  # such as what is not plain data
+            head, data = encode(Failure.of(unsent), None)
         half = self._half
         room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # each later task needs room for a record
         if len(data) > room:
@@ -3707,7 +3707,8 @@ class Worker:
                 head, data = head | IN_FILE, SIZE.pack(len(data))
             else:
                 text = f"{describe(error)}: no room for a value of {len(data):,} bytes in {shared_directory()}"
-                head, data = FAILURE, Failure(text).encode()[:room]
+                head, data = encode(Failure(text), None)
+                data = data if len(data) <= room else b""
         end = at + 1 + len(data)
         half.log[at] = head
         half.log[at + 1 : end] = data
@@ -5014,19 +5015,18 @@ ERROR_LENGTH = 4000  # characters of an error's text that are kept
 TRACEBACK_BYTES = 16 << 10  # of a traceback, as UTF-8
 OWN_MODULES = {__name__}  # whose frames a traceback does not begin with
 
-# What the bytes of a payload or a value are. CODED: what the codec made of it, or marshal. CODED_TEXT: the codec made a
-# str. Only values are failures and Structures. STRUCTURE + i: the i-th Structure that the functions' annotations name.
-BYTES, TEXT, CODED, CODED_TEXT, FAILURE, OUTPUT, STRUCTURE = range(7)
-KIND_BIT = 29  # a payload's kind stands here in its fn_id; a value's is the first byte of its record in the log
+# What the bytes of a payload or a value are. CODED: what the codec made of it, or marshal. Only values are failures,
+# the output of commands, and Structures: STRUCTURE + i is the i-th Structure that the functions' annotations name.
+BYTES, TEXT, CODED, FAILURE, OUTPUT, STRUCTURE = range(6)
+KIND_BIT = 29  # a payload's kind stands here in its fn_id
 FN_ID = (1 << KIND_BIT) - 1  # the bits of a fn_id without kind and OUT_OF_LINE
 IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the segment, and the record has their number
 
 REMEDY = "give Supervisor a codec, such as codec=pickle"
+NO_ROOM = "there is no room in shared memory for what it returned or raised"
 ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
 PLAIN = ATOMS | {tuple, list, dict, set, frozenset}
-load_plain: Callable[[bytes], Any] = marshal.loads
-if sys.version_info >= (3, 13):
-    load_plain = functools.partial(marshal.loads, allow_code=False)
+BYTES_LIKE = (bytes, bytearray, memoryview, array.array, ctypes.Array, ctypes.Structure)
 
 
 class Codec(NamedTuple):
@@ -5061,148 +5061,169 @@ def decode_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def text_data(text: str) -> bytes | None:
-    """Return the bytes from which decode_text() makes this text. Some with surrogates have none."""
+# How text and plain data travel. Any str is text that can travel, with half a surrogate pair as well.
+dump_text = operator.methodcaller("encode", "utf-8", "surrogatepass")
+load_text = operator.methodcaller("decode", "utf-8", "surrogatepass")
+# By the type of a payload: its kind, where it stands in a fn_id, and how its bytes are made if it is plain data.
+MARKS = {**dict.fromkeys(PLAIN, CODED << KIND_BIT), bytes: BYTES << KIND_BIT, str: TEXT << KIND_BIT}
+DUMPS: dict[type, Callable[[Any], bytes]] = {**dict.fromkeys(PLAIN, marshal.dumps), bytes: bytes, str: dump_text}
+
+
+def load_texts(pieces: Sequence[bytes]) -> list[str]:
     try:
-        return text.encode()
+        return list(map(bytes.decode, pieces))
+    except UnicodeDecodeError:
+        return list(map(load_text, pieces))
+
+
+def load_all(pieces: Sequence[bytes]) -> list[Any]:
+    """Return the data of which marshal has made these. Code is refused, where Python can do that."""
+    if sys.version_info >= (3, 13):
+        return [marshal.loads(piece, allow_code=False) for piece in pieces]  # noqa: S302
+    return list(map(marshal.loads, pieces))
+
+
+def load_plain(data: bytes) -> Any:
+    return load_all([data])[0]
+
+
+@functools.cache
+def plain_checker() -> Any:
+    """Return a class of Picklers that raise TypeError for what is not plain data, at any depth.
+
+    A Pickler looks at each object once. It knows the built-in types, and asks `reducer_override` about all others.
+    """
+    import pickle
+
+    class PlainChecker(pickle.Pickler):
+        def reducer_override(self, part: Any) -> Any:
+            if part is complex or type(part) is complex:
+                return NotImplemented
+            kind = part if part is bytearray else type(part)  # for a bytearray, it asks about the class
+            name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+            raise TypeError(f"{name} is not plain data, and cannot travel: convert it, or {REMEDY}")
+
+    return PlainChecker
+
+
+def check_plain(value: Any) -> None:
+    """Raise TypeError for what is not plain data, and ValueError for what is nested too deeply.
+
+    Types are compared exactly: marshal would turn a numpy.float64 in a list into bytes. What is pickled goes nowhere.
+    """
+    try:
+        plain_checker()(types.SimpleNamespace(write=len), protocol=4).dump(value)  # protocol 5 knows bytearray
+    except RecursionError:
+        raise ValueError(f"what is nested so deeply cannot travel: {REMEDY}") from None
+
+
+def dump_plain(value: Any) -> bytes:
+    """Return plain data as bytes. Raises TypeError or ValueError if it is not plain, or nested too deeply."""
+    kind = type(value)
+    if kind not in ATOMS:
+        parts = [*value, *value.values()] if kind is dict else value
+        if kind not in PLAIN or not ATOMS.issuperset(map(type, parts)):
+            check_plain(value)
+    try:
+        return marshal.dumps(value)
+    except ValueError as error:  # too deep, or the class complex
+        raise ValueError(f"{error}: {REMEDY}") from None
+
+
+def coded_bytes(coded: Any) -> bytes:
+    """Return what a codec made as bytes. Raises TypeError or ValueError if that cannot be."""
+    if not isinstance(coded, str):
+        return bytes(memoryview(coded))
+    try:
+        return coded.encode()
     except UnicodeEncodeError:
-        data = encode_text(text)
-        return data if decode_text(data) == text else None
+        raise ValueError("the codec returned text that UTF-8 cannot hold: have it return bytes") from None
 
 
-def encode(value: Any, codec: Codec | None) -> tuple[int, bytes]:
-    """Return the kind and the bytes of a payload or a value. Raises TypeError or ValueError if it cannot travel."""
-    if type(value) is bytes:
+def encode(
+    value: Any, codec: Codec | None, structures: Sequence[type[ctypes.Structure]] | None = None
+) -> tuple[int, bytes]:
+    """Return the kind and the bytes of a payload or a value. Raises TypeError or ValueError if it cannot travel.
+
+    structures: those that a value can be; None for a payload.
+    """
+    kind = type(value)
+    if kind is bytes:
         return BYTES, value
-    if type(value) is str and (data := text_data(value)) is not None:
-        return TEXT, data
+    if kind is str:
+        return TEXT, dump_text(value)
+    if kind is Failure:
+        output = None if value.value is None else value.value.parts
+        return FAILURE, marshal.dumps((value.error, value.traceback, output))
+    if kind is Output:
+        return OUTPUT, marshal.dumps(value.parts)
+    if structures and kind in structures:
+        return STRUCTURE + structures.index(kind), bytes(value)
     if codec is not None:
-        data = codec.dumps(value)
-        if not isinstance(data, str):
-            return CODED, bytes(memoryview(data))
-        coded = text_data(data)
-        if coded is None:
-            raise ValueError("the codec returned text that UTF-8 cannot hold: have it return bytes")
-        return CODED_TEXT, coded
-    if type(value) not in PLAIN and (data := buffer_of(value)) is not None:
-        return BYTES, data
-    if type(value) not in ATOMS:
-        check_plain(value)
-    return CODED, marshal.dumps(value)
+        return CODED, coded_bytes(codec.dumps(value))
+    if isinstance(value, ctypes.Structure) and structures is not None:
+        text = f"returned the Structure {kind.__name__}, which no annotation names: annotate the function's return"
+        raise TypeError(text)
+    if isinstance(value, BYTES_LIKE):
+        return BYTES, bytes(value)
+    return CODED, dump_plain(value)
 
 
 def encode_payloads(
     payloads: Sequence[Any], codec: Codec | None, types: set[type]
-) -> tuple[Iterable[int], list[bytes]]:
-    """Return the kinds and the bytes of payloads. `types` are all their types; if it is only str, this is faster."""
-    if types == {str}:
-        with contextlib.suppress(UnicodeEncodeError):
-            return itertools.repeat(TEXT), list(map(str.encode, payloads))
+) -> tuple[Iterable[int], Sequence[bytes]]:
+    """Return the kinds of payloads, where they stand in a fn_id, and their bytes. `types` are all their types.
+
+    Raises an exception if one of them cannot be sent.
+    """
+    if types <= {bytes, str} or (codec is None and types <= PLAIN):
+        if not types <= ATOMS:
+            check_plain(payloads)
+        if len(set(map(MARKS.__getitem__, types))) == 1:
+            (one, *_) = types
+            return itertools.repeat(MARKS[one]), list(map(DUMPS[one], payloads))
+        return map(MARKS.__getitem__, map(type, payloads)), [DUMPS[type(payload)](payload) for payload in payloads]
+    if codec is not None and types.isdisjoint({bytes, str}):
+        return itertools.repeat(CODED << KIND_BIT), list(map(coded_bytes, map(codec.dumps, payloads)))
     kinds, data = zip(*[encode(payload, codec) for payload in payloads])
-    return kinds, list(data)
+    return [kind << KIND_BIT for kind in kinds], data
 
 
-def decode(kind: int, data: bytes, codec: Codec | None) -> Any:
-    """Return the payload or value that `encode` encoded."""
-    if kind == BYTES:
-        return data
-    if kind == TEXT:
-        return decode_text(data)
-    loads: Any = codec.loads if codec is not None else load_plain
-    return loads(decode_text(data) if kind == CODED_TEXT else data)
-
-
-def encode_value(value: Any, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> tuple[int, bytes]:
-    """Return the kind and the bytes of a value, for its record. Raises TypeError or ValueError if it cannot travel."""
-    if type(value) is str:  # first, since it is the most frequent
-        try:
-            return TEXT, value.encode()
-        except UnicodeEncodeError:
-            return encode(value, codec)
-    if type(value) is Failure:
-        return FAILURE, value.encode()
-    if type(value) is Output:
-        return OUTPUT, marshal.dumps((value, value.errors, value.failure))
-    if type(value) in structures:
-        return STRUCTURE + structures.index(type(value)), bytes(value)
-    if isinstance(value, ctypes.Structure) and codec is None:
-        name = type(value).__name__
-        raise TypeError(f"returned the Structure {name}, which no annotation names: annotate the function's return")
-    return encode(value, codec)
-
-
-def decode_value(kind: int, data: bytes, structures: Sequence[type[ctypes.Structure]], codec: Codec | None) -> Any:
-    """Return the value that `encode_value` encoded; a Failure if it cannot be loaded here.
+def decode(kind: int, data: bytes, codec: Codec | None, structures: Sequence[type[ctypes.Structure]] = ()) -> Any:
+    """Return the value that `encode` encoded; a Failure if it cannot be loaded here.
 
     Raises IndexError or ValueError if these are not the bytes of such a value.
     """
-    if kind == FAILURE:
-        return Failure.decode(data)
+    if kind == BYTES:
+        return data
     if kind >= STRUCTURE:
         return structures[kind - STRUCTURE].from_buffer_copy(data)
     try:
+        if kind == TEXT:
+            return load_text(data)
+        if kind == CODED:
+            return load_plain(data) if codec is None else codec.loads(data)
         if kind == OUTPUT:
-            output = Output(*load_plain(data))
-            return output if output.failure is None else Failure(output.failure, value=output)
-        return decode(kind, data, codec)
+            return Output(*load_plain(data))
+        error, trace, output = load_plain(data) if data else (NO_ROOM, None, None)
+        return Failure(error, trace, None if output is None else Output(*output))
     except Exception as error:
         return Failure.of(error)
 
 
-def buffer_of(value: Any) -> bytes | None:
-    """Return the bytes of a bytes-like object; None for others, and for numpy's scalars and arrays of objects."""
-    if isinstance(value, (bytes, ctypes.Structure)):
-        return bytes(value)
-    try:
-        view = memoryview(value)
-    except (TypeError, ValueError, BufferError):
-        return None
-    return view.tobytes() if view.ndim and "O" not in view.format else None
-
-
-def check_plain(value: Any) -> None:
-    """Raise TypeError for what is not plain data, and ValueError for a container that contains itself.
-
-    Types are compared exactly: marshal would turn a numpy.float64 in a list into bytes. Each container is looked at
-    once, however often it is met.
-    """
-    path: list[tuple[int, Iterator[Any]]] = [(0, iter((value,)))]  # ids of the containers around the next part
-    whole: dict[int, bool] = {}  # by the id of a container that was met: True if everything in it is checked
-    while path:
-        key, parts = path[-1]
-        for part in parts:
-            kind = type(part)
-            if kind in ATOMS or whole.get(id(part)):
-                continue
-            if kind not in PLAIN:
-                name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-                raise TypeError(f"{name} is not plain data, and cannot travel: convert it, or {REMEDY}")
-            if id(part) in whole:
-                raise ValueError(f"a {kind.__name__} that contains itself cannot travel: {REMEDY}")
-            inner = [*part, *part.values()] if kind is dict else part
-            whole[id(part)] = ATOMS.issuperset(map(type, inner))
-            if not whole[id(part)]:
-                path.append((id(part), iter(inner)))
-                break
-        else:
-            whole[key] = True
-            path.pop()
-
-
 class Output(bytes):
-    """What a shell command wrote to its standard output, on its way from the worker to the supervisor.
-
-    errors: what it wrote to its standard error. failure: why the task failed; None if it did not.
-    """
+    """What a shell command wrote to its standard output, with `errors`: what it wrote to its standard error."""
 
     errors: bytes
-    failure: str | None
 
-    def __new__(cls, output: bytes, errors: bytes = b"", failure: str | None = None) -> Output:
+    def __new__(cls, output: bytes, errors: bytes = b"") -> Output:
         new = super().__new__(cls, output)
         new.errors = errors
-        new.failure = failure
         return new
+
+    @property
+    def parts(self) -> tuple[bytes, bytes]:
+        return bytes(self), self.errors
 
 
 class Failure(NamedTuple):
@@ -5217,27 +5238,15 @@ class Failure(NamedTuple):
         """Return the failure of the exception that is being handled."""
         return cls(describe(error), describe_traceback(error))
 
-    def encode(self) -> bytes:
-        """Return both texts, with a byte between them that UTF-8 does not use.
-
-        They can be read also if they are cut short.
-        """
-        return b"\xff".join(text.encode("utf-8", "backslashreplace") for text in self[:2] if text is not None)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Failure:
-        error, _, trace = data.partition(b"\xff")
-        return cls(decode_text(error), decode_text(trace) or None)
-
 
 def describe(error: BaseException) -> str:
-    """Return the text of an error, whatever its own __str__ does, and of bounded length."""
+    """Return the text of an error, whatever its own __str__ does, of bounded length, and with surrogates escaped."""
     try:
         text = str(error)
     except BaseException as second:
         text = f"(its text raised {type(second).__name__})"
     name = type(error).__name__
-    return (f"{name}: {text}" if text else name)[:ERROR_LENGTH]
+    return (f"{name}: {text}" if text else name)[:ERROR_LENGTH].encode(errors="backslashreplace").decode()
 
 
 def without_own_frames(trace: types.TracebackType | None) -> types.TracebackType | None:
@@ -5270,29 +5279,21 @@ def describe_traceback(error: BaseException) -> str | None:
 
 
 def adapt(function: Function, codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
-    """Return `function` as functions of bytes: one for each kind of payload, by the mark of that kind in a fn_id.
+    """Return `function` as functions of bytes: one for each kind of payload, by that kind as it stands in a fn_id.
 
     Bytes and text are read as the annotation of the first parameter says; all else arrives as it is.
     """
     named = _annotations(function)[0]
-    loads: Any = codec.loads if codec is not None else load_plain
-    read_text = _reader(str, named)
-
-    def read_coded(data: bytes) -> Any:
-        value = loads(data)
-        return read_text(encode_text(value)) if type(value) is str else value  # text that TEXT does not hold
-
-    coded = loads if read_text is decode_text else read_coded
-    readers = (_reader(bytes, named), read_text, coded, lambda data: loads(decode_text(data)))
+    readers = (_reader(bytes, named), _reader(str, named), load_plain if codec is None else codec.loads)
     calls = (function if read is bytes else _composed(function, read) for read in readers)
     return {kind << KIND_BIT: call for kind, call in enumerate(calls)}
 
 
-def _composed(function: Function, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _composed(function: Function, read: Callable[[Any], Any]) -> Callable[[bytes], Any]:
     return lambda payload: function(read(payload))
 
 
-# How a payload of bytes or text is read for a parameter of these types, or of a Structure; `bytes` is not called.
+# How a payload of bytes is read for a parameter of these types, or of a Structure; `bytes` is not called.
 READERS: dict[Any, Callable[[bytes], Any]] = {
     bytes: bytes,
     str: decode_text,
@@ -5305,7 +5306,12 @@ def _reader(own: Any, named: Sequence[Any]) -> Callable[[bytes], Any]:
     """Return how a payload of the type `own` is read for a parameter whose annotation names these types."""
     known = [kind for kind in named if kind in READERS or issubclass(kind, ctypes.Structure)]
     kind = own if own in known or not known else known[0]
-    return READERS.get(kind) or kind.from_buffer_copy
+    read = READERS.get(kind) or kind.from_buffer_copy
+    if own is bytes:
+        return read
+    if kind is str:
+        return load_text
+    return lambda data: read(encode_text(load_text(data)) if b"\xed" in data else data)  # it may be a surrogate
 
 
 _lenient: dict[str, Any] = {}  # for inspect.signature
@@ -5317,29 +5323,19 @@ def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
     """Return the types that a function's first parameter and its return value name, unions taken apart; [] for none."""
     import inspect
 
-    try:
-        signature = inspect.signature(function, **_lenient)
-    except Exception:  # built in, or with annotations that cannot be evaluated
-        return [], []
-    parameters = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    given = parameters[0].annotation if parameters else None
-    return _members(given, function), _members(signature.return_annotation, function)
+    for evaluate in (True, False):  # with True, one that cannot be evaluated is an error
+        with contextlib.suppress(Exception):
+            signature = inspect.signature(function, eval_str=evaluate, **_lenient)
+            parameters = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+            given = parameters[0].annotation if parameters else None
+            return _members(given), _members(signature.return_annotation)
+    return [], []  # such as of what is built in
 
 
-def _members(hint: Any, function: Any) -> list[Any]:
-    """Return the types of an annotation.
-
-    Text is evaluated here, since inspect evaluates no annotation at all if one of them cannot be evaluated.
-    """
+def _members(hint: Any) -> list[Any]:
+    """Return the types of an annotation. Of text that was not evaluated, only the names of READERS are known."""
     if isinstance(hint, str):
-        import inspect
-
-        function = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
-        names = getattr(function, "__globals__", None) or getattr(type(function).__call__, "__globals__", {})
-        try:
-            hint = eval(hint, names)  # noqa: S307
-        except Exception:  # whatever is not there at run time
-            return []
+        hint = {kind.__name__: kind for kind in READERS}.get(hint)
     kinds = (hint,)
     if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
         kinds = typing.get_args(hint)
@@ -5636,9 +5632,8 @@ def as_json(value: Any) -> Any:
     """
     if value is None or isinstance(value, str):
         return value
-    data = buffer_of(value)
-    if data is not None:
-        return decode_text(data)
+    if isinstance(value, BYTES_LIKE):
+        return decode_text(bytes(value))
     try:
         import json
 
@@ -6581,7 +6576,7 @@ def noop(payload: bytes) -> None:
     """Do nothing."""
 
 
-def shell(payload: bytes) -> bytes:
+def shell(payload: bytes) -> bytes | Failure:
     """Return what a shell command writes.
 
     The task fails if the exit code is not 0. Then its error ends with what the command complained of.
@@ -6594,7 +6589,7 @@ def shell(payload: bytes) -> bytes:
         sys.stderr.write(decode_text(errors))
     if code:
         complaint = errors[-1000:].decode("utf-8", "backslashreplace").strip()
-        return Output(output, errors, f"{describe_exit(code)}: {complaint}".removesuffix(": "))
+        return Failure(f"{describe_exit(code)}: {complaint}".removesuffix(": "), None, Output(output, errors))
     return Output(output, errors) if errors else output
 
 
@@ -6695,7 +6690,7 @@ class Command:
 
         return self.STRING.sub(replace, self._template)
 
-    def __call__(self, payload: bytes) -> bytes:
+    def __call__(self, payload: bytes) -> bytes | Failure:
         return shell(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
 
 

@@ -104,6 +104,12 @@ def echo_any(payload):
     return payload
 
 
+def return_array(payload):
+    import numpy
+
+    return numpy.arange(3)
+
+
 def echo_int(payload: int):
     return payload
 

@@ -430,7 +430,7 @@ class Noted:
         if type(value) in self._structures:
             value = bytes(value)
         with contextlib.suppress(TypeError, ValueError):  # it fails, and the supervisor says why
-            sent = shmqueue.decode_value(*shmqueue.encode_value(value, (), None), (), None)
+            sent = shmqueue.decode(*shmqueue.encode(value, None, ()), None)
             status, text = "ok", None
             if isinstance(sent, shmqueue.Failure):  # of a command, which has a value all the same
                 status, text = "failed", sent.error

@@ -14,7 +14,16 @@ import shmqueue
 from shmqueue import LineParser, Rejected, TaskResult, results_format, task_digest
 from tests.command.test_cli import FORMATS
 from tests.helpers import rows_of
-from tests.library.test_values import PLAIN, travels
+from tests.library.test_values import PLAIN
+
+
+def is_written(value):
+    """Text at the top is UTF-8 by surrogateescape: half a pair is not, and escaped bytes that are UTF-8 are joined."""
+    try:
+        return not isinstance(value, str) or shmqueue.decode_text(shmqueue.encode_text(value)) == value
+    except UnicodeEncodeError:
+        return False
+
 
 LAST_CHARACTER = "\U0010ffff"
 PIECES = [b'"', b"'", b",", b"\r", b"\n", b"\0", b" ", b"\xff", b"\xed\xa0\x80", b"\\", LAST_CHARACTER.encode()]
@@ -22,7 +31,7 @@ PAYLOADS = st.one_of(st.binary(), st.lists(st.sampled_from(PIECES) | st.binary(m
 NUMBERS = st.floats() | st.complex_numbers() | st.integers(-(10**4299), 10**4299)
 TEXTS = st.text(st.characters()) | PAYLOADS.map(os.fsdecode)  # the first with surrogates
 VALUES = st.one_of(
-    PAYLOADS, TEXTS.filter(travels), NUMBERS, PLAIN.filter(travels), st.lists(st.one_of(NUMBERS, TEXTS, PAYLOADS))
+    PAYLOADS, TEXTS.filter(is_written), NUMBERS, PLAIN.filter(is_written), st.lists(st.one_of(NUMBERS, TEXTS, PAYLOADS))
 )
 STATUSES = st.sampled_from([*shmqueue.OUTCOMES, "ok", "ok"])
 ROWS = st.lists(st.tuples(st.sampled_from(["f", "echo"]), PAYLOADS, STATUSES, VALUES), max_size=5)
