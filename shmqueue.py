@@ -5388,14 +5388,11 @@ class LineParser:
     """Makes tasks of lines: FUNCTION PAYLOAD or, if a line is `whole`, a payload for the first function.
 
     Empty lines are skipped, and lines that start with # if those are comments. `done` says how often to leave out a
-    task; each time lowers its count. `missing` says what a line lacks, for which its task fails.
+    task; each time lowers its count.
     """
 
-    def __init__(
-        self, names: Sequence[str], comments: bool, whole: bool = False, missing: Callable[[bytes], str] | None = None
-    ) -> None:
+    def __init__(self, names: Sequence[str], comments: bool, whole: bool = False) -> None:
         self.whole = whole
-        self._missing = missing
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest
         self.left_out = 0
         self._comments = comments
@@ -5406,17 +5403,11 @@ class LineParser:
     def __call__(self, lines: Sequence[bytes]) -> list[Any]:
         numbered = enumerate(lines, self._line + 1)
         self._line += len(lines)
-        if self._missing is not None:
-            items = [self._check(line, number) for number, line in numbered if line]
-        elif self.whole:
+        if self.whole:
             items = [x for x in lines if x and not (self._comments and x.startswith(b"#"))]
         else:
             items = list(self._read(numbered))
         return self.without_done(items)
-
-    def _check(self, line: bytes, number: int) -> Any:
-        missing = self._missing and self._missing(line)
-        return Rejected(self._only, line, f"line {number:,}: {missing}") if missing else line
 
     def _read(self, numbered: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
         for number, line in numbered:
@@ -5542,28 +5533,29 @@ class LineSource(Source):
             self._items = self._parse(lines)[::-1]
 
 
-class QuerySource(Source):
+class QuerySource(IterableSource):
     """Tasks from the rows of a SQLite query: one column is a line, two are a function and its payload."""
 
     def __init__(self, path: str, query: str, parse: LineParser) -> None:
         import sqlite3
 
-        self.tasks = 0  # taken
         self._parse = parse
-        self._error = sqlite3.Error
+        self._tasks = 0  # taken
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
         try:
             base = self._connect(path)
             self._rows = self._count(base, query)
-            self._cursor = base.execute(query)
+            cursor = base.execute(query)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
-        self._columns = columns = len(self._cursor.description or ())
+        columns = len(cursor.description or ())
         if columns not in (1, 2):
             raise UsageError(f"--query {query!r}: {columns} columns; one is a line, two are a function and its payload")
         if columns == 2 and parse.whole:
             raise UsageError(f"--query {query!r}: two columns name functions; --call, --shell and --command take one")
+        super().__init__(self._read(cursor, sqlite3.Error))
+        self.pairs = True
 
     def _connect(self, path: str) -> Any:
         """Open a database so that a query can only read it: to attach another one would make a file."""
@@ -5591,25 +5583,22 @@ class QuerySource(Source):
         finally:
             base.set_progress_handler(None, 0)
 
+    def _read(self, cursor: Any, failure: type[Exception]) -> Iterator[Any]:
+        try:
+            for row in cursor:
+                word, *payload = map(_as_bytes, row)
+                items = (
+                    self._parse.without_done([self._parse.pair(word, payload[0])]) if payload else self._parse([word])
+                )
+                self._tasks += len(items)
+                yield from items
+        except failure as error:
+            self.problem = f"reading the tasks stopped: {describe(error)}"
+
     def total(self) -> int | None:
         if self.exhausted:
-            return self.tasks
+            return self._tasks
         return self._rows and self._rows - self._parse.left_out
-
-    def take(self, room: int) -> Sequence[Any]:
-        rows: list[tuple[bytes, ...]] = []
-        try:
-            for row in itertools.islice(self._cursor, min(room, BLOCK)):
-                rows.append(tuple(map(_as_bytes, row)))
-        except self._error as error:
-            self.problem = f"reading the tasks stopped: {describe(error)}"
-        self.exhausted = not rows or bool(self.problem)
-        if self._columns == 1:
-            items = self._parse([line for (line,) in rows])
-        else:
-            items = self._parse.without_done([self._parse.pair(name, payload) for name, payload in rows])
-        self.tasks += len(items)
-        return items
 
 
 def _as_bytes(value: Any) -> bytes:
@@ -5732,13 +5721,8 @@ class Results(Sink):
         with self._usable():
             self.open()
 
-    @contextlib.contextmanager
-    def _usable(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever a foreign file leads to
-            text = str(error) if isinstance(error, ValueError) else describe(error)
-            raise UsageError(f"--results {self.path}: cannot be used: {text}") from None
+    def _usable(self) -> contextlib.AbstractContextManager[None]:
+        return _usage_error(f"--results {self.path}: cannot be used: ", Exception)  # whatever a foreign file leads to
 
     def read(self) -> Iterable[tuple[str, Any]]:
         raise NotImplementedError
@@ -5898,7 +5882,7 @@ class Sqlite(Results):
             return
         with contextlib.closing(sqlite3.connect(self.path)) as base:
             columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
-            if columns[:1] not in ((), FIELDS[:1]) or (self._resume and columns not in ((), FIELDS)):
+            if columns not in ((), FIELDS):
                 raise ValueError(f"its table results has the columns {', '.join(columns)}; give another file")
             base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
             if self._resume and columns:
@@ -6646,10 +6630,12 @@ def folder_name(path: bytes) -> bytes:
 class Command:
     """The function of --command: fills a template of a shell command with a line, and runs it.
 
-    A replacement string behind `$` belongs to the shell. If there is none, the line is appended.
+    A replacement string behind `$` belongs to the shell. If there is none, the line is appended. Those of GNU parallel
+    that are not ours are refused.
     """
 
-    STRING = re.compile(rb"(?<!\$)\{(|[1-9][0-9]*|\.|/|//|/\.|#|%)\}")
+    STRING = re.compile(rb"(?<!\$)\{([-+]?[0-9]*[./#%]*)\}")
+    OURS = re.compile(rb"|[1-9][0-9]*|\.|/|//|/\.|#|%")
     PARTS: ClassVar[dict[bytes, Callable[[bytes], bytes]]] = {
         b"": bytes,
         b".": without_extension,
@@ -6663,17 +6649,11 @@ class Command:
         self._template = encode_text(template)
         self._delimiter = None if delimiter is None else encode_text(delimiter.replace("\\t", "\t"))
         strings = self.STRING.findall(self._template)
+        for string in itertools.filterfalse(self.OURS.fullmatch, strings):
+            text = f"{{{decode_text(string)}}}"
+            raise UsageError(f"--command: {text} is none of {{}} {{1}} {{2}} … {{.}} {{/}} {{//}} {{/.}} {{#}} {{%}}")
         if not strings:
             self._template += b" {}"
-        self._most = max([int(string) for string in strings if string.isdigit()], default=0)
-
-    def missing(self, line: bytes) -> str:
-        """Say which field of the template this line does not have; nothing if it has all."""
-        count = len(line.split(self._delimiter)) if self._most else 0
-        if count >= self._most:
-            return ""
-        split = f"at {decode_text(self._delimiter)!r}" if self._delimiter else "at white space; see --delimiter"
-        return f"LookupError: the template has {{{self._most}}}, and the line {counted(count, 'field')} (split {split})"
 
     def fill(self, line: bytes, task: int, worker: str = "{%}") -> bytes:
         """Return the command for a line. What comes from the line is quoted."""
@@ -6685,10 +6665,19 @@ class Command:
             string = match[1]
             if string in numbers:
                 return numbers[string]
-            part = line.split(self._delimiter)[int(string) - 1] if string.isdigit() else self.PARTS[string](line)
-            return encode_text(shlex.quote(decode_text(part)))
+            return encode_text(shlex.quote(decode_text(self._part(string, line))))
 
         return self.STRING.sub(replace, self._template)
+
+    def _part(self, string: bytes, line: bytes) -> bytes:
+        """Return what a replacement string takes from a line."""
+        if string in self.PARTS:
+            return self.PARTS[string](line)
+        fields = line.split(self._delimiter)
+        if int(string) > len(fields):
+            split = f"at {decode_text(self._delimiter)!r}" if self._delimiter else "at white space; see --delimiter"
+            raise LookupError(f"no {{{int(string)}}}: the line has {counted(len(fields), 'field')} (split {split})")
+        return fields[int(string) - 1]
 
     def __call__(self, payload: bytes) -> bytes | Failure:
         return shell(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
@@ -6719,6 +6708,18 @@ def load_module(where: str) -> Any:
     return module
 
 
+def public_functions(module: Any) -> list[Function]:
+    """Return the public functions that a module defines itself, under their own names: others cannot be sent."""
+    return [
+        value
+        for name, value in vars(module).items()
+        if callable(value)
+        and not isinstance(value, type)
+        and not name.startswith("_")
+        and (getattr(value, "__module__", None), getattr(value, "__qualname__", None)) == (module.__name__, name)
+    ]
+
+
 def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[int, Function], bool]:
     """Return the functions by fn_id. Return True with them if a whole line is a payload, not FUNCTION PAYLOAD."""
     if options.shell:
@@ -6728,7 +6729,9 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
     if options.call:
         return {1: load_function(options.call)}, True
     if options.handlers:
-        functions = load_functions(options.handlers)
+        functions = public_functions(load_module(options.handlers))
+        if not functions:
+            raise UsageError(f"--handlers {options.handlers}: it has no public functions")
     elif functions is None:
         functions = [echo, sleep, sha256, noop]
     return number_functions(functions), False
@@ -6738,28 +6741,12 @@ def load_function(call: str) -> Function:
     where, _, name = call.rpartition(":")
     if not where:
         raise UsageError(f"--call {call}: give MODULE_OR_FILE.py:FUNCTION")
-    loaded = {key: value for key, value in vars(load_module(where)).items() if callable(value)}
-    if name not in loaded:
-        public = [each for each in loaded if not each.startswith("_")]
-        raise UsageError(f"--call {call}: {no_such_function(name, public)}")
-    function: Function = loaded[name]
-    return function
-
-
-def load_functions(where: str) -> list[Function]:
-    """Return the public functions that a module defines itself, under their own names: others cannot be sent."""
     module = load_module(where)
-    functions: list[Function] = [
-        value
-        for name, value in vars(module).items()
-        if callable(value)
-        and not isinstance(value, type)
-        and not name.startswith("_")
-        and (getattr(value, "__module__", None), getattr(value, "__qualname__", None)) == (module.__name__, name)
-    ]
-    if not functions:
-        raise UsageError(f"--handlers {where}: it has no public functions")
-    return functions
+    function: Any = getattr(module, name, None)
+    if not callable(function):
+        names = [function_name(each) for each in public_functions(module)]
+        raise UsageError(f"--call {call}: {no_such_function(name, names)}")
+    return function  # type: ignore[no-any-return]
 
 
 def flag(name: str) -> str:
@@ -6892,11 +6879,11 @@ def prints(options: argparse.Namespace) -> bool:
 
 
 @contextlib.contextmanager
-def _usage_error(what: str = "") -> Iterator[None]:
+def _usage_error(what: str = "", kinds: Any = (OSError, ValueError, TypeError, RuntimeError)) -> Iterator[None]:
     """Turn what Supervisor and open raise for bad arguments into a UsageError."""
     try:
         yield
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except kinds as error:
         text = str(error)
         if isinstance(error, OSError):
             text = limit_text(error)
@@ -6982,8 +6969,7 @@ class CommandLine:
         names = list(map(function_name, self.functions.values()))
         command = self.functions.get(1)
         self.command = command if isinstance(command, Command) else None
-        missing = self.command.missing if self.command else None
-        self.parse = LineParser(names, comments=not (options.call or missing), whole=whole, missing=missing)
+        self.parse = LineParser(names, comments=not (options.call or options.command), whole=whole)
         self.source = self._open_source()
         if not options.dry_run:
             self._check_files()
@@ -7205,23 +7191,25 @@ class CommandLine:
 
 def show_tasks(source: LineSource | QuerySource, parse: LineParser, command: Command | None) -> int:
     """Write the tasks that would run, a line each. Return the exit code."""
-
-    def shown(item: Any, number: int) -> bytes:
-        line = parse.input_line(*parse.task(item))
-        if command is not None and isinstance(item, bytes):
-            line = command.fill(item, number) + b"\n"
-        return line[:-1].replace(b"\n", b"\\n") + b"\n"  # a row may have line ends
-
+    numbers = itertools.count(1)
     failure = ""
     bad = False
     while not source.exhausted and not failure:
         items = source.take(BLOCK)
-        for item in items:
-            if isinstance(item, Rejected):
+        lines = []
+        for item, number in zip(items, numbers):
+            line = parse.input_line(*parse.task(item))[:-1]
+            error = item.error if isinstance(item, Rejected) else ""
+            if command is not None:
+                try:
+                    line = command.fill(item, number)
+                except LookupError as missing:
+                    error = f"#{number:,}: {missing}"
+            if error:
                 bad = True
-                say(printable(f"shmqueue: {item.error}"), sys.stderr)
-        first = source.tasks - len(items) + 1
-        failure = say(b"".join(map(shown, items, itertools.count(first))), sys.stdout)
+                say(printable(f"shmqueue: {error}"), sys.stderr)
+            lines.append(line.replace(b"\n", b"\\n") + b"\n")  # a row may have line ends
+        failure = say(b"".join(lines), sys.stdout)
         if not items and source.fileno() >= 0:
             select.select([source], [], [])
     if source.problem:

@@ -103,7 +103,7 @@ def read_all(path, names=None, room=1000):
         taken = source.take(room)
         assert len(taken) <= room
         items += taken
-    assert source.tasks == len(items)
+    assert source.total() == len(items)
     return items
 
 

@@ -139,9 +139,25 @@ def test_numbers_of_the_task_and_of_the_worker():
 
 
 def test_what_is_no_replacement_string_stays():
-    template = "{x} {0} {01} {..} {-1} {1.} { } {} ${} ${1} ${.} $ {} a{,b}"
-    assert filled(template, b"l") == b"{x} {0} {01} {..} {-1} {1.} { } l ${} ${1} ${.} $ l a{,b}"
+    template = "{x} {1..3} {01..10..2} {2,3} { } {} ${} ${1} ${.} ${0} ${1.} $ {} a{,b} {print $1}"
+    assert filled(template, b"l") == template.replace(" {} ", " l ").encode()
     assert filled("echo ${1} {x}", b"a b") == b"echo ${1} {x} 'a b'", "none of these is ours, so the line is appended"
+
+
+@pytest.mark.parametrize(
+    "string",
+    ["{0}", "{01}", "{-1}", "{+1}", "{1.}", "{1/}", "{2//}", "{1/.}", "{..}", "{...}", "{/..}", "{##}", "{0%}", "{+/}"],
+)
+def test_a_replacement_string_that_is_not_known_is_refused_before_anything_runs(cli, string):
+    """Those of GNU parallel, and what looks like them."""
+    tasks = cli.file("tasks", "touch started\n")
+    for more in ((), ("--dry-run",)):
+        run = cli.run(
+            tasks, "--command", f"echo {{}} '{string}'; touch started", "--results", "out.jsonl", "-w", "1", *more
+        )
+        assert (run.code, run.out, run.err.count("\n")) == (2, "", 1)
+        assert f"--command: {string} is none of" in run.err
+    assert os.listdir(cli.folder) == ["tasks"]
 
 
 def test_what_a_line_holds_is_not_filled_again():
@@ -169,18 +185,17 @@ def test_any_bytes_reach_a_command_unchanged(put):
     assert (code, out.split(b"\n")[:-1]) == (0, lines)
 
 
-def test_a_line_without_a_field_fails_and_says_which_line(cli, put):
-    arguments = ("--command", "echo {2}", "--results", "out.jsonl", "--retries", "3", "-k")
+def test_a_line_without_a_field_fails_and_says_which_one(cli, put):
+    arguments = ("--command", "echo {2}", "--results", "out.jsonl", "-k")
     code, out, err = put("a b\n\nc\nd e\n\n\nf\n", *arguments)
     assert (code, out) == (1, b"b\ne\n")
     by_payload = {result["payload"]: result for result in results_of(cli.folder / "out.jsonl")}
     assert [result["status"] for result in by_payload.values()].count("failed") == 2
-    assert by_payload["c"]["error"].startswith("line 3: ")
-    assert by_payload["f"]["error"].startswith("line 7: ")
-    assert (by_payload["c"]["attempts"], by_payload["c"]["value"]) == (0, None)
-    assert "{2}" in by_payload["c"]["error"]
-    assert "1 field" in by_payload["c"]["error"]
-    assert b"line 3: " in err
+    assert (by_payload["c"]["traceback"], by_payload["c"]["value"]) == (None, None)
+    assert (
+        by_payload["f"]["error"] == "LookupError: no {2}: the line has 1 field (split at white space; see --delimiter)"
+    )
+    assert b"#2 command failed: LookupError: no {2}: " in err
 
 
 def test_a_dry_run_writes_the_commands(cli):
@@ -188,7 +203,7 @@ def test_a_dry_run_writes_the_commands(cli):
     tasks = cli.file("tasks", "a b\n\nc\nd 'e'\n")
     run = cli.run(tasks, "--command", "echo {#} {%} {2}", "--dry-run")
     assert (run.code, run.out) == (1, "echo 1 {%} b\nc\necho 3 {%} ''\"'\"'e'\"'\"''\n")
-    assert run.err.startswith("shmqueue: line 3: ")
+    assert run.err.startswith("shmqueue: #2: no {2}: ")
     assert cli.run(tasks, "--command", "echo", "--dry-run").out == "echo 'a b'\necho c\necho 'd '\"'\"'e'\"'\"''\n"
 
 
@@ -208,7 +223,9 @@ def test_rows_of_a_query_fill_a_template(cli):
     query = ("--query", "SELECT name FROM t", "--screen", "off")
     run = cli.run("base.sqlite", *query, "--command", "echo got {}", "-k")
     assert (run.code, run.out) == (0, "got one x\ngot two\n")
-    assert cli.run("base.sqlite", *query, "--command", "echo {2}").err.startswith("#2 command failed: line 2: ")
+    assert cli.run("base.sqlite", *query, "--command", "echo {2}").err.startswith(
+        "#2 command failed: LookupError: no {2}: "
+    )
     run = cli.run("base.sqlite", "--query", "SELECT name, name FROM t", "--command", "echo {}")
     assert run.code == 2
     assert "--command" in run.err
