@@ -6841,7 +6841,7 @@ NEEDS = {
 def check_options(options: argparse.Namespace) -> None:
     """Raise UsageError for what argparse does not check, before anything is opened."""
     if options.tasks is None:
-        raise UsageError("TASKS is missing: give a file of tasks, or - for standard input (--help lists the options)")
+        raise UsageError("TASKS is missing (--help lists the options)")
     given = {**vars(options), "print": prints(options)}
     with _usage_error():
         check_numbers(given)
