@@ -576,7 +576,7 @@ class ExecutorMethods:
         max_tasks_per_child.
     initializer, initargs: a call that is made first in every worker.
     max_tasks_per_child: a worker is replaced after so many calls; not with fork.
-    timeout: seconds that a call may run.
+    timeout: seconds that a call may run; then it raises TimeoutError, with the TaskError as its cause.
     retries: how often a call that raises, runs too long or crashes is made again.
 
     The workers start at once, and print where this process prints.
@@ -597,9 +597,7 @@ class ExecutorMethods:
         if self._max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         check_number("max_workers", self._max_workers, (1, MOST_WORKERS))
-        if max_tasks_per_child is not None:
-            check_number("max_tasks_per_child", max_tasks_per_child, COUNTS)
-        check_numbers({"retries": retries})
+        check_numbers({"timeout": timeout})
         method = "spawn" if max_tasks_per_child is not None else None
         if mp_context is not None:
             method = mp_context.get_start_method()
@@ -607,10 +605,11 @@ class ExecutorMethods:
             raise ValueError("max_tasks_per_child is incompatible with the fork start method: give another mp_context")
         try:
             supervisor = Supervisor(
-                [_make_call],
+                [_make_calls],
                 workers=self._max_workers,
                 num_slots=1024,
                 timeout=timeout,
+                retries=retries,
                 max_tasks=max_tasks_per_child,
                 initializer=functools.partial(initializer, *initargs) if initializer else None,
                 log=NOT_REDIRECTED,
@@ -618,25 +617,31 @@ class ExecutorMethods:
             )
         except OSError as error:
             raise OSError(error.errno, in_executor_words(error.strerror or ""), error.filename) from None
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise type(error)(in_executor_words(str(error))) from None
-        self._calls = Calls(supervisor, self._max_workers, retries)
+        self._calls = Calls(supervisor, self._max_workers)
         weakref.finalize(self, self._calls.end)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Have fn(*args, **kwargs) called in a worker. Return the Future of that call."""
-        return self._calls.add(fn, args, kwargs)
+        return self._calls.add(self._calls.futures.Future(), (fn, args, kwargs))
 
     def map(self, fn: Callable[..., Any], *iterables: Any, chunksize: int = 1, **options: Any) -> Iterator[Any]:
         """Yield the values of `fn` for the items of `iterables`, in order.
 
-        timeout: seconds from now on after which a value that is not there raises TimeoutError. chunksize: changes
-        nothing, since batches size themselves. Other options are those of this Python's Executor.map.
+        The iterables are read now. If the iterator was advanced and is closed, calls that have not begun are cancelled.
+
+        timeout: seconds from now on after which a value that is not there raises TimeoutError.
+        chunksize: so many calls are one task, which is faster if they are short. The task is what a dead worker costs,
+            what may take the Executor's timeout and what is tried again. It has no values if one of its calls raises.
+        Other options are those of this Python's Executor.map.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
-        values: Iterator[Any] = super().map(fn, *iterables, **options)  # type: ignore[misc]
-        return values
+        items = zip(*iterables)
+        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
+        base: Any = importlib.import_module("concurrent.futures").Executor
+        return each_of(base.map(self._calls, fn, chunks, **options))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. When all are made, the workers leave; `wait` for that.
@@ -675,17 +680,27 @@ def end_executors() -> None:
 
 def in_executor_words(text: str) -> str:
     """Return what a Supervisor says, with the names of Executor's arguments."""
-    text = re.sub(r"\b(workers|num_slots)=", "max_workers=", text)
+    text = re.sub(r"\b(workers|num_slots)=", "max_workers=", text).replace("max_tasks=", "max_tasks_per_child=")
     return text.replace("start_method='fork'", "mp_context=multiprocessing.get_context('fork')")
 
 
-def _make_call(payload: bytes) -> bytes:
-    """Make a call for an Executor (worker). Return (True, value) or (False, exception), pickled."""
+def each_of(lists: Iterator[list[Any]]) -> Iterator[Any]:
+    """Yield the items of these lists, and keep none."""
+    for items in lists:
+        items.reverse()
+        while items:
+            yield items.pop()
+
+
+def _make_calls(payload: bytes) -> bytes:
+    """Make the call or the chunk of calls of a task (worker). Return the value or the list of values, pickled."""
     try:
         function, args, kwargs = unpickled(payload)
-        return pickled((True, function(*args, **kwargs)))
+        if kwargs is None:
+            return pickled([function(*each) for each in args])
+        return pickled(function(*args, **kwargs))
     except BaseException as error:
-        return pickled_error(error)
+        return Output(pickled_error(error), failure=describe(error))
     finally:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # None, full, closed
             sys.stdout.flush()
@@ -703,14 +718,257 @@ def unpickled(data: bytes) -> Any:
 
 
 def pickled_error(error: BaseException) -> bytes:
-    """Pickle (False, error), with its traceback as text. If that fails, pickle the error with which it fails."""
+    """Pickle an error, with its traceback as text. If that fails, pickle the error with which it fails."""
     with_text: Any = importlib.import_module("concurrent.futures.process")._ExceptionWithTraceback
     try:
-        data = pickled((False, with_text(error, without_own_frames(error.__traceback__))))
+        data = pickled(with_text(error, without_own_frames(error.__traceback__)))
         unpickled(data)
     except BaseException as second:
-        return pickled((False, with_text(second, without_own_frames(second.__traceback__))))
+        return pickled(with_text(second, without_own_frames(second.__traceback__)))
     return data
+
+
+def value_of(outcome: Any, name: str) -> Any:
+    """Return the value that a worker has sent, or raise what came instead: an exception, or a result that is not ok.
+
+    name: of the function.
+    """
+    from concurrent.futures import CancelledError, process
+
+    if isinstance(outcome, BaseException):
+        raise outcome
+    if not isinstance(outcome, TaskResult):
+        return unpickled(outcome)
+    if outcome.value is not None:  # what the function has raised
+        raise unpickled(outcome.value)
+    if outcome.status == "cancelled":
+        raise CancelledError if outcome.error == CANCELLED else process.BrokenProcessPool(outcome.error)
+    error = TaskError(outcome._replace(function=name, payload=None))
+    if outcome.status == "timeout":
+        raise TimeoutError(outcome.error) from error
+    raise error
+
+
+class Slot:
+    """What a map has for each task: of a Future only what concurrent.futures.Executor.map needs."""
+
+    __slots__ = ("_calls", "_cancelled", "outcome")
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._cancelled = False
+        self.outcome: Any = None  # what value_of() takes, once it is there
+
+    def result(self, timeout: float | None = None) -> Any:
+        if self.outcome is None:
+            with self._calls.news:
+                if not self._calls.news.wait_for(lambda: self.outcome, timeout):
+                    raise self._calls.futures.TimeoutError
+        return value_of(*self.outcome)
+
+    def cancel(self) -> None:
+        if self.outcome is None:
+            self._cancelled = self._calls.withdraw = True
+            self._calls.ring()
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def set_running_or_notify_cancel(self) -> bool:
+        if self._cancelled:
+            self.set_exception(self._calls.futures.CancelledError())
+        return not self._cancelled
+
+    def set_exception(self, error: BaseException) -> None:
+        with self._calls.news:
+            self.outcome = (error, "")
+            self._calls.news.notify_all()
+
+
+AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
+AHEAD_CALLS = 4  # and how many calls at most;
+AHEAD_BYTES = 64 << 10  # of a map, whose calls can be taken back, so much at a time
+
+
+class Calls:
+    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
+
+    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
+    workers, and further ones only while calls are short, or if they are of a map. The lock guards `_over`, `_cancel`,
+    `_abort` and the use of the Supervisor's bell. It is reentrant, since the garbage collector can call end() and
+    ring() anywhere.
+    """
+
+    def __init__(self, supervisor: Supervisor, workers: int) -> None:
+        self.futures: Any = importlib.import_module("concurrent.futures")
+        self.news = threading.Condition()  # slots have outcomes
+        self.withdraw = False  # slots were cancelled
+        self._supervisor: Supervisor | None = supervisor  # None once it has ended
+        self._workers = workers
+        self._owner = os.getpid()
+        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._over: Exception | None = None  # why no calls are taken any more
+        self._rung = self._cancel = self._abort = False
+        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # (future or slot, call)
+        self._given: dict[int, tuple[Any, str]] = {}  # what the Supervisor has, by tsk_id: (future or slot, name)
+        self._seconds = 1.0  # how long a call takes, on average over the last ones
+        self._job = CallJob(None, supervisor._ledger.names)
+        supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
+        self._lost_main = supervisor._pool.context.get_start_method() != "fork" and main_is_lost()
+        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
+        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
+        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
+        _executors.add(self)
+        with contextlib.ExitStack() as undo:
+            undo.push(supervisor)
+            undo.callback(self._forget)
+            self._thread.start()
+            undo.pop_all()
+
+    # In any thread.
+
+    def submit(self, function: Callable[..., Any], chunk: Sequence[Any]) -> Any:
+        """Take a chunk of calls of a map, and return its slot. concurrent.futures.Executor.map calls this."""
+        return self.add(Slot(self), (function, chunk, None))
+
+    def add(self, future: Any, call: Any) -> Any:
+        """Take a call, and return its future."""
+        if os.getpid() != self._owner:
+            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
+        with self._lock:
+            if self._over is not None:
+                raise self._over.with_traceback(None)
+            self._waiting.append((future, call))
+            self.ring()
+        return future
+
+    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
+        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
+            self._cancel |= cancel
+            self._abort |= abort
+            self.ring()
+        if wait and threading.current_thread() is self._thread:
+            raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
+        if wait:
+            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
+            self._thread.join()
+
+    def ring(self) -> None:
+        """Have the thread look at what has changed."""
+        if self._rung or os.getpid() != self._owner:
+            return
+        with self._lock:
+            if self._supervisor is not None:
+                self._rung = True
+                self._supervisor._pool.wake_supervisor()
+
+    # In the thread.
+
+    def _serve(self, supervisor: Supervisor) -> None:
+        """Make the calls, until there are no more."""
+        results = self._job.results
+        try:
+            with supervisor:
+                try:
+                    while self._hand_over(supervisor):
+                        if not results:
+                            supervisor._engine.turn(self._job, supervisor._report)
+                        while results:
+                            self._settle(results.popleft())
+                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
+                finally:
+                    with self._lock:
+                        self._supervisor = None
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._at_exit.cancel()
+        _executors.discard(self)
+        self._ended.set()
+
+    def _hand_over(self, supervisor: Supervisor) -> bool:
+        """Give the Supervisor what it should have now, and take back what was cancelled. Return False at the end."""
+        engine, ledger = supervisor._engine, supervisor._ledger
+        self._rung = False
+        if engine.failure is not None:
+            raise engine.failure
+        if self._abort:
+            raise InterruptedError("this Executor was interrupted")
+        if not (ledger.again or ledger.fresh):
+            engine.admit(self._job, self._take(ledger.next_id))
+        if self._cancel:
+            self._cancel = False
+            for future, _ in (*self._given.values(), *self._waiting):
+                future.cancel()
+            while self._waiting:
+                self._waiting.popleft()[0].set_running_or_notify_cancel()
+        if self.withdraw:
+            self.withdraw = False
+            for tsk_id in [tsk_id for tsk_id, (future, _) in self._given.items() if future.cancelled()][::-1]:
+                supervisor.cancel(tsk_id)
+        return self._over is None or bool(self._waiting or self._given)
+
+    def _take(self, tsk_id: int) -> list[bytes]:
+        """Return the calls that the Supervisor should have now, pickled. They are numbered from `tsk_id` on."""
+        ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))
+        most = 1 + self._workers * (1 + ahead)
+        payloads: list[bytes] = []
+        size = 0
+        while self._waiting:
+            future, call = self._waiting[0]
+            if len(self._given) >= most and (size > AHEAD_BYTES or not isinstance(future, Slot)):
+                break
+            self._waiting.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                if self._lost_main and is_of_main(call[0]):
+                    raise RuntimeError(f"{LOST_MAIN}, or give mp_context=multiprocessing.get_context('fork')")
+                payloads.append(pickled(call))
+            except BaseException as error:
+                future.set_exception(error.with_traceback(None))
+            else:
+                self._given[tsk_id] = (future, function_name(call[0]))
+                tsk_id += 1
+                size += len(payloads[-1])
+        return payloads
+
+    def _settle(self, outcomes: Iterator[tuple[int, Any, float]]) -> None:
+        """Give futures their outcomes. Callbacks may use this Executor, so this comes after a turn of the engine."""
+        for tsk_id, outcome, seconds in outcomes:
+            future, name = self._given.pop(tsk_id)
+            self._seconds += (seconds - self._seconds) / 8
+            if isinstance(future, Slot):
+                future.outcome = (outcome, name)
+                continue
+            try:
+                value = value_of(outcome, name)
+            except BaseException as error:
+                future.set_exception(error.with_traceback(None))
+            else:
+                future.set_result(value)
+        with self.news:
+            self.news.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        """End all calls, since the Supervisor has ended early."""
+        with self._lock:
+            self._over = self.futures.process.BrokenProcessPool(in_executor_words(describe(error)))
+        futures = [future for future, _ in self._given.values()]
+        futures += [future for future, _ in self._waiting if future.set_running_or_notify_cancel()]
+        for future in futures:
+            with contextlib.suppress(BaseException):  # a callback may leave by sys.exit
+                future.set_exception(self._over)
+        self._given.clear()
+        self._waiting.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -897,7 +1155,7 @@ class Source:
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """Return the descriptor to wait for when `take` gave nothing; -1 if `take` waits, -2 if somebody rings."""
+        """Return the descriptor to wait for when `take` gave nothing; -1 if `take` waits."""
         return -1
 
     def rest(self) -> Iterator[Any]:
@@ -936,181 +1194,6 @@ class IterableSource(Source):
             self.error = error
         self.exhausted = True
         return taken
-
-
-AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
-AHEAD_CALLS = 4  # and how many calls at most
-
-
-class Call:
-    """A call that an Executor was asked for. what: (function, args, kwargs); pickled once the Supervisor has it."""
-
-    __slots__ = ("attempts", "function", "future", "what")
-
-    def __init__(self, future: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        self.future = future
-        self.what: Any = (function, args, kwargs)
-        self.function = function_name(function)
-        self.attempts = 0
-
-    def begin(self, lost_main: bool) -> bool:
-        """Pickle what to call. Return False if nothing is to be called: it was cancelled, or cannot be sent."""
-        if self.attempts:
-            return True
-        if not self.future.set_running_or_notify_cancel():
-            return False
-        try:
-            if lost_main and is_of_main(self.what[0]):
-                raise RuntimeError(f"{LOST_MAIN}, or give mp_context=multiprocessing.get_context('fork')")
-            self.what = pickled(self.what)
-        except BaseException as error:
-            self.future.set_exception(error)
-            return False
-        return True
-
-
-class Calls(Source):
-    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
-
-    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
-    workers, and further ones only while calls are short. The lock guards `_over`, `_cancel`, `_abort` and the use of
-    the Supervisor's bell. It is reentrant, since the garbage collector can call end() anywhere.
-    """
-
-    def __init__(self, supervisor: Supervisor, workers: int, retries: int) -> None:
-        self._futures: Any = importlib.import_module("concurrent.futures")
-        self._supervisor: Supervisor | None = supervisor  # None once it has ended
-        self._workers = workers
-        self._retries = retries
-        self._owner = os.getpid()
-        self._ended = threading.Event()
-        self._lock = threading.RLock()
-        self._over: Exception | None = None  # why no calls are taken any more
-        self._rung = self._cancel = self._abort = False
-        self._waiting: collections.deque[Call] = collections.deque()
-        self._given: dict[int, Call] = {}  # those that the Supervisor has, by tsk_id
-        self._tsk_id = 0  # the last one
-        self._seconds = 1.0  # how long a call takes, on average over the last ones
-        supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
-        self._lost_main = supervisor._pool.context.get_start_method() != "fork" and main_is_lost()
-        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
-        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
-        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
-        _executors.add(self)
-        with contextlib.ExitStack() as undo:
-            undo.push(supervisor)
-            undo.callback(self._forget)
-            self._thread.start()
-            undo.pop_all()
-
-    # In any thread.
-
-    def add(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Take a call, and return its future."""
-        call = Call(self._futures.Future(), function, args, kwargs)
-        if os.getpid() != self._owner:
-            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
-        with self._lock:
-            if self._over is not None:
-                raise self._over.with_traceback(None)
-            self._waiting.append(call)
-            self._ring_locked()
-        return call.future
-
-    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
-        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
-        if os.getpid() != self._owner:
-            return
-        with self._lock:
-            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
-            self._cancel |= cancel
-            self._abort |= abort
-            self._ring_locked()
-        if wait and threading.current_thread() is self._thread:
-            raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
-        if wait:
-            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
-            self._thread.join()
-
-    def _ring_locked(self) -> None:
-        if self._supervisor is not None and not self._rung:
-            self._rung = True
-            self._supervisor._pool.wake_supervisor()
-
-    # In the thread.
-
-    def _serve(self, supervisor: Supervisor) -> None:
-        """Make the calls, until there are no more."""
-        try:
-            with supervisor:
-                try:
-                    for result in supervisor.run(self):
-                        self._settle(result)
-                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
-                finally:
-                    with self._lock:
-                        self._supervisor = None
-        except BaseException as error:
-            self._fail(error)
-        finally:
-            self._forget()
-
-    def _forget(self) -> None:
-        self._at_exit.cancel()
-        _executors.discard(self)
-        self._ended.set()
-
-    def fileno(self) -> int:
-        return -2
-
-    def take(self, room: int) -> Sequence[bytes]:
-        self._rung = False
-        if self._abort:
-            raise InterruptedError("this Executor was interrupted")
-        ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))
-        room = min(room, 1 + self._workers * (1 + ahead) - len(self._given))
-        payloads: list[bytes] = []
-        while self._waiting and (len(payloads) < room or self._cancel):
-            call = self._waiting.popleft()
-            if len(payloads) >= room:
-                call.future.cancel()
-            if call.begin(self._lost_main):
-                self._tsk_id += 1
-                self._given[self._tsk_id] = call
-                payloads.append(call.what)
-        self.exhausted = self._over is not None and not (self._waiting or self._given)
-        return payloads
-
-    def _settle(self, result: TaskResult) -> None:
-        """Give a future its outcome, or make its call again."""
-        if result.status == "cancelled":
-            return  # the Supervisor gives up, and raises the reason at the end
-        call = self._given.pop(result.tsk_id)
-        call.attempts += 1
-        self._seconds += (result.seconds - self._seconds) / 8
-        try:
-            if result.status != "ok":
-                raise TaskError(result._replace(function=call.function, payload=None, attempts=call.attempts))
-            succeeded, value = unpickled(result.value)
-        except BaseException as error:
-            succeeded, value = False, error.with_traceback(None)
-        if succeeded:
-            call.future.set_result(value)
-        elif call.attempts <= self._retries:
-            self._waiting.appendleft(call)
-        else:
-            call.future.set_exception(value)
-
-    def _fail(self, error: BaseException) -> None:
-        """End all calls, since the Supervisor has ended early."""
-        with self._lock:
-            self._over = self._futures.process.BrokenProcessPool(in_executor_words(describe(error)))
-        for call in (*self._given.values(), *self._waiting):
-            with contextlib.suppress(BaseException):  # a callback may leave by sys.exit
-                if call.future.running() or call.future.set_running_or_notify_cancel():
-                    call.future.set_exception(self._over)
-        self._given.clear()
-        self._waiting.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2640,6 +2723,19 @@ class OrderedJob(Job):
             self._deliver(results)
             if due[0] == due[1]:
                 self._due.popleft()
+
+
+class CallJob(Job):
+    """The calls of an Executor. `results` holds iterators of (tsk_id, pickled value or TaskResult, seconds)."""
+
+    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
+        tsk_ids = tasks.tsk_ids[part]
+        self.outstanding -= len(tsk_ids)
+        self._deliver(zip(tsk_ids, values, seconds))
+
+    def add_one(self, result: TaskResult) -> None:
+        self.outstanding -= 1
+        self._deliver(iter([(result.tsk_id, result, result.seconds)]))
 
 
 class Tally:

@@ -102,3 +102,21 @@ def wait_for(gate):
         file.write(b".")
     while not os.path.exists(gate):
         time.sleep(0.01)
+
+
+def wait_if_positive(gate, number):
+    if number < 0:
+        raise ValueError("negative")
+    if number > 0:
+        wait_for(gate)
+    return number
+
+
+def get_pid(_):
+    return os.getpid()
+
+
+def die_if_zero(number):
+    if number == 0:
+        die()
+    return number

@@ -117,6 +117,7 @@ def test_another_name_is_not_made():
         ({"initializer": 1}, TypeError, "initializer must be a callable"),
         ({"retries": -1}, ValueError, "retries=-1"),
         ({"timeout": 0}, ValueError, "timeout=0"),
+        ({"timeout": {"sleep": 1}}, TypeError, "timeout={'sleep': 1}: must be a number"),
         ({"max_workers": 1 << 20}, ValueError, "max_workers=1048576: must be from 1 to 4,096"),
         ({"max_tasks_per_child": 0}, ValueError, "max_tasks_per_child=0"),
         ({"max_tasks_per_child": 1.5}, TypeError, "max_tasks_per_child=1.5"),
@@ -221,7 +222,11 @@ def test_a_killed_worker_fails_only_the_call_in_its_hand(executor):
 def test_a_call_that_takes_too_long_fails_alone():
     with shmqueue.Executor(2, multiprocessing.get_context("fork"), timeout=1.0) as executor:
         slow, quick = executor.submit(time.sleep, 60), [executor.submit(executor_jobs.nap, 0.02) for _ in range(20)]
-        assert slow.exception().result.status == "timeout"
+        with pytest.raises(TimeoutError, match="ran longer than 1 s") as raised:
+            slow.result()
+        cause = raised.value.__cause__
+        assert isinstance(cause, shmqueue.TaskError)
+        assert (cause.result.status, cause.result.function) == ("timeout", "sleep")
         assert all(future.result() for future in quick)
 
 
@@ -235,7 +240,8 @@ def test_retries(tmp_path, how):
     if how == "failed":
         assert str(error) == "call 2"
     else:
-        assert (error.result.status, error.result.attempts) == (how, 3)
+        result = (error.__cause__ if how == "timeout" else error).result
+        assert (result.status, result.attempts) == (how, 3)
     assert len(list((tmp_path / "few").iterdir())) == 3
 
 
@@ -282,6 +288,144 @@ def test_short_calls_do_not_carry_away_those_that_follow(executor, gate):
     assert sum(future.cancel() for future in futures) > 200 - 40
 
 
+def refuse_futures(monkeypatch):
+    def refuse(future):
+        raise AssertionError("a map needs no futures")
+
+    monkeypatch.setattr(concurrent.futures.Future, "__init__", refuse)
+
+
+@pytest.mark.parametrize("chunksize", [1, 7])
+def test_map_makes_no_futures(executor, monkeypatch, chunksize):
+    refuse_futures(monkeypatch)
+    assert list(executor.map(pow, range(5000), [2] * 5000, chunksize=chunksize)) == [n * n for n in range(5000)]
+
+
+def test_map_reads_and_begins_before_it_is_asked(executor, gate):
+    numbers = iter(range(10))
+    values = executor.map(abs, numbers)
+    assert list(numbers) == []
+    executor.map(executor_jobs.wait_for, [str(gate)] * 3)
+    assert wait_until(lambda: begun(gate) == 2)
+    assert list(values) == [*range(10)]
+
+
+def test_an_iterator_that_was_never_advanced_cancels_nothing(executor, gate):
+    executor.map(executor_jobs.wait_for, [str(gate)] * 30).close()
+    assert wait_until(lambda: begun(gate) == 2)
+    gate.touch()
+    executor.shutdown()
+    assert begun(gate) == 30
+
+
+def outstanding(executor):
+    return len(executor._calls._given) + len(executor._calls._waiting)
+
+
+@pytest.mark.parametrize("way", ["close", "forget", "error"])
+def test_an_iterator_that_was_advanced_and_ends_cancels_what_has_not_begun(executor, gate, way):
+    """Also what is in the ring already. Other calls are made."""
+    numbers = [0, -1 if way == "error" else 1, *range(2, 3000)]
+    values = executor.map(executor_jobs.wait_if_positive, [str(gate)] * 3000, numbers)
+    after = executor.submit(abs, -1)
+    assert next(values) == 0
+    if way == "error":
+        with pytest.raises(ValueError, match="negative"):
+            next(values)
+    elif way == "close":
+        values.close()
+    del values
+    assert wait_until(lambda: outstanding(executor) <= 3)  # one in the hand of each worker, and `after`
+    gate.touch()
+    assert after.result() == 1
+    assert begun(gate) <= 2 * 3
+
+
+def test_values_before_a_call_that_cannot_be_sent_arrive(executor):
+    values = executor.map(len, ["abc", "", threading.Lock(), "abcd"])
+    assert [next(values), next(values)] == [3, 0]
+    with pytest.raises(TypeError, match="cannot pickle"):
+        next(values)
+    assert list(values) == []
+
+
+def test_a_chunk_is_one_task():
+    with shmqueue.Executor(1, max_tasks_per_child=2) as executor:
+        pids = list(executor.map(executor_jobs.get_pid, range(10), chunksize=3))
+    assert [len(set(pids[at : at + 6])) for at in (0, 6)] == [1, 1]
+    assert pids[5] != pids[6]
+
+
+def test_a_death_costs_a_chunk(executor):
+    values = executor.map(executor_jobs.die_if_zero, [3, 2, 1, 0, 1, 2, 3, 4, 5], chunksize=3)
+    other = executor.submit(abs, -1)
+    assert [next(values) for _ in range(3)] == [3, 2, 1]
+    with pytest.raises(shmqueue.TaskError, match="SIGKILL") as raised:
+        next(values)
+    assert raised.value.result.function == "die_if_zero"
+    assert other.result() == 1
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_calls_of_a_map_are_tried_again(tmp_path, chunksize):
+    with shmqueue.Executor(1, retries=2) as executor:
+        calls = executor.map(
+            executor_jobs.fail_until, [str(tmp_path)] * 2, [2] * 2, ["crashed"] * 2, chunksize=chunksize
+        )
+        assert list(calls) == [3, 4]
+
+
+def test_chunks_are_at_least_of_one_call(executor):
+    with pytest.raises(ValueError, match="chunksize must be >= 1"):
+        executor.map(abs, [1], chunksize=0)
+
+
+def test_shutdown_cancels_calls_of_maps(executor, gate):
+    """Those that were handed over, too. The values of those that have begun arrive."""
+    values = executor.map(executor_jobs.wait_if_positive, [str(gate)] * 3000, range(3000))
+    assert next(values) == 0
+    assert wait_until(lambda: begun(gate) == 2)
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert wait_until(lambda: outstanding(executor) <= 2)
+    gate.touch()
+    got = []
+    with pytest.raises(concurrent.futures.CancelledError):
+        got.extend(values)
+    assert got == [*range(1, begun(gate) + 1)]
+    assert len(got) <= 2 * 3
+
+
+class Counted:
+    """Counts how often something of its size was pickled."""
+
+    def __init__(self, counts, size):
+        self.counts, self.size = counts, size
+
+    def __reduce__(self):
+        self.counts.append(self.size)
+        return bytes, (bytes(self.size),)
+
+
+def test_large_arguments_of_a_map_are_not_pickled_far_ahead(executor, gate):
+    counts = []
+    executor.map(executor_jobs.wait_for, [str(gate)] * 2)
+    values = executor.map(len, [Counted(counts, 1 << 20)] * 200)
+    assert wait_until(lambda: begun(gate) == 2)
+    time.sleep(0.2)
+    assert len(counts) <= 2 * 3
+    gate.touch()
+    assert list(values) == [1 << 20] * 200
+    assert len(counts) == 200
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="Executor.map has no buffersize before Python 3.14")
+def test_buffersize(executor):
+    numbers = iter(range(100))
+    values = executor.map(abs, numbers, chunksize=2, buffersize=3)
+    assert next(numbers) == 6
+    assert list(values) == [n for n in range(100) if n != 6]
+
+
 def test_map_gives_up_after_its_timeout_and_cancels(executor, gate):
     values = executor.map(executor_jobs.wait_for, [str(gate)] * 50, timeout=0.5)
     with pytest.raises(concurrent.futures.TimeoutError):
@@ -300,9 +444,10 @@ def test_initializer_with_arguments():
 def test_a_failing_initializer_breaks_the_executor(method):
     with shmqueue.Executor(2, multiprocessing.get_context(method), executor_jobs.fail_at_start) as executor:
         futures = [executor.submit(abs, number) for number in range(20)]
-        for future in futures:
+        values = executor.map(abs, range(2000))
+        for result in (*(future.result for future in futures), values.__next__):
             with pytest.raises(concurrent.futures.process.BrokenProcessPool, match="no licence"):
-                future.result()
+                result()
         with pytest.raises(concurrent.futures.BrokenExecutor, match="no licence"):
             executor.submit(abs, 1)
 
@@ -649,15 +794,19 @@ def test_signals_end_the_program_and_its_calls(tmp_path, own_pids, way, name):
 def test_forked_children_of_the_host_are_left_alone(executor):
     """A child has the Executor's memory, and none of its threads."""
     futures = [executor.submit(executor_jobs.nap, 0.02) for _ in range(20)]
+    values = executor.map(executor_jobs.nap, [0.02] * 20)
+    assert next(values)
 
     def refuses():
         with pytest.raises(RuntimeError, match="forked child"):
             executor.submit(abs, 1)
+        values.close()
         executor.shutdown()
         return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     assert in_child(refuses)
     assert all(future.result() for future in futures)
+    assert sum(1 for _ in values) == 19
     assert executor.submit(abs, -1).result() == 1
 
 
