@@ -5748,26 +5748,20 @@ RECORDED = ("status", "function", "payload")  # the fields by which a task is kn
 
 
 class Sink:
-    """Where results go: a file, or standard output. After a failure nothing more is written, and the run goes on.
+    """Where results go: a file, or standard output. After a failure nothing more is written, and the run goes on."""
 
-    put: take a result. flush: bring what was put to its place, several times a second. finish: do so at the end.
-    complaint: say what an error led to.
-    """
-
+    put: Callable[[TaskResult], None]  # take a result
+    complaint: Callable[[], str]  # say what an error led to
     errors: tuple[type[Exception], ...] = (OSError,)  # what a failure raises
     error: Exception | None = None  # why nothing more is written
     _busy = False
 
-    def put(self, result: TaskResult) -> None:
-        raise NotImplementedError
-
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Bring what was put to its place. Called several times a second."""
 
     def finish(self) -> None:
+        """Do so at the end."""
         self.flush()
-
-    def complaint(self) -> str:
-        raise NotImplementedError
 
     def attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
         """Do something, and return True if it was done. While one attempt waits for a reader, others do nothing."""
@@ -5790,12 +5784,13 @@ class Sink:
 class Results(Sink):
     """A file to which results are written as they come. It is flushed often, so a killed run keeps what was finished.
 
-    Making one reads what is to be resumed, and changes nothing; results can be put after `begin`. A subclass is a
-    format. read: yield each record with its place in words; None for what is no record. open: empty the file, or cut
-    off what a kill has left of the last record. write: a row, whose payload is text. form: what becomes of a value.
+    Making one reads what is to be resumed, and changes nothing. Results can be put after `begin`. A subclass is a form.
     """
 
-    form = staticmethod(as_text)
+    read: Callable[[], Iterable[tuple[str, Any]]]  # yield each record with its place in words; None for what is none
+    open: Callable[[], None]  # empty the file, or cut off what a kill has left of the last record
+    write: Callable[[TaskResult], None]  # a row, whose payload is text
+    form = staticmethod(as_text)  # of a value
     stdout: Outlet  # for the path -
     _file: Any = None
 
@@ -5819,15 +5814,6 @@ class Results(Sink):
 
     def _usable(self) -> contextlib.AbstractContextManager[None]:
         return _usage_error(f"--results {self.path}: cannot be used: ", Exception)  # whatever a foreign file leads to
-
-    def read(self) -> Iterable[tuple[str, Any]]:
-        raise NotImplementedError
-
-    def open(self) -> None:
-        raise NotImplementedError
-
-    def write(self, row: TaskResult) -> None:
-        raise NotImplementedError
 
     def save(self) -> None:
         self._file.flush()
@@ -5862,14 +5848,12 @@ class Results(Sink):
 class TextResults(Results):
     """Records one after the other, after a header. If the last one has no line end, its task is done again.
 
-    decode: yield the records of lines. START: what each record begins with.
+    START: what each record begins with.
     """
 
+    decode: Callable[[Iterable[bytes]], Iterator[Any]]  # yield the records of lines
     HEADER = START = b""
     _kept = 0  # bytes of the file that stay
-
-    def decode(self, lines: Iterable[bytes]) -> Iterator[Any]:
-        raise NotImplementedError
 
     def read(self) -> Iterator[tuple[str, Any]]:
         if not self._resume:
@@ -6369,6 +6353,7 @@ def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str
 class Progress:
     """Takes snapshots, and leaves them for --watch, but draws nothing; base of what does."""
 
+    show: Callable[[Snapshot], None]  # draw
     SECONDS = math.inf  # from one drawing to the next
     SHARE_SECONDS = 1.0  # from one snapshot for --watch to the next
 
@@ -6424,16 +6409,24 @@ class Progress:
         self.draw(snapshot)
         if time.monotonic() >= self._next_share:
             self._next_share = time.monotonic() + self.SHARE_SECONDS
-            share(snapshot())
+            self.share(snapshot())
+
+    def share(self, shot: Snapshot) -> None:
+        """Leave a snapshot for --watch, where there is a segment."""
+        import json
+
+        path = watch_path(shot["name"])
+        # If there is no room, nobody can watch, and the run goes on.
+        with contextlib.suppress(OSError):
+            if shot["name"]:
+                write_file(f"{path}.new", json.dumps(shot).encode())
+                os.replace(f"{path}.new", path)
 
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
         """Show a snapshot if it is time to."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self.SECONDS
             self.show(snapshot())
-
-    def show(self, shot: Snapshot) -> None:
-        raise NotImplementedError
 
     def write(self, text: str) -> None:
         """Write to the error stream in one piece. If it is closed, write no more."""
@@ -6446,7 +6439,20 @@ class Progress:
         """Leave the terminal as it was."""
 
 
-class PlainLines(Progress):
+class Quiet(Progress):
+    """Draws nothing, but says once what has held up the run for a while."""
+
+    LOOKS = 10  # a SHARE_SECONDS apart
+    _held_up = 0  # so many of them in a row
+
+    def share(self, shot: Snapshot) -> None:
+        super().share(shot)
+        self._held_up = self._held_up + 1 if shot["held_up"] else 0
+        if self._held_up == self.LOOKS:
+            self.write(printable(f"shmqueue: waiting: {shot['held_up']}") + "\n")
+
+
+class PlainLines(Quiet):
     """Says where the run is by a line every few seconds."""
 
     SECONDS = 5.0
@@ -6549,18 +6555,6 @@ def watch_path(name: str) -> str:
     return f"{path_of(name)}.watch"
 
 
-def share(shot: Snapshot) -> None:
-    """Leave a snapshot for --watch, where there is a segment."""
-    import json
-
-    path = watch_path(shot["name"])
-    # If there is no room, nobody can watch, and the run goes on.
-    with contextlib.suppress(OSError):
-        if shot["name"]:
-            write_file(f"{path}.new", json.dumps(shot).encode())
-            os.replace(f"{path}.new", path)
-
-
 def runs() -> list[str]:
     """Return the names of the segments of this user's supervisors that are alive."""
     names = []
@@ -6620,8 +6614,6 @@ def watch_run(name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-LOOK_SECONDS = 1.0  # between two looks at what holds up a run
-HELD_UP_LOOKS = 10
 LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
 POLL_COMMAND_MS = 20  # the end of a command that leaves its pipes open is noticed within this time
 PIPE_BYTES = 1 << 20  # what a pipe holds at most
@@ -7063,10 +7055,12 @@ class CommandLine:
         self.queue = queue
         self.functions, whole = choose_functions(options, functions)
         names = list(map(function_name, self.functions.values()))
-        command = self.functions.get(1)
-        self.command = command if isinstance(command, Command) else None
         self.parse = LineParser(names, comments=not (options.call or options.command), whole=whole)
-        self.source = self._open_source()
+        self.source: LineSource | QuerySource
+        if options.query:
+            self.source = QuerySource(options.tasks, options.query, self.parse)
+        else:
+            self.source = LineSource(options.tasks, self.parse)
         if not options.dry_run:
             self._check_files()
         self.results: Results | None = None
@@ -7085,14 +7079,7 @@ class CommandLine:
         self.stopped_by = 0
         self.patient = True  # with a reader of the output that takes nothing
         self.ended = False  # signals act as they do without us
-        self.look_at = time.monotonic() + LOOK_SECONDS  # whether something holds up the run
-        self.held_up = 0  # so often in a row it did
         self.supervisor: Any = None
-
-    def _open_source(self) -> LineSource | QuerySource:
-        if self.options.query:
-            return QuerySource(self.options.tasks, self.options.query, self.parse)
-        return LineSource(self.options.tasks, self.parse)
 
     def _check_files(self) -> None:
         """Check that files can be written, and that no two are the same. Only --failed may be TASKS. Devices may be."""
@@ -7115,7 +7102,7 @@ class CommandLine:
         if how == "auto" and can_draw() and not (self.fills_stdout and is_terminal(sys.stdout)):
             how = "on"
         title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
-        return {"on": Screen, "auto": PlainLines, "off": Progress}[how](title, self.source.total)
+        return {"on": Screen, "auto": PlainLines, "off": Quiet}[how](title, self.source.total)
 
     def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
         """Return a Supervisor, or what has its public names."""
@@ -7124,7 +7111,7 @@ class CommandLine:
     def run(self) -> int:
         """Put the tasks through, and say how it went. Return the exit code."""
         if self.options.dry_run:
-            return show_tasks(self.source, self.parse, self.command)
+            return show_tasks(self.source, self.parse, self.functions.get(1))
         with contextlib.ExitStack() as stack:
             problem = self._supervise(stack)
             self.ended = True
@@ -7217,20 +7204,10 @@ class CommandLine:
                 supervisor.cancel()
         while self.signals:
             self._act_on(self.signals.pop(0))
-        if not isinstance(self.progress, Screen) and time.monotonic() >= self.look_at:
-            self._say_what_holds_it_up()
         if supervisor.cancelled:
             self.progress.state = "ending: what is begun is finished"
         else:
             self.progress.state = "paused" * supervisor.paused
-
-    def _say_what_holds_it_up(self) -> None:
-        """Where no screen does: once, when something has held up the run for HELD_UP_LOOKS looks."""
-        self.look_at = time.monotonic() + LOOK_SECONDS
-        held_up = self.supervisor.stats()["held_up"]
-        self.held_up = self.held_up + 1 if held_up else 0
-        if self.held_up == HELD_UP_LOOKS:
-            self.progress.write(printable(f"shmqueue: waiting: {held_up}") + "\n")
 
     def _act_on(self, number: int) -> None:
         """Do what a signal asks for: the first Ctrl-C ends the run gently, anything after it at once."""
@@ -7285,7 +7262,7 @@ class CommandLine:
             problems.append(f"--summary {path}: {error.strerror}")
 
 
-def show_tasks(source: LineSource | QuerySource, parse: LineParser, command: Command | None) -> int:
+def show_tasks(source: Source, parse: LineParser, command: Any) -> int:
     """Write the tasks that would run, a line each. Return the exit code."""
     numbers = itertools.count(1)
     failure = ""
@@ -7296,7 +7273,7 @@ def show_tasks(source: LineSource | QuerySource, parse: LineParser, command: Com
         for item, number in zip(items, numbers):
             line = parse.input_line(*parse.task(item))[:-1]
             error = item.error if isinstance(item, Rejected) else ""
-            if command is not None:
+            if isinstance(command, Command):
                 try:
                     line = command.fill(item, number)
                 except LookupError as missing:

@@ -1169,7 +1169,7 @@ def test_main_runs_beside_the_main_thread_too(cli):
 
 @pytest.mark.promise("G9")
 def test_what_holds_up_a_run_is_said_once_where_no_screen_says_it(cli):
-    code = "import sys, shmqueue\nshmqueue.LOOK_SECONDS = 0.05\nsys.exit(shmqueue.main())\n"
+    code = "import sys, shmqueue\nshmqueue.Progress.SHARE_SECONDS = 0.05\nsys.exit(shmqueue.main())\n"
     tasks = cli.file("tasks", "kill -STOP $PPID; sleep 0.01\ntrue\n")  # the parent of the command is the worker
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     arguments = (tasks, "--shell", "-w", "1", "--screen", "off")
