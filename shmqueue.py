@@ -692,7 +692,7 @@ def each_of(lists: Iterator[list[Any]]) -> Iterator[Any]:
             yield items.pop()
 
 
-def _make_calls(payload: bytes) -> bytes:
+def _make_calls(payload: bytes) -> Any:
     """Make the call or the chunk of calls of a task (worker). Return the value or the list of values, pickled."""
     try:
         function, args, kwargs = unpickled(payload)
@@ -700,7 +700,7 @@ def _make_calls(payload: bytes) -> bytes:
             return pickled([function(*each) for each in args])
         return pickled(function(*args, **kwargs))
     except BaseException as error:
-        return Output(pickled_error(error), failure=describe(error))
+        return Failure(describe(error), None, Output(pickled_error(error)))
     finally:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # None, full, closed
             sys.stdout.flush()
