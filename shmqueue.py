@@ -611,7 +611,7 @@ class ExecutorMethods:
                 timeout=timeout,
                 retries=retries,
                 max_tasks=max_tasks_per_child,
-                initializer=functools.partial(initializer, *initargs) if initializer else None,
+                initializer=functools.partial(initializer, *initargs) if callable(initializer) else initializer,
                 log=NOT_REDIRECTED,
                 start_method=method,
             )
@@ -624,7 +624,7 @@ class ExecutorMethods:
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Have fn(*args, **kwargs) called in a worker. Return the Future of that call."""
-        return self._calls.add(self._calls.futures.Future(), (fn, args, kwargs))
+        return self._calls.take(self._calls.futures.Future(), (fn, args, kwargs))
 
     def map(self, fn: Callable[..., Any], *iterables: Any, chunksize: int = 1, **options: Any) -> Iterator[Any]:
         """Yield the values of `fn` for the items of `iterables`, in order.
@@ -640,8 +640,11 @@ class ExecutorMethods:
             raise ValueError("chunksize must be >= 1.")
         items = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
-        base: Any = importlib.import_module("concurrent.futures").Executor
-        return each_of(base.map(self._calls, fn, chunks, **options))
+        futures = self._calls.futures
+        values: Iterator[Any] = futures.process._chain_from_iterable_of_lists(
+            futures.Executor.map(self._calls, fn, chunks, **options)
+        )
+        return values
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. When all are made, the workers leave; `wait` for that.
@@ -682,14 +685,6 @@ def in_executor_words(text: str) -> str:
     """Return what a Supervisor says, with the names of Executor's arguments."""
     text = re.sub(r"\b(workers|num_slots)=", "max_workers=", text).replace("max_tasks=", "max_tasks_per_child=")
     return text.replace("start_method='fork'", "mp_context=multiprocessing.get_context('fork')")
-
-
-def each_of(lists: Iterator[list[Any]]) -> Iterator[Any]:
-    """Yield the items of these lists, and keep none."""
-    for items in lists:
-        items.reverse()
-        while items:
-            yield items.pop()
 
 
 def _make_calls(payload: bytes) -> Any:
@@ -783,192 +778,6 @@ class Slot:
         with self._calls.news:
             self.outcome = (error, "")
             self._calls.news.notify_all()
-
-
-AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
-AHEAD_CALLS = 4  # and how many calls at most;
-AHEAD_BYTES = 64 << 10  # of a map, whose calls can be taken back, so much at a time
-
-
-class Calls:
-    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
-
-    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
-    workers, and further ones only while calls are short, or if they are of a map. The lock guards `_over`, `_cancel`,
-    `_abort` and the use of the Supervisor's bell. It is reentrant, since the garbage collector can call end() and
-    ring() anywhere.
-    """
-
-    def __init__(self, supervisor: Supervisor, workers: int) -> None:
-        self.futures: Any = importlib.import_module("concurrent.futures")
-        self.news = threading.Condition()  # slots have outcomes
-        self.withdraw = False  # slots were cancelled
-        self._supervisor: Supervisor | None = supervisor  # None once it has ended
-        self._workers = workers
-        self._owner = os.getpid()
-        self._ended = threading.Event()
-        self._lock = threading.RLock()
-        self._over: Exception | None = None  # why no calls are taken any more
-        self._rung = self._cancel = self._abort = False
-        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # (future or slot, call)
-        self._given: dict[int, tuple[Any, str]] = {}  # what the Supervisor has, by tsk_id: (future or slot, name)
-        self._seconds = 1.0  # how long a call takes, on average over the last ones
-        self._job = CallJob(None, supervisor._ledger.names)
-        supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
-        self._lost_main = supervisor._pool.context.get_start_method() != "fork" and main_is_lost()
-        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
-        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
-        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
-        _executors.add(self)
-        with contextlib.ExitStack() as undo:
-            undo.push(supervisor)
-            undo.callback(self._forget)
-            self._thread.start()
-            undo.pop_all()
-
-    # In any thread.
-
-    def submit(self, function: Callable[..., Any], chunk: Sequence[Any]) -> Any:
-        """Take a chunk of calls of a map, and return its slot. concurrent.futures.Executor.map calls this."""
-        return self.add(Slot(self), (function, chunk, None))
-
-    def add(self, future: Any, call: Any) -> Any:
-        """Take a call, and return its future."""
-        if os.getpid() != self._owner:
-            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
-        with self._lock:
-            if self._over is not None:
-                raise self._over.with_traceback(None)
-            self._waiting.append((future, call))
-            self.ring()
-        return future
-
-    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
-        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
-        if os.getpid() != self._owner:
-            return
-        with self._lock:
-            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
-            self._cancel |= cancel
-            self._abort |= abort
-            self.ring()
-        if wait and threading.current_thread() is self._thread:
-            raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
-        if wait:
-            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
-            self._thread.join()
-
-    def ring(self) -> None:
-        """Have the thread look at what has changed."""
-        if self._rung or os.getpid() != self._owner:
-            return
-        with self._lock:
-            if self._supervisor is not None:
-                self._rung = True
-                self._supervisor._pool.wake_supervisor()
-
-    # In the thread.
-
-    def _serve(self, supervisor: Supervisor) -> None:
-        """Make the calls, until there are no more."""
-        results = self._job.results
-        try:
-            with supervisor:
-                try:
-                    while self._hand_over(supervisor):
-                        if not results:
-                            supervisor._engine.turn(self._job, supervisor._report)
-                        while results:
-                            self._settle(results.popleft())
-                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
-                finally:
-                    with self._lock:
-                        self._supervisor = None
-        except BaseException as error:
-            self._fail(error)
-        finally:
-            self._forget()
-
-    def _forget(self) -> None:
-        self._at_exit.cancel()
-        _executors.discard(self)
-        self._ended.set()
-
-    def _hand_over(self, supervisor: Supervisor) -> bool:
-        """Give the Supervisor what it should have now, and take back what was cancelled. Return False at the end."""
-        engine, ledger = supervisor._engine, supervisor._ledger
-        self._rung = False
-        if engine.failure is not None:
-            raise engine.failure
-        if self._abort:
-            raise InterruptedError("this Executor was interrupted")
-        if not (ledger.again or ledger.fresh):
-            engine.admit(self._job, self._take(ledger.next_id))
-        if self._cancel:
-            self._cancel = False
-            for future, _ in (*self._given.values(), *self._waiting):
-                future.cancel()
-            while self._waiting:
-                self._waiting.popleft()[0].set_running_or_notify_cancel()
-        if self.withdraw:
-            self.withdraw = False
-            for tsk_id in [tsk_id for tsk_id, (future, _) in self._given.items() if future.cancelled()][::-1]:
-                supervisor.cancel(tsk_id)
-        return self._over is None or bool(self._waiting or self._given)
-
-    def _take(self, tsk_id: int) -> list[bytes]:
-        """Return the calls that the Supervisor should have now, pickled. They are numbered from `tsk_id` on."""
-        ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))
-        most = 1 + self._workers * (1 + ahead)
-        payloads: list[bytes] = []
-        size = 0
-        while self._waiting:
-            future, call = self._waiting[0]
-            if len(self._given) >= most and (size > AHEAD_BYTES or not isinstance(future, Slot)):
-                break
-            self._waiting.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                if self._lost_main and is_of_main(call[0]):
-                    raise RuntimeError(f"{LOST_MAIN}, or give mp_context=multiprocessing.get_context('fork')")
-                payloads.append(pickled(call))
-            except BaseException as error:
-                future.set_exception(error.with_traceback(None))
-            else:
-                self._given[tsk_id] = (future, function_name(call[0]))
-                tsk_id += 1
-                size += len(payloads[-1])
-        return payloads
-
-    def _settle(self, outcomes: Iterator[tuple[int, Any, float]]) -> None:
-        """Give futures their outcomes. Callbacks may use this Executor, so this comes after a turn of the engine."""
-        for tsk_id, outcome, seconds in outcomes:
-            future, name = self._given.pop(tsk_id)
-            self._seconds += (seconds - self._seconds) / 8
-            if isinstance(future, Slot):
-                future.outcome = (outcome, name)
-                continue
-            try:
-                value = value_of(outcome, name)
-            except BaseException as error:
-                future.set_exception(error.with_traceback(None))
-            else:
-                future.set_result(value)
-        with self.news:
-            self.news.notify_all()
-
-    def _fail(self, error: BaseException) -> None:
-        """End all calls, since the Supervisor has ended early."""
-        with self._lock:
-            self._over = self.futures.process.BrokenProcessPool(in_executor_words(describe(error)))
-        futures = [future for future, _ in self._given.values()]
-        futures += [future for future, _ in self._waiting if future.set_running_or_notify_cancel()]
-        for future in futures:
-            with contextlib.suppress(BaseException):  # a callback may leave by sys.exit
-                future.set_exception(self._over)
-        self._given.clear()
-        self._waiting.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2725,19 +2534,6 @@ class OrderedJob(Job):
                 self._due.popleft()
 
 
-class CallJob(Job):
-    """The calls of an Executor. `results` holds iterators of (tsk_id, pickled value or TaskResult, seconds)."""
-
-    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
-        tsk_ids = tasks.tsk_ids[part]
-        self.outstanding -= len(tsk_ids)
-        self._deliver(zip(tsk_ids, values, seconds))
-
-    def add_one(self, result: TaskResult) -> None:
-        self.outstanding -= 1
-        self._deliver(iter([(result.tsk_id, result, result.seconds)]))
-
-
 class Tally:
     """Counts outcomes, and keeps the first and the last failures.
 
@@ -2812,6 +2608,198 @@ def function_name(function: Any) -> str:
     if isinstance(function, str):
         return function
     return str(getattr(function, "__name__", None) or type(function).__name__)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The calls of an Executor: a job that settles futures.
+# ---------------------------------------------------------------------------------------------------------------------
+
+AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
+AHEAD_CALLS = 4  # and how many calls at most;
+AHEAD_BYTES = 64 << 10  # of a map, whose calls can be taken back, so much at a time
+
+
+class Calls(Job):
+    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
+
+    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
+    workers, and further ones only while calls are short, or if they are of a map. The lock guards `_over`, `_cancel`,
+    `_abort` and the use of the Supervisor's bell. It is reentrant, since the garbage collector can call end() and
+    ring() anywhere.
+    """
+
+    def __init__(self, supervisor: Supervisor, workers: int) -> None:
+        super().__init__(None, supervisor._ledger.names)
+        self.futures: Any = importlib.import_module("concurrent.futures")
+        self.news = threading.Condition()  # slots have outcomes
+        self.withdraw = False  # slots were cancelled
+        self._supervisor: Supervisor | None = supervisor  # None once it has ended
+        self._workers = workers
+        self._owner = os.getpid()
+        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._over: Exception | None = None  # why no calls are taken any more
+        self._rung = self._cancel = self._abort = False
+        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # (future or slot, call)
+        self._given: dict[int, tuple[Any, str]] = {}  # what the Supervisor has, by tsk_id: (future or slot, name)
+        self._seconds = 1.0  # how long a call takes, on average over the last ones
+        supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
+        self._lost_main = supervisor._pool.context.get_start_method() != "fork" and main_is_lost()
+        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
+        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
+        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
+        _executors.add(self)
+        with contextlib.ExitStack() as undo:
+            undo.push(supervisor)
+            undo.callback(self._forget)
+            self._thread.start()
+            undo.pop_all()
+
+    # In any thread.
+
+    def submit(self, function: Callable[..., Any], chunk: Sequence[Any]) -> Any:
+        """Take a chunk of calls of a map, and return its slot. concurrent.futures.Executor.map calls this."""
+        return self.take(Slot(self), (function, chunk, None))
+
+    def take(self, future: Any, call: Any) -> Any:
+        """Take a call, and return its future."""
+        if os.getpid() != self._owner:
+            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
+        with self._lock:
+            if self._over is not None:
+                raise self._over.with_traceback(None)
+            self._waiting.append((future, call))
+            self.ring()
+        return future
+
+    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
+        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
+            self._cancel |= cancel
+            self._abort |= abort
+            self.ring()
+        if wait and threading.current_thread() is self._thread:
+            raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
+        if wait:
+            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
+            self._thread.join()
+
+    def ring(self) -> None:
+        """Have the thread look at what has changed."""
+        if self._rung or os.getpid() != self._owner:
+            return
+        with self._lock:
+            if self._supervisor is not None:
+                self._rung = True
+                self._supervisor._pool.wake_supervisor()
+
+    # In the thread.
+
+    def _serve(self, supervisor: Supervisor) -> None:
+        """Make the calls, until there are no more."""
+        try:
+            with supervisor:
+                try:
+                    while self._hand_over(supervisor):
+                        supervisor._engine.turn(self, supervisor._report)
+                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
+                finally:
+                    with self._lock:
+                        self._supervisor = None
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._at_exit.cancel()
+        _executors.discard(self)
+        self._ended.set()
+
+    def _hand_over(self, supervisor: Supervisor) -> bool:
+        """Give the Supervisor what it should have now, and take back what was cancelled. Return False at the end."""
+        engine, ledger = supervisor._engine, supervisor._ledger
+        self._rung = False
+        if engine.failure is not None:
+            raise engine.failure
+        if self._abort:
+            raise InterruptedError("this Executor was interrupted")
+        if not (ledger.again or ledger.fresh):
+            engine.admit(self, self._pickled(ledger.next_id))
+        if self._cancel:
+            self._cancel = False
+            for future, _ in (*self._given.values(), *self._waiting):
+                future.cancel()
+            while self._waiting:
+                self._waiting.popleft()[0].set_running_or_notify_cancel()
+        if self.withdraw:
+            self.withdraw = False
+            for tsk_id in [tsk_id for tsk_id, (future, _) in self._given.items() if future.cancelled()][::-1]:
+                supervisor.cancel(tsk_id)
+        return self._over is None or bool(self._waiting or self._given)
+
+    def _pickled(self, tsk_id: int) -> list[bytes]:
+        """Return the calls that the Supervisor should have now, pickled. They are numbered from `tsk_id` on."""
+        ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))
+        most = 1 + self._workers * (1 + ahead)
+        payloads: list[bytes] = []
+        size = 0
+        while self._waiting and (
+            len(self._given) < most or (size < AHEAD_BYTES and isinstance(self._waiting[0][0], Slot))
+        ):
+            future, call = self._waiting.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                if self._lost_main and is_of_main(call[0]):
+                    raise RuntimeError(f"{LOST_MAIN}, or give mp_context=multiprocessing.get_context('fork')")
+                payloads.append(pickled(call))
+            except BaseException as error:
+                future.set_exception(error.with_traceback(None))
+            else:
+                self._given[tsk_id] = (future, function_name(call[0]))
+                tsk_id += 1
+                size += len(payloads[-1])
+        return payloads
+
+    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
+        self._settle(zip(tasks.tsk_ids[part], values, seconds))
+
+    def add_one(self, result: TaskResult) -> None:
+        self._settle([(result.tsk_id, result, result.seconds)])
+
+    def _settle(self, outcomes: Iterable[tuple[int, Any, float]]) -> None:
+        """Give futures their outcomes. What callbacks ask of this Executor is only noted."""
+        for tsk_id, outcome, seconds in outcomes:
+            self.outstanding -= 1
+            future, name = self._given.pop(tsk_id)
+            self._seconds += (seconds - self._seconds) / 8
+            if isinstance(future, Slot):
+                future.outcome = (outcome, name)
+                continue
+            try:
+                value = value_of(outcome, name)
+            except BaseException as error:
+                future.set_exception(error.with_traceback(None))
+            else:
+                future.set_result(value)
+        with self.news:
+            self.news.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        """End all calls, since the Supervisor has ended early."""
+        with self._lock:
+            self._over = self.futures.process.BrokenProcessPool(in_executor_words(describe(error)))
+        futures = [future for future, _ in self._given.values()]
+        futures += [future for future, _ in self._waiting if future.set_running_or_notify_cancel()]
+        for future in futures:
+            with contextlib.suppress(BaseException):  # a callback may leave by sys.exit
+                future.set_exception(self._over)
+        self._given.clear()
+        self._waiting.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

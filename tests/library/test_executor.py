@@ -114,7 +114,7 @@ def test_another_name_is_not_made():
     ("options", "error", "text"),
     [
         ({"max_workers": 0}, ValueError, "max_workers must be greater than 0"),
-        ({"initializer": 1}, TypeError, "initializer must be a callable"),
+        ({"initializer": 1}, TypeError, "initializer=1: must be callable"),
         ({"retries": -1}, ValueError, "retries=-1"),
         ({"timeout": 0}, ValueError, "timeout=0"),
         ({"timeout": {"sleep": 1}}, TypeError, "timeout={'sleep': 1}: must be a number"),
