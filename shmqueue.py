@@ -5865,7 +5865,9 @@ class TextResults(Results):
 
         records = self.decode(note_lines())
         while True:
-            record = next_record(records)
+            record = None
+            with contextlib.suppress(Exception):  # whatever a foreign file leads to, and the end
+                record = next(records)
             data = b"".join(lines)
             whole = record is not None and data.endswith(b"\n")
             if not whole and not file.peek() and self._is_torn(lines):
@@ -5877,8 +5879,11 @@ class TextResults(Results):
 
     def _is_torn(self, lines: Sequence[bytes]) -> bool:
         """Return True if a kill can have left these last lines: they begin as a record, and none begins after it."""
-        more = [next_record(self.decode([line])) for line in lines[1:] if line.endswith(b"\n")]
-        return self.START.startswith(b"".join(lines)[: len(self.START)]) and not any(map(recorded_task, more))
+        for line in lines[1:]:
+            with contextlib.suppress(Exception):
+                if line.endswith(b"\n") and recorded_task(next(self.decode([line]))):
+                    return False
+        return self.START.startswith(b"".join(lines)[: len(self.START)])
 
     def open(self) -> None:
         if self.path == "-":
@@ -5890,13 +5895,6 @@ class TextResults(Results):
             self._file.truncate()
         else:
             self._file.write(self.HEADER)
-
-
-def next_record(records: Iterator[Any]) -> Any:
-    """Return the next record. Return None at the end, and for what is none: a foreign file leads to any exception."""
-    with contextlib.suppress(Exception):
-        return next(records)
-    return None
 
 
 class JsonLines(TextResults):
@@ -5964,11 +5962,9 @@ class Sqlite(Results):
         try:
             self._file.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
             self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
-            with self._file:
-                self._file.execute("BEGIN IMMEDIATE")
-                if not self._resume:
-                    self._file.execute("DROP TABLE IF EXISTS results")
-                self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(FIELDS)})")
+            if not self._resume:
+                self._file.execute("DROP TABLE IF EXISTS results")
+            self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(FIELDS)})")
         except BaseException:
             self._file.close()
             raise
@@ -6087,11 +6083,10 @@ class Outlet:
         self.waiting += data
 
     def flush(self) -> None:
-        """Write all that waits, but for what another flush is writing: `wait` may come back here."""
-        data, self.waiting = self.waiting, bytearray()
+        """Write all that waits."""
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
-        with memoryview(data) as view:
+        with memoryview(self.waiting) as view:
             start = 0
             while start < len(view):
                 if poll.poll(100):
@@ -6099,6 +6094,7 @@ class Outlet:
                         start += os.write(self.descriptor, view[start : start + select.PIPE_BUF])
                 elif not self._wait():
                     raise BlockingIOError(errno.EAGAIN, "its reader takes nothing")
+        self.waiting.clear()
 
     def close(self) -> None:
         self.flush()
@@ -6751,8 +6747,7 @@ class Command:
             return self.PARTS[string](line)
         fields = line.split(self._delimiter)
         if int(string) > len(fields):
-            split = f"at {decode_text(self._delimiter)!r}" if self._delimiter else "at white space; see --delimiter"
-            raise LookupError(f"no {{{int(string)}}}: the line has {counted(len(fields), 'field')} (split {split})")
+            raise LookupError(f"no {{{int(string)}}}: the line has {counted(len(fields), 'field')}; see --delimiter")
         return fields[int(string) - 1]
 
     def __call__(self, payload: bytes) -> bytes | Failure:
@@ -7199,8 +7194,12 @@ class CommandLine:
 
     def _act_on(self, number: int) -> None:
         """Do what a signal asks for: the first Ctrl-C ends the run gently, anything after it at once."""
-        if number == signal.SIGTSTP:
-            self.suspend()
+        if number == signal.SIGTSTP:  # give the terminal back, stop, and take it again
+            self.keys.leave()
+            self.progress.close()
+            with handled_by(signal.SIG_DFL, [signal.SIGTSTP]):
+                self.supervisor.suspend()
+            self.keys.enter()
         elif number == signal.SIGINT and not self.stopped_by:
             self.stopped_by = number
             self.supervisor.cancel()
@@ -7215,39 +7214,27 @@ class CommandLine:
             self.on_check()
         return self.patient
 
-    def suspend(self) -> None:
-        """Ctrl-Z: give the terminal back, stop, and take it again."""
-        self.keys.leave()
-        self.progress.close()
-        with handled_by(signal.SIG_DFL, [signal.SIGTSTP]):
-            self.supervisor.suspend()
-        self.keys.enter()
-
     def report(self, problem: str) -> int:
         """Say how it went, on standard error if standard output has values or results. Return the exit code."""
         summary = self.supervisor.summary()
         broken = [sink for sink in self.sinks if sink.error]
         problems = list(filter(None, [problem, *(sink.complaint() for sink in broken)]))
-        self._write_summary(summary, problems)
+        path = self.options.summary
+        if path is not None:
+            import json
+
+            whole = {**summary, "problem": "; ".join(problems), "left_out": self.parse.left_out}
+            try:
+                with open(path, "w", encoding="utf-8") as file:
+                    json.dump(whole, file, default=as_text, indent=1)
+            except OSError as error:
+                problems.append(f"--summary {path}: {error.strerror}")
         lines = summary_lines(summary, "; ".join(problems), self.parse.left_out)
         stream = sys.stderr if self.fills_stdout else sys.stdout
         failure = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
             return 128 + self.stopped_by
         return int(bool(problems or failure or broken) or summary["ok"] < finished(summary))
-
-    def _write_summary(self, summary: Mapping[str, Any], problems: list[str]) -> None:
-        import json
-
-        path = self.options.summary
-        if path is None:
-            return
-        try:
-            with open(path, "w", encoding="utf-8") as file:
-                whole = {**summary, "problem": "; ".join(problems), "left_out": self.parse.left_out}
-                json.dump(whole, file, default=as_text, indent=1)
-        except OSError as error:
-            problems.append(f"--summary {path}: {error.strerror}")
 
 
 def show_tasks(source: Source, parse: LineParser, command: Any) -> int:
