@@ -5491,7 +5491,7 @@ class LineParser:
             items = [x for x in lines if x and not (self._comments and x.startswith(b"#"))]
         else:
             items = list(self._read(numbered))
-        return self.without_done(items)
+        return self._without_done(items)
 
     def _read(self, numbered: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
         for number, line in numbered:
@@ -5500,9 +5500,15 @@ class LineParser:
                 yield self._known[word], payload
             elif (line := line.lstrip()) and not line.startswith(b"#"):
                 word = line.split(None, 1)[0]
-                yield self.pair(word, line[len(word) + 1 :], f"line {number:,}: ")
+                yield self._pair(word, line[len(word) + 1 :], where=f"line {number:,}: ")
 
-    def without_done(self, items: list[Any]) -> list[Any]:
+    def row(self, word: bytes, *payload: bytes) -> list[Any]:
+        """Return the task of a row, or none: one column is a line, two are a function's name and its payload."""
+        if payload:
+            return self._without_done([self._pair(word, *payload)])
+        return self([word])
+
+    def _without_done(self, items: list[Any]) -> list[Any]:
         if not self.done:
             return items
         return [item for item in items if not self._leave_out(item)]
@@ -5531,8 +5537,7 @@ class LineParser:
         self.left_out += 1
         return True
 
-    def pair(self, word: bytes, payload: bytes, where: str = "") -> Any:
-        """Return the task of a function's name and its payload."""
+    def _pair(self, word: bytes, payload: bytes, *, where: str = "") -> Any:
         if word in self._known:
             return self._known[word], payload
         text = decode_text(word)
@@ -5634,22 +5639,22 @@ class QuerySource(IterableSource):
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
         columns = len(cursor.description or ())
-        if columns not in (1, 2):
-            raise UsageError(f"--query {query!r}: {columns} columns; one is a line, two are a function and its payload")
-        if columns == 2 and parse.whole:
-            raise UsageError(f"--query {query!r}: two columns name functions; --call, --shell and --command take one")
+        if not 1 <= columns <= 2 - parse.whole:
+            rule = "one column is a line, two columns are a function and its payload"
+            but = "; --call, --shell and --command take one column" * parse.whole
+            raise UsageError(f"--query {query!r}: {columns} columns: {rule}{but}")
         super().__init__(self._read(cursor, sqlite3.Error))
         self.pairs = True
 
     def _connect(self, path: str) -> Any:
         """Open a database so that a query can only read it: to attach another one would make a file."""
+        import pathlib
         import sqlite3
-        import urllib.parse
 
         def allow(action: int, *_: object) -> int:
             return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
 
-        base = sqlite3.connect(f"file:{urllib.parse.quote(os.path.abspath(path))}?mode=ro", uri=True)
+        base = sqlite3.connect(f"{pathlib.Path(path).absolute().as_uri()}?mode=ro", uri=True)
         weakref.finalize(self, base.close)
         base.text_factory = bytes
         base.set_authorizer(allow)
@@ -5670,10 +5675,7 @@ class QuerySource(IterableSource):
     def _read(self, cursor: Any, failure: type[Exception]) -> Iterator[Any]:
         try:
             for row in cursor:
-                word, *payload = map(_as_bytes, row)
-                items = (
-                    self._parse.without_done([self._parse.pair(word, payload[0])]) if payload else self._parse([word])
-                )
+                items = self._parse.row(*map(_as_bytes, row))
                 self._tasks += len(items)
                 yield from items
         except failure as error:
@@ -6187,9 +6189,9 @@ def tagged(text: bytes, tag: bytes) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-# All that a frame shows: stats() and title, name, strategy, total (None if it is not known), rates (tasks a second,
-# oldest first), ring, num_slots, failures, state, keys. A worker has number, rate and state (run, sleep or dead), too;
-# and where they are known cpu, rss, and function and in_hand (a tsk_id), which it has held for so many seconds.
+# All that a frame shows: stats() and title, name, strategy, total (None if it is not known), rate (tasks a second) and
+# rates (the last ones), ring, num_slots, failures, state, keys. A worker has number, rate and state (run, sleep, dead),
+# too; and where they are known cpu, rss, and function and in_hand (a tsk_id), which it has held for so many seconds.
 Snapshot = dict[str, Any]
 
 # The columns of the table: side, width, text of a row. In a narrow window columns go, from the end of IMPORTANCE on.
@@ -6277,7 +6279,7 @@ def _render_head(shot: Snapshot, width: int) -> list[str]:
     about = f"{counted(len(shot['workers']), 'worker')} · {shot['strategy']} · {shot['name']}"
     first = spread(f"shmqueue  {title}", f"{about}      {clock(shot['seconds'])}", width)
     second = _render_progress(shot, width)
-    speed = f"{last_rate(shot):,.0f} tasks/s  {sparkline(shot['rates'][-12:])}"
+    speed = f"{shot['rate']:,.0f} tasks/s  {sparkline(shot['rates'])}"
     used = f"ring {bar(shot['ring'] / shot['num_slots'], 10)} {shot['ring']:,} / {shot['num_slots']:,}"
     bad = [name for name in OUTCOMES if name != "ok" and shot[name]] or ["failed"]
     outcomes = "  ".join(f"{name} {shot[name]:,}" for name in ("ok", *bad, *["retried"] * bool(shot["retried"])))
@@ -6293,17 +6295,13 @@ def _render_progress(shot: Snapshot, width: int) -> str:
     if not total:
         return f"{done:,} tasks done"
     left = "–"
-    if last_rate(shot) > 0:
-        left = clock((total - done) / last_rate(shot))
+    if shot["rate"] > 0:
+        left = clock((total - done) / shot["rate"])
     parts = [f"  {done / total:6.1%}", f"{done:,} / {total:,}", f"eta {left}"]
     while len("   ".join(parts)) > width - 8 and len(parts) > 1:
         parts.pop()
     tail = "   ".join(parts)
     return bar(done / total, max(4, width - len(tail))) + tail
-
-
-def last_rate(shot: Snapshot) -> float:
-    return shot["rates"][-1] if shot["rates"] else 0.0
 
 
 def finished(stats: Mapping[str, Any]) -> int:
@@ -6346,7 +6344,7 @@ class Progress:
         self.total = total
         self.state = ""  # what the run is doing, if not its work
         self.keys = ""  # the keys that it listens to
-        self._rates: collections.deque[float] = collections.deque(maxlen=64)
+        self._rates: collections.deque[float] = collections.deque(maxlen=12)
         self._worker_rates: list[float] = []
         self._sample: tuple[float, Iterable[int]] = (time.monotonic(), itertools.repeat(0))
         self._next = time.monotonic() + self.SECONDS
@@ -6383,6 +6381,7 @@ class Progress:
             "title": self.title,
             "total": self.total(),
             "rates": list(self._rates),
+            "rate": self._rates[-1],
             "failures": [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in failures][-5:],
             "state": self.state or (shot["held_up"] and f"waiting: {shot['held_up']}"),
             "keys": self.keys,
@@ -6444,9 +6443,7 @@ class PlainLines(Quiet):
     def show(self, shot: Snapshot) -> None:
         done = finished(shot)
         total = f" of {shot['total']:,}" if shot["total"] else ""
-        self.write(
-            f"shmqueue: {done:,}{total} tasks done, {done - shot['ok']:,} not ok, {last_rate(shot):,.0f} tasks/s\n"
-        )
+        self.write(f"shmqueue: {done:,}{total} tasks done, {done - shot['ok']:,} not ok, {shot['rate']:,.0f} tasks/s\n")
 
 
 class Screen(Progress):
@@ -6477,12 +6474,10 @@ class Screen(Progress):
 
     @staticmethod
     def size() -> tuple[int, int]:
-        import shutil
-
         with contextlib.suppress(OSError):
             if all(size := os.get_terminal_size(2)):
                 return size
-        return shutil.get_terminal_size()
+        return 80, 24
 
     def close(self) -> None:
         if self._entered:
@@ -6756,7 +6751,7 @@ class Command:
 
 def import_all() -> None:
     """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
-    names = "csv hashlib inspect json multiprocessing.util shlex shutil subprocess tempfile termios traceback tty"
+    names = "csv hashlib inspect json multiprocessing.util pathlib shlex subprocess tempfile termios traceback tty"
     for name in names.split():
         importlib.import_module(name)
     late("psutil")

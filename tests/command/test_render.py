@@ -31,6 +31,7 @@ def snapshot(**changes):
         **COUNTS,
         "retried": 3,
         "total": 1_000_000,
+        "rate": 51_204.2,
         "rates": [1.0, 2.0, 40_000.0, 51_204.2],
         "ring": 11_204,
         "num_slots": 16_384,
@@ -93,7 +94,7 @@ def test_a_frame_of_40_by_10():
 
 
 def test_a_run_that_begins_and_one_without_a_known_end():
-    begun = snapshot(**dict.fromkeys(COUNTS, 0), rates=[], retried=0, ring=0, failures=[], seconds=0)
+    begun = snapshot(**dict.fromkeys(COUNTS, 0), rate=0.0, rates=[], retried=0, ring=0, failures=[], seconds=0)
     assert render(begun, 80, 24)[:4] == [
         " shmqueue  tasks.txt           3 workers · lockf · shmq-4121-9f3a      00:00:00",
         " ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░    0.0%   0 / 1,000,000   eta –",
@@ -171,9 +172,10 @@ workers = st.builds(
 )  # fmt: skip
 snapshots = st.builds(
     snapshot, title=texts, name=own_words, strategy=own_words, seconds=st.floats(0, 1e9),
-    **dict.fromkeys(COUNTS, numbers), retried=numbers, total=st.none() | numbers, rates=st.lists(rates, max_size=70),
-    ring=numbers, num_slots=st.integers(2, 2**26), workers=st.lists(workers, min_size=1, max_size=12),
-    failures=st.lists(texts, max_size=5), state=own_words, keys=own_words,
+    **dict.fromkeys(COUNTS, numbers), retried=numbers, total=st.none() | numbers, rate=rates,
+    rates=st.lists(rates, max_size=12), ring=numbers, num_slots=st.integers(2, 2**26),
+    workers=st.lists(workers, min_size=1, max_size=12), failures=st.lists(texts, max_size=5), state=own_words,
+    keys=own_words,
 )  # fmt: skip
 
 

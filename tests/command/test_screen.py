@@ -1080,8 +1080,8 @@ ROW = {
 }  # fmt: skip
 SHOT = {
     **dict.fromkeys(("ok", "failed", "timeout", "crashed", "cancelled", "retried", "respawned", "outstanding"), 0),
-    "held_up": "", "seconds": 1.0, "title": "tasks", "name": "NAME", "strategy": "lockf", "total": 9, "rates": [1.0],
-    "ring": 0, "num_slots": 16, "workers": [ROW], "failures": [], "state": "", "keys": "",
+    "held_up": "", "seconds": 1.0, "title": "tasks", "name": "NAME", "strategy": "lockf", "total": 9, "rate": 1.0,
+    "rates": [1.0], "ring": 0, "num_slots": 16, "workers": [ROW], "failures": [], "state": "", "keys": "",
 }  # fmt: skip
 HOSTILE_SHOTS = {
     "text": {
