@@ -5791,11 +5791,12 @@ class Results(Sink):
         self._records = 0  # in the file, or put since
         with self._usable():
             for place, record in self.read():
-                task = recorded_task(record)
-                if task is None:
-                    raise ValueError(f"{place} is not a record of results; mend it, or give another file")
+                try:
+                    status, digest = recorded_task(record)
+                except Exception:
+                    raise ValueError(f"{place} is not a record of results; mend it, or give another file") from None
                 self._records += 1
-                self.done[task[1]] += task[0] == "ok"
+                self.done[digest] += status == "ok"
         self._saved = self._records
 
     def begin(self) -> None:
@@ -5838,7 +5839,7 @@ class Results(Sink):
 class TextResults(Results):
     """Records one after the other, after a header. If the last one has no line end, its task is done again.
 
-    START: what each record begins with.
+    START: what a file begins with.
     """
 
     decode: Callable[[Iterable[bytes]], Iterator[Any]]  # yield the records of lines
@@ -5849,15 +5850,10 @@ class TextResults(Results):
         if not self._resume:
             return
         with open(self.path, "rb") as file:
-            head = file.read(len(self.HEADER))
-            if not self.HEADER.startswith(head):
-                raise ValueError(f"it begins with {head!r}, not with the header of results")
-            if head == self.HEADER:
-                self._kept = len(head)
-                yield from self._read_records(file)
+            yield from self._read_records(file)
 
     def _read_records(self, file: Any) -> Iterator[tuple[str, Any]]:
-        number = 1 + self.HEADER.count(b"\n")
+        number = 1
         lines: list[bytes] = []  # of one record
 
         def note_lines() -> Iterator[bytes]:
@@ -5874,18 +5870,19 @@ class TextResults(Results):
             whole = record is not None and data.endswith(b"\n")
             if not whole and not file.peek() and self._is_torn(lines):
                 return
-            yield f"what begins in line {number:,}", record
+            if data != self.HEADER:
+                yield f"what begins in line {number:,}", record
             self._kept += len(data)
             number += len(lines)
             lines.clear()
 
     def _is_torn(self, lines: Sequence[bytes]) -> bool:
-        """Return True if a kill can have left these last lines: they begin as a record, and none begins after it."""
+        """Return True if a kill can have left these last lines: no record begins after the first of them."""
         for line in lines[1:]:
             with contextlib.suppress(Exception):
                 if line.endswith(b"\n") and recorded_task(next(self.decode([line]))):
                     return False
-        return self.START.startswith(b"".join(lines)[: len(self.START)])
+        return bool(self._kept) or self.START.startswith(b"".join(lines)[: len(self.START)])
 
     def open(self) -> None:
         if self.path == "-":
@@ -5922,7 +5919,7 @@ NUL = "\ud800"  # in its place, for the csv module of Python 3.10, which takes n
 class Csv(TextResults):
     """Comma-separated values with a header; bytes as they are."""
 
-    HEADER = (",".join(FIELDS) + "\r\n").encode()
+    HEADER = START = (",".join(FIELDS) + "\r\n").encode()
 
     def decode(self, lines: Iterable[bytes]) -> Iterator[Any]:
         import csv
@@ -6047,13 +6044,12 @@ def results_format(path: str) -> type[Results]:
     return found
 
 
-def recorded_task(record: Any) -> tuple[str, bytes] | None:
-    """Return the status and the digest of the task in a record; None if it is no record."""
-    with contextlib.suppress(TypeError, LookupError):
-        status, function, payload = (record[name] for name in RECORDED)
-        if status in OUTCOMES and {type(function), type(payload)} <= {str, bytes}:
-            return status, task_digest(as_text(function), encode_text(as_text(payload)))
-    return None
+def recorded_task(record: Any) -> tuple[str, bytes]:
+    """Return the status and the digest of the task in a record. If it is no record, raise an exception."""
+    status, function, payload = (record[name] for name in RECORDED)
+    if status not in OUTCOMES or not {type(function), type(payload)} <= {str, bytes}:
+        raise ValueError(record)
+    return status, task_digest(as_text(function), encode_text(as_text(payload)))
 
 
 def task_digest(function: str, payload: bytes) -> bytes:
