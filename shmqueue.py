@@ -5502,11 +5502,11 @@ class LineParser:
                 word = line.split(None, 1)[0]
                 yield self._pair(word, line[len(word) + 1 :], where=f"line {number:,}: ")
 
-    def row(self, word: bytes, *payload: bytes) -> list[Any]:
-        """Return the task of a row, or none: one column is a line, two are a function's name and its payload."""
-        if payload:
-            return self._without_done([self._pair(word, *payload)])
-        return self([word])
+    def rows(self, rows: Sequence[Sequence[bytes]]) -> list[Any]:
+        """Return the tasks of rows: one column is a line, two are a function's name and its payload."""
+        if rows and len(rows[0]) == 2:
+            return self._without_done([self._pair(*row) for row in rows])
+        return self([line for (line,) in rows])
 
     def _without_done(self, items: list[Any]) -> list[Any]:
         if not self.done:
@@ -5672,14 +5672,17 @@ class QuerySource(IterableSource):
         finally:
             base.set_progress_handler(None, 0)
 
-    def _read(self, cursor: Any, failure: type[Exception]) -> Iterator[Any]:
+    def _read(self, cursor: Any, failure: type[Exception]) -> Iterator[list[bytes]]:
         try:
             for row in cursor:
-                items = self._parse.row(*map(_as_bytes, row))
-                self._tasks += len(items)
-                yield from items
+                yield list(map(_as_bytes, row))
         except failure as error:
             self.problem = f"reading the tasks stopped: {describe(error)}"
+
+    def take(self, room: int) -> Sequence[Any]:
+        items = self._parse.rows(super().take(room))
+        self._tasks += len(items)
+        return items
 
     def total(self) -> int | None:
         if self.exhausted:
@@ -6084,15 +6087,16 @@ class Outlet:
         """Write all that waits."""
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
-        with memoryview(self.waiting) as view:
-            start = 0
-            while start < len(view):
+        written = 0
+        try:
+            while written < len(self.waiting):
                 if poll.poll(100):
                     with contextlib.suppress(BlockingIOError):  # it is no pipe, has O_NONBLOCK, and takes less
-                        start += os.write(self.descriptor, view[start : start + select.PIPE_BUF])
+                        written += os.write(self.descriptor, self.waiting[written : written + select.PIPE_BUF])
                 elif not self._wait():
                     raise BlockingIOError(errno.EAGAIN, "its reader takes nothing")
-        self.waiting.clear()
+        finally:
+            del self.waiting[:written]
 
     def close(self) -> None:
         self.flush()
@@ -6678,16 +6682,8 @@ def describe_exit(code: int) -> str:
     return (f"killed by signal {number}" if code < 0 else f"exit code {code}") + name
 
 
-def base_name(path: bytes) -> bytes:
-    return path.rpartition(b"/")[2]
-
-
 def without_extension(path: bytes) -> bytes:
     return re.sub(rb"\.[^/.]*\Z", b"", path)
-
-
-def folder_name(path: bytes) -> bytes:
-    return os.path.dirname(path.rstrip(b"/") or b"/") or b"."
 
 
 class Command:
@@ -6702,9 +6698,9 @@ class Command:
     PARTS: ClassVar[dict[bytes, Callable[[bytes], bytes]]] = {
         b"": bytes,
         b".": without_extension,
-        b"/": base_name,
-        b"//": folder_name,
-        b"/.": lambda line: without_extension(base_name(line)),
+        b"/": lambda line: line.rpartition(b"/")[2],
+        b"//": lambda line: os.path.dirname(line.rstrip(b"/") or b"/") or b".",
+        b"/.": lambda line: without_extension(line.rpartition(b"/")[2]),
     }
 
     def __init__(self, template: str, delimiter: str | None) -> None:

@@ -621,6 +621,28 @@ def test_a_run_can_be_ended_while_its_reader_takes_nothing(cli, number, argument
     assert process.wait(10) == 128 + number
 
 
+def test_what_an_interrupt_cuts_off_is_not_written_twice():
+    """A third Ctrl-C is raised wherever the run is."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    outlet = shmqueue.Outlet(theirs, interrupt)
+    outlet.write(data := b"".join(b"%07d\n" % i for i in range(20_000)))
+    with pytest.raises(KeyboardInterrupt):
+        outlet.flush()
+    read = os.read(ours, 1 << 20)
+    with pytest.raises(KeyboardInterrupt):
+        outlet.flush()
+    read += os.read(ours, 1 << 20)
+    assert len(read) > 1 << 16
+    assert data.startswith(read)
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_ctrl_c_prints_what_had_begun(cli):
     task = "echo a; echo >> begun; while [ ! -e go ]; do sleep 0.05; done; echo b\n"
     process = cli.start(cli.file("tasks", task * 50), "--shell", "-w", "2", "--screen", "off")
