@@ -212,15 +212,20 @@ _new_result = functools.partial(tuple.__new__, TaskResult)  # from a tuple, in h
 
 
 class TaskError(Exception):
-    """A task was not ok; `result` is its TaskResult. Its text ends with the traceback, if there is one."""
+    """A task was not ok; `result` is its TaskResult. Its text has the payload in brief, and the traceback, if any."""
 
     def __init__(self, result: TaskResult) -> None:
         super().__init__(result)
         self.result = result
 
     def __str__(self) -> str:
-        tsk_id, function, _, status, _, error, *_, trace, _ = self.result
-        return f"task {tsk_id} ({function}) {status}: {error}" + (f"\n\n{trace.rstrip()}" if trace else "")
+        tsk_id, function, payload, status, _, error, *_, trace, _ = self.result
+        text = f"task {tsk_id} ({function}) {status}: {error}"
+        if payload is not None:
+            text += f"\npayload: {briefly(payload, 200)}"
+        if trace:
+            text += f"\n\n{trace.rstrip()}"
+        return text
 
 
 class WorkersFailedError(RuntimeError):
@@ -507,7 +512,7 @@ class Supervisor:
         """Return stats() and more.
 
         shares: the fractions of the workers' time in which they ran functions, started and waited.
-        failures: the first five tasks that were not ok.
+        failures: the first five tasks that were not ok, one of each status among them, with payloads in brief.
         kinds: how many tasks were not ok, by function, status and name of the error.
         """
         stats = self.stats()
@@ -2538,7 +2543,8 @@ class Tally:
     """Counts outcomes, and keeps the first and the last failures.
 
     errors: how many tasks were not ok, by function (if they were started), status and name of the error.
-    failures: the first five and the last five tasks that were not ok, without payloads and values.
+    failures: the first five tasks that were not ok, one of each status among them. latest: the last five. They have no
+        values, and their payloads are in brief.
     completed, failed, busy: for each worker, its tasks that were ok and not ok, and the seconds that functions ran.
     """
 
@@ -2551,6 +2557,7 @@ class Tally:
         self.busy = [0.0] * workers
         self.errors: collections.Counter[str] = collections.Counter()
         self.failures: list[TaskResult] = []
+        self.latest: collections.deque[TaskResult] = collections.deque(maxlen=5)
 
     def seconds(self) -> float:
         """Return the seconds since the start."""
@@ -2576,8 +2583,13 @@ class Tally:
         if result.attempts:  # a task that was never started can name anything, and would make the table large
             what = f"{result.function} {what}"
         self.errors[f"{what}: {error}"[:100]] += 1
-        self.failures.append(result._replace(payload=None, value=None))
-        del self.failures[5:-5]
+        kept = result._replace(payload=briefly(result.payload, 60), value=None)
+        seen = [each.status for each in self.failures]
+        if len(seen) == 5 and result.status not in seen:
+            del self.failures[max(at for at in range(5) if seen[at] in seen[:at])]
+        if len(self.failures) < 5:
+            self.failures.append(kept)
+        self.latest.append(kept)
 
     def summary(self, seconds: float, starting: float) -> dict[str, Any]:
         """Return the part of Supervisor.summary that is kept here.
@@ -2589,7 +2601,7 @@ class Tally:
         start = starting / whole
         return {
             "shares": {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)},
-            "failures": [result._asdict() for result in self.failures[:5]],
+            "failures": [result._asdict() for result in self.failures],
             "kinds": dict(self.errors),
         }
 
@@ -5432,11 +5444,15 @@ def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]
     return list(dict.fromkeys(kind for kind in named if issubclass(kind, ctypes.Structure)))[: IN_FILE - STRUCTURE]
 
 
-def briefly(payload: Any) -> str:
-    """Return a payload as text, to show it: 200 characters at most. Of a large one only the beginning is looked at."""
+def briefly(payload: Any, most: int) -> str:
+    """Return a payload in `most` characters at most, to show it: text in quotes, of which the middle is left out."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = most
     if isinstance(payload, bytes):
-        return decode_text(payload[:200])
-    return (payload if isinstance(payload, str) else reprlib.repr(payload))[:200]
+        if len(payload) > 8 * most:  # do not look at all of it; a character has up to four bytes
+            payload = payload[: 4 * most] + payload[-4 * most :]
+        payload = decode_text(payload)
+    return brief.repr(payload)[:most]
 
 
 # What a slot holds of a payload out of line: the number of its file (0 for the heap), its offset there and its length.
@@ -5483,15 +5499,21 @@ class LineParser:
         self._only = names[0]
         self._known = {name.encode(): name for name in names}
         self._line = 0
+        self._tasks = 0  # returned
+        self._skipped = array.array("Q")  # for each line that is no task: how many were before it
 
     def __call__(self, lines: Sequence[bytes]) -> list[Any]:
         numbered = enumerate(lines, self._line + 1)
         self._line += len(lines)
         if self.whole:
-            items = [x for x in lines if x and not (self._comments and x.startswith(b"#"))]
+            items = [x if x and not (self._comments and x.startswith(b"#")) else None for x in lines]
         else:
             items = list(self._read(numbered))
         return self._without_done(items)
+
+    def line(self, task: int) -> int:
+        """Return the line of a task that was returned. Tasks and lines are counted from 1."""
+        return task + bisect.bisect_left(self._skipped, task)
 
     def _read(self, numbered: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
         for number, line in numbered:
@@ -5501,6 +5523,8 @@ class LineParser:
             elif (line := line.lstrip()) and not line.startswith(b"#"):
                 word = line.split(None, 1)[0]
                 yield self._pair(word, line[len(word) + 1 :], where=f"line {number:,}: ")
+            else:
+                yield None
 
     def rows(self, rows: Sequence[Sequence[bytes]]) -> list[Any]:
         """Return the tasks of rows: one column is a line, two are a function's name and its payload."""
@@ -5509,9 +5533,15 @@ class LineParser:
         return self([line for (line,) in rows])
 
     def _without_done(self, items: list[Any]) -> list[Any]:
-        if not self.done:
-            return items
-        return [item for item in items if not self._leave_out(item)]
+        """Return the items that are tasks and not done. None is no task."""
+        if self.done:
+            items = [None if item is None or self._leave_out(item) else item for item in items]
+        tasks = [item for item in items if item is not None]
+        if len(tasks) < len(items):
+            before = itertools.accumulate((item is not None for item in items), initial=self._tasks)
+            self._skipped.extend(count for item, count in zip(items, before) if item is None)
+        self._tasks += len(tasks)
+        return tasks
 
     def task(self, item: Any) -> tuple[str, bytes]:
         """Return the function and the payload of an item."""
@@ -6364,7 +6394,7 @@ class Progress:
                 row["function"] = ledger.names.get(lane.fn_id(glance.done) & FN_ID, "")
                 row["in_hand"] = lane.tsk_id(glance.done)
                 row["held"] = time.monotonic() - process.progress_since
-        return self.complete(stats | about, ledger.tally.failures)
+        return self.complete(stats | about, ledger.tally.latest)
 
     def complete(self, shot: Snapshot, failures: Iterable[TaskResult]) -> Snapshot:
         """Return a snapshot with rates, and with what this object knows."""
@@ -6382,7 +6412,7 @@ class Progress:
             "total": self.total(),
             "rates": list(self._rates),
             "rate": self._rates[-1],
-            "failures": [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in failures][-5:],
+            "failures": [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in failures],
             "state": self.state or (shot["held_up"] and f"waiting: {shot['held_up']}"),
             "keys": self.keys,
         }
@@ -7216,7 +7246,8 @@ class CommandLine:
                     json.dump(whole, file, default=as_text, indent=1)
             except OSError as error:
                 problems.append(f"--summary {path}: {error.strerror}")
-        lines = summary_lines(summary, "; ".join(problems), self.parse.left_out)
+        line_of = None if self.options.query else self.parse.line
+        lines = summary_lines(summary, "; ".join(problems), self.parse.left_out, line_of)
         stream = sys.stderr if self.fills_stdout else sys.stdout
         failure = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
@@ -7261,12 +7292,17 @@ def last_frame(trace: str | None) -> str:
     return f" ({os.path.basename(path)}:{line} in {name})"
 
 
-def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int) -> list[str]:
-    """Return what one wants to know at the end: first what went wrong, last the totals."""
-    lines = [
-        f"#{r['tsk_id']:,} {briefly(r['function'])} {r['status']}: {r['error']}{last_frame(r['traceback'])}"
-        for r in summary["failures"]
-    ]
+def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int, line_of: Any = None) -> list[str]:
+    """Return what one wants to know at the end: first what went wrong, last the totals.
+
+    line_of: returns the line of a task, if tasks are lines.
+    """
+    lines = []
+    for r in summary["failures"]:
+        where = f"line {line_of(r['tsk_id']):,}: " if line_of else ""
+        what = f"{r['function'][:200]} {r['payload']} {r['status']}"
+        error = r["error"].removeprefix(where)  # that of a name that no function has begins so
+        lines.append(f"#{r['tsk_id']:,} {where}{what}: {error}{last_frame(r['traceback'])}")
     kinds = collections.Counter(summary["kinds"])
     seconds = summary["seconds"]
     if sum(kinds.values()) > len(lines):

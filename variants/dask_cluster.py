@@ -716,7 +716,7 @@ class Cluster:
         flying = self._in_flight()
         most = max(1, flying, 2 * len(self._nodes) * self._size)
         about = {"name": self._where, "strategy": "dask", "ring": flying, "num_slots": most}
-        shot: dict[str, Any] = self._progress.complete(self.stats() | about, self._tally.failures)
+        shot: dict[str, Any] = self._progress.complete(self.stats() | about, self._tally.latest)
         for row in shot["workers"]:
             row["state"] = "run" if row["node"] in self._nodes else "dead"
         return shot

@@ -120,8 +120,50 @@ def test_outcomes_and_the_summary(cli):
         (4, "echo", "two words", "ok", "two words"),
     ]
     first, *_, last = run.err.splitlines()
-    assert first.startswith("#3 sha256 failed: FileNotFoundError")
+    assert first.startswith("#3 line 5: sha256 'absent' failed: FileNotFoundError")
     assert summary(last) == {"total": 4, "ok": 3, "failed": 1, "timeout": 0, "crashed": 0, "cancelled": 0, "workers": 1}
+
+
+def failure_lines(text):
+    """Of the summary, in the order of the input: they are in the order in which tasks were done."""
+    return sorted(line for line in text.splitlines() if line.startswith("#"))
+
+
+def test_the_summary_says_which_line_and_payload_was_not_ok(cli, handlers):
+    """Of a file and of a stream, of names that no function has, and where lines are skipped or left out."""
+    tasks = "\n# one\n\nupper a\nfail 3 0\n\ngone b c\nupper d\nfail " + "x" * 40 + "y" * 40 + "\n"
+    arguments = ("--handlers", handlers, "-w", "1", "--screen", "off", "--results", "out.jsonl", "--resume")
+    expected = [
+        ("#2", "line 5: fail '3 0' failed: ValueError: 3 0 (handlers.py:14 in fail)"),
+        ("#3", "line 7: gone 'b c' failed: LookupError: no function 'gone'; nearest: "),
+        ("#5", f"line 9: fail '{'x' * 27}...{'y' * 28}' failed: ValueError: xxx"),
+    ]
+    run = cli.run(cli.file("tasks", tasks), *arguments)
+    for line, (number, text) in zip(failure_lines(run.out), expected, strict=True):
+        assert line.startswith(f"{number} {text}")
+    run = cli.run("-", *arguments, stdin=b"fail 1\n" + tasks.encode())  # upper is done, and left out
+    (first, *rest) = failure_lines(run.out)
+    assert first == "#1 line 1: fail '1' failed: ValueError: 1 (handlers.py:14 in fail)"
+    for line, number, (_, text) in zip(rest, (2, 3, 4), expected, strict=True):
+        before, _, after = text.partition(":")
+        assert line.startswith(f"#{number} line {int(before[5:]) + 1}:{after}")
+
+
+def test_tasks_that_are_no_lines_have_a_payload_in_the_summary(cli):
+    base = sqlite3.connect(cli.folder / "base")
+    base.executescript("CREATE TABLE t (f, p); INSERT INTO t VALUES ('noop', 'a'), ('sha256', 'absent')")
+    base.close()
+    run = cli.run("base", "--query", "SELECT f, p FROM t", "-w", "1", "--screen", "off")
+    assert failure_lines(run.out)[0].startswith("#2 sha256 'absent' failed: FileNotFoundError")
+
+
+def test_each_status_is_among_the_first_failures(cli, handlers):
+    tasks = "fail a\n" * 20 + "grow 1\n" + "die\n" * 2
+    run = cli.run(cli.file("tasks", tasks), "--handlers", handlers, "-w", "1", "--timeout", "1", "--screen", "off")
+    lines = failure_lines(run.out)
+    assert len(lines) == 5
+    assert any(line.startswith("#21 line 21: grow '1' timeout: ") for line in lines)
+    assert any(": die '' crashed: " in line for line in lines)
 
 
 def test_without_results_the_summary_is_all_of_standard_output(cli):
@@ -599,7 +641,7 @@ def test_timeout(cli):
         "cancelled": 0,
         "workers": 2,
     }
-    assert "#2 sleep timeout" in run.err
+    assert "#2 line 2: sleep '100' timeout: " in run.err
 
 
 def test_retries(cli, handlers):
@@ -611,7 +653,7 @@ def test_retries(cli, handlers):
 def test_a_death_is_a_crash(cli, handlers):
     run = cli.tasks("upper a\ndie\nupper b\n", "--handlers", handlers)
     assert (run.code, run.values) == (1, ["A", None, "B"])
-    assert (summary(run.err)["crashed"], "#2 die crashed" in run.err) == (1, True)
+    assert (summary(run.err)["crashed"], "#2 line 2: die '' crashed: " in run.err) == (1, True)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

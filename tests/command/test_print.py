@@ -193,7 +193,7 @@ def test_a_line_without_a_field_fails_and_says_which_one(cli, put):
     assert [result["status"] for result in by_payload.values()].count("failed") == 2
     assert (by_payload["c"]["traceback"], by_payload["c"]["value"]) == (None, None)
     assert by_payload["f"]["error"] == "LookupError: no {2}: the line has 1 field; see --delimiter"
-    assert b"#2 command failed: LookupError: no {2}: " in err
+    assert b"#2 line 3: command 'c' failed: LookupError: no {2}: " in err
 
 
 def test_a_dry_run_writes_the_commands(cli):
@@ -222,7 +222,7 @@ def test_rows_of_a_query_fill_a_template(cli):
     run = cli.run("base.sqlite", *query, "--command", "echo got {}", "-k")
     assert (run.code, run.out) == (0, "got one x\ngot two\n")
     assert cli.run("base.sqlite", *query, "--command", "echo {2}").err.startswith(
-        "#2 command failed: LookupError: no {2}: "
+        "#2 command 'two' failed: LookupError: no {2}: "
     )
     run = cli.run("base.sqlite", "--query", "SELECT name, name FROM t", "--command", "echo {}")
     assert run.code == 2
@@ -242,7 +242,7 @@ def test_templates_work_with_every_start_method(put, method):
     template = "echo {}{1} $SHMQUEUE_TASK {#}; echo {2} >&2; exit {2}"
     code, out, err = put("a 0\nb 3\n", "--command", template, "--start-method", method, "-k")
     assert (code, out) == (1, b"a 0a 1 1\nb 3b 2 2\n")
-    assert err.startswith(b"0\n3\n#2 command failed: exit code 3: 3\n")
+    assert err.startswith(b"0\n3\n#2 line 2: command 'b 3' failed: exit code 3: 3\n")
 
 
 # A command's streams and its end.
@@ -261,7 +261,7 @@ def test_output_is_the_value_whether_or_not_the_command_succeeded(cli, put):
     code, out, err = put(lines, "--shell", "--results", "out.jsonl", "-k")
     assert (code, out) == (1, b"outgood\xff\0")
     assert err.startswith(b"errwarning#")
-    assert b"#1 shell failed: exit code 3: err\n" in err
+    assert b"#1 line 1: shell 'printf out; printf err >&2; exit 3' failed: exit code 3: err\n" in err
     failed, good, binary = sorted(results_of(cli.folder / "out.jsonl"), key=lambda result: result["tsk_id"])
     assert (failed["status"], failed["value"], failed["error"]) == ("failed", "out", "exit code 3: err")
     assert (good["status"], good["value"], good["error"]) == ("ok", "good", None)
@@ -314,7 +314,7 @@ def test_a_hundred_megabytes(put):
     assert len(out) == 2 * size + 6
     expected = b"x" * size + b"small\n" + bytes(size)
     assert hashlib.sha256(out).digest() == hashlib.sha256(expected).digest()
-    assert err.startswith(bytes(5_000_000) + b"#3 shell failed: ")
+    assert err.startswith(bytes(5_000_000) + b"#3 line 3: shell 'head -c 100000000 /dev")
 
 
 def test_a_process_that_is_left_behind_does_not_hold_up_its_command(put):
@@ -450,7 +450,7 @@ def test_each_line_has_its_task_before_it(put):
     first, second, _ = lines.encode().splitlines()
     assert code == 1
     assert out == b"".join([first, b"\tone\n", first, b"\t\n", first, b"\ttwo\n", second, b"\tend"])
-    assert err.startswith(first + b"\te1\n" + first + b"\te2#1 shell")
+    assert err.startswith(first + b"\te1\n" + first + b"\te2#1 line 1: shell ")
 
 
 def test_tags_stand_only_behind_newlines_whatever_bytes_are_printed(cli, put):

@@ -915,9 +915,8 @@ def test_the_lines_of_the_summary(cli, handlers):
     arguments = ("--handlers", handlers, "--results", "out.csv", "-w", "1")
     run = cli.tasks(tasks + "show done\n", *arguments)
     lines = run.out.splitlines()
-    assert [bool(re.match(r"#\d+ \S+ (failed|crashed): ", line)) for line in lines] == [True] * 5 + [False] * (
-        len(lines) - 5
-    )
+    bad = re.compile(r"#\d+ line \d+: \S+ '.*' (failed|crashed): ")
+    assert [bool(bad.match(line)) for line in lines] == [True] * 5 + [False] * (len(lines) - 5)
     kinds = next(line for line in lines if line.startswith("in all: "))
     assert "6 " in kinds.split(";")[0]
     assert "ValueError" in kinds.split(";")[0]
