@@ -798,13 +798,28 @@ def test_forked_children_of_the_host_are_left_alone(executor):
     assert next(values)
 
     def refuses():
+        signal.alarm(20)  # in case it hangs
         with pytest.raises(RuntimeError, match="forked child"):
             executor.submit(abs, 1)
         values.close()
         executor.shutdown()
         return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
-    assert in_child(refuses)
+    held, released = threading.Event(), threading.Event()
+
+    def hold():
+        with executor._calls._lock:
+            held.set()
+            released.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        assert in_child(refuses)
+    finally:
+        released.set()
+    holder.join()
     assert all(future.result() for future in futures)
     assert sum(1 for _ in values) == 19
     assert executor.submit(abs, -1).result() == 1
