@@ -7078,7 +7078,6 @@ class CommandLine:
         self.signals: list[int] = []  # that came, and were not acted on
         self.stopped_by = 0
         self.patient = True  # with a reader of the output that takes nothing
-        self.ended = False  # signals act as they do without us
         self.supervisor: Any = None
 
     def _check_files(self) -> None:
@@ -7114,7 +7113,6 @@ class CommandLine:
             return show_tasks(self.source, self.parse, self.functions.get(1))
         with contextlib.ExitStack() as stack:
             problem = self._supervise(stack)
-            self.ended = True
             if self.failed is not None:  # add what was never begun
                 for item in self.source.rest():
                     self.failed.write(*self.parse.task(item))
@@ -7143,6 +7141,7 @@ class CommandLine:
                 problem = in_options(str(error))
             except KeyboardInterrupt:
                 self.stopped_by = signal.SIGINT
+                self.patient = False
                 if self.failed is not None:
                     self.failed.error = RuntimeError("the run was interrupted before every task had an outcome")
             finally:
@@ -7227,7 +7226,7 @@ class CommandLine:
 
     def wait_for_reader(self) -> bool:
         """Called several times a second while nobody takes what was written. Return False to write no more."""
-        if not self.ended:
+        if self.patient:
             self.on_check()
         return self.patient
 
