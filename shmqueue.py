@@ -42,8 +42,8 @@ The segment, in bytes
   WorkerStatus x W     the worker's line: claims published asleep ready limit leaving
                        the supervisor's line: harvested leave pid
   (a strategy's own)   its state and its locks; empty for the ring, see variants/
-  LocalTaskQueue x W   two halves, each with room for a batch: first end began special | a lane of `batch` task slots |
-                       ends[batch] | stamps[batch] | a log for the values
+  LocalTaskQueue x W   two halves, each with room for a batch: first end began special kind | a lane of `batch` task
+                       slots | ends[batch] | stamps[batch] | a log for the values
   TaskSlot128 x N      the ring
   heap                 pages for payloads that do not fit a slot; reserved as they are used
 
@@ -1574,6 +1574,7 @@ class Outcomes(NamedTuple):
     begin: where the first value begins in the log.
     log: the bytes of the log up to the last value.
     special: True if some values are records (a head and bytes).
+    kind: of the other values.
     """
 
     start: int
@@ -1584,34 +1585,41 @@ class Outcomes(NamedTuple):
     begin: int = 1
     log: bytes = b""
     special: bool = False
+    kind: int = 0
 
 
 class RecordReader:
-    """Reads the values of a batch of which some are records."""
+    """Reads the values of a batch. Some may be records."""
 
     def __init__(self, segment: Segment, ledger: Ledger) -> None:
         self._segment = segment
         self._structures = ledger.structures
         self._codec = ledger.codec
 
-    def values(self, outcomes: Outcomes) -> list[Any]:
-        """Return the values if some are records. If all of them are text, decode them in a faster way."""
-        log, ends = outcomes.log, outcomes.ends
+    def values(self, outcomes: Outcomes) -> Sequence[Any]:
+        """Return the values. Raises SpoiledSegmentError if the segment holds none."""
+        log, begin, ends, kind = outcomes.log, outcomes.begin, outcomes.ends, outcomes.kind
+        if kind > CODED:
+            raise SpoiledSegmentError(f"values cannot be of kind {kind}")
+        if not outcomes.special:
+            if not 1 <= begin <= ends[-1] <= len(log):
+                raise SpoiledSegmentError(f"a worker says that values end at {ends[-1]:,} of its log")
+            return decode_log(kind, self._codec, log, begin, ends)
         stops = [end & ~RECORD for end in ends]
-        spans = list(zip([outcomes.begin, *stops], stops))
+        pieces = map(log.__getitem__, map(slice, [begin, *stops], stops))
         try:
-            if min(ends) & RECORD and {log[begin] for begin, _ in spans} == {TEXT}:
-                return load_texts([log[begin + 1 : end] for begin, end in spans])
             return [
-                self._read_record(log[begin:stop], position) if end & RECORD else log[begin:stop] or None
-                for position, end, (begin, stop) in zip(itertools.count(outcomes.start), ends, spans)
+                self._read_value(piece, end, position, kind)
+                for position, end, piece in zip(itertools.count(outcomes.start), ends, pieces)
             ]
         except (struct.error, IndexError, ValueError) as error:
             raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
 
-    def _read_record(self, record: bytes, position: int) -> Any:
-        """Return the value of a record, which may lie in a file."""
-        head, data = record[0], record[1:]
+    def _read_value(self, data: bytes, end: int, position: int, kind: int) -> Any:
+        """Return the value of a task in a batch that has records. That of a record may lie in a file."""
+        if not end & RECORD:
+            return decode(kind, data, self._codec) if data else None
+        head, data = data[0], data[1:]
         if head & IN_FILE:
             path = self._segment.beside(f"v{position}")
             data = system.read_file(path, *SIZE.unpack(data))
@@ -1701,24 +1709,21 @@ class LaneReader:
             begin=begin,
             log=half.read_log(ends[-1] & ~RECORD),
             special=bool(self._queue.words[half.special]),
+            kind=int(self._queue.words[half.kind]),
         )
 
     def _settle(self, outcomes: Outcomes) -> int:
         """Tell the ledger what was read. Return the position after the last finished task."""
-        start, done, seconds, started, ends, begin, log, special = outcomes
-        worker, doomed = self.process.index, self.process.killed_for
+        start, done = outcomes.start, outcomes.done
+        doomed = self.process.killed_for
         if done:
             self.settled_below = start + done
         if doomed is not None and doomed.grace and done and doomed.position == start:
             self._end_late(doomed, outcomes)
-        elif special:
-            self._settle_records(outcomes)
-        elif ends:
-            if not 1 <= begin <= ends[-1] <= len(log):
-                raise SpoiledSegmentError(f"worker {worker} says that values end at {ends[-1]:,} of its log")
-            self._ledger.complete(worker, start, done, _plain_values(log, begin, ends), seconds, started)
+        elif outcomes.ends:
+            self._settle_values(outcomes, self._records.values(outcomes))
         elif done:
-            self._ledger.complete(worker, start, done, None, seconds, started)
+            self._ledger.complete(self.process.index, start, done, None, outcomes.seconds, outcomes.started)
         return start + done
 
     def _end_late(self, doomed: Doomed, outcomes: Outcomes) -> None:
@@ -1727,10 +1732,12 @@ class LaneReader:
             self._records.values(outcomes)  # its value may have a file, which goes
         self._charge(outcomes.start, doomed.status, doomed.error)
 
-    def _settle_records(self, outcomes: Outcomes) -> None:
-        """Tell the ledger what was read, if some values are records. A record can be a failure."""
+    def _settle_values(self, outcomes: Outcomes, values: Sequence[Any]) -> None:
+        """Tell the ledger what was read. A value can be a failure."""
         position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
-        values = self._records.values(outcomes)
+        if Failure not in set(map(type, values)):
+            self._ledger.complete(self.process.index, position, len(values), values, seconds, started)
+            return
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
         for failed, group in itertools.groupby(values, key=lambda value: type(value) is Failure):
             part = list(group)
@@ -1865,15 +1872,6 @@ BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in bloc
 # in use fits the processors' caches.
 HEAP_AHEAD = 4 << 20
 FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a single one may be larger
-
-
-def _plain_values(log: bytes, begin: int, ends: Sequence[int]) -> list[bytes | None]:
-    """Cut a log without records into values. The first begins at `begin`. No bytes stand for None."""
-    size = ends[0] - begin
-    stop = begin + size * len(ends)
-    if size and stop == ends[-1] and ends == list(range(begin + size, stop + 1, size)):
-        return [*cut(log[begin:stop], size)]
-    return [log[at:end] or None for at, end in zip([begin, *ends], ends)]
 
 
 class Packer:
@@ -2283,6 +2281,7 @@ class Intake:
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self._codec = codec
+        self._untyped = {fn_id for fn_id, function in functions.items() if takes_anything(function)}
         plain_checker()  # made here, so that forked workers have it
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._function = functions.get(self._only)
@@ -2307,8 +2306,12 @@ class Intake:
                 types = set(map(type, payloads))
         if types <= {bytes}:
             return fn_ids, payloads, payloads, None
-        marks, data = encode_payloads(payloads, self._codec, types)
-        return fn_ids, payloads, data, array.array("I", map(operator.or_, fn_ids, marks))
+        as_they_are = self._codec is None and self._untyped.issuperset(fn_ids)
+        kinds, data = encode_payloads(payloads, self._codec, types, as_they_are)
+        if isinstance(kinds, int):
+            return fn_ids, payloads, data, array.array("I", map((kinds << KIND_BIT).__or__, fn_ids))
+        marked = array.array("I", [fn_id | kind << KIND_BIT for fn_id, kind in zip(fn_ids, kinds)])
+        return fn_ids, payloads, data, marked
 
     def _is_pair(self, job: Job, item: Any) -> bool:
         """Return True if this is a pair of a function and a payload, and not a payload."""
@@ -3611,10 +3614,16 @@ class Worker:
         for fn_id, function in options.functions.items():
             for mark, call in adapt(function, options.codec).items():
                 self._calls[fn_id | mark] = call
+        self._ahead: dict[int, tuple[Function, Callable[[Sequence[bytes]], list[Any]]]] = {}  # see readers_ahead
+        for fn_id, function in options.functions.items():
+            for mark, read in readers_ahead(function, options.codec).items():
+                self._ahead[fn_id | mark] = (function, read)
+        self._quick_dumps = QUICK_DUMPS if options.codec is None else {**QUICK_DUMPS, CODED: {}}
+        self._kind = BYTES  # of a batch's values; a batch begins with the kind of the one before
         self._half = queue.half(index, 0)  # of the batch that runs
         self._first = 0  # its positions are [first, first + count)
         self._count = 0
-        self._payloads: list[bytes] = []  # of that batch; if it is emptied, the batch ends after this task
+        self._payloads: list[Any] = []  # of that batch; if it is emptied, the batch ends after this task
         self._leaving = False
         self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
@@ -3674,11 +3683,13 @@ class Worker:
         calls, payloads = self._read_lane()
         words, end = self._words, half.end
         ends, stamps, log = half.ends, half.stamps, half.log
+        plain, dumps = self._ways_of_values()
         room = len(log) - REFERRING * count  # so that each task can leave a record
         clock = system.perf_counter
         last = began = half.began[0] = clock()
         stop = words[end] - first
         done, at = 0, 1
+        value: Any = None
         while done < stop and not self._leaving:
             for task, call, payload in zip(range(done, stop), calls, payloads):
                 try:
@@ -3687,12 +3698,16 @@ class Worker:
                     value = Failure.of(error)
                 if value is None:
                     ends[task] = at
-                elif type(value) is bytes and at < (after := at + len(value)) <= room:
+                elif type(value) is plain and at < (after := at + len(value)) <= room:
                     log[at:after] = value
                     ends[task] = at = after
+                elif (dump := dumps.get(type(value))) and at < (after := at + len(data := dump(value))) <= room:
+                    log[at:after] = data
+                    ends[task] = at = after
                 else:
-                    at = self._put_record(task, at, value)
-                    ends[task] = at | RECORD
+                    ends[task] = at = self._put(task, at, value)
+                    at &= ~RECORD
+                    plain, dumps = self._ways_of_values()
                 before, last = last, clock()
                 if last - before > QUIET_SECONDS:
                     if task:
@@ -3703,13 +3718,19 @@ class Worker:
             done = task + 1
             stop = words[end] - first
         self._end_batch(done, at, began, last)
+        self._kind = KINDS.get(type(value), self._kind)
 
     def _begin_batch(self, first: int, count: int) -> Half:
         self._first = first
         self._count = count
         self._files.written = 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
+        self._words[self._half.kind] = self._kind
         return self._half
+
+    def _ways_of_values(self) -> tuple[Any, Mapping[type, Callable[[Any], bytes]]]:
+        """Return the type of values that are appended as they are, and how others of the batch's kind become bytes."""
+        return (bytes if self._kind == BYTES else None), self._quick_dumps[self._kind]
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
         """Return the calls and the payloads of the batch, one for each task."""
@@ -3718,6 +3739,11 @@ class Worker:
             fn_ids = [fn_id & ~OUT_OF_LINE for fn_id in fn_ids]
         if fn_ids.count(fn_ids[0]) < len(fn_ids):
             return map(self._call, fn_ids), iter(self._payloads)
+        if fn_ids[0] in self._ahead:
+            function, read = self._ahead[fn_ids[0]]
+            with contextlib.suppress(Exception):  # one is spoiled: then each is read when it is called, and one fails
+                self._payloads = read(self._payloads)
+                return itertools.repeat(function), iter(self._payloads)
         return itertools.repeat(self._call(fn_ids[0])), iter(self._payloads)
 
     def _call(self, fn_id: int) -> Callable[[bytes], Any]:
@@ -3787,29 +3813,38 @@ class Worker:
             by_files = SPILL_BYTES // 4 * done // max(1, self._files.written)
             self._limit = max(1, min(8 * self._limit, by_time, by_room, by_files))
 
-    # Values that are neither plain bytes nor None.
+    # Values that the loop does not put into the log itself.
 
-    def _put_record(self, task: int, at: int, value: Any) -> int:
-        """Append a value to the log as a record: a head, and bytes. Return where it ends."""
+    def _put(self, task: int, at: int, value: Any) -> int:
+        """Append a value to the log. Return its `ends` word. If the log is empty, the batch gets the kind of the value.
+
+        A value of another kind, or of no bytes, or too large for the log, is a record: a head, and bytes.
+        """
         try:
-            head, data = encode(value, self._options.codec, self._structures)
+            kind, data = encode(value, self._options.codec, self._structures)
         except Exception as unsent:  # such as what is not plain data
-            head, data = encode(Failure.of(unsent), None)
+            kind, data = encode(Failure.of(unsent), None)
         half = self._half
+        if at == 1 and kind <= CODED:
+            self._kind = self._words[half.kind] = kind
         room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # each later task needs room for a record
+        if kind == self._kind and 0 < len(data) <= room:
+            end = at + len(data)
+            half.log[at:end] = data
+            return end
         if len(data) > room:
             error = self._files.write(self._first + task, data)
             if error is None:
-                head, data = head | IN_FILE, SIZE.pack(len(data))
+                kind, data = kind | IN_FILE, SIZE.pack(len(data))
             else:
                 text = f"{describe(error)}: no room for a value of {len(data):,} bytes in {shared_directory()}"
-                head, data = encode(Failure(text), None)
+                kind, data = encode(Failure(text), None)
                 data = data if len(data) <= room else b""
         end = at + 1 + len(data)
-        half.log[at] = head
+        half.log[at] = kind
         half.log[at + 1 : end] = data
         self._words[half.special] += 1
-        return end
+        return end | RECORD
 
     # Other processes.
 
@@ -4769,10 +4804,10 @@ system = System()
 # ---------------------------------------------------------------------------------------------------------------------
 
 MAGIC = int.from_bytes(b"shmqueue", "little")
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 TERMINATE = 0  # the fn_id that makes the worker which takes it leave
 OUT_OF_LINE = 1 << 31  # set in a fn_id: the slot holds a REFERENCE to the payload
-RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not plain bytes
+RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not only the value's bytes
 NEVER = (1 << 64) - 1  # the `leaving` word of a worker that goes on
 LINE = 128  # two cache lines, since processors fetch them in pairs; different writers keep to different lines
 LOG_BYTES = 16 << 10  # the smallest log
@@ -4865,6 +4900,8 @@ def batch_half(slot_size: int, batch: int) -> Any:
     first, end: the batch has the positions [first, end).
     began: when its first task began, in seconds of the worker's clock.
     special: how many records the log has.
+    kind: BYTES, TEXT or CODED, which all values in the log are that are not records. It does not change any more once
+        one of them is finished.
     lane: the tasks.
     ends[i]: 0 until task i is finished, then the index in `log` where its value ends; RECORD is set for a record.
     stamps[i]: when task i was finished, in seconds of the worker's clock, or 0.
@@ -4872,7 +4909,7 @@ def batch_half(slot_size: int, batch: int) -> Any:
     """
     head = [("first", ctypes.c_uint64), ("end", ctypes.c_uint64), ("began", ctypes.c_double)]
     fields = [
-        *padded([*head, ("special", ctypes.c_uint64)]),
+        *padded([*head, ("special", ctypes.c_uint64), ("kind", ctypes.c_uint64)]),
         ("lane", task_slot(slot_size) * batch),
         ("ends", ctypes.c_uint64 * batch),
         ("stamps", ctypes.c_double * batch),
@@ -4916,7 +4953,7 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
 PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
 CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING = _indices(WorkerStatus, WORKER_WORDS)
 HARVESTED, LEAVE, PID, BORN = _indices(WorkerStatus, SUPERVISOR_WORDS)
-FIRST, END, SPECIAL = _indices(batch_half(64, 1), ("first", "end", "special"))
+FIRST, END, SPECIAL, KIND = _indices(batch_half(64, 1), ("first", "end", "special", "kind"))
 
 
 def ring_spans(first: int, count: int, size: int) -> list[Span]:
@@ -4998,8 +5035,8 @@ class TaskSlots:
 class Half:
     """One half of a worker's part of the segment, as `batch_half` lays it out.
 
-    first, end, special: the indices of these words. The worker writes while it runs the batch. The supervisor reads
-    once the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
+    first, end, special, kind: the indices of these words. The worker writes while it runs the batch. The supervisor
+    reads once the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
     """
 
     def __init__(self, segment: Segment, offset: int, layout: Any) -> None:
@@ -5007,7 +5044,7 @@ class Half:
             field = getattr(layout, name)
             return segment.window(offset + field.offset, field.size, unit)
 
-        self.first, self.end, self.special = (offset // 8 + word for word in (FIRST, END, SPECIAL))
+        self.first, self.end, self.special, self.kind = (offset // 8 + word for word in (FIRST, END, SPECIAL, KIND))
         self.began = window("began", "d")
         self.ends: memoryview = window("ends", "Q")
         self.stamps = window("stamps", "d")
@@ -5157,12 +5194,9 @@ def decode_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-# How text and plain data travel. Any str is text that can travel, with half a surrogate pair as well.
+# Any str is text that can travel, with half a surrogate pair as well.
 dump_text = operator.methodcaller("encode", "utf-8", "surrogatepass")
 load_text = operator.methodcaller("decode", "utf-8", "surrogatepass")
-# By the type of a payload: its kind, where it stands in a fn_id, and how its bytes are made if it is plain data.
-MARKS = {**dict.fromkeys(PLAIN, CODED << KIND_BIT), bytes: BYTES << KIND_BIT, str: TEXT << KIND_BIT}
-DUMPS: dict[type, Callable[[Any], bytes]] = {**dict.fromkeys(PLAIN, marshal.dumps), bytes: bytes, str: dump_text}
 
 
 def load_texts(pieces: Sequence[bytes]) -> list[str]:
@@ -5172,20 +5206,33 @@ def load_texts(pieces: Sequence[bytes]) -> list[str]:
         return list(map(load_text, pieces))
 
 
+# Plain data travels as marshal makes it. What has no container inside has no references, with marshal's version 2: so a
+# list of many such is their bytes one after the other. What is nested has this byte before it, which is none of
+# marshal's, and may have references.
+NESTED = b"\0"
+NO_CODE: dict[str, Any] = {"allow_code": False} if sys.version_info >= (3, 13) else {}
+
+
+def load_flat(data: bytes, count: int) -> list[Any]:
+    """Return `count` plain data, none of which is nested. Raises ValueError or EOFError if `data` is not that."""
+    return marshal.loads(b"[" + struct.pack("<I", count) + data, **NO_CODE)  # type: ignore[no-any-return]  # noqa: S302
+
+
 def load_all(pieces: Sequence[bytes]) -> list[Any]:
-    """Return the data of which marshal has made these. Code is refused, where Python can do that."""
-    if sys.version_info >= (3, 13):
-        return [marshal.loads(piece, allow_code=False) for piece in pieces]  # noqa: S302
-    return list(map(marshal.loads, pieces))
+    """Return the plain data that these bytes are. Raises an exception if they are not."""
+    try:
+        return load_flat(b"".join(pieces), len(pieces))
+    except (ValueError, EOFError, TypeError):
+        return list(map(load_plain, pieces))
 
 
 def load_plain(data: bytes) -> Any:
-    return load_all([data])[0]
+    return marshal.loads(data.removeprefix(NESTED), **NO_CODE)  # noqa: S302
 
 
 @functools.cache
 def plain_checker() -> Any:
-    """Return a class of Picklers that raise TypeError for what is not plain data, at any depth.
+    """Return a class of Picklers that raise TypeError for what is not plain data, at any depth. They keep no bytes.
 
     A Pickler looks at each object once. It knows the built-in types, and asks `reducer_override` about all others.
     """
@@ -5202,34 +5249,84 @@ def plain_checker() -> Any:
     return PlainChecker
 
 
+_checkers = threading.local()  # each thread has one, since it costs more to make than to use
+
+
 def check_plain(value: Any) -> None:
     """Raise TypeError for what is not plain data, and ValueError for what is nested too deeply.
 
-    Types are compared exactly: marshal would turn a numpy.float64 in a list into bytes. What is pickled goes nowhere.
+    Types are compared exactly: marshal would turn a numpy.float64 in a list into bytes.
     """
+    checker = getattr(_checkers, "own", None)
+    if checker is None:
+        nowhere = types.SimpleNamespace(write=len)
+        checker = _checkers.own = plain_checker()(nowhere, 4)  # protocol 5 knows bytearray
     try:
-        plain_checker()(types.SimpleNamespace(write=len), protocol=4).dump(value)  # protocol 5 knows bytearray
+        checker.dump(value)
     except RecursionError:
         raise ValueError(f"what is nested so deeply cannot travel: {REMEDY}") from None
+    finally:
+        checker.clear_memo()
+
+
+def dump_flat(value: Any) -> bytes:
+    """Return a container as bytes; none if it has others inside, or what is not plain data."""
+    if type(value) is dict:
+        for key in value:
+            if type(value[key]) not in ATOMS or type(key) not in ATOMS:
+                return b""
+    else:
+        for part in value:
+            if type(part) not in ATOMS:
+                return b""
+    return marshal.dumps(value, 2)
 
 
 def dump_plain(value: Any) -> bytes:
     """Return plain data as bytes. Raises TypeError or ValueError if it is not plain, or nested too deeply."""
     kind = type(value)
-    if kind not in ATOMS:
-        parts = [*value, *value.values()] if kind is dict else value
-        if kind not in PLAIN or not ATOMS.issuperset(map(type, parts)):
-            check_plain(value)
+    if kind in ATOMS:
+        return marshal.dumps(value, 2)
+    flat = kind in PLAIN and dump_flat(value)
+    if flat:
+        return flat
+    check_plain(value)
     try:
-        return marshal.dumps(value)
+        return NESTED + marshal.dumps(value)
     except ValueError as error:  # too deep, or the class complex
         raise ValueError(f"{error}: {REMEDY}") from None
+
+
+def dump_block(values: Sequence[Any], kinds: set[type]) -> list[bytes]:
+    """Do the same for many values at once. kinds: their types, which are all of PLAIN."""
+    parts: Iterable[Any] = ()
+    if kinds == {dict}:
+        parts = itertools.chain(itertools.chain(*values), itertools.chain(*map(dict.values, values)))
+    elif kinds.isdisjoint(ATOMS) and dict not in kinds:
+        parts = itertools.chain(*values)
+    elif not kinds <= ATOMS:
+        quick = QUICK_DUMPS[CODED]
+        return [quick[type(value)](value) or dump_plain(value) for value in values]
+    if ATOMS.issuperset(map(type, parts)):
+        return list(map(marshal.dumps, values, itertools.repeat(2)))
+    check_plain(values)
+    return [NESTED + marshal.dumps(value) for value in values]
+
+
+KINDS = {**dict.fromkeys(PLAIN - {type(None)}, CODED), bytes: BYTES, str: TEXT}  # of values, by their types
+# How a worker's loop makes bytes of values, in batches of these kinds; no bytes: see Worker._put. In one that is CODED
+# by marshal, bytes and text are so, too.
+QUICK_DUMPS: dict[int, dict[type, Callable[[Any], bytes]]] = {
+    BYTES: {},
+    TEXT: {str: dump_text},
+    CODED: {**dict.fromkeys(PLAIN, dump_flat), **dict.fromkeys(ATOMS, marshal.dumps)},
+}
 
 
 def coded_bytes(coded: Any) -> bytes:
     """Return what a codec made as bytes. Raises TypeError or ValueError if that cannot be."""
     if not isinstance(coded, str):
-        return bytes(memoryview(coded))
+        return coded if type(coded) is bytes else bytes(memoryview(coded))
     try:
         return coded.encode()
     except UnicodeEncodeError:
@@ -5266,23 +5363,22 @@ def encode(
 
 
 def encode_payloads(
-    payloads: Sequence[Any], codec: Codec | None, types: set[type]
-) -> tuple[Iterable[int], Sequence[bytes]]:
-    """Return the kinds of payloads, where they stand in a fn_id, and their bytes. `types` are all their types.
+    payloads: Sequence[Any], codec: Codec | None, types: set[type], as_they_are: bool
+) -> tuple[int | Sequence[int], Sequence[bytes]]:
+    """Return the kind of all payloads or the kind of each, and their bytes. `types` are all their types.
 
+    as_they_are: bytes and text among others may be CODED by marshal like these, since no annotation asks for them.
     Raises an exception if one of them cannot be sent.
     """
-    if types <= {bytes, str} or (codec is None and types <= PLAIN):
-        if not types <= ATOMS:
-            check_plain(payloads)
-        if len(set(map(MARKS.__getitem__, types))) == 1:
-            (one, *_) = types
-            return itertools.repeat(MARKS[one]), list(map(DUMPS[one], payloads))
-        return map(MARKS.__getitem__, map(type, payloads)), [DUMPS[type(payload)](payload) for payload in payloads]
-    if codec is not None and types.isdisjoint({bytes, str}):
-        return itertools.repeat(CODED << KIND_BIT), list(map(coded_bytes, map(codec.dumps, payloads)))
+    if types == {str}:
+        return TEXT, list(map(dump_text, payloads))
+    if as_they_are or types.isdisjoint({bytes, str}):
+        if codec is not None:
+            return CODED, list(map(coded_bytes, map(codec.dumps, payloads)))
+        if types <= PLAIN:
+            return CODED, dump_block(payloads, types)
     kinds, data = zip(*[encode(payload, codec) for payload in payloads])
-    return [kind << KIND_BIT for kind in kinds], data
+    return kinds, data
 
 
 def decode(kind: int, data: bytes, codec: Codec | None, structures: Sequence[type[ctypes.Structure]] = ()) -> Any:
@@ -5305,6 +5401,34 @@ def decode(kind: int, data: bytes, codec: Codec | None, structures: Sequence[typ
         return Failure(error, trace, None if output is None else Output(*output))
     except Exception as error:
         return Failure.of(error)
+
+
+def decode_log(kind: int, codec: Codec | None, log: bytes, begin: int, ends: Sequence[int]) -> Sequence[Any]:
+    """Return the values of a batch without records, all of one kind. The first begins at `begin`; None has no bytes."""
+    if kind == CODED and codec is None:
+        with contextlib.suppress(ValueError, EOFError, TypeError):  # some are None, or nested
+            return load_flat(log[begin : ends[-1]], len(ends))
+    size = ends[0] - begin
+    stop = begin + size * len(ends)
+    if size and stop == ends[-1] and ends == list(range(begin + size, stop + 1, size)):
+        return decode_all(kind, codec, cut(log[begin:stop], size))
+    pieces = list(map(log.__getitem__, map(slice, [begin, *ends], ends)))
+    if all(pieces):
+        return decode_all(kind, codec, pieces)
+    values = iter(decode_all(kind, codec, [*filter(None, pieces)]))
+    return [next(values) if piece else None for piece in pieces]
+
+
+def decode_all(kind: int, codec: Codec | None, pieces: Sequence[bytes]) -> Sequence[Any]:
+    """Do for many values of one kind what `decode` does for one."""
+    if kind == BYTES:
+        return pieces
+    with contextlib.suppress(Exception):  # one cannot be loaded, and is a failure
+        if kind == TEXT:
+            return load_texts(pieces)
+        if kind == CODED:
+            return load_all(pieces) if codec is None else list(map(codec.loads, pieces))
+    return [decode(kind, piece, codec) for piece in pieces]
 
 
 class Output(bytes):
@@ -5379,10 +5503,32 @@ def adapt(function: Function, codec: Codec | None) -> dict[int, Callable[[bytes]
 
     Bytes and text are read as the annotation of the first parameter says; all else arrives as it is.
     """
-    named = _annotations(function)[0]
-    readers = (_reader(bytes, named), _reader(str, named), load_plain if codec is None else codec.loads)
-    calls = (function if read is bytes else _composed(function, read) for read in readers)
+    calls = (function if read is bytes else _composed(function, read) for read in _readers(function, codec))
     return {kind << KIND_BIT: call for kind, call in enumerate(calls)}
+
+
+def takes_anything(function: Function) -> bool:
+    """Return True if payloads of bytes and text arrive as they are."""
+    return _readers(function, None)[:2] == (bytes, load_text)
+
+
+def readers_ahead(function: Function, codec: Codec | None) -> dict[int, Callable[[Sequence[bytes]], list[Any]]]:
+    """Return how the payloads of a whole batch are read before `function` is called, by their kind as in a fn_id.
+
+    Only what runs no code of the user's, and cannot fail, is read ahead.
+    """
+    found: dict[int, Any] = {}
+    for kind, read in enumerate(_readers(function, codec)):
+        for one, whole in ((load_text, load_texts), (load_plain, load_all)):
+            if read is one:
+                found[kind << KIND_BIT] = whole
+    return found
+
+
+def _readers(function: Function, codec: Codec | None) -> tuple[Callable[[bytes], Any], ...]:
+    """Return how a payload is read for `function`, for each of its kinds: BYTES, TEXT, CODED."""
+    named = _annotations(function)[0]
+    return _reader(bytes, named), _reader(str, named), load_plain if codec is None else codec.loads
 
 
 def _composed(function: Function, read: Callable[[Any], Any]) -> Callable[[bytes], Any]:
@@ -7078,6 +7224,7 @@ class CommandLine:
         self.signals: list[int] = []  # that came, and were not acted on
         self.stopped_by = 0
         self.patient = True  # with a reader of the output that takes nothing
+        self.ended = False  # signals act as they do without us
         self.supervisor: Any = None
 
     def _check_files(self) -> None:
@@ -7113,6 +7260,7 @@ class CommandLine:
             return show_tasks(self.source, self.parse, self.functions.get(1))
         with contextlib.ExitStack() as stack:
             problem = self._supervise(stack)
+            self.ended = True
             if self.failed is not None:  # add what was never begun
                 for item in self.source.rest():
                     self.failed.write(*self.parse.task(item))
@@ -7141,7 +7289,6 @@ class CommandLine:
                 problem = in_options(str(error))
             except KeyboardInterrupt:
                 self.stopped_by = signal.SIGINT
-                self.patient = False
                 if self.failed is not None:
                     self.failed.error = RuntimeError("the run was interrupted before every task had an outcome")
             finally:
@@ -7226,7 +7373,7 @@ class CommandLine:
 
     def wait_for_reader(self) -> bool:
         """Called several times a second while nobody takes what was written. Return False to write no more."""
-        if self.patient:
+        if not self.ended:
             self.on_check()
         return self.patient
 

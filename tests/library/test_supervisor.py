@@ -104,7 +104,9 @@ def test_values_of_several_lengths_are_cut_where_they_end(lengths):
     values = [b"%03d..." % number for number in range(1, 1 + len(lengths))]
     values = [value[:length] for value, length in zip(values, lengths)]
     ends = list(itertools.accumulate(lengths, initial=1))[1:]
-    assert shmqueue._plain_values(b"\0" + b"".join(values), 1, ends) == [value or None for value in values]
+    assert shmqueue.decode_log(shmqueue.BYTES, None, b"\0" + b"".join(values), 1, ends) == [
+        value or None for value in values
+    ]
 
 
 def test_the_seconds_of_a_slow_task_are_not_shared_with_its_batch():

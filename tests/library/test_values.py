@@ -14,10 +14,12 @@ import marshal
 import math
 import pathlib
 import pickle
+import random
 import sqlite3
 import sys
 import time
 import traceback
+import types
 
 import pytest
 from hypothesis import given, settings
@@ -175,6 +177,122 @@ def test_what_contains_itself_travels(container):
     assert first is not second
     assert first[1][0] is first
     assert first[1][1][0 if container is dict else 1] is first
+
+
+def test_what_is_equal_to_plain_data_is_refused_in_a_block_with_it():
+    payloads = [{1: 2}, {Number.ONE: 2}, {1: Number.ONE}, (1, 2), (Number.ONE, 2), Pair(1, 2), 1, Number.ONE]
+    for kinds in (payloads, payloads[:3], payloads[3:5], payloads[3:6], payloads[6:]):
+        with shmqueue.Supervisor([jobs.echo_any], workers=1) as supervisor:
+            results = sorted(supervisor.run((jobs.echo_any, payload) for payload in kinds))
+        wrong = [any(kind in repr(payload) for kind in ("Number", "Pair")) for payload in kinds]
+        assert [result.status == "failed" for result in results] == wrong
+
+
+def test_objects_that_are_shared_within_a_payload_or_value_stay_so():
+    with shmqueue.Supervisor([jobs.echo_any], workers=1) as supervisor:
+        for number, back in enumerate(supervisor.map(jobs.echo_any, [[[number]] * 2 for number in range(300)])):
+            assert back == [[number]] * 2
+            assert back[0] is back[1]
+
+
+# Batches whose values are of one kind have no heads.
+
+SAME_KIND = {
+    "bytes": [b"%d" % number for number in range(200)],
+    "text": [f"ä{number}" for number in range(200)],
+    "half a pair": [f"\udc80{number}" for number in range(200)],
+    "numbers": [[number, number * 0.5, 2**70, True, 3j][number % 5] for number in range(200)],
+    "flat": [[(number, "a"), {"a": number}, {number}, [b"b", None]][number % 4] for number in range(200)],
+    "nested": [{"a": [number, (number,)]} for number in range(200)],
+    "plain of all kinds": [[(1, [2]), {"a": 1}, number, 1.5][number % 4] for number in range(200)],
+    "with nothing among it": [[None, (number,), number, None][number % 4] for number in range(200)],
+}
+
+
+def halves(supervisor):
+    """The kind and the number of records of each batch of worker 0 that is still there."""
+    queue = supervisor._queue
+    return [(queue.words[half.kind], queue.words[half.special]) for half in queue.halves[0]]
+
+
+@pytest.mark.parametrize("name", SAME_KIND)
+def test_a_batch_of_one_kind_has_no_heads(name):
+    values = SAME_KIND[name]
+    with shmqueue.Supervisor([jobs.echo_any], workers=1, batch=20) as supervisor:
+        for _ in range(2):
+            assert list(map(shape, supervisor.map(jobs.echo_any, values))) == list(map(shape, values))
+        kind = {"bytes": shmqueue.BYTES, "text": shmqueue.TEXT, "half a pair": shmqueue.TEXT}.get(name, shmqueue.CODED)
+        assert halves(supervisor) == [(kind, 0)] * 2
+
+
+def test_a_batch_of_one_kind_by_a_codec_has_no_heads():
+    values = [Pair(number, [2]) for number in range(200)]
+    with shmqueue.Supervisor([jobs.echo_any], workers=1, batch=20, codec=pickle) as supervisor:
+        back = list(supervisor.map(jobs.echo_any, values))
+        assert (back, {*map(type, back)}) == (values, {Pair})
+        assert halves(supervisor) == [(shmqueue.CODED, 0)] * 2
+
+
+@pytest.mark.parametrize("codec", [None, pickle])
+@pytest.mark.parametrize("batch", [1, 3, 50])
+def test_kinds_that_change_within_batches_and_from_one_to_the_next(batch, codec):
+    chance = random.Random(batch)  # noqa: S311
+    choices = [
+        b"x",
+        b"",
+        "t",
+        "",
+        "\udcff",
+        None,
+        5,
+        (1, "a"),
+        {"a": [1]},
+        b"y" * 20_000,
+        "z" * 20_000,
+        jobs.Point(1, 2),
+        ...,
+    ]
+    some = [chance.choices(choices[:-1], k=2) + [choices[-1]] * (number % 7 == 0) for number in range(40)]
+    values = [value for part in some for value in chance.choices(part, k=chance.randrange(1, 60))]
+    give = functools.partial(jobs.give_by_number, values)
+    functools.update_wrapper(give, jobs.echo_point)  # whose annotation names a Structure
+    del give.__wrapped__
+    with shmqueue.Supervisor({1: give, 2: jobs.echo_point}, workers=2, batch=batch, codec=codec) as supervisor:
+        results = sorted(supervisor.run((give, number) for number in range(len(values))))
+    for value, result in zip(values, results):
+        if value is ... and codec is None:
+            assert (result.status, "ellipsis" in result.error) == ("failed", True)
+        else:
+            assert result.status == "ok", result.error
+            assert type(result.value) is type(value)
+            assert bytes(result.value) == bytes(value) if isinstance(value, jobs.Point) else result.value == value
+
+
+def test_a_payload_that_is_spoiled_fails_alone_in_its_batch(monkeypatch):
+    def spoil(values, kinds):
+        return [b"?" if value == 7 else marshal.dumps(value) for value in values]
+
+    with shmqueue.Supervisor([jobs.echo_any], workers=1, batch=20, start_method="fork") as supervisor:
+        monkeypatch.setattr(shmqueue, "dump_block", spoil)
+        results = sorted(supervisor.run(range(20)))
+    assert [result.payload for result in results if result.status != "ok"] == [7]
+    assert [result.value for result in results] == [value if value != 7 else None for value in range(20)]
+
+
+@pytest.mark.promise("L23")
+@pytest.mark.parametrize("kind", [0, 1, 2, 3, 4, 5, 6, 99, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("special", [False, True])
+def test_any_kind_that_stands_in_a_half_is_checked(kind, special):
+    reader = shmqueue.RecordReader(None, types.SimpleNamespace(structures=[], codec=None))
+    log = b"\0" + pickle.dumps(Hostile) * 2
+    outcomes = shmqueue.Outcomes(0, 2, ends=[len(log) // 2, len(log)], log=log, special=special, kind=kind)
+    if kind > shmqueue.CODED:
+        with pytest.raises(shmqueue.SpoiledSegmentError):
+            reader.values(outcomes)
+    else:
+        values = reader.values(outcomes)
+        assert len(values) == 2
+        assert Hostile not in values
 
 
 def test_each_object_is_looked_at_once():

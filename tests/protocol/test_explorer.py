@@ -98,14 +98,14 @@ def check(name, bounds):
 
 def test_workers_are_killed_and_halted_before_every_kind_of_step():
     kinds, kills, halts = set(), collections.Counter(), collections.Counter()
-    for name in ("mixed", "one worker, files", "few tasks each"):
+    for name in ("mixed", "one worker, files", "one worker, kinds", "few tasks each"):
         report = explore(SCENARIOS[name], ONE_KILL, kill_anywhere=True)
         assert report.failure is None, str(report.failure)
         kinds |= report.kinds
         kills += report.kills
         halts += explore(SCENARIOS[name], ONE_HALT).halts
     assert set(kills) == kinds | {"start"}
-    words = ("DIRTY", "FIRST", "END", "CLAIMS", "CLAIMED", "PUBLISHED", "ASLEEP", "LEAVING", "SPECIAL", "BEGAN")
+    words = ("DIRTY", "FIRST", "END", "CLAIMS", "CLAIMED", "PUBLISHED", "ASLEEP", "LEAVING", "SPECIAL", "KIND", "BEGAN")
     steps = {f"store {what}" for what in (*words, "ends", "stamps", "the log", "all ends")}
     steps |= {"lock", "unlock", "call", "copy to the lane", "read the clock", "sleep", "ring the bell", "write a file"}
     assert steps < set(kills)
@@ -333,8 +333,21 @@ class CommitsBeforeTheValue(Worker):
 class CountsRecordsLate(Worker):
     """Counts a record after it is committed."""
 
-    _put_record = mistaken(Worker._put_record, drop(store("special")))
-    run = mistaken(Worker.run, put("words[half.special] += 1", after=store("ends", "RECORD")))
+    _put = mistaken(Worker._put, drop(store("special")))
+    run = mistaken(Worker.run, put("words[half.special] += at >= RECORD", after=store("ends", "_put")))
+
+
+class SaysItsKindLate(Worker):
+    """Stores the kind of a batch's values after they are committed."""
+
+    _begin_batch = mistaken(Worker._begin_batch, drop(store("kind")))
+    run = mistaken(Worker.run, put("words[half.kind] = self._kind", before=call("_end_batch")))
+
+
+class ChangesItsKind(Worker):
+    """Gives a batch that has values of one kind another kind."""
+
+    _put = mistaken(Worker._put, without(part("at")))
 
 
 class LeavesUnsaid(Worker):
@@ -538,6 +551,8 @@ MISTAKES = [
     (KeepsItsOldBound, "one batch", ONE_HALT),
     (CommitsBeforeTheValue, "values", ONE_KILL),
     (CountsRecordsLate, "records", ONE_KILL),
+    (SaysItsKindLate, "one worker, text", ONE_KILL),
+    (ChangesItsKind, "one worker, kinds", Bounds()),
     (LeavesUnsaid, "left", Bounds()),
     (NeverRings, "nothing returned", Bounds()),
     (RingsBeforeItPublishes, "one worker", ONE_PREEMPTION),

@@ -50,11 +50,12 @@ class DiesAtStore(SharedTaskQueue):
         return queue
 
 
-def value_or_nothing(payload: bytes) -> bytes | None:
-    return payload.upper() if payload.startswith(b"v") else None
+def value_or_nothing(payload: bytes) -> object:
+    """Bytes for v, text for t, plain data for p, nothing for q."""
+    return {b"v": payload.upper(), b"t": payload.decode(), b"p": (7, payload)}.get(payload[:1])
 
 
-PAYLOADS = [b"q0", b"v1", b"q2", b"v3", b"v4"]
+PAYLOADS = [b"q0", b"v1", b"t2", b"t3", b"p4", b"v5"]
 
 
 @pytest.mark.promise("G1", "G2b", "G3")

@@ -114,6 +114,7 @@ SCENARIOS = {
         Scenario("values", "vvv"),
         Scenario("mixed", "qvs", batch=3),
         Scenario("records", "tef", batch=3),
+        Scenario("kinds", "tiv", batch=3),
         Scenario("files", "bvb", batch=3),
         Scenario("heap", "ppp", num_slots=2),
         Scenario("payload in a file", "PqP", num_slots=2),
@@ -143,6 +144,8 @@ SCENARIOS = {
         Scenario("one worker, cancelled", "qvq", batch=3, workers=1, few=1, then="cancel"),
         Scenario("one worker, the last one cancelled", "qq", batch=2, workers=1, few=1, then="cancel the last"),
         Scenario("one worker, files", "bvb", batch=3, workers=1, few=1),
+        Scenario("one worker, text", "tttt", batch=2, workers=1, few=1),
+        Scenario("one worker, kinds", "qvti", batch=4, workers=1, few=1),
         Scenario("one worker looked behind", "qqv", batch=3, ticks=3, workers=1, few=1),
         Scenario("one batch", "qvqv", batch=4, workers=1, few=1),
         Scenario("two batches", "qqvv", batch=2, workers=1, few=1),
@@ -227,12 +230,12 @@ def payload_of(letter: str, number: int) -> bytes:
 
 def value_of(payload: bytes) -> Any:
     """What a task returns: q, s (slow) and h (hangs) nothing; p, P nothing; v bytes; t text; e no bytes; b more
-    than fits a log; f fails.
+    than fits a log; i plain data; f fails.
     """
     letter = payload[:1]
     if letter == b"f":
         raise ValueError(payload.decode())
-    values = {b"v": payload + b"!", b"t": payload.decode(), b"e": b"", b"b": payload * LOG_BYTES}
+    values = {b"v": payload + b"!", b"t": payload.decode(), b"e": b"", b"b": payload * LOG_BYTES, b"i": (7, payload)}
     return values.get(letter)
 
 
@@ -785,6 +788,7 @@ class World:
         self.firsts = [[half.first for half in pair] for pair in made.halves]
         self.ends = {half.end for half in itertools.chain.from_iterable(made.halves)}
         self.specials = {half.special for half in itertools.chain.from_iterable(made.halves)}
+        self.kinds_of_values = {half.kind for half in itertools.chain.from_iterable(made.halves)}
         size = ctypes.sizeof(self.half_layout) // 8
         owned = [(s, s + 16) for s in self.status], [(pair[0], pair[1] + size) for pair in self.firsts]
         self._owners = {word: worker for part in owned for worker, words in enumerate(part) for word in range(*words)}
@@ -805,6 +809,7 @@ class World:
         names.update((first, "FIRST") for pair in self.firsts for first in pair)
         names.update(dict.fromkeys(self.ends, "END"))
         names.update(dict.fromkeys(self.specials, "SPECIAL"))
+        names.update(dict.fromkeys(self.kinds_of_values, "KIND"))
         words = range(len(self._made.segment.words))
         self.reads = [f"read {names.get(word, word)}" for word in words]
         self.stores = [f"store {names.get(word, word)}" for word in words]
@@ -823,6 +828,7 @@ class World:
             "psutil": None,
             "sweep": list,
             "adapt": functools.cache(shmqueue.adapt),  # it takes long, and there is one function
+            "readers_ahead": functools.cache(shmqueue.readers_ahead),
             "structures_of": lambda functions: [],
         }
 
