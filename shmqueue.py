@@ -5645,7 +5645,7 @@ class LineParser:
         self._only = names[0]
         self._known = {name.encode(): name for name in names}
         self._line = 0
-        self._tasks = 0  # returned
+        self.tasks = 0  # returned
         self._skipped = array.array("Q")  # for each line that is no task: how many were before it
 
     def __call__(self, lines: Sequence[bytes]) -> list[Any]:
@@ -5684,9 +5684,9 @@ class LineParser:
             items = [None if item is None or self._leave_out(item) else item for item in items]
         tasks = [item for item in items if item is not None]
         if len(tasks) < len(items):
-            before = itertools.accumulate((item is not None for item in items), initial=self._tasks)
+            before = itertools.accumulate((item is not None for item in items), initial=self.tasks)
             self._skipped.extend(count for item, count in zip(items, before) if item is None)
-        self._tasks += len(tasks)
+        self.tasks += len(tasks)
         return tasks
 
     def task(self, item: Any) -> tuple[str, bytes]:
@@ -5730,7 +5730,6 @@ class LineSource(Source):
     """
 
     def __init__(self, path: str, parse: LineParser) -> None:
-        self.tasks = 0  # taken
         self._parse = parse
         with _usage_error(f"cannot read {path!r}: "):
             self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -5753,7 +5752,7 @@ class LineSource(Source):
 
     def total(self) -> int | None:
         """Return how many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
-        known = self.tasks + len(self._items)
+        known = self._parse.tasks
         if self._file < 0:
             return known
         if not self.finite or not self._bytes:
@@ -5768,7 +5767,6 @@ class LineSource(Source):
         items = self._items[-room:][::-1]
         del self._items[-room:]
         self.exhausted = self._file < 0 and not self._items
-        self.tasks += len(items)
         return items
 
     def rest(self) -> Iterator[Any]:
@@ -5805,7 +5803,6 @@ class QuerySource(IterableSource):
         import sqlite3
 
         self._parse = parse
-        self._tasks = 0  # taken
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
         try:
@@ -5856,13 +5853,11 @@ class QuerySource(IterableSource):
             self.problem = f"reading the tasks stopped: {describe(error)}"
 
     def take(self, room: int) -> Sequence[Any]:
-        items = self._parse.rows(super().take(room))
-        self._tasks += len(items)
-        return items
+        return self._parse.rows(super().take(room))
 
     def total(self) -> int | None:
         if self.exhausted:
-            return self._tasks
+            return self._parse.tasks
         return self._rows and self._rows - self._parse.left_out
 
 
