@@ -646,10 +646,8 @@ class ExecutorMethods:
         items = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
         futures = self._calls.futures
-        values: Iterator[Any] = futures.process._chain_from_iterable_of_lists(
-            futures.Executor.map(self._calls, fn, chunks, **options)
-        )
-        return values
+        values = futures.Executor.map(self._calls, fn, chunks, **options)
+        return iter(futures.process._chain_from_iterable_of_lists(values))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. When all are made, the workers leave; `wait` for that.
@@ -729,10 +727,7 @@ def pickled_error(error: BaseException) -> bytes:
 
 
 def value_of(outcome: Any, name: str) -> Any:
-    """Return the value that a worker has sent, or raise what came instead: an exception, or a result that is not ok.
-
-    name: of the function.
-    """
+    """Return the value that a worker has sent. Raise an exception, or one for a TaskResult, that came in its place."""
     from concurrent.futures import CancelledError, process
 
     if isinstance(outcome, BaseException):
@@ -743,10 +738,10 @@ def value_of(outcome: Any, name: str) -> Any:
         raise unpickled(outcome.value)
     if outcome.status == "cancelled":
         raise CancelledError if outcome.error == CANCELLED else process.BrokenProcessPool(outcome.error)
-    error = TaskError(outcome._replace(function=name, payload=None))
-    if outcome.status == "timeout":
-        raise TimeoutError(outcome.error) from error
-    raise error
+    result = outcome._replace(function=name, payload=None)
+    if result.status == "timeout":
+        raise TimeoutError(result.error) from TaskError(result)
+    raise TaskError(result)
 
 
 class Slot:
@@ -2696,9 +2691,9 @@ class Calls(Job):
             self._cancel |= cancel
             self._abort |= abort
             self.ring()
-        if wait and threading.current_thread() is self._thread:
-            raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
         if wait:
+            if threading.current_thread() is self._thread:
+                raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
             self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
             self._thread.join()
 

@@ -798,6 +798,7 @@ def test_forked_children_of_the_host_are_left_alone(executor):
     assert next(values)
 
     def refuses():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(20)  # in case it hangs
         with pytest.raises(RuntimeError, match="forked child"):
             executor.submit(abs, 1)
