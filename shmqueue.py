@@ -5965,7 +5965,8 @@ class Results(Sink):
                 except Exception:
                     raise ValueError(f"{place} is not a record of results; mend it, or give another file") from None
                 self._records += 1
-                self.done[digest] += status == "ok"
+                if status == "ok":
+                    self.done[digest] += 1
         self._saved = self._records
 
     def begin(self) -> None:
@@ -6116,7 +6117,7 @@ class Sqlite(Results):
             return
         with contextlib.closing(sqlite3.connect(self.path)) as base:
             columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
-            if columns not in ((), FIELDS):
+            if columns[:1] not in ((), FIELDS[:1]) or (self._resume and columns not in ((), FIELDS)):
                 raise ValueError(f"its table results has the columns {', '.join(columns)}; give another file")
             base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
             if self._resume and columns:

@@ -845,6 +845,16 @@ def test_a_table_that_holds_no_results_is_not_replaced(cli):
         assert base.execute("SELECT * FROM results").fetchall() == [("precious",)]
 
 
+def test_a_table_of_another_version_is_replaced_without_resume_and_only_then(cli):
+    path, tasks = cli.folder / "out.sqlite", cli.file("tasks", "echo a\n")
+    with contextlib.closing(sqlite3.connect(path)) as base, base:
+        base.execute(f"CREATE TABLE results ({', '.join(FIELDS[:-2])})")
+    error = usage_error(cli.run(tasks, "--results", path, "--resume", "-w", "1"))
+    assert "its table results has the columns tsk_id, " in error
+    assert cli.run(tasks, "--results", path, "-w", "1", "--screen", "off").code == 0
+    assert [tuple(row) for row in rows_of(path)] == [FIELDS]
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_results_are_replaced_without_resume(cli, format):
     path = cli.folder / f"out.{format}"
