@@ -1523,6 +1523,7 @@ class InlineEngine(Engine):
         if tasks is None:
             return False
         started, began = system.wall_clock(), system.perf_counter()
+        self._tsk_id = tasks.tsk_ids[0]
         value = self._call((tasks.marked or tasks.fn_ids)[0], tasks.data[0])
         seconds = system.perf_counter() - began
         if isinstance(value, Failure):
@@ -1539,20 +1540,25 @@ class InlineEngine(Engine):
                 value = self._calls[fn_id](payload)
             if value is not None:
                 value = decode(*encode(value, codec, structures), codec, structures)
-        except KeyboardInterrupt:
+        except interruptions():
             raise
         except BaseException as error:
             value = Failure.of(error)
+            value = value._replace(cause=error.with_traceback(without_own_frames(error.__traceback__)))
         return value
 
     @contextlib.contextmanager
     def _as_worker(self) -> Iterator[None]:
         """Have the environment that functions find in worker 0. This process may be a worker itself."""
+        global tsk_id_in_hand
         outside = os.environ.get(WORKER_VARIABLE)
+        outer = tsk_id_in_hand
         os.environ[WORKER_VARIABLE] = "0"
+        tsk_id_in_hand = lambda: self._tsk_id  # noqa: E731
         try:
             yield
         finally:
+            tsk_id_in_hand = outer
             os.environ.pop(WORKER_VARIABLE, None)  # the function may have removed it
             if outside is not None:
                 os.environ[WORKER_VARIABLE] = outside
@@ -2157,7 +2163,7 @@ class Ledger:
                 self.tally.retried += 1
                 self._try_again(tasks.part(at, at + 1), result)
             else:
-                self._finish(tasks.job, result)
+                self._finish(tasks.job, result, failure.cause)
 
     def _try_again(self, task: Tasks, result: TaskResult) -> None:
         """Push one task again, at once or after a pause. From now on it carries the result of its last attempt."""
@@ -2253,9 +2259,9 @@ class Ledger:
             while waiting:
                 self.end(waiting.popleft(), error=error)
 
-    def _finish(self, job: Job, result: TaskResult) -> None:
+    def _finish(self, job: Job, result: TaskResult, cause: BaseException | None = None) -> None:
         self.tally.add_bad(result)
-        job.add_one(result)
+        job.add_one(result, cause)
 
     def in_queue(self) -> int:
         return sum(tasks.left for tasks in self._placed)
@@ -2481,7 +2487,7 @@ class Job:
         columns = (tsk_ids, names, tasks.payloads[part], same("ok"), values, same(None), same(tasks.attempts))
         self._deliver(map(_new_result, zip(*columns, same(worker), seconds, same(None), started)))
 
-    def add_one(self, result: TaskResult) -> None:
+    def add_one(self, result: TaskResult, cause: BaseException | None = None) -> None:
         self.outstanding -= 1
         self._deliver(iter([result]))
 
@@ -2519,9 +2525,11 @@ class OrderedJob(Job):
             for tsk_id, value in zip(tsk_ids, values):
                 self._order(tsk_id, 1, iter([value]))
 
-    def add_one(self, result: TaskResult) -> None:
+    def add_one(self, result: TaskResult, cause: BaseException | None = None) -> None:
         self.outstanding -= 1
-        self._order(result.tsk_id, 1, TaskError(result))
+        error = TaskError(result)
+        error.__cause__ = cause
+        self._order(result.tsk_id, 1, error)
 
     def _order(self, tsk_id: int, count: int, results: Any) -> None:
         """Deliver the results of tasks from `tsk_id` on, once those of all earlier tasks have been delivered."""
@@ -2778,7 +2786,7 @@ class Calls(Job):
     def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
         self._settle(zip(tasks.tsk_ids[part], values, seconds))
 
-    def add_one(self, result: TaskResult) -> None:
+    def add_one(self, result: TaskResult, cause: BaseException | None = None) -> None:
         self._settle([(result.tsk_id, result, result.seconds)])
 
     def _settle(self, outcomes: Iterable[tuple[int, Any, float]]) -> None:
@@ -3639,6 +3647,8 @@ class Worker:
             sys.stdout = sys.stderr = text
         elif self._options.log != NOT_REDIRECTED:
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+        if sys.breakpointhook is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT"):
+            sys.breakpointhook = refuse_breakpoint
         if self._options.initializer is not None:
             self._options.initializer()
         self._words[self._status + READY] = int(1e9 * system.monotonic())
@@ -3854,6 +3864,10 @@ class Worker:
 
     def _tsk_id_in_hand(self) -> int:
         return self._half.lane.tsk_id(min(self._half.done(self._count), self._half.lane.count - 1))
+
+
+def refuse_breakpoint(*_: object, **__: object) -> None:
+    raise RuntimeError("breakpoint(): a worker has no terminal: use workers=0, and the debugger stops in this function")
 
 
 class ValueFiles:
@@ -5442,16 +5456,25 @@ class Output(bytes):
 
 
 class Failure(NamedTuple):
-    """In place of a value: the task failed, with this error and this traceback. A command has a value all the same."""
+    """In place of a value: the task failed, with this error and this traceback. A command has a value all the same.
+
+    cause: the exception itself, if it was raised in this process.
+    """
 
     error: str
     traceback: str | None = None
     value: Output | None = None
+    cause: BaseException | None = None
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """Return the failure of the exception that is being handled."""
         return cls(describe(error), describe_traceback(error))
+
+
+def interruptions() -> tuple[type[BaseException], ...]:
+    """Return what ends a run without workers: Ctrl-C, and the q of a debugger."""
+    return KeyboardInterrupt, getattr(sys.modules.get("bdb"), "BdbQuit", KeyboardInterrupt)
 
 
 def describe(error: BaseException) -> str:
@@ -6803,7 +6826,7 @@ def shell(payload: bytes) -> bytes | Failure:
     """
     os.environ[TASK_VARIABLE] = str(tsk_id_in_hand())
     code, output, errors = run_command([b"/bin/sh", b"-c", payload])
-    if errors:
+    if errors and sys.stderr is not sys.__stderr__:  # else this is no worker
         sys.stderr.write(decode_text(errors))
     if code:
         complaint = errors[-1000:].decode("utf-8", "backslashreplace").strip()
@@ -7019,7 +7042,7 @@ def make_parser(functions: Any = None) -> argparse.ArgumentParser:
     add("--delimiter", metavar="TEXT", help="between the fields {1} {2} of a line (white space)")
     add("--query", metavar="SQL", help="of the SQLite file TASKS: line, or function, payload")
     add = parser.add_argument_group("how they run").add_argument
-    add("-w", "--workers", metavar="N", type=int, help="worker processes (default: the processors)")
+    add("-w", "--workers", metavar="N", type=int, help="worker processes (the processors); 0: none, to debug")
     add("--timeout", metavar="S", type=float, help="seconds a task may run")
     add("--grace", metavar="S", type=float, help="seconds from SIGTERM to SIGKILL after --timeout")
     add("--retries", metavar="N", type=int, help="start a task that is not ok again, so often")
@@ -7076,8 +7099,6 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(f"{flag(name)}: the value is empty")
         if value not in (None, False, DEFAULTS.get(name)) and name in NEEDS and not given[NEEDS[name]]:
             raise UsageError(f"{flag(name)}: needs {flag(NEEDS[name])}")
-    if options.workers == 0:
-        raise UsageError("--workers 0: must be 1 or more")
     for name in ("failed", "log", "summary"):
         if given[name] == "-":
             raise UsageError(f"{flag(name)} -: must be a file")
@@ -7165,7 +7186,7 @@ class Keys:
         return ""
 
 
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # the last: with workers only
 
 
 @contextlib.contextmanager
@@ -7236,6 +7257,8 @@ class CommandLine:
     def _choose_progress(self) -> Progress:
         options = self.options
         how = options.screen
+        if options.workers == 0 and how == "auto":
+            how = "off"  # the functions print, and a debugger may ask
         if how == "auto" and can_draw() and not (self.fills_stdout and is_terminal(sys.stdout)):
             how = "on"
         title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
@@ -7264,7 +7287,7 @@ class CommandLine:
     def _supervise(self, stack: contextlib.ExitStack) -> str:
         """Put the tasks through. Return why they could not all be put through, if so."""
         problem = ""
-        with handled_by(self.note_signal):
+        with handled_by(self.note_signal, HEARD[:-1] if self.options.workers == 0 else HEARD):
             arguments = {name: getattr(self.options, name) for name in DEFAULTS}
             arguments |= {"screen": self.progress, "queue": self.queue}
             if self.options.failed is not None:
@@ -7278,8 +7301,8 @@ class CommandLine:
                     self._put_through()
             except (WorkersFailedError, SpoiledSegmentError) as error:
                 problem = in_options(str(error))
-            except KeyboardInterrupt:
-                self.stopped_by = signal.SIGINT
+            except interruptions():
+                self.stopped_by = self.stopped_by or signal.SIGINT
                 if self.failed is not None:
                     self.failed.error = RuntimeError("the run was interrupted before every task had an outcome")
             finally:
@@ -7322,6 +7345,9 @@ class CommandLine:
             sink.flush()
 
     def note_signal(self, number: int, frame: object) -> None:
+        if self.options.workers == 0:
+            self.stopped_by = number
+            raise KeyboardInterrupt  # in the function that runs
         self.signals.append(number)
         if self.supervisor is not None:  # else on_check comes to it at the start
             self.supervisor.wake()

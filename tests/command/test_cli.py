@@ -656,6 +656,81 @@ def test_a_death_is_a_crash(cli, handlers):
     assert (summary(run.err)["crashed"], "#2 line 2: die '' crashed: " in run.err) == (1, True)
 
 
+# Without workers.
+
+DEBUGGED = """
+import os, time
+
+def pid(payload):
+    return os.getpid()
+
+def stop(payload: str):
+    breakpoint()
+    return payload
+
+def wait(payload):
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+IN_PROCESS = ("--handlers", "debugged.py", "-w", "0")
+
+
+@pytest.fixture
+def debugged(cli):
+    cli.file("debugged.py", DEBUGGED)
+    return cli
+
+
+def test_without_workers_functions_run_in_the_process_itself(debugged):
+    process = debugged.start(debugged.file("tasks", "pid\npid\n"), *IN_PROCESS, "--results", "-")
+    run = debugged.finish(process)
+    assert (run.code, run.values) == (0, [process.pid] * 2)
+    assert summary(run.err)["workers"] == 0
+
+
+@pytest.mark.parametrize("more", [(), ("--no-print",)])
+def test_without_workers_commands_know_their_number_and_complain_once(cli, more):
+    tasks = cli.file("tasks", "a\nb\n")
+    run = cli.run(tasks, "--command", "echo {#} $SHMQUEUE_TASK {%} {}; echo oops >&2; false", "-w", "0", *more)
+    assert run.code == 1
+    assert ("1 1 0 a\n2 2 0 b\n" in run.out) is not more
+    assert run.err.count("oops\n") == (0 if more else 2 + 2)  # in errors, too
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_without_workers_a_signal_interrupts_the_function(debugged, number):
+    process = debugged.start(debugged.file("tasks", "pid\nwait\npid\n"), *IN_PROCESS)
+    assert read_line(process.stdout) == "begun\n"
+    process.send_signal(number)
+    run = debugged.finish(process)
+    assert (run.code, run.err) == (128 + number, "")
+    assert summary(run.out)["ok"] == 1
+
+
+def test_a_debugger_stops_in_a_function(debugged):
+    run = debugged.run(debugged.file("tasks", "stop x\nstop y\n"), *IN_PROCESS, "--print", stdin=b"p payload\nc\n" * 2)
+    assert run.code == 0, run
+    assert "(Pdb) 'x'" in run.out
+    assert "(Pdb) 'y'" in run.out
+    assert summary(run.err)["ok"] == 2
+
+
+def test_the_debuggers_q_ends_the_run(debugged):
+    run = debugged.run(
+        debugged.file("tasks", "pid\nstop x\npid\n"), *IN_PROCESS, "--results", "out.jsonl", stdin=b"q\n"
+    )
+    assert (run.code, run.err) == (130, "")
+    assert "(Pdb) 1 task: 1 ok, " in run.out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_breakpoint_in_a_worker_says_what_to_do(debugged, method):
+    arguments = ("--handlers", "debugged.py", "--start-method", method)
+    run = debugged.tasks("stop x\n", *arguments)
+    assert "use workers=0" in run.results[0]["error"]
+    assert debugged.tasks("stop x\n", *arguments, env={**os.environ, "PYTHONBREAKPOINT": "0"}).values == ["x"]
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_halt_stops_after_so_many_failures_and_cancels_the_rest(cli, handlers, streamed):
     data = b"note_and_fail x\n" * 500
@@ -1026,7 +1101,7 @@ def test_after_main_signals_are_handled_as_before(tmp_path, capfd, monkeypatch):
     tasks = tmp_path / "tasks"
     tasks.write_text("noop\n")
     before = handled()
-    for more, code in (([], 0), (["-w", "0"], 2), (["--results", str(tasks) + "/x.jsonl"], 2)):
+    for more, code in (([], 0), (["-w", "-1"], 2), (["--results", str(tasks) + "/x.jsonl"], 2)):
         assert shmqueue.main(argv=[str(tasks), "-w", "1", "--screen", "off", *more]) == code
         assert handled() == before
     monkeypatch.setattr(shmqueue, "choose_run", lambda name: name)
@@ -1045,11 +1120,11 @@ def test_after_main_signals_are_handled_as_before(tmp_path, capfd, monkeypatch):
         (["tasks", "--no-such-option"], ["--no-such-option"]),
         (["tasks", "--work", "2"], ["--work"]),
         (["tasks", "-w"], ["-w"]),
-        (["tasks", "-w", "0"], ["0", "1"]),
-        (["tasks", "-w", "-1"], ["-1"]),
+        (["tasks", "-w", "-1"], ["-1", "0"]),
         (["tasks", "-w", "two"], ["two"]),
         (["tasks", "-w", "1.5"], ["1.5"]),
         (["tasks", "-w", "1000000"], ["1000000", "4,096"]),
+        (["tasks", "-w", "0", "--timeout", "1"], ["--timeout 1.0", "--workers 0"]),
         (["tasks", "--timeout", "0"], ["0", "0.001"]),
         (["tasks", "--timeout", "-1"], ["-1"]),
         (["tasks", "--timeout", "nan"], ["nan"]),
@@ -1184,7 +1259,7 @@ def test_processes_that_functions_started_end_with_the_run(cli):
 
 def test_results_that_existed_are_kept_when_the_usage_is_bad(cli):
     cli.file("out.jsonl", "kept\n")
-    for arguments in (["absent"], ["tasks", "-w", "0"], ["tasks", "--log", "absent/log"]):
+    for arguments in (["absent"], ["tasks", "-w", "-1"], ["tasks", "--log", "absent/log"]):
         cli.file("tasks", "noop\n")
         usage_error(cli.run(*arguments, "--results", "out.jsonl"))
         assert pathlib.Path(cli.folder, "out.jsonl").read_text() == "kept\n", arguments

@@ -1,8 +1,10 @@
 """workers=0: the functions run in this process, with the same results and without a segment."""
 
+import bdb
 import os
 import threading
 import time
+import traceback
 
 import pytest
 
@@ -21,6 +23,14 @@ def interrupts(payload: bytes) -> None:
 
 def leaves(payload: bytes) -> None:
     raise SystemExit(3)
+
+
+def quits(payload: bytes) -> None:
+    raise bdb.BdbQuit
+
+
+def divides(payload: int) -> float:
+    return 1 / payload
 
 
 FUNCTIONS = [jobs.echo, jobs.raise_error, where, interrupts, leaves]
@@ -62,6 +72,36 @@ def test_values_travel_as_from_a_worker(function):
 def test_the_first_task_that_is_not_ok_raises():
     with pytest.raises(TaskError):
         parallel_map(jobs.raise_error, [b"x"], workers=0)
+
+
+def test_a_task_error_has_the_exception_itself_as_its_cause():
+    with Supervisor([divides], workers=0, retries=1) as supervisor:
+        values = supervisor.map(divides, [4, 0])
+        assert next(values) == 0.25
+        with pytest.raises(TaskError) as caught:
+            next(values)
+    cause = caught.value.__cause__
+    assert type(cause) is ZeroDivisionError
+    frames = [frame.name for frame in traceback.extract_tb(cause.__traceback__)]
+    assert frames == ["divides"]  # where a debugger after the fact begins
+    with pytest.raises(TaskError) as caught:
+        parallel_map(divides, [0], workers=1)
+    assert caught.value.__cause__ is None
+
+
+def test_only_the_task_that_raised_has_a_cause():
+    """Not one that was cancelled after another one had raised."""
+    with Supervisor([divides], workers=0, retries=1, retry_delay=60) as supervisor:
+        values = supervisor.map(divides, [0, 1])
+        supervisor.on_check = supervisor.cancel
+        with pytest.raises(TaskError, match="ZeroDivisionError") as caught:
+            next(values)
+        assert caught.value.__cause__ is None
+
+
+def test_the_debuggers_q_goes_through_to_the_caller():
+    with pytest.raises(bdb.BdbQuit), Supervisor([quits], workers=0) as supervisor:
+        list(supervisor.run([b""]))
 
 
 def test_input_is_read_task_by_task():
