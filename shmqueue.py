@@ -705,9 +705,24 @@ def _make_calls(payload: bytes) -> Any:
             sys.stderr.flush()
 
 
+_picklers: list[tuple[io.BytesIO, Any]] = []  # kept, since making one takes longer than pickling a short call
+
+
 def pickled(value: Any) -> bytes:
     """Pickle a value as multiprocessing does, which can send more than pickle alone: a socket, for example."""
-    return bytes(late("multiprocessing").reduction.ForkingPickler.dumps(value))
+    try:
+        buffer, pickler = _picklers.pop()
+    except IndexError:
+        buffer = io.BytesIO()
+        pickler = late("multiprocessing").reduction.ForkingPickler(buffer)
+    pickler.dump(value)
+    data = buffer.getvalue()
+    if len(data) <= AHEAD_BYTES:  # a larger memo would take long to clear
+        pickler.clear_memo()
+        buffer.seek(0)
+        buffer.truncate()
+        _picklers.append((buffer, pickler))
+    return data
 
 
 def unpickled(data: bytes) -> Any:

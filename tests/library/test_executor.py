@@ -150,6 +150,16 @@ def test_any_callable_with_any_arguments(method):
         assert executor.submit(executor_jobs.Payload().method).result() != os.getpid()
 
 
+def test_what_was_pickled_before_is_forgotten(executor):
+    """A pickler is used again: neither after an error nor after a large object does it know what it has sent."""
+    shared = [1, 2]
+    for first in (shared, bytes(1 << 20), threading.Lock(), shared):
+        with contextlib.suppress(TypeError):
+            executor.submit(id, first).result()
+        assert executor.submit(list, shared).result() == [1, 2]
+        assert executor.submit(executor_jobs.raise_it, ValueError(shared)).exception().args == (shared,)
+
+
 def test_large_arguments_and_values(executor):
     data = os.urandom(3 << 20)
     assert executor.submit(bytes.upper, data).result() == data.upper()
