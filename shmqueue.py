@@ -39,7 +39,7 @@ The processes, and what goes between them
 The segment, in bytes
 ---------------------
   QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
-  WorkerStatus x W     the worker's line: claims published asleep ready limit leaving
+  WorkerStatus x W     the worker's line: claims published asleep ready limit leaving printed
                        the supervisor's line: harvested leave pid
   (a strategy's own)   its state and its locks; empty for the ring, see variants/
   LocalTaskQueue x W   two halves, each with room for a batch: first end began special kind | a lane of `batch` task
@@ -514,8 +514,9 @@ class Supervisor:
         shares: the fractions of the workers' time in which they ran functions, started and waited.
         failures: the first five tasks that were not ok, one of each status among them, with payloads in brief.
         kinds: how many tasks were not ok, by function, status and name of the error.
+        printed: after the end, True if functions printed what nobody keeps.
         """
-        stats = self.stats()
+        stats = {**self.stats(), "printed": self._queue.printed}
         return {**stats, **self._ledger.tally.summary(stats["seconds"], self._pool.starting_seconds())}
 
     def suspend(self) -> None:
@@ -1482,6 +1483,7 @@ class InlineQueue:
     """In place of a queue if there are no workers: holds the one task that runs next in this process."""
 
     name = ""
+    printed = False
     strategy = "in this process"
     num_slots = 1
     status: Sequence[int] = ()
@@ -3491,6 +3493,9 @@ SPILL_SECONDS = 0.02  # between two tries
 ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, if no descriptor tells
 
 
+STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+
+
 class WorkerOptions(NamedTuple):
     """What a worker is told at its start."""
 
@@ -3554,7 +3559,11 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # this ends handlers_wait()
     _leave_terminal()
     null = os.open(os.devnull, os.O_RDWR)
-    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666) if log else null
+    output = null
+    if log in STREAMS:
+        output = STREAMS[log]  # to open it would give it a place of its own in a file
+    elif log:
+        output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(null, 0)
     if log != NOT_REDIRECTED:
         os.dup2(output, 1)
@@ -3661,7 +3670,7 @@ class Worker:
             text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
             sys.stdout = sys.stderr = text
         elif self._options.log != NOT_REDIRECTED:
-            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+            sys.stdout = sys.stderr = io.TextIOWrapper(Unkept(self._note_print), "utf-8", "replace", write_through=True)
         if sys.breakpointhook is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT"):
             sys.breakpointhook = refuse_breakpoint
         if self._options.initializer is not None:
@@ -3872,6 +3881,10 @@ class Worker:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
             system.write(self._pipes.bell, b"!")
 
+    def _note_print(self) -> None:
+        if not self.disowned:
+            self._words[self._status + PRINTED] = 1
+
     def _disown(self) -> None:
         """In a child that a function forked: make it an error to go on as a second copy of this worker."""
         self.disowned = True
@@ -3973,7 +3986,24 @@ def end_run(queue: SharedTaskQueue) -> None:
     remove_segment(queue.segment.path)
 
 
-class TaskLog(io.RawIOBase):
+class Unkept(io.RawIOBase):
+    """Drops what functions print, and notes that they did."""
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 1
+
+    def write(self, data: Any) -> int:
+        self._note()
+        return len(data)
+
+
+class TaskLog(Unkept):
     """Writes what functions print, each line with its worker and task.
 
     A line is one write, so that lines of different workers do not mix.
@@ -3985,12 +4015,6 @@ class TaskLog(io.RawIOBase):
         self._task = task  # tells the tsk_id in hand
         self._line = b""  # has no end yet
         self._owner = 0  # the task that printed it
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return 1
 
     def write(self, data: Any) -> int:
         task = self._task()
@@ -4288,6 +4312,7 @@ class SharedTaskQueue(QueueMemory):
     if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
     lock_type: ClassVar[type[KernelLock]] = KernelLock
     first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
+    printed = False  # after close(): a function printed what nobody keeps
 
     @classmethod
     def create(
@@ -4343,6 +4368,8 @@ class SharedTaskQueue(QueueMemory):
         return [lock.shared for lock in self.locks]
 
     def close(self) -> None:
+        if self.locks:  # else it is closed
+            self.printed = any(self.words[status + PRINTED] for status in self.status)
         self.locks.clear()  # a lock may keep something in the system as long as it lives
         self._lock = None
         self.segment.close()
@@ -4856,7 +4883,7 @@ class Word(ctypes.Structure):
 
 
 SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
-WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving")
+WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving", "printed")
 SUPERVISOR_WORDS = ("harvested", "leave", "pid", "born")
 SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_bytes")  # see segment_layout
 
@@ -4892,6 +4919,7 @@ class WorkerStatus(ctypes.Structure):
     ready: when it was about to claim for the first time, in ns of the monotonic clock.
     limit: how many tasks make a batch of BATCH_SECONDS.
     leaving: the position from which it will begin nothing, or NEVER.
+    printed: 1 once a function has printed what nobody keeps.
     harvested: batches that the supervisor has taken in.
     leave: 1 once the worker is to leave at its next claim.
     pid: of the process, or 0.
@@ -4975,7 +5003,7 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
 
 # Indices of 64-bit words: from the start of the segment, of a worker's status, and of a half.
 PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
-CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING = _indices(WorkerStatus, WORKER_WORDS)
+CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING, PRINTED = _indices(WorkerStatus, WORKER_WORDS)
 HARVESTED, LEAVE, PID, BORN = _indices(WorkerStatus, SUPERVISOR_WORDS)
 FIRST, END, SPECIAL, KIND = _indices(batch_half(64, 1), ("first", "end", "special", "kind"))
 
@@ -7412,6 +7440,8 @@ class CommandLine:
     def report(self, problem: str) -> int:
         """Say how it went, on standard error if standard output has values or results. Return the exit code."""
         summary = self.supervisor.summary()
+        if prints(self.options) and (self.options.shell or self.options.command):
+            summary["printed"] = False  # nothing was lost
         broken = [sink for sink in self.sinks if sink.error]
         problems = list(filter(None, [problem, *(sink.complaint() for sink in broken)]))
         path = self.options.summary
@@ -7490,6 +7520,8 @@ def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int, line_
         lines.append(f"workers: {spent} of the time")
     if left_out:
         lines.append(f"{left_out:,} tasks left out: the results file holds them as ok")
+    if summary.get("printed"):
+        lines.append("functions printed; --log FILE keeps it")
     if problem:
         lines.append(f"shmqueue: {problem}")
     total = finished(summary)

@@ -20,7 +20,18 @@ import pytest
 
 import shmqueue
 from tests.command.test_cli import FORMATS
-from tests.helpers import HANG, ROOT, csv_rows, is_running, rows_of, summary, usage_error, wait_until, workers_of
+from tests.helpers import (
+    HANG,
+    METHODS,
+    ROOT,
+    csv_rows,
+    is_running,
+    rows_of,
+    summary,
+    usage_error,
+    wait_until,
+    workers_of,
+)
 
 FIELDS = shmqueue.TaskResult._fields
 HANDLERS = """
@@ -992,6 +1003,45 @@ def test_the_log_may_be_the_error_stream(cli, handlers):
     run = cli.tasks("show_part a\n", "--handlers", handlers, "--log", "/dev/stderr")
     assert run.code == 0
     assert "[worker 0 task 1] a" in run.err or "[worker 1 task 1] a" in run.err
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_log_on_a_standard_stream_shares_its_place_in_a_file(cli, handlers, name):
+    """A second opening of the file would write over what the summary or the values write, and they over it."""
+    tasks = cli.file("tasks", "show_lines a\n" * 20)
+    with open(cli.folder / "all", "wb") as file:
+        arguments = ("--handlers", handlers, "--log", f"/dev/{name}", "--print", "-w", "2", "--screen", "off")
+        run = cli.run(tasks, *arguments, **{name: file})
+    lines = (cli.folder / "all").read_text().splitlines()
+    kept = [line for line in lines if LINE.fullmatch(line)]
+    assert len(kept) == 20 * 20
+    assert run.code == 0
+    assert summary(lines[-1] if name == "stderr" else run.err)["ok"] == 20
+    assert len(lines) == len(kept) + (name == "stderr")
+
+
+KEEPS = "functions printed; --log FILE keeps it"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_that_functions_printed_is_said_where_nothing_kept_it(cli, handlers, method):
+    arguments = ("--handlers", handlers, "--start-method", method)
+    tasks = "show a\nshow b\nnote c\n"
+    assert cli.tasks(tasks, *arguments).err.splitlines().count(KEEPS) == 1
+    for quiet in (cli.tasks(tasks, *arguments, "--log", "log"), cli.tasks("note a\n", *arguments)):
+        assert KEEPS not in quiet.err
+
+
+def test_what_commands_complain_of_counts_unless_it_is_printed(cli):
+    tasks = "echo err >&2\n"
+    assert KEEPS not in cli.tasks(tasks, "--shell", "--print", "--results", "out.jsonl").err
+    assert KEEPS in cli.tasks(tasks, "--shell", "--no-print").err
+
+
+def test_a_child_of_a_function_may_print(cli):
+    code = "import os\ndef forks(payload):\n    if not os.fork():\n        print('x')\n        os._exit(0)\n"
+    code += "    return os.waitstatus_to_exitcode(os.wait()[1])\n"
+    assert cli.tasks("forks\n", "--handlers", cli.file("forks.py", code)).values == [0]
 
 
 def test_what_commands_print_beside_their_output_stays_out_of_the_results(cli):
