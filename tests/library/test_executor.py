@@ -391,7 +391,7 @@ def test_chunks_are_at_least_of_one_call(executor):
 
 
 def test_shutdown_cancels_calls_of_maps(executor, gate):
-    """Those that were handed over, too. The values of those that have begun arrive."""
+    """Those that were handed over, too. Values before the first call that was cancelled arrive."""
     values = executor.map(executor_jobs.wait_if_positive, [str(gate)] * 3000, range(3000))
     assert next(values) == 0
     assert wait_until(lambda: begun(gate) == 2)
@@ -401,8 +401,8 @@ def test_shutdown_cancels_calls_of_maps(executor, gate):
     got = []
     with pytest.raises(concurrent.futures.CancelledError):
         got.extend(values)
-    assert got == [*range(1, begun(gate) + 1)]
-    assert len(got) <= 2 * 3
+    assert 1 <= len(got) <= begun(gate) <= 2 * 3  # a worker may have begun a later one than the next
+    assert got == [*range(1, len(got) + 1)]
 
 
 class Counted:
