@@ -140,10 +140,9 @@ __all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "parallel_map"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import multiprocessing, psutil and curses, and make Executor, when they are first used, since they take long.
+    """Import multiprocessing and psutil, and make Executor, when they are first used, since they take long.
 
-    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused. Without
-    curses, the screen has no colours.
+    Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused.
     """
     made: Any = None
     if name == "Executor":
@@ -151,7 +150,7 @@ def __getattr__(name: str) -> Any:
     elif name == "multiprocessing":
         importlib.import_module("multiprocessing.util")
         made = sys.modules[name]
-    elif name in ("psutil", "curses"):
+    elif name == "psutil":
         with contextlib.suppress(ImportError):
             made = importlib.import_module(name)
     elif name == "main":
@@ -166,7 +165,7 @@ CUT_OFF = "the command line was cut off this copy of shmqueue.py, and the screen
 
 
 def late(name: str) -> Any:
-    """Return multiprocessing, psutil or curses; None for one that is not installed."""
+    """Return multiprocessing or psutil; None if that is not installed."""
     return globals()[name] if name in globals() else __getattr__(name)  # sys.modules may not have this module
 
 
@@ -6739,14 +6738,15 @@ def can_draw() -> bool:
 
 def has_colours() -> bool:
     """Return True if the terminal has eight colours or more, and NO_COLOR is not set (https://no-color.org)."""
-    curses = late("curses")
-    if curses is None or not can_draw() or os.environ.get("NO_COLOR"):
+    if not can_draw() or os.environ.get("NO_COLOR"):
         return False
     try:
+        import curses
+
         curses.setupterm(fd=2)
-    except curses.error:  # a terminal that the system does not know
+        return curses.tigetnum("colors") >= 8
+    except Exception:  # there is no curses, or the system does not know the terminal
         return False
-    return int(curses.tigetnum("colors")) >= 8
 
 
 def in_foreground(descriptor: int) -> bool:
@@ -6980,7 +6980,8 @@ def import_all() -> None:
     for name in names.split():
         importlib.import_module(name)
     late("psutil")
-    late("curses")
+    with contextlib.suppress(ImportError):
+        importlib.import_module("curses")
 
 
 def load_module(where: str) -> Any:
