@@ -6475,18 +6475,18 @@ def spread(left: str, right: str, width: int) -> str:
     return left + " " * gap + right
 
 
-def render(shot: Snapshot, width: int, height: int) -> list[str]:
+def render(snapshot: Snapsnapshot, width: int, height: int) -> list[str]:
     """Return a frame of at most `height` lines of at most `width` characters. Pure, so that it can be tested."""
-    lines = [*_render_head(shot, width - 2), ""]
-    foot = bool(shot["keys"]) and height >= len(lines) + 5
+    lines = [*_render_head(snapshot, width - 2), ""]
+    foot = bool(snapshot["keys"]) and height >= len(lines) + 5
     free = height - len(lines) - foot
     most = min(5, max(0, (free - 2) // 3))
     failures: list[str] = []
-    if most and shot["failures"]:
-        failures = ["", *shot["failures"][-most:]]
-    lines += _render_table(shot["workers"], width - 2, free - len(failures)) + failures
+    if most and snapshot["failures"]:
+        failures = ["", *snapshot["failures"][-most:]]
+    lines += _render_table(snapshot["workers"], width - 2, free - len(failures)) + failures
     if foot:
-        lines += [""] * (height - 1 - len(lines)) + [shot["keys"]]
+        lines += [""] * (height - 1 - len(lines)) + [snapshot["keys"]]
     return [(" " + printable(line))[:width].rstrip() for line in lines[:height]]
 
 
