@@ -6475,7 +6475,7 @@ def spread(left: str, right: str, width: int) -> str:
     return left + " " * gap + right
 
 
-def render(snapshot: Snapsnapshot, width: int, height: int) -> list[str]:
+def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
     """Return a frame of at most `height` lines of at most `width` characters. Pure, so that it can be tested."""
     lines = [*_render_head(snapshot, width - 2), ""]
     foot = bool(snapshot["keys"]) and height >= len(lines) + 5
