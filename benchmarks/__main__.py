@@ -6,13 +6,13 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import growth, kept, rates, report, shapes
+from benchmarks import growth, kept, kinds, rates, report, shapes
 from benchmarks.harness import ROOT, ROWS, Findings, Plan
 from benchmarks.jobs import WrongError
 
 # The order of the rows in the table: first those with a goal, then those without.
 ORDER = (
-    *("noop", "returned", "finish", "warm", "sizes", "doubling", "records", "neighbour"),
+    *("noop", "returned", "finish", "warm", "kinds", "sizes", "doubling", "records", "neighbour"),
     *("uneven", "tail", "head", "heavy", "waves", "late", "latency", "memory", "shell", "workers", "many_workers"),
     *("idle", "imports", "screen", "start", "queues", "floor", "by_tasks", "by_workers", "by_payload", "by_batch"),
     *("variants", "scenarios", "task_costs", "usage", "paper"),
@@ -22,6 +22,7 @@ QUICK = (
     "returned",
     "finish",
     "warm",
+    "kinds",
     "sizes",
     "records",
     "uneven",
@@ -31,8 +32,8 @@ QUICK = (
     "workers",
     "idle",
 )
-# growth, rates and shapes are imported because importing them fills ROWS.
-assert set(ORDER) == {*ROWS} and growth and rates and shapes  # noqa: S101, PT018
+# growth, kinds, rates and shapes are imported because importing them fills ROWS.
+assert set(ORDER) == {*ROWS} and growth and kinds and rates and shapes  # noqa: S101, PT018
 
 
 def _options() -> argparse.Namespace:

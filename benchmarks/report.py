@@ -16,8 +16,8 @@ PEERS = ("faster-fifo", "joblib", "mpire", "pebble")
 
 NOT_EQUIVALENT = """\
 - `Pool`, `ProcessPoolExecutor`, joblib, mpire and Pebble pickle their arguments, so they carry any Python object.
-  shmqueue carries plain data, and other objects only with a codec. The tasks measured here are bytes, and both sides do
-  the same.
+  shmqueue carries plain data, and other objects only with a codec. The tasks measured here are bytes but in the row of
+  kinds, and both sides do the same.
 - `Pool.map` and joblib hold all tasks and all values in memory. `imap_unordered` reads its whole input ahead. shmqueue
   reads its input only while there is room. Its rates include the cost of that.
 - shmqueue keeps an account of every task, so each task has one outcome whatever is killed. It measures the time of
