@@ -584,7 +584,8 @@ def test_a_task_error_shows_the_traceback_and_can_be_pickled():
         shmqueue.parallel_map(jobs.raise_error, [b"b"], workers=1)
     first, *rest = str(caught.value).splitlines()
     assert first == "task 1 (raise_error) failed: KeyError: 'gone'"
-    assert "\n".join(rest).strip() == caught.value.result.traceback.strip()
+    assert rest[0] == "payload: 'b'"
+    assert "\n".join(rest[1:]).strip() == caught.value.result.traceback.strip()
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert (str(again), again.result) == (str(caught.value), caught.value.result)
 
@@ -598,7 +599,7 @@ def test_the_summary_names_the_last_frame(cli, tmp_path):
         "def inner(text):\n    return {'5': 5}[text]\n\n\ndef outer(line: str):\n    return inner(line)\n"
     )
     run = cli.run(str(tasks), "--call", f"{module}:outer", "-w", "1", "--screen", "off")
-    assert "#2 outer failed: KeyError: 'x' (mine.py:2 in inner)" in run.out.splitlines()
+    assert "#2 line 2: outer 'x' failed: KeyError: 'x' (mine.py:2 in inner)" in run.out.splitlines()
 
 
 # When a task began.
