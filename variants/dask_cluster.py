@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import itertools
 import logging
@@ -50,14 +51,14 @@ from typing import Any
 import shmqueue
 
 CHUNK_SECONDS = 1.0  # of work in a chunk: long against the network's 10 ms, short against what a lost node costs
+MOST_SECONDS = 10.0  # where tasks are uneven: four times the longest, since workers without work wait for it
 CHUNK_TASKS = 16384  # at most: if the chunk is lost, they go one by one
 CHUNK_BYTES = 4 << 20  # of payloads in a chunk, unless it is one task
 GROWTH = 8  # times the size of the chunks before, at most
 IDLE_SECONDS = 30.0  # a node without chunks for so long closes its Supervisor until the next one
 STOP_SECONDS = 10.0  # how long the cluster may take to be reached, and to forget the run
-CHECK_SECONDS = 0.1  # how often signals, keys and the screen are seen to
 CENSUS_SECONDS = 1.0  # how often the nodes are counted
-PAUSE_SECONDS = 0.01  # how often it is seen which chunks are back
+PAUSE_SECONDS = 0.01  # how often chunks that are back, signals, keys and the screen are seen to
 
 # On a node, in the Dask worker. This part is sent by value.
 
@@ -101,6 +102,8 @@ class Node:
         with self.lock:
             self.key = key
             try:
+                if key not in self.wanted:
+                    raise InterruptedError("the client has stopped")
                 supervisor = self.supervisor = self.supervisor or self.start()
                 source = sys.modules["shmqueue"].IterableSource(pickle.loads(items))  # noqa: S301
                 source.pairs = True
@@ -132,20 +135,20 @@ class Node:
         functions, options = pickle.loads(self.spec)  # noqa: S301
         options["workers"] = options["workers"] or self.worker.state.nthreads
         supervisor = importlib.import_module("shmqueue").Supervisor(functions, **options)
-        supervisor.on_check = self.look
+        supervisor.on_check = functools.partial(self.look, supervisor)
         return supervisor
 
-    def look(self) -> None:
+    def look(self, supervisor: Any) -> None:
         """Several times a second, in the Supervisor's thread: do what Dask's thread has asked for."""
         if self.key not in self.wanted:
-            self.supervisor.abort()
-        elif self.cancelled and not self.supervisor.cancelled:
-            self.supervisor.cancel()
+            supervisor.abort()
+        elif self.cancelled and not supervisor.cancelled:
+            supervisor.cancel()
 
     def end(self) -> None:
-        if self.supervisor is not None:
-            self.supervisor.close()
-            self.supervisor = None
+        supervisor, self.supervisor = self.supervisor, None
+        if supervisor is not None:
+            supervisor.close()
 
     def leave(self, last: str) -> None:
         """Some time after this chunk: close the Supervisor if no other has come."""
@@ -173,14 +176,13 @@ class Cluster(contextlib.AbstractContextManager[Any]):
     paused = cancelled = stopped = False
     failure = ""
     size = 64  # of the next chunk
-    taken = respawned = 0
-    next_check = next_census = 0.0
+    taken = respawned = 0  # tasks; workers
     empty = 0  # censuses in a row without a node
+    next_census = 0.0
     alone: Any = None  # the future of a task of a lost chunk
 
     def __init__(self, client: Any, plugin: Any, line: ClusterLine) -> None:
         self.on_check: Any = lambda: None
-        self.ids = itertools.count(1)
         self.client = client
         self.line = line
         self.name = f"shmqueue-{client.id}"
@@ -216,7 +218,7 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         text = f"{self.failure or 'stopped while it was on the cluster'}: it may have run"
         for tasks in (*self.flying.values(), self.lost):
             yield from self.end(tasks, "crashed" if self.failure else "cancelled", text)
-        yield from self.end(zip(source.rest(), self.ids), "cancelled", shmqueue.CANCELLED)
+        yield from self.end(zip(source.rest(), itertools.count(self.taken + 1)), "cancelled", shmqueue.CANCELLED)
         if self.failure:
             raise shmqueue.WorkersFailedError(self.failure)
 
@@ -225,21 +227,17 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         self.cancelled = True
         self.next_census = 0.0
 
-    def abort(self) -> None:
+    def abort(self, failure: str = "") -> None:
         """Have the nodes stop now, by taking the chunks from Dask."""
+        self.failure = self.failure or failure
         self.cancelled = self.stopped = True
         self.client.loop.add_callback(self.client.cancel, list(self.flying))
-
-    def give_up(self, problem: str) -> None:
-        self.failure = self.failure or problem
-        self.abort()
 
     def pause(self, paused: bool) -> None:
         self.paused = paused
 
     def wake(self) -> None:
-        """Have on_check called soon."""
-        self.next_check = 0.0
+        """Have on_check called soon: it is, in any case."""
 
     def suspend(self) -> None:
         """Stop this process, as Ctrl-Z does; the nodes finish the chunks they have."""
@@ -271,18 +269,14 @@ class Cluster(contextlib.AbstractContextManager[Any]):
 
     def look(self) -> None:
         """Several times a second: do what is asked for, draw, and count the nodes."""
-        now = time.monotonic()
-        if now < self.next_check:
-            return
-        self.next_check = now + CHECK_SECONDS
         self.on_check()
         self.line.progress.draw(self.snapshot)
         if self.client.status != "running":
-            self.give_up(f"the scheduler at {self.where} was lost: start one, and run again with --resume")
+            self.abort(f"the scheduler at {self.where} was lost: start one, and run again with --resume")
         elif self.empty * CENSUS_SECONDS > self.line.options.wait:
-            self.give_up(f"no node at {self.where} for {self.line.options.wait:g} s: start one, `dask worker ADDRESS`")
-        elif now > self.next_census:
-            self.next_census = now + CENSUS_SECONDS
+            self.abort(f"no node at {self.where} for {self.line.options.wait:g} s: start one, `dask worker ADDRESS`")
+        elif time.monotonic() > self.next_census:
+            self.next_census = time.monotonic() + CENSUS_SECONDS
             self.client.loop.add_callback(self.census)
 
     async def census(self) -> None:
@@ -315,14 +309,14 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         total, nodes = source.total(), len(self.nodes)
         left = CHUNK_TASKS * 2 * nodes if total is None else total - self.taken
         least = max(1, sum(self.nodes.values()) // nodes)
-        size = max(least, min(self.size, left // (2 * nodes)))
+        size = max(least, min(self.size, left // (2 * nodes - 1)))
         tasks: list[tuple[Any, int]] = []
         length = 0
         while len(tasks) < size and length < CHUNK_BYTES and not source.exhausted:
             items = source.take(size - len(tasks))
             if not items and source.fileno() >= 0:
                 break
-            tasks += zip(items, self.ids)
+            tasks += zip(items, itertools.count(self.taken + 1))
             self.taken += len(items)
             length += sum(len(self.line.parse.task(item)[1]) for item in items)
         return tasks
@@ -339,27 +333,30 @@ class Cluster(contextlib.AbstractContextManager[Any]):
             self.left_out.discard(node[0])
             yield from self.results(tasks, node, *answer)
             return
-        if node and alone and self.left_out.issuperset(self.nodes):
-            self.give_up(f"{node[0]}: {problem}")
-        if node:
-            self.left_out.add(node[0])
         if alone:
             yield from self.end(tasks, "crashed", problem)
         else:
             self.lost += tasks
+        if node and alone and self.left_out.issuperset(self.nodes):
+            self.abort(f"{node[0]}: {problem}")
+        elif node and node[0] not in self.left_out:
+            self.left_out.add(node[0])
+            self.line.progress.write(f"shmqueue: {node[0]} gets no more while there are others: {problem}\n")
 
-    def results(self, tasks: Any, node: Any, workers: int, respawned: int, outcomes: bytes) -> Iterator[Any]:
+    def results(self, tasks: Any, node: Any, workers: int, respawned: int, data: bytes) -> Iterator[Any]:
         """The TaskResults of a chunk. Workers have numbers in the order in which nodes reply first."""
-        busy = self.tally.busy
-        before = sum(busy)
+        tally = self.tally
         self.respawned += respawned
         if node not in self.workers:
             self.workers += [node] * workers
-            for column in (self.tally.completed, self.tally.failed, busy):
+            for column in (tally.completed, tally.failed, tally.busy):
                 column.extend([0] * workers)
-        yield from self.finish(tasks, pickle.loads(outcomes), self.workers.index(node))  # noqa: S301
-        fitting = CHUNK_SECONDS * workers * len(tasks) / max(sum(busy) - before, 1e-9)
+        outcomes = pickle.loads(data)  # noqa: S301
+        seconds = [outcome[5] for outcome in outcomes]
+        wanted = min(MOST_SECONDS, max(CHUNK_SECONDS, 4 * max(seconds)))
+        fitting = wanted * workers * len(tasks) / max(sum(seconds), 1e-9)
         self.size = int(max(1, min(GROWTH * self.size, CHUNK_TASKS, fitting)))
+        yield from self.finish(tasks, outcomes, self.workers.index(node))
 
     def end(self, tasks: Any, status: str, text: str) -> Iterator[shmqueue.TaskResult]:
         """Give tasks this outcome, for want of one from a node."""
@@ -393,9 +390,12 @@ class ClusterLine(shmqueue.CommandLine):
         paths = map(pathlib.Path, [shmqueue.__file__, *options.upload, *[source] * source.endswith(".py")])
         files = {path.name: path.read_bytes() for path in paths}
         del arguments["queue"], arguments["screen"]
-        plugin = type("Plugin", (Node, distributed.WorkerPlugin), {})(files, pickle.dumps((functions, arguments)))
+        try:
+            spec = pickle.dumps((functions, arguments))
+        except (pickle.PickleError, AttributeError, TypeError) as error:
+            raise shmqueue.UsageError(f"{source}: a function cannot be sent: {error}") from None
         client = connect(options.scheduler, arguments["workers"] or shmqueue.available_processors())
-        return Cluster(client, plugin, self)
+        return Cluster(client, type("Plugin", (Node, distributed.WorkerPlugin), {})(files, spec), self)
 
 
 def connect(address: str | None, threads: int) -> Any:
@@ -405,8 +405,10 @@ def connect(address: str | None, threads: int) -> Any:
     logging.disable()  # what Dask logs would go through the screen; what matters is said here
     warnings.filterwarnings("ignore", module="distributed")
     here = {} if address else {"n_workers": 1, "threads_per_worker": threads, "dashboard_address": None}
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a LocalCluster inherits it: Ctrl-C is for this process
+    handler = signal.getsignal(signal.SIGINT)
     try:
+        if not address:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited there: Ctrl-C is for this process
         return distributed.Client(address, set_as_default=False, name="shmqueue", timeout=STOP_SECONDS, **here)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         where = f"--scheduler {address}: cannot be reached" if address else "a LocalCluster cannot be started"

@@ -336,6 +336,10 @@ def tell_worker(payload: str) -> str:
     begin(payload)
     return os.getcwd() + " " + os.environ["SHMQUEUE_WORKER"]
 
+def hold(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
 def die(payload: bytes) -> None:
     begin(payload)
     os._exit(3)
@@ -436,6 +440,23 @@ def test_ctrl_z_stops_the_command_and_not_the_nodes(dask, leave, deal, cli):
     assert set(leave.starts().values()) == {1}
 
 
+@pytest.mark.promise("L29")
+def test_a_node_begins_a_chunk_when_the_one_before_has_ended(empty_cluster, leave, deal, cli):
+    """The first chunk has 64 tasks, and one of them waits."""
+    empty_cluster.start_nodes(1)
+    leave.up_to()
+    path = cli.folder / "go"
+    arguments = ("--handlers", leave.handlers, "--scheduler", empty_cluster.address, "--results", "-")
+    run = deal(f"hold {path}\n" + "".join(f"square {n}\n" for n in range(199)), *arguments)
+    assert wait_until(lambda: leave.begun() >= 63, HANG)
+    time.sleep(0.5)
+    assert leave.begun() == 63
+    path.touch()
+    done = cli.finish(run)
+    assert done.code == 0, done
+    assert leave.begun() == 199
+
+
 def test_streamed(dask, deal, cli, jobs):
     run = deal("-", "--call", f"{jobs}:square", "--scheduler", dask.address, "--results", "-")
     for number in range(5):
@@ -475,6 +496,18 @@ def test_a_node_that_cannot_start(dask, deal, cli):
     assert run.code == 1
     assert len(run.results) == 10
     assert "no licence here" in run.err
+
+
+def test_a_node_that_cannot_start_gets_no_more(dask, deal, cli):
+    text = (
+        f"import os\nif os.getcwd() == {str(dask.folder_of(dask.nodes[0]))!r}:\n    raise OSError('no licence here')\n"
+    )
+    cli.file("broken.py", text + "\ndef f(p):\n    return os.getcwd()\n")
+    arguments = ("--handlers", "broken.py", "--scheduler", dask.address, "--results", "-")
+    done = cli.finish(deal("f\n" * 1000, *arguments))
+    assert done.code == 0, done
+    assert done.values == [str(dask.folder_of(dask.nodes[1]))] * 1000
+    assert "gets no more while there are others: OSError: no licence here" in done.err
 
 
 def test_a_cluster_of_its_own(deal, cli, jobs):
