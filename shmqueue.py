@@ -329,12 +329,13 @@ class Supervisor:
             context = choose_context(start_method, [*numbered.values(), initializer])
             self._queue: Any = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context, name)
             self._release.append(self._queue.close)
-            self._pool = WorkerPool(self._queue, options, context, max_rss)
+            rules = Rules(timeout, grace, max_rss)
+            self._pool = WorkerPool(self._queue, self._ledger, options, context, rules)
             self._pool.silent_fork = start_method is None
             self._release.append(functools.partial(end_strays, name))
             self._release.append(self._pool.close)
             self._show(screen)
-            self._engine: Engine = WorkerEngine(self._queue, self._pool, self._ledger, timeout, grace)
+            self._engine = Run(self._queue, self._pool, self._ledger)
             self._release.append(self._engine.close)
             self._pool.start_all()
         except BaseException as error:
@@ -345,11 +346,12 @@ class Supervisor:
         """Run the functions in this process, without workers and without a segment."""
         self._prepare_end()
         self._queue = InlineQueue()
-        self._pool = WorkerPool(self._queue, options, late("multiprocessing"), None)
+        self._pool = InlinePool(self._queue, self._ledger, options, late("multiprocessing"))
         self._release.append(self._pool.close)
         self._show(screen)
-        self._engine = InlineEngine(self._queue, self._pool, self._ledger, options)
+        self._engine = Run(self._queue, self._pool, self._ledger)
         self._release.append(self._engine.close)
+        self._pool.start_all()
 
     def _show(self, screen: Any) -> None:
         if self.choose_display is not None:
@@ -406,11 +408,9 @@ class Supervisor:
     def submit(self, function: Any, payload: Any) -> int:
         """Add one task and return its tsk_id. results() yields its outcome. Blocks while the ring is full."""
         self._engine.check_open()
-        tsk_id = self._ledger.next_id
-        self._engine.admit(self._submitted, [(function, payload)])
-        self._engine.push()
+        tsk_id = self._engine.submit(self._submitted, (function, payload))
         while (self._ledger.again or self._ledger.fresh) and not self._engine.paused:
-            self._engine.turn(self._submitted, self._report)
+            self._engine.step(self._submitted, self._report)
         return tsk_id
 
     def results(self) -> Iterator[TaskResult]:
@@ -427,30 +427,24 @@ class Supervisor:
         attempt, it ends with the status of its last one, and that is False.
         """
         if tsk_id is not None:
-            self._engine.check_open()
             return self._engine.cancel(tsk_id)
-        self._engine.check_thread()
-        self._ledger.stopping = True
-        self._engine.ask(self._engine.withdraw)
+        self._engine.cancel_all()
         return True
 
     def pause(self, paused: bool) -> None:
         """Begin no more tasks if `paused`. Otherwise continue."""
-        self._engine.check_open()
-        self._engine.paused = paused
-        if paused:
-            self._engine.ask(self._engine.withdraw)
+        self._engine.pause(paused)
 
     def abort(self) -> None:
         """Kill the workers, and cancel all unfinished tasks."""
-        self._engine.ask(lambda: self._engine.abort("cancelled", "stopped while it ran"))
+        self._engine.abort()
 
     def close(self) -> None:
         """Finish what is outstanding, let the workers leave, and remove the segment. May be called again.
 
         In a child that the user forked, do nothing.
         """
-        if self._engine.exclusive.in_child:
+        if self._engine.in_child:
             return
         self._engine.check_thread()
         try:
@@ -461,9 +455,8 @@ class Supervisor:
 
     def wake(self) -> None:
         """Make on_check be called soon. For signal handlers."""
-        self._engine.next_check = 0.0
-        if not self._engine.over:
-            self._pool.wake_supervisor()
+        self._pool.next_check = 0.0
+        self._pool.wake_supervisor()
 
     @property
     def paused(self) -> bool:
@@ -492,8 +485,8 @@ class Supervisor:
             "held_up": pool.held_up(outstanding),
             "seconds": tally.seconds(),
             "workers": [
-                {"pid": process.pid, "completed": completed, "failed": failed}
-                for process, completed, failed in zip(pool.processes, tally.completed, tally.failed)
+                {"pid": lane.process.pid, "completed": completed, "failed": failed}
+                for lane, completed, failed in zip(pool.lanes, tally.completed, tally.failed)
             ],
         }
 
@@ -545,7 +538,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
-        if self._engine.exclusive.in_child:
+        if self._engine.in_child:
             return
         self._dispose()
 
@@ -1036,46 +1029,16 @@ HALT_TRIES = 20  # how often to halt a worker in order to cancel one task in its
 OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
-class Exclusive:
-    """A block in which one thread may be at a time, and no other process. Others that enter it get RuntimeError."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._owner = os.getpid()
-
-    @property
-    def in_child(self) -> bool:
-        """True in a child that the user forked. The segment and the workers are not the child's."""
-        return os.getpid() != self._owner
-
-    def check_process(self) -> None:
-        if self.in_child:
-            raise RuntimeError("this Supervisor belongs to the process that made it: make another one in this process")
-
-    def __enter__(self) -> None:
-        self.check_process()
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError(
-                "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
-                "shmqueue.Executor, which many threads can share"
-            )
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
-
-
-class Engine:
-    """Moves tasks from their source into the queue, and outcomes out of it. It runs turn by turn in its user's thread.
-
-    A subclass says where tasks run: in worker processes, or in this process.
+class Run:
+    """Moves tasks from their source into the queue, and outcomes out of it, step by step, in its user's thread.
 
     paused: nothing new begins.
     failure: the error that ended the run early, or None.
-    over: why no more turns are possible, or "".
-    next_check: when to check the workers again, and to report.
-    exclusive: every turn is taken inside it.
+    over: why no more steps are possible, or "".
 
-    A signal handler may ask for something in the middle of a turn, where tasks are in no list. It is done afterwards.
+    In the middle of a step, tasks may be in no list. What signal handlers, other threads and the garbage collector want
+    then is a request: it is noted, and done after the step. For the same reason an exception in a step ends the run.
+    What the user's own code raises is outside: its iterable is read, and `report` is called, between two steps.
     """
 
     def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger) -> None:
@@ -1086,42 +1049,166 @@ class Engine:
         self.paused = False
         self.over = ""
         self.failure: Exception | None = None
-        self.next_check = 0.0
-        self.exclusive = Exclusive()
-        self._in_turn = False  # in the middle of one
-        self._asked: collections.deque[Callable[[], None]] = collections.deque()  # then
+        self._owner = os.getpid()
+        self._lock = threading.RLock()  # held by the thread that uses the run
+        self._stepping = False  # in the middle of a step
+        self._requests: collections.deque[Callable[[], object]] = collections.deque()
 
-    def close(self) -> None:
-        """Allow no more turns."""
-        self.over = "this Supervisor is closed"
+    # Who may use it.
+
+    @property
+    def in_child(self) -> bool:
+        """True in a child that the user forked. The segment and the workers are not the child's."""
+        return os.getpid() != self._owner
 
     def check_open(self) -> None:
-        """Raise RuntimeError if no turn is possible, or if another thread takes one now."""
+        """Raise RuntimeError if no step is possible, or if another thread uses this run now."""
         if self.over:
             raise RuntimeError(self.over)
         self.check_thread()
 
     def check_thread(self) -> None:
-        """Raise RuntimeError if another thread takes a turn now, or in a child that the user forked."""
-        with self.exclusive:
+        """Raise RuntimeError if another thread uses this run now, or in a child that the user forked."""
+        with self._used():
             pass
 
-    def turn(self, job: Job, report: Callable[[], None]) -> None:
-        """Move what can be moved, or else wait for news. Call `report` when `next_check` has come."""
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        """Use the run in this block. Raises RuntimeError as check_thread()."""
+        self._check_process()
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
+                "shmqueue.Executor, which many threads can share"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _check_process(self) -> None:
+        if self.in_child:
+            raise RuntimeError("this Supervisor belongs to the process that made it: make another one in this process")
+
+    def close(self) -> None:
+        """Allow no more steps."""
+        self.over = "this Supervisor is closed"
+
+    # Steps.
+
+    def step(self, job: Job, report: Callable[[], None]) -> None:
+        """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
         if self.over:
             raise RuntimeError(self.over)
-        with self.exclusive:
+        with self._used():
             unread = len(job.results)
-            more = self._move(job, report)
+            more = self._take(job)
+            checked = system.monotonic() >= self._pool.next_check
+            more = bool(self._do(lambda: self._move(checked))) or more
+            if checked:
+                report()
             if not (more or len(job.results) > unread or self.failure):
                 self._wait(job)
+
+    def _do(self, action: Callable[[], Any]) -> Any:
+        """Do a part of a step, and then what was requested meanwhile. Return None if it has ended the run."""
+        if self._stepping:
+            raise RuntimeError(
+                "this Supervisor is in the middle of a step: call it after that, not in a signal handler"
+            )
+        self._stepping = True
+        result = None
+        try:
+            try:
+                result = action()
+                self._packer.free_unused()
+            except Exception as error:
+                self._give_up(error)
+        except BaseException:
+            self.over = "this Supervisor was interrupted: close it"
+            raise
+        finally:
+            self._stepping = False
+        self._serve()
+        return result
+
+    def _move(self, check: bool) -> bool:
+        """Move what can be moved. Return True if there may be more at once."""
+        ledger, pool = self._ledger, self._pool
+        if ledger.delayed:
+            ledger.take_due(system.monotonic())
+        fed = self._feed()
+        more = pool.collect()
+        pool.hurry()
+        if check:
+            more = pool.check(system.monotonic()) or more
+        return more or (fed and bool(ledger.again or ledger.fresh))
+
+    def _take(self, job: Job) -> bool:
+        """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
+        source, ledger = job.source, self._ledger
+        if source is None or source.exhausted or ledger.again or ledger.fresh:
+            return False
+        if ledger.stopping:
+            room = BLOCK
+        elif self.paused or job.must_wait(READ_AHEAD * self._queue.num_slots):
+            room = 0
+        else:
+            room = self._queue.room()
+        if ledger.stopping and not source.finite:
+            source.exhausted = True
+        elif room > 0:
+            self.admit(job, source.take(room))
+            return source.exhausted or source.fileno() == -1  # if exhausted, its job may be finished
+        return False
+
+    def _feed(self) -> bool:
+        """Push tasks if there is room for them. Return True if any were pushed."""
+        ledger = self._ledger
+        room = self._queue.room()
+        tasks = None
+        if self.paused or room <= 0:
+            return False
+        if ledger.again:  # these come first: their payloads lie in the heap, where others may wait for room
+            tasks = take_tasks(ledger.again, room)
+        elif ledger.fresh:
+            tasks = self._packer.take(room)
+        if tasks is None:
+            return False
+        ledger.placed(tasks, self._queue.push(tasks))
+        return True
+
+    def _wait(self, job: Job) -> None:
+        """Sleep until a worker rings or dies, something is requested, input comes, or the next check is due."""
+        pool, source = self._pool, job.source
+        stream = -1
+        if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
+            stream = source.fileno()
+        pool.wait(min(pool.next_check, self._ledger.next_due()), stream)
+
+    def admit(self, job: Job, items: Sequence[Any]) -> None:
+        """Number items as tasks of the job."""
+        self._do(lambda: self._ledger.admit(job, items))
+
+    def submit(self, job: Job, item: Any) -> int:
+        """Number an item as a task of the job, and push it if there is room. Return its tsk_id."""
+        with self._used():
+            tsk_id = self._ledger.next_id
+            self.admit(job, [item])
+            self._do(self.push)
+        return tsk_id
+
+    def push(self) -> None:
+        """Push as many tasks as there is room for, and wake workers for them."""
+        self._feed()
+        self._pool.ring()
 
     def parts(self, job: Job, report: Callable[[], None]) -> Generator[Iterator[Any], None, None]:
         """Yield iterators, each over some results of the job, as they come. Closed early, this cancels the rest."""
         try:
             while not job.finished:
                 if not job.results:
-                    self.turn(job, report)
+                    self.step(job, report)
                 elif isinstance(job.results[0], TaskError):
                     raise self.failure or job.results[0]
                 else:
@@ -1143,441 +1230,113 @@ class Engine:
             if job.source is not None and not job.finished:
                 job.cancelled = True
                 job.results.clear()
-                if not (self.over or self.exclusive.in_child):
-                    self.withdraw()
-
-    def _move(self, job: Job, report: Callable[[], None]) -> bool:
-        """Move what can be moved. Return True if there may be more at once."""
-        ledger = self._ledger
-        if ledger.delayed:
-            with self._must_complete():
-                ledger.take_due(system.monotonic())
-        more = self._take(job)  # outside: if the user's iterable raises, the run can continue
-        fed = False
-        with self._must_complete():
-            fed = self.feed()
-            more = self.harvest() or more
-            self.hurry()
-            if system.monotonic() >= self.next_check:
-                more = self.check_workers(system.monotonic()) or more
-                self._in_turn = False  # what is asked for from here on can be done at once
-                report()
-        return more or (fed and bool(ledger.again or ledger.fresh))
-
-    def ask(self, action: Callable[[], None]) -> None:
-        """Do something to the run: now, or at the end of the turn that a signal handler has interrupted."""
-        with self.exclusive:
-            self._asked.append(action)
-            self._do_what_was_asked()
-
-    def _do_what_was_asked(self) -> None:
-        while self._asked and not self._in_turn:
-            try:
-                action = self._asked.popleft()
-            except IndexError:  # a signal handler was here in between
-                break
-            self._in_turn = True
-            try:
-                action()
-            finally:
-                self._in_turn = False
-        self._packer.free_unused()
-
-    def admit(self, job: Job, items: Sequence[Any]) -> None:
-        """Number items as tasks of the job."""
-        with self.exclusive, self._must_complete():
-            self._ledger.admit(job, items)
-
-    def push(self) -> None:
-        """Push as many tasks as there is room for, and wake workers for them."""
-        with self.exclusive, self._must_complete():
-            self.feed()
-            self._pool.ring()
-
-    @contextlib.contextmanager
-    def _must_complete(self) -> Iterator[None]:
-        """If this block is interrupted, the run cannot continue."""
-        outer, self._in_turn = self._in_turn, True
-        try:
-            yield
-        except (WorkersFailedError, SpoiledSegmentError) as error:
-            self._give_up(error)
-        except BaseException:
-            self.over = "this Supervisor was interrupted: close it"
-            raise
-        finally:
-            self._in_turn = outer
-        self._do_what_was_asked()
-
-    def _take(self, job: Job) -> bool:
-        """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
-        source, ledger = job.source, self._ledger
-        if source is None or source.exhausted or ledger.again or ledger.fresh:
-            return False
-        if ledger.stopping:
-            room = BLOCK
-        elif self.paused or job.must_wait(READ_AHEAD * self._queue.num_slots):
-            room = 0
-        else:
-            room = self._queue.room()
-        if ledger.stopping and not source.finite:
-            source.exhausted = True
-        elif room > 0:
-            self.admit(job, source.take(room))
-            return source.exhausted or source.fileno() == -1  # if exhausted, its job may be finished
-        return False
-
-    def feed(self) -> bool:
-        """Push tasks if there is room for them. Return True if any were pushed."""
-        ledger = self._ledger
-        room = self._queue.room()
-        tasks = None
-        if self.paused or room <= 0:
-            return False
-        if ledger.again:  # these come first: their payloads lie in the heap, where others may wait for room
-            tasks = take_tasks(ledger.again, room)
-        elif ledger.fresh:
-            tasks = self._packer.take(room)
-        if tasks is None:
-            return False
-        ledger.placed(tasks, self._queue.push(tasks))
-        return True
-
-    def harvest(self) -> bool:
-        """Bring outcomes to the ledger. Return True if there were any, or if there is more room."""
-        raise NotImplementedError
-
-    def hurry(self) -> None:
-        """Bring the next check forward if that is needed."""
-
-    def check_workers(self, now: float) -> bool:
-        """Do what is due from time to time, and set `next_check`. Return True if tasks were moved."""
-        self.next_check = now + CHECK_SECONDS
-        return False
-
-    def empty_lanes(self, position: int | None = None) -> None:
-        """Take back what workers have claimed and not begun; with a position, only from the lane that holds it."""
-
-    def end_workers(self, why: Doomed) -> None:
-        """Kill the workers, and settle what they have in hand."""
-
-    def _wait(self, job: Job) -> None:
-        """Sleep until a worker rings or dies, input comes, or the next check is due."""
-        poll = self._pool.poll
-        source = job.source
-        bell = self._pool.bell.fileno()
-        stream = -1
-        if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
-            stream = source.fileno()
-        if stream >= 0:
-            poll.register(stream, select.POLLIN)
-        until = min(self.next_check, self._ledger.next_due())
-        events = poll.poll(max(0.0, until - system.monotonic()) * 1000)
-        if stream >= 0:
-            poll.unregister(stream)
-        for descriptor, _ in events:
-            if descriptor == bell:
-                system.read(bell, 4096)
-            elif descriptor != stream:  # a worker has died
-                self.next_check = 0.0
-
-    # The end of tasks, of jobs, and of the run.
-
-    def cancel(self, tsk_id: int) -> bool:
-        """End a task that has not begun. Return True if it was never started, and never will be."""
-        ledger = self._ledger
-        with self.exclusive, self._must_complete():
-            if ledger.position(tsk_id) is not None:
-                ledger.give_back_all(self._queue.drain())
-            position = ledger.position(tsk_id)
-            if position is not None:
-                self.empty_lanes(position)
-            return ledger.cancel(tsk_id)
-        return False  # the run was given up
-
-    def withdraw(self) -> None:
-        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
-        with self.exclusive, self._must_complete():
-            self._ledger.drop_cancelled()
-            if self._ledger.in_queue():
-                self._ledger.give_back_all(self._queue.drain())
-                self.empty_lanes()
-                self.next_check = 0.0
-
-    def abort(self, status: str, error: str, rest: str = CANCELLED) -> None:
-        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
-        self._ledger.stopping = self._pool.closing = True
-        self.end_workers(Doomed(None, status, error))
-        self._ledger.end_all(rest)
-
-    def _give_up(self, error: Exception) -> None:
-        """Kill the workers. Every task gets an outcome. Then the iterators raise `error`."""
-        self.failure = error
-        text = describe(error)
-        self.abort("crashed", text, text)
+                if not (self.over or self.in_child):
+                    self.request(self._withdraw)
 
     def finish(self, job: Job, report: Callable[[], None]) -> None:
         """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
         self.paused = False
         while self._ledger.unfinished() and not self.over:
-            self.turn(job, report)
+            self.step(job, report)
         self._pool.closing = True
         count = len(self._pool.living())
         if count:
             self._ledger.again.append(terminate_tasks(count))
         deadline = system.monotonic() + STOP_SECONDS
         while self._pool.living() and system.monotonic() < deadline and not self.over:
-            self.turn(job, report)
+            self.step(job, report)
 
+    # Requests, and the end of tasks and of the run.
 
-class WorkerEngine(Engine):
-    """Runs tasks in worker processes: halts the slow ones, ends those whose task runs too long, replaces the dead."""
+    def request(self, action: Callable[[], object]) -> None:
+        """Have something done between two steps: now, or by the thread that is in the middle of one."""
+        self._requests.append(action)
+        self._pool.wake_supervisor()  # a poll goes on after a signal handler
+        self._serve_if_free(0.0)
 
-    def __init__(
-        self, queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger, timeout: float | None, grace: float
-    ) -> None:
-        super().__init__(queue, pool, ledger)
-        self._timeout = timeout
-        self._grace = grace
-        self._lanes = [LaneReader(queue, process, ledger) for process in pool.processes]
-        self._sleepers: list[tuple[int, int]] = []  # at the last check
-        self._lost = False  # at the last check, tasks were nowhere
+    def _serve_if_free(self, timeout: float) -> None:
+        if self._lock.acquire(timeout=timeout):
+            try:
+                self._serve()
+            finally:
+                self._lock.release()
 
-    def harvest(self) -> bool:
-        """Read the batches that workers have published. Return True if there were any, or if there is more room."""
-        room = self._queue.room()
-        published = self._queue.harvest([lane.harvested for lane in self._lanes])
-        news = waits = False
-        for lane, number in zip(self._lanes, published):
-            if number != lane.harvested:
-                waits = waits or not self._queue.has_free_half(lane.process.index)
-                lane.take_in_left(number)
-                news = True
-        if news:
-            self._pool.worked()
-        if waits:  # a worker needs the half that was just read: tell it at once, not at the next turn
-            self._queue.harvest([lane.harvested for lane in self._lanes])
-        return news or self._queue.room() > room
+    def _serve(self) -> None:
+        """Do what was requested, unless this is the middle of a step."""
+        with contextlib.suppress(IndexError):  # a signal handler may take the last one first
+            while self._requests and not self._stepping:
+                self._do(self._requests.popleft())
 
-    def hurry(self) -> None:
-        """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""
-        self._pool.ring()
-        if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
-            self.next_check = min(self.next_check, system.monotonic() + HUNGRY_SECONDS)
+    def pause(self, paused: bool) -> None:
+        """Begin no more tasks if `paused`. Otherwise go on."""
+        self.check_open()
+        self.paused = paused
+        if paused:
+            self.request(self._withdraw)
 
-    def check_workers(self, now: float) -> bool:
-        """Reap dead workers, halt slow ones, end those whose task runs too long. Return True if tasks were moved."""
-        self._sleepers = self._queue.sleepers()
-        self._check_for_lost()
-        self._pool.ring(everyone=True)
-        hungry = not self.paused and any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
-        moved = soon = False
-        for process in self._pool.find_dead(now):
-            self._reap(process)
-            moved = True
-        for lane in self._lanes:
-            if lane.process.child is None:
-                moved = lane.take_unclaimed() or moved
-            elif self._ledger.in_queue():
-                more, again = self._attend(lane, now, hungry)
-                moved = moved or more
-                soon = soon or again
-        if soon:
-            self.next_check = now + HUNGRY_SECONDS
-        elif self._ledger.unfinished():
-            self.next_check = now + CHECK_SECONDS
+    def cancel_all(self) -> None:
+        """Begin nothing more, in any job."""
+        with self._used():
+            self._ledger.stopping = True
+            self.request(self._withdraw)
+
+    def cancel(self, tsk_id: int) -> bool:
+        """End a task that has not begun. Return True if it was never started, and never will be. For any thread.
+
+        A thread that does not use the run waits until the one that does has ended its step.
+        """
+        self._check_process()
+        if self.over:
+            raise RuntimeError(self.over)
+        answers: list[bool] = []
+        request = functools.partial(self._cancel, tsk_id, answers)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._do(request)
+            finally:
+                self._lock.release()
         else:
-            self.next_check = now + IDLE_SECONDS
-        return moved
+            self.request(request)
+            while not (answers or self.over or self.failure):
+                self._serve_if_free(CHECK_SECONDS)
+        return answers == [True]
 
-    def _check_for_lost(self) -> None:
-        """Raise SpoiledSegmentError if tasks are nowhere: the ring is empty, and every claimed batch was read.
+    def _cancel(self, tsk_id: int, answers: list[bool]) -> None:
+        ledger = self._ledger
+        if ledger.position(tsk_id) is not None:
+            ledger.give_back_all(self._queue.drain())
+        position = ledger.position(tsk_id)
+        if position is not None:
+            self._pool.take_back(position)
+        answers.append(ledger.cancel(tsk_id))
 
-        This must hold at two checks in a row, with a turn of the lock between them: a claim writes several words.
-        """
-        waiting = self._ledger.in_queue()
-        lost = waiting > 0 and not self._queue.backlog() and not any(lane.has_batches() for lane in self._lanes)
-        if lost and self._lost:
-            raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, but neither in the ring nor in a lane")
-        self._lost = lost
+    def _withdraw(self) -> None:
+        """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
+        self._ledger.drop_cancelled()
+        if self._ledger.in_queue():
+            self._ledger.give_back_all(self._queue.drain())
+            self._pool.take_back()
+            self._pool.next_check = 0.0
 
-    def _attend(self, lane: LaneReader, now: float, hungry: bool) -> tuple[bool, bool]:
-        """Halt a worker that is slow while others are idle or its results wait, or whose task runs too long.
+    def abort(self) -> None:
+        """Kill the workers, and cancel what is unfinished."""
+        with self._used():
+            self.request(lambda: self._end("cancelled", "stopped while it ran", CANCELLED))
 
-        hungry: some worker has nothing to do.
-        Return (moved, check_soon): tasks were moved; this worker must be checked again soon.
-        """
-        process = lane.process
-        glance = self._queue.glance(process.index)
-        if process.killed_for is not None:  # it is about to end
-            if now >= process.kill_at:
-                process.kill()
-            return False, False
-        if process.seen != (glance.number, glance.done):
-            process.seen = (glance.number, glance.done)
-            process.progress_since = now
-        if self._timeout and glance.in_hand is not None and now - process.progress_since >= self._timeout:
-            return self._end_overdue(lane, glance.in_hand, now), False
-        waited = system.perf_counter() - max(glance.began, process.halted)
-        slow = waited >= HUNGRY_SECONDS
-        moved = False
-        # For idle workers: first take back what only this worker could claim. Then halt it, and take what it claimed.
-        if hungry and (slow or not (self._ledger.again or self._ledger.fresh)):
-            moved = lane.take_unclaimed()
-        take_back = glance.not_begun > 0 and (process.halt_again or (hungry and slow))
-        results_wait = lane.has_outcomes(glance) and waited >= CHECK_SECONDS
-        if take_back or results_wait:
-            return self.halt(process) or moved, process.halt_again
-        if not glance.not_begun:
-            process.halt_again = False
-        return moved, process.halt_again or (hungry and glance.not_begun > 0)
+    def _end(self, status: str, error: str, rest: str) -> None:
+        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
+        self._ledger.stopping = self._pool.closing = True
+        self._pool.end_all(Doom(None, status, error))
+        self._ledger.end_all(rest)
 
-    def _end_overdue(self, lane: LaneReader, position: int, now: float) -> bool:
-        """End a worker whose task runs too long, and take back its other tasks. Return True if that was possible.
-
-        If it cannot be halted, kill it after OVERDUE_SECONDS.
-        """
-        process = lane.process
-        timeout = self._timeout or 0.0
-        doomed = Doomed(position, "timeout", f"ran longer than {timeout:g} s", self._grace)
-        halted = self.halt(process, doomed)
-        if not halted and now - process.progress_since >= timeout + OVERDUE_SECONDS:
-            process.kill(doomed)
-        return halted
-
-    def halt(self, process: WorkerProcess, doomed: Doomed | None = None) -> bool:
-        """Take back what a worker has not begun. Return True if its lane could be read."""
-        process.halt_again = not self._lanes[process.index].halt(doomed)
-        process.halted = system.perf_counter()
-        return not process.halt_again
-
-    def empty_lanes(self, position: int | None = None) -> None:
-        """Halt every worker; with a position, the one whose lane holds it, until that has succeeded."""
-        for process in self._pool.living():
-            glance = self._queue.glance(process.index)
-            if position is None:
-                self.halt(process)
-            elif glance.first <= position < glance.end:
-                for _ in range(HALT_TRIES):
-                    if self.halt(process):
-                        break
-
-    def end_workers(self, why: Doomed) -> None:
-        for process in self._pool.living():
-            process.kill(why)
-        for process in self._pool.living():
-            self._reap(process)
-
-    def _reap(self, process: WorkerProcess) -> None:
-        """Reap a dead worker, account for its tasks, and replace it."""
-        code = self._pool.reap(process)
-        if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
-            return
-        claimed, note = self._lanes[process.index].recover(code)
-        if not self._pool.closing:
-            self._pool.replace(process, code, claimed, note)
-
-
-class InlineQueue:
-    """In place of a queue if there are no workers: holds the one task that runs next in this process."""
-
-    name = ""
-    printed = False
-    strategy = "in this process"
-    num_slots = 1
-    status: Sequence[int] = ()
-    words: Sequence[int] = ()
-    segment: Any = None
-    heap = b""
-    heap_offset = 0
-    ring = types.SimpleNamespace(capacity=math.inf)
-
-    def __init__(self) -> None:
-        self._positions = itertools.count()
-        self._next: Tasks | None = None
-
-    def room(self) -> int:
-        return int(self._next is None)
-
-    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
-        self._next = tasks
-        return [(next(self._positions), 1)]
-
-    def take(self) -> Tasks | None:
-        tasks, self._next = self._next, None
-        return tasks
-
-    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
-        tasks = self.take()
-        return [] if tasks is None else [(tasks.first, 1)]
-
-    def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
-        return []
-
-    def backlog(self) -> int:
-        return 0
-
-
-class InlineEngine(Engine):
-    """Runs the functions in this process, one task in each turn, with the same results as in a worker."""
-
-    def __init__(self, queue: Any, pool: WorkerPool, ledger: Ledger, options: WorkerOptions) -> None:
-        super().__init__(queue, pool, ledger)
-        self._inline: InlineQueue = queue
-        self._calls = {
-            fn_id | mark: call
-            for fn_id, function in options.functions.items()
-            for mark, call in adapt(function, options.codec).items()
-        }
-        if options.initializer is not None:
-            with self._as_worker():
-                options.initializer()
-
-    def harvest(self) -> bool:
-        """Run the task in the queue. Return True if there was one."""
-        tasks = self._inline.take()
-        if tasks is None:
-            return False
-        started, began = system.wall_clock(), system.perf_counter()
-        self._tsk_id = tasks.tsk_ids[0]
-        value = self._call((tasks.marked or tasks.fn_ids)[0], tasks.data[0])
-        seconds = system.perf_counter() - began
-        if isinstance(value, Failure):
-            self._ledger.charge(0, tasks.first, "failed", value, seconds, started)
-        else:
-            self._ledger.complete(0, tasks.first, 1, [value], seconds, started)
-        return True
-
-    def _call(self, fn_id: int, payload: bytes) -> Any:
-        """Return the value as it would arrive from a worker, or a Failure."""
-        structures, codec = self._ledger.structures, self._ledger.codec
-        try:
-            with self._as_worker():
-                value = self._calls[fn_id](payload)
-            if value is not None:
-                value = decode(*encode(value, codec, structures), codec, structures)
-        except interruptions():
-            raise
-        except BaseException as error:
-            value = Failure.of(error)
-            value = value._replace(cause=error.with_traceback(without_own_frames(error.__traceback__)))
-        return value
-
-    @contextlib.contextmanager
-    def _as_worker(self) -> Iterator[None]:
-        """Have the environment that functions find in worker 0. This process may be a worker itself."""
-        global tsk_id_in_hand
-        outside = os.environ.get(WORKER_VARIABLE)
-        outer = tsk_id_in_hand
-        os.environ[WORKER_VARIABLE] = "0"
-        tsk_id_in_hand = lambda: self._tsk_id  # noqa: E731
-        try:
-            yield
-        finally:
-            tsk_id_in_hand = outer
-            os.environ.pop(WORKER_VARIABLE, None)  # the function may have removed it
-            if outside is not None:
-                os.environ[WORKER_VARIABLE] = outside
+    def _give_up(self, error: Exception) -> None:
+        """End the run because of an error. Every task gets an outcome. Then the iterators raise it."""
+        self.failure = self._pool.failure = error
+        if not isinstance(error, (WorkersFailedError, SpoiledSegmentError)):
+            self.failure = RuntimeError(f"this run has ended early: {describe(error)}")
+            self.failure.__cause__ = error
+        text = describe(error)
+        self._end("crashed", text, text)
 
 
 class Outcomes(NamedTuple):
@@ -1644,38 +1403,215 @@ class RecordReader:
         return decode(head & ~IN_FILE, data, self._codec, self._structures)
 
 
-class LaneReader:
-    """Reads one worker's batches: brings outcomes to the ledger, and takes back what the worker has not begun.
+class Doom(NamedTuple):
+    """Why the supervisor ends a worker, and the outcome of its task.
 
-    harvested: the number of the last batch that was read to its bound.
-    settled_below: outcomes below this position are in the ledger.
-    halted_batch: the number of the batch that was halted last.
-    bound: the bound of that batch.
+    position: the task's; None for any task in hand.
+    """
+
+    position: int | None
+    status: str
+    error: str
+    grace: float = 0.0  # seconds between SIGTERM and SIGKILL; without one there is no SIGTERM
+
+
+# The states of a lane.
+DEAD = "dead"  # it has no process
+STARTING = "starting"  # its process has not called the initializer yet
+IDLE = "idle"  # its worker sleeps
+RUNNING = "running"  # its worker claims a batch, or runs one
+HALTED = "halted"  # the supervisor has stopped it for a moment
+DOOMED = "doomed"  # the supervisor has decided to end it
+
+
+class Lane:
+    """A worker, as the supervisor sees it: its process, its state, and the batches that it has claimed.
+
+             begin()             READY                 asleep
+      DEAD ─────────▶ STARTING ─────────▶ RUNNING ◀────────────▶ IDLE      by the worker, in its words
+       ▲                 │                 │  ▲                   │
+       │                 └──────┬──────────┤  │ halt()            │
+       │ reap(),       doom()   │   halt() ▼  │ ends              │
+       │ recover()              │         HALTED                  │
+       │                        ▼          │ doom()               │
+       └───────────────────── DOOMED ◀─────┴──────────────────────┘
+    Any process may also die by itself: from each state an edge leads to DEAD. `state` is read off the words below.
 
     A batch ends at its bound. At first that is its `end`. After a halt it is the position after the task in hand.
     `end` is not used then: if somebody continued the worker during the halt, the worker may have stopped at the
     lowered `end`, or run past it.
+
+    Always harvested <= published <= claims <= harvested + 2, where `published` and `claims` are words of the worker.
+
+    process: the last one; `process.child` is None while the worker is dead.
+    wake: our end of the pipe by which it is woken.
+    first_claims: its `claims` when the process started.
+    harvested: the number of the last batch that was read to its bound.
+    settled_below: outcomes below this position are in the ledger.
+    halted_batch: the number of the batch that was halted last. bound: the bound of that batch.
+    halted_at: when it was last halted. halt_again: halt it at the next check: the last halt failed, or it is to leave.
+    seen: at the last check, the number of its batch, and how many tasks of it were done.
+    progress_since: when `seen` last changed.
+    rung: the number of the last sleep that we woke it from.
+    told: it was told to leave. too_large_since: for the memory it uses; 0.0 if it is not too large.
+    doomed: why the supervisor ends it, or None. kill_at: when its grace ends.
+    failed_starts: in a row. due: when to start a process again.
     """
 
-    def __init__(self, queue: SharedTaskQueue, process: WorkerProcess, ledger: Ledger) -> None:
-        self.process = process
+    def __init__(self, index: int, queue: Any, ledger: Ledger, rules: Rules) -> None:
+        self.index = index
         self._queue = queue
         self._ledger = ledger
+        self._rules = rules
         self._records = RecordReader(queue.segment, ledger)
+        self._words = queue.words
+        self._status = queue.status[index]
+        self.wake: Any = None
         self.harvested = 0
         self.settled_below = 0
         self.halted_batch = 0
         self.bound = 0
+        self.seen = (0, 0)
+        self.failed_starts = 0
+        self.due = 0.0
+        self.begin(Process(None), None, 0)
+
+    def begin(self, process: Process, wake: Any, claims: int) -> None:
+        """Have a new process as this worker."""
+        self.process = process
+        self.wake = wake
+        self.first_claims = claims
+        self.progress_since = process.started
+        self.halted_at = 0.0
+        self.halting = self.halt_again = False
+        self.rung = 0
+        self.told = False
+        self.too_large_since = 0.0
+        self.doomed: Doom | None = None
+        self.kill_at = math.inf
+        self._words[self._status + BORN] = max(0, process.born)
+        self._words[self._status + PID] = process.pid
+
+    @property
+    def state(self) -> str:
+        if self.process.child is None:
+            return DEAD
+        if self.doomed is not None:
+            return DOOMED
+        if self.halting:
+            return HALTED
+        if not self.is_ready():
+            return STARTING
+        return IDLE if self.word(ASLEEP) else RUNNING
+
+    def word(self, word: int) -> int:
+        return int(self._words[self._status + word])
+
+    # Its process.
+
+    def is_ready(self) -> bool:
+        """Return True if this process, not one before it, has called the initializer and wants tasks."""
+        return self.word(READY) / 1e9 > self.process.started
+
+    def starting_seconds(self) -> float:
+        """Return the seconds until this process was ready, or until now."""
+        return (self.word(READY) / 1e9 if self.is_ready() else system.monotonic()) - self.process.started
+
+    def postpone(self, now: float) -> None:
+        """Set when to start it again: each second time in a row after a pause that is doubled, 0.1 to 5 s."""
+        self.failed_starts += 1
+        self.due = now + min(5.0, 0.1 * 2 ** min(self.failed_starts // 2, 6))
+
+    def retire(self) -> None:
+        """Make the worker leave after its current task."""
+        self.told = self.halt_again = True
+        self._queue.tell_to_leave(self.index)
+        ring(self.wake)
+
+    def doom(self, why: Doom) -> None:
+        """End the worker and what its functions started: at once, or with SIGTERM and a grace if it has one."""
+        self.doomed = self.doomed or why
+        if why.grace:
+            self.told = True
+            self._queue.tell_to_leave(self.index)
+            self.kill_at = system.monotonic() + why.grace
+            self.process.signal_group(signal.SIGTERM)
+        else:
+            self.process.kill()
+
+    def reap(self) -> int:
+        """Kill what the dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
+        self.process.signal_group(signal.SIGKILL)
+        code = self.process.reap()
+        self.wake.close()
+        return code
+
+    def check_memory(self, now: float) -> None:
+        """Read its memory and processor time. Replace it if it uses more than max_rss."""
+        most = self._rules.max_rss
+        rss = self.process.measure()
+        if most is None or rss <= most:
+            return
+        if not self.too_large_since:
+            self.too_large_since = now
+            self.retire()
+        elif now - self.too_large_since >= MEMORY_SECONDS:
+            self.doom(Doom(None, "crashed", f"its worker held {rss:,} bytes of memory, more than max_rss={most:,}"))
+
+    def attend(self, now: float, hungry: bool) -> tuple[bool, bool]:
+        """Halt the worker if it is slow while others are idle or its results wait, or if its task runs too long.
+
+        hungry: some worker has nothing to do.
+        Return (moved, check_soon): tasks were moved; this worker must be checked again soon.
+        """
+        glance = self._queue.glance(self.index)
+        if self.doomed is not None:  # it is about to end
+            if now >= self.kill_at:
+                self.process.kill()
+            return False, False
+        if self.seen != (glance.number, glance.done):
+            self.seen = (glance.number, glance.done)
+            self.progress_since = now
+        timeout = self._rules.timeout
+        if timeout and glance.in_hand is not None and now - self.progress_since >= timeout:
+            return self._end_overdue(glance.in_hand, now, timeout), False
+        waited = system.perf_counter() - max(glance.began, self.halted_at)
+        slow = waited >= HUNGRY_SECONDS
+        moved = False
+        # For idle workers: first take back what only this worker could claim. Then halt it, and take what it claimed.
+        if hungry and (slow or not (self._ledger.again or self._ledger.fresh)):
+            moved = self.take_unclaimed()
+        take_back = glance.not_begun > 0 and (self.halt_again or (hungry and slow))
+        results_wait = self._has_outcomes(glance) and waited >= CHECK_SECONDS
+        if take_back or results_wait:
+            return self.halt() or moved, self.halt_again
+        if not glance.not_begun:
+            self.halt_again = False
+        return moved, self.halt_again or (hungry and glance.not_begun > 0)
+
+    def _end_overdue(self, position: int, now: float, timeout: float) -> bool:
+        """End the worker, whose task runs too long, and take back its other tasks. Return True if that was possible.
+
+        If it cannot be halted, kill it after OVERDUE_SECONDS.
+        """
+        why = Doom(position, "timeout", f"ran longer than {timeout:g} s", self._rules.grace)
+        halted = self.halt(why)
+        if not halted and now - self.progress_since >= timeout + OVERDUE_SECONDS:
+            self.doomed = why
+            self.process.kill()  # whatever grace it was to have
+        return halted
+
+    # Its batches.
 
     def has_batches(self) -> bool:
         """Return True if the worker has claimed a batch that was not read to its bound."""
-        return self.process.word(CLAIMS) != self.harvested
+        return self.word(CLAIMS) != self.harvested
 
-    def has_outcomes(self, glance: Glance) -> bool:
+    def _has_outcomes(self, glance: Glance) -> bool:
         """Return True if the worker's current batch has outcomes that are not in the ledger."""
         return glance.done > 0 and glance.first + glance.done > self.settled_below and glance.number > self.harvested
 
-    def take_in_left(self, number: int) -> None:
+    def collect(self, number: int) -> None:
         """Read all batches up to this number. The worker has finished them, or a halt has cut them.
 
         Tasks that are not done there are given back.
@@ -1689,22 +1625,22 @@ class LaneReader:
 
     def _check_claims(self, number: int) -> None:
         if not 0 <= number - self.harvested <= 2:
-            text = f"worker {self.process.index} says {number:,} batches; {self.harvested:,} were read"
+            text = f"worker {self.index} says {number:,} batches; {self.harvested:,} were read"
             raise SpoiledSegmentError(text)
 
     def _limits(self, number: int) -> tuple[int, int]:
         """Return the positions [first, bound) of a batch."""
-        words, half = self._queue.words, self._queue.half(self.process.index, number)
+        words, half = self._words, self._queue.half(self.index, number)
         first = words[half.first]
         bound = self.bound if self.halted_batch == number else words[half.end]
         if not 0 <= bound - first <= self._queue.batch:
-            text = f"worker {self.process.index} has a batch of positions {first:,} to {bound:,}"
+            text = f"worker {self.index} has a batch of positions {first:,} to {bound:,}"
             raise SpoiledSegmentError(text)
         return first, bound
 
     def _read(self, number: int, first: int, bound: int) -> Outcomes:
         """Read the finished tasks of a batch that are not in the ledger."""
-        half = self._queue.half(self.process.index, number)
+        half = self._queue.half(self.index, number)
         start = max(first, self.settled_below)
         if start >= bound:
             return Outcomes(bound, 0)
@@ -1725,14 +1661,14 @@ class LaneReader:
             ends=ends,
             begin=begin,
             log=half.read_log(ends[-1] & ~RECORD),
-            special=bool(self._queue.words[half.special]),
-            kind=int(self._queue.words[half.kind]),
+            special=bool(self._words[half.special]),
+            kind=int(self._words[half.kind]),
         )
 
     def _settle(self, outcomes: Outcomes) -> int:
         """Tell the ledger what was read. Return the position after the last finished task."""
         start, done = outcomes.start, outcomes.done
-        doomed = self.process.killed_for
+        doomed = self.doomed
         if done:
             self.settled_below = start + done
         if doomed is not None and doomed.grace and done and doomed.position == start:
@@ -1740,10 +1676,10 @@ class LaneReader:
         elif outcomes.ends:
             self._settle_values(outcomes, self._records.values(outcomes))
         elif done:
-            self._ledger.complete(self.process.index, start, done, None, outcomes.seconds, outcomes.started)
+            self._ledger.complete(self.index, start, done, None, outcomes.seconds, outcomes.started)
         return start + done
 
-    def _end_late(self, doomed: Doomed, outcomes: Outcomes) -> None:
+    def _end_late(self, doomed: Doom, outcomes: Outcomes) -> None:
         """Settle a task that ended after its timeout, during its grace. It was the last of its batch."""
         if outcomes.special:
             self._records.values(outcomes)  # its value may have a file, which goes
@@ -1753,50 +1689,55 @@ class LaneReader:
         """Tell the ledger what was read. A value can be a failure."""
         position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
         if Failure not in set(map(type, values)):
-            self._ledger.complete(self.process.index, position, len(values), values, seconds, started)
+            self._ledger.complete(self.index, position, len(values), values, seconds, started)
             return
         each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
         for failed, group in itertools.groupby(values, key=lambda value: type(value) is Failure):
             part = list(group)
             times = list(itertools.islice(each, len(part)))
             if not failed:
-                self._ledger.complete(self.process.index, position, len(part), part, times, started)
+                self._ledger.complete(self.index, position, len(part), part, times, started)
                 position += len(part)
                 started += sum(times)
                 continue
             for value, took in zip(part, times):
-                self._ledger.charge(self.process.index, position, "failed", value, took, started)
+                self._ledger.charge(self.index, position, "failed", value, took, started)
                 position += 1
                 started += took
 
-    def halt(self, doomed: Doomed | None = None) -> bool:
+    def halt(self, doomed: Doom | None = None) -> bool:
         """Stop the worker for a moment. Read what it has finished, and take back what it has not begun.
 
         Only this takes back tasks that a living worker has claimed. If the worker has the task of `doomed` in hand,
         it is killed. Return True if the lane could be read; if not, try again later.
         """
-        if not self.process.stop():
-            return False
-        try:
-            return self._take_back(doomed)
-        finally:
-            self.process.go_on()
+        done = False
+        self.halting = True
+        if self.process.stop():
+            try:
+                done = self._take_back(doomed)
+            finally:
+                self.process.go_on()
+        self.halting = False
+        self.halt_again = not done
+        self.halted_at = system.perf_counter()
+        return done
 
-    def _take_back(self, doomed: Doomed | None) -> bool:
+    def _take_back(self, doomed: Doom | None) -> bool:
         """Do what a halt does while the worker stands still.
 
         Somebody else may continue or kill the worker meanwhile. So after each read, check that the worker has not run,
         and use what was read only then.
         """
         process = self.process
-        claiming = self._queue.is_claiming(process.index)
-        number = process.word(CLAIMS)
+        claiming = self._queue.is_claiming(self.index)
+        number = self.word(CLAIMS)
         if claiming or not process.stands_still():
             return False
         self._check_claims(number)
         if number == self.harvested:
             return True
-        self.take_in_left(number - 1)
+        self.collect(number - 1)
         first, bound = self._limits(number)
         outcomes = self._read(number, first, bound)
         if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value
@@ -1805,24 +1746,16 @@ class LaneReader:
         if in_hand + 1 < bound and not self._draw_back(number, in_hand, bound):
             return False
         if doomed is not None and in_hand < bound and in_hand == doomed.position and process.stands_still():
-            self._end_in_hand(doomed)
+            self.doom(doomed)
         return True
-
-    def _end_in_hand(self, doomed: Doomed) -> None:
-        """End the worker, which stands still with this task in hand and has no other."""
-        if doomed.grace:
-            self._queue.tell_to_leave(self.process.index)
-            self.process.terminate(doomed)
-        else:
-            self.process.kill(doomed)
 
     def _draw_back(self, number: int, in_hand: int, bound: int) -> bool:
         """Make a batch end after the task in hand, and give back the rest.
 
         Return False if the worker has run meanwhile. Then nothing was taken back.
         """
-        process, words = self.process, self._queue.words
-        half = self._queue.half(process.index, number)
+        process, words = self.process, self._words
+        half = self._queue.half(self.index, number)
         self.halted_batch = number
         self.bound = bound
         words[half.end] = min(words[half.end], in_hand + 1)  # never higher: an earlier halt may have lowered it
@@ -1842,46 +1775,43 @@ class LaneReader:
         Read what it has finished. Charge an attempt to the task in hand. Give back the others.
         Return (asked, note): True if the process has ever claimed or slept, and the note that it left.
         """
-        process, words = self.process, self._queue.words
-        self._queue.recover(process.index)
-        note = self._queue.take_note(process.index)
-        number = process.word(CLAIMS)
+        self._queue.recover(self.index)
+        note = self._queue.take_note(self.index)
+        number = self.word(CLAIMS)
         self._check_claims(number)
-        asked = number != process.first_claims or process.word(ASLEEP) > 0
+        asked = number != self.first_claims or self.word(ASLEEP) > 0
         if number > self.harvested:
-            self.take_in_left(number - 1)
+            self.collect(number - 1)
             first, bound = self._limits(number)
             done = self._settle(self._read(number, first, bound))
-            if done < min(bound, words[process.status + LEAVING]) and number > words[process.status + PUBLISHED]:
+            if done < min(bound, self.word(LEAVING)) and number > self.word(PUBLISHED):
                 self._charge_in_hand(done, note or exit_text(code))
                 done += 1
             self._ledger.give_back(done, bound - done)
             self.harvested = number
-        self._queue.reset(process.index)
+        self._queue.reset(self.index)
         self.take_unclaimed()
         return asked, note
 
     def _charge_in_hand(self, position: int, error: str) -> None:
         """Charge an attempt to the task that was in hand when the worker died."""
-        process = self.process
         with contextlib.suppress(FileNotFoundError):  # the worker may have died while it wrote its value
             system.unlink(self._queue.segment.beside(f"v{position}"))
         status = "crashed"
-        doomed = process.killed_for
-        if doomed is not None and doomed.position in (None, position):
-            status, error = doomed.status, doomed.error
+        if self.doomed is not None and self.doomed.position in (None, position):
+            status, error = self.doomed.status, self.doomed.error
         self._charge(position, status, error)
 
     def _charge(self, position: int, status: str, error: str) -> None:
         """Charge an attempt to the task that has been in hand until now."""
-        seconds = system.monotonic() - self.process.progress_since
+        seconds = system.monotonic() - self.progress_since
         self._ledger.charge(
-            self.process.index, position, status, Failure(error), seconds, started=system.wall_clock() - seconds
+            self.index, position, status, Failure(error), seconds, started=system.wall_clock() - seconds
         )
 
     def take_unclaimed(self) -> bool:
         """Give back tasks that only this worker could claim; in variants there may be some. Return True if so."""
-        return self._ledger.give_back_all(self._queue.drain(self.process.index))
+        return self._ledger.give_back_all(self._queue.drain(self.index))
 
 
 BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in blocks of this size
@@ -2738,7 +2668,7 @@ class Calls(Job):
             with supervisor:
                 try:
                     while self._hand_over(supervisor):
-                        supervisor._engine.turn(self, supervisor._report)
+                        supervisor._engine.step(self, supervisor._report)
                     supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
                 finally:
                     with self._lock:
@@ -2853,28 +2783,49 @@ WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
 _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
 
 
-class WorkerPool:
-    """Starts, wakes, stops, kills and reaps worker processes."""
+class Rules(NamedTuple):
+    """When the supervisor ends a worker. The units are seconds and bytes; None: never.
 
-    def __init__(self, queue: SharedTaskQueue, options: WorkerOptions, context: Any, max_rss: int | None) -> None:
+    timeout: its task ran so long. grace: between SIGTERM and SIGKILL then. max_rss: it uses more memory.
+    """
+
+    timeout: float | None = None
+    grace: float = 0.0
+    max_rss: int | None = None
+
+
+class WorkerPool:
+    """All workers: starts and wakes them, collects what they finish, looks after them, and replaces the dead.
+
+    lanes: one for each worker.
+    closing: start no more.
+    respawned: how many were started in place of dead ones.
+    failure: the error that has ended the run, or None.
+    next_check: when to check the workers again.
+    """
+
+    def __init__(self, queue: Any, ledger: Ledger, options: WorkerOptions, context: Any, rules: Rules) -> None:
         self._queue = queue
+        self._ledger = ledger
         self._options = options
         self.context = context
-        self._max_rss = max_rss
-        self.closing = False  # start no more
+        self._rules = rules
+        self.lanes = [Lane(index, queue, ledger, rules) for index in range(len(queue.status))]
+        self.closing = False
         self.silent_fork = False  # without the warning of Python about threads, as nobody has named fork
         self.respawned = 0
+        self.failure: Exception | None = None
+        self.next_check = 0.0
+        self._sleepers: list[tuple[int, int]] = []  # at the last check
+        self._lost = False  # at the last check, tasks were nowhere
         self._failed_starts = 0  # in a row
         self._last_failure = ""  # why
         self._dead_starting = 0.0  # seconds that the dead workers took to start
         self._worked_at = system.monotonic()
         self._next_memory = system.monotonic() + MEMORY_SECONDS  # so a short run need not import psutil
-        self.processes: list[WorkerProcess] = [
-            WorkerProcess(index, queue.words, status) for index, status in enumerate(queue.status)
-        ]
-        self.bell, self._bell_end = self._pipe()
-        self.poll = system.poll()
-        self.poll.register(self.bell, select.POLLIN)
+        self._bell, self._bell_end = self._pipe()
+        self._poll = system.poll()
+        self._poll.register(self._bell, select.POLLIN)
 
     def _pipe(self) -> tuple[Any, Any]:
         """Return a pipe (reader, writer). Writing never blocks, and forked workers close both ends."""
@@ -2883,45 +2834,43 @@ class WorkerPool:
         _supervisor_ends.update((reader, writer))
         return reader, writer
 
+    def living(self) -> list[Lane]:
+        return [lane for lane in self.lanes if lane.process.child is not None]
+
+    # Starting and ending processes.
+
     def start_all(self) -> None:
         """Start every worker. Raises LIMIT_ERRORS if one cannot be started."""
-        self._queue.stuck = self.free_lock
-        for process in self.processes:
-            self.start(process)
+        self._queue.stuck = self._free_lock
+        for lane in self.lanes:
+            self._start(lane)
 
-    def start(self, process: WorkerProcess) -> None:
+    def _start(self, lane: Lane) -> None:
         """Start a process as this worker. Raises LIMIT_ERRORS if that is not possible, and leaves nothing open."""
         self._check_descriptors()
+        wake, ours = self._pipe()
         try:
-            self._launch(process)
+            self._launch(lane, wake, ours)
         except LIMIT_ERRORS as error:
             close_launch_pipes(error)
             raise
         finally:
-            if process.child is None and process.wake is not None:
-                process.wake.close()
+            wake.close()
+            if lane.wake is not ours:
+                ours.close()
 
     def _check_descriptors(self) -> None:
         """Raise OSError (EMFILE) now if few are left. If multiprocessing fails half-way, it leaves some open."""
-        spare = [system.dup(self.bell.fileno()) for _ in range(SPARE_DESCRIPTORS)]
+        spare = [system.dup(self._bell.fileno()) for _ in range(SPARE_DESCRIPTORS)]
         del spare  # this closes them
 
-    def try_to_start(self, process: WorkerProcess) -> None:
-        """Start a process as this worker while a run goes on. If a limit forbids it, that is a failed start."""
-        try:
-            self.start(process)
-        except LIMIT_ERRORS as error:
-            self._start_failed(process, f"no worker can be started: {limit_text(error)}", sure=False)
-
-    def _launch(self, process: WorkerProcess) -> None:
-        """Start the process, and keep what is needed of it."""
+    def _launch(self, lane: Lane, wake: Any, ours: Any) -> None:
         queue = self._queue
-        wake, process.wake = self._pipe()
         mine = Pipes(wake, self._bell_end)
-        arguments = (type(queue), queue.name, queue.primitives, process.index, self._options, mine)
-        child = self.context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{process.index}")
+        arguments = (type(queue), queue.name, queue.primitives, lane.index, self._options, mine)
+        child = self.context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{lane.index}")
         child.daemon = False  # or its functions could not start processes
-        process.first_claims = process.word(CLAIMS)  # before the new one can have claimed
+        claims = lane.word(CLAIMS)  # before the new process can have claimed
         start_helper(self.context.get_start_method())
         with handlers_wait(), warnings.catch_warnings() if self.silent_fork else contextlib.nullcontext():
             if self.silent_fork:
@@ -2931,13 +2880,78 @@ class WorkerPool:
                 child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
-                wake.close()
-            process.begin(child)
-            self.poll.register(process.end_sign(), select.POLLIN)
-            with contextlib.suppress(OSError):  # the child does the same; one of the two comes first
-                os.setpgid(process.pid, process.pid)
-            queue.words[process.status + BORN] = max(0, process.born)
-            queue.words[process.status + PID] = process.pid
+            lane.begin(Process(child), ours, claims)
+            self._poll.register(lane.process.end_sign(), select.POLLIN)
+
+    def _try_to_start(self, lane: Lane) -> None:
+        """Start a process as this worker while a run goes on. If a limit forbids it, that is a failed start."""
+        try:
+            self._start(lane)
+        except LIMIT_ERRORS as error:
+            self._start_failed(lane, f"no worker can be started: {limit_text(error)}", sure=False)
+
+    def _start_failed(self, lane: Lane, why: str, sure: bool) -> None:
+        """Try again after a pause. Raises WorkersFailedError if that is hopeless. sure: the initializer raised."""
+        now = system.monotonic()
+        lane.postpone(now)
+        self._failed_starts += 1
+        self._last_failure = why
+        hopeless = sure or now - self._worked_at > FAILED_SECONDS
+        if self._failed_starts >= FAILED_STARTS and hopeless and not any(lane.is_ready() for lane in self.living()):
+            raise WorkersFailedError(why)
+
+    def _worked(self) -> None:
+        """Note that some worker has had tasks."""
+        self._worked_at = system.monotonic()
+        self._failed_starts = 0
+
+    def _bury(self, lane: Lane) -> None:
+        """Reap a dead worker, account for its tasks, and replace it.
+
+        Raises WorkersFailedError if its exit code is UNGUARDED, or as _start_failed().
+        """
+        with contextlib.suppress(KeyError):  # an interrupted close() has done it
+            self._poll.unregister(lane.process.end_sign())
+        self._dead_starting += lane.starting_seconds()
+        code = lane.reap()
+        if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
+            return
+        claimed, note = lane.recover(code)
+        if self.closing:
+            return
+        self.respawned += 1
+        if code == UNGUARDED:
+            raise WorkersFailedError(GUARD_REMEDY)
+        if claimed or (lane.told and code == 0):
+            self._worked()
+            lane.failed_starts = 0
+            self._try_to_start(lane)
+        else:
+            why = f"{self._failed_starts + 1} workers in a row died before they took a task: {note or exit_text(code)}"
+            self._start_failed(lane, why, sure=bool(note))
+
+    def end_all(self, why: Doom) -> None:
+        """Kill the workers, and settle what they have in hand."""
+        for lane in self.living():
+            lane.doom(why)
+        for lane in self.living():
+            self._bury(lane)
+
+    def close(self) -> None:
+        """Kill and reap the remaining workers, and close the pipes. If this is interrupted, they end by themselves."""
+        try:
+            for lane in self.living():
+                lane.process.kill()
+            for lane in self.living():
+                with contextlib.suppress(KeyError):
+                    self._poll.unregister(lane.process.end_sign())
+                lane.reap()
+        finally:
+            for end in (*(lane.wake for lane in self.lanes), self._bell, self._bell_end):
+                if end is not None:
+                    end.close()
+
+    # Waking and waiting.
 
     def ring(self, everyone: bool = False) -> None:
         """Wake the sleepers for which there is enough work, once for each sleep.
@@ -2945,123 +2959,142 @@ class WorkerPool:
         everyone: wake all that could take a task, again too. One of them may be stopped, or get no processor.
         """
         for index, number in self._queue.wakeable(everyone):
-            process = self.processes[index]
-            if everyone or process.rung != number:
-                process.rung = number
-                if process.child is not None:
-                    self._write(process.wake, b"!")
-
-    def retire(self, process: WorkerProcess) -> None:
-        """Make a worker leave after its current task."""
-        process.told = process.halt_again = True
-        self._queue.tell_to_leave(process.index)
-        self._write(process.wake, b"!")
+            lane = self.lanes[index]
+            if everyone or lane.rung != number:
+                lane.rung = number
+                if lane.process.child is not None:
+                    ring(lane.wake)
 
     def wake_supervisor(self) -> None:
-        self._write(self._bell_end, b"!")
+        ring(self._bell_end)
 
-    def _write(self, pipe: Any, data: bytes) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: enough is written; broken: it is dead
-            system.write(pipe.fileno(), data)
+    def wait(self, until: float, stream: int) -> None:
+        """Sleep until that time, or until a worker rings or dies, or this descriptor has input (-1 for none)."""
+        if stream >= 0:
+            self._poll.register(stream, select.POLLIN)
+        try:
+            events = self._poll.poll(max(0.0, until - system.monotonic()) * 1000)
+        finally:
+            if stream >= 0:
+                self._poll.unregister(stream)
+        bell = self._bell.fileno()
+        for descriptor, _ in events:
+            if descriptor == bell:
+                system.read(bell, 4096)
+            elif descriptor != stream:  # a worker has died
+                self.next_check = 0.0
 
-    def find_dead(self, now: float) -> list[WorkerProcess]:
-        """Start workers that are due, check the memory of the living, and return the dead ones."""
-        dead = []
-        for process in self.processes:
-            if process.child is None:
-                if now >= process.due and not self.closing:
-                    self.try_to_start(process)
-            elif process.is_dead():
-                dead.append(process)
+    # Collecting and looking after them.
+
+    def collect(self) -> bool:
+        """Bring what workers have finished to the ledger. Return True if there was any, or if there is more room."""
+        queue = self._queue
+        room = queue.room()
+        published = queue.harvest([lane.harvested for lane in self.lanes])
+        news = waits = False
+        for lane, number in zip(self.lanes, published):
+            if number != lane.harvested:
+                waits = waits or not queue.has_free_half(lane.index)
+                lane.collect(number)
+                news = True
+        if news:
+            self._worked()
+        if waits:  # a worker needs the half that was just read: tell it at once, not at the next step
+            queue.harvest([lane.harvested for lane in self.lanes])
+        return news or bool(queue.room() > room)
+
+    def hurry(self) -> None:
+        """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""
+        self.ring()
+        if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
+            self.next_check = min(self.next_check, system.monotonic() + HUNGRY_SECONDS)
+
+    def check(self, now: float) -> bool:
+        """Bury and replace the dead, halt the slow, end those whose task runs too long. Return True if tasks moved."""
+        self._sleepers = self._queue.sleepers()
+        waiting = self._ledger.in_queue()
+        self._check_for_lost(waiting)
+        self.ring(everyone=True)
+        hungry = any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
+        moved = soon = False
+        for lane in self.lanes:
+            if lane.process.child is None:
+                if now >= lane.due and not self.closing:
+                    self._try_to_start(lane)
+                moved = lane.take_unclaimed() or moved
+            elif lane.process.is_dead():
+                self._bury(lane)
+                moved = True
+            elif waiting:
+                took, restless = lane.attend(now, hungry)
+                moved = moved or took
+                soon = soon or restless
         if now >= self._next_memory and late("psutil") is not None:
             self._next_memory = now + MEMORY_SECONDS
-            for process in self.living():
-                self._check_memory(process, now)
-        return dead
-
-    def _check_memory(self, process: WorkerProcess, now: float) -> None:
-        """Read a worker's memory and processor time. Replace it if it uses more than max_rss."""
-        psutil = late("psutil")
-        with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
-            process.monitor = process.monitor or psutil.Process(process.pid)
-            process.rss = process.monitor.memory_info().rss
-            process.cpu = process.monitor.cpu_percent()
-        if self._max_rss is None or process.rss <= self._max_rss:
-            return
-        if not process.retiring:
-            process.retiring = now
-            self.retire(process)
-        elif now - process.retiring >= MEMORY_SECONDS:
-            why = f"its worker held {process.rss:,} bytes of memory, more than max_rss={self._max_rss:,}"
-            process.kill(Doomed(None, "crashed", why))
-
-    def reap(self, process: WorkerProcess) -> int:
-        """Kill what a dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
-        process.signal_group(signal.SIGKILL)
-        with contextlib.suppress(KeyError):  # an interrupted close() has done it
-            self.poll.unregister(process.end_sign())
-        self._dead_starting += self._start_time(process)
-        code = process.reap()
-        process.wake.close()
-        return code
-
-    def starting_seconds(self) -> float:
-        """Return the seconds that all worker processes together took to start."""
-        return self._dead_starting + sum(map(self._start_time, self.living()))
-
-    def _start_time(self, process: WorkerProcess) -> float:
-        """Return the seconds until this process was ready, or until now."""
-        ready = process.word(READY) / 1e9
-        return (ready if self._is_ready(process) else system.monotonic()) - process.started
-
-    def _is_ready(self, process: WorkerProcess) -> bool:
-        """Return True if this process, not one before it, has called the initializer and wants tasks."""
-        return process.word(READY) / 1e9 > process.started
-
-    def replace(self, process: WorkerProcess, code: int, claimed: bool, note: str) -> None:
-        """Replace a reaped worker: at once, or after a pause if it died before it claimed a task.
-
-        Raises WorkersFailedError if its exit code is UNGUARDED, or as _start_failed().
-        """
-        self.respawned += 1
-        if code == UNGUARDED:
-            raise WorkersFailedError(GUARD_REMEDY)
-        if claimed or (process.told and code == 0):
-            self.worked()
-            process.deaths = 0
-            self.try_to_start(process)
+            for lane in self.living():
+                lane.check_memory(now)
+        if soon:
+            self.next_check = now + HUNGRY_SECONDS
         else:
-            why = f"{self._failed_starts + 1} workers in a row died before they took a task: {note or exit_text(code)}"
-            self._start_failed(process, why, sure=bool(note))
+            self.next_check = now + (CHECK_SECONDS if self._ledger.unfinished() else IDLE_SECONDS)
+        return moved
 
-    def _start_failed(self, process: WorkerProcess, why: str, sure: bool) -> None:
-        """Try again after a pause. Raises WorkersFailedError if that is hopeless. sure: the initializer raised."""
-        now = system.monotonic()
-        process.postpone(now)
-        self._failed_starts += 1
-        self._last_failure = why
-        hopeless = sure or now - self._worked_at > FAILED_SECONDS
-        if self._failed_starts >= FAILED_STARTS and hopeless and not any(map(self._is_ready, self.living())):
-            raise WorkersFailedError(why)
+    def _check_for_lost(self, waiting: int) -> None:
+        """Raise SpoiledSegmentError if tasks are nowhere: the ring is empty, and every claimed batch was read.
 
-    def worked(self) -> None:
-        """Note that some worker has had tasks."""
-        self._worked_at = system.monotonic()
-        self._failed_starts = 0
+        This must hold at two checks in a row, with a turn of the lock between them: a claim writes several words.
+        """
+        lost = waiting > 0 and not self._queue.backlog() and not any(lane.has_batches() for lane in self.lanes)
+        if lost and self._lost:
+            raise SpoiledSegmentError(f"{waiting:,} tasks are in the queue, but neither in the ring nor in a lane")
+        self._lost = lost
+
+    def take_back(self, position: int | None = None) -> None:
+        """Take back what workers have claimed and not begun; with a position, only from the lane that holds it."""
+        for lane in self.living():
+            glance = self._queue.glance(lane.index)
+            if position is None:
+                lane.halt()
+            elif glance.first <= position < glance.end:
+                for _ in range(HALT_TRIES):
+                    if lane.halt():
+                        break
+
+    def _free_lock(self, lock: KernelLock, holder: int, seconds: float) -> None:
+        """Free a lock for which the supervisor has waited for so many seconds.
+
+        holder: the worker that has signed, or -1 if none has. Continue a stopped holder. Kill it if that does not help.
+        If the holder is dead, the lock frees itself.
+        """
+        living = [lane for lane in self.living() if not lane.process.is_dead()]
+        suspects = [lane for lane in living if holder in (lane.index, -1)]
+        if seconds >= 1:
+            for lane in suspects:
+                lane.process.signal_group(signal.SIGCONT)
+                if holder >= 0 and seconds >= STOP_SECONDS:
+                    lane.doom(Doom(None, "crashed", "its worker held the lock and did not go on"))
+        if not suspects or (holder < 0 and seconds >= 1):
+            lock.holder_died(self._queue, self.context, living)
 
     def suspend(self) -> None:
         """Stop the workers and then this process. When it is continued, continue them."""
         since = system.monotonic()
         living = self.living()
         try:
-            for process in living:
-                process.signal_group(signal.SIGSTOP)
+            for lane in living:
+                lane.process.signal_group(signal.SIGSTOP)
             # Not SIGSTOP: nobody could continue an orphaned group. The kernel ignores SIGTSTP in such a group.
             system.kill(os.getpid(), signal.SIGTSTP)
         finally:
-            for process in living:
-                process.signal_group(signal.SIGCONT)
-                process.progress_since += system.monotonic() - since
+            for lane in living:
+                lane.process.signal_group(signal.SIGCONT)
+                lane.progress_since += system.monotonic() - since
+
+    # What is told of them.
+
+    def starting_seconds(self) -> float:
+        """Return the seconds that all worker processes together took to start."""
+        return self._dead_starting + sum(lane.starting_seconds() for lane in self.living())
 
     def held_up(self, outstanding: int) -> str:
         """Say what keeps workers from running: somebody has stopped them, or none could be started.
@@ -3071,123 +3104,167 @@ class WorkerPool:
         if not outstanding:
             return ""
         living = self.living()
-        stopped = [f"worker {process.index}" for process in living if process.is_stopped()]
+        stopped = [f"worker {lane.index}" for lane in living if lane.process.is_stopped()]
         if stopped:
             return f"{' and '.join(stopped)} {'is' if len(stopped) == 1 else 'are'} stopped"
         return self._last_failure * (not living)
 
-    def free_lock(self, lock: KernelLock, holder: int, seconds: float) -> None:
-        """Free a lock for which the supervisor has waited for so many seconds.
 
-        holder: the worker that has signed, or -1 if none has. Continue a stopped holder. Kill it if that does not help.
-        If the holder is dead, the lock frees itself.
-        """
-        living = [process for process in self.living() if not process.is_dead()]
-        suspects = [process for process in living if holder in (process.index, -1)]
-        if seconds >= 1:
-            for process in suspects:
-                process.signal_group(signal.SIGCONT)
-                if holder >= 0 and seconds >= STOP_SECONDS:
-                    process.kill(Doomed(None, "crashed", "its worker held the lock and did not go on"))
-        if not suspects or (holder < 0 and seconds >= 1):
-            lock.holder_died(self._queue, self.context, living)
+def ring(pipe: Any) -> None:
+    """Wake the process that waits at the other end of a pipe."""
+    with contextlib.suppress(OSError):  # full: enough is written; broken, or closed here: nobody waits any more
+        system.write(pipe.fileno(), b"!")
 
-    def living(self) -> list[WorkerProcess]:
-        return [process for process in self.processes if process.child is not None]
 
-    def close(self) -> None:
-        """Kill and reap the remaining workers, and close the pipes. If this is interrupted, they end by themselves."""
+class InlineQueue:
+    """In place of a queue if there are no workers: holds the one task that runs next in this process."""
+
+    name = ""
+    strategy = "in this process"
+    num_slots = 1
+    printed = False
+    status: Sequence[int] = ()
+    words: Sequence[int] = ()
+    segment: Any = None
+    heap = b""
+    heap_offset = 0
+    ring = types.SimpleNamespace(capacity=math.inf)
+
+    def __init__(self) -> None:
+        self._positions = itertools.count()
+        self._next: Tasks | None = None
+
+    def room(self) -> int:
+        return int(self._next is None)
+
+    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
+        self._next = tasks
+        return [(next(self._positions), 1)]
+
+    def take(self) -> Tasks | None:
+        tasks, self._next = self._next, None
+        return tasks
+
+    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+        tasks = self.take()
+        return [] if tasks is None else [(tasks.first, 1)]
+
+    def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
+        return []
+
+    def backlog(self) -> int:
+        return 0
+
+
+class InlinePool(WorkerPool):
+    """No workers: runs the functions in this process, one task in each step, with the same results as in a worker."""
+
+    def __init__(self, queue: InlineQueue, ledger: Ledger, options: WorkerOptions, context: Any) -> None:
+        super().__init__(queue, ledger, options, context, Rules())
+        self._inline = queue
+        self._calls = {
+            fn_id | mark: call
+            for fn_id, function in options.functions.items()
+            for mark, call in adapt(function, options.codec).items()
+        }
+
+    def start_all(self) -> None:
+        if self._options.initializer is not None:
+            with self._as_worker():
+                self._options.initializer()
+
+    def collect(self) -> bool:
+        """Run the task in the queue. Return True if there was one."""
+        tasks = self._inline.take()
+        if tasks is None:
+            return False
+        started, began = system.wall_clock(), system.perf_counter()
+        self._tsk_id = tasks.tsk_ids[0]
+        value = self._call((tasks.marked or tasks.fn_ids)[0], tasks.data[0])
+        seconds = system.perf_counter() - began
+        if isinstance(value, Failure):
+            self._ledger.charge(0, tasks.first, "failed", value, seconds, started)
+        else:
+            self._ledger.complete(0, tasks.first, 1, [value], seconds, started)
+        return True
+
+    def hurry(self) -> None:
+        pass
+
+    def check(self, now: float) -> bool:
+        self.next_check = now + CHECK_SECONDS
+        return False
+
+    def _call(self, fn_id: int, payload: bytes) -> Any:
+        """Return the value as it would arrive from a worker, or a Failure."""
+        structures, codec = self._ledger.structures, self._ledger.codec
         try:
-            for process in self.living():
-                process.kill()
-            for process in self.living():
-                self.reap(process)
+            with self._as_worker():
+                value = self._calls[fn_id](payload)
+            if value is not None:
+                value = decode(*encode(value, codec, structures), codec, structures)
+        except interruptions():
+            raise
+        except BaseException as error:
+            value = Failure.of(error)
+            value = value._replace(cause=error.with_traceback(without_own_frames(error.__traceback__)))
+        return value
+
+    @contextlib.contextmanager
+    def _as_worker(self) -> Iterator[None]:
+        """Have the environment that functions find in worker 0. This process may be a worker itself."""
+        global tsk_id_in_hand
+        outside = os.environ.get(WORKER_VARIABLE)
+        outer = tsk_id_in_hand
+        os.environ[WORKER_VARIABLE] = "0"
+        tsk_id_in_hand = lambda: self._tsk_id  # noqa: E731
+        try:
+            yield
         finally:
-            for end in (*(process.wake for process in self.processes), self.bell, self._bell_end):
-                if end is not None:
-                    end.close()
+            tsk_id_in_hand = outer
+            os.environ.pop(WORKER_VARIABLE, None)  # the function may have removed it
+            if outside is not None:
+                os.environ[WORKER_VARIABLE] = outside
 
 
-class Doomed(NamedTuple):
-    """Why the supervisor kills a worker, and the outcome of its task.
+class Process:
+    """A worker's process: who it is, and how to start, stop, continue and end it. Why is up to its Lane.
 
-    position: the task's; None for any task in hand.
+    child: multiprocessing's object; None before the start and after the process was reaped.
+    pidfd: a descriptor that stands for this process, whoever gets its pid later; None if there is none.
+    born: when the process started, as system.process_state() tells it; -1 if it has ended before that was read.
+    started: the same on the monotonic clock. rss, cpu: bytes and percent, as last measured.
     """
 
-    position: int | None
-    status: str
-    error: str
-    grace: float = 0.0  # seconds between SIGTERM and SIGKILL; without one there is no SIGTERM
-
-
-class WorkerProcess:
-    """What the supervisor keeps of one worker, and does to its process."""
-
-    child: Any = None  # multiprocessing's object; None while the worker is dead
-    pidfd: Any = None  # a descriptor that stands for this process, whoever gets its pid later; None if there is none
-    born: int = 0  # when the process started, as system.process_state() tells it
-    started: float = 0.0
-    wake: Any = None  # our end of its pipe
-    due: float = 0.0  # when to start a new process, if this one is dead
-    deaths: int = 0  # in a row, each before it claimed a task
-    first_claims: int = 0  # its `claims` word when it was started
-    rung: int = 0  # the number of the last sleep that we woke it from
-    halted: float = 0.0  # when it was last halted
-    halt_again: bool = False  # halt it at the next check: the last halt failed, or it was told to leave
-    seen: tuple[int, int] = (0, 0)  # at the last check: the number of its batch, and how many tasks were done
-    progress_since: float = 0.0  # when `seen` last changed
-    killed_for: Doomed | None = None
-    kill_at: float = math.inf  # when its grace ends
-    monitor: Any = None  # its psutil.Process
     rss: int = 0
     cpu: float = 0.0
-    told: bool = False  # it was told to leave
-    retiring: float = 0.0  # when it was told to leave because of its memory; 0 if it was not
+    _monitor: Any = None  # its psutil.Process
     _stopped_before: bool = False  # somebody else had stopped it when the halt began
     _still_since: float = 0.0
     _switches: int = 0  # its context switches at that time
 
-    def __init__(self, index: int, words: Any, status: int, pid: int = 0) -> None:
-        self.index = index
-        self.words = words  # the words of the segment
-        self.status = status  # the index of this worker's first word
-        self.pid = pid
-
-    def word(self, word: int) -> int:
-        return int(self.words[self.status + word])
-
-    def begin(self, child: Any) -> None:
-        """Make a new process this worker."""
+    def __init__(self, child: Any, pid: int = 0) -> None:
         self.child = child
-        self.pid = int(child.pid or 0)
-        self.started = self.progress_since = system.monotonic()
-        self.rung = 0
-        self.killed_for = None
-        self.kill_at = math.inf
-        self.monitor = None
-        self.rss = 0
-        self.cpu = 0.0
-        self.retiring = 0.0
-        self.told = False
-        self.identify()
+        self.pid = pid if child is None else int(child.pid or 0)
+        self.started = system.monotonic()
+        self.born = 0
+        self.pidfd: Any = None
+        if child is not None:
+            self._identify()
+            with contextlib.suppress(OSError):  # the process does the same; one of the two comes first
+                os.setpgid(self.pid, self.pid)
 
-    def postpone(self, now: float) -> None:
-        """Set when to start it again: each second time in a row after a pause that is doubled, 0.1 to 5 s."""
-        self.deaths += 1
-        self.due = now + min(5.0, 0.1 * 2 ** min(self.deaths // 2, 6))
-
-    def identify(self) -> None:
-        """Remember the identity of the new process. Later another process may get its pid."""
+    def _identify(self) -> None:
+        """Remember who it is. Later another process may get its pid."""
         self.born = system.process_state(self.pid)[1]
-        self.pidfd = None
         with contextlib.suppress(OSError, AttributeError):  # the process is gone; or there are no pidfds
             self.pidfd = system.pidfd_open(self.pid)
             _supervisor_ends.add(self.pidfd)
         if is_readable(self.child.sentinel):  # it has ended, so what was read may belong to another process
-            self.close_pidfd()
+            self._close_pidfd()
             self.born = -1
 
-    def close_pidfd(self) -> None:
+    def _close_pidfd(self) -> None:
         pidfd, self.pidfd = self.pidfd, None
         if pidfd is not None:
             pidfd.close()
@@ -3221,23 +3298,24 @@ class WorkerProcess:
         code = child.exitcode
         if code is None:  # multiprocessing would think that the process is alive, and refuse to close it
             code = child._popen.returncode = TAKEN
-        self.close_pidfd()
+        self._close_pidfd()
         self.child = None  # first: close() can be called once
         child.close()
         return int(code)
 
-    def kill(self, why: Doomed | None = None) -> None:
+    def kill(self) -> None:
         """Kill it and what its functions started."""
-        self.killed_for = self.killed_for or why
         self.signal_group(signal.SIGKILL)
         self.signal(signal.SIGKILL)  # if it has no group yet
 
-    def terminate(self, why: Doomed) -> None:
-        """Ask it and what its functions started to end; it has been told to leave. It is killed after the grace."""
-        self.killed_for = why
-        self.kill_at = system.monotonic() + why.grace
-        self.told = True
-        self.signal_group(signal.SIGTERM)
+    def measure(self) -> int:
+        """Read its memory and processor time. Return the bytes of memory; 0 if that is not told."""
+        psutil = late("psutil")
+        with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
+            self._monitor = self._monitor or psutil.Process(self.pid)
+            self.rss = self._monitor.memory_info().rss
+            self.cpu = self._monitor.cpu_percent()
+        return self.rss
 
     def stop(self) -> bool:
         """Stop it, and wait until it stands still. If that takes too long, continue it and return False."""
@@ -4282,7 +4360,7 @@ class KernelLock:
     def release(self) -> None:
         fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
 
-    def holder_died(self, queue: SharedTaskQueue, context: Any, living: Sequence[WorkerProcess]) -> None:
+    def holder_died(self, queue: SharedTaskQueue, context: Any, living: Sequence[Lane]) -> None:
         """Free the lock of a dead holder (supervisor); here the kernel does. living: the other workers."""
 
 
@@ -6585,17 +6663,17 @@ class Progress:
     def take(self, stats: dict[str, Any], queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger) -> Snapshot:
         """Return a snapshot of a Supervisor that has these parts."""
         about = {"name": queue.name, "strategy": queue.strategy, "ring": queue.backlog(), "num_slots": queue.num_slots}
-        for row, process in zip(stats["workers"], pool.processes):
-            glance = queue.glance(process.index)
-            row["state"] = "sleep" if process.child else "dead"
-            if process.rss:
-                row |= {"cpu": process.cpu, "rss": process.rss}
-            if process.child and glance.in_hand is not None:
-                lane = queue.half(process.index, glance.number).lane
+        for row, lane in zip(stats["workers"], pool.lanes):
+            glance = queue.glance(lane.index)
+            row["state"] = "dead" if lane.state == DEAD else "sleep"
+            if lane.process.rss:
+                row |= {"cpu": lane.process.cpu, "rss": lane.process.rss}
+            if lane.state != DEAD and glance.in_hand is not None:
+                slots = queue.half(lane.index, glance.number).lane
                 row["state"] = "run"
-                row["function"] = ledger.names.get(lane.fn_id(glance.done) & FN_ID, "")
-                row["in_hand"] = lane.tsk_id(glance.done)
-                row["held"] = time.monotonic() - process.progress_since
+                row["function"] = ledger.names.get(slots.fn_id(glance.done) & FN_ID, "")
+                row["in_hand"] = slots.tsk_id(glance.done)
+                row["held"] = time.monotonic() - lane.progress_since
         return self.complete(stats | about, ledger.tally.latest)
 
     def complete(self, shot: Snapshot, failures: Iterable[TaskResult]) -> Snapshot:

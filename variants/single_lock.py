@@ -79,24 +79,23 @@ class NumberedLock(shmqueue.KernelLock):
     def release(self) -> None:
         self.shared[0].release()
 
-    def holder_died(self, queue: Any, context: Any, living: Sequence[shmqueue.WorkerProcess]) -> None:
+    def holder_died(self, queue: Any, context: Any, living: Sequence[shmqueue.Lane]) -> None:
         """Change to another lock, and wait until no worker can be inside the old one."""
         self.prepare(context)
-        for process in living:
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it will wake; it is dead
-                shmqueue.system.write(process.wake.fileno(), b"!")
+        for lane in living:
+            shmqueue.ring(lane.wake)
         deadline = shmqueue.system.monotonic() + 1
-        while inside := [process for process in living if may_hold_lock(queue, process)]:
+        while inside := [lane for lane in living if may_hold_lock(queue, lane)]:
             if shmqueue.system.monotonic() > deadline:
-                for process in inside:
-                    process.kill()
+                for lane in inside:
+                    lane.process.kill()
             shmqueue.system.sleep(0.001)
 
 
-def may_hold_lock(queue: shmqueue.SharedTaskQueue, process: shmqueue.WorkerProcess) -> bool:
+def may_hold_lock(queue: shmqueue.SharedTaskQueue, lane: shmqueue.Lane) -> bool:
     """Return True if a worker may be inside the lock. It is not while it has a task in hand."""
-    idle = queue.glance(process.index).in_hand is None
-    return not process.is_dead() and (idle or queue.is_claiming(process.index))
+    idle = queue.glance(lane.index).in_hand is None
+    return not lane.process.is_dead() and (idle or queue.is_claiming(lane.index))
 
 
 class SingleLock(shmqueue.SharedTaskQueue):

@@ -367,7 +367,7 @@ def test_no_signal_goes_to_a_process_that_got_the_pid_of_a_worker(stranger, monk
     if not pidfds:
         monkeypatch.delattr(os, "pidfd_open")
     with Supervisor([jobs.echo], workers=1, start_method=method) as supervisor:
-        (handle,) = supervisor._pool.processes
+        handle = supervisor._pool.lanes[0].process
         assert (handle.pidfd is not None) == pidfds
         pid, handle.pid = handle.pid, stranger.pid
         handle.signal(signal.SIGSTOP)
@@ -385,10 +385,8 @@ def test_no_signal_goes_to_a_process_that_got_the_pid_of_a_worker(stranger, monk
 def test_a_worker_that_ends_at_once_is_not_taken_for_another_process(monkeypatch, stranger, method):
     """Here its pid names another one when it is looked at for the first time."""
     monkeypatch.setattr(shmqueue, "is_readable", lambda descriptor, timeout=0.0: True)
-    handle = shmqueue.WorkerProcess(0, None, 0, pid=stranger.pid)
     reader, writer = multiprocessing.Pipe()
-    handle.child = type("Process", (), {"sentinel": reader.fileno()})
-    handle.identify()
+    handle = shmqueue.Process(type("Process", (), {"sentinel": reader.fileno(), "pid": stranger.pid}))
     assert handle.pidfd is None
     handle.signal(signal.SIGKILL)
     handle.signal_group(signal.SIGKILL)
@@ -414,7 +412,7 @@ def test_no_descriptor_is_left_and_no_worker_has_those_of_another(method):
     with Supervisor([jobs.pid, jobs.kill_itself], workers=3, start_method=method) as supervisor:
         tasks = [("pid", b""), ("kill_itself", b"")] * 4
         assert sorted(result.status for result in supervisor.run(tasks)) == ["crashed"] * 4 + ["ok"] * 4
-        wait_until(lambda: all(handle.child for handle in supervisor._pool.processes), 1)
+        wait_until(lambda: all(lane.process.child for lane in supervisor._pool.lanes), 1)
         list(supervisor.run([("pid", b"")]))
         for worker in supervisor.stats()["workers"]:
             # A worker that has just been forked has still to close them.
@@ -595,11 +593,11 @@ def test_a_worker_that_cannot_be_replaced_now_is_replaced_later(warm, method):
             tasks = [("kill_itself", b"")] + [("echo", b"x")] * 200
             statuses = [result.status for result in supervisor.run(tasks)]
             assert sorted(statuses) == ["crashed"] + ["ok"] * 200
-            assert [handle.child is None for handle in supervisor._pool.processes].count(True) == 1
+            assert [lane.process.child is None for lane in supervisor._pool.lanes].count(True) == 1
         first = time.monotonic()
-        while any(handle.child is None for handle in supervisor._pool.processes) and time.monotonic() < first + LIMIT:
+        while any(lane.process.child is None for lane in supervisor._pool.lanes) and time.monotonic() < first + LIMIT:
             list(supervisor.run([("echo", b"x")]))
-        assert all(handle.child for handle in supervisor._pool.processes)
+        assert all(lane.process.child for lane in supervisor._pool.lanes)
     assert descriptors() == before
 
 
@@ -633,9 +631,9 @@ def test_the_programs_handler_of_sigchld_is_not_disturbed_when_workers_are_stopp
             process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.3,))
             process.start()
             for _ in range(20):
-                for handle in supervisor._pool.processes:
-                    handle.stop()
-                    handle.go_on()
+                for lane in supervisor._pool.lanes:
+                    lane.process.stop()
+                    lane.process.go_on()
             assert child.wait(LIMIT) == 0
             process.join(LIMIT)
             assert process.exitcode == 0

@@ -57,8 +57,8 @@ def leaving(interrupter):
 def replacing(interrupter):
     with supervisor() as made:
         list(made.run([("echo", b"x")] * 2))
-        (first, second) = made._pool.processes
-        first.kill()
+        (first, second) = made._pool.lanes
+        first.process.kill()
         sys.settrace(interrupter)
         while made.stats()["respawned"] < 1 or len(made._pool.living()) < 2:
             list(made.run([("echo", b"x")]))

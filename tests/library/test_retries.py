@@ -100,7 +100,7 @@ def test_what_is_cancelled_does_not_wait_for_its_retry():
         for _ in range(3):
             supervisor.submit(fail, b"")
         while supervisor.stats()["retried"] < 3:
-            supervisor._engine.turn(supervisor._submitted, lambda: None)
+            supervisor._engine.step(supervisor._submitted, lambda: None)
         supervisor.cancel()
         assert [r.status for r in supervisor.results()] == ["failed"] * 3
 
@@ -108,7 +108,7 @@ def test_what_is_cancelled_does_not_wait_for_its_retry():
 def wait_for_retry(supervisor):
     """Take turns until a task waits for its retry."""
     while not supervisor.stats()["retried"]:
-        supervisor._engine.turn(supervisor._submitted, lambda: None)
+        supervisor._engine.step(supervisor._submitted, lambda: None)
 
 
 def test_an_abort_gives_tasks_that_wait_for_their_retry_their_last_status():
@@ -133,7 +133,7 @@ def test_a_task_that_fails_after_a_cancel_is_not_tried_again(tmp_path, retry_del
         supervisor.cancel()
         (tmp_path / "gate").touch()
         while not supervisor.stats()["failed"] + supervisor.stats()["retried"]:
-            supervisor._engine.turn(supervisor._submitted, lambda: None)
+            supervisor._engine.step(supervisor._submitted, lambda: None)
         assert supervisor.stats()["retried"] == 0
         assert [(result.status, result.attempts) for result in supervisor.results()] == [("failed", 1)]
 
@@ -225,7 +225,7 @@ def test_a_task_whose_pause_is_over_is_not_one_that_never_began():
         wait_for_retry(supervisor)
         supervisor.pause(True)
         while supervisor._ledger.delayed:
-            supervisor._engine.turn(supervisor._submitted, lambda: None)
+            supervisor._engine.step(supervisor._submitted, lambda: None)
         assert not supervisor.cancel(tsk_id)
         assert [(result.status, result.attempts) for result in supervisor.results()] == [("failed", 1)]
 

@@ -501,7 +501,7 @@ def test_a_worker_does_not_hear_ctrl_c(method):
     with start([jobs.rest], workers=1, start_method=method) as supervisor:
         supervisor.submit(jobs.rest, "0.3")
         assert wait_until(lambda: supervisor._queue.glance(0).in_hand is not None)
-        os.kill(supervisor._pool.processes[0].pid, signal.SIGINT)
+        os.kill(supervisor._pool.lanes[0].process.pid, signal.SIGINT)
         assert [result.status for result in supervisor.results()] == ["ok"]
 
 
@@ -578,10 +578,10 @@ def test_deaths_are_seen_where_the_system_has_no_waitid(monkeypatch):
 
 def test_a_worker_may_die_at_its_start_for_hours_while_others_work():
     with start([jobs.echo]) as supervisor:
-        handle = supervisor._pool.processes[0]
-        handle.deaths = 5000
-        supervisor._pool.replace(handle, 1, False, "")
-        assert 0 < handle.due - time.monotonic() <= 5.0
+        lane = supervisor._pool.lanes[0]
+        lane.failed_starts = 5000
+        lane.postpone(time.monotonic())
+        assert 0 < lane.due - time.monotonic() <= 5.0
 
 
 def test_what_is_submitted_after_an_abort_is_cancelled():
@@ -597,7 +597,7 @@ def test_submit_wakes_a_worker_that_sleeps():
         assert wait_until(lambda: supervisor._queue.sleepers())
         ((_, number),) = supervisor._queue.sleepers()
         supervisor.submit(jobs.echo, b"x")
-        assert supervisor._pool.processes[0].rung == number
+        assert supervisor._pool.lanes[0].rung == number
 
 
 @pytest.mark.promise("G5b")
@@ -1377,10 +1377,10 @@ def test_workers_with_nothing_to_do_sleep():
 
 def test_a_sleeper_that_is_told_to_leave_does_so_at_once():
     with start([jobs.echo], workers=1) as supervisor:
-        (process,) = supervisor._pool.processes
+        (lane,) = supervisor._pool.lanes
         assert wait_until(lambda: supervisor._queue.sleepers())
-        supervisor._pool.retire(process)
-        assert wait_until(process.is_dead, 5), "nobody has woken it"
+        lane.retire()
+        assert wait_until(lane.process.is_dead, 5), "nobody has woken it"
 
 
 @pytest.mark.command_line
@@ -1415,9 +1415,9 @@ def test_time_that_a_run_stands_still_is_not_a_tasks(monkeypatch):
 
     monkeypatch.setattr(shmqueue.system, "kill", stand_still)
     with start([jobs.hang], timeout=100) as supervisor:
-        before = [process.progress_since for process in supervisor._pool.processes]
+        before = [lane.progress_since for lane in supervisor._pool.lanes]
         supervisor.suspend()
-        after = [process.progress_since for process in supervisor._pool.processes]
+        after = [lane.progress_since for lane in supervisor._pool.lanes]
     assert all(new - old >= 0.3 for new, old in zip(after, before))
 
 
@@ -1559,7 +1559,7 @@ def test_two_signal_handlers_may_come_at_once():
             return True
 
     with start([jobs.echo]) as supervisor:
-        supervisor._engine._asked = Emptied()
+        supervisor._engine._requests = Emptied()
         supervisor.cancel()
 
 

@@ -15,14 +15,14 @@ from shmqueue import (
     PUBLISHED,
     PUSHED,
     SUPERVISOR_ASLEEP,
-    LaneReader,
+    Lane,
     Ledger,
     Packer,
+    Process,
+    Run,
     SharedTaskQueue,
     Worker,
-    WorkerEngine,
     WorkerPool,
-    WorkerProcess,
 )
 from tests.tools.explorer import SCENARIOS, Bounds, explore, first_failure
 from tests.tools.mistakes import (
@@ -378,102 +378,100 @@ class SaysAsleepLast(Worker):
     )
 
 
-class TakesTheOneInHand(LaneReader):
+class TakesTheOneInHand(Lane):
     """A halt takes back the task in hand as well."""
 
-    _draw_back = mistaken(
-        LaneReader._draw_back, less(store("end")), less(store("bound", "in_hand")), less(call("give_back"))
-    )
+    _draw_back = mistaken(Lane._draw_back, less(store("end")), less(store("bound", "in_hand")), less(call("give_back")))
 
 
-class NeverMovesTaken(LaneReader):
-    _settle = mistaken(LaneReader._settle, drop(store("settled_below")))
+class NeverMovesTaken(Lane):
+    _settle = mistaken(Lane._settle, drop(store("settled_below")))
 
 
-class IgnoresTaken(LaneReader):
+class IgnoresTaken(Lane):
     """Takes in again what a halt has taken in."""
 
-    _read = mistaken(LaneReader._read, put("start = first", after=store("start")))
+    _read = mistaken(Lane._read, put("start = first", after=store("start")))
 
 
-class StopsShortly(LaneReader):
+class StopsShortly(Lane):
     """Stops a worker for less than QUIET_SECONDS."""
 
-    _draw_back = mistaken(LaneReader._draw_back, less(call("stand_for")))
+    _draw_back = mistaken(Lane._draw_back, less(call("stand_for")))
 
 
-class NeverWaits(LaneReader):
-    _draw_back = mistaken(LaneReader._draw_back, drop(call("stand_for")))
+class NeverWaits(Lane):
+    _draw_back = mistaken(Lane._draw_back, drop(call("stand_for")))
 
 
-class GivesAwayEarly(LaneReader):
+class GivesAwayEarly(Lane):
     """Gives the rest to others before the last look."""
 
-    _draw_back = mistaken(LaneReader._draw_back, move(call("give_back"), before=call("stand_for")))
+    _draw_back = mistaken(Lane._draw_back, move(call("give_back"), before=call("stand_for")))
 
 
-class LooksOnlyAtEnds(LaneReader):
+class LooksOnlyAtEnds(Lane):
     """The last look does not see whether the worker stands still."""
 
-    _draw_back = mistaken(LaneReader._draw_back, without(part("stands_still")))
+    _draw_back = mistaken(Lane._draw_back, without(part("stands_still")))
 
 
-class TrustsEnd(LaneReader):
+class TrustsEnd(Lane):
     """Reads a batch up to its `end`, also where a halt has drawn that back."""
 
-    _limits = mistaken(LaneReader._limits, never(branch("halted_batch")))
+    _limits = mistaken(Lane._limits, never(branch("halted_batch")))
 
 
-class UsesWhatItRead(LaneReader):
+class UsesWhatItRead(Lane):
     """Does not look again whether the worker has stood still while it was read."""
 
     _take_back = mistaken(
-        LaneReader._take_back,
+        Lane._take_back,
         without(part("stands_still", beside="claiming")),
         drop(branch("stands_still", but=("claiming", "doomed"))),
     )
 
 
-class LooksTooEarly(LaneReader):
+class LooksTooEarly(Lane):
     """Looks whether the worker stands still before its outcomes are read, and not after it."""
 
-    _take_back = mistaken(LaneReader._take_back, drop(branch("stands_still", but=("claiming", "doomed"))))
+    _take_back = mistaken(Lane._take_back, drop(branch("stands_still", but=("claiming", "doomed"))))
 
 
-class RecoversTheLastBatchOnly(LaneReader):
-    recover = mistaken(LaneReader.recover, drop(call("take_in_left")))
+class RecoversTheLastBatchOnly(Lane):
+    recover = mistaken(Lane.recover, drop(call("collect")))
 
 
-class ChargesNobody(LaneReader):
+class ChargesNobody(Lane):
     """Takes the task in hand for one that never began."""
 
-    recover = mistaken(LaneReader.recover, never(branch("LEAVING")))
+    recover = mistaken(Lane.recover, never(branch("LEAVING")))
 
 
-class ChargesTheNext(LaneReader):
+class ChargesTheNext(Lane):
     """Takes the task after the one in hand for it."""
 
-    recover = mistaken(LaneReader.recover, put("done = min(done + 1, bound - 1)", before=call("_charge_in_hand")))
+    recover = mistaken(Lane.recover, put("done = min(done + 1, bound - 1)", before=call("_charge_in_hand")))
 
 
-class KeepsFiles(LaneReader):
+class KeepsFiles(Lane):
     """Does not remove the file of a value that a worker had in hand."""
 
-    _charge_in_hand = mistaken(LaneReader._charge_in_hand, drop(call("unlink")))
+    _charge_in_hand = mistaken(Lane._charge_in_hand, drop(call("unlink")))
 
 
-class KillsTheNext(LaneReader):
+class KillsTheNext(Lane):
     """Kills a worker for a task that it has finished meanwhile."""
 
-    _take_back = mistaken(LaneReader._take_back, without(part("position", beside="doomed")))
+    _take_back = mistaken(Lane._take_back, without(part("position", beside="doomed")))
 
 
-class NeverContinues(WorkerProcess):
+class NeverContinues(Process):
     def go_on(self):
         pass
 
 
-class SeesNoSwitches(WorkerProcess):
+class SeesNoSwitches(Process):
     """Takes a worker that stands still for one that has not run meanwhile."""
 
     def stands_still(self):
@@ -497,22 +495,22 @@ class FreesPagesEarly(Packer):
         return tasks
 
 
-class RingsOnce(WorkerProcess):
+class RingsOnce(Lane):
     """Does not ring a new process for a sleep of the number for which the old one was rung."""
 
-    def begin(self, child):
+    def begin(self, *process):
         rung = getattr(self, "rung", 0)
-        super().begin(child)
+        super().begin(*process)
         self.rung = rung
 
 
 class RingsForTheFirstSleep(WorkerPool):
     """Rings a worker for its first sleep only."""
 
-    ring = mistaken(WorkerPool.ring, put("number = process.rung or number", before=branch("rung")))
+    ring = mistaken(WorkerPool.ring, put("number = lane.rung or number", before=branch("rung")))
 
 
-class NeverSleeps(WorkerEngine):
+class NeverSleeps(Run):
     """Takes one turn after the other, even if it has found nothing to do."""
 
     def _wait(self, job):

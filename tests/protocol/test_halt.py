@@ -24,8 +24,9 @@ class Held:
         self.gate, self.notes = folder / "gate", folder / "notes"
         functions = [jobs.note, jobs.wait_for_file]
         self.supervisor = shmqueue.Supervisor(functions, workers=1, batch=REST + 2, start_method="fork", **options)
-        self.engine, self.queue = self.supervisor._engine, self.supervisor._queue
-        (self.handle,) = self.supervisor._pool.processes
+        self.queue = self.supervisor._queue
+        (self.worker,) = self.supervisor._pool.lanes
+        self.handle = self.worker.process
         assert wait_until(self.queue.sleepers)
         with self.stopped():  # so that all come in one batch
             self.submit_all()
@@ -48,7 +49,7 @@ class Held:
 
     def halt(self, doomed=None):
         """Halt the worker. On a busy machine it may not stand still in time: then try again."""
-        return wait_until(lambda: self.engine.halt(self.handle, doomed))
+        return wait_until(lambda: self.worker.halt(doomed))
 
     def given_back(self):
         return sum(len(tasks.payloads) for tasks in self.supervisor._ledger.again)
@@ -105,7 +106,7 @@ def test_a_second_halt_takes_nothing_more(held):
 
 
 def test_a_halt_brings_what_is_finished(held):
-    held.engine.halt(held.handle)
+    held.worker.halt()
     results = held.supervisor.results()
     assert next(results).payload == f"{held.notes}|first"
     held.gate.touch()
@@ -171,7 +172,7 @@ def disturb(monkeypatch, held, moment, what):
 def test_somebody_else_interferes_with_a_halt(held, monkeypatch, moment, what):
     with monkeypatch.context() as patch:
         disturb(patch, held, moment, what)
-        done = held.engine.halt(held.handle)
+        done = held.worker.halt()
     if moment != "before it goes on":
         assert not done, "what may have run is not trusted"
         assert held.given_back() == 0
@@ -199,7 +200,7 @@ def test_a_task_that_ended_during_the_halt_is_seen_at_the_last_look(held, monkey
 
     with monkeypatch.context() as patch:
         disturb(patch, held, "before the wait", open_and_go_on)
-        assert not held.engine.halt(held.handle)
+        assert not held.worker.halt()
     assert held.given_back() == 0
     assert held.finish() == ALL_OK
 
@@ -209,7 +210,7 @@ def half_a_halt(held, monkeypatch):
     before = held.given_back()
     with monkeypatch.context() as patch:
         disturb(patch, held, "before the wait", go_on_and_stop)
-        assert not held.engine.halt(held.handle)
+        assert not held.worker.halt()
     assert held.given_back() == before
     lane = held.lane()
     assert lane.end == lane.in_hand + 1, "the worker will go no further"
@@ -232,12 +233,12 @@ def die_behind_a_published_batch(held, monkeypatch):
     """Have the worker stop at the lowered `end`, publish the batch, and die with nothing in its hand."""
     held.empty_ring()
     half_a_halt(held, monkeypatch)
-    before = held.handle.word(shmqueue.PUBLISHED)
+    before = held.worker.word(shmqueue.PUBLISHED)
     held.gate.touch()
-    assert wait_until(lambda: held.handle.word(shmqueue.PUBLISHED) > before)
+    assert wait_until(lambda: held.worker.word(shmqueue.PUBLISHED) > before)
     kill(held.handle.pid)
     assert wait_until(held.handle.is_dead)
-    held.engine.check_workers(time.monotonic())  # before anybody has harvested that batch
+    held.supervisor._pool.check(time.monotonic())  # before anybody has harvested that batch
 
 
 @pytest.mark.promise("G2b")
@@ -247,33 +248,33 @@ def test_nobody_is_charged_in_a_batch_that_its_worker_has_left(held, monkeypatch
 
 
 def forgets_the_bound(lane, number):
-    half = lane._queue.half(lane.process.index, number)
+    half = lane._queue.half(lane.index, number)
     return lane._queue.words[half.first], lane._queue.words[half.end]
 
 
 @pytest.mark.parametrize("again", [True, False])
 def test_a_halt_that_forgets_the_bound_is_found(held, monkeypatch, again):
     """The tests above, with this mistake: what lies behind the lowered `end` is lost."""
-    monkeypatch.setattr(shmqueue.LaneReader, "_limits", forgets_the_bound)
+    monkeypatch.setattr(shmqueue.Lane, "_limits", forgets_the_bound)
     half_a_halt(held, monkeypatch)
     if again:
-        held.engine.halt(held.handle)
+        held.worker.halt()
     held.gate.touch()
     assert wait_until(held.queue.sleepers)
-    held.engine.harvest()
+    held.supervisor._pool.collect()
     assert held.given_back() == 0
     assert held.supervisor._ledger.in_queue() > 0
 
 
 def test_a_recovery_that_charges_in_a_published_batch_is_found(held, monkeypatch):
     words = held.queue.words
-    recover = shmqueue.LaneReader.recover
+    recover = shmqueue.Lane.recover
 
     def charges(lane, code):
-        words[lane.process.status + shmqueue.PUBLISHED] = lane.harvested
+        words[lane._status + shmqueue.PUBLISHED] = lane.harvested
         return recover(lane, code)
 
-    monkeypatch.setattr(shmqueue.LaneReader, "recover", charges)
+    monkeypatch.setattr(shmqueue.Lane, "recover", charges)
     die_behind_a_published_batch(held, monkeypatch)
     assert held.finish() == {"ok": REST + 1, "crashed": 1}
 
@@ -294,8 +295,8 @@ def test_a_worker_that_does_not_stand_still_is_continued(held, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shmqueue, "STILL_SECONDS", 0.01)
         patch.setattr(shmqueue.system, "state_and_switches", lambda pid: ("D", 0))
-        assert not held.engine.halt(held.handle)
-    assert held.handle.halt_again
+        assert not held.worker.halt()
+    assert held.worker.halt_again
     assert wait_until(lambda: not held.handle.is_stopped())
     assert held.halt(), "and another time it is halted"
     assert held.finish() == ALL_OK
@@ -313,14 +314,14 @@ def test_a_worker_that_does_not_stand_still_is_killed_for_a_task_that_runs_too_l
 def test_a_dead_worker_is_not_halted(held):
     kill(held.handle.pid)
     assert wait_until(held.handle.is_dead)
-    assert not held.engine.halt(held.handle)
+    assert not held.worker.halt()
     assert held.finish() == {"ok": REST + 1, "crashed": 1}
 
 
 def test_a_worker_inside_the_lock_is_left_alone(held, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(held.queue, "is_claiming", lambda worker: True)
-        assert not held.engine.halt(held.handle)
+        assert not held.worker.halt()
     assert (held.given_back(), held.handle.is_stopped()) == (0, False)
     assert held.finish() == ALL_OK
 
@@ -343,7 +344,7 @@ def test_a_worker_killed_after_a_halt_is_charged_for_the_task_in_hand_alone(held
 
 def test_a_timeout_kills_only_the_task_that_timed_out(held):
     """The worker has gone on to another task by the time that it stands still."""
-    doomed = shmqueue.Doomed(held.lane().in_hand - 1, "timeout", "too long")
+    doomed = shmqueue.Doom(held.lane().in_hand - 1, "timeout", "too long")
     assert held.halt(doomed)
     assert not held.handle.is_dead()
     assert held.finish() == ALL_OK
@@ -366,7 +367,7 @@ def test_words_of_a_worker_that_cannot_be_right_are_an_error(held, what, says):
 
 def test_a_worker_killed_for_a_task_that_has_ended_is_a_crash_of_the_next(held):
     """It was doomed for its first task, which had ended when the kill came."""
-    held.handle.kill(shmqueue.Doomed(held.lane().first, "timeout", "ran too long"))
+    held.worker.doom(shmqueue.Doom(held.lane().first, "timeout", "ran too long"))
     assert held.finish() == {"ok": REST + 1, "crashed": 1}
 
 
@@ -490,8 +491,8 @@ def test_results_before_a_slow_task_arrive_while_it_runs():
 
 def test_halts_are_few_where_there_is_nothing_to_take(tmp_path, monkeypatch):
     """Long tasks alone, each worker with one: nobody is stopped."""
-    halts, halt = [], shmqueue.LaneReader.halt
-    monkeypatch.setattr(shmqueue.LaneReader, "halt", lambda *arguments: halts.append(1) or halt(*arguments))
+    halts, halt = [], shmqueue.Lane.halt
+    monkeypatch.setattr(shmqueue.Lane, "halt", lambda *arguments: halts.append(1) or halt(*arguments))
     with shmqueue.Supervisor([jobs.rest], workers=2) as supervisor:
         assert len(list(supervisor.run(["0.3"] * 3))) == 3
     assert len(halts) <= 3
@@ -515,7 +516,7 @@ def test_values_and_payloads_of_sizes_between_a_slot_and_a_file():
 
 
 def count_batches(supervisor):
-    return sum(supervisor._queue.glance(process.index).number for process in supervisor._pool.processes)
+    return sum(supervisor._queue.glance(lane.index).number for lane in supervisor._pool.lanes)
 
 
 def test_batches_are_large_while_tasks_are_short_and_small_while_they_are_long():

@@ -72,7 +72,7 @@ def limit(seconds):
 
 
 def asleep(supervisor):
-    return len(supervisor._queue.sleepers()) == len(supervisor._pool.processes)
+    return len(supervisor._queue.sleepers()) == len(supervisor._pool.lanes)
 
 
 # Every task has one outcome, in order where that is asked for.
@@ -93,7 +93,7 @@ def test_positions_go_on_past_large_numbers(queue, first):
     late = type("Late", (queue,), {"first_position": first})
     with start([jobs.echo, jobs.quiet], late, num_slots=16) as supervisor:
         assert list(supervisor.map(jobs.echo, numbers(1000))) == numbers(1000)
-        for handle in supervisor._pool.processes:
+        for handle in [lane.process for lane in supervisor._pool.lanes]:
             handle.kill()
         assert list(supervisor.map(jobs.quiet, numbers(1000))) == [None] * 1000
 
@@ -183,10 +183,10 @@ def held_up(supervisor, tmp_path, workers=3):
 
 def in_hand(supervisor):
     """How many workers have a task in hand, after a turn of the supervisor."""
-    engine, queue = supervisor._engine, supervisor._queue
-    engine.harvest()
-    engine.check_workers(time.monotonic())
-    engine.push()
+    pool, queue = supervisor._pool, supervisor._queue
+    pool.collect()
+    pool.check(time.monotonic())
+    supervisor._engine.push()
     return sum(queue.glance(worker).in_hand is not None for worker in range(queue.num_workers))
 
 
@@ -256,13 +256,13 @@ def test_a_timeout_ends_one_task_and_no_other(queue, tmp_path):
 def test_a_worker_told_to_leave_gives_back_its_lane(queue, tmp_path):
     with start([jobs.wait_for_file, jobs.note], queue) as supervisor:
         texts = held_up(supervisor, tmp_path)
-        before = {handle.pid for handle in supervisor._pool.processes}
-        for handle in supervisor._pool.processes:
-            supervisor._pool.retire(handle)
+        before = {handle.pid for handle in [lane.process for lane in supervisor._pool.lanes]}
+        for lane in supervisor._pool.lanes:
+            lane.retire()
         (tmp_path / "door").touch()
         results = collections.Counter((r.status, r.attempts) for r in supervisor.results())
         assert wait_until(lambda: in_hand(supervisor) == 0 and supervisor.stats()["respawned"] == 3)
-        assert before.isdisjoint(handle.pid for handle in supervisor._pool.processes)
+        assert before.isdisjoint(handle.pid for handle in [lane.process for lane in supervisor._pool.lanes])
     assert results == {("ok", 1): 203}
     assert sorted(noted(tmp_path)) == sorted(texts)
 
@@ -285,7 +285,7 @@ def test_a_drain_returns_everything_once(queue, tmp_path):
                 assert own.backlog() == 0
                 assert sum(count for _, count in drained) == 40
             while supervisor._ledger.again:
-                supervisor._engine.harvest()
+                supervisor._pool.collect()
                 supervisor._engine.push()
         (tmp_path / "door").touch()
         assert len(list(supervisor.results())) == 43
@@ -371,13 +371,13 @@ def uneven(payload: str) -> None:
 
 
 @pytest.mark.promise("G1")
-def test_workers_killed_stopped_and_halted_at_random(queue, tmp_path):
+def test_workers_killed_stopped_and_halted_at_random(queue, tmp_path, monkeypatch):
     """Somebody else stops and continues workers and kills some, while the supervisor halts those that are slow."""
     chance, kills, path = random.Random(5), 0, tmp_path / "notes"  # noqa: S311
     halts = []
     with start([uneven], queue, num_slots=128, batch=32) as supervisor:
-        halt = supervisor._engine.halt
-        supervisor._engine.halt = lambda *arguments: (halts.append(1), halt(*arguments))[1]
+        halt = shmqueue.Lane.halt
+        monkeypatch.setattr(shmqueue.Lane, "halt", lambda *arguments: (halts.append(1), halt(*arguments))[1])
         results, due, stopped = [], time.monotonic(), []
         source = (f"{path}|{number}" for number in itertools.takewhile(lambda _: kills < 20, itertools.count()))
         for result in supervisor.run(source):
@@ -391,7 +391,7 @@ def test_workers_killed_stopped_and_halted_at_random(queue, tmp_path):
                     signal_process(pid, signal.SIGCONT)
                 stopped = []
                 if living := supervisor._pool.living():
-                    victim = chance.choice(living)
+                    victim = chance.choice(living).process
                     if chance.random() < 0.3:
                         victim.kill()
                         kills += 1
@@ -399,8 +399,8 @@ def test_workers_killed_stopped_and_halted_at_random(queue, tmp_path):
                         signal_process(victim.pid, signal.SIGSTOP)
                         stopped.append(victim.pid)
                 if kills == 20:
-                    for handle in supervisor._pool.living():
-                        signal_process(handle.pid, signal.SIGCONT)
+                    for lane in supervisor._pool.living():
+                        signal_process(lane.process.pid, signal.SIGCONT)
                     due = float("inf")
     check_outcomes(results, [f"{path}|{number}" for number in range(len(results))], kills)
     notes = path.read_text().split()
@@ -583,8 +583,8 @@ def test_a_worker_that_is_stopped_inside_a_claim_is_continued(queue, tmp_path):
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_leave_by_themselves_and_nothing_is_left(queue, method, capfd, monkeypatch):
-    kills, kill = [], shmqueue.WorkerProcess.kill
-    monkeypatch.setattr(shmqueue.WorkerProcess, "kill", lambda handle, *why: (kills.append(why), kill(handle, *why)))
+    kills, kill = [], shmqueue.Process.kill
+    monkeypatch.setattr(shmqueue.Process, "kill", lambda handle, *why: (kills.append(why), kill(handle, *why)))
     with start([jobs.echo], queue, start_method=method) as supervisor:
         assert len(list(supervisor.run(numbers(100)))) == 100
         path = supervisor._queue.segment.path

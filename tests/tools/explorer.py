@@ -156,8 +156,8 @@ SCENARIOS = {
 
 
 PARTS = (
-    shmqueue.SharedTaskQueue, shmqueue.Worker, shmqueue.WorkerEngine, shmqueue.Ledger, shmqueue.LaneReader,
-    shmqueue.Heap, shmqueue.WorkerPool, shmqueue.WorkerProcess, shmqueue.Packer,
+    shmqueue.SharedTaskQueue, shmqueue.Worker, shmqueue.Run, shmqueue.Ledger, shmqueue.Lane,
+    shmqueue.Heap, shmqueue.WorkerPool, shmqueue.Process, shmqueue.Packer,
 )  # fmt: skip
 
 
@@ -530,18 +530,18 @@ def steered_pool(world: World) -> type[shmqueue.WorkerPool]:
     return SteeredPool
 
 
-def steered_engine(world: World) -> type[shmqueue.WorkerEngine]:
-    class SteeredEngine(world.part(shmqueue.WorkerEngine)):  # type: ignore[misc]
+def steered_run(world: World) -> type[shmqueue.Run]:
+    class SteeredRun(world.part(shmqueue.Run)):  # type: ignore[misc]
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             world.engine = self
 
-        def turn(self, job: Any, report: Any) -> None:
+        def step(self, job: Any, report: Any) -> None:
             if not world.repeating:
                 world.begin_turn(self, job)
-            super().turn(job, lambda: None)  # the screen, and what --watch reads, are no part of the protocol
+            super().step(job, lambda: None)  # the screen, and what --watch reads, are no part of the protocol
 
-    return SteeredEngine
+    return SteeredRun
 
 
 def steered_ledger(world: World) -> type[shmqueue.Ledger]:
@@ -564,8 +564,8 @@ def steered_ledger(world: World) -> type[shmqueue.Ledger]:
     return SteeredLedger
 
 
-def steered_lane(world: World) -> type[shmqueue.LaneReader]:
-    class SteeredLane(world.part(shmqueue.LaneReader)):  # type: ignore[misc]
+def steered_lane(world: World) -> type[shmqueue.Lane]:
+    class SteeredLane(world.part(shmqueue.Lane)):  # type: ignore[misc]
         def has_batches(self) -> bool:
             with world.hints():  # it counts only if it is so at two checks, with a turn of the lock between them
                 return super().has_batches()
@@ -818,9 +818,9 @@ class World:
         return {
             **{base.__name__: part for base, part in self.parts.items()},
             "WorkerPool": steered_pool(self),
-            "WorkerEngine": steered_engine(self),
+            "Run": steered_run(self),
             "Ledger": steered_ledger(self),
-            "LaneReader": steered_lane(self),
+            "Lane": steered_lane(self),
             "system": PlayedSystem(self),
             "handlers_wait": contextlib.nullcontext,
             "release_all": lambda release: None,
@@ -952,10 +952,10 @@ class World:
             supervisor.pause(True)
             supervisor.pause(False)
         elif then == "leave":  # as where a worker's memory is larger than max_rss
-            handle = self.pool.processes[0]
-            if handle.child is not None:
-                self.pool.retire(handle)
-                self.engine.next_check = 0.0
+            lane = self.pool.lanes[0]
+            if lane.process.child is not None:
+                lane.retire()
+                self.pool.next_check = 0.0
 
     def _map(self, supervisor: Any) -> None:
         values = supervisor.map(self.task, self.payloads)
@@ -989,13 +989,12 @@ class World:
         self.calm = True
         for _ in range(4):  # also what cancelled tasks and dead workers leave
             self.block(actor, DRAINING)
-            self.engine.next_check = 0.0
-            self.engine.harvest()
-            self.engine.check_workers(self.now)
-            self.engine.push()
+            self.pool.collect()
+            self.pool.check(self.now)
+            self.engine.request(self.engine.push)
         self.block(actor, DRAINING)
-        self.engine.harvest()
-        self.engine.push()  # this also frees the blocks of payloads whose tasks are settled
+        self.pool.collect()
+        self.engine.request(self.engine.push)  # this also frees the blocks of payloads whose tasks are settled
 
     def _serve(self, options: Any, pipes: Any, actor: Actor) -> None:
         queue = self._seat(actor)
@@ -1156,11 +1155,11 @@ class World:
         return state == WAITING and (self.bell or self._unburied() or self._paused())
 
     def _unburied(self) -> bool:
-        return any(handle.child is not None and not handle.child.actor.alive for handle in self.pool.processes)
+        return any(lane.process.child is not None and not lane.process.child.actor.alive for lane in self.pool.lanes)
 
     def _paused(self) -> bool:
         """Whether the supervisor waits to start a worker."""
-        return not self.pool.closing and any(handle.child is None for handle in self.pool.processes)
+        return not self.pool.closing and any(lane.process.child is None for lane in self.pool.lanes)
 
     def _next(self) -> None:
         """Somebody else goes on, since the current process cannot."""
@@ -1401,7 +1400,10 @@ class World:
         self.supervisor.at = "begin a turn"
         self.supervisor.trace = hash((
             scalars(engine), scalars(engine._queue), scalars(ledger), of_job(job), scalars(engine._pool),
-            tuple((scalars(handle, HIDDEN), handle.child is None) for handle in engine._pool.processes),
+            tuple(
+                (scalars(lane), scalars(lane.process, HIDDEN), lane.process.child is None)
+                for lane in engine._pool.lanes
+            ),
             tuple(tuple(tasks.tsk_ids) for tasks in (*ledger.again, None, *ledger.fresh) if tasks is not None),
             len(ledger.again),
             tuple((tasks.first, bytes(tasks.settled), tuple(tasks.tsk_ids)) for tasks in ledger._placed),
@@ -1410,7 +1412,7 @@ class World:
                 for tasks in (*ledger.again, *ledger._placed) if tasks.last is not None
             ),
             tuple(self.results),
-            tuple(map(scalars, engine._lanes)), scalars(packer), bytes(packer.heap._in_use),
+            scalars(packer), bytes(packer.heap._in_use),
         ))  # fmt: skip
         self._stop_if_known()
 
@@ -1491,14 +1493,14 @@ class World:
         self.block(actor, TURNING)
 
     def _halt_wanted(self) -> None:
-        handle, self.wanted = self.pool.processes[self.wanted], None
-        self.engine.halt(handle)
+        lane, self.wanted = self.pool.lanes[self.wanted], None
+        lane.halt()
 
     def _ready_to_wake(self) -> bool:
         return self.bell or self._unburied()
 
     def _let_time_pass(self, seconds: float) -> None:
-        due = [handle.due for handle in self.pool.processes if handle.child is None]
+        due = [lane.due for lane in self.pool.lanes if lane.process.child is None]
         if due and not self.pool.closing:
             self.now = max(self.now + seconds, *due)
         else:
@@ -1630,7 +1632,7 @@ class World:
         if any(self.engine._packer.heap._in_use):
             self.fail("pages of the heap are left")
         if self.one_ring and not scenario.close:
-            self._check_words(self.engine._lanes)
+            self._check_words(self.pool.lanes)
 
     def _check_result(self, tsk_id: int, status: str, value: Any, attempts: int) -> None:
         scenario, payload, started = self.scenario, self.payloads[tsk_id - 1], self.started[tsk_id - 1]
@@ -1664,10 +1666,10 @@ class World:
             at = {name: words[status + getattr(shmqueue, name)] for name in names}
             rest = at["ASLEEP"] > 0 or lane.process.child is None
             if not (at["CLAIMS"] == at["PUBLISHED"] == lane.harvested and rest):
-                self.fail(f"at rest: worker {lane.process.index} has {at}, and {lane.harvested} batches were read")
+                self.fail(f"at rest: worker {lane.index} has {at}, and {lane.harvested} batches were read")
 
 
-HIDDEN = ("_switches", "_still_since", "_stopped_before")  # of a WorkerProcess: of no use between two halts
+HIDDEN = ("_switches", "_still_since", "_stopped_before")  # of a Process: of no use between two halts
 
 
 def scalars(thing: Any, hidden: Iterable[str] = ()) -> tuple[Any, ...]:
