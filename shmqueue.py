@@ -2841,7 +2841,7 @@ class WorkerPool:
 
     def start_all(self) -> None:
         """Start every worker. Raises LIMIT_ERRORS if one cannot be started."""
-        self._queue.stuck = self._free_lock
+        self._queue.stuck = self.free_lock
         for lane in self.lanes:
             self._start(lane)
 
@@ -3060,21 +3060,19 @@ class WorkerPool:
                     if lane.halt():
                         break
 
-    def _free_lock(self, lock: KernelLock, holder: int, seconds: float) -> None:
-        """Free a lock for which the supervisor has waited for so many seconds.
+    def free_lock(self, holder: int, seconds: float) -> list[Lane]:
+        """Free a lock for which the supervisor has waited for so many seconds. Return the workers that live.
 
         holder: the worker that has signed, or -1 if none has. Continue a stopped holder. Kill it if that does not help.
         If the holder is dead, the lock frees itself.
         """
         living = [lane for lane in self.living() if not lane.process.is_dead()]
-        suspects = [lane for lane in living if holder in (lane.index, -1)]
-        if seconds >= 1:
-            for lane in suspects:
+        for lane in living:
+            if seconds >= 1 and holder in (lane.index, -1):
                 lane.process.signal_group(signal.SIGCONT)
                 if holder >= 0 and seconds >= STOP_SECONDS:
                     lane.doom(Doom(None, "crashed", "its worker held the lock and did not go on"))
-        if not suspects or (holder < 0 and seconds >= 1):
-            lock.holder_died(self._queue, self.context, living)
+        return living
 
     def suspend(self) -> None:
         """Stop the workers and then this process. When it is continued, continue them."""
@@ -4059,7 +4057,6 @@ def end_run(queue: SharedTaskQueue) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, signal.SIGKILL)
     end_strays(queue.name)
-    remove_linked(queue.segment.path)
     remove_segment(queue.segment.path)
 
 
@@ -4305,27 +4302,11 @@ class KernelLock:
 
     It belongs to the process, not to the descriptor. So a forked child does not hold it, a second acquire in the same
     process succeeds, and closing any descriptor of the file releases it. Each process opens the segment once.
-
-    Another lock is a class with the same constructor, `size` and `shared`, and these five methods: refusal, prepare,
-    acquire, release, holder_died. Each process has its own object. size: bytes of the lock in the segment. shared:
-    what the supervisor's object makes and each worker's is given, or None.
     """
 
-    size: ClassVar[int] = 0
-
-    def __init__(self, segment: Segment, number: int, offset: int, shared: Any) -> None:
-        """Lock `number` of the segment, with its bytes at `offset`. shared: None in the supervisor, at first."""
-        self.shared = shared
+    def __init__(self, segment: Segment, number: int = 0) -> None:
         self._segment = segment
         self._byte = LOCK_BYTE + number
-
-    @classmethod
-    def refusal(cls) -> str:
-        """Say why this lock is not right on this machine. Empty if it is."""
-        return ""
-
-    def prepare(self, context: Any) -> None:
-        """Make the lock, before any worker starts (supervisor). context: of multiprocessing."""
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Acquire the lock. Return False if somebody else still holds it after `timeout` seconds.
@@ -4360,9 +4341,6 @@ class KernelLock:
     def release(self) -> None:
         fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
 
-    def holder_died(self, queue: SharedTaskQueue, context: Any, living: Sequence[Lane]) -> None:
-        """Free the lock of a dead holder (supervisor); here the kernel does. living: the other workers."""
-
 
 class SharedTaskQueue(QueueMemory):
     """The ring and the workers' lanes, guarded by one lock.
@@ -4370,8 +4348,8 @@ class SharedTaskQueue(QueueMemory):
     Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
     calls it. A strategy is a subclass with another lock, another topology, or both. It overrides some of these hooks:
 
-    strategy, if_killed, lock_type, num_locks, refusal, state_bytes, prepare, room, push, drain, claim, harvest,
-    recover, tell_to_leave, is_claiming, backlog, wakeable. Each says below what it does.
+    strategy, if_killed, extra_bytes, primitives, ask_why, room, push, drain, claim, harvest, recover, tell_to_leave,
+    is_claiming, backlog, wakeable. Each says below what it does. See variants/strategy.py.
 
     Hooks use `words`, where worker i has those of a WorkerStatus from `status[i]` on; their own state, from byte
     `state_offset` on; and `_write`, `ring_spans`, `_fill_half`, `share`, `_enter` and `_leave`. If the last holder of
@@ -4387,7 +4365,6 @@ class SharedTaskQueue(QueueMemory):
 
     strategy: ClassVar[str] = "lockf"
     if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
-    lock_type: ClassVar[type[KernelLock]] = KernelLock
     first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
     printed = False  # after close(): a function printed what nobody keeps
 
@@ -4395,19 +4372,14 @@ class SharedTaskQueue(QueueMemory):
     def create(
         cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = None, name: str = ""
     ) -> SharedTaskQueue:
-        """Make the segment and the locks (supervisor). Sizes in slots, bytes, processes and slots.
+        """Make the segment (supervisor). Sizes in slots, bytes, processes and slots.
 
-        Raises OSError: ENOSPC if shared memory is too small, ENOTSUP if the strategy is not right here.
+        Raises OSError (ENOSPC) if shared memory is too small. context: of multiprocessing, for a strategy's locks.
         """
-        if reason := cls.refusal():
-            raise OSError(errno.ENOTSUP, f"{cls.strategy}: {reason}")
         extra = cls.extra_bytes(num_slots, num_workers)
         segment = make_segment(name or new_name(), cls.first_position, num_slots, slot_size, num_workers, batch, extra)
         try:
             queue = cls(segment, None)
-            for lock in queue.locks:
-                lock.prepare(context or late("multiprocessing"))
-            queue.prepare()
             for worker in range(num_workers):
                 queue.reset(worker)
             segment.words[0] = MAGIC
@@ -4424,55 +4396,30 @@ class SharedTaskQueue(QueueMemory):
 
     def __init__(self, segment: Segment, primitives: Any) -> None:
         super().__init__(segment)
-        first = self.state_offset + whole_lines(self.state_bytes(self.num_slots, self.num_workers))
-        size = whole_lines(self.lock_type.size)
-        given = primitives or [None] * self.num_locks(self.num_workers)
-        self.locks = [self.lock_type(segment, i, first + i * size, shared) for i, shared in enumerate(given)]
-        self._lock: Any = self.locks[0]
-        self.stuck: Callable[[KernelLock, int, float], None] = lambda *_: None  # see WorkerPool.free_lock
+        self._lock: Any = KernelLock(segment)
+        self.stuck: Callable[[int, float], Sequence[Lane]] = lambda *_: ()  # see WorkerPool.free_lock
         self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
         self._sleeps = 0
 
     @classmethod
     def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        """Return the bytes of the strategy's state and its locks."""
-        locks = cls.num_locks(num_workers) * whole_lines(cls.lock_type.size)
-        return whole_lines(cls.state_bytes(num_slots, num_workers)) + locks
+        """Return the bytes of the strategy's state and its locks, in whole lines."""
+        return 0
 
     @property
-    def primitives(self) -> list[Any]:
-        """What every worker is given at its start: a part for each lock (supervisor)."""
-        return [lock.shared for lock in self.locks]
+    def primitives(self) -> Any:
+        """What every worker is given at its start (supervisor)."""
+        return None
 
     def close(self) -> None:
-        if self.locks:  # else it is closed
+        with contextlib.suppress(ValueError):  # it was closed before
             self.printed = any(self.words[status + PRINTED] for status in self.status)
-        self.locks.clear()  # a lock may keep something in the system as long as it lives
-        self._lock = None
         self.segment.close()
 
     def remove(self) -> None:
         """Close the queue, and remove its files (supervisor)."""
         self.close()
         self.segment.unlink()
-
-    # What a strategy is made of.
-
-    @classmethod
-    def refusal(cls) -> str:
-        """Say why this strategy is not right on this machine. Empty if it is."""
-        return cls.lock_type.refusal()
-
-    @classmethod
-    def num_locks(cls, num_workers: int) -> int:
-        return 1
-
-    @classmethod
-    def state_bytes(cls, num_slots: int, num_workers: int) -> int:
-        return 0
-
-    def prepare(self) -> None:
-        """Give the strategy's state its first values (supervisor)."""
 
     # The lock. Between _enter and _leave there is no `with` and no `finally`: an exception there ends a worker, and
     # then the kernel releases the lock and the next holder repairs.
@@ -4486,12 +4433,19 @@ class SharedTaskQueue(QueueMemory):
         if worker is None:
             since = system.monotonic()
             while not self._lock.acquire(LOCK_PATIENCE):
-                self.stuck(self._lock, self.words[DIRTY] - 1, system.monotonic() - since)
+                self.ask_why(self.words[DIRTY] - 1, system.monotonic() - since)
         else:
             self._lock.acquire()
         if self.words[DIRTY]:
             self._repair_locked()
         self.words[DIRTY] = (self.num_workers if worker is None else worker) + 1
+
+    def ask_why(self, holder: int, seconds: float) -> Sequence[Lane]:
+        """Ask why a lock is not free after so many seconds. Return the workers that live (supervisor).
+
+        holder: the worker that has signed, or -1 if none has.
+        """
+        return self.stuck(holder, seconds)
 
     def _leave(self) -> None:
         self.words[DIRTY] = 0
@@ -4800,19 +4754,9 @@ def sweep() -> list[str]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
             if not _owner_lives(pid, file):
                 end_strays(name)
-                remove_linked(path)
                 remove_segment(path)
                 removed.append(name)
     return removed
-
-
-def remove_linked(path: str) -> None:
-    """Remove the named semaphores that have links beside a segment (see variants/single_lock.py)."""
-    for link in glob.glob(glob.escape(path) + ".sem.*"):
-        named = os.path.join(shared_directory(), link[len(path) + 1 :])
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samefile(link, named):
-                os.unlink(named)
 
 
 def _own_segments() -> list[tuple[str, str, int]]:

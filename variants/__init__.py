@@ -2,7 +2,7 @@
 """The strategies by name: `variants.strategies["slot_state"]` is a class for Supervisor(queue=...).
 
 A module is imported when its class is asked for, so that `python -m variants.NAME` runs it once. To use one in your
-own package, copy its file next to shmqueue.py, and dealt.py for slot_state and worker_lanes; they need nothing else.
+own package, copy its file and strategy.py next to shmqueue.py, and dealt.py for slot_state and worker_lanes.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ try:
     from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
 except ImportError:
     import shmqueue  # type: ignore[no-redef, unused-ignore]
+from .strategy import Strategy
 
 WORDS = shmqueue.LINE // 8  # in a line
 LANE_PUSHED, START, SHUT = range(3)
@@ -45,7 +46,7 @@ def shares(loads: Sequence[int], rooms: Sequence[int], count: int) -> list[int]:
     return result
 
 
-class DealtQueue(shmqueue.SharedTaskQueue):
+class DealtQueue(Strategy):
     """A lane for each worker. A strategy adds `claim` and `harvest`, and guards a lane by these hooks:
 
     - _shut, _reopen: between them the supervisor has the lane to itself, and the worker is not inside a claim;

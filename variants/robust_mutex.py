@@ -36,6 +36,7 @@ try:
     from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
 except ImportError:
     import shmqueue  # type: ignore[no-redef, unused-ignore]
+from .strategy import Lock, Strategy
 
 SHARED, ROBUST, ERRORCHECK = 1, 1, 2  # PTHREAD_PROCESS_SHARED, PTHREAD_MUTEX_ROBUST, PTHREAD_MUTEX_ERRORCHECK
 SLICE_SECONDS = 0.05  # how long to wait in C, where no signal handler of Python can run
@@ -47,7 +48,7 @@ class Timespec(ctypes.Structure):
     _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
 
 
-class RobustMutex(shmqueue.KernelLock):
+class RobustMutex(Lock):
     """A robust mutex in the segment."""
 
     size = 64
@@ -114,7 +115,7 @@ def address_of(memory: Any) -> ctypes.c_void_p:
     return ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
 
 
-class RobustMutexQueue(shmqueue.SharedTaskQueue):
+class RobustMutexQueue(Strategy):
     strategy = "robust_mutex"
     if_killed = "the kernel marks the mutex, the next holder repairs"
     lock_type = RobustMutex

@@ -34,6 +34,7 @@ try:
     from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
 except ImportError:
     import shmqueue  # type: ignore[no-redef, unused-ignore]
+from .strategy import Strategy
 
 libc = ctypes.PyDLL(None)  # nothing here waits
 
@@ -61,7 +62,7 @@ class Semaphore:
         return max(0, number.value)
 
 
-class SemaphoreQueue(shmqueue.SharedTaskQueue):
+class SemaphoreQueue(Strategy):
     strategy = "semaphore"
     if_killed = "the kernel releases the lock, the next holder repairs; tokens are counted anew"
 

@@ -19,13 +19,12 @@ If the holder dies
     starts workers that have it. This takes a tenth of a second, and a new process for each worker.
 
 When to use it
-    To compare, and where `fcntl.lockf` is slow. With spawn and forkserver the semaphore has a name. A link beside the
-    segment leads the next start to it if all was killed at once.
+    To compare, and where `fcntl.lockf` is slow. With spawn and forkserver the semaphore has a name. It stays if
+    multiprocessing's resource tracker is killed together with all other processes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Sequence
@@ -35,11 +34,12 @@ try:
     from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
 except ImportError:
     import shmqueue  # type: ignore[no-redef, unused-ignore]
+from .strategy import Lock, Strategy
 
 SLICE_SECONDS = 0.02  # from one look at the number to the next
 
 
-class NumberedLock(shmqueue.KernelLock):
+class NumberedLock(Lock):
     """A multiprocessing.Lock and its number. A worker leaves if it asks for a lock that is not in use any more."""
 
     size = 8
@@ -48,11 +48,12 @@ class NumberedLock(shmqueue.KernelLock):
         self._segment, self._word, self.shared = segment, offset // 8, shared
 
     def prepare(self, context: Any) -> None:
-        """Make a lock with the next number. Its link is for shmqueue.sweep.
+        """Make a lock with the next number.
 
-        A lock with a name starts multiprocessing's resource tracker. SIGHUP is blocked there, too: the tracker must
-        outlive a closed terminal, or it complains when the lock goes.
+        A lock with a name starts multiprocessing's resource tracker, which removes the name if this process is killed.
+        SIGHUP is blocked there, too: the tracker must outlive a closed terminal, or it complains when the lock goes.
         """
+        self._context = context
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
             lock = context.Lock()
@@ -60,9 +61,6 @@ class NumberedLock(shmqueue.KernelLock):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._segment.words[self._word] += 1
         self.shared = (lock, self._segment.words[self._word])
-        file = f"sem.{lock._semlock.name}".replace("/", "")
-        with contextlib.suppress(OSError):  # it has no name, or is not a file on this system
-            os.link(os.path.join(shmqueue.shared_directory(), file), self._segment.beside(file))
 
     def acquire(self, timeout: float | None = None) -> bool:
         lock, number = self.shared
@@ -79,9 +77,9 @@ class NumberedLock(shmqueue.KernelLock):
     def release(self) -> None:
         self.shared[0].release()
 
-    def holder_died(self, queue: Any, context: Any, living: Sequence[shmqueue.Lane]) -> None:
+    def holder_died(self, queue: Any, living: Sequence[shmqueue.Lane]) -> None:
         """Change to another lock, and wait until no worker can be inside the old one."""
-        self.prepare(context)
+        self.prepare(self._context)
         for lane in living:
             shmqueue.ring(lane.wake)
         deadline = shmqueue.system.monotonic() + 1
@@ -98,7 +96,7 @@ def may_hold_lock(queue: shmqueue.SharedTaskQueue, lane: shmqueue.Lane) -> bool:
     return not lane.process.is_dead() and (idle or queue.is_claiming(lane.index))
 
 
-class SingleLock(shmqueue.SharedTaskQueue):
+class SingleLock(Strategy):
     strategy = "single_lock"
     if_killed = "the lock stays taken: workers leave after their batch, and start anew with another"
     lock_type = NumberedLock

@@ -176,7 +176,7 @@ class SlotState(DealtQueue):
         self._fence()
         while words[lane + CLAIMING] and not self._is_dead(worker):
             if shmqueue.system.monotonic() - since > shmqueue.LOCK_PATIENCE:
-                self.stuck(self.locks[0], worker, shmqueue.system.monotonic() - since)
+                self.ask_why(worker, shmqueue.system.monotonic() - since)
             shmqueue.system.sleep(0)
 
     def _is_dead(self, worker: int) -> bool:

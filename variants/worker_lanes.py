@@ -40,7 +40,7 @@ class WorkerLanes(DealtQueue):
 
     def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
         super().__init__(segment, primitives)
-        self._lock = self.locks
+        self._lock = self._locks
 
     @classmethod
     def num_locks(cls, num_workers: int) -> int:
@@ -49,7 +49,7 @@ class WorkerLanes(DealtQueue):
     def _shut(self, worker: int) -> None:
         since = shmqueue.system.monotonic()
         while not self._lock[worker].acquire(shmqueue.LOCK_PATIENCE):
-            self.stuck(self._lock[worker], worker, shmqueue.system.monotonic() - since)
+            self.ask_why(worker, shmqueue.system.monotonic() - since, worker)
 
     def _reopen(self, worker: int) -> None:
         self._freed[worker] = self._head(worker)
