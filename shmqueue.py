@@ -1051,7 +1051,8 @@ class Run:
         self.failure: Exception | None = None
         self._owner = os.getpid()
         self._lock = threading.RLock()  # held by the thread that uses the run
-        self._stepping = False  # in the middle of a step
+        self._middle = threading.RLock()  # held in the middle of a step
+        self._stepping = False  # the same, for a signal handler in the thread that holds it
         self._requests: collections.deque[Callable[[], object]] = collections.deque()
 
     # Who may use it.
@@ -1102,6 +1103,8 @@ class Run:
             raise RuntimeError(self.over)
         with self._used():
             unread = len(job.results)
+            if self._ledger.delayed:
+                self._do(lambda: self._ledger.take_due(system.monotonic()))
             more = self._take(job)
             checked = system.monotonic() >= self._pool.next_check
             more = bool(self._do(lambda: self._move(checked))) or more
@@ -1112,31 +1115,28 @@ class Run:
 
     def _do(self, action: Callable[[], Any]) -> Any:
         """Do a part of a step, and then what was requested meanwhile. Return None if it has ended the run."""
-        if self._stepping:
-            raise RuntimeError(
-                "this Supervisor is in the middle of a step: call it after that, not in a signal handler"
-            )
-        self._stepping = True
-        result = None
-        try:
+        with self._middle:
+            if self._stepping:
+                raise RuntimeError("this Supervisor is in the middle of a step, which a signal handler cannot wait for")
+            self._stepping = True
+            result = None
             try:
-                result = action()
-                self._packer.free_unused()
-            except Exception as error:
-                self._give_up(error)
-        except BaseException:
-            self.over = "this Supervisor was interrupted: close it"
-            raise
-        finally:
-            self._stepping = False
-        self._serve()
+                try:
+                    result = action()
+                    self._packer.free_unused()
+                except Exception as error:
+                    self._give_up(error)
+            except BaseException:
+                self.over = "this Supervisor was interrupted: close it"
+                raise
+            finally:
+                self._stepping = False
+            self._serve()
         return result
 
     def _move(self, check: bool) -> bool:
         """Move what can be moved. Return True if there may be more at once."""
         ledger, pool = self._ledger, self._pool
-        if ledger.delayed:
-            ledger.take_due(system.monotonic())
         fed = self._feed()
         more = pool.collect()
         pool.hurry()
@@ -1255,11 +1255,11 @@ class Run:
         self._serve_if_free(0.0)
 
     def _serve_if_free(self, timeout: float) -> None:
-        if self._lock.acquire(timeout=timeout):
+        if self._middle.acquire(timeout=timeout):
             try:
                 self._serve()
             finally:
-                self._lock.release()
+                self._middle.release()
 
     def _serve(self) -> None:
         """Do what was requested, unless this is the middle of a step."""
@@ -1281,24 +1281,24 @@ class Run:
             self.request(self._withdraw)
 
     def cancel(self, tsk_id: int) -> bool:
-        """End a task that has not begun. Return True if it was never started, and never will be. For any thread.
+        """End a task that has not begun. Return True if it was never started, and never will be.
 
-        A thread that does not use the run waits until the one that does has ended its step.
+        Any thread may call this, and waits for the end of the step that another one takes.
         """
         self._check_process()
         if self.over:
             raise RuntimeError(self.over)
         answers: list[bool] = []
         request = functools.partial(self._cancel, tsk_id, answers)
-        if self._lock.acquire(blocking=False):
+        if self._middle.acquire(blocking=False):
             try:
                 self._do(request)
             finally:
-                self._lock.release()
+                self._middle.release()
         else:
-            self.request(request)
-            while not (answers or self.over or self.failure):
-                self._serve_if_free(CHECK_SECONDS)
+            self._requests.append(request)
+        while not (answers or self.over or self.failure):
+            self._serve_if_free(CHECK_SECONDS)
         return answers == [True]
 
     def _cancel(self, tsk_id: int, answers: list[bool]) -> None:

@@ -1,6 +1,7 @@
 """The library as a user calls it: functions, payloads, values, outcomes, and how a Supervisor is told what to do."""
 
 import collections
+import concurrent.futures
 import contextlib
 import ctypes
 import errno
@@ -1484,7 +1485,6 @@ def test_a_second_thread_is_told_so_and_disturbs_nothing():
             lambda: supervisor.submit(jobs.echo, b""),
             lambda: list(supervisor.run([b""])),
             lambda: list(supervisor.results()),
-            lambda: supervisor.cancel(1),
             supervisor.cancel,
             supervisor.abort,
             supervisor.close,
@@ -1504,7 +1504,54 @@ def test_a_second_thread_is_told_so_and_disturbs_nothing():
     with Supervisor([jobs.echo], workers=2) as supervisor:
         assert list(supervisor.map(jobs.echo, payloads())) == [b"%d" % number for number in range(20)]
         assert not supervisor.cancelled
-    assert len(errors) == 7
+    assert len(errors) == 6
+
+
+@pytest.mark.promise("L14")
+def test_any_thread_may_cancel_a_task_and_has_its_answer(tmp_path):
+    """The first thread waits in the middle of a run, and is not disturbed."""
+    gate = str(tmp_path / "gate")
+    answers = []
+
+    def intrude():
+        wait_until(lambda: supervisor._queue.glance(0).in_hand is not None)
+        answers.extend(supervisor.cancel(tsk_id) for tsk_id in (20, 1, 20))
+        pathlib.Path(gate).touch()
+
+    with Supervisor([jobs.wait_for_file], workers=1) as supervisor:
+        results = supervisor.run([gate] * 20)
+        thread = threading.Thread(target=intrude)
+        thread.start()
+        statuses = {result.tsk_id: result.status for result in results}
+        thread.join()
+        assert answers == [True, False, False]
+        assert statuses == dict.fromkeys(range(1, 20), "ok") | {20: "cancelled"}
+
+
+def test_a_thread_may_cancel_a_task_while_nobody_takes_a_step(tmp_path):
+    with Supervisor([jobs.wait_for_file], workers=1) as supervisor:
+        for _ in range(2):
+            supervisor.submit(jobs.wait_for_file, str(tmp_path / "gate"))
+        with concurrent.futures.ThreadPoolExecutor(1) as other:
+            assert other.submit(supervisor.cancel, 2).result(HANG)
+        (tmp_path / "gate").touch()
+        assert sorted(result.status for result in supervisor.results()) == ["cancelled", "ok"]
+
+
+def test_a_task_is_not_cancelled_in_the_middle_of_a_step(monkeypatch):
+    """There is no answer there: tasks may be in no list."""
+    place, told = shmqueue.Ledger.placed, []
+
+    def interrupted(ledger, *tasks):
+        with pytest.raises(RuntimeError, match="in the middle of a step") as caught:
+            supervisor.cancel(1)
+        told.append(caught.value)
+        place(ledger, *tasks)
+
+    monkeypatch.setattr(shmqueue.Ledger, "placed", interrupted)
+    with Supervisor([jobs.echo], workers=1) as supervisor:
+        assert [result.status for result in supervisor.run([b"a", b"b"])] == ["ok"] * 2
+    assert told
 
 
 @pytest.mark.parametrize("how", ["cancel", "abort"])
