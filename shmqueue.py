@@ -1124,6 +1124,8 @@ class Run:
                 try:
                     result = action()
                     self._packer.free_unused()
+                except interruptions():
+                    raise
                 except Exception as error:
                     self._give_up(error)
             except BaseException:
@@ -1321,13 +1323,13 @@ class Run:
     def abort(self) -> None:
         """Kill the workers, and cancel what is unfinished."""
         with self._used():
-            self.request(lambda: self._end("cancelled", "stopped while it ran", CANCELLED))
+            self.request(lambda: self._end(Doom(None, "cancelled", "stopped while it ran"), "cancelled", CANCELLED))
 
-    def _end(self, status: str, error: str, rest: str) -> None:
-        """Kill the workers. A task in hand gets this outcome; the others are cancelled with the error `rest`."""
+    def _end(self, why: Doom, status: str, error: str) -> None:
+        """Kill the workers. Tasks in hand get the outcome `why`, and the others this one."""
         self._ledger.stopping = self._pool.closing = True
-        self._pool.end_all(Doom(None, status, error))
-        self._ledger.end_all(rest)
+        self._pool.end_all(why)
+        self._ledger.end_all(status, error)
 
     def _give_up(self, error: Exception) -> None:
         """End the run because of an error. Every task gets an outcome. Then the iterators raise it."""
@@ -1336,7 +1338,7 @@ class Run:
             self.failure = RuntimeError(f"this run has ended early: {describe(error)}")
             self.failure.__cause__ = error
         text = describe(error)
-        self._end("crashed", text, text)
+        self._end(Doom(None, "crashed", text), "cancelled" if type(error) is WorkersFailedError else "crashed", text)
 
 
 class Outcomes(NamedTuple):
@@ -2195,15 +2197,15 @@ class Ledger:
                 result = TaskResult(tsk_id, self.names[fn_id], payload, status, None, error, 0, None, 0.0)
                 self._finish(tasks.job, tasks.last or result)
 
-    def end_all(self, error: str) -> None:
-        """End all remaining tasks. Call it when no worker lives."""
+    def end_all(self, status: str, error: str) -> None:
+        """Give all remaining tasks this outcome. Call it when no worker lives."""
         for tasks in list(self._placed):
             for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
                 self.again.extend(each.part(start, stop) for each, start, stop in self._take(tasks.first + at, 1))
         self.take_due(math.inf)
         for waiting in (self.again, self.fresh):
             while waiting:
-                self.end(waiting.popleft(), error=error)
+                self.end(waiting.popleft(), status, error)
 
     def _finish(self, job: Job, result: TaskResult, cause: BaseException | None = None) -> None:
         self.tally.add_bad(result)
@@ -2914,8 +2916,8 @@ class WorkerPool:
             self._poll.unregister(lane.process.end_sign())
         self._dead_starting += lane.starting_seconds()
         code = lane.reap()
-        if isinstance(self.failure, SpoiledSegmentError):  # no word in the segment can be trusted
-            return
+        if self.failure is not None and type(self.failure) is not WorkersFailedError:
+            return  # what is in the segment, or what was noted of it, is not right
         claimed, note = lane.recover(code)
         if self.closing:
             return

@@ -1507,6 +1507,23 @@ def test_a_second_thread_is_told_so_and_disturbs_nothing():
     assert len(errors) == 6
 
 
+def test_an_error_in_a_step_ends_the_run_after_every_outcome(monkeypatch):
+    """As if this library had a mistake in it."""
+
+    def mistaken(ledger, *arguments):
+        raise ZeroDivisionError("a mistake")
+
+    with Supervisor([jobs.echo], workers=2) as supervisor:
+        monkeypatch.setattr(shmqueue.Ledger, "complete", mistaken)
+        results = []
+        with pytest.raises(RuntimeError, match="ended early: ZeroDivisionError: a mistake") as caught:
+            results.extend(supervisor.run([b"x"] * 100))
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        with pytest.raises(RuntimeError, match="ended early"):
+            list(supervisor.results())
+        assert supervisor.stats()["outstanding"] == 0
+
+
 @pytest.mark.promise("L14")
 def test_any_thread_may_cancel_a_task_and_has_its_answer(tmp_path):
     """The first thread waits in the middle of a run, and is not disturbed."""

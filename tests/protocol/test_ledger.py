@@ -297,7 +297,7 @@ class LedgerModel(RuleBasedStateMachine):
     def teardown(self):
         """The run ends early: whatever has no outcome gets one."""
         if hasattr(self, "ledger"):
-            self.ledger.end_all("the run has ended")
+            self.ledger.end_all("cancelled", "the run has ended")
             self.terminates.clear()
             for tsk_id in list(self.where):
                 self.end_early(tsk_id)
