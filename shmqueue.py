@@ -258,7 +258,7 @@ class Supervisor:
     num_slots: the number of tasks that the ring holds.
     slot_size: bytes of a slot, a multiple of 8. A payload of more than slot_size - 9 bytes lies outside its slot.
     batch: the most tasks that a worker claims at once; None: as many as take 5 ms.
-    timeout: seconds that a task may run.
+    timeout: seconds that a task may run; or a mapping from a function, or its name, to the seconds of its tasks.
     grace: seconds between SIGTERM and SIGKILL for a task that ran too long.
     retries: how often a task that is not ok is started again.
     retry_delay: seconds before the second attempt, doubled for each further one, 60 at most.
@@ -287,7 +287,7 @@ class Supervisor:
         num_slots: int = 16384,
         slot_size: int = 128,
         batch: int | None = None,
-        timeout: float | None = None,
+        timeout: float | Mapping[Any, float | None] | None = None,
         grace: float = 0.0,
         retries: int = 0,
         retry_delay: float = 0.0,
@@ -329,7 +329,8 @@ class Supervisor:
             context = choose_context(start_method, [*numbered.values(), initializer])
             self._queue: Any = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context, name)
             self._release.append(self._queue.close)
-            rules = Rules(timeout, grace, max_rss)
+            self._ledger.set_timeouts(timeout)
+            rules = Rules(grace, max_rss)
             self._pool = WorkerPool(self._queue, self._ledger, options, context, rules)
             self._pool.silent_fork = start_method is None
             self._release.append(functools.partial(end_strays, name))
@@ -405,18 +406,27 @@ class Supervisor:
             raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
         return self._read(self._ordered(payloads, fn_ids[function]))
 
-    def submit(self, function: Any, payload: Any) -> int:
-        """Add one task and return its tsk_id. results() yields its outcome. Blocks while the ring is full."""
+    def submit(self, function: Any, payload: Any, *, timeout: float | None = None) -> int:
+        """Add one task and return its tsk_id. results() yields its outcome. Blocks while the ring is full.
+
+        timeout: seconds that this task may run, in each attempt; None: as its function may.
+        """
+        check_numbers({"timeout": timeout, "workers": len(self._pool.lanes)})
         self._engine.check_open()
-        tsk_id = self._engine.submit(self._submitted, (function, payload))
+        tsk_id = self._engine.submit(self._submitted, (function, payload), timeout)
         while (self._ledger.again or self._ledger.fresh) and not self._engine.paused:
             self._engine.step(self._submitted, self._report)
         return tsk_id
 
-    def results(self) -> Iterator[TaskResult]:
-        """Yield the TaskResults of submitted tasks as they finish, until none is outstanding."""
+    def results(self, timeout: float | None = None) -> Iterator[TaskResult]:
+        """Yield the TaskResults of submitted tasks as they finish, until none is outstanding.
+
+        timeout: seconds, from the first next() on, after which it takes a last look and ends; 0 does not wait.
+        """
+        if timeout is not None:
+            check_number("timeout", timeout, (0.0, LIMITS["timeout"][1]))
         self._engine.check_open()
-        return self._read(self._submitted)
+        return self._read(self._submitted, math.inf if timeout is None else timeout)
 
     def cancel(self, tsk_id: int | None = None) -> bool:
         """Cancel every task that has not begun, in all runs. This cannot be undone.
@@ -522,13 +532,13 @@ class Supervisor:
     def _ordered(self, payloads: Iterable[Any], fn_id: int) -> Job:
         return OrderedJob(self._open(payloads), self._ledger.names, fn_id)
 
-    def _read(self, job: Job) -> Iterator[Any]:
-        with contextlib.closing(self._parts(job)) as parts:
+    def _read(self, job: Job, timeout: float = math.inf) -> Iterator[Any]:
+        with contextlib.closing(self._parts(job, timeout)) as parts:
             for part in parts:
                 yield from part
 
-    def _parts(self, job: Job) -> Generator[Iterator[Any], None, None]:
-        return self._engine.parts(job, self._report)
+    def _parts(self, job: Job, timeout: float = math.inf) -> Generator[Iterator[Any], None, None]:
+        return self._engine.parts(job, self._report, timeout)
 
     def _report(self) -> None:
         """After each check of the workers: tell the user, and show how the run goes."""
@@ -595,7 +605,8 @@ class ExecutorMethods:
         if self._max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         check_number("max_workers", self._max_workers, (1, MOST_WORKERS))
-        check_numbers({"timeout": timeout})
+        if timeout is not None:
+            check_number("timeout", timeout, LIMITS["timeout"])
         method = "spawn" if max_tasks_per_child is not None else None
         if mp_context is not None:
             method = mp_context.get_start_method()
@@ -815,8 +826,10 @@ DEFAULTS: Mapping[str, Any] = Supervisor.__init__.__kwdefaults__ or {}  # what m
 def check_numbers(values: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError, with value and limits, for an argument that is out of its limits or useless."""
     for name, limits in LIMITS.items():
-        if name in values and (values[name] is not None or DEFAULTS.get(name) is not None):
-            check_number(name, values[name], limits)
+        value = values.get(name)
+        for each in value.values() if isinstance(value, Mapping) else [value] * (name in values):
+            if each is not None or DEFAULTS.get(name) is not None:
+                check_number(name, each, limits)
     if values.get("slot_size", 0) % 8:
         raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
     if values.get("max_rss") is not None and late("psutil") is None:
@@ -1097,8 +1110,8 @@ class Run:
 
     # Steps.
 
-    def step(self, job: Job, report: Callable[[], None]) -> None:
-        """Move what can be moved, or else wait for news. Call `report` after each check of the workers."""
+    def step(self, job: Job, report: Callable[[], None], until: float = math.inf) -> None:
+        """Move what can be moved, or else wait for news, until then at most. Call `report` after each check."""
         if self.over:
             raise RuntimeError(self.over)
         with self._used():
@@ -1111,7 +1124,7 @@ class Run:
             if checked:
                 report()
             if not (more or len(job.results) > unread or self.failure):
-                self._wait(job)
+                self._wait(job, until)
 
     def _do(self, action: Callable[[], Any]) -> Any:
         """Do a part of a step, and then what was requested meanwhile. Return None if it has ended the run."""
@@ -1180,23 +1193,23 @@ class Run:
         ledger.placed(tasks, self._queue.push(tasks))
         return True
 
-    def _wait(self, job: Job) -> None:
+    def _wait(self, job: Job, until: float) -> None:
         """Sleep until a worker rings or dies, something is requested, input comes, or the next check is due."""
         pool, source = self._pool, job.source
         stream = -1
         if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
             stream = source.fileno()
-        pool.wait(min(pool.next_check, self._ledger.next_due()), stream)
+        pool.wait(min(pool.next_check, self._ledger.next_due(), until), stream)
 
     def admit(self, job: Job, items: Sequence[Any]) -> None:
         """Number items as tasks of the job."""
         self._do(lambda: self._ledger.admit(job, items))
 
-    def submit(self, job: Job, item: Any) -> int:
+    def submit(self, job: Job, item: Any, timeout: float | None) -> int:
         """Number an item as a task of the job, and push it if there is room. Return its tsk_id."""
         with self._used():
             tsk_id = self._ledger.next_id
-            self.admit(job, [item])
+            self._do(lambda: self._ledger.admit(job, [item], timeout))
             self._do(self.push)
         return tsk_id
 
@@ -1205,21 +1218,32 @@ class Run:
         self._feed()
         self._pool.ring()
 
-    def parts(self, job: Job, report: Callable[[], None]) -> Generator[Iterator[Any], None, None]:
-        """Yield iterators, each over some results of the job, as they come. Closed early, this cancels the rest."""
+    def parts(
+        self, job: Job, report: Callable[[], None], timeout: float = math.inf
+    ) -> Generator[Iterator[Any], None, None]:
+        """Yield iterators, each over some results of the job, as they come. Closed early, this cancels the rest.
+
+        End after so many seconds, with a last look.
+        """
+        until = system.monotonic() + timeout
+        last = False
         try:
             while not job.finished:
-                if not job.results:
-                    self.step(job, report)
-                elif isinstance(job.results[0], TaskError):
-                    raise self.failure or job.results[0]
-                else:
-                    part = job.results.popleft()
+                with self._used():
+                    part = job.results.popleft() if job.results else None
+                if isinstance(part, TaskError):
+                    raise self.failure or part
+                if part is not None:
                     try:
                         yield part
                     except GeneratorExit:  # its reader stopped inside this part; results() yields the rest later
                         job.results.appendleft(part)
                         raise
+                elif last:
+                    return
+                else:
+                    last = system.monotonic() >= until
+                    self.step(job, report, until)
             if self.failure is not None:
                 raise self.failure
             if job.source is not None and job.source.error is not None:
@@ -1574,9 +1598,10 @@ class Lane:
         if self.seen != (glance.number, glance.done):
             self.seen = (glance.number, glance.done)
             self.progress_since = now
-        timeout = self._rules.timeout
-        if timeout and glance.in_hand is not None and now - self.progress_since >= timeout:
-            return self._end_overdue(glance.in_hand, now, timeout), False
+        if glance.in_hand is not None:
+            timeout = self._ledger.timeout(glance.in_hand)
+            if now - self.progress_since >= timeout:
+                return self._end_overdue(glance.in_hand, now, timeout), False
         waited = system.perf_counter() - max(glance.began, self.halted_at)
         slow = waited >= HUNGRY_SECONDS
         moved = False
@@ -1882,7 +1907,9 @@ class Packer:
         data = cut(references.tobytes(), REFERENCE.size)
         marked = array.array("I", map(OUT_OF_LINE.__or__, tasks.marked or tasks.fn_ids))
         block = Block(free, self._unused)
-        return Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, data, marked, block)
+        packed = Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, data, marked, block)
+        packed.timeout = tasks.timeout
+        return packed
 
     def _put_in_heap(self, payloads: Sequence[bytes], size: int) -> tuple[int, int, Callable[[], None]] | None:
         """Return 0, which stands for the heap, the offset there, and what frees the place. None: there is no room."""
@@ -1987,12 +2014,46 @@ class Ledger:
         self.stopping = False
         self.next_id = 1
         self._retries = retries
+        self._timeouts: dict[int, float] = {}  # seconds by fn_id
         self._placed: list[Tasks] = []  # what is in the queue, by position
+
+    def set_timeouts(self, timeout: Any) -> None:
+        """Note how long tasks may run: seconds, or a mapping from functions or their names to seconds; None: for ever.
+
+        Raises ValueError for a name that no function has, or more than one, and for a function that is named twice.
+        """
+        if not isinstance(timeout, Mapping):
+            self._timeouts = dict.fromkeys(self.names, timeout or math.inf)
+            return
+        for key, seconds in timeout.items():
+            name = function_name(key)
+            if key not in self.intake.fn_ids:
+                raise ValueError(f"timeout: {no_such_function(name, self.names.values())}")
+            fn_id = self.intake.fn_ids[key]
+            if fn_id in self._timeouts or (key == name and list(self.names.values()).count(name) > 1):
+                raise ValueError(f"timeout: {name} stands for more than one function, or is named twice")
+            self._timeouts[fn_id] = math.inf if seconds is None else seconds
+
+    def timeout(self, position: int) -> float:
+        """Return the seconds that the task at this position may run; math.inf if it has no limit, or is not there."""
+        tasks = self._at(position)
+        if tasks is None:
+            return math.inf
+        return tasks.timeout or self._timeouts.get(tasks.fn_ids[position - tasks.first], math.inf)
+
+    def _at(self, position: int) -> Tasks | None:
+        """Return the tasks in the queue of which one has this position."""
+        at = bisect.bisect(self._placed, position, key=operator.attrgetter("first")) - 1
+        tasks = self._placed[at] if at >= 0 else None
+        return tasks if tasks and position < tasks.first + len(tasks.payloads) else None
 
     # Into the queue.
 
-    def admit(self, job: Job, items: Sequence[Any]) -> None:
-        """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task."""
+    def admit(self, job: Job, items: Sequence[Any], timeout: float | None = None) -> None:
+        """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task.
+
+        timeout: seconds that each may run; None: as its function may.
+        """
         if len(items) == 0:
             return
         try:
@@ -2000,7 +2061,9 @@ class Ledger:
         except Exception:  # whatever a codec raises
             self._sort_out(job, items)
         else:
-            self._put(Tasks(job, self._number(job, len(items)), *columns), self.fresh)
+            tasks = Tasks(job, self._number(job, len(items)), *columns)
+            tasks.timeout = timeout
+            self._put(tasks, self.fresh)
 
     def _sort_out(self, job: Job, items: Sequence[Any]) -> None:
         """Admit items of which some cannot be sent: each alone."""
@@ -2047,9 +2110,8 @@ class Ledger:
         """
         until = position + count
         while position < until:
-            at = bisect.bisect(self._placed, position, key=operator.attrgetter("first")) - 1
-            tasks = self._placed[at] if at >= 0 else None
-            if tasks is None or position >= tasks.first + len(tasks.payloads):
+            tasks = self._at(position)
+            if tasks is None:
                 raise SpoiledSegmentError(f"an outcome for position {position:,}, where no task is")
             start, stop = position - tasks.first, min(until - tasks.first, len(tasks.payloads))
             if tasks.settled.find(1, start, stop) >= 0:
@@ -2057,7 +2119,7 @@ class Ledger:
             tasks.settled[start:stop] = b"\1" * (stop - start)
             tasks.left -= stop - start
             if not tasks.left:
-                del self._placed[at]
+                self._placed.remove(tasks)
             yield tasks, start, stop
             position = tasks.first + stop
 
@@ -2314,10 +2376,12 @@ class Tasks:
     left: how many tasks are still in the queue.
     settled: a byte for each task; 1 if it has left the queue.
     last: the result of the last attempt, if this is one task that is tried again.
+    timeout: seconds that each may run; None: as its function may.
     """
 
     __slots__ = (
-        "block", "data", "first", "fn_ids", "job", "large", "last", "left", "marked", "payloads", "settled", "tsk_ids",
+        "block", "data", "first", "fn_ids", "job", "large", "last", "left", "marked", "payloads", "settled",
+        "timeout", "tsk_ids",
     )  # fmt: skip
 
     def __init__(
@@ -2339,6 +2403,7 @@ class Tasks:
         self.marked = marked
         self.large: bool | None = None
         self.last: TaskResult | None = None
+        self.timeout: float | None = None
         self.first = 0
         self.left = 0
         self.settled = bytearray()
@@ -2350,6 +2415,7 @@ class Tasks:
         tasks = Tasks(self.job, *columns, self.marked and self.marked[part], self.block)
         tasks.large = self.large
         tasks.last = self.last
+        tasks.timeout = self.timeout
         return tasks
 
     @property
@@ -2788,10 +2854,9 @@ _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a f
 class Rules(NamedTuple):
     """When the supervisor ends a worker. The units are seconds and bytes; None: never.
 
-    timeout: its task ran so long. grace: between SIGTERM and SIGKILL then. max_rss: it uses more memory.
+    grace: between SIGTERM and SIGKILL, if its task ran too long. max_rss: it uses more memory.
     """
 
-    timeout: float | None = None
     grace: float = 0.0
     max_rss: int | None = None
 
@@ -7111,7 +7176,7 @@ def make_parser(functions: Any = None) -> argparse.ArgumentParser:
     add("--query", metavar="SQL", help="of the SQLite file TASKS: line, or function, payload")
     add = parser.add_argument_group("how they run").add_argument
     add("-w", "--workers", metavar="N", type=int, help="worker processes (the processors); 0: none, to debug")
-    add("--timeout", metavar="S", type=float, help="seconds a task may run")
+    add("--timeout", metavar="S", type=seconds, help="seconds a task may run; or NAME=S,NAME=S by function")
     add("--grace", metavar="S", type=float, help="seconds from SIGTERM to SIGKILL after --timeout")
     add("--retries", metavar="N", type=int, help="start a task that is not ok again, so often")
     add("--retry-delay", metavar="S", type=float, help="seconds before the second attempt; then doubled")
@@ -7154,6 +7219,13 @@ NEEDS = {
 }
 
 
+def seconds(text: str) -> float | dict[str, float]:
+    """Return what --timeout says: seconds, or seconds by the names of functions."""
+    if "=" not in text:
+        return float(text)
+    return {name: float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+
+
 def check_options(options: argparse.Namespace) -> None:
     """Raise UsageError for what argparse does not check, before anything is opened."""
     if options.tasks is None:
@@ -7170,6 +7242,8 @@ def check_options(options: argparse.Namespace) -> None:
     for name in ("failed", "log", "summary"):
         if given[name] == "-":
             raise UsageError(f"{flag(name)} -: must be a file")
+    if isinstance(options.timeout, dict) and (options.call or options.shell or options.command):
+        raise UsageError("--timeout NAME=S: needs functions with names (--handlers)")
     if options.resume and options.results == "-":
         raise UsageError("--resume: needs --results FILE")
     if options.results is not None:

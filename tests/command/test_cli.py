@@ -1298,3 +1298,39 @@ def test_what_holds_up_a_run_is_said_once_where_no_screen_says_it(cli):
     rest = cli.finish(run)
     assert (line, rest.code) == (b"shmqueue: waiting: worker 0 is stopped\n", 0)
     assert "waiting" not in rest.err
+
+
+@pytest.mark.parametrize("order", ["sleepy=0.3,upper=60", "upper=60,sleepy=0.3"])
+def test_each_function_has_a_limit_of_its_own(cli, tmp_path, order):
+    (tmp_path / "own.py").write_text(
+        "import time\ndef sleepy(s): time.sleep(float(s))\ndef upper(s: str): return s.upper()\n"
+    )
+    run = cli.tasks(
+        "sleepy 30\nupper a\n",
+        "--handlers",
+        str(tmp_path / "own.py"),
+        "--timeout",
+        order,
+        "--results",
+        str(tmp_path / "out.jsonl"),
+        "--print",
+    )
+    assert run.code == 1
+    assert "A" in run.out.splitlines()
+    assert "ran longer than 0.3 s" in run.out + run.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--timeout", "sleep=5,ecko=6"), "timeout: LookupError: no function 'ecko'; nearest: echo"),
+        (("--timeout", "echo=x"), "--timeout: invalid seconds value: 'echo=x'"),
+        (("--timeout", "echo=0"), "--timeout 0.0: must be from"),
+        (("--shell", "--timeout", "echo=1"), "--timeout NAME=S: needs functions with names (--handlers)"),
+    ],
+)
+def test_limits_by_function_that_cannot_be_right_are_refused(cli, arguments, says):
+    run = cli.tasks("echo a\n", *arguments)
+    assert (run.code, run.out) == (2, "")
+    assert says in run.err
+    assert run.err.count("\n") == 1

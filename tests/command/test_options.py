@@ -45,7 +45,8 @@ def test_every_number_of_a_supervisor_has_its_limits():
 @bounded
 def test_an_argument_is_annotated_as_its_limits_say(name, limits):
     optional = " | None" if SIGNATURE[name].default is None else ""
-    assert SIGNATURE[name].annotation == type(limits[0]).__name__ + optional
+    by_function = " | Mapping[Any, float | None]" * (name == "timeout")
+    assert SIGNATURE[name].annotation == type(limits[0]).__name__ + by_function + optional
 
 
 @bounded
@@ -84,7 +85,7 @@ def test_an_option_has_the_name_the_default_and_the_type_of_the_argument(option)
     parameter = SIGNATURE[option.dest]
     assert option.default == parameter.default
     assert shmqueue.flag(option.dest) in option.option_strings
-    if option.dest in LIMITS and option.dest != "max_rss":
+    if option.dest in LIMITS and option.type in (int, float):
         assert parameter.annotation.removesuffix(" | None") == option.type.__name__
 
 
@@ -96,7 +97,7 @@ def samples(option):
     """What can be written for a value, and what it means."""
     if option.choices:
         return {word: word for word in option.choices}
-    text = {int: "3", float: "0.5", shmqueue.size: "2K"}.get(option.type, "failed")
+    text = {int: "3", float: "0.5", shmqueue.size: "2K", shmqueue.seconds: "0.5"}.get(option.type, "failed")
     return {text: (option.type or str)(text)}
 
 
