@@ -550,7 +550,11 @@ class Supervisor:
         """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
         if self._engine.in_child:
             return
-        self._dispose()
+        try:
+            if self._display is not None:
+                self._display.end(self._snapshot)
+        finally:
+            self._dispose()
 
 
 def release_all(release: Sequence[Callable[[], object]]) -> None:
@@ -6665,6 +6669,10 @@ class Progress:
         self.total = total
         self.state = ""  # what the run is doing, if not its work
         self.keys = ""  # the keys that it listens to
+        self.ended = ""  # how the run has ended, if not by itself
+        self.folder = ""
+        with contextlib.suppress(OSError):  # it has been removed
+            self.folder = os.getcwd()
         self._rates: collections.deque[float] = collections.deque(maxlen=12)
         self._worker_rates: list[float] = []
         self._sample: tuple[float, Iterable[int]] = (time.monotonic(), itertools.repeat(0))
@@ -6700,6 +6708,7 @@ class Progress:
             row |= {"number": number, "rate": rate}
         return shot | {
             "title": self.title,
+            "folder": self.folder,
             "total": self.total(),
             "rates": list(self._rates),
             "rate": self._rates[-1],
@@ -6719,12 +6728,18 @@ class Progress:
         """Leave a snapshot for --watch, where there is a segment."""
         import json
 
-        path = watch_path(shot["name"])
-        # If there is no room, nobody can watch, and the run goes on.
+        # If there is no room, nobody can watch, and the run goes on. It stays the same file: watchers have it open.
         with contextlib.suppress(OSError):
             if shot["name"]:
-                write_file(f"{path}.new", json.dumps(shot).encode())
-                os.replace(f"{path}.new", path)
+                write_file(watch_path(shot["name"]), json.dumps(shot).encode())
+
+    def end(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Leave a last snapshot, which says how the run has ended, if there was one."""
+        with contextlib.suppress(Exception):  # it has ended before
+            shot = snapshot()
+            if os.path.exists(watch_path(shot["name"])):
+                early = shot["outstanding"] or shot["cancelled"]
+                Progress.share(self, {**shot, "ended": self.ended or ("ended early" if early else "done")})
 
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
         """Show a snapshot if it is time to."""
@@ -6866,14 +6881,27 @@ def runs() -> list[str]:
     return names
 
 
+def describe_run(name: str) -> str:
+    """Return a run's name, tasks, folder, age and progress, as far as they are known."""
+    import json
+
+    about = "nothing is known yet"
+    with contextlib.suppress(Exception), open(watch_path(name), encoding="utf-8") as file:  # whatever is in that file
+        shot = json.load(file)
+        total = f" of {shot['total']:,}" if shot["total"] else ""
+        tasks = f"{shot['title'] or 'a program'} in {shot['folder']}"
+        about = f"{tasks}, {clock(shot['seconds'])}, {finished(shot):,}{total} done"
+    return f"{name} ({about})"
+
+
 def choose_run(name: str) -> str:
     """Return the name of the living run that is called so, or of the only one if no name is given."""
     alive = runs()
     found = [each for each in alive if name in ("", each)]
-    if len(found) != 1:
+    if len(found) != 1 or not (name or can_draw()):
         remedy = "no run is alive"
         if alive:
-            remedy = f"give one of {', '.join(alive)}"
+            remedy = f"give one of {'; '.join(map(describe_run, alive))}"
         asked = f"--watch {name}".rstrip()
         raise UsageError(f"{asked}: {remedy}")
     if not can_draw():
@@ -6882,10 +6910,16 @@ def choose_run(name: str) -> str:
 
 
 def watch_run(name: str) -> None:
-    """Show the screen of another supervisor's run until it ends or Ctrl-C. Only its snapshots are read."""
+    """Show the screen of another supervisor's run until Ctrl-C, or until it ends: then its last frame stays.
+
+    Only its snapshots are read.
+    """
     import json
 
     screen = Screen()
+    shot: Snapshot = {}
+    alive = True
+    kept = os.open(os.devnull, os.O_RDONLY)  # then the file of snapshots, which can be read after its removal
 
     def act(number: int, frame: object) -> None:
         if number == signal.SIGINT:
@@ -6897,11 +6931,21 @@ def watch_run(name: str) -> None:
 
     try:
         with handled_by(act):
-            while name in runs():
+            while alive:
+                alive = name in runs()
                 # It is not there if the run has just begun or just ended.
-                with contextlib.suppress(FileNotFoundError), open(watch_path(name), encoding="utf-8") as file:
-                    screen.show({**json.load(file), "keys": "Ctrl-C leaves"})
+                with contextlib.suppress(FileNotFoundError), open(watch_path(name), "rb") as file:
+                    os.dup2(file.fileno(), kept)
+                with contextlib.suppress(ValueError):  # it is being written
+                    shot = json.loads(os.pread(kept, os.fstat(kept).st_size, 0))
+                if alive and shot != {}:
+                    screen.show({**shot, "keys": "Ctrl-C leaves"})
                 time.sleep(Screen.SECONDS)
+            screen.close()
+            if shot:
+                width, height = screen.size()
+                lines = render({**shot, "state": shot.get("ended", "killed")}, width, height - 1)
+                screen.write("\n".join(lines) + "\n")
     except KeyboardInterrupt:
         pass
     except Exception as error:  # whatever is in that file
@@ -7529,6 +7573,8 @@ class CommandLine:
             self.stopped_by = self.stopped_by or number
             self.patient = False
             self.supervisor.abort()
+        if self.stopped_by:
+            self.progress.ended = f"stopped by {signal.Signals(self.stopped_by).name}"
 
     def wait_for_reader(self) -> bool:
         """Called several times a second while nobody takes what was written. Return False to write no more."""

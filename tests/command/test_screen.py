@@ -970,17 +970,48 @@ def test_watching_ends_with_the_run(desk, watched):
         assert desk.wait(watcher) == 0
         terminal.assert_as_before()
     assert (desk.folder / "out0.jsonl").read_text().count('"ok"') == 40
+    assert re.search(r"(?m)^ shmqueue  tasks  \[done\] .*" + name, first.screen.ordinary)  # the last frame stays
+    assert re.search(r"(?m)^ █+  100\.0%   40 / 40", first.screen.ordinary)
+    assert re.search(r"(?m)^ ok 40 ", second.screen.ordinary)
 
 
-def test_watching_ends_when_the_run_is_killed(desk, watched):
-    process, name = watched.start()
+@pytest.mark.parametrize(
+    ("number", "ending"),
+    [(signal.SIGKILL, "killed"), (signal.SIGTERM, "stopped by SIGTERM"), (signal.SIGINT, "stopped by SIGINT")],
+)
+def test_watching_ends_when_the_run_is_stopped(desk, watched, number, ending):
+    process, name = watched.start("sleep 3\n" * 4)
     terminal = desk.terminal(120, 20)
     watcher = watched.watch(terminal, name)
     terminal.shows(r"(?m)^ +\d+ +\d+  run ")
-    process.kill()
+    process.send_signal(number)
     process.wait()
     assert wait_until(lambda: watcher.poll() is not None, 15), "it shows a run that is dead"
     terminal.assert_as_before()
+    assert f" shmqueue  tasks  [{ending}] " in terminal.screen.ordinary
+
+
+def test_watching_says_that_a_program_left_tasks_undone(desk, watched):
+    code = """
+import sys
+import shmqueue
+from time import sleep
+shmqueue.shared_directory = lambda: sys.argv[1]
+with shmqueue.Supervisor([sleep], workers=1) as supervisor:
+    results = supervisor.run([0.5] * 100)
+    for _ in range(8):
+        next(results)
+    raise SystemExit(0)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    process = desk.cli.start(watched.shared, script=desk.cli.file("leaves.py", code), env=environment)
+    assert wait_until(lambda: list(watched.shared.glob("*.watch")))
+    terminal = desk.terminal(120, 20)
+    watcher = watched.watch(terminal)
+    assert desk.cli.finish(process).code == 0
+    assert desk.wait(watcher) == 0
+    terminal.assert_as_before()
+    assert "[ended early]" in terminal.screen.ordinary
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT], ids=lambda number: number.name)
@@ -1038,10 +1069,13 @@ def test_watch_without_a_name_needs_one_run(desk, watched):
     assert "shmq-1-x" in refused("shmq-1-x")
     _, first = watched.start()
     assert first in refused("shmq-1-x")
+    alone = refused()  # nothing can be drawn here
     _, second = watched.start()
     error = refused()
-    assert first in error
-    assert second in error
+    for name, text in ((first, alone), (first, error), (second, error)):
+        assert re.search(rf"{name} \(tasks in {desk.folder}, \d\d:\d\d:\d\d, 0 of 4 done\)", text), text
+    watched.shared.joinpath(f"{second}.watch").unlink()
+    assert f"{second} (nothing is known yet)" in refused()
     terminal = desk.terminal(120, 20)
     watcher = watched.watch(terminal, second)
     terminal.shows(second)
