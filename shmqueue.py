@@ -2296,7 +2296,7 @@ class Intake:
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self._codec = codec
-        self._untyped = {fn_id for fn_id, function in functions.items() if takes_anything(function)}
+        self._untyped = {fn_id for fn_id, function in functions.items() if not readable(function)}
         plain_checker()  # made here, so that forked workers have it
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._function = functions.get(self._only)
@@ -3787,10 +3787,6 @@ class Worker:
         for fn_id, function in options.functions.items():
             for mark, call in adapt(function, options.codec).items():
                 self._calls[fn_id | mark] = call
-        self._ahead: dict[int, tuple[Function, Callable[[Sequence[bytes]], list[Any]]]] = {}  # see readers_ahead
-        for fn_id, function in options.functions.items():
-            for mark, read in readers_ahead(function, options.codec).items():
-                self._ahead[fn_id | mark] = (function, read)
         self._quick_dumps = QUICK_DUMPS if options.codec is None else {**QUICK_DUMPS, CODED: {}}
         self._kind = BYTES  # of a batch's values; a batch begins with the kind of the one before
         self._half = queue.half(index, 0)  # of the batch that runs
@@ -3893,7 +3889,8 @@ class Worker:
             done = task + 1
             stop = words[end] - first
         self._end_batch(done, at, began, last)
-        self._kind = KINDS.get(type(value), self._kind)
+        self._payloads = []  # it may be large
+        self._kind = {type(None): self._kind, bytes: BYTES, str: TEXT}.get(type(value), CODED)
 
     def _begin_batch(self, first: int, count: int) -> Half:
         self._first = first
@@ -3914,12 +3911,14 @@ class Worker:
             fn_ids = [fn_id & ~OUT_OF_LINE for fn_id in fn_ids]
         if fn_ids.count(fn_ids[0]) < len(fn_ids):
             return map(self._call, fn_ids), iter(self._payloads)
-        if fn_ids[0] in self._ahead:
-            function, read = self._ahead[fn_ids[0]]
+        call = self._call(fn_ids[0])
+        if isinstance(call, Call):
             with contextlib.suppress(Exception):  # one is spoiled: then each is read when it is called, and one fails
-                self._payloads = read(self._payloads)
-                return itertools.repeat(function), iter(self._payloads)
-        return itertools.repeat(self._call(fn_ids[0])), iter(self._payloads)
+                arguments = call.read_ahead(self._payloads)
+                if arguments is not None:
+                    self._payloads = arguments
+                    call = call.function
+        return itertools.repeat(call), iter(self._payloads)
 
     def _call(self, fn_id: int) -> Callable[[bytes], Any]:
         call = self._calls.get(fn_id & ~OUT_OF_LINE) or functools.partial(self._unknown, fn_id)
@@ -5343,13 +5342,6 @@ dump_text = operator.methodcaller("encode", "utf-8", "surrogatepass")
 load_text = operator.methodcaller("decode", "utf-8", "surrogatepass")
 
 
-def load_texts(pieces: Sequence[bytes]) -> list[str]:
-    try:
-        return list(map(bytes.decode, pieces))
-    except UnicodeDecodeError:
-        return list(map(load_text, pieces))
-
-
 # Plain data travels as marshal makes it. What has no container inside has no references, with marshal's version 2: so a
 # list of many such is their bytes one after the other. What is nested has this byte before it, which is none of
 # marshal's, and may have references.
@@ -5414,16 +5406,19 @@ def check_plain(value: Any) -> None:
 
 
 def dump_flat(value: Any) -> bytes:
-    """Return a container as bytes; none if it has others inside, or what is not plain data."""
-    if type(value) is dict:
-        for key in value:
-            if type(value[key]) not in ATOMS or type(key) not in ATOMS:
-                return b""
-    else:
-        for part in value:
-            if type(part) not in ATOMS:
-                return b""
-    return marshal.dumps(value, 2)
+    """Return a container as bytes; none if it has others inside, or what is not plain data, or changes meanwhile."""
+    try:
+        if type(value) is dict:
+            for key in value:
+                if type(value[key]) not in ATOMS or type(key) not in ATOMS:
+                    return b""
+        else:
+            for part in value:
+                if type(part) not in ATOMS:
+                    return b""
+        return marshal.dumps(value, 2)
+    except (RuntimeError, KeyError, ValueError):
+        return b""
 
 
 def dump_plain(value: Any) -> bytes:
@@ -5449,15 +5444,13 @@ def dump_block(values: Sequence[Any], kinds: set[type]) -> list[bytes]:
     elif kinds.isdisjoint(ATOMS) and dict not in kinds:
         parts = itertools.chain(*values)
     elif not kinds <= ATOMS:
-        quick = QUICK_DUMPS[CODED]
-        return [quick[type(value)](value) or dump_plain(value) for value in values]
+        return list(map(dump_plain, values))
     if ATOMS.issuperset(map(type, parts)):
         return list(map(marshal.dumps, values, itertools.repeat(2)))
     check_plain(values)
     return [NESTED + marshal.dumps(value) for value in values]
 
 
-KINDS = {**dict.fromkeys(PLAIN - {type(None)}, CODED), bytes: BYTES, str: TEXT}  # of values, by their types
 # How a worker's loop makes bytes of values, in batches of these kinds; no bytes: see Worker._put. In one that is CODED
 # by marshal, bytes and text are so, too.
 QUICK_DUMPS: dict[int, dict[type, Callable[[Any], bytes]]] = {
@@ -5557,22 +5550,19 @@ def decode_log(kind: int, codec: Codec | None, log: bytes, begin: int, ends: Seq
     if size and stop == ends[-1] and ends == list(range(begin + size, stop + 1, size)):
         return decode_all(kind, codec, cut(log[begin:stop], size))
     pieces = list(map(log.__getitem__, map(slice, [begin, *ends], ends)))
-    if all(pieces):
-        return decode_all(kind, codec, pieces)
-    values = iter(decode_all(kind, codec, [*filter(None, pieces)]))
-    return [next(values) if piece else None for piece in pieces]
+    return decode_all(kind, codec, pieces)
 
 
 def decode_all(kind: int, codec: Codec | None, pieces: Sequence[bytes]) -> Sequence[Any]:
-    """Do for many values of one kind what `decode` does for one."""
-    if kind == BYTES:
-        return pieces
-    with contextlib.suppress(Exception):  # one cannot be loaded, and is a failure
-        if kind == TEXT:
-            return load_texts(pieces)
-        if kind == CODED:
+    """Do for many values of one kind what `decode` does for one. No bytes stand for None."""
+    if all(pieces):
+        with contextlib.suppress(Exception):  # one cannot be loaded, and is a failure
+            if kind == BYTES:
+                return pieces
+            if kind == TEXT:
+                return list(map(load_text, pieces))
             return load_all(pieces) if codec is None else list(map(codec.loads, pieces))
-    return [decode(kind, piece, codec) for piece in pieces]
+    return [decode(kind, piece, codec) if piece else None for piece in pieces]
 
 
 class Output(bytes):
@@ -5651,41 +5641,36 @@ def describe_traceback(error: BaseException) -> str | None:
     return data.decode(errors="ignore")
 
 
+class Call:
+    """A function of the user's that is called with bytes, from which its argument is read."""
+
+    def __init__(self, function: Function, read: Callable[[bytes], Any]) -> None:
+        self.function = function
+        self.read = read
+
+    def __call__(self, data: bytes) -> Any:
+        return self.function(self.read(data))
+
+    def read_ahead(self, pieces: Sequence[bytes]) -> list[Any] | None:
+        """Read the arguments of many calls at once; None if that runs code of the user's, or can fail."""
+        if self.read is load_plain:
+            return load_all(pieces)
+        return list(map(self.read, pieces)) if self.read in (load_text, decode_text) else None
+
+
 def adapt(function: Function, codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
     """Return `function` as functions of bytes: one for each kind of payload, by that kind as it stands in a fn_id.
 
     Bytes and text are read as the annotation of the first parameter says; all else arrives as it is.
     """
-    calls = (function if read is bytes else _composed(function, read) for read in _readers(function, codec))
-    return {kind << KIND_BIT: call for kind, call in enumerate(calls)}
+    named = readable(function)
+    readers = (_reader(bytes, named), _reader(str, named), load_plain if codec is None else codec.loads)
+    return {kind << KIND_BIT: function if read is bytes else Call(function, read) for kind, read in enumerate(readers)}
 
 
-def takes_anything(function: Function) -> bool:
-    """Return True if payloads of bytes and text arrive as they are."""
-    return _readers(function, None)[:2] == (bytes, load_text)
-
-
-def readers_ahead(function: Function, codec: Codec | None) -> dict[int, Callable[[Sequence[bytes]], list[Any]]]:
-    """Return how the payloads of a whole batch are read before `function` is called, by their kind as in a fn_id.
-
-    Only what runs no code of the user's, and cannot fail, is read ahead.
-    """
-    found: dict[int, Any] = {}
-    for kind, read in enumerate(_readers(function, codec)):
-        for one, whole in ((load_text, load_texts), (load_plain, load_all)):
-            if read is one:
-                found[kind << KIND_BIT] = whole
-    return found
-
-
-def _readers(function: Function, codec: Codec | None) -> tuple[Callable[[bytes], Any], ...]:
-    """Return how a payload is read for `function`, for each of its kinds: BYTES, TEXT, CODED."""
-    named = _annotations(function)[0]
-    return _reader(bytes, named), _reader(str, named), load_plain if codec is None else codec.loads
-
-
-def _composed(function: Function, read: Callable[[Any], Any]) -> Callable[[bytes], Any]:
-    return lambda payload: function(read(payload))
+def readable(function: Function) -> list[Any]:
+    """Return those types of the first parameter's annotation as which bytes and text are read."""
+    return [kind for kind in _annotations(function)[0] if kind in READERS or issubclass(kind, ctypes.Structure)]
 
 
 # How a payload of bytes is read for a parameter of these types, or of a Structure; `bytes` is not called.
@@ -5698,9 +5683,8 @@ READERS: dict[Any, Callable[[bytes], Any]] = {
 
 
 def _reader(own: Any, named: Sequence[Any]) -> Callable[[bytes], Any]:
-    """Return how a payload of the type `own` is read for a parameter whose annotation names these types."""
-    known = [kind for kind in named if kind in READERS or issubclass(kind, ctypes.Structure)]
-    kind = own if own in known or not known else known[0]
+    """Return how a payload of the type `own` is read as one of these types."""
+    kind = own if own in named or not named else named[0]
     read = READERS.get(kind) or kind.from_buffer_copy
     if own is bytes:
         return read

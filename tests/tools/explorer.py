@@ -828,7 +828,7 @@ class World:
             "psutil": None,
             "sweep": list,
             "adapt": functools.cache(shmqueue.adapt),  # it takes long, and there is one function
-            "readers_ahead": functools.cache(shmqueue.readers_ahead),
+            "readable": functools.cache(shmqueue.readable),
             "structures_of": lambda functions: [],
         }
 
