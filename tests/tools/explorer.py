@@ -835,6 +835,7 @@ class World:
     def _close(self) -> None:
         for seat in self._seats.values():
             vars(seat.queue).pop("stuck", None)
+            seat.queue.words = seat.words.memory  # to close it is no step of an actor
             seat.queue.close()
         self._made.segment.unlink()
 
