@@ -1461,8 +1461,8 @@ class Lane:
       DEAD ─────────▶ STARTING ─────────▶ RUNNING ◀────────────▶ IDLE      by the worker, in its words
        ▲                 │                 │  ▲                   │
        │                 └──────┬──────────┤  │ halt()            │
-       │ reap(),       doom()   │   halt() ▼  │ ends              │
-       │ recover()              │         HALTED                  │
+       │ recover()     doom()   │   halt() ▼  │ ends              │
+       │                        │         HALTED                  │
        │                        ▼          │ doom()               │
        └───────────────────── DOOMED ◀─────┴──────────────────────┘
     Any process may also die by itself: from each state an edge leads to DEAD. `state` is read off the words below.
@@ -1568,13 +1568,6 @@ class Lane:
             self.process.signal_group(signal.SIGTERM)
         else:
             self.process.kill()
-
-    def reap(self) -> int:
-        """Kill what the dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
-        self.process.signal_group(signal.SIGKILL)
-        code = self.process.reap()
-        self.wake.close()
-        return code
 
     def check_memory(self, now: float) -> None:
         """Read its memory and processor time. Replace it if it uses more than max_rss."""
@@ -1722,19 +1715,18 @@ class Lane:
         if Failure not in set(map(type, values)):
             self._ledger.complete(self.index, position, len(values), values, seconds, started)
             return
-        each = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
-        for failed, group in itertools.groupby(values, key=lambda value: type(value) is Failure):
-            part = list(group)
-            times = list(itertools.islice(each, len(part)))
+        times = itertools.repeat(seconds) if isinstance(seconds, float) else seconds
+        for failed, group in itertools.groupby(zip(values, times), key=lambda outcome: type(outcome[0]) is Failure):
+            part, took = zip(*group)
             if not failed:
-                self._ledger.complete(self.index, position, len(part), part, times, started)
+                self._ledger.complete(self.index, position, len(part), part, took, started)
                 position += len(part)
-                started += sum(times)
+                started += sum(took)
                 continue
-            for value, took in zip(part, times):
-                self._ledger.charge(self.index, position, "failed", value, took, started)
+            for failure, each in zip(part, took):
+                self._ledger.charge(self.index, position, "failed", failure, each, started)
                 position += 1
-                started += took
+                started += each
 
     def halt(self, doomed: Doom | None = None) -> bool:
         """Stop the worker for a moment. Read what it has finished, and take back what it has not begun.
@@ -1893,13 +1885,15 @@ class Packer:
         if max(lengths) <= self._queue.ring.capacity:
             return tasks
         try:
-            if size > self.heap.size // 2 and len(lengths) == 1:
-                placed = self._put_in_file(tasks.data[0])
-            else:
-                placed = self._put_in_heap(tasks.data, size)
-        except OSError as error:
-            self._no_room(tasks, size, error)
-            return None
+            placed = self._place(tasks.data, size)
+        except OSError as error:  # there is no memory
+            placed = None
+            if len(lengths) > 1:
+                self._block_bytes = max(1, size // 2)  # try fewer at a time
+            elif not (self._file_bytes or self.heap.used):  # else there may be room when others are done
+                text = f"{describe(error)}: no room in {shared_directory()} for a payload of {size:,} bytes"
+                self._ledger.end(tasks, "failed", text)
+                return None
         if placed is None:
             self._ledger.fresh.appendleft(tasks)
             return None
@@ -1915,41 +1909,26 @@ class Packer:
         packed.timeout = tasks.timeout
         return packed
 
-    def _put_in_heap(self, payloads: Sequence[bytes], size: int) -> tuple[int, int, Callable[[], None]] | None:
-        """Return 0, which stands for the heap, the offset there, and what frees the place. None: there is no room."""
-        pages = self.heap.put(payloads, size)
-        if pages is None:
-            return None
-        return 0, pages.start * mmap.PAGESIZE, functools.partial(self.heap.free, pages)
+    def _place(self, payloads: Sequence[bytes], size: int) -> tuple[int, int, Callable[[], None]] | None:
+        """Put payloads into the heap, or a single one that is too large for it into a file beside the segment.
 
-    def _put_in_file(self, payload: bytes) -> tuple[int, int, Callable[[], None]] | None:
-        """Write a payload that is too large for the heap to a file beside the segment. Return its number instead of 0.
-
-        None: there is no room.
+        Return the number of the file, or 0 for the heap; the offset there; and what frees the place. None: there is no
+        room now.
         """
-        size = len(payload)
+        if len(payloads) > 1 or size <= self.heap.size // 2:
+            pages = self.heap.put(payloads, size)
+            return pages and (0, pages.start * mmap.PAGESIZE, functools.partial(self.heap.free, pages))
         if self._file_bytes and self._file_bytes + size > FILE_BYTES:
             return None
         number = next(self._files)
         path = self._queue.segment.beside(f"p{number}")
-        system.write_file(path, payload)
+        system.write_file(path, payloads[0])
         self._file_bytes += size
         return number, 0, functools.partial(self._remove_file, path, size)
 
     def _remove_file(self, path: str, size: int) -> None:
         self._file_bytes -= size
         system.unlink(path)
-
-    def _no_room(self, tasks: Tasks, size: int, error: OSError) -> None:
-        """Put back tasks that find no memory, and try fewer at a time. A task that does not fit alone fails."""
-        if len(tasks.data) > 1:
-            self._block_bytes = max(1, size // 2)
-            self._ledger.fresh.appendleft(tasks)
-        elif self._file_bytes or self.heap.used:  # there may be room when others are done
-            self._ledger.fresh.appendleft(tasks)
-        else:
-            where = shared_directory()
-            self._ledger.end(tasks, "failed", f"{describe(error)}: no room in {where} for a payload of {size:,} bytes")
 
 
 class Heap:
@@ -1999,6 +1978,19 @@ LONGEST_PAUSE = 60.0  # seconds before a task is tried again, at most
 
 class Ledger:
     """Gives each task its tsk_id, knows which positions hold it, and gives it exactly one outcome.
+
+      admit()          placed()            claim           the worker
+      WAITING ───────▶ IN THE RING ──────▶ IN A LANE ────▶ calls its function: IN HAND
+       ▲  │ ▲              │                │                 │
+       │  │ └ give_back() ─┴────────────────┘                 ├── complete() ─────────▶ SETTLED
+       │  │                                                   │                           ▲
+       │  └ end() ────────────────────────────────────────────┼───────────────────────────┤
+       │                                                      └── charge() ──┬── end() ───┤
+       └────── take_due() ─────── WAITING FOR A RETRY ◀─────────────────────┘            │
+                                           └─────────── end() ────────────────────────────┘
+    `complete` and `charge` come from a lane, `give_back` from the ring (a drain) and from lanes (a halt, a death), and
+    `end` from a cancellation and from the end of the run. The position of a task that was given back is never used
+    again.
 
     fresh: tasks that were read and not pushed yet.
     again: tasks that were in the queue; they are pushed before fresh ones.
@@ -2981,10 +2973,8 @@ class WorkerPool:
 
         Raises WorkersFailedError if its exit code is UNGUARDED, or as _start_failed().
         """
-        with contextlib.suppress(KeyError):  # an interrupted close() has done it
-            self._poll.unregister(lane.process.end_sign())
         self._dead_starting += lane.starting_seconds()
-        code = lane.reap()
+        code = self._reap(lane)
         if self.failure is not None and type(self.failure) is not WorkersFailedError:
             return  # what is in the segment, or what was noted of it, is not right
         claimed, note = lane.recover(code)
@@ -3001,6 +2991,15 @@ class WorkerPool:
             why = f"{self._failed_starts + 1} workers in a row died before they took a task: {note or exit_text(code)}"
             self._start_failed(lane, why, sure=bool(note))
 
+    def _reap(self, lane: Lane) -> int:
+        """Kill what a dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
+        lane.process.signal_group(signal.SIGKILL)
+        with contextlib.suppress(KeyError):  # an interrupted close() has done it
+            self._poll.unregister(lane.process.end_sign())
+        code = lane.process.reap()
+        lane.wake.close()
+        return code
+
     def end_all(self, why: Doom) -> None:
         """Kill the workers, and settle what they have in hand."""
         for lane in self.living():
@@ -3014,9 +3013,7 @@ class WorkerPool:
             for lane in self.living():
                 lane.process.kill()
             for lane in self.living():
-                with contextlib.suppress(KeyError):
-                    self._poll.unregister(lane.process.end_sign())
-                lane.reap()
+                self._reap(lane)
         finally:
             for end in (*(lane.wake for lane in self.lanes), self._bell, self._bell_end):
                 if end is not None:
@@ -3218,6 +3215,9 @@ class InlineQueue:
         tasks = self.take()
         return [] if tasks is None else [(tasks.first, 1)]
 
+    def sleepers(self) -> list[tuple[int, int]]:
+        return []
+
     def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
         return []
 
@@ -3256,13 +3256,6 @@ class InlinePool(WorkerPool):
         else:
             self._ledger.complete(0, tasks.first, 1, [value], seconds, started)
         return True
-
-    def hurry(self) -> None:
-        pass
-
-    def check(self, now: float) -> bool:
-        self.next_check = now + CHECK_SECONDS
-        return False
 
     def _call(self, fn_id: int, payload: bytes) -> Any:
         """Return the value as it would arrive from a worker, or a Failure."""
