@@ -257,17 +257,29 @@ def check_squares(results, count=TASKS):
     assert {int(result["payload"]) for result in results} == set(range(count))
 
 
-def test_what_travels_is_what_the_file_is_now(dask, deal, cli):
+def test_what_travels_is_what_the_file_is_now(empty_cluster, deal, cli):
+    empty_cluster.start_nodes(1)
     cli.file("helper.py", "def answer():\n    return 'one'\n")
     handlers = cli.file("words.py", "import helper\n\ndef say(payload: str) -> str:\n    return helper.answer()\n")
-    arguments = ("--handlers", handlers, "--upload", "helper.py", "--scheduler", dask.address, "--results", "-")
+    arguments = (
+        "--handlers",
+        handlers,
+        "--upload",
+        "helper.py",
+        "--scheduler",
+        empty_cluster.address,
+        "--results",
+        "-",
+    )
     first = cli.finish(deal("say 1\n" * 50, *arguments))
     assert first.values == ["one"] * 50, first
     cli.file("helper.py", "def answer():\n    return 'another'\n")
-    second = cli.finish(deal("say 1\n" * 50 + "cry\n", *arguments))
-    assert second.values == ["another"] * 50 + [None], second
+    with open(handlers, "a") as file:
+        file.write("\ndef shout(payload: str) -> str:\n    return helper.answer().upper()\n")
+    second = cli.finish(deal("say 1\n" * 50 + "shout 1\ncry\n", *arguments))
+    assert second.values == ["another"] * 50 + ["ANOTHER", None], second
     assert "nearest" in second.err or "there are: say" in second.err
-    assert dask.segments() == []
+    assert empty_cluster.segments() == []
 
 
 def test_every_kind_of_outcome(dask, deal, cli, jobs):
