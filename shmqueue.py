@@ -2032,12 +2032,12 @@ class Ledger:
 
     def timeout(self, position: int) -> float:
         """Return the seconds that the task at this position may run; math.inf if it has no limit, or is not there."""
-        tasks = self._at(position)
+        tasks = self.tasks_at(position)
         if tasks is None:
             return math.inf
         return tasks.timeout or self._timeouts.get(tasks.fn_ids[position - tasks.first], math.inf)
 
-    def _at(self, position: int) -> Tasks | None:
+    def tasks_at(self, position: int) -> Tasks | None:
         """Return the tasks in the queue of which one has this position."""
         at = bisect.bisect(self._placed, position, key=operator.attrgetter("first")) - 1
         tasks = self._placed[at] if at >= 0 else None
@@ -2106,7 +2106,7 @@ class Ledger:
         """
         until = position + count
         while position < until:
-            tasks = self._at(position)
+            tasks = self.tasks_at(position)
             if tasks is None:
                 raise SpoiledSegmentError(f"an outcome for position {position:,}, where no task is")
             start, stop = position - tasks.first, min(until - tasks.first, len(tasks.payloads))
@@ -5164,9 +5164,6 @@ class TaskSlots:
     def tsk_id(self, index: int) -> int:
         return int(self._tsk_ids[index])
 
-    def fn_id(self, index: int) -> int:
-        return int(self._fn_ids[index])
-
 
 class Half:
     """One half of a worker's part of the segment, as `batch_half` lays it out.
@@ -6493,7 +6490,7 @@ def tagged(text: bytes, tag: bytes) -> bytes:
 
 # All that a frame shows: stats() and title, name, strategy, total (None if it is not known), rate (tasks a second) and
 # rates (the last ones), ring, num_slots, failures, state, keys. A worker has number, rate and state (run, sleep, dead),
-# too; and where they are known cpu, rss, and function and in_hand (a tsk_id), which it has held for so many seconds.
+# too; and where they are known cpu, rss, and function, payload and in_hand (a tsk_id), held for so many seconds.
 Snapshot = dict[str, Any]
 
 # The columns of the table: side, width, text of a row. In a narrow window columns go, from the end of IMPORTANCE on.
@@ -6508,8 +6505,9 @@ COLUMNS: dict[str, tuple[str, int, Callable[[Snapshot], str]]] = {
     "cpu": (">", 5, lambda row: f"{row['cpu']:.0f} %" if "cpu" in row else ""),
     "rss": (">", 7, lambda row: f"{row['rss'] / 2**20:,.0f} MB" if "rss" in row else ""),
     "in hand": ("<", 20, lambda row: f"#{row['in_hand']:,}  {row['held']:.2f} s" if "in_hand" in row else "–"),
+    "payload": ("<", 30, lambda row: row["payload"]),
 }
-IMPORTANCE = ("worker", "state", "done", "tasks/s", "failed", "in hand", "function", "cpu", "rss", "pid")
+IMPORTANCE = ("worker", "state", "done", "tasks/s", "failed", "in hand", "function", "cpu", "rss", "pid", "payload")
 
 
 def printable(text: str) -> str:
@@ -6615,7 +6613,8 @@ def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str
     """Return as many columns and rows as fit. A last line sums up the workers that do not fit."""
     names: list[str] = []
     for name in IMPORTANCE:
-        if sum(COLUMNS[each][1] + 2 for each in [*names, name]) <= width + 2:
+        known = name != "payload" or all(name in row for row in rows)
+        if known and sum(COLUMNS[each][1] + 2 for each in [*names, name]) <= width + 2:
             names.append(name)
     columns = {name: column for name, column in COLUMNS.items() if name in names}
 
@@ -6660,15 +6659,18 @@ class Progress:
         """Return a snapshot of a Supervisor that has these parts."""
         about = {"name": queue.name, "strategy": queue.strategy, "ring": queue.backlog(), "num_slots": queue.num_slots}
         for row, lane in zip(stats["workers"], pool.lanes):
-            glance = queue.glance(lane.index)
-            row["state"] = "dead" if lane.state == DEAD else "sleep"
+            in_hand = queue.glance(lane.index).in_hand
+            position = -1 if in_hand is None else in_hand
+            tasks = ledger.tasks_at(position)
+            row |= {"state": "dead" if lane.state == DEAD else "sleep", "payload": ""}
             if lane.process.rss:
                 row |= {"cpu": lane.process.cpu, "rss": lane.process.rss}
-            if lane.state != DEAD and glance.in_hand is not None:
-                slots = queue.half(lane.index, glance.number).lane
+            if lane.state != DEAD and tasks is not None:
+                at = position - tasks.first
                 row["state"] = "run"
-                row["function"] = ledger.names.get(slots.fn_id(glance.done) & FN_ID, "")
-                row["in_hand"] = slots.tsk_id(glance.done)
+                row["function"] = ledger.names.get(tasks.fn_ids[at], "")
+                row["in_hand"] = tasks.tsk_ids[at]
+                row["payload"] = briefly(tasks.payloads[at], 30)
                 row["held"] = time.monotonic() - lane.progress_since
         return self.complete(stats | about, ledger.tally.latest)
 

@@ -79,6 +79,14 @@ def test_a_frame_of_200_by_50():
     ]
 
 
+def test_the_payload_in_hand_is_shown_where_it_is_wide_enough():
+    rows = [{**each, "payload": payload} for each, payload in zip(ROWS, ("'a.bin'", "", ""))]
+    table = render(snapshot(workers=rows), 140, 24)[4:6]
+    assert table[0].endswith("  in hand               payload")
+    assert table[1].endswith("  #621,034  0.02 s      'a.bin'")
+    assert "payload" not in render(snapshot(workers=rows), 139, 24)[4]
+
+
 def test_a_frame_of_40_by_10():
     assert render(snapshot(total=None, failures=[]), 40, 10) == [
         " shmqueue  tasks.txt",

@@ -247,6 +247,13 @@ def test_sizes(desk, columns, lines):
     assert totals(terminal)["ok"] == 16
 
 
+def test_the_payload_in_hand_is_shown_where_it_is_wide_enough(desk):
+    terminal = desk.terminal(140, 24)
+    tasks = desk.cli.file("tasks", f"sleep 3; : {'a' * 40} gr\u00fcn\n")
+    desk.start(terminal, tasks, "--shell", "--no-print", "-w", "1")
+    terminal.shows(r"(?m)^ +0 +\d+  run +shell .* #1 +\d\.\d\d s +'sleep 3; : a\.\.\.a+ gr\u00fcn'$")
+
+
 def test_nothing_is_left_of_the_frame_before_by_characters_that_take_no_column(desk):
     functions = """
 import time
