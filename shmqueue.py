@@ -411,7 +411,8 @@ class Supervisor:
 
         timeout: seconds that this task may run, in each attempt; None: as its function may.
         """
-        check_numbers({"timeout": timeout, "workers": len(self._pool.lanes)})
+        if timeout is not None:
+            check_numbers({"timeout": timeout, "workers": len(self._pool.lanes)})
         self._engine.check_open()
         tsk_id = self._engine.submit(self._submitted, (function, payload), timeout)
         while (self._ledger.again or self._ledger.fresh) and not self._engine.paused:
@@ -1087,22 +1088,25 @@ class Run:
 
     def check_thread(self) -> None:
         """Raise RuntimeError if another thread uses this run now, or in a child that the user forked."""
-        with self._used():
-            pass
+        self._enter()
+        self._lock.release()
 
     @contextlib.contextmanager
     def _used(self) -> Iterator[None]:
         """Use the run in this block. Raises RuntimeError as check_thread()."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _enter(self) -> None:
         self._check_process()
         if not self._lock.acquire(blocking=False):
             raise RuntimeError(
                 "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
                 "shmqueue.Executor, which many threads can share"
             )
-        try:
-            yield
-        finally:
-            self._lock.release()
 
     def _check_process(self) -> None:
         if self.in_child:
@@ -1118,7 +1122,8 @@ class Run:
         """Move what can be moved, or else wait for news, until then at most. Call `report` after each check."""
         if self.over:
             raise RuntimeError(self.over)
-        with self._used():
+        self._enter()
+        try:
             unread = len(job.results)
             if self._ledger.delayed:
                 self._do(lambda: self._ledger.take_due(system.monotonic()))
@@ -1129,6 +1134,8 @@ class Run:
                 report()
             if not (more or len(job.results) > unread or self.failure):
                 self._wait(job, until)
+        finally:
+            self._lock.release()
 
     def _do(self, action: Callable[[], Any]) -> Any:
         """Do a part of a step, and then what was requested meanwhile. Return None if it has ended the run."""
@@ -1150,7 +1157,8 @@ class Run:
                 raise
             finally:
                 self._stepping = False
-            self._serve()
+            if self._requests:
+                self._serve()
         return result
 
     def _move(self, check: bool) -> bool:
@@ -1233,8 +1241,10 @@ class Run:
         last = False
         try:
             while not job.finished:
-                with self._used():
-                    part = job.results.popleft() if job.results else None
+                try:
+                    part = job.results.popleft()
+                except IndexError:  # asking first would not do: another thread may take the last one
+                    part = None
                 if isinstance(part, TaskError):
                     raise self.failure or part
                 if part is not None:
