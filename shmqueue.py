@@ -313,6 +313,7 @@ class Supervisor:
         if screen and self.choose_display is None:
             raise ValueError(f"screen={screen!r}: {CUT_OFF}")
         self._display: Any = None
+        self._shows = False  # the display is asked to
         options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
         if workers == 0:
             self._run_here(options, screen)
@@ -357,6 +358,7 @@ class Supervisor:
     def _show(self, screen: Any) -> None:
         if self.choose_display is not None:
             self._display = self.choose_display(screen)
+            self._shows = True
             self._release.append(self._display.close)
 
     def _prepare_end(self) -> None:
@@ -544,8 +546,13 @@ class Supervisor:
     def _report(self) -> None:
         """After each check of the workers: tell the user, and show how the run goes."""
         self.on_check()
-        if self._display is not None:
-            self._display.update(self._snapshot)
+        if self._shows:
+            try:
+                self._display.update(self._snapshot)
+            except Exception as error:  # the run goes on without it
+                self._shows = False
+                self._display.close()
+                warnings.warn(f"the run is not shown any more: {describe(error)}", RuntimeWarning, stacklevel=2)
 
     def _stop(self) -> None:
         """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""

@@ -20,6 +20,7 @@ import pyte.modes
 import pytest
 
 import shmqueue
+from tests import jobs
 from tests.helpers import SCRIPT, Terminal, is_running, summary, wait_until, workers_of
 
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
@@ -1167,3 +1168,26 @@ def test_runs_of_other_users_are_not_seen(monkeypatch, tmp_path):
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     assert shmqueue.runs() == []
+
+
+@pytest.mark.command_line
+def test_an_error_of_what_draws_ends_the_drawing_and_not_the_run():
+    class Broken(shmqueue.Progress):
+        SECONDS = 0.01
+        shown = closed = 0
+
+        def show(self, snapshot):
+            self.shown += 1
+            raise ZeroDivisionError("no such colour")
+
+        def close(self):
+            self.closed += 1
+
+    display = Broken()
+    with (
+        pytest.warns(RuntimeWarning, match="not shown any more: ZeroDivisionError: no such colour"),
+        shmqueue.Supervisor([jobs.rest], workers=2, screen=display) as supervisor,
+    ):
+        assert [result.status for result in supervisor.run(["0.2"] * 4)] == ["ok"] * 4
+    assert display.shown == 1
+    assert display.closed
