@@ -5824,12 +5824,12 @@ class LineParser:
 
     def _without_done(self, items: list[Any]) -> list[Any]:
         """Return the items that are tasks and not done. None is no task."""
-        if self.done:
-            items = [None if item is None or self._leave_out(item) else item for item in items]
-        tasks = [item for item in items if item is not None]
-        if len(tasks) < len(items):
-            before = itertools.accumulate((item is not None for item in items), initial=self.tasks)
-            self._skipped.extend(count for item, count in zip(items, before) if item is None)
+        tasks: list[Any] = []
+        for item in items:
+            if item is None or (self.done and self._leave_out(item)):
+                self._skipped.append(self.tasks + len(tasks))
+            else:
+                tasks.append(item)
         self.tasks += len(tasks)
         return tasks
 

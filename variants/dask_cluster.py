@@ -385,6 +385,8 @@ class ClusterLine(shmqueue.CommandLine):
 
         if self.options.command:
             raise shmqueue.UsageError("--command: its tasks and workers have no numbers on a cluster; use --shell")
+        if self.options.workers == 0:
+            raise shmqueue.UsageError("--workers 0: on a cluster, functions run in worker processes")
         options = self.options
         source = options.handlers or (options.call or "").rpartition(":")[0]
         paths = map(pathlib.Path, [shmqueue.__file__, *options.upload, *[source] * source.endswith(".py")])

@@ -558,6 +558,7 @@ def test_bad_options_are_told_before_anything_starts(deal, cli):
     run = cli.finish(deal("noop\n", "--scheduler", "tcp://127.0.0.1:9", "--slots", "1"))
     assert (run.code, run.err) == (2, f"{PROGRAM}: error: --slots 1: must be from 2 to 67,108,864\n")
     assert "error: --wait -1: must be 0 or more seconds\n" in usage_error(cli.finish(deal("noop\n", "--wait", "-1")))
+    assert "error: --workers 0: on a cluster, " in usage_error(cli.finish(deal("noop\n", "-w", "0")))
     assert "--upload absent.py: must be a file" in usage_error(cli.finish(deal("noop\n", "--upload", "absent.py")))
 
 
