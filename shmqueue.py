@@ -7184,8 +7184,8 @@ def size(text: str) -> int:
     return int(number)
 
 
-# To add an option, write its line here and in README. If it is an argument of Supervisor, too, it has that one's name
-# and default. A number has its limits in LIMITS. Tests compare them.
+# To add an option, write its line here and in docs/command-line.md. If it is an argument of Supervisor, too, it has the
+# name and the default of that one. A number has its limits in LIMITS. Tests compare them.
 def make_parser(functions: Any = None) -> argparse.ArgumentParser:
     """Return the parser of the command line. functions: those of `main`."""
     import argparse

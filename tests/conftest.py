@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     carried = {number for mark in item.iter_markers("promise") for number in mark.args}
     unknown = carried.difference(numbers_of_promises())
-    assert not unknown, f"README has no promise of the number {', '.join(sorted(unknown))}"
+    assert not unknown, f"no promise has the number {', '.join(sorted(unknown))}"
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "shmqueue.py"
 HANG = 120.0  # seconds after which a test counts as stuck; no test takes a tenth of it
-PROMISES = ("What is guaranteed", "Limits")  # the sections of README that list them
 METHODS = ("fork", "spawn", "forkserver")
 
 
@@ -40,12 +39,23 @@ def wait_until(condition, seconds=30.0):
     return True
 
 
+def document(name):
+    """The text of README.md, or of a file of docs/."""
+    return (ROOT / name).read_text("utf-8")
+
+
+def section(name, heading):
+    """What stands under a heading of a document."""
+    found = re.search(rf"^(#+) {re.escape(heading)}\n((?:(?!\1 ).*\n)*)", document(name), re.MULTILINE)
+    assert found, f"{name} has no heading {heading}"
+    return found[2]
+
+
 @functools.cache
 def numbers_of_promises():
-    """Return the numbers of README's guarantees and limits. Each item of these two lists must begin with one."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    sections = [text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0] for heading in PROMISES]
-    items = [item for section in sections for item in re.findall(r"^- (.*)", section, re.MULTILINE)]
+    """Return the numbers of README's guarantees and of all limits. Each item of these two lists must begin with one."""
+    lists = section("README.md", "What is guaranteed") + document("docs/limits.md")
+    items = re.findall(r"^- (.*)", lists, re.MULTILINE)
     return [re.match(r"\*\*([GL]\d+[a-z]?)\. ?", item)[1] for item in items]
 
 

@@ -50,7 +50,7 @@ def make_results(rows):
 
 
 def expected(value, is_json):
-    """What README says that becomes of a value: text, JSON, or as Python writes it."""
+    """What the documents say that becomes of a value: text, JSON, or as Python writes it."""
     if value is None or isinstance(value, (bytes, str)):
         return os.fsdecode(value) if value is not None else None
     try:

@@ -1,15 +1,14 @@
-"""The tables of options and limits agree with Supervisor's signature, the command line and README, as names do."""
+"""The tables of options and limits agree with Supervisor's signature, the command line and docs/, as names do."""
 
 import inspect
 import itertools
-import pathlib
 import re
 
 import pytest
 
 import shmqueue
 from shmqueue import LIMITS
-from tests.helpers import ROOT
+from tests.helpers import document
 
 SIGNATURE = {
     parameter.name: parameter
@@ -20,16 +19,16 @@ NUMBERS = {name: limits for name, limits in LIMITS.items() if name != "halt"}
 bounded = pytest.mark.parametrize(("name", "limits"), NUMBERS.items(), ids=NUMBERS)
 ACTIONS = {action.dest: action for action in shmqueue.make_parser()._actions if action.dest not in ("help", "version")}
 OPTIONS = [action for name, action in ACTIONS.items() if name != "tasks"]
-README = pathlib.Path(ROOT, "README.md").read_text("utf-8")
+LIBRARY = document("docs/library.md")
+COMMAND_LINE = document("docs/command-line.md")
 
 
 def named(actions):
     return pytest.mark.parametrize("option", actions, ids=lambda action: action.dest)
 
 
-def table(section, first):
-    """The rows of the table in a section of README that begins with this word, each a list of its cells."""
-    text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+def table(text, first):
+    """The rows of the table in a document that begins with this word, each a list of its cells."""
     rows = text.partition(f"\n| {first} |")[2].partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
 
@@ -146,27 +145,27 @@ def test_the_command_line_refuses_what_is_out_of_the_limits(name):
         shmqueue.check_options(options)
 
 
-# README.
+# The documents.
 
 
 @pytest.mark.parametrize("name", SIGNATURE)
-def test_readme_has_each_option_of_a_supervisor_with_its_default(name):
+def test_docs_have_each_option_of_a_supervisor_with_its_default(name):
     default = SIGNATURE[name].default
-    rows = [(cells[0], cells[1]) for cells in table("Library", "option") if f"`{name}`" in cells[0]]
+    rows = [(cells[0], cells[1]) for cells in table(LIBRARY, "option") if f"`{name}`" in cells[0]]
     ((names, defaults),) = rows
     if default is not None:
         position = re.findall(r"`(\w+)`", names).index(name)
         assert re.split(r", (?![^(]*\))", defaults)[position].strip("`").replace('"', "'") == str(default)
 
 
-def test_readme_has_no_option_of_a_supervisor_that_is_not_there():
-    names = [name for cells in table("Library", "option") for name in re.findall(r"`(\w+)`", cells[0])]
+def test_docs_have_no_option_of_a_supervisor_that_is_not_there():
+    names = [name for cells in table(LIBRARY, "option") for name in re.findall(r"`(\w+)`", cells[0])]
     assert sorted(names) == sorted(SIGNATURE)
 
 
 @named(OPTIONS)
-def test_readme_has_each_option_of_the_command_line_with_its_value(option):
-    text = " ".join(cells[0] for cells in table("Command line", "option"))
+def test_docs_have_each_option_of_the_command_line_with_its_value(option):
+    text = " ".join(cells[0] for cells in table(COMMAND_LINE, "option"))
     value = option.metavar or r"\|".join(option.choices or ())
     if option.nargs == "?":
         value = f"[{value}]"
@@ -174,18 +173,17 @@ def test_readme_has_each_option_of_the_command_line_with_its_value(option):
         assert f"`{name} {value}".rstrip() + "`" in text
 
 
-def test_readme_has_no_option_of_the_command_line_that_is_not_there():
-    flags = [flag for cells in table("Command line", "option") for flag in re.findall(r"`(--[\w-]+)", cells[0])]
+def test_docs_have_no_option_of_the_command_line_that_is_not_there():
+    flags = [flag for cells in table(COMMAND_LINE, "option") for flag in re.findall(r"`(--[\w-]+)", cells[0])]
     assert sorted(flags) == sorted([*(shmqueue.flag(option.dest) for option in OPTIONS), "--help", "--version"])
 
 
-def test_readme_has_each_field_of_a_result():
-    section = README.partition("\n## Library\n")[2].partition("\n## ")[0]
-    assert [name for name in shmqueue.TaskResult._fields if f"`{name}`" not in section] == []
+def test_docs_have_each_field_of_a_result():
+    assert [name for name in shmqueue.TaskResult._fields if f"`{name}`" not in LIBRARY] == []
 
 
-def test_the_signature_of_executor_is_that_of_readme():
-    (shown,) = re.findall(r"`Executor(\(max_workers=.*?\))`", README, re.DOTALL)
+def test_the_signature_of_executor_is_that_of_docs():
+    (shown,) = re.findall(r"`Executor(\(max_workers=.*?\))`", LIBRARY, re.DOTALL)
     parameters = inspect.signature(shmqueue.Executor).parameters.values()
     without_types = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
     assert str(inspect.Signature(without_types)) == " ".join(shown.split())

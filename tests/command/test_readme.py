@@ -1,15 +1,14 @@
-"""README's examples: each one is run as it is shown.
+"""The examples of README and docs/: each one is run as it is shown.
 
-Each heading has a folder of its own with shmqueue.py and all Python files that README shows. A console block has
+Each heading has a folder of its own with shmqueue.py and all Python files that the documents show. A console block has
 commands and what they write. A command starts with `$ ` and goes on after a backslash. What differs from run to run or
-from machine to machine is left out of the comparison: times, rates, numbers of workers, paths. Two programs that README
-uses may be missing: then `sqlite3` and `curl` are a few lines of Python. `tqdm` is three lines of Python in any case,
-because its bar is different each time. A block of the language `sh` is not run.
+from machine to machine is left out of the comparison: times, rates, numbers of workers, paths. Two programs that the
+examples use may be missing: then `sqlite3` and `curl` are a few lines of Python. `tqdm` is three lines of Python in any
+case, because its bar is different each time. A block of the language `sh` is not run.
 """
 
 import inspect
 import os
-import pathlib
 import re
 import shutil
 import signal
@@ -21,9 +20,9 @@ import pytest
 
 import shmqueue
 from shmqueue import make_parser
-from tests.helpers import HANG, ROOT, SCRIPT, wait_until
+from tests.helpers import HANG, ROOT, SCRIPT, document, section, wait_until
 
-README = pathlib.Path(ROOT, "README.md").read_text("utf-8")
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 
 # The commands that show results as they finish, so that the order of their lines means nothing.
 UNORDERED = {"python3 boxes.py"}
@@ -50,25 +49,26 @@ TQDM = "def tqdm(iterable, total):\n    assert total\n    return iterable\n"
 
 
 class Block(NamedTuple):
+    document: str
     heading: str
     language: str
     text: str
 
 
 class Command(NamedTuple):
-    """A command of a console block, and what README says that it writes."""
+    """A command of a console block, and what the block says that it writes."""
 
     text: str
     output: list[str]
 
 
-def code_blocks(markdown):
+def code_blocks(name):
     blocks = []
     heading = ""
-    parts = re.split(r"^```(.*)\n((?:.*\n)*?)```$", markdown, flags=re.MULTILINE)
+    parts = re.split(r"^```(.*)\n((?:.*\n)*?)```$", document(name), flags=re.MULTILINE)
     for prose, language, text in zip(parts[::3], parts[1::3], parts[2::3]):
-        heading = (re.findall(r"^##+ (.*)$", prose, re.MULTILINE) or [heading])[-1]
-        blocks.append(Block(heading, language, text))
+        heading = (re.findall(r"^#+ (.*)$", prose, re.MULTILINE) or [heading])[-1]
+        blocks.append(Block(name, heading, language, text))
     return blocks
 
 
@@ -82,8 +82,9 @@ def commands(block):
     return found
 
 
-BLOCKS = code_blocks(README)
-FILES = {re.match(r"# (\w+\.py)\n", block.text)[1]: block.text for block in BLOCKS if block.language == "python"}
+BLOCKS = [block for name in DOCUMENTS for block in code_blocks(name)]
+PROGRAMS = [(re.match(r"# (\w+\.py)\n", block.text)[1], block.text) for block in BLOCKS if block.language == "python"]
+FILES = dict(PROGRAMS)
 HEADINGS = list(dict.fromkeys(block.heading for block in BLOCKS if block.language == "console"))
 
 CHANGES = [
@@ -164,7 +165,12 @@ def shell(tmp_path):
     return Shell(tmp_path)
 
 
+def test_each_heading_with_examples_stands_once():
+    assert len(HEADINGS) == len({(block.document, block.heading) for block in BLOCKS if block.language == "console"})
+
+
 def test_each_python_example_is_a_file_that_a_command_runs():
+    assert len(FILES) == len(PROGRAMS), "each has a name of its own"
     text = "\n".join(block.text for block in BLOCKS if block.language == "console")
     for name in FILES:
         assert name in text
@@ -176,7 +182,7 @@ def test_each_block_is_an_example_or_is_not_to_be_run():
 
 
 def run_examples(heading, shell):
-    """Run the console blocks under a heading, and compare what they write with what README shows."""
+    """Run the console blocks under a heading, and compare what they write with what is shown."""
     for name, text in {**FILES, "tqdm.py": TQDM}.items():
         (shell.folder / name).write_text(text)
     for block in BLOCKS:
@@ -215,7 +221,7 @@ def test_the_stand_in_of_a_program_does_what_the_program_does(name, shell):
 
 def here(heading):
     """Return the code in the right column of the first table of a section."""
-    text = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    text = section("docs/coming-from.md", heading)
     rows = text.partition("\n| there | here |\n")[2].partition("\n\n")[0].splitlines()[1:]
     cells = [re.split(r"(?<!\\)\|", row)[2].replace("\\|", "|") for row in rows]
     return [code for cell in cells for code in re.findall("`(.*?)`", cell)]

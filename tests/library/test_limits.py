@@ -1,4 +1,4 @@
-"""What README says of limits, where no other test shows it."""
+"""What docs/limits.md says, where no other test shows it."""
 
 import ctypes
 import errno

@@ -25,7 +25,7 @@ def library(text: str) -> str:
 def main(command: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="shmqueue-library-") as folder:
         copy = pathlib.Path(folder)
-        for name in ("tests", "variants"):
+        for name in ("docs", "tests", "variants"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, copy)

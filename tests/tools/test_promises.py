@@ -1,6 +1,6 @@
-"""Each guarantee and each limit of README has a number, and each number has a test: @pytest.mark.promise("G3").
+"""Each guarantee of README and each limit of docs/limits.md has a number, and a test: @pytest.mark.promise("G3").
 
-conftest.py sees to it that README has each number that a test carries.
+conftest.py sees to it that each number that a test carries is in one of the two.
 """
 
 import ast
