@@ -1136,7 +1136,7 @@ class Run:
                 self._do(lambda: self._ledger.take_due(system.monotonic()))
             more = self._take(job)
             checked = system.monotonic() >= self._pool.next_check
-            more = bool(self._do(lambda: self._move(checked))) or more
+            more = bool(self._do(lambda: self._move(job, checked))) or more
             if checked:
                 report()
             if not (more or len(job.results) > unread or self.failure):
@@ -1149,9 +1149,9 @@ class Run:
         with self._middle:
             if self._stepping:
                 raise RuntimeError("this Supervisor is in the middle of a step, which a signal handler cannot wait for")
-            self._stepping = True
             result = None
             try:
+                self._stepping = True
                 try:
                     result = action()
                     self._packer.free_unused()
@@ -1168,11 +1168,14 @@ class Run:
                 self._serve()
         return result
 
-    def _move(self, check: bool) -> bool:
+    def _move(self, job: Job, check: bool) -> bool:
         """Move what can be moved. Return True if there may be more at once."""
         ledger, pool = self._ledger, self._pool
         fed = self._feed()
+        room = self._queue.room()
         more = pool.collect()
+        if self._queue.room() > room:
+            more = more or bool(ledger.again or ledger.fresh or (job.source and not job.source.exhausted))
         pool.hurry()
         if check:
             more = pool.check(system.monotonic()) or more
@@ -3072,9 +3075,8 @@ class WorkerPool:
     # Collecting and looking after them.
 
     def collect(self) -> bool:
-        """Bring what workers have finished to the ledger. Return True if there was any, or if there is more room."""
+        """Bring what workers have finished to the ledger. Return True if there was any."""
         queue = self._queue
-        room = queue.room()
         published = queue.harvest([lane.harvested for lane in self.lanes])
         news = waits = False
         for lane, number in zip(self.lanes, published):
@@ -3086,7 +3088,7 @@ class WorkerPool:
             self._worked()
         if waits:  # a worker needs the half that was just read: tell it at once, not at the next step
             queue.harvest([lane.harvested for lane in self.lanes])
-        return news or bool(queue.room() > room)
+        return news
 
     def hurry(self) -> None:
         """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""
