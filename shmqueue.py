@@ -1732,7 +1732,8 @@ class Lane:
     def _settle_values(self, outcomes: Outcomes, values: Sequence[Any]) -> None:
         """Tell the ledger what was read. A value can be a failure."""
         position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
-        if Failure not in set(map(type, values)):
+        plain = outcomes.kind == BYTES and not outcomes.special
+        if plain or Failure not in set(map(type, values)):
             self._ledger.complete(self.index, position, len(values), values, seconds, started)
             return
         times = itertools.repeat(seconds) if isinstance(seconds, float) else seconds
@@ -5557,7 +5558,8 @@ def decode_log(kind: int, codec: Codec | None, log: bytes, begin: int, ends: Seq
     size = ends[0] - begin
     stop = begin + size * len(ends)
     if size and stop == ends[-1] and ends == list(range(begin + size, stop + 1, size)):
-        return decode_all(kind, codec, cut(log[begin:stop], size))
+        pieces = cut(log[begin:stop], size)
+        return pieces if kind == BYTES else decode_all(kind, codec, pieces)
     pieces = list(map(log.__getitem__, map(slice, [begin, *ends], ends)))
     return decode_all(kind, codec, pieces)
 

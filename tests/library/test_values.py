@@ -195,6 +195,23 @@ def test_objects_that_are_shared_within_a_payload_or_value_stay_so():
             assert back[0] is back[1]
 
 
+def test_a_container_that_changes_while_it_is_encoded_fails_alone(monkeypatch):
+    """Another thread can change what a function has returned."""
+
+    def dumps(value, *version):
+        if value == {1: 2}:
+            raise RuntimeError("dictionary changed size during iteration")
+        return marshal.dumps(value, *version)
+
+    give = functools.partial(jobs.give_by_number, [(1, 2), {1: 2}, {3: 4}] * 10)
+    monkeypatch.setattr(shmqueue, "marshal", types.SimpleNamespace(dumps=dumps, loads=marshal.loads))
+    with shmqueue.Supervisor({1: give}, workers=1, batch=6, start_method="fork") as supervisor:
+        results = sorted(supervisor.run(range(30)))
+    assert [result.value for result in results] == [(1, 2), None, {3: 4}] * 10
+    assert {(result.status, result.attempts) for result in results if result.value is None} == {("failed", 1)}
+    assert {result.worker for result in results} == {0}
+
+
 # Batches whose values are of one kind have no heads.
 
 SAME_KIND = {
