@@ -4205,7 +4205,7 @@ LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not g
 
 
 class Span(NamedTuple):
-    """`count` positions that follow each other, from `first` on. In a ring: as many slots from this index on."""
+    """`count` positions that follow each other, from `first` on; in a ring, slots from this index on."""
 
     first: int
     count: int  # type: ignore[assignment]  # a tuple has a method of this name
@@ -4217,11 +4217,9 @@ class Span(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """What a worker's current batch seems to hold: a hint, since the worker goes on meanwhile.
+    """What a worker's current batch, of this number, seems to hold: a hint, since the worker goes on meanwhile.
 
-    number: of the batch.
-    first, done, end: the tasks at [first, first + done) are finished. The next one is in hand if it lies below `end`,
-        and the rest has not begun.
+    The `done` tasks from position `first` on are finished. The next one is in hand if it lies below `end`.
     began: when the batch began, in seconds of system.perf_counter().
     """
 
@@ -4246,12 +4244,8 @@ class Glance(NamedTuple):
 class QueueMemory:
     """The parts of a queue's segment, and what every strategy does with them in the same way.
 
-    num_slots, slot_size, num_workers, batch, owner_pid: from the header.
-    words: the whole segment as 64-bit words.
-    status: the index of each worker's first word.
-    ring: the slots.
-    halves: two for each worker.
-    heap: a window on the payloads that do not fit a slot; it begins at heap_offset.
+    words: the whole segment as 64-bit words. status: the index of each worker's first word.
+    heap: a view of the payloads that do not fit a slot; it begins at heap_offset.
     state_offset: where the strategy's own bytes begin.
     """
 
@@ -4276,7 +4270,8 @@ class QueueMemory:
         self.heap = segment.window(layout.heap.offset, header.heap_bytes)
         self.heap_offset = layout.heap.offset
         self.state_offset = layout.extra.offset
-        self.halves = Halves(segment, layout.local.offset, self.num_workers, batch_half(self.slot_size, self.batch))
+        self._local = layout.local.offset
+        self._pairs: dict[int, tuple[Half, Half]] = {}
         step = ctypes.sizeof(WorkerStatus) // 8
         self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
         note = WorkerStatus.note
@@ -4289,14 +4284,23 @@ class QueueMemory:
             self.ring.write(index, tasks if length == len(tasks.data) else tasks.part(done, done + length))
             done += length
 
+    def halves(self, worker: int) -> tuple[Half, Half]:
+        """Return a worker's two halves. They are made when somebody looks at them: a worker looks at its own only."""
+        if worker not in self._pairs:
+            layout = batch_half(self.slot_size, self.batch)
+            size = ctypes.sizeof(layout)
+            first = self._local + 2 * worker * size
+            self._pairs[worker] = Half(self.segment, first, layout), Half(self.segment, first + size, layout)
+        return self._pairs[worker]
+
     def half(self, worker: int, number: int) -> Half:
         """Return the half in which the batch of this number lies."""
-        return self.halves[worker][number & 1]
+        return self.halves(worker)[number & 1]
 
     def _fill_half(self, worker: int, span: Span, places: Iterable[Span]) -> None:
         """Make the tasks of a span, which lie in these slots, the worker's next batch (worker). This commits nothing.
 
-        `claims` grows last. A worker killed before that has no new batch. Killed after it, it has one up to `end`.
+        `claims` grows last: a worker that is killed before that has no new batch.
         """
         words, claims = self.words, self.status[worker] + CLAIMS
         number = words[claims] + 1
@@ -4320,7 +4324,7 @@ class QueueMemory:
     def reset(self, worker: int) -> None:
         """Prepare the words of a dead worker for its successor, once its batches have been read (supervisor)."""
         words, status = self.words, self.status[worker]
-        for half in self.halves[worker]:
+        for half in self.halves(worker):
             words[half.end] = words[half.first]
         words[status + PUBLISHED] = words[status + HARVESTED] = words[status + CLAIMS]
         words[status + LEAVING] = NEVER
@@ -4330,7 +4334,7 @@ class QueueMemory:
     def sleepers(self) -> list[tuple[int, int]]:
         """Return the workers that sleep, each with the number of its sleep (supervisor).
 
-        A worker that fell asleep before the last push or harvest is in it. One that fell asleep later has seen that.
+        One that falls asleep later has seen the last push and harvest.
         """
         words = self.words
         return [(worker, number) for worker, status in enumerate(self.status) if (number := words[status + ASLEEP])]
@@ -4365,21 +4369,6 @@ def heap_size(rest: int) -> int:
     return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
 
 
-def make_segment(name: str, position: int, *sizes: int) -> Segment:
-    """Make the segment of a queue, with its header. position: the first one. sizes: those of segment_layout."""
-    layout = segment_layout(*sizes)
-    rest = ctypes.sizeof(layout)
-    heap_bytes = heap_size(rest)
-    header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, (*sizes, heap_bytes))))
-    header.owner_pid = os.getpid()
-    header.owner_start = system.process_state(os.getpid())[1]
-    header.ring_end = layout.ring.offset + layout.ring.size
-    header.pushed.value = header.claimed.value = position
-    segment = Segment(name, rest + heap_bytes, rest)
-    segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
-    return segment
-
-
 class KernelLock:
     """A lock that the kernel releases when its holder dies (fcntl.lockf on one byte of the segment's file).
 
@@ -4397,29 +4386,21 @@ class KernelLock:
         Without a timeout the kernel queues the caller. With one the lock is polled, since only a signal can interrupt
         a blocked lockf.
         """
-        if timeout is None:
-            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
-            return True
-        deadline = system.monotonic() + timeout
+        how = fcntl.LOCK_EX if timeout is None else fcntl.LOCK_EX | fcntl.LOCK_NB
+        deadline = system.monotonic() + (timeout or 0.0)
         tries = 0
-        while not self._try_acquire():
-            if system.monotonic() > deadline:
-                return False
+        while True:
+            try:
+                fcntl.lockf(self._segment.fd, how, 1, self._byte)
+                return True
+            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody holds it
+                if system.monotonic() > deadline:
+                    return False
             tries += 1
             if tries <= 20:
                 os.sched_yield()
             else:
                 system.sleep(0.0005)
-        return True
-
-    def _try_acquire(self) -> bool:
-        try:
-            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            return False
-        return True
 
     def release(self) -> None:
         fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
@@ -4429,14 +4410,13 @@ class SharedTaskQueue(QueueMemory):
     """The ring and the workers' lanes, guarded by one lock.
 
     Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
-    calls it. A strategy is a subclass with another lock, another topology, or both. It overrides some of these hooks:
+    calls it. A strategy is a subclass with another lock, another topology, or both (see variants/strategy.py). It
+    overrides some of these hooks: strategy, if_killed, extra_bytes, primitives, ask_why, room, push, drain, claim,
+    harvest, recover, tell_to_leave, is_claiming, backlog, wakeable.
 
-    strategy, if_killed, extra_bytes, primitives, ask_why, room, push, drain, claim, harvest, recover, tell_to_leave,
-    is_claiming, backlog, wakeable. Each says below what it does. See variants/strategy.py.
-
-    Hooks use `words`, where worker i has those of a WorkerStatus from `status[i]` on; their own state, from byte
-    `state_offset` on; and `_write`, `ring_spans`, `_fill_half`, `share`, `_enter` and `_leave`. If the last holder of
-    the lock died inside, `_enter` calls `_repair_locked`. Hooks keep these promises:
+    Hooks use `words`, their own state from byte `state_offset` on, `_write`, `ring_spans`, `_fill_half`, `share`,
+    `_enter` and `_leave`. If the last holder of the lock died inside, `_enter` calls `_repair_locked`. Hooks keep these
+    promises:
 
     - A position names one push of one task. The positions of a claim follow each other; those of a worker grow.
     - Each claim belongs to exactly one worker or to none, whichever process is killed, at any point. After a death
@@ -4455,13 +4435,22 @@ class SharedTaskQueue(QueueMemory):
     def create(
         cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = None, name: str = ""
     ) -> SharedTaskQueue:
-        """Make the segment (supervisor). Sizes in slots, bytes, processes and slots.
+        """Make the segment (supervisor). slot_size: in bytes. batch: the most tasks that a worker claims at once.
 
         Raises OSError (ENOSPC) if shared memory is too small. context: of multiprocessing, for a strategy's locks.
         """
-        extra = cls.extra_bytes(num_slots, num_workers)
-        segment = make_segment(name or new_name(), cls.first_position, num_slots, slot_size, num_workers, batch, extra)
+        sizes = (num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers))
+        layout = segment_layout(*sizes)
+        rest = ctypes.sizeof(layout)
+        heap_bytes = heap_size(rest)
+        header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, (*sizes, heap_bytes))))
+        header.owner_pid = os.getpid()
+        header.owner_start = system.process_state(os.getpid())[1]
+        header.ring_end = layout.ring.offset + layout.ring.size
+        header.pushed.value = header.claimed.value = cls.first_position
+        segment = Segment(name or new_name(), rest + heap_bytes, rest)
         try:
+            segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
             queue = cls(segment, None)
             for worker in range(num_workers):
                 queue.reset(worker)
@@ -4486,7 +4475,7 @@ class SharedTaskQueue(QueueMemory):
 
     @classmethod
     def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        """Return the bytes of the strategy's state and its locks, in whole lines."""
+        """Return the bytes of a strategy's own state and locks, in whole lines."""
         return 0
 
     @property
@@ -4510,8 +4499,7 @@ class SharedTaskQueue(QueueMemory):
     def _enter(self, worker: int | None) -> None:
         """Acquire the lock, repair what a dead holder left, and sign `dirty`. None is the supervisor.
 
-        A worker waits without a deadline: the supervisor asks for the lock several times a second, and frees it from a
-        holder that was stopped.
+        A worker waits without a deadline: the supervisor frees the lock from a holder that was stopped.
         """
         if worker is None:
             since = system.monotonic()
@@ -4538,9 +4526,10 @@ class SharedTaskQueue(QueueMemory):
         """Undo a claim that was not committed. The process may be killed in here; then this runs again."""
         words = self.words
         claimed = words[CLAIMED]
-        for half in itertools.chain.from_iterable(self.halves):
-            if words[half.end] > claimed:
-                words[half.end] = claimed
+        for worker in range(self.num_workers):
+            for half in self.halves(worker):
+                if words[half.end] > claimed:
+                    words[half.end] = claimed
 
     # The hooks.
 
@@ -4558,10 +4547,9 @@ class SharedTaskQueue(QueueMemory):
         return [span]
 
     def claim(self, worker: int, limit: int) -> Span | None:
-        """Take up to `limit` tasks into the lane, or go to sleep. Return their positions (worker).
+        """Publish the current batch, which is finished. Take up to `limit` tasks, or go to sleep (worker).
 
-        The current batch must be finished: a claim publishes it. A worker gets no more than its share of what is
-        there. It gets nothing while two of its batches wait to be harvested, or once it is told to leave.
+        Return their positions.
         """
         words, status = self.words, self.status[worker]
         self._enter(worker)
@@ -4584,7 +4572,6 @@ class SharedTaskQueue(QueueMemory):
     def harvest(self, harvested: Sequence[int]) -> list[int]:
         """Tell each worker how many of its batches have been read. Return how many each has finished (supervisor).
 
-        If there is nothing new, the supervisor is noted as asleep: the next worker to publish rings.
         Raises SpoiledSegmentError for a counter that cannot be right.
         """
         words = self.words
@@ -4602,11 +4589,8 @@ class SharedTaskQueue(QueueMemory):
         return published
 
     def drain(self, worker: int | None = None) -> list[Span]:
-        """Take back what no worker has claimed; with a worker, what only that worker could claim (supervisor).
-
-        Every worker can claim from the one ring, so there is nothing that only one could.
-        """
-        if worker is not None:
+        """Take back what no worker has claimed; with a worker, what only that worker could claim (supervisor)."""
+        if worker is not None:  # every worker can claim from the one ring
             return []
         words = self.words
         self._enter(None)
@@ -4687,18 +4671,16 @@ def path_of(name: str) -> str:
 class Segment:
     """A file in shared memory, mapped, with every view of it. What does not fit lies in files beside it.
 
-    multiprocessing.shared_memory maps the same memory. But its resource tracker unlinks live segments when a stranger
-    exits, and warns about what a killed process left (cpython#82300). And a plain file can carry the lock. The
-    supervisor creates the file, workers attach by name, both close it, and the supervisor unlinks it.
+    It carries the lock, as multiprocessing.shared_memory cannot, whose resource tracker unlinks live segments when a
+    stranger exits (cpython#82300).
     """
 
     fd = -1
 
     def __init__(self, name: str, size: int = 0, reserved: int = 0) -> None:
-        """Attach to the segment `name`, or create it with `size` bytes and reserve memory for the first `reserved`.
+        """Attach to the segment `name`, or create it with `size` bytes, and memory for the first `reserved`.
 
-        The rest is address space. Raises OSError: ENOSPC if the memory cannot be reserved, ENOENT if there is no such
-        segment.
+        Raises OSError: ENOSPC if there is not so much memory, ENOENT if there is no such segment.
         """
         self.name = name
         self.path = path_of(name)
@@ -4719,7 +4701,6 @@ class Segment:
         self.words = self.window(0, self.size // 8 * 8, "Q")
 
     def _allocate(self, size: int, reserved: int) -> None:
-        """Give the file its size, and reserve what is needed at once."""
         os.ftruncate(self.fd, size)
         try:
             self.reserve(0, reserved)
@@ -4736,25 +4717,18 @@ class Segment:
             raise OSError(errno.ENOSPC, message) from None
 
     def reserve(self, offset: int, size: int) -> None:
-        """Reserve memory before it is touched. Touching a page that the system cannot supply is a SIGBUS.
-
-        See cpython#114390.
-        """
+        """Reserve memory before it is touched: a page that the system cannot supply is a SIGBUS (cpython#114390)."""
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.fd, offset, size)
 
-    def window(self, offset: int, size: int, unit: Any = "B") -> memoryview:
-        """Return a view of part of the segment, in units of a struct format. It lives until the segment is closed."""
-        whole = self.keep(memoryview(self._map))
-        part = self.keep(whole[offset : offset + size])
-        return self.keep(part.cast(unit))
-
-    def keep(self, view: memoryview) -> memoryview:
+    def window(self, offset: int, size: int, unit: Any = "B", step: int = 1) -> memoryview:
+        """Return a view of part of the segment: each `step`-th item of a struct format. It lives until close()."""
+        view = memoryview(self._map)[offset : offset + size].cast(unit)[::step]
         self._views.append(view)
         return view
 
     def release_views(self) -> None:
-        """Make every later access through a view an error. The latest goes first: others stand on earlier ones."""
+        """Make every later access through a view an error."""
         while self._views:
             self._views.pop().release()
 
@@ -4783,7 +4757,7 @@ class Segment:
 
 
 def remove_segment(path: str) -> None:
-    """Remove the files beside a segment, and then its own: what a kill leaves in between is found by the next sweep.
+    """Remove the files beside a segment, and then its own, so that a sweep finds what a kill leaves in between.
 
     Do it twice, since an orphaned worker may have made another file meanwhile (see ValueFiles).
     """
@@ -4904,8 +4878,7 @@ def read_file(path: str, length: int) -> bytes:
 class System:
     """Clocks, descriptors, processes and files beside the segment. The library reaches them by `system` only.
 
-    A test puts an object of its own in the place of `system`. A forked worker inherits that; a worker that is spawned,
-    or comes from a fork server, has a plain one. What is called for each task is bound before (see Worker.run).
+    A test puts an object of its own in the place of `system`; only a forked worker inherits that.
     """
 
     monotonic = staticmethod(time.monotonic)
@@ -4969,15 +4942,44 @@ LOG_BYTES = 16 << 10  # the smallest log
 HEAP_BYTES = 32 << 20
 
 
-def whole_lines(size: int) -> int:
-    """Round a number of bytes up to whole lines."""
-    return -(-size // LINE) * LINE
-
-
 def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tuple[str, Any]]:
     """Return the fields of a structure, with unused bytes behind them up to a multiple of so many bytes."""
     size = sum(ctypes.sizeof(kind) for _, kind in fields)
     return [*fields, (f"_unused{len(fields)}", ctypes.c_uint8 * (-size % multiple))]
+
+
+# Each word, who writes it, who else reads it, and what protects it. S: the supervisor; W: the worker that has the word.
+# lock: of the queue. batch: S reads it once W has published the batch, was reaped, or stands still. hint: S reads it at
+# any time, and asks again later. start: it does not change after the first worker has attached.
+#
+# magic        MAGIC; written last, so that a segment without it is not ready       S    sweep  start
+# version … heap_bytes   who has made the segment, and its sizes                    S    all    start
+# ring_end     follows from the sizes, and shows that they are right                S    W      start
+# pushed       the position behind the last task in the ring                        S    W      lock
+# claimed      the position of the first task in the ring                           all  all    lock
+# dirty        who is inside the lock: worker + 1, num_workers + 1 for S, or 0      all  all    lock
+# asleep       1 while S has found nothing to do                                    S    W      W claims first
+#
+# claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch
+# published    how many of them are finished                                        W    S      lock
+# asleep       0, or the number of this sleep                                       W    S      lock, hint
+# ready        when W first was about to claim, in ns of the monotonic clock        W    S      hint
+# limit        how many tasks make a batch of BATCH_SECONDS                         W    S      hint
+# leaving      W begins nothing from this position on; NEVER while it goes on       W, S S      batch
+# printed      1 once a function has printed what nobody keeps                      W    S      hint
+# harvested    how many batches S has taken in                                      S    W      lock
+# leave        1 once W is to leave at its next claim                               S    W      lock
+# pid, born    of W's process (see process_state); 0 if there is none               S    all    read if S ended
+# note         W's last words                                                       W    S      W was reaped
+#
+# first, end   the positions of a batch are [first, end); a halt lowers `end`       W, S all    lock, batch
+# began        when its first task began, in seconds of W's perf_counter()          W    S      batch, hint
+# lane         its tasks                                                            W    S      batch
+# ends[i]      0 until task i is finished, then where its value ends in the log     W    S      batch, hint
+# stamps[i]    when task i was finished, on the same clock, or 0                    W    S      batch
+# log          the values, one after the other, from index 1 on                     W    S      batch
+# special      how many values are records, as their RECORD bits in `ends` say      W    S      batch
+# kind         what the other values are; fixed once one of them is finished        W    S      batch
 
 
 class Word(ctypes.Structure):
@@ -4990,45 +4992,17 @@ SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
 WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving", "printed")
 SUPERVISOR_WORDS = ("harvested", "leave", "pid", "born")
 SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_bytes")  # see segment_layout
+CONSTANTS = ("magic", "version", "owner_pid", "owner_start", "ring_end", *SIZES)
 
 
 class QueueHeader(ctypes.Structure):
-    """What the segment is, and the words that everybody shares.
+    """What the segment is, and the words that everybody shares."""
 
-    version: LAYOUT_VERSION.
-    owner_start: tells a pid from a later process with the same pid (see process_state).
-    ring_end: follows from the sizes, and shows that they are right.
-    pushed, claimed: positions; the ring holds the tasks in [claimed, pushed).
-    dirty: who is inside the lock: the worker's index + 1, num_workers + 1 for the supervisor, 0 for nobody.
-    asleep: 1 while the supervisor has found nothing to do.
-    """
-
-    _fields_ = [
-        *padded(
-            [
-                ("magic", ctypes.c_uint64),  # written last: a segment without it is not ready
-                *((name, ctypes.c_uint64) for name in ("version", "owner_pid", "ring_end", "owner_start", *SIZES)),
-            ]
-        ),
-        *((name, Word) for name in SHARED_WORDS),
-    ]
+    _fields_ = [*padded([(name, ctypes.c_uint64) for name in CONSTANTS]), *((name, Word) for name in SHARED_WORDS)]
 
 
 class WorkerStatus(ctypes.Structure):
-    """One worker's words: its own line, the supervisor's line, and a note for the last words of a dying worker.
-
-    claims: batches claimed so far.
-    published: how many of them are finished, as the supervisor may know.
-    asleep: 0, or the number of this sleep.
-    ready: when it was about to claim for the first time, in ns of the monotonic clock.
-    limit: how many tasks make a batch of BATCH_SECONDS.
-    leaving: the position from which it will begin nothing, or NEVER.
-    printed: 1 once a function has printed what nobody keeps.
-    harvested: batches that the supervisor has taken in.
-    leave: 1 once the worker is to leave at its next claim.
-    pid: of the process, or 0.
-    born: when it started (see process_state).
-    """
+    """One worker's words: its own line, the supervisor's line, and a note."""
 
     _fields_ = [
         *padded([(name, ctypes.c_uint64) for name in WORKER_WORDS]),
@@ -5038,10 +5012,10 @@ class WorkerStatus(ctypes.Structure):
 
 
 def task_slot(size: int) -> type[ctypes.Structure]:
-    """Return the task slot of `size` bytes: which task, which function, and the payload.
+    """A task slot of `size` bytes: which task, which function, and the payload.
 
-    payload[0] is the payload's length (0 to size - 9). Its bytes follow, and the rest is zero. In a payload field of
-    more than 256 bytes, the length takes the first two bytes, in the machine's order.
+    The first byte of `payload` is the length; two bytes are, in the machine's order, if the field has more than 256.
+    The payload follows, and the rest is zero.
     """
     fields = [("tsk_id", ctypes.c_uint32), ("fn_id", ctypes.c_uint32), ("payload", ctypes.c_uint8 * (size - 8))]
     return type(f"TaskSlot{size}", (ctypes.Structure,), {"_fields_": fields, "__doc__": task_slot.__doc__})
@@ -5051,34 +5025,20 @@ TaskSlot128 = task_slot(128)
 
 
 def batch_half(slot_size: int, batch: int) -> Any:
-    """Return one half of a worker's part of the segment: the tasks of one batch, and what became of them.
-
-    first, end: the batch has the positions [first, end).
-    began: when its first task began, in seconds of the worker's clock.
-    special: how many records the log has.
-    kind: BYTES, TEXT or CODED, which all values in the log are that are not records. It does not change any more once
-        one of them is finished.
-    lane: the tasks.
-    ends[i]: 0 until task i is finished, then the index in `log` where its value ends; RECORD is set for a record.
-    stamps[i]: when task i was finished, in seconds of the worker's clock, or 0.
-    log: the values, one after the other, from index 1 on.
-    """
-    head = [("first", ctypes.c_uint64), ("end", ctypes.c_uint64), ("began", ctypes.c_double)]
+    """Return one half of a worker's part of the segment: the tasks of one batch, and what became of them."""
+    words = [(name, ctypes.c_uint64) for name in ("first", "end", "special", "kind")]
     fields = [
-        *padded([*head, ("special", ctypes.c_uint64), ("kind", ctypes.c_uint64)]),
+        *padded([*words, ("began", ctypes.c_double)]),
         ("lane", task_slot(slot_size) * batch),
         ("ends", ctypes.c_uint64 * batch),
         ("stamps", ctypes.c_double * batch),
         ("log", ctypes.c_uint8 * max(LOG_BYTES, batch * slot_size)),
     ]
-    return type("BatchHalf", (ctypes.Structure,), {"_fields_": padded(fields), "__doc__": batch_half.__doc__})
+    return type("BatchHalf", (ctypes.Structure,), {"_fields_": padded(fields)})
 
 
 class LocalTaskQueue(ctypes.Structure):
-    """One worker's part of the segment: two halves, so that it can run one batch while the last is being harvested.
-
-    Batch number n (1, 2, …) lies in half n % 2.
-    """
+    """One worker's part of the segment: two halves, so that it can run one batch while the last is being harvested."""
 
     @classmethod
     def sized(cls, slot_size: int, batch: int) -> type[LocalTaskQueue]:
@@ -5105,23 +5065,18 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
     return (int(getattr(structure, name).offset) // 8 for name in names)
 
 
-# Indices of 64-bit words: from the start of the segment, of a worker's status, and of a half.
+# Indices of 64-bit words: from the start of the segment, and of a worker's status.
 PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
 CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING, PRINTED = _indices(WorkerStatus, WORKER_WORDS)
 HARVESTED, LEAVE, PID, BORN = _indices(WorkerStatus, SUPERVISOR_WORDS)
-FIRST, END, SPECIAL, KIND = _indices(batch_half(64, 1), ("first", "end", "special", "kind"))
 
 
 def ring_spans(first: int, count: int, size: int) -> list[Span]:
-    """Return the slots of the positions [first, first + count) in a ring of `size` slots.
-
-    This is one span, or two if they wrap.
-    """
+    """Return the slots of `count` positions in a ring of `size` slots: one span, or two if they wrap."""
     index = first % size
     head = min(count, size - index)
-    if head < count:
-        return [Span(index, head), Span(0, count - head)]
-    return [Span(index, count)]
+    spans = [Span(index, head), Span(0, count - head)]
+    return spans if head < count else spans[:1]
 
 
 ROWS = 64
@@ -5137,7 +5092,7 @@ class TaskSlots:
     """An array of task slots in the segment: the ring, or a lane.
 
     A struct's `p` field is a length byte and up to 255 others, which C trims at a third of the cost of slicing in
-    Python. Longer slots have a length of two bytes and an `s` field.
+    Python. Longer slots have an `s` field.
     """
 
     def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
@@ -5148,9 +5103,8 @@ class TaskSlots:
         self._short = area <= 256
         self.capacity = area - (1 if self._short else 2)
         self._row = f"8x{area}p" if self._short else f"8xH{area - 2}s"
-        words = segment.window(offset, count * size, "I")
-        self._tsk_ids = segment.keep(words[0 :: size // 4])
-        self._fn_ids = segment.keep(words[1 :: size // 4])
+        self._tsk_ids = segment.window(offset, count * size, "I", size // 4)
+        self._fn_ids = segment.window(offset + 4, count * size - 4, "I", size // 4)
 
     def write(self, index: int, tasks: Tasks) -> None:
         """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
@@ -5186,25 +5140,26 @@ class TaskSlots:
 
 
 class Half:
-    """One half of a worker's part of the segment, as `batch_half` lays it out.
-
-    first, end, special, kind: the indices of these words. The worker writes while it runs the batch. The supervisor
-    reads once the worker has left the batch, has died, or stands still; what `glance` reads is a hint.
-    """
+    """One half of a worker's part of the segment. first, end, special, kind: the indices of these words."""
 
     def __init__(self, segment: Segment, offset: int, layout: Any) -> None:
-        def window(name: str, unit: str) -> Any:
-            field = getattr(layout, name)
-            return segment.window(offset + field.offset, field.size, unit)
+        def place(name: str) -> int:
+            return offset + int(getattr(layout, name).offset)
 
-        self.first, self.end, self.special, self.kind = (offset // 8 + word for word in (FIRST, END, SPECIAL, KIND))
+        def window(name: str, unit: str) -> Any:
+            return segment.window(place(name), getattr(layout, name).size, unit)
+
+        self.first, self.end, self.special, self.kind = (
+            place(name) // 8 for name in ("first", "end", "special", "kind")
+        )
         self.began = window("began", "d")
         self.ends: memoryview = window("ends", "Q")
         self.stamps = window("stamps", "d")
-        self._end_bytes, self._stamp_bytes = window("ends", "B"), window("stamps", "B")
+        self._end_bytes = window("ends", "B")
+        self._stamp_bytes = window("stamps", "B")
         self.log: memoryview = window("log", "B")
         batch = len(self.ends)
-        self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, layout.lane.size // batch)
+        self.lane = TaskSlots(segment, place("lane"), batch, layout.lane.size // batch)
         self._zeros = bytes(8 * batch)
         self._ones = array.array("Q", [1]).tobytes() * batch
 
@@ -5242,28 +5197,6 @@ class Half:
             last = self.stamps[stop - 1]
             return max(0.0, (last - since) / (stop - start)) if last and since else 0.0
         return _shares(since, self.stamps[start:stop].tolist())
-
-
-class Halves(Sequence[tuple[Half, Half]]):
-    """The two halves of each worker. A pair is made when it is first looked at: a worker looks at its own only."""
-
-    def __init__(self, segment: Segment, offset: int, num_workers: int, layout: Any) -> None:
-        self._segment = segment
-        self._offset = offset
-        self._layout = layout
-        self._pairs: list[tuple[Half, Half] | None] = [None] * num_workers
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, worker: int) -> tuple[Half, Half]:  # type: ignore[override]
-        pair = self._pairs[worker]
-        if pair is None:
-            step = ctypes.sizeof(self._layout)
-            first, second = (self._offset + (2 * worker + i) * step for i in range(2))
-            pair = Half(self._segment, first, self._layout), Half(self._segment, second, self._layout)
-            self._pairs[worker] = pair
-        return pair
 
 
 def _shares(since: float, stamps: Sequence[float]) -> list[float]:

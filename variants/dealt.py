@@ -138,7 +138,7 @@ class DealtQueue(Strategy):
 
     def recover(self, worker: int) -> None:
         words, lane = self.words, self.lanes[worker]
-        for half in self.halves[worker]:  # a claim that was not committed becomes an empty batch
+        for half in self.halves(worker):  # a claim that was not committed becomes an empty batch
             words[half.end] = max(words[half.first], min(words[half.end], words[lane + LANE_CLAIMED]))
         words[lane + CLAIMING] = 0
         words[self.status[worker] + shmqueue.PID] = 0  # until the next process, nothing is dealt to it

@@ -43,6 +43,7 @@ try:
 except ImportError:
     import shmqueue  # type: ignore[no-redef, unused-ignore]
 from .dealt import CLAIMING, LANE_PUSHED, SHUT, DealtQueue
+from .strategy import whole_lines
 
 FREE, READY, CLAIMED, DONE = (bytes([state]) for state in range(4))
 IN_ORDER = ("x86_64", "amd64", "i686", "i386", "s390x")  # processors that show stores in their order
@@ -85,13 +86,13 @@ class SlotState(DealtQueue):
 
     @classmethod
     def state_bytes(cls, num_slots: int, num_workers: int) -> int:
-        states = num_workers * shmqueue.whole_lines(num_slots // num_workers)
+        states = num_workers * whole_lines(num_slots // num_workers)
         return super().state_bytes(num_slots, num_workers) + states
 
     def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
         super().__init__(segment, primitives)
         offset = self.state_offset + 2 * shmqueue.LINE * self.num_workers
-        stride = shmqueue.whole_lines(self._size)
+        stride = whole_lines(self._size)
         self.states = [segment.window(offset + i * stride, self._size) for i in range(self.num_workers)]
         self._lock = threading.Lock()  # for its atomic instruction
 

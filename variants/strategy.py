@@ -19,6 +19,11 @@ except ImportError:
 Stuck = Callable[[int, float], Sequence[shmqueue.Lane]]
 
 
+def whole_lines(size: int) -> int:
+    """Round a number of bytes up to whole lines."""
+    return -(-size // shmqueue.LINE) * shmqueue.LINE
+
+
 class Lock(shmqueue.KernelLock):
     """One of a strategy's locks. Each process has its own object.
 
@@ -88,13 +93,13 @@ class Strategy(shmqueue.SharedTaskQueue):
 
     @classmethod
     def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        locks = cls.num_locks(num_workers) * shmqueue.whole_lines(cls.lock_type.size)
-        return shmqueue.whole_lines(cls.state_bytes(num_slots, num_workers)) + locks
+        locks = cls.num_locks(num_workers) * whole_lines(cls.lock_type.size)
+        return whole_lines(cls.state_bytes(num_slots, num_workers)) + locks
 
     def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
         super().__init__(segment, primitives)
-        first = self.state_offset + shmqueue.whole_lines(self.state_bytes(self.num_slots, self.num_workers))
-        size = shmqueue.whole_lines(self.lock_type.size)
+        first = self.state_offset + whole_lines(self.state_bytes(self.num_slots, self.num_workers))
+        size = whole_lines(self.lock_type.size)
         given = primitives or [None] * self.num_locks(self.num_workers)
         self._locks = [self.lock_type(segment, i, first + i * size, shared) for i, shared in enumerate(given)]
         self._lock = self._locks[0]

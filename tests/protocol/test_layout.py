@@ -166,7 +166,7 @@ def test_slots_hold_as_much_as_they_say(make_queue, slot_size):
 
 @pytest.mark.parametrize("stamped", [(), (0,), (3, 4), (0, 1, 2, 3, 4)])
 def test_tasks_between_two_stamps_share_the_time_between_them(make_queue, stamped):
-    half = make_queue(batch=5).halves[0][0]
+    half = make_queue(batch=5).half(0, 0)
     half.began[0] = 10.0
     for task in {*stamped, 4}:  # the last one has a stamp in any batch that was left
         half.stamps[task] = 11.0 + task
@@ -178,7 +178,7 @@ def test_tasks_between_two_stamps_share_the_time_between_them(make_queue, stampe
 
 
 def test_a_half_tells_what_is_finished(make_queue):
-    half = make_queue(batch=5).halves[1][1]
+    half = make_queue(batch=5).half(1, 1)
     assert half.done(5) == 0
     half.ends[0] = half.ends[1] = 1
     assert (half.done(5), half.done(1), half.read_ends(0, 3)) == (2, 1, [1, 1, 0])

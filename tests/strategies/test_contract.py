@@ -478,8 +478,8 @@ def before_each_copy(queue, action):
     def first(copy):
         return lambda *arguments: (action(), copy(*arguments))
 
-    for pair in queue.halves:
-        for half in pair:
+    for worker in range(queue.num_workers):
+        for half in queue.halves(worker):
             half.lane.copy_from = first(half.lane.copy_from)
 
 

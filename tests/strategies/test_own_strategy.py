@@ -107,7 +107,7 @@ class OwnRing(Strategy):
 
     def _repair_locked(self):
         claimed = self.words[self.state_offset // 8 + 1]
-        for half in itertools.chain(*self.halves):
+        for half in itertools.chain(*map(self.halves, range(self.num_workers))):
             self.words[half.end] = min(self.words[half.end], claimed)
 
     def harvest(self, harvested):

@@ -122,7 +122,7 @@ class Pair:
         if self.locks is not None:
             self.worker._lock = self.locks
         for queue in (self.supervisor, self.worker):
-            list(queue.halves)  # make their views here: the lines that do it are of no interest
+            list(map(queue.halves, range(queue.num_workers)))  # make them here: the lines that do it are of no interest
         for status in self.supervisor.status:
             self.supervisor.words[status + shmqueue.PID] = os.getpid()
 
@@ -321,7 +321,7 @@ def test_a_worker_claims_at_any_line_of_what_the_supervisor_does(queue, what, sc
 
 def extents(pair):
     """What a halt reads of a worker's batches."""
-    words, halves = pair.words, pair.supervisor.halves[0]
+    words, halves = pair.words, pair.supervisor.halves(0)
     return words[pair.status + shmqueue.CLAIMS], [(words[half.first], words[half.end]) for half in halves]
 
 

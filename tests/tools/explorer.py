@@ -588,7 +588,7 @@ class Seat:
             queue.share = lambda available, limit: int(min(limit, available, max(-(-available // few), limit // 8)))
         slot = queue.slot_size // 8
         self._guard_slots(queue.ring, "the ring", world.layout.ring.offset // 8, slot)
-        for half in itertools.chain.from_iterable(queue.halves):
+        for half in halves_of(queue):
             self._guard_half(half)
         queue.heap = Cells(self.words, queue.heap, "the heap", HEAP, 4096)
         if hasattr(queue, "states"):
@@ -679,6 +679,11 @@ class Seat:
             held[name] = value.copy() if type(value) in (list, dict, set, collections.deque, bytearray) else value
         self.words.actor = actor
         return self.queue
+
+
+def halves_of(queue: Any) -> list[Any]:
+    """Return the halves of all workers."""
+    return [half for worker in range(queue.num_workers) for half in queue.halves(worker)]
 
 
 def places_of(first: int, size: int, index: int, items: Any) -> range:
@@ -785,10 +790,10 @@ class World:
         self.half_layout = shmqueue.batch_half(SLOT_SIZE, batch)
         self.memory = made.segment.window(0, self.layout.heap.offset + heap)
         self._image = bytes(self.memory)
-        self.firsts = [[half.first for half in pair] for pair in made.halves]
-        self.ends = {half.end for half in itertools.chain.from_iterable(made.halves)}
-        self.specials = {half.special for half in itertools.chain.from_iterable(made.halves)}
-        self.kinds_of_values = {half.kind for half in itertools.chain.from_iterable(made.halves)}
+        self.firsts = [[half.first for half in made.halves(worker)] for worker in range(made.num_workers)]
+        self.ends = {half.end for half in halves_of(made)}
+        self.specials = {half.special for half in halves_of(made)}
+        self.kinds_of_values = {half.kind for half in halves_of(made)}
         size = ctypes.sizeof(self.half_layout) // 8
         owned = [(s, s + 16) for s in self.status], [(pair[0], pair[1] + size) for pair in self.firsts]
         self._owners = {word: worker for part in owned for worker, words in enumerate(part) for word in range(*words)}
