@@ -3693,7 +3693,7 @@ def worker_main(
         worker.start()
         worker.serve()
     except BaseException as error:
-        if not worker.disowned:
+        if worker.disowned is None:
             queue.leave_note(index, describe(error))
         os._exit(1)
     os._exit(0)  # at once: multiprocessing would wait for what the functions started
@@ -3702,8 +3702,7 @@ def worker_main(
 def _isolate(run: str, worker: int, log: str | None) -> None:
     """Separate this process from its parent and the terminal.
 
-    It gets a process group of its own, so that what functions start can be ended with it. It has none of the parent's
-    signal handlers and no standard input. Its output goes to the log or nowhere.
+    It gets a process group of its own, so that what functions start can be ended with it.
     """
     os.environ[RUN_VARIABLE] = run
     os.environ[WORKER_VARIABLE] = str(worker)
@@ -3734,7 +3733,7 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
 def _leave_terminal() -> None:
     """Have no controlling terminal any more. It would stop this background group for ever if it writes or asks there.
 
-    What is open stays so. /dev/tty cannot be opened: getpass, ssh and sudo say so instead of waiting.
+    Without /dev/tty, getpass, ssh and sudo say so instead of waiting.
     """
     with contextlib.suppress(OSError):  # there is none
         terminal = os.open("/dev/tty", os.O_RDWR)
@@ -3747,8 +3746,7 @@ def _leave_terminal() -> None:
 def _continue_without_parent() -> None:
     """Let Linux send SIGCONT to this process when its parent ends. A worker that is stopped then would stay for ever.
 
-    SIGCONT also takes back a SIGSTOP that has not stopped it yet. It comes as well when only the thread that started
-    this process ends. That does no harm: a halt notices that somebody else continued the worker.
+    It comes as well when only the thread that started this process ends. A halt notices that.
     """
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
     with contextlib.suppress(OSError, AttributeError):
@@ -3758,8 +3756,8 @@ def _continue_without_parent() -> None:
 def release_fork_server() -> None:
     """Close this worker's end of the pipe that keeps the program's fork server alive, and forget that server.
 
-    Otherwise the server, if it is the parent of this worker, would wait for a worker that is stopped, and never end.
-    A function that wants a fork server starts one of its own: a forked worker cannot wait for that of the program.
+    Otherwise the server would wait for a worker that is stopped, its child, and never end. A function that wants a
+    fork server starts one of its own.
     """
     server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
     if server is not None and server._forkserver_alive_fd is not None:
@@ -3769,12 +3767,8 @@ def release_fork_server() -> None:
 
 
 def _out_of_reach(end: Any) -> int:
-    """Move a descriptor to a high number.
-
-    A function may close descriptors and open files of its own. With low numbers, we or it would use the wrong file.
-    """
-    old = end if isinstance(end, int) else end.fileno()
-    new = fcntl.fcntl(old, fcntl.F_DUPFD_CLOEXEC, min(512, os.sysconf("SC_OPEN_MAX") // 2))
+    """Move a descriptor to a high number: one that a function closes may soon be the number of another file."""
+    new = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, min(512, os.sysconf("SC_OPEN_MAX") // 2))
     if isinstance(end, int):
         os.close(end)
     else:
@@ -3786,7 +3780,7 @@ tsk_id_in_hand: Callable[[], int] = int  # a command is told what this returns; 
 
 
 class Worker:
-    """Claims batches, runs them, and leaves outcomes."""
+    """The loop of a worker process, and what it needs."""
 
     def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, pipes: Pipes) -> None:
         self._queue = queue
@@ -3810,8 +3804,8 @@ class Worker:
         self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
         self._files = ValueFiles(queue.segment)
-        self._log: TaskLog | None = None
-        self.disowned = False  # True in a process that a function forked
+        self._output = PrintedOutput(options.log, index, self._tsk_id_in_hand, self._note_print)
+        self.disowned: int | None = None  # in a process that a function forked: the task
 
     def start(self) -> None:
         """Prepare the new process, and run the initializer."""
@@ -3820,12 +3814,9 @@ class Worker:
         os.register_at_fork(after_in_child=self._disown)
         watch = functools.partial(end_with_supervisor, self._queue, self._pipes.wake)
         threading.Thread(target=watch, name="shmqueue-watch", daemon=True).start()
-        if self._options.log:
-            self._log = TaskLog(self._options.log, self._index, self._tsk_id_in_hand)
-            text = io.TextIOWrapper(self._log, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
+        if self._options.log != NOT_REDIRECTED:
+            text = io.TextIOWrapper(self._output, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
             sys.stdout = sys.stderr = text
-        elif self._options.log != NOT_REDIRECTED:
-            sys.stdout = sys.stderr = io.TextIOWrapper(Unkept(self._note_print), "utf-8", "replace", write_through=True)
         if sys.breakpointhook is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT"):
             sys.breakpointhook = refuse_breakpoint
         if self._options.initializer is not None:
@@ -3847,8 +3838,7 @@ class Worker:
                 break
             elif poll.poll():
                 system.read(self._pipes.wake, 4096)
-        if self._log is not None:
-            self._log.end_line()
+        self._output.end_line()
 
     def run(self, first: int, count: int) -> None:
         """Run the batch that was just claimed, task by task, up to where its `end` is now.
@@ -3986,8 +3976,7 @@ class Worker:
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
         """Note the end of a batch, and choose the size of the next one: at most 8 times as many tasks as before.
 
-        It should take BATCH_SECONDS. Its values should fill at most three quarters of a log, and its files at most a
-        quarter of SPILL_BYTES.
+        It should take BATCH_SECONDS, and fill at most three quarters of a log and a quarter of SPILL_BYTES.
         """
         if done:
             self._half.stamps[done - 1] = last
@@ -4040,15 +4029,17 @@ class Worker:
             system.write(self._pipes.bell, b"!")
 
     def _note_print(self) -> None:
-        if not self.disowned:
+        if self.disowned is None:
             self._words[self._status + PRINTED] = 1
 
     def _disown(self) -> None:
         """In a child that a function forked: make it an error to go on as a second copy of this worker."""
-        self.disowned = True
+        self.disowned = self._tsk_id_in_hand()
         self._queue.segment.release_views()
 
     def _tsk_id_in_hand(self) -> int:
+        if self.disowned is not None:
+            return self.disowned
         return self._half.lane.tsk_id(min(self._half.done(self._count), self._half.lane.count - 1))
 
 
@@ -4070,8 +4061,7 @@ class ValueFiles:
     def write(self, position: int, data: bytes) -> OSError | None:
         """Write the value of the task at this position. Return the error if there is no room for it.
 
-        First wait for room. Meanwhile this worker is halted like any slow one, and the supervisor takes in what it has
-        finished, which removes files. No descriptor is kept open, since a function could close it.
+        First wait for room: this worker is halted like any slow one, and the supervisor reads and removes files.
         """
         path = self._segment.beside(f"v{position}")
         alone = 0  # tries while none of this worker's files is left
@@ -4101,8 +4091,8 @@ class ValueFiles:
 def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
     """In a thread: end the run, and kill this process group, when the supervisor is gone.
 
-    Its end of the pipe `wake` is closed then. Something else may hold a copy of that end, so its pidfd becoming
-    readable counts as well. Without pidfds its pid is checked from time to time.
+    Its end of the pipe `wake` is closed then, unless something else holds a copy. So its pidfd becoming readable counts
+    as well. Without pidfds its pid is checked from time to time.
     """
     # A signal that this thread takes would not interrupt what a function waits for in the main thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -4143,11 +4133,19 @@ def end_run(queue: SharedTaskQueue) -> None:
     remove_segment(queue.segment.path)
 
 
-class Unkept(io.RawIOBase):
-    """Drops what functions print, and notes that they did."""
+class PrintedOutput(io.RawIOBase):
+    """What functions print: each line goes to the log with its worker and task. Without a log it is lost, and noted.
 
-    def __init__(self, note: Callable[[], None]) -> None:
-        self._note = note
+    A line is one write, so that lines of different workers do not mix.
+    """
+
+    def __init__(self, log: str | None, worker: int, task: Callable[[], int], lose: Callable[[], None]) -> None:
+        self._log = log
+        self._worker = worker
+        self._task = task  # tells the tsk_id in hand
+        self._lose = lose
+        self._line = b""  # has no end yet
+        self._owner = 0  # the task that printed it
 
     def writable(self) -> bool:
         return True
@@ -4156,29 +4154,14 @@ class Unkept(io.RawIOBase):
         return 1
 
     def write(self, data: Any) -> int:
-        self._note()
-        return len(data)
-
-
-class TaskLog(Unkept):
-    """Writes what functions print, each line with its worker and task.
-
-    A line is one write, so that lines of different workers do not mix.
-    """
-
-    def __init__(self, path: str, worker: int, task: Callable[[], int]) -> None:
-        self._path = path
-        self._worker = worker
-        self._task = task  # tells the tsk_id in hand
-        self._line = b""  # has no end yet
-        self._owner = 0  # the task that printed it
-
-    def write(self, data: Any) -> int:
+        if not self._log:
+            self._lose()
+            return len(data)
         task = self._task()
-        if self._line and task != self._owner:
+        if task != self._owner:
             self.end_line()
+            self._owner = task
         *lines, self._line = (self._line + bytes(data)).split(b"\n")
-        self._owner = task
         for line in lines:
             self._put(line)
         return len(data)
@@ -4193,7 +4176,7 @@ class TaskLog(Unkept):
         try:
             os.write(1, b"[worker %d task %d] %s\n" % (self._worker, self._owner, line))
         except OSError as error:  # the task that prints fails, and says why
-            raise OSError(error.errno, error.strerror, self._path) from None
+            raise OSError(error.errno, error.strerror, self._log) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

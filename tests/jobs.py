@@ -423,6 +423,18 @@ def print_much(payload: bytes) -> bytes:
     return b"printed"
 
 
+def fork_and_print(payload: bytes) -> str:
+    """Return how a forked child ended that printed a line."""
+    child = os.fork()
+    if not child:
+        try:
+            print("forked")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
 def close_descriptors(payload: bytes) -> bytes:
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         try:

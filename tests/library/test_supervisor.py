@@ -1465,6 +1465,15 @@ def test_what_functions_print_goes_to_the_log_line_by_line(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("log", [True, False])
+def test_a_child_that_a_function_has_forked_can_print(tmp_path, log):
+    path = str(tmp_path / "log")
+    result = only(jobs.fork_and_print, workers=1, log=path if log else None)
+    assert (result.status, result.value) == ("ok", "0")
+    if log:
+        assert (tmp_path / "log").read_text() == "[worker 0 task 1] forked\n"
+
+
 def test_public_names_are_there():
     for name in ("parallel_map", "Supervisor", "TaskResult", "TaskError", "TaskSlot128", "LocalTaskQueue",
                  "WorkerStatus", "QueueHeader", "SharedTaskQueue"):  # fmt: skip
