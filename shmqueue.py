@@ -636,16 +636,14 @@ class ExecutorMethods:
                 log=NOT_REDIRECTED,
                 start_method=method,
             )
-        except OSError as error:
-            raise OSError(error.errno, in_executor_words(error.strerror or ""), error.filename) from None
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise type(error)(in_executor_words(str(error))) from None
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise type(error)(*map(in_executor_words, error.args)) from None
         self._calls = Calls(supervisor, self._max_workers)
         weakref.finalize(self, self._calls.end)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Have fn(*args, **kwargs) called in a worker. Return the Future of that call."""
-        return self._calls.take(self._calls.futures.Future(), (fn, args, kwargs))
+        return self._calls.add(self._calls.futures.Future(), (fn, args, kwargs))
 
     def map(self, fn: Callable[..., Any], *iterables: Any, chunksize: int = 1, **options: Any) -> Iterator[Any]:
         """Yield the values of `fn` for the items of `iterables`, in order.
@@ -700,8 +698,10 @@ def end_executors() -> None:
         raise
 
 
-def in_executor_words(text: str) -> str:
+def in_executor_words(text: Any) -> Any:
     """Return what a Supervisor says, with the names of Executor's arguments."""
+    if not isinstance(text, str):  # the number of an OSError
+        return text
     text = re.sub(r"\b(workers|num_slots)=", "max_workers=", text).replace("max_tasks=", "max_tasks_per_child=")
     return text.replace("start_method='fork'", "mp_context=multiprocessing.get_context('fork')")
 
@@ -721,24 +721,19 @@ def _make_calls(payload: bytes) -> Any:
             sys.stderr.flush()
 
 
-_picklers: list[tuple[io.BytesIO, Any]] = []  # kept, since making one takes longer than pickling a short call
+@functools.cache
+def fast_pickler() -> Any:
+    """Make a class that pickles what ForkingPickler of multiprocessing does, and does not make its table each time."""
+    reduction = late("multiprocessing").reduction
+    table = reduction.ForkingPickler(io.BytesIO()).dispatch_table
+    return type("Pickler", (reduction.pickle.Pickler,), {"dispatch_table": table})
 
 
 def pickled(value: Any) -> bytes:
     """Pickle a value as multiprocessing does, which can send more than pickle alone: a socket, for example."""
-    try:
-        buffer, pickler = _picklers.pop()
-    except IndexError:
-        buffer = io.BytesIO()
-        pickler = late("multiprocessing").reduction.ForkingPickler(buffer)
-    pickler.dump(value)
-    data = buffer.getvalue()
-    if len(data) <= AHEAD_BYTES:  # a larger memo would take long to clear
-        pickler.clear_memo()
-        buffer.seek(0)
-        buffer.truncate()
-        _picklers.append((buffer, pickler))
-    return data
+    buffer = io.BytesIO()
+    fast_pickler()(buffer).dump(value)
+    return buffer.getvalue()
 
 
 def unpickled(data: bytes) -> Any:
@@ -757,45 +752,46 @@ def pickled_error(error: BaseException) -> bytes:
     return data
 
 
-def value_of(outcome: Any, name: str) -> Any:
-    """Return the value that a worker has sent. Raise an exception, or one for a TaskResult, that came in its place."""
-    from concurrent.futures import CancelledError, process
-
-    if isinstance(outcome, BaseException):
-        raise outcome
-    if not isinstance(outcome, TaskResult):
-        return unpickled(outcome)
-    if outcome.value is not None:  # what the function has raised
-        raise unpickled(outcome.value)
-    if outcome.status == "cancelled":
-        raise CancelledError if outcome.error == CANCELLED else process.BrokenProcessPool(outcome.error)
-    result = outcome._replace(function=name, payload=None)
+def value_of(result: TaskResult, name: str) -> Any:
+    """Return the value of a call. Raise what the function has raised, or what stands for another end of its task."""
+    if result.value is not None:
+        value = unpickled(result.value)
+        if result.status == "ok":
+            return value
+        raise value
+    if result.status == "cancelled":  # no worker can start
+        raise importlib.import_module("concurrent.futures.process").BrokenProcessPool(result.error)
+    error = TaskError(result._replace(function=name, payload=None))
     if result.status == "timeout":
-        raise TimeoutError(result.error) from TaskError(result)
-    raise TaskError(result)
+        raise TimeoutError(result.error) from error
+    raise error
 
 
 class Slot:
-    """What a map has for each task: of a Future only what concurrent.futures.Executor.map needs."""
+    """What a map has for each task: of a Future, only what concurrent.futures.Executor.map and Calls need."""
 
-    __slots__ = ("_calls", "_cancelled", "outcome")
+    __slots__ = ("_calls", "_cancelled", "_outcome")
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
         self._cancelled = False
-        self.outcome: Any = None  # what value_of() takes, once it is there
+        self._outcome: list[tuple[Any, BaseException | None]] = []
 
     def result(self, timeout: float | None = None) -> Any:
-        if self.outcome is None:
-            with self._calls.news:
-                if not self._calls.news.wait_for(lambda: self.outcome, timeout):
-                    raise self._calls.futures.TimeoutError
-        return value_of(*self.outcome)
+        """Wait for the value. A map asks once."""
+        with self._calls.news:
+            if not self._calls.news.wait_for(self._outcome.__len__, timeout):
+                raise self._calls.futures.TimeoutError
+        value, error = self._outcome.pop()
+        if error is None:
+            return value
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
 
     def cancel(self) -> None:
-        if self.outcome is None:
-            self._cancelled = self._calls.withdraw = True
-            self._calls.ring()
+        self._cancelled = True
 
     def cancelled(self) -> bool:
         return self._cancelled
@@ -805,9 +801,13 @@ class Slot:
             self.set_exception(self._calls.futures.CancelledError())
         return not self._cancelled
 
+    def set_result(self, value: Any) -> None:
+        """Keep the value. The caller notifies `news`."""
+        self._outcome.append((value, None))
+
     def set_exception(self, error: BaseException) -> None:
         with self._calls.news:
-            self.outcome = (error, "")
+            self._outcome.append((None, error))
             self._calls.news.notify_all()
 
 
@@ -997,7 +997,10 @@ class Source:
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """Return the descriptor to wait for when `take` gave nothing; -1 if `take` waits."""
+        """Return the descriptor to wait for when `take` gave nothing.
+
+        -1: `take` waits. -2: who has more rings the Supervisor's bell.
+        """
         return -1
 
     def rest(self) -> Iterator[Any]:
@@ -1036,6 +1039,175 @@ class IterableSource(Source):
             self.error = error
         self.exhausted = True
         return taken
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The calls of an Executor: a source of tasks, and the thread that settles futures.
+# ---------------------------------------------------------------------------------------------------------------------
+
+AHEAD_SECONDS = 0.005  # how much work an Executor hands over in advance for each worker,
+AHEAD_SHARE = 8  # and at most one in so many of the calls that wait
+
+
+class Calls(Source):
+    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
+
+    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
+    workers, and further ones only while calls are short. Futures are settled between two steps of the Supervisor, so
+    callbacks may do what they like. The lock guards `_over`, and the use of the Supervisor's bell. It is reentrant,
+    since the garbage collector can call end() anywhere.
+    """
+
+    pairs = False
+
+    def __init__(self, supervisor: Supervisor, workers: int) -> None:
+        self.futures: Any = importlib.import_module("concurrent.futures")
+        self.news = threading.Condition()  # that slots have outcomes
+        self._supervisor: Supervisor | None = supervisor  # None once it has ended
+        self._workers = workers
+        self._owner = os.getpid()
+        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._over: Exception | None = None  # why no calls are taken any more
+        self._rung = self._cancel = self._abort = False
+        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # (future or slot, call)
+        self._given: dict[int, tuple[Any, str]] = {}  # what the Supervisor has, by tsk_id: (future or slot, name)
+        self._tsk_ids = itertools.count(1)
+        self._seconds = 1.0  # how long a call takes, on average over the last ones
+        supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
+        supervisor.on_check = self._check
+        self._lost_main = supervisor._pool.context.get_start_method() != "fork" and main_is_lost()
+        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
+        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
+        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
+        _executors.add(self)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._forget()
+            supervisor._stop()
+            raise
+
+    # In any thread.
+
+    def submit(self, function: Callable[..., Any], chunk: Sequence[Any]) -> Any:
+        """Take a chunk of calls of a map, and return its slot. concurrent.futures.Executor.map calls this."""
+        return self.add(Slot(self), (function, chunk, None))
+
+    def add(self, future: Any, call: Any) -> Any:
+        """Take a call, and return its future."""
+        if os.getpid() != self._owner:
+            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
+        with self._lock:
+            if self._over is not None:
+                raise self._over.with_traceback(None)
+            self._waiting.append((future, call))
+            self._ring()
+        return future
+
+    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
+        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
+            self._cancel |= cancel
+            self._abort |= abort
+            self._ring()
+        if wait:
+            if threading.current_thread() is self._thread:
+                raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
+            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
+            self._thread.join()
+
+    def _ring(self) -> None:
+        """Have the thread look at what has changed."""
+        if self._supervisor is not None and not self._rung:
+            self._rung = True
+            self._supervisor._pool.wake_supervisor()
+
+    # In the thread.
+
+    def _serve(self, supervisor: Supervisor) -> None:
+        """Make the calls, until there are no more."""
+        try:
+            with supervisor:
+                try:
+                    for results in supervisor._parts(Job(self, supervisor._ledger.names)):
+                        for result in results:
+                            self._settle(result)
+                        with self.news:  # once for all of them
+                            self.news.notify_all()
+                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
+                finally:
+                    with self._lock:
+                        self._supervisor = None
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._at_exit.cancel()
+        _executors.discard(self)
+        self._ended.set()
+
+    def _check(self) -> None:
+        if self._abort:
+            raise InterruptedError("this Executor was interrupted")
+
+    def fileno(self) -> int:
+        return -2
+
+    def take(self, room: int) -> Sequence[bytes]:
+        """Return the calls that the Supervisor should have now, pickled. Leave out those that were cancelled."""
+        self._rung = False
+        ahead = min(len(self._waiting) // AHEAD_SHARE, int(self._workers * AHEAD_SECONDS / max(self._seconds, 1e-9)))
+        most = min(room + len(self._given), 1 + self._workers + ahead)
+        payloads: list[bytes] = []
+        while self._waiting:
+            future, call = self._waiting[0]
+            if len(self._given) >= most:
+                if self._cancel:
+                    future.cancel()
+                elif not future.cancelled():
+                    break
+            self._waiting.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                if self._lost_main and is_of_main(call[0]):
+                    raise RuntimeError(f"{LOST_MAIN}, or give mp_context=multiprocessing.get_context('fork')")
+                payloads.append(pickled(call))
+            except BaseException as error:
+                future.set_exception(error.with_traceback(None))
+            else:
+                self._given[next(self._tsk_ids)] = (future, function_name(call[0]))
+        self.exhausted = self._over is not None and not self._waiting
+        return payloads
+
+    def _settle(self, result: TaskResult) -> None:
+        """Give a future its outcome."""
+        future, name = self._given.pop(result.tsk_id)
+        self._seconds += (result.seconds - self._seconds) / 8
+        try:
+            value = value_of(result, name)
+        except BaseException as error:
+            future.set_exception(error.with_traceback(None))
+        else:
+            future.set_result(value)
+
+    def _fail(self, error: BaseException) -> None:
+        """End all calls, since the Supervisor has ended early."""
+        with self._lock:
+            self._over = self.futures.process.BrokenProcessPool(in_executor_words(describe(error)))
+        futures = [future for future, _ in self._given.values()]
+        futures += [future for future, _ in self._waiting if future.set_running_or_notify_cancel()]
+        for future in futures:
+            with contextlib.suppress(BaseException):  # a callback may leave by sys.exit
+                future.set_exception(self._over)
+        self._given.clear()
+        self._waiting.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2657,198 +2829,6 @@ def function_name(function: Any) -> str:
     if isinstance(function, str):
         return function
     return str(getattr(function, "__name__", None) or type(function).__name__)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The calls of an Executor: a job that settles futures.
-# ---------------------------------------------------------------------------------------------------------------------
-
-AHEAD_SECONDS = 0.001  # how much work an Executor hands over in advance for each worker,
-AHEAD_CALLS = 4  # and how many calls at most;
-AHEAD_BYTES = 64 << 10  # of a map, whose calls can be taken back, so much at a time
-
-
-class Calls(Job):
-    """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
-
-    Once the Supervisor has a call, its future cannot be cancelled. So the Supervisor gets one call more than there are
-    workers, and further ones only while calls are short, or if they are of a map. The lock guards `_over`, `_cancel`,
-    `_abort` and the use of the Supervisor's bell. It is reentrant, since the garbage collector can call end() and
-    ring() anywhere.
-    """
-
-    def __init__(self, supervisor: Supervisor, workers: int) -> None:
-        super().__init__(None, supervisor._ledger.names)
-        self.futures: Any = importlib.import_module("concurrent.futures")
-        self.news = threading.Condition()  # slots have outcomes
-        self.withdraw = False  # slots were cancelled
-        self._supervisor: Supervisor | None = supervisor  # None once it has ended
-        self._workers = workers
-        self._owner = os.getpid()
-        self._ended = threading.Event()
-        self._lock = threading.RLock()
-        self._over: Exception | None = None  # why no calls are taken any more
-        self._rung = self._cancel = self._abort = False
-        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # (future or slot, call)
-        self._given: dict[int, tuple[Any, str]] = {}  # what the Supervisor has, by tsk_id: (future or slot, name)
-        self._seconds = 1.0  # how long a call takes, on average over the last ones
-        supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
-        self._lost_main = supervisor._pool.context.get_start_method() != "fork" and main_is_lost()
-        self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
-        # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
-        self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
-        _executors.add(self)
-        with contextlib.ExitStack() as undo:
-            undo.push(supervisor)
-            undo.callback(self._forget)
-            self._thread.start()
-            undo.pop_all()
-
-    # In any thread.
-
-    def submit(self, function: Callable[..., Any], chunk: Sequence[Any]) -> Any:
-        """Take a chunk of calls of a map, and return its slot. concurrent.futures.Executor.map calls this."""
-        return self.take(Slot(self), (function, chunk, None))
-
-    def take(self, future: Any, call: Any) -> Any:
-        """Take a call, and return its future."""
-        if os.getpid() != self._owner:
-            raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
-        with self._lock:
-            if self._over is not None:
-                raise self._over.with_traceback(None)
-            self._waiting.append((future, call))
-            self.ring()
-        return future
-
-    def end(self, after: str = "shutdown", *, cancel: bool = False, abort: bool = False, wait: bool = False) -> None:
-        """Take no more calls. cancel: those that have not begun. abort: kill the workers, and let all futures fail."""
-        if os.getpid() != self._owner:
-            return
-        with self._lock:
-            self._over = self._over or RuntimeError(f"cannot schedule new futures after {after}")
-            self._cancel |= cancel
-            self._abort |= abort
-            self.ring()
-        if wait:
-            if threading.current_thread() is self._thread:
-                raise RuntimeError("an Executor cannot wait for its own end in a callback: use shutdown(wait=False)")
-            self._ended.wait()  # until Python 3.12, a join() that a signal interrupts takes the thread for ended
-            self._thread.join()
-
-    def ring(self) -> None:
-        """Have the thread look at what has changed."""
-        if self._rung or os.getpid() != self._owner:
-            return
-        with self._lock:
-            if self._supervisor is not None:
-                self._rung = True
-                self._supervisor._pool.wake_supervisor()
-
-    # In the thread.
-
-    def _serve(self, supervisor: Supervisor) -> None:
-        """Make the calls, until there are no more."""
-        try:
-            with supervisor:
-                try:
-                    while self._hand_over(supervisor):
-                        supervisor._engine.step(self, supervisor._report)
-                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
-                finally:
-                    with self._lock:
-                        self._supervisor = None
-        except BaseException as error:
-            self._fail(error)
-        finally:
-            self._forget()
-
-    def _forget(self) -> None:
-        self._at_exit.cancel()
-        _executors.discard(self)
-        self._ended.set()
-
-    def _hand_over(self, supervisor: Supervisor) -> bool:
-        """Give the Supervisor what it should have now, and take back what was cancelled. Return False at the end."""
-        engine, ledger = supervisor._engine, supervisor._ledger
-        self._rung = False
-        if engine.failure is not None:
-            raise engine.failure
-        if self._abort:
-            raise InterruptedError("this Executor was interrupted")
-        if not (ledger.again or ledger.fresh):
-            engine.admit(self, self._pickled(ledger.next_id))
-        if self._cancel:
-            self._cancel = False
-            for future, _ in (*self._given.values(), *self._waiting):
-                future.cancel()
-            while self._waiting:
-                self._waiting.popleft()[0].set_running_or_notify_cancel()
-        if self.withdraw:
-            self.withdraw = False
-            for tsk_id in [tsk_id for tsk_id, (future, _) in self._given.items() if future.cancelled()][::-1]:
-                supervisor.cancel(tsk_id)
-        return self._over is None or bool(self._waiting or self._given)
-
-    def _pickled(self, tsk_id: int) -> list[bytes]:
-        """Return the calls that the Supervisor should have now, pickled. They are numbered from `tsk_id` on."""
-        ahead = min(AHEAD_CALLS, int(AHEAD_SECONDS / max(self._seconds, 1e-9)))
-        most = 1 + self._workers * (1 + ahead)
-        payloads: list[bytes] = []
-        size = 0
-        while self._waiting and (
-            len(self._given) < most or (size < AHEAD_BYTES and isinstance(self._waiting[0][0], Slot))
-        ):
-            future, call = self._waiting.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                if self._lost_main and is_of_main(call[0]):
-                    raise RuntimeError(f"{LOST_MAIN}, or give mp_context=multiprocessing.get_context('fork')")
-                payloads.append(pickled(call))
-            except BaseException as error:
-                future.set_exception(error.with_traceback(None))
-            else:
-                self._given[tsk_id] = (future, function_name(call[0]))
-                tsk_id += 1
-                size += len(payloads[-1])
-        return payloads
-
-    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
-        self._settle(zip(tasks.tsk_ids[part], values, seconds))
-
-    def add_one(self, result: TaskResult, cause: BaseException | None = None) -> None:
-        self._settle([(result.tsk_id, result, result.seconds)])
-
-    def _settle(self, outcomes: Iterable[tuple[int, Any, float]]) -> None:
-        """Give futures their outcomes. What callbacks ask of this Executor is only noted."""
-        for tsk_id, outcome, seconds in outcomes:
-            self.outstanding -= 1
-            future, name = self._given.pop(tsk_id)
-            self._seconds += (seconds - self._seconds) / 8
-            if isinstance(future, Slot):
-                future.outcome = (outcome, name)
-                continue
-            try:
-                value = value_of(outcome, name)
-            except BaseException as error:
-                future.set_exception(error.with_traceback(None))
-            else:
-                future.set_result(value)
-        with self.news:
-            self.news.notify_all()
-
-    def _fail(self, error: BaseException) -> None:
-        """End all calls, since the Supervisor has ended early."""
-        with self._lock:
-            self._over = self.futures.process.BrokenProcessPool(in_executor_words(describe(error)))
-        futures = [future for future, _ in self._given.values()]
-        futures += [future for future, _ in self._waiting if future.set_running_or_notify_cancel()]
-        for future in futures:
-            with contextlib.suppress(BaseException):  # a callback may leave by sys.exit
-                future.set_exception(self._over)
-        self._given.clear()
-        self._waiting.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
