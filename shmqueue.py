@@ -135,7 +135,7 @@ try:
 except ImportError as missing:  # Windows has no lock that a path reaches and that the kernel releases
     raise ImportError("shmqueue needs a POSIX system (Linux, macOS): it locks with fcntl.lockf") from missing
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "parallel_map"]
 
 
