@@ -5844,14 +5844,16 @@ class QuerySource(IterableSource):
     """Tasks from the rows of a SQLite query: one column is a line, two are a function and its payload."""
 
     def __init__(self, path: str, query: str, parse: LineParser) -> None:
+        import pathlib
         import sqlite3
 
         self._parse = parse
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
         try:
-            base = self._connect(path)
-            self._rows = self._count(base, query)
+            base = sqlite3.connect(f"{pathlib.Path(path).absolute().as_uri()}?mode=ro", uri=True)
+            weakref.finalize(self, base.close)
+            base.text_factory = bytes
             cursor = base.execute(query)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
@@ -5862,32 +5864,6 @@ class QuerySource(IterableSource):
             raise UsageError(f"--query {query!r}: {columns} columns: {rule}{but}")
         super().__init__(self._read(cursor, sqlite3.Error))
         self.pairs = True
-
-    def _connect(self, path: str) -> Any:
-        """Open a database so that a query can only read it: to attach another one would make a file."""
-        import pathlib
-        import sqlite3
-
-        def allow(action: int, *_: object) -> int:
-            return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
-
-        base = sqlite3.connect(f"{pathlib.Path(path).absolute().as_uri()}?mode=ro", uri=True)
-        weakref.finalize(self, base.close)
-        base.text_factory = bytes
-        base.set_authorizer(allow)
-        return base
-
-    def _count(self, base: Any, query: str) -> int | None:
-        """Return how many rows there are. Return None if that takes too long to count, or if the query is wrong."""
-        deadline = time.monotonic() + 0.2
-        base.set_progress_handler(lambda: time.monotonic() > deadline, 10000)
-        try:
-            row = base.execute(f"SELECT count(*) FROM ({query.strip().rstrip(';')})").fetchone()  # noqa: S608
-            return int(row[0])
-        except base.OperationalError:
-            return None
-        finally:
-            base.set_progress_handler(None, 0)
 
     def _read(self, cursor: Any, failure: type[Exception]) -> Iterator[list[bytes]]:
         try:
@@ -5900,9 +5876,10 @@ class QuerySource(IterableSource):
         return self._parse.rows(super().take(room))
 
     def total(self) -> int | None:
+        """Return how many tasks there are, once all rows are read: to count them first would run the query twice."""
         if self.exhausted:
             return self._parse.tasks
-        return self._rows and self._rows - self._parse.left_out
+        return None
 
 
 def _as_bytes(value: Any) -> bytes:

@@ -9,7 +9,6 @@ import os
 import random
 import re
 import resource
-import select
 import signal
 import sqlite3
 import subprocess
@@ -45,10 +44,6 @@ def note(payload: str) -> str:
 def slow(payload: str) -> None:
     note(payload)
     time.sleep(0.005)
-
-def wait(payload: str) -> None:
-    while not os.path.exists(payload):
-        time.sleep(0.01)
 
 def fail(payload):
     raise ValueError(os.fsdecode(payload))
@@ -337,37 +332,6 @@ def test_resume_does_not_notice_a_changed_command(cli):
     changed = cli.tasks("b\nc\n", *options, "echo new")
     assert (changed.code, "1 tasks left out" in changed.err) == (0, True)
     assert [row["value"] for row in rows_of(cli.folder / "out.jsonl")] == ["old a\n", "old b\n", "new c\n"]
-
-
-def test_the_total_of_a_query_counts_only_what_is_not_done(cli, handlers):
-    """The screen shows it while rows are still to be read, and when all are."""
-    tasks = [f"note {number}" for number in range(100)]
-    cli.tasks("\n".join(tasks[:50:2]), "--handlers", handlers, "--results", "out.csv")
-    tasks[50:50] = ["wait first"]
-    with contextlib.closing(sqlite3.connect(cli.folder / "tasks.db")) as base, base:
-        base.execute("CREATE TABLE t (task)")
-        base.executemany("INSERT INTO t VALUES (?)", [(task,) for task in [*tasks, "wait last"]])
-    process = cli.start(
-        "tasks.db", "--query", "SELECT task FROM t", "--handlers", handlers, "--results", "out.csv", "--resume",
-        "--screen", "on", "-w", "1", "--slots", "2",
-    )  # fmt: skip
-
-    def total_beside(done):
-        shown = ""
-        while not (found := re.search(rf" {done} / (\d+) ", shown)):
-            assert select.select([process.stderr], [], [], HANG / 4)[0], shown
-            more = os.read(process.stderr.fileno(), 1 << 16)
-            assert more, shown
-            shown = shown[-4096:] + more.decode(errors="replace")
-        return int(found[1])
-
-    assert total_beside(25) == 77
-    cli.file("first", "")
-    assert total_beside(76) == 77
-    cli.file("last", "")
-    run = cli.finish(process)
-    assert (run.code, summary(run.out)["ok"]) == (0, 77)
-    assert "25 tasks left out" in run.out
 
 
 @pytest.mark.parametrize("name", FORMATS)
