@@ -5983,17 +5983,14 @@ class Results(Sink):
         self.path = path
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: what the file holds as ok
         self._resume = resume and os.path.exists(path) and os.path.getsize(path) > 0
-        self._records = 0  # in the file, or put since
         with self._usable():
             for place, record in self.read():
                 try:
                     status, digest = recorded_task(record)
                 except Exception:
                     raise ValueError(f"{place} is not a record of results; mend it, or give another file") from None
-                self._records += 1
                 if status == "ok":
                     self.done[digest] += 1
-        self._saved = self._records
 
     def begin(self) -> None:
         with self._usable():
@@ -6008,13 +6005,9 @@ class Results(Sink):
     def put(self, result: TaskResult) -> None:
         value = None if result.value is None else self.form(result.value)
         self.attempt(self.write, result._replace(payload=as_text(result.payload), value=value))
-        self._records += 1
-        if self._records - self._saved >= 256:
-            self.flush()
 
     def flush(self) -> None:
-        if self.attempt(self.save):
-            self._saved = self._records
+        self.attempt(self.save)
 
     def finish(self) -> None:
         if self._file is not None:  # else interrupted before it began
@@ -6026,14 +6019,11 @@ class Results(Sink):
         remedy = ""
         if self.path != "-":
             remedy = ": run again with --resume"
-            with contextlib.suppress(UsageError):  # it cannot be read: what was flushed counts
-                self._saved = type(self)(self.path, True)._records
-        lost = f"{self._records - self._saved:,} results were not written{remedy}"
-        return f"--results {self.path}: {self.reason()}; {lost}"
+        return f"--results {self.path}: {self.reason()}; the last results were not written{remedy}"
 
 
 class TextResults(Results):
-    """Records one after the other, after a header. If the last one has no line end, its task is done again.
+    """Records one after the other, after a header. A last one that is not whole is cut off: its task is done again.
 
     START: what a file begins with.
     """
@@ -6045,40 +6035,28 @@ class TextResults(Results):
     def read(self) -> Iterator[tuple[str, Any]]:
         if not self._resume:
             return
-        with open(self.path, "rb") as file:
-            yield from self._read_records(file)
-
-    def _read_records(self, file: Any) -> Iterator[tuple[str, Any]]:
         number = 1
         lines: list[bytes] = []  # of one record
 
-        def note_lines() -> Iterator[bytes]:
-            for line in file:
-                lines.append(line)
-                yield line
+        def note(line: bytes) -> bytes:
+            lines.append(line)
+            return line
 
-        records = self.decode(note_lines())
-        while True:
-            record = None
-            with contextlib.suppress(Exception):  # whatever a foreign file leads to, and the end
-                record = next(records)
-            data = b"".join(lines)
-            whole = record is not None and data.endswith(b"\n")
-            if not whole and not file.peek() and self._is_torn(lines):
-                return
-            if data != self.HEADER:
-                yield f"what begins in line {number:,}", record
-            self._kept += len(data)
-            number += len(lines)
-            lines.clear()
-
-    def _is_torn(self, lines: Sequence[bytes]) -> bool:
-        """Return True if a kill can have left these last lines: no record begins after the first of them."""
-        for line in lines[1:]:
-            with contextlib.suppress(Exception):
-                if line.endswith(b"\n") and recorded_task(next(self.decode([line]))):
-                    return False
-        return bool(self._kept) or self.START.startswith(b"".join(lines)[: len(self.START)])
+        with open(self.path, "rb") as file:
+            records = self.decode(map(note, file))
+            while file.peek():
+                record = None
+                with contextlib.suppress(Exception):  # whatever a foreign file leads to
+                    record = next(records)
+                data = b"".join(lines)
+                is_ours = self._kept or self.START.startswith(data[: len(self.START)])
+                if is_ours and not file.peek() and (record is None or not data.endswith(b"\n")):
+                    return
+                if data != self.HEADER:
+                    yield f"what begins in line {number:,}", record
+                self._kept += len(data)
+                number += len(lines)
+                lines.clear()
 
     def open(self) -> None:
         if self.path == "-":
@@ -6132,6 +6110,9 @@ class Csv(TextResults):
         self._file.write(encode_text(text.getvalue().replace(NUL, "\0")))
 
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # in text that is not UTF-8
+
+
 class Sqlite(Results):
     """The table `results` of a SQLite file; what is not UTF-8 is a blob."""
 
@@ -6154,27 +6135,16 @@ class Sqlite(Results):
         import sqlite3
 
         self._file = sqlite3.connect(self.path)
-        try:
-            self._file.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
-            self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
-            if not self._resume:
-                self._file.execute("DROP TABLE IF EXISTS results")
-            self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(FIELDS)})")
-        except BaseException:
-            self._file.close()
-            raise
+        self._file.execute("PRAGMA journal_mode = WAL")  # others can read it meanwhile
+        self._file.execute("PRAGMA synchronous = OFF")  # a killed process loses nothing by it
+        if not self._resume:
+            self._file.execute("DROP TABLE IF EXISTS results")
+        self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(FIELDS)})")
 
     def write(self, row: TaskResult) -> None:
         marks = ", ".join("?" * len(row))
-        self._file.execute(f"INSERT INTO results VALUES ({marks})", list(map(self._storable, row)))  # noqa: S608
-
-    def _storable(self, value: Any) -> Any:
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                return encode_text(value)
-        return value
+        fields = [encode_text(x) if isinstance(x, str) and SURROGATE.search(x) else x for x in row]
+        self._file.execute(f"INSERT INTO results VALUES ({marks})", fields)  # noqa: S608
 
     def save(self) -> None:
         self._file.commit()
@@ -6266,18 +6236,24 @@ class Outlet:
     """Writes to standard output or standard error. A reader that takes nothing does not keep signals from being heard.
 
     wait: called several times a second meanwhile. When it returns False, flush() raises BlockingIOError.
+    screen: leaves a terminal before that is written to.
     """
 
-    def __init__(self, descriptor: int, wait: Callable[[], bool]) -> None:
+    def __init__(self, descriptor: int, wait: Callable[[], bool], screen: Progress) -> None:
         self.descriptor = descriptor
         self.waiting = bytearray()
         self._wait = wait
+        self._screen = screen
 
     def write(self, data: bytes) -> None:
         self.waiting += data
+        if len(self.waiting) > PRINT_BYTES:
+            self.flush()
 
     def flush(self) -> None:
         """Write all that waits."""
+        if self.waiting and os.isatty(self.descriptor):
+            self._screen.close()
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
         written = 0
@@ -6291,8 +6267,7 @@ class Outlet:
         finally:
             del self.waiting[:written]
 
-    def close(self) -> None:
-        self.flush()
+    close = flush
 
 
 class InOrder:
@@ -6318,23 +6293,19 @@ class Printer(Sink):
     exact: values are printed as commands wrote them, also of tasks that failed. Otherwise each gets a line end, and
         None and failures are not printed.
     line: returns a task's line, which --tag puts before each line that is printed.
-    screen: leaves a terminal before that is written to.
     """
 
-    def __init__(
-        self, exact: bool, line: Callable[[str, bytes], bytes] | None, out: Outlet, errors: Outlet, screen: Progress
-    ) -> None:
+    def __init__(self, exact: bool, line: Callable[[str, bytes], bytes] | None, out: Outlet, errors: Outlet) -> None:
         self._exact = exact
         self._line = line
         self._out = out
         self._errors = errors
-        self._screen = screen
 
     def put(self, result: TaskResult) -> None:
         self.attempt(self._print, result)
 
     def flush(self) -> None:
-        self.attempt(self._flush, self._out)
+        self.attempt(self._out.flush)
 
     def _print(self, result: TaskResult) -> None:
         """Print a result soon. What a command complained of comes right behind its output."""
@@ -6343,12 +6314,11 @@ class Printer(Sink):
             tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
         self._out.write(tagged(self._text(result), tag))
         errors = result.value.errors if isinstance(result.value, Output) else b""
-        if errors or len(self._out.waiting) > PRINT_BYTES:
-            self._flush(self._out)
         if errors:
-            self._errors.write(tagged(errors, tag))
+            self._out.flush()
             with contextlib.suppress(OSError):  # nobody reads it
-                self._flush(self._errors)
+                self._errors.write(tagged(errors, tag))
+                self._errors.flush()
 
     def _text(self, result: TaskResult) -> bytes:
         if self._exact:
@@ -6357,11 +6327,6 @@ class Printer(Sink):
             return b""
         text = encode_text(as_text(result.value))
         return text if text.endswith(b"\n") else text + b"\n"
-
-    def _flush(self, outlet: Outlet) -> None:
-        if outlet.waiting and os.isatty(outlet.descriptor):
-            self._screen.close()
-        outlet.flush()
 
     def complaint(self) -> str:
         if isinstance(self.error, (BrokenPipeError, BlockingIOError)):  # a reader that takes no more is no problem
@@ -7284,7 +7249,6 @@ class CommandLine:
         self.failed: FailedLines | None = None
         if options.results:
             self.results = results_format(options.results)(options.results, options.resume)
-            self.results.stdout = Outlet(1, self.wait_for_reader)
             self.parse.done = self.results.done
         self.fills_stdout = prints(options) or options.results == "-"
         self.progress = self._choose_progress()
@@ -7388,12 +7352,12 @@ class CommandLine:
         """Return what takes each result: a file as it finishes, standard output maybe in the order of the input."""
         options = self.options
         if self.results is not None:
+            self.results.stdout = self.outlet(1)
             self.results.begin()  # not before, since it empties a file that was there
             self.sinks.append(self.results)
         if prints(options):
             line = self.parse.input_line if options.tag else None
-            out, errors = (Outlet(descriptor, self.wait_for_reader) for descriptor in (1, 2))
-            self.sinks.append(Printer(bool(options.shell or options.command), line, out, errors, self.progress))
+            self.sinks.append(Printer(bool(options.shell or options.command), line, self.outlet(1), self.outlet(2)))
         receivers: list[Callable[[TaskResult], None]] = [sink.put for sink in self.sinks]
         if options.keep_order:
             receivers[-1] = InOrder(receivers[-1], self.source).put
@@ -7448,6 +7412,9 @@ class CommandLine:
             self.supervisor.abort()
         if self.stopped_by:
             self.progress.ended = f"stopped by {signal.Signals(self.stopped_by).name}"
+
+    def outlet(self, descriptor: int) -> Outlet:
+        return Outlet(descriptor, self.wait_for_reader, self.progress)
 
     def wait_for_reader(self) -> bool:
         """Called several times a second while nobody takes what was written. Return False to write no more."""

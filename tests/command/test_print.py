@@ -629,7 +629,7 @@ def test_what_an_interrupt_cuts_off_is_not_written_twice():
     def interrupt():
         raise KeyboardInterrupt
 
-    outlet = shmqueue.Outlet(theirs, interrupt)
+    outlet = shmqueue.Outlet(theirs, interrupt, shmqueue.Progress())
     outlet.write(data := b"".join(b"%07d\n" % i for i in range(20_000)))
     with pytest.raises(KeyboardInterrupt):
         outlet.flush()
