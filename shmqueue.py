@@ -5939,7 +5939,6 @@ class Sink:
     complaint: Callable[[], str]  # say what an error led to
     errors: tuple[type[Exception], ...] = (OSError,)  # what a failure raises
     error: Exception | None = None  # why nothing more is written
-    _busy = False
 
     def flush(self) -> None:
         """Bring what was put to its place. Called several times a second."""
@@ -5948,19 +5947,12 @@ class Sink:
         """Do so at the end."""
         self.flush()
 
-    def attempt(self, action: Callable[..., object], *arguments: Any) -> bool:
-        """Do something, and return True if it was done. While one attempt waits for a reader, others do nothing."""
-        if self.error is not None or self._busy:
-            return False
-        self._busy = True
-        try:
-            action(*arguments)
-            return True
-        except self.errors as error:
-            self.error = error
-            return False
-        finally:
-            self._busy = False
+    def attempt(self, action: Callable[..., object], *arguments: Any) -> None:
+        if self.error is None:
+            try:
+                action(*arguments)
+            except self.errors as error:
+                self.error = error
 
     def reason(self) -> str:
         return getattr(self.error, "strerror", None) or str(self.error)
@@ -6628,16 +6620,12 @@ class Screen(Progress):
     LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
     _entered = False
 
-    @functools.cached_property
-    def _coloured(self) -> bool:
-        return has_colours()
-
     def show(self, shot: Snapshot) -> None:
         if not in_foreground(2):
             return
         width, height = self.size()
         lines = render(shot, width, height)
-        if self._coloured:
+        if has_colours():
             lines = list(map(paint, lines))
         # Each line is cleared first: what characters take is up to the terminal.
         text = "\x1b[H" + "\r\n".join(f"\x1b[K{line}" for line in lines) + "\r\n\x1b[J" * (len(lines) < height)
@@ -6669,26 +6657,18 @@ def choose_display(screen: bool | Progress) -> Progress:
 Supervisor.choose_display = staticmethod(choose_display)
 
 
-def is_terminal(stream: Any) -> bool:
-    return stream is not None and bool(stream.isatty())
-
-
 def can_draw() -> bool:
     """Return True if the error stream is a terminal that knows commands."""
-    return is_terminal(sys.stderr) and os.environ.get("TERM", "") not in ("", "dumb")
+    return os.isatty(2) and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+TERMINALS_WITH_COLOURS = re.compile("color|xterm|screen|tmux|linux|rxvt|ansi|kitty|alacritty|foot|cygwin|konsole")
 
 
 def has_colours() -> bool:
-    """Return True if the terminal has eight colours or more, and NO_COLOR is not set (https://no-color.org)."""
-    if not can_draw() or os.environ.get("NO_COLOR"):
-        return False
-    try:
-        import curses
-
-        curses.setupterm(fd=2)
-        return curses.tigetnum("colors") >= 8
-    except Exception:  # there is no curses, or the system does not know the terminal
-        return False
+    """Return True if the terminal is one of those with colours, and NO_COLOR is not set (https://no-color.org)."""
+    known = TERMINALS_WITH_COLOURS.search(os.environ.get("TERM", ""))
+    return can_draw() and known is not None and not os.environ.get("NO_COLOR")
 
 
 def in_foreground(descriptor: int) -> bool:
@@ -6951,8 +6931,6 @@ def import_all() -> None:
     for name in names.split():
         importlib.import_module(name)
     late("psutil")
-    with contextlib.suppress(ImportError):
-        importlib.import_module("curses")
 
 
 def load_module(where: str) -> Any:
@@ -7282,7 +7260,7 @@ class CommandLine:
         how = options.screen
         if options.workers == 0 and how == "auto":
             how = "off"  # the functions print, and a debugger may ask
-        if how == "auto" and can_draw() and not (self.fills_stdout and is_terminal(sys.stdout)):
+        if how == "auto" and can_draw() and not (self.fills_stdout and os.isatty(1)):
             how = "on"
         title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
         return {"on": Screen, "auto": PlainLines, "off": Quiet}[how](title, self.source.total)
@@ -7378,11 +7356,14 @@ class CommandLine:
             raise KeyboardInterrupt
 
     def on_check(self) -> None:
-        """Several times a second: do what signals and keys ask for, and bring results to their file."""
-        supervisor = self.supervisor
+        """Several times a second: bring results to their file, and do what signals and keys ask for."""
         self._flush()
         if self.results is not None and self.results.error and self.results.path != "-":
-            supervisor.cancel()  # what cannot be kept need not be done
+            self.supervisor.cancel()  # what cannot be kept need not be done
+        self._listen()
+
+    def _listen(self) -> None:
+        supervisor = self.supervisor
         for key in self.keys.read():
             if key == "p" and not supervisor.cancelled:
                 supervisor.pause(not supervisor.paused)
@@ -7419,7 +7400,7 @@ class CommandLine:
     def wait_for_reader(self) -> bool:
         """Called several times a second while nobody takes what was written. Return False to write no more."""
         if not self.ended:
-            self.on_check()
+            self._listen()
         return self.patient
 
     def report(self, problem: str) -> int:

@@ -466,12 +466,6 @@ def test_colours_are_those_of_the_terminal(desk, environment, commands):
     assert set(re.findall(rb"\x1b\[([\d;:]*)m", seen)) - {b""} == commands
 
 
-def test_without_curses_there_are_no_colours(monkeypatch):
-    monkeypatch.setattr(shmqueue, "can_draw", lambda: True)
-    monkeypatch.setitem(sys.modules, "curses", None)
-    assert not shmqueue.has_colours()
-
-
 @pytest.mark.parametrize("term", ["dumb", "xterm"])
 def test_a_screen_that_goes_to_no_terminal_has_no_colours(cli, term):
     tasks = cli.file("tasks", "sha256 absent\nsleep 0.3\n")
