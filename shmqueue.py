@@ -7146,10 +7146,6 @@ def in_options(text: str) -> str:
     return re.sub(rf"\b({names})=(?=([^\s,;]?))", lambda found: flag(found[1]) + " " * bool(found[2]), text)
 
 
-def reads_terminal(source: Source) -> bool:
-    return source.fileno() >= 0 and os.isatty(source.fileno())
-
-
 class Keys:
     """Single keys from the terminal on standard input: p pauses and resumes, q finishes what is begun and quits.
 
@@ -7162,14 +7158,19 @@ class Keys:
         self._before: Any = None  # the modes of the terminal
         self.active = wanted and os.isatty(0) and in_foreground(0)
 
-    def enter(self) -> None:
+    def read(self) -> str:
+        """Return the keys that were pressed."""
         import termios
         import tty
 
-        if self.active and self._before is None and in_foreground(0):
-            with contextlib.suppress(termios.error):
-                self._before = termios.tcgetattr(0)
-                tty.setcbreak(0)
+        with contextlib.suppress(OSError, termios.error):  # the terminal is gone
+            if self.active and in_foreground(0):
+                if self._before is None:  # at first, and after the run was in the background
+                    self._before = termios.tcgetattr(0)
+                    tty.setcbreak(0)
+                if is_readable(0):
+                    return os.read(0, 64).decode("ascii", "replace")
+        return ""
 
     def leave(self) -> None:
         import termios
@@ -7178,14 +7179,6 @@ class Keys:
             with contextlib.suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(0, termios.TCSADRAIN, self._before)
             self._before = None
-
-    def read(self) -> str:
-        """Return the keys that were pressed."""
-        self.enter()  # again, after the run was in the background
-        with contextlib.suppress(OSError):  # the terminal is gone
-            if self._before is not None and in_foreground(0) and is_readable(0):
-                return os.read(0, 64).decode("ascii", "replace")
-        return ""
 
 
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # the last: with workers only
@@ -7231,7 +7224,7 @@ class CommandLine:
         self.fills_stdout = prints(options) or options.results == "-"
         self.progress = self._choose_progress()
         self.sinks: list[Sink] = []  # that were opened
-        self.keys = Keys(isinstance(self.progress, Screen) and not reads_terminal(self.source))
+        self.keys = Keys(isinstance(self.progress, Screen) and not os.isatty(self.source.fileno()))
         if self.keys.active:
             self.progress.keys = Keys.TEXT
         self.signals: list[int] = []  # that came, and were not acted on
@@ -7273,8 +7266,9 @@ class CommandLine:
         """Put the tasks through, and say how it went. Return the exit code."""
         if self.options.dry_run:
             return show_tasks(self.source, self.parse, self.functions.get(1))
-        with contextlib.ExitStack() as stack:
-            problem = self._supervise(stack)
+        try:
+            with handled_by(self.note_signal, HEARD[:-1] if self.options.workers == 0 else HEARD):
+                problem = self._supervise()
             self.ended = True
             if self.failed is not None:  # add what was never begun
                 for item in self.source.rest():
@@ -7284,36 +7278,35 @@ class CommandLine:
             for sink in self.sinks:
                 sink.finish()
             return self.report(problem or self.source.problem)
+        finally:
+            if self.failed is not None:
+                self.failed.close()
 
-    def _supervise(self, stack: contextlib.ExitStack) -> str:
+    def _supervise(self) -> str:
         """Put the tasks through. Return why they could not all be put through, if so."""
-        problem = ""
-        with handled_by(self.note_signal, HEARD[:-1] if self.options.workers == 0 else HEARD):
-            arguments = {name: getattr(self.options, name) for name in DEFAULTS}
-            arguments |= {"screen": self.progress, "queue": self.queue}
-            if self.options.failed is not None:
-                self.failed = FailedLines(self.options.failed, self.parse.input_line)
-                stack.callback(self.failed.close)
-                self.sinks.append(self.failed)
-            with _usage_error():
-                self.supervisor = self.make_supervisor(self.functions, **arguments)
-            try:
-                with self.supervisor:
-                    self._put_through()
-            except (WorkersFailedError, SpoiledSegmentError) as error:
-                problem = in_options(str(error))
-            except interruptions():
-                self.stopped_by = self.stopped_by or signal.SIGINT
-                if self.failed is not None:
-                    self.failed.error = RuntimeError("the run was interrupted before every task had an outcome")
-            finally:
-                self.keys.leave()
-        return problem
+        arguments = {name: getattr(self.options, name) for name in DEFAULTS}
+        arguments |= {"screen": self.progress, "queue": self.queue}
+        if self.options.failed is not None:
+            self.failed = FailedLines(self.options.failed, self.parse.input_line)
+            self.sinks.append(self.failed)
+        with _usage_error():
+            self.supervisor = self.make_supervisor(self.functions, **arguments)
+        try:
+            with self.supervisor:
+                self._put_through()
+        except (WorkersFailedError, SpoiledSegmentError) as error:
+            return in_options(str(error))
+        except interruptions():
+            self.stopped_by = self.stopped_by or signal.SIGINT
+            if self.failed is not None:
+                self.failed.error = RuntimeError("the run was interrupted before every task had an outcome")
+        finally:
+            self.keys.leave()
+        return ""
 
     def _put_through(self) -> None:
         receivers = self._open_sinks()
         self.supervisor.on_check = self.on_check
-        self.keys.enter()
         bad = 0
         try:
             for result in self.supervisor.run(self.source):
@@ -7378,12 +7371,11 @@ class CommandLine:
 
     def _act_on(self, number: int) -> None:
         """Do what a signal asks for: the first Ctrl-C ends the run gently, anything after it at once."""
-        if number == signal.SIGTSTP:  # give the terminal back, stop, and take it again
+        if number == signal.SIGTSTP:  # give the terminal back, and stop
             self.keys.leave()
             self.progress.close()
             with handled_by(signal.SIG_DFL, [signal.SIGTSTP]):
                 self.supervisor.suspend()
-            self.keys.enter()
         elif number == signal.SIGINT and not self.stopped_by:
             self.stopped_by = number
             self.supervisor.cancel()
