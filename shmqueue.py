@@ -5737,7 +5737,8 @@ class LineParser:
         """Return the function and the payload of an item."""
         if isinstance(item, bytes):
             return self._only, item
-        return item[0], item[1]
+        function, payload = item[:2]
+        return function, payload
 
     def input_line(self, function: str, payload: bytes) -> bytes:
         """Return a line, with its end, that is read as this task."""
@@ -5776,28 +5777,24 @@ class LineSource(Source):
     def __init__(self, path: str, parse: LineParser) -> None:
         self._parse = parse
         with _usage_error(f"cannot read {path!r}: "):
-            self._file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            info = os.fstat(self._file)
-            if stat.S_ISDIR(info.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            self._file = open(0 if path == "-" else path, "rb", 0, closefd=path != "-")  # noqa: SIM115
+        info = os.fstat(self._file.fileno())
         self.finite = stat.S_ISREG(info.st_mode)
         self._size = info.st_size
-        self._poll = select.poll()
-        self._poll.register(self._file, select.POLLIN)
         self._mark = BYTE_ORDER_MARK  # which the first line may begin with
         self._parts: list[bytes] = []  # of the line that is not yet whole
         self._items: list[Any] = []  # read and not taken, the next one last
         self._bytes = 0  # read
 
     def fileno(self) -> int:
-        if self.finite:
+        if self.finite or self._file.closed:
             return -1
-        return self._file
+        return self._file.fileno()
 
     def total(self) -> int | None:
         """Return how many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
         known = self._parse.tasks
-        if self._file < 0:
+        if self._file.closed:
             return known
         if not self.finite or not self._bytes:
             return None
@@ -5805,30 +5802,28 @@ class LineSource(Source):
         return int((known + left_out) * self._size / self._bytes) - left_out
 
     def take(self, room: int) -> Sequence[Any]:
-        if not self._items and self._file >= 0 and self._poll.poll(0):
+        if not self._items and not self._file.closed and is_readable(self._file.fileno()):
             self._read()
         room = min(room, BLOCK)
         items = self._items[-room:][::-1]
         del self._items[-room:]
-        self.exhausted = self._file < 0 and not self._items
+        self.exhausted = self._file.closed and not self._items
         return items
 
     def rest(self) -> Iterator[Any]:
-        yield from reversed(self._items)
-        self._items.clear()
-        yield from super().rest()
+        while self._items or (self.finite and not self.exhausted):
+            yield from self.take(BLOCK)
 
     def _read(self) -> None:
         """Read a block, and make tasks of the lines that are whole now."""
         try:
-            block = os.read(self._file, 1 << 18)
+            block = self._file.read(1 << 18) or b""
         except OSError as error:
             block = b""
             self.problem = f"reading the tasks stopped: {error.strerror}"
         self._bytes += len(block)
         if not block:
-            os.close(self._file)
-            self._file = -1
+            self._file.close()
         self._parts.append(block)
         if b"\n" in block or not block:  # the last line may end with the file
             lines = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n")
@@ -5860,8 +5855,8 @@ class QuerySource(IterableSource):
         columns = len(cursor.description or ())
         if not 1 <= columns <= 2 - parse.whole:
             rule = "one column is a line, two columns are a function and its payload"
-            but = "; --call, --shell and --command take one column" * parse.whole
-            raise UsageError(f"--query {query!r}: {columns} columns: {rule}{but}")
+            but = "with --call, --shell and --command there is one"
+            raise UsageError(f"--query {query!r}: {columns} columns: {rule}; {but}")
         super().__init__(self._read(cursor, sqlite3.Error))
         self.pairs = True
 
@@ -6161,9 +6156,8 @@ class FailedLines(Sink):
     def close(self) -> None:
         """Remove the lines, if they have not taken their place."""
         with contextlib.suppress(OSError):
-            self._file.close()
-        with contextlib.suppress(OSError):
             os.unlink(self._beside)
+            self._file.close()
 
     def put(self, result: TaskResult) -> None:
         if result.status != "ok":
@@ -6940,9 +6934,7 @@ def load_module(where: str) -> Any:
         folder, name = os.path.split(os.path.abspath(where.removesuffix(".py")))
         sys.path.insert(0, folder)
         module = importlib.import_module(name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{where!r} cannot be imported: {describe(error)}") from None
     if where.endswith(".py") and os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(where):
         raise UsageError(f"{where!r}: another module has the name {name}; rename the file")
@@ -7265,7 +7257,10 @@ class CommandLine:
     def run(self) -> int:
         """Put the tasks through, and say how it went. Return the exit code."""
         if self.options.dry_run:
-            return show_tasks(self.source, self.parse, self.functions.get(1))
+            try:
+                return self._show_tasks()
+            except OSError:  # the reader has left
+                return 1
         try:
             with handled_by(self.note_signal, HEARD[:-1] if self.options.workers == 0 else HEARD):
                 problem = self._supervise()
@@ -7281,6 +7276,35 @@ class CommandLine:
         finally:
             if self.failed is not None:
                 self.failed.close()
+
+    def _show_tasks(self) -> int:
+        """Write the tasks that would run, a line each. Return the exit code."""
+        out = Outlet(1, lambda: True, self.progress)
+        command: Any = self.functions.get(1)
+        code = 0
+        number = 0
+        while not self.source.exhausted:
+            items = self.source.take(BLOCK)
+            for item in items:
+                number += 1
+                line = self.parse.input_line(*self.parse.task(item))[:-1]
+                error = item.error if isinstance(item, Rejected) else ""
+                if isinstance(command, Command):
+                    try:
+                        line = command.fill(item, number)
+                    except LookupError as missing:
+                        error = f"#{number:,}: {missing}"
+                if error:
+                    code = 1
+                    complain(error)
+                out.write(line.replace(b"\n", b"\\n") + b"\n")  # a row may have line ends
+            out.flush()
+            if not items and self.source.fileno() >= 0:
+                select.select([self.source], [], [])
+        if self.source.problem:
+            code = 1
+            complain(self.source.problem)
+        return code
 
     def _supervise(self) -> str:
         """Put the tasks through. Return why they could not all be put through, if so."""
@@ -7421,34 +7445,6 @@ class CommandLine:
         return int(bool(problems or failure or broken) or summary["ok"] < finished(summary))
 
 
-def show_tasks(source: Source, parse: LineParser, command: Any) -> int:
-    """Write the tasks that would run, a line each. Return the exit code."""
-    numbers = itertools.count(1)
-    failure = ""
-    bad = False
-    while not source.exhausted and not failure:
-        items = source.take(BLOCK)
-        lines = []
-        for item, number in zip(items, numbers):
-            line = parse.input_line(*parse.task(item))[:-1]
-            error = item.error if isinstance(item, Rejected) else ""
-            if isinstance(command, Command):
-                try:
-                    line = command.fill(item, number)
-                except LookupError as missing:
-                    error = f"#{number:,}: {missing}"
-            if error:
-                bad = True
-                say(printable(f"shmqueue: {error}"), sys.stderr)
-            lines.append(line.replace(b"\n", b"\\n") + b"\n")  # a row may have line ends
-        failure = say(b"".join(lines), sys.stdout)
-        if not items and source.fileno() >= 0:
-            select.select([source], [], [])
-    if source.problem:
-        say(printable(f"shmqueue: {source.problem}"), sys.stderr)
-    return int(bad or bool(failure or source.problem))
-
-
 def last_frame(trace: str | None) -> str:
     """Return where an exception was raised, in brackets, by its traceback; nothing if that does not say."""
     frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', trace or "", re.MULTILINE)
@@ -7521,7 +7517,7 @@ def exit_code(parser: argparse.ArgumentParser, run: Callable[[], int]) -> int:
     try:
         return run()
     except UsageError as error:
-        say(printable(f"{parser.prog}: error: {error}"), sys.stderr)
+        complain(f"error: {error}", parser.prog)
         return 2
     except KeyboardInterrupt:  # before the run had begun
         return 128 + signal.SIGINT
@@ -7538,8 +7534,12 @@ def fill_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
 
 
-def say(text: str | bytes, stream: Any) -> str:
-    """Print text as a line on a stream, or bytes as they are. Return what went wrong, if anything did.
+def complain(problem: object, who: str = "shmqueue") -> None:
+    say(printable(f"{who}: {problem}"), sys.stderr)
+
+
+def say(text: str, stream: Any) -> str:
+    """Print text as a line on a stream. Return what went wrong, if anything did.
 
     What the stream's encoding does not have is escaped. A stream that was closed from the start is None, which `print`
     would take for standard output.
@@ -7547,12 +7547,8 @@ def say(text: str | bytes, stream: Any) -> str:
     if stream is None:
         return ""
     try:
-        if isinstance(text, bytes):
-            stream.buffer.write(text)
-            stream.flush()
-        else:
-            encoding = stream.encoding or "utf-8"
-            print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        encoding = stream.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except (OSError, ValueError) as error:  # closed: point it elsewhere, or Python complains at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return describe(error)

@@ -630,9 +630,9 @@ def test_what_an_interrupt_cuts_off_is_not_written_twice():
         raise KeyboardInterrupt
 
     outlet = shmqueue.Outlet(theirs, interrupt, shmqueue.Progress())
-    outlet.write(data := b"".join(b"%07d\n" % i for i in range(20_000)))
+    data = b"".join(b"%07d\n" % i for i in range(20_000))
     with pytest.raises(KeyboardInterrupt):
-        outlet.flush()
+        outlet.write(data)
     read = os.read(ours, 1 << 20)
     with pytest.raises(KeyboardInterrupt):
         outlet.flush()
