@@ -5970,7 +5970,8 @@ class Results(Sink):
         self.path = path
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: what the file holds as ok
         self._resume = resume and os.path.exists(path) and os.path.getsize(path) > 0
-        with self._usable():
+        self._unusable = f"--results {path}: cannot be used: "
+        with _usage_error(self._unusable, Exception):  # whatever a foreign file leads to
             for place, record in self.read():
                 try:
                     status, digest = recorded_task(record)
@@ -5980,11 +5981,8 @@ class Results(Sink):
                     self.done[digest] += 1
 
     def begin(self) -> None:
-        with self._usable():
+        with _usage_error(self._unusable, Exception):
             self.open()
-
-    def _usable(self) -> contextlib.AbstractContextManager[None]:
-        return _usage_error(f"--results {self.path}: cannot be used: ", Exception)  # whatever a foreign file leads to
 
     def save(self) -> None:
         self._file.flush()
@@ -6049,11 +6047,10 @@ class TextResults(Results):
         if self.path == "-":
             self._file = self.stdout
             return
-        self._file = open(self.path, "r+b" if self._kept else "wb", 1 << 20)  # noqa: SIM115
-        if self._kept:
-            self._file.seek(self._kept)
-            self._file.truncate()
-        else:
+        self._file = open(self.path, "ab", 1 << 20)  # noqa: SIM115
+        if self._file.tell() > self._kept:
+            self._file.truncate(self._kept)
+        if not self._kept:
             self._file.write(self.HEADER)
 
 
@@ -7089,11 +7086,10 @@ def check_options(options: argparse.Namespace) -> None:
     for name, value in given.items():
         if value == "" and name != "tasks":
             raise UsageError(f"{flag(name)}: the value is empty")
+        if value == "-" and name in ("failed", "log", "summary"):
+            raise UsageError(f"{flag(name)} -: must be a file")
         if value not in (None, False, DEFAULTS.get(name)) and name in NEEDS and not given[NEEDS[name]]:
             raise UsageError(f"{flag(name)}: needs {flag(NEEDS[name])}")
-    for name in ("failed", "log", "summary"):
-        if given[name] == "-":
-            raise UsageError(f"{flag(name)} -: must be a file")
     if isinstance(options.timeout, dict) and (options.call or options.shell or options.command):
         raise UsageError("--timeout NAME=S: needs functions with names (--handlers)")
     if options.resume and options.results == "-":
