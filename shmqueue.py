@@ -5930,16 +5930,21 @@ RECORDED = ("status", "function", "payload")  # the fields by which a task is kn
 class Sink:
     """Where results go: a file, or standard output. After a failure nothing more is written, and the run goes on."""
 
-    put: Callable[[TaskResult], None]  # take a result
+    write: Callable[[TaskResult], None]  # take a result
     complaint: Callable[[], str]  # say what an error led to
     errors: tuple[type[Exception], ...] = (OSError,)  # what a failure raises
     error: Exception | None = None  # why nothing more is written
 
+    def put(self, result: TaskResult) -> None:
+        self.attempt(self.write, result)
+
+    def save(self) -> None:
+        """Bring what was written to its place. Called several times a second."""
+
     def flush(self) -> None:
-        """Bring what was put to its place. Called several times a second."""
+        self.attempt(self.save)
 
     def finish(self) -> None:
-        """Do so at the end."""
         self.flush()
 
     def attempt(self, action: Callable[..., object], *arguments: Any) -> None:
@@ -5961,7 +5966,7 @@ class Results(Sink):
 
     read: Callable[[], Iterable[tuple[str, Any]]]  # yield each record with its place in words; None for what is none
     open: Callable[[], None]  # empty the file, or cut off what a kill has left of the last record
-    write: Callable[[TaskResult], None]  # a row, whose payload is text
+    write_row: Callable[[TaskResult], None]  # its payload is text
     form = staticmethod(as_text)  # of a value
     stdout: Outlet  # for the path -
     _file: Any = None
@@ -5987,12 +5992,9 @@ class Results(Sink):
     def save(self) -> None:
         self._file.flush()
 
-    def put(self, result: TaskResult) -> None:
+    def write(self, result: TaskResult) -> None:
         value = None if result.value is None else self.form(result.value)
-        self.attempt(self.write, result._replace(payload=as_text(result.payload), value=value))
-
-    def flush(self) -> None:
-        self.attempt(self.save)
+        self.write_row(result._replace(payload=as_text(result.payload), value=value))
 
     def finish(self) -> None:
         if self._file is not None:  # else interrupted before it began
@@ -6065,7 +6067,7 @@ class JsonLines(TextResults):
 
         return map(json.loads, lines)
 
-    def write(self, row: TaskResult) -> None:
+    def write_row(self, row: TaskResult) -> None:
         import json
 
         self._file.write(json.dumps(row._asdict()).encode() + b"\n")
@@ -6086,7 +6088,7 @@ class Csv(TextResults):
         for row in csv.reader((decode_text(line).replace("\0", NUL) for line in lines), strict=True):
             yield dict(zip(FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
 
-    def write(self, row: TaskResult) -> None:
+    def write_row(self, row: TaskResult) -> None:
         import csv
 
         text = io.StringIO(newline="")
@@ -6125,7 +6127,7 @@ class Sqlite(Results):
             self._file.execute("DROP TABLE IF EXISTS results")
         self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(FIELDS)})")
 
-    def write(self, row: TaskResult) -> None:
+    def write_row(self, row: TaskResult) -> None:
         marks = ", ".join("?" * len(row))
         fields = [encode_text(x) if isinstance(x, str) and SURROGATE.search(x) else x for x in row]
         self._file.execute(f"INSERT INTO results VALUES ({marks})", fields)  # noqa: S608
@@ -6156,11 +6158,11 @@ class FailedLines(Sink):
             os.unlink(self._beside)
             self._file.close()
 
-    def put(self, result: TaskResult) -> None:
+    def write(self, result: TaskResult) -> None:
         if result.status != "ok":
-            self.write(result.function, result.payload)
+            self.add(result.function, result.payload)
 
-    def write(self, function: str, payload: bytes) -> None:
+    def add(self, function: str, payload: bytes) -> None:
         line = self._line(function, payload)
         if line.startswith(BYTE_ORDER_MARK) and not self._file.tell():
             line = BYTE_ORDER_MARK + line  # reading drops one
@@ -6284,13 +6286,10 @@ class Printer(Sink):
         self._out = out
         self._errors = errors
 
-    def put(self, result: TaskResult) -> None:
-        self.attempt(self._print, result)
+    def save(self) -> None:
+        self._out.flush()
 
-    def flush(self) -> None:
-        self.attempt(self._out.flush)
-
-    def _print(self, result: TaskResult) -> None:
+    def write(self, result: TaskResult) -> None:
         """Print a result soon. What a command complained of comes right behind its output."""
         tag = b""
         if self._line is not None:
@@ -7263,7 +7262,7 @@ class CommandLine:
             self.ended = True
             if self.failed is not None:  # add what was never begun
                 for item in self.source.rest():
-                    self.failed.write(*self.parse.task(item))
+                    self.failed.add(*self.parse.task(item))
                 if self.source.problem:
                     self.failed.error = self.failed.error or RuntimeError(self.source.problem)
             for sink in self.sinks:

@@ -98,7 +98,7 @@ def test_any_line_that_is_written_is_read_as_the_same_task(tmp_path, whole):
         parse = LineParser(["echo", "noop"], comments=not whole, whole=whole)
         failed = FailedLines(str(second), parse.input_line)
         for task in found:
-            failed.write(*task)
+            failed.add(*task)
         failed.finish()
         assert failed.error is None
         assert tasks(second) == found
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_file_alone(tmp_path):
     failed = FailedLines(str(path), lambda function, payload: payload)
     failed._file.close()
     failed._file = open("/dev/full", "wb")  # noqa: SIM115
-    failed.write("echo", b"a\n")
+    failed.add("echo", b"a\n")
     failed.finish()
     failed.close()
     assert "No space left" in failed.complaint()
