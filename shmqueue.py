@@ -5778,6 +5778,7 @@ class LineSource(Source):
         self._parse = parse
         with _usage_error(f"cannot read {path!r}: "):
             self._file = open(0 if path == "-" else path, "rb", 0, closefd=path != "-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         info = os.fstat(self._file.fileno())
         self.finite = stat.S_ISREG(info.st_mode)
         self._size = info.st_size
