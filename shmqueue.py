@@ -7076,10 +7076,19 @@ def seconds(text: str) -> float | dict[str, float]:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise UsageError for what argparse does not check, before anything is opened."""
+    """Raise UsageError for what argparse does not check, before anything is opened. Set `print` where it is a default.
+
+    The values of commands are printed if nothing else is written to standard output.
+    """
     if options.tasks is None:
         raise UsageError("TASKS is missing (--help lists the options)")
-    given = {**vars(options), "print": prints(options)}
+    if (options.print or options.results == "-") and sys.stdout is None:
+        raise UsageError("standard output is closed")
+    if options.print and options.results == "-":
+        raise UsageError("--print: --results - writes to standard output, too")
+    if (options.shell or options.command) and not options.no_print and options.results != "-":
+        options.print = sys.stdout is not None
+    given = vars(options)
     with _usage_error():
         check_numbers(given)
         check_statuses(options.retry_on)
@@ -7096,22 +7105,12 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--resume: needs --results FILE")
     if options.results is not None:
         results_format(options.results)
-    if options.keep_order and not given["print"] and options.results != "-":
+    if options.keep_order and not options.print and options.results != "-":
         raise UsageError("--keep-order: needs --print")
-    if options.print and options.results == "-":
-        raise UsageError("--print: --results - writes to standard output, too")
     if options.query is not None and options.failed is not None:
         raise UsageError("--failed: cannot be used with --query, since rows are not lines; use --results FILE --resume")
     if options.tasks == "-" and sys.stdin is None:
         raise UsageError("-: standard input is closed")
-    if (options.print or options.results == "-") and sys.stdout is None:
-        raise UsageError("standard output is closed")
-
-
-def prints(options: argparse.Namespace) -> bool:
-    """Return True if values are printed on standard output."""
-    by_default = (options.shell or options.command) and not options.no_print and options.results != "-"
-    return bool(options.print or (by_default and sys.stdout is not None))
 
 
 @contextlib.contextmanager
@@ -7176,12 +7175,11 @@ HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SI
 def handled_by(handler: Any, numbers: Sequence[int] = HEARD) -> Iterator[None]:
     """Handle signals by `handler` in this block. Not those that are ignored, as under nohup, nor in another thread."""
     before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        found = {number: signal.getsignal(number) for number in numbers}
-        before = {number: old for number, old in found.items() if old not in (signal.SIG_IGN, None)}
     try:
-        for number in before:
-            signal.signal(number, handler)
+        for number in numbers:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                with contextlib.suppress(ValueError):  # in another thread
+                    before[number] = signal.signal(number, handler)
         yield
     finally:
         for number, old in before.items():
@@ -7209,7 +7207,7 @@ class CommandLine:
         if options.results:
             self.results = results_format(options.results)(options.results, options.resume)
             self.parse.done = self.results.done
-        self.fills_stdout = prints(options) or options.results == "-"
+        self.fills_stdout = options.print or options.results == "-"
         self.progress = self._choose_progress()
         self.sinks: list[Sink] = []  # that were opened
         self.keys = Keys(isinstance(self.progress, Screen) and not os.isatty(self.source.fileno()))
@@ -7346,7 +7344,7 @@ class CommandLine:
             self.results.stdout = self.outlet(1)
             self.results.begin()  # not before, since it empties a file that was there
             self.sinks.append(self.results)
-        if prints(options):
+        if options.print:
             line = self.parse.input_line if options.tag else None
             self.sinks.append(Printer(bool(options.shell or options.command), line, self.outlet(1), self.outlet(2)))
         receivers: list[Callable[[TaskResult], None]] = [sink.put for sink in self.sinks]
@@ -7418,7 +7416,7 @@ class CommandLine:
     def report(self, problem: str) -> int:
         """Say how it went, on standard error if standard output has values or results. Return the exit code."""
         summary = self.supervisor.summary()
-        if prints(self.options) and (self.options.shell or self.options.command):
+        if self.options.print and (self.options.shell or self.options.command):
             summary["printed"] = False  # nothing was lost
         broken = [sink for sink in self.sinks if sink.error]
         problems = list(filter(None, [problem, *(sink.complaint() for sink in broken)]))
