@@ -3,8 +3,8 @@
 Each heading has a folder of its own with shmqueue.py and all Python files that the documents show. A console block has
 commands and what they write. A command starts with `$ ` and goes on after a backslash. What differs from run to run or
 from machine to machine is left out of the comparison: times, rates, numbers of workers, paths. Two programs that the
-examples use may be missing: then `sqlite3` and `curl` are a few lines of Python. `tqdm` is three lines of Python in any
-case, because its bar is different each time. A block of the language `sh` is not run.
+examples use may be missing: then `sqlite3` and `curl` are a few lines of Python. `tqdm` and Pillow are some lines of Python
+in any case: the bar of the one is different each time, and the other is large. A block of the language `sh` is not run.
 """
 
 import inspect
@@ -45,7 +45,35 @@ except urllib.error.URLError:
     sys.exit(37)
 """,
 }
-TQDM = "def tqdm(iterable, total):\n    assert total\n    return iterable\n"
+MODULES = {
+    "tqdm.py": "def tqdm(iterable, total):\n    assert total\n    return iterable\n",
+    "PIL.py": """
+class Image:
+    def __init__(self, path):
+        with open(path, "rb") as file:
+            _, size, _, self.pixels = file.read().split(b"\\n", 3)
+        self.width, self.height = map(int, size.split())
+
+    @classmethod
+    def open(cls, path):
+        return cls(path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def thumbnail(self, size):
+        step = max(self.width // size[0], self.height // size[1])
+        rows = [self.pixels[y * self.width : (y + 1) * self.width : step] for y in range(0, self.height, step)]
+        self.width, self.height, self.pixels = len(rows[0]), len(rows), b"".join(rows)
+
+    def save(self, path):
+        with open(path, "wb") as file:
+            file.write(b"P5\\n%d %d\\n255\\n" % (self.width, self.height) + self.pixels)
+""",
+}
 
 
 class Block(NamedTuple):
@@ -181,9 +209,24 @@ def test_each_block_is_an_example_or_is_not_to_be_run():
     assert {command.text for block in BLOCKS if block.language == "console" for command in commands(block)} > UNORDERED
 
 
+def anchors(name):
+    """The headings of a document, as links name them."""
+    text = re.sub(r"^```.*?^```$", "", document(name), flags=re.MULTILINE | re.DOTALL)
+    return [re.sub(r"[^\w -]", "", line).replace(" ", "-").lower() for line in re.findall(r"^#+ (.*)$", text, re.M)]
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CONTRIBUTING.md", "tests/README.md", "variants/README.md"])
+def test_each_link_leads_somewhere(name):
+    for link in re.findall(r"\]\((?!http)(.*?)\)", document(name)):
+        path, _, anchor = link.partition("#")
+        target = os.path.normpath(os.path.join(os.path.dirname(name), path)) if path else name
+        assert (ROOT / target).exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
 def run_examples(heading, shell):
     """Run the console blocks under a heading, and compare what they write with what is shown."""
-    for name, text in {**FILES, "tqdm.py": TQDM}.items():
+    for name, text in {**FILES, **MODULES}.items():
         (shell.folder / name).write_text(text)
     for block in BLOCKS:
         if block.heading == heading and block.language == "console":

@@ -4,8 +4,9 @@ conftest.py sees to it that each number that a test carries is in one of the two
 """
 
 import ast
+import re
 
-from tests.helpers import ROOT, numbers_of_promises
+from tests.helpers import ROOT, document, numbers_of_promises
 
 
 def marks():
@@ -20,3 +21,10 @@ def test_each_number_is_given_once_and_has_a_test():
     numbers = numbers_of_promises()
     assert len(set(numbers)) == len(numbers) > 0
     assert sorted(set(numbers) - set(marks())) == []
+
+
+def test_readme_names_each_limit():
+    named = set()
+    for first, last in re.findall(r"\bL(\d+)(?:–L(\d+))?", document("README.md")):
+        named.update(range(int(first), int(last or first) + 1))
+    assert {f"L{number}" for number in named} == {number for number in numbers_of_promises() if number[0] == "L"}
