@@ -3,8 +3,9 @@
 Each heading has a folder of its own with shmqueue.py and all Python files that the documents show. A console block has
 commands and what they write. A command starts with `$ ` and goes on after a backslash. What differs from run to run or
 from machine to machine is left out of the comparison: times, rates, numbers of workers, paths. Two programs that the
-examples use may be missing: then `sqlite3` and `curl` are a few lines of Python. `tqdm` and Pillow are some lines of Python
-in any case: the bar of the one is different each time, and the other is large. A block of the language `sh` is not run.
+examples use may be missing: then `sqlite3` and `curl` are a few lines of Python. `tqdm` and Pillow are some lines of
+Python in any case: the bar of the one is different each time, and the other is large. A block of the language `sh` is
+not run.
 """
 
 import inspect
