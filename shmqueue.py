@@ -5724,6 +5724,9 @@ class LineParser:
 
     def _without_done(self, items: list[Any]) -> list[Any]:
         """Return the items that are tasks and not done. None is no task."""
+        if not self.done and None not in items:
+            self.tasks += len(items)
+            return items
         tasks: list[Any] = []
         for item in items:
             if item is None or (self.done and self._leave_out(item)):
