@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import growth, kept, kinds, rates, report, shapes
+from benchmarks import kept, kinds, rates, report, shapes
 from benchmarks.harness import ROOT, ROWS, Findings, Plan
 from benchmarks.jobs import WrongError
 
@@ -15,7 +15,7 @@ ORDER = (
     *("noop", "returned", "finish", "warm", "kinds", "sizes", "doubling", "records", "neighbour"),
     *("uneven", "tail", "head", "heavy", "waves", "late", "latency", "memory", "shell", "workers", "many_workers"),
     *("idle", "imports", "screen", "start", "queues", "floor", "by_tasks", "by_workers", "by_payload", "by_batch"),
-    *("variants", "scenarios", "task_costs", "usage", "paper"),
+    *("scenarios", "task_costs"),
 )  # fmt: skip
 QUICK = (
     "noop",
@@ -32,8 +32,8 @@ QUICK = (
     "workers",
     "idle",
 )
-# growth, kinds, rates and shapes are imported because importing them fills ROWS.
-assert set(ORDER) == {*ROWS} and growth and kinds and rates and shapes  # noqa: S101, PT018
+# kinds, rates and shapes are imported because importing them fills ROWS.
+assert set(ORDER) == {*ROWS} and kinds and rates and shapes  # noqa: S101, PT018
 
 
 def _options() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Measure where the processor time of a task goes in a real run, and what the system counts meanwhile.
+"""Measure where the processor time of a task goes in a real run.
 
 Functions of shmqueue are wrapped with a clock that counts the thread's processor time. The wrapped functions are called
 once for each block or batch, so the clock itself costs little.
@@ -9,16 +9,13 @@ from __future__ import annotations
 import collections
 import functools
 import json
-import multiprocessing
-import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import shmqueue
-from benchmarks.harness import CORES
 from benchmarks.jobs import JOBS, check, payloads
 
 clock = time.thread_time_ns
@@ -113,44 +110,3 @@ def ours_costs(job: str, tasks: int) -> dict[str, dict[str, float]]:
         side: {name: nanoseconds / tasks for name, nanoseconds in spent.most_common()}
         for side, spent in (("supervisor", meter.spent), ("workers", workers))
     }
-
-
-def _counted(pids: Sequence[int]) -> collections.Counter[str]:
-    """What the system has counted for these processes and all their threads so far."""
-    counts: collections.Counter[str] = collections.Counter()
-    for pid in pids:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            fields = (thread / "stat").read_text().rpartition(")")[2].split()
-            counts["page faults"] += int(fields[7]) + int(fields[9])
-            counts["processor time, µs"] += int((thread / "schedstat").read_text().split()[0]) // 1000
-            for line in (thread / "status").read_text().splitlines():
-                name, _, count = line.partition(":")
-                if name == "voluntary_ctxt_switches":
-                    counts["sleeps, each ended by a wake-up"] += int(count)
-                elif name == "nonvoluntary_ctxt_switches":
-                    counts["other context switches"] += int(count)
-    return counts
-
-
-def _usage(job: str, items: list[bytes], pids: Sequence[int], collect: Callable[[], list[Any]]) -> dict[str, float]:
-    """What one run counts, after one that is not counted."""
-    check(job, items, collect())
-    before = _counted(pids)
-    values = collect()
-    after = _counted(pids)
-    check(job, items, values)
-    return {name: float(after[name] - before[name]) for name in after}
-
-
-def ours_usage(job: str, tasks: int, size: int) -> dict[str, float]:
-    items = payloads(tasks, size)
-    with shmqueue.Supervisor([JOBS[job]], workers=CORES) as supervisor:
-        pids = [os.getpid(), *(worker["pid"] for worker in supervisor.stats()["workers"])]
-        return _usage(job, items, pids, lambda: list(supervisor.map(JOBS[job], items)))
-
-
-def pool_usage(job: str, tasks: int, size: int, chunk: int) -> dict[str, float]:
-    items = payloads(tasks, size)
-    with multiprocessing.Pool(CORES) as pool:
-        pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
-        return _usage(job, items, pids, lambda: pool.map(JOBS[job], items, chunk))

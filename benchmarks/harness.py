@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import importlib
 import json
 import os
 import pty
@@ -67,7 +68,7 @@ def measure(what: Case) -> Any:
     Raise WrongError if a value is wrong or shmqueue fails. Raise AbsentError if another system fails.
     """
     where = f"{what.function.__module__}:{what.function.__name__}"
-    command = [sys.executable, "-m", "benchmarks.child", where, json.dumps(what.arguments)]
+    command = [sys.executable, "-m", "benchmarks.harness", where, json.dumps(what.arguments)]
     child = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
@@ -321,3 +322,22 @@ def best_setting(cases: Iterable[Case], notes: list[str]) -> list[Case]:
 def fastest(found: Mapping[str, Sample], names: Iterable[str]) -> str:
     """Return the one of `names` that has the highest median."""
     return max((name for name in names if name in found), key=lambda name: found[name].median)
+
+
+def run_here(where: str, arguments: str) -> int:
+    """Run one measurement in this process: `python -m benchmarks.harness MODULE:FUNCTION ARGUMENTS_AS_JSON`."""
+    module, _, name = where.partition(":")
+    try:
+        result = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    except WrongError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    except ImportError as error:
+        print(f"not installed ({error.name})", file=sys.stderr)
+        return MISSING
+    print(RESULT + json.dumps(result), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_here(*sys.argv[1:]))

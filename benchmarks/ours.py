@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import shmqueue
@@ -31,21 +30,6 @@ GROW = [b""] * 20_000  # no-ops that run first where batches have to be large wh
 PAIR = 2  # workers of a row about what one worker does while the other is busy
 
 
-def strategies() -> Mapping[str, type[shmqueue.SharedTaskQueue]]:
-    """Return all strategies by name, the built-in one first. Without variants/ it is the only one."""
-    with contextlib.suppress(ModuleNotFoundError):
-        import variants
-
-        return variants.strategies
-    return {shmqueue.SharedTaskQueue.strategy: shmqueue.SharedTaskQueue}
-
-
-def _queue(strategy: str | None) -> dict[str, Any]:
-    if strategy is None:
-        return {}
-    return {"queue": strategies()[strategy]}
-
-
 def _warm(supervisor: shmqueue.Supervisor) -> None:
     """Wait until every worker has answered."""
     workers = len(supervisor.stats()["workers"])
@@ -57,15 +41,13 @@ def _warm(supervisor: shmqueue.Supervisor) -> None:
             raise WrongError(f"{workers} workers, and {len(seen)} answered in 30 s")
 
 
-def ours_map(
-    job: str, tasks: int, size: int = 100, strategy: str | None = None, times: int = 1, **options: Any
-) -> float:
+def ours_map(job: str, tasks: int, size: int = 100, times: int = 1, **options: Any) -> float:
     """Return tasks a second of the last of `times` runs, values in input order. Workers start and end in the time."""
     items = payloads(tasks, size)
     seconds = 0.0
     for _ in range(times):
         start = clock()
-        values = shmqueue.parallel_map(JOBS[job], items, **_queue(strategy), **options)
+        values = shmqueue.parallel_map(JOBS[job], items, **options)
         seconds = clock() - start
         check(job, items, values)
     return tasks / seconds
@@ -177,10 +159,10 @@ def ours_late(before: int, after: int) -> int:
     return late
 
 
-def ours_wake(times: int, strategy: str | None = None) -> float:
+def ours_wake(times: int) -> float:
     """Return the median microseconds from submit to the function's first line in an idle worker."""
     waits = []
-    with shmqueue.Supervisor([JOBS["monotonic"], JOBS["whoami"]], **_queue(strategy)) as supervisor:
+    with shmqueue.Supervisor([JOBS["monotonic"], JOBS["whoami"]]) as supervisor:
         _warm(supervisor)
         for _ in range(times):
             time.sleep(0.002)

@@ -88,6 +88,16 @@ def joblib_map(job: str, tasks: int, batch: int | str, size: int = 100) -> float
     return _rate(job, tasks, collect, size)
 
 
+def loky_map(job: str, tasks: int, chunk: int, size: int = 100) -> float:
+    import loky
+
+    def collect(items: list[bytes]) -> list[Any]:
+        with loky.ProcessPoolExecutor(CORES) as executor:
+            return list(executor.map(JOBS[job], items, chunksize=chunk))
+
+    return _rate(job, tasks, collect, size)
+
+
 def mpire_map(job: str, tasks: int, chunk: int | None, size: int = 100) -> float:
     import mpire
 

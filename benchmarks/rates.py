@@ -1,11 +1,12 @@
-"""Rows: tasks a second."""
+"""Rows: tasks a second, and how each cost grows."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks import costs, model, ours, peers
+from benchmarks import costs, ours, peers
 from benchmarks.floor import floor as floor_rate
 from benchmarks.harness import (
     CORES,
@@ -39,12 +40,17 @@ SIZES = (  # bytes of a payload, number of tasks (about half a second), goal, ch
     (262_144, 800, 1.5, (1, 4, 20, 100)),
     (2_097_152, 80, 1.5, (1, 2, 5, 20)),
 )
+POWERS_OF_TWO = [1 << power for power in range(4, 21)]  # 16 B to 1 MiB
+MANY_WORKERS = (1, 2, 4, 8, 16, 32, 64)
+FEWER_COUNTS = (1, 2, 8, 64)  # of workers, for a quick run
+PAYLOAD_SIZES = (8, 32, 100, 119, 120, 1024, 16_384, 131_072, 1_048_576)
 # Queues and other pools: name, function, the option that is varied, and the values to try.
 SETTINGS: tuple[tuple[str, Callable[..., float], str, tuple[Any, ...]], ...] = (
     ("faster-fifo put_many, get_many", peers.fifo_many, "many", (100, 500, 2_000)),
     ("multiprocessing.Queue", peers.queue_one, "", ()),
     ("mpire", peers.mpire_map, "chunk", (None, 500, 2_000, 10_000)),
     ("joblib", peers.joblib_map, "batch", ("auto", 500, 2_000, 10_000)),
+    ("loky", peers.loky_map, "chunk", (500, 2_000, 10_000)),
     ("Pebble", peers.pebble_map, "chunk", (500, 2_000, 10_000)),
     ("ProcessPoolExecutor", peers.executor_map, "chunk", (500, 2_000, 10_000)),
 )
@@ -236,76 +242,6 @@ def workers(plan: Plan) -> Findings:
     return found
 
 
-@row("each way to synchronize")
-def variants(plan: Plan) -> Findings:
-    """Measure no-op tasks, values returned, and one task to idle workers, for every strategy."""
-    tasks = plan.size(300_000, 60_000)
-    times = plan.size(300, 100)
-    found = Findings()
-    names = list(ours.strategies())
-    series: dict[str, list[Sample | None]] = {}
-    for title, function, arguments in (
-        ("no-op, tasks/s", ours.ours_map, {"job": "noop", "tasks": tasks}),
-        ("value returned, tasks/s", ours.ours_map, {"job": "echo", "tasks": tasks}),
-        ("submit to start, µs", ours.ours_wake, {"times": times}),
-    ):
-        cases = [Case(name, function, {**arguments, "strategy": name}) for name in names]
-        measured = samples(cases, plan.repetitions, found.notes)
-        series[title] = [measured.get(name) for name in names]
-    found.curves.append(Curve("Each way to synchronize", "strategy", names, series, unit=""))
-    if len(names) == 1:
-        found.notes.append("no variants are registered: only the built-in way was measured")
-    return found
-
-
-@row("page faults, context switches and wake-ups of 1,000,000 tasks, processes running already")
-def usage(plan: Plan) -> Findings:
-    """What the system counts for both, supervisor and workers together, and the processor time."""
-    tasks = plan.size(1_000_000, 150_000)
-    found = Findings()
-    for job in ("noop", "echo"):
-        shared = {"job": job, "tasks": tasks, "size": SIZE}
-        cases = [
-            case("shmqueue", costs.ours_usage, **shared),
-            case("Pool.map, chunks of 10,000", costs.pool_usage, chunk=10_000, **shared),
-        ]
-        runs = alternate(cases, plan.repetitions, found.notes)
-        names = list(runs["shmqueue"][0])
-        scale = 1_000_000 / tasks
-        series: dict[str, list[Sample | None]] = {
-            each: [Sample([run[name] * scale for run in of_system]) for name in names]
-            for each, of_system in runs.items()
-        }
-        title = f"What the system counts for 1,000,000 tasks, function {job}"
-        found.curves.append(Curve(title, "count", names, series, unit=""))
-    return found
-
-
-@row("on paper: where the supervisor is the bottleneck, from today's costs of a task")
-def paper(plan: Plan) -> Findings:
-    """Compare a formula with a simulation, for counts of workers and times of a task that were not measured."""
-    found = Findings()
-    runs = alternate(
-        [case("shmqueue", costs.ours_costs, job="echo", tasks=plan.size(500_000, 150_000))], 1, found.notes
-    )
-    sides = runs["shmqueue"][0]
-    supervisor, worker = (sum(sides[side].values()) / 1e9 for side in ("supervisor", "workers"))
-    points = [(workers, task) for task in (1, 10, 100) for workers in (8, 32, 128)]
-    formula = [model.rate(supervisor, worker, task / 1e6, workers) for workers, task in points]
-    simulated = [model.simulate(supervisor, worker, task / 1e6, workers) for workers, task in points]
-    series: dict[str, list[Sample | None]] = {
-        "formula": [Sample([rate]) for rate in formula],
-        "simulation": [Sample([rate]) for rate in simulated],
-        "supervisor busy, %": [Sample([100 * supervisor * rate]) for rate in simulated],
-    }
-    labels = [f"{workers} workers, {task} µs a task" for workers, task in points]
-    costs_of_task = f"{1e9 * supervisor:,.0f} ns in the supervisor and {1e9 * worker:,.0f} ns in a worker"
-    title = f"Tasks a second on paper, a core for each process: {costs_of_task} for each task"
-    found.curves.append(Curve(title, "shape", labels, series, unit=""))
-    found.notes.append("on paper: the supervisor saturates where its share is 100 %; more workers gain nothing there")
-    return found
-
-
 @row("where the processor time of a task goes")
 def task_costs(plan: Plan) -> Findings:
     tasks = plan.size(500_000, 150_000)
@@ -320,3 +256,95 @@ def task_costs(plan: Plan) -> Findings:
             title = f"Processor time a task, function {job}: {side}, ns"
             found.curves.append(Curve(title, "part", [*names, "in all"], {"ns": [*spent, whole]}, unit="ns"))
     return found
+
+
+# How each cost grows.
+
+
+def _grow(plan: Plan, points: Sequence[tuple[object, list[Case]]], *, title: str, label: str, plot: str) -> Findings:
+    """Measure a curve. Every point has the same cases."""
+    found = Findings()
+    series: dict[str, list[Sample | None]] = {}
+    for _, cases in points:
+        rates = samples(cases, plan.repetitions, found.notes)
+        for each in cases:
+            series.setdefault(each.name, []).append(rates.get(each.name))
+    found.curves.append(Curve(title, label, [x for x, _ in points], series, plot=plot))
+    return found
+
+
+@row("how it grows with tasks")
+def by_tasks(plan: Plan) -> Findings:
+    counts = [10**4, 10**5, 10**6, 10**7][: plan.size(4, 2)]
+    points = [(n, [case("shmqueue", ours.ours_stream, tasks=n)]) for n in counts]
+    title = "No-op tasks out of an iterator, results as they finish"
+    return _grow(plan, points, title=title, label="tasks", plot="tasks")
+
+
+@row("how it grows with workers")
+def by_workers(plan: Plan) -> Findings:
+    tasks = plan.size(300_000, 60_000)
+    counts = FEWER_COUNTS if plan.quick else MANY_WORKERS
+    points = []
+    for count in counts:
+        chunk = -(-tasks // (4 * max(count, CORES)))
+        shared = {"job": "noop", "tasks": tasks, "workers": count}
+        cases = [case("shmqueue", ours.ours_map, **shared), case("Pool.map", peers.pool_map, chunk=chunk, **shared)]
+        points.append((count, cases))
+    title = f"{tasks:,} no-op tasks of 100 bytes: rate against workers, their start and end included"
+    return _grow(plan, points, title=title, label="workers", plot="workers")
+
+
+@row("how it grows with the payload")
+def by_payload(plan: Plan) -> Findings:
+    most = plan.size(200_000, 30_000)
+    room = plan.size(1 << 28, 1 << 26)
+    points = []
+    for size in PAYLOAD_SIZES:
+        shared = {"job": "length", "tasks": min(most, room // size), "size": size}
+        points.append((size, [case("shmqueue", ours.ours_map, **shared), case("Pool.map", peers.pool_map, **shared)]))
+    title = f"Rate against bytes of a payload (at most {most:,} tasks, Pool.map at its default chunk size)"
+    return _grow(plan, points, title=title, label="bytes", plot="payload")
+
+
+@row(
+    "echo by powers of two of bytes, 16 B to 1 MiB, processes running already: the largest step",
+    "the code has no step there; what the processor's caches do was not measured",
+)
+def doubling(plan: Plan) -> Findings:
+    """No payload size is a cliff: twice the bytes take at most twice the time."""
+    most = plan.size(400_000, 60_000)
+    room = plan.size(1 << 28, 1 << 26)
+    points = []
+    for size in POWERS_OF_TWO:
+        shared = {"job": "echo", "tasks": min(most, room // size), "size": size, "times": 2}
+        points.append((size, [case("shmqueue", ours.ours_steady, **shared)]))
+    title = f"Values returned by powers of two of bytes, processes running already (at most {most:,} tasks)"
+    found = _grow(plan, points, title=title, label="bytes", plot="")
+    found.lines.append(_largest_step(POWERS_OF_TWO, found.curves[0].series["shmqueue"]))
+    return found
+
+
+def _largest_step(x: Sequence[int], curve: Sequence[Sample | None]) -> Line:
+    """Return the step of a curve at which the rate falls most."""
+    rates = [sample for sample in curve if sample is not None]
+    steps = [before.over(after) for before, after in itertools.pairwise(rates)]
+    at = max(range(len(steps)), key=lambda step: steps[step].median)
+    return Line(
+        against=f"{x[at + 1]:,} bytes against {x[at]:,} bytes",
+        ours=rates[at + 1],
+        unit="tasks/s",
+        theirs=rates[at],
+        figure=steps[at],
+        goal=at_most(2),
+    )
+
+
+@row("how it grows with the batch")
+def by_batch(plan: Plan) -> Findings:
+    tasks = plan.size(100_000, 20_000)
+    points = []
+    for batch in (1, 4, 16, 64, 256, 1024, None):
+        cases = [case("shmqueue", ours.ours_map, job="noop", tasks=tasks, batch=batch)]
+        points.append((batch or "by itself", cases))
+    return _grow(plan, points, title=f"{tasks:,} no-op tasks: rate against the batch", label="batch", plot="")

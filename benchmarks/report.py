@@ -12,10 +12,10 @@ from pathlib import Path
 from benchmarks import kept
 from benchmarks.harness import CORES, ROOT, ROWS, Curve, Findings, Line, Plan, Row, number
 
-PEERS = ("faster-fifo", "joblib", "mpire", "pebble")
+PEERS = ("faster-fifo", "joblib", "loky", "mpire", "pebble")
 
 NOT_EQUIVALENT = """\
-- `Pool`, `ProcessPoolExecutor`, joblib, mpire and Pebble pickle their arguments, so they carry any Python object.
+- `Pool`, `ProcessPoolExecutor`, joblib, loky, mpire and Pebble pickle their arguments, so they carry any Python object.
   shmqueue carries plain data, and other objects only with a codec. The tasks measured here are bytes but in the row of
   kinds, and both sides do the same.
 - `Pool.map` and joblib hold all tasks and all values in memory. `imap_unordered` reads its whole input ahead. shmqueue

@@ -1,6 +1,6 @@
 """Make screen.svg, the picture in the README, from a real run in a terminal emulator (needs pyte).
 
-python -m benchmarks.screen
+python -m benchmarks.tools.screen
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pyte
 COLUMNS = 106
 LINES = 14
 SECONDS = 6.0  # from the start of the run to the picture
-HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def tasks() -> str:
@@ -47,7 +47,7 @@ def film(path: str) -> pyte.Screen:
     command = [sys.executable, "shmqueue.py", path, "-w", "4"]
     environment = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": ""}
     with subprocess.Popen(
-        command, cwd=HERE.parent, env=environment, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
     ) as run:
         os.close(theirs)
         until = time.monotonic() + SECONDS
@@ -104,7 +104,7 @@ def main() -> None:
         path = pathlib.Path(folder, "photos.txt")
         path.write_text(tasks())
         rows = rows_of(film(str(path)))
-    (HERE / "screen.svg").write_text(draw(rows), encoding="utf-8")
+    (ROOT / "benchmarks" / "screen.svg").write_text(draw(rows), encoding="utf-8")
     for row in rows:
         print("".join(character.data for character in row))
 

@@ -1,6 +1,6 @@
 """Kill random workers of shmqueue and of other systems, and count what becomes of the tasks.
 
-    python benchmarks/storm.py [--tasks N] [--workers N] [--every SECONDS] [--only NAME ...]
+    python -m benchmarks.tools.storm [--tasks N] [--workers N] [--every SECONDS] [--only NAME ...]
 
 It compares with pebble, loky and mpire (pip install pebble loky mpire). It names what is not installed, and leaves it
 out.
@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 NOTE = "STORM_WORKERS"  # the environment variable that names the file of workers
 TASK_SECONDS = 0.001
