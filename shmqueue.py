@@ -1701,6 +1701,7 @@ class Lane:
     def begin(self, process: Process, wake: Any, claims: int) -> None:
         """Have a new process as this worker."""
         self.process = process
+        self.process.command = functools.partial(self._queue.command, self.index)
         self.wake = wake
         self.first_claims = claims
         self.progress_since = process.started
@@ -1917,7 +1918,7 @@ class Lane:
                 started += sum(took)
                 continue
             for failure, each in zip(part, took):
-                self._ledger.charge(self.index, position, "failed", failure, each, started)
+                self._ledger.charge(self.index, position, failure.status, failure, each, started)
                 position += 1
                 started += each
 
@@ -3252,7 +3253,7 @@ class InlinePool(WorkerPool):
         value = self._call((tasks.marked or tasks.fn_ids)[0], tasks.data[0])
         seconds = system.perf_counter() - began
         if isinstance(value, Failure):
-            self._ledger.charge(0, tasks.first, "failed", value, seconds, started)
+            self._ledger.charge(0, tasks.first, value.status, value, seconds, started)
         else:
             self._ledger.complete(0, tasks.first, 1, [value], seconds, started)
         return True
@@ -3300,6 +3301,7 @@ class Process:
 
     rss: int = 0
     cpu: float = 0.0
+    command: Callable[[], int] = int  # tells the process group of the command that it runs, or 0
     _monitor: Any = None  # its psutil.Process
     _stopped_before: bool = False  # somebody else had stopped it when the halt began
     _still_since: float = 0.0
@@ -3435,9 +3437,9 @@ class Process:
 
         The system does not reuse the number of a group while a process of it lives.
         """
-        if self._keeps_pid():
+        for group in {self.pid, self.command() or self.pid} if self._keeps_pid() else ():
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                system.killpg(self.pid, number)
+                system.killpg(group, number)
 
     def _keeps_pid(self) -> bool:
         """Return False if another process has its pid now, which started at another time."""
@@ -3756,7 +3758,9 @@ def _out_of_reach(end: Any) -> int:
     return new
 
 
-tsk_id_in_hand: Callable[[], int] = int  # a command is told what this returns; a worker puts its own function here
+# A worker puts its own functions here.
+tsk_id_in_hand: Callable[[], int] = int  # a command is told what this returns
+note_command: Callable[[int], Any] = int  # is told the `command` word
 
 
 class Worker:
@@ -3789,8 +3793,9 @@ class Worker:
 
     def start(self) -> None:
         """Prepare the new process, and run the initializer."""
-        global tsk_id_in_hand
+        global tsk_id_in_hand, note_command
         tsk_id_in_hand = self._tsk_id_in_hand
+        note_command = functools.partial(self._words.__setitem__, self._status + COMMAND)
         os.register_at_fork(after_in_child=self._disown)
         watch = functools.partial(end_with_supervisor, self._queue, self._pipes.wake)
         threading.Thread(target=watch, name="shmqueue-watch", daemon=True).start()
@@ -4099,16 +4104,19 @@ def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
 
 
 def end_run(queue: SharedTaskQueue) -> None:
-    """Kill the other workers and what functions have started, and remove the segment (worker).
+    """Kill the other workers, all commands and what functions have started, and remove the segment (worker).
 
     So a worker that stands still, or is inside a C call that holds the interpreter's lock, ends too.
     """
-    for status in queue.status:
+    for worker, status in enumerate(queue.status):
         pid, born = int(queue.words[status + PID]), queue.words[status + BORN]
         if pid not in (0, os.getpid()) and system.process_state(pid)[1] == born:
             for kill in (system.killpg, system.kill):
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, signal.SIGKILL)
+        if command := queue.command(worker):
+            with contextlib.suppress(ProcessLookupError):
+                system.killpg(command, signal.SIGKILL)
     end_strays(queue.name)
     remove_segment(queue.segment.path)
 
@@ -4292,6 +4300,7 @@ class QueueMemory:
         words[status + PUBLISHED] = words[status + HARVESTED] = words[status + CLAIMS]
         words[status + LEAVING] = NEVER
         words[status + LEAVE] = 0
+        words[status + COMMAND] = 0
         words[status + ASLEEP] = 0
 
     def sleepers(self) -> list[tuple[int, int]]:
@@ -4306,6 +4315,11 @@ class QueueMemory:
         """Return True if a worker that sleeps could claim a batch (supervisor)."""
         status = self.status[worker]
         return bool(self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2)
+
+    def command(self, worker: int) -> int:
+        """Return the process group of the command that a worker runs; 0 for none, or if the word is spoiled."""
+        group, again = divmod(self.words[self.status[worker] + COMMAND], 1 << 32)
+        return int(group) if group == again else 0
 
     def leave_note(self, worker: int, text: str) -> None:
         """Say why this process ends (worker). The supervisor reads it once it has reaped the process."""
@@ -4930,6 +4944,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # limit        how many tasks make a batch of BATCH_SECONDS                         W    S      hint
 # leaving      W begins nothing from this position on; NEVER while it goes on       W, S S      batch
 # printed      1 once a function has printed what nobody keeps                      W    S      hint
+# command      the process group of W's command, in both halves of the word; or 0   W, S all    hint
 # harvested    how many batches S has taken in                                      S    W      lock
 # leave        1 once W is to leave at its next claim                               S    W      lock
 # pid, born    of W's process (see process_state); 0 if there is none               S    all    read if S ended
@@ -4952,7 +4967,7 @@ class Word(ctypes.Structure):
 
 
 SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
-WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving", "printed")
+WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving", "printed", "command")
 SUPERVISOR_WORDS = ("harvested", "leave", "pid", "born")
 SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_bytes")  # see segment_layout
 CONSTANTS = ("magic", "version", "owner_pid", "owner_start", "ring_end", *SIZES)
@@ -5030,7 +5045,7 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
 
 # Indices of 64-bit words: from the start of the segment, and of a worker's status.
 PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
-CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING, PRINTED = _indices(WorkerStatus, WORKER_WORDS)
+CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING, PRINTED, COMMAND = _indices(WorkerStatus, WORKER_WORDS)
 HARVESTED, LEAVE, PID, BORN = _indices(WorkerStatus, SUPERVISOR_WORDS)
 
 
@@ -5390,7 +5405,7 @@ def encode(
         return TEXT, dump_text(value)
     if kind is Failure:
         output = None if value.value is None else value.value.parts
-        return FAILURE, marshal.dumps((value.error, value.traceback, output))
+        return FAILURE, marshal.dumps((value.error, value.traceback, output, value.status))
     if kind is Output:
         return OUTPUT, marshal.dumps(value.parts)
     if structures and kind in structures:
@@ -5440,8 +5455,8 @@ def decode(kind: int, data: bytes, codec: Codec | None, structures: Sequence[typ
             return load_plain(data) if codec is None else codec.loads(data)
         if kind == OUTPUT:
             return Output(*load_plain(data))
-        error, trace, output = load_plain(data) if data else (NO_ROOM, None, None)
-        return Failure(error, trace, None if output is None else Output(*output))
+        error, trace, output, status = load_plain(data) if data else (NO_ROOM, None, None, "failed")
+        return Failure(error, trace, output and Output(*output), RETRY_ON[RETRY_ON.index(status)])
     except Exception as error:
         return Failure.of(error)
 
@@ -5488,7 +5503,7 @@ class Output(bytes):
 
 
 class Failure(NamedTuple):
-    """In place of a value: the task failed, with this error and this traceback. A command has a value all the same.
+    """In place of a value: the task is not ok, with this error and this traceback. A command has a value all the same.
 
     cause: the exception itself, if it was raised in this process.
     """
@@ -5496,6 +5511,7 @@ class Failure(NamedTuple):
     error: str
     traceback: str | None = None
     value: Output | None = None
+    status: str = "failed"
     cause: BaseException | None = None
 
     @classmethod
@@ -6774,6 +6790,7 @@ def watch_run(name: str) -> None:
 LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
 POLL_COMMAND_MS = 20  # the end of a command that leaves its pipes open is noticed within this time
 PIPE_BYTES = 1 << 20  # what a pipe holds at most
+TICK = 0.02  # seconds between two looks at how long a command has run
 
 
 class UsageError(Exception):
@@ -6816,21 +6833,66 @@ def shell(payload: bytes) -> bytes | Failure:
     code, output, errors = run_command([b"/bin/sh", b"-c", payload])
     if errors and sys.stderr is not sys.__stderr__:  # else this is no worker
         sys.stderr.write(decode_text(errors))
-    if code:
+    if code != 0:
         complaint = errors[-1000:].decode("utf-8", "backslashreplace").strip()
-        return Failure(f"{describe_exit(code)}: {complaint}".removesuffix(": "), None, Output(output, errors))
+        text = f"{describe_exit(code)}: {complaint}".removesuffix(": ")
+        return Failure(text, None, Output(output, errors), "failed" if code else "timeout")
     return Output(output, errors) if errors else output
 
 
-def run_command(command: Sequence[bytes]) -> tuple[int, bytes, bytes]:
+command_limits = (math.inf, 0.0)  # timeout and grace
+
+
+def limit_commands(timeout: float, grace: float) -> None:
+    """Have this process end commands that run too long."""
+    global command_limits
+    command_limits = (timeout, grace)
+
+
+@contextlib.contextmanager
+def limited(group: int) -> Iterator[list[int]]:
+    """Note the process group of a command, and end it if the command runs too long. Yield the signals it was sent.
+
+    A timer does this, whatever this process waits for. Time that this process stands still hardly counts.
+    """
+    timeout, grace = command_limits
+    sent: list[int] = []
+    spent, seen = 0.0, time.monotonic()
+
+    def check(*_: object) -> None:
+        nonlocal spent, seen
+        spent += min(time.monotonic() - seen, 0.5)
+        seen = time.monotonic()
+        number = signal.SIGTERM if spent < timeout + grace else signal.SIGKILL
+        if spent >= timeout and number not in sent:
+            sent.append(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+
+    note_command(group << 32 | group)
+    if timeout < math.inf:
+        signal.signal(signal.SIGALRM, check)
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+    try:
+        yield sent
+    finally:
+        if timeout < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        note_command(0)
+
+
+def run_command(command: Sequence[bytes]) -> tuple[int | None, bytes, bytes]:
     """Run a command. Return its exit code, or minus the signal that killed it, and what it wrote to its two streams.
 
-    A process that it leaves behind may hold these pipes. What that one writes after LINGER_SECONDS is dropped.
+    The exit code is None if it ran too long. In a worker it has a process group of its own. A process that it leaves
+    behind may hold these pipes. What that one writes after LINGER_SECONDS is dropped.
     """
     import subprocess
 
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, bufsize=0, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+    streams: Any = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe}
+    start = subprocess.Popen(command, 0, **streams, start_new_session=note_command is not int)
+    with start as process, limited(process.pid) as sent:
         ends: list[Any] = [process.stdout, process.stderr]
         written: dict[int, list[bytes]] = {end.fileno(): [] for end in ends}
         left = set(written)
@@ -6839,7 +6901,8 @@ def run_command(command: Sequence[bytes]) -> tuple[int, bytes, bytes]:
             poll.register(end, select.POLLIN)
         until = math.inf
         while left and time.monotonic() < until:
-            if until == math.inf and process.poll() is not None:  # what it wrote is in the pipes, and is read below
+            if until == math.inf and sent != [signal.SIGTERM] and process.poll() is not None:
+                # What it wrote is in the pipes, and is read below.
                 until = time.monotonic() + LINGER_SECONDS
             for end, _ in poll.poll(POLL_COMMAND_MS):
                 written[end].append(os.read(end, PIPE_BYTES))
@@ -6847,12 +6910,18 @@ def run_command(command: Sequence[bytes]) -> tuple[int, bytes, bytes]:
                     poll.unregister(end)
                     left.remove(end)
         code = process.wait()
+        with contextlib.suppress(OSError):  # there is nobody left who would need the grace
+            while sent == [signal.SIGTERM]:
+                os.killpg(process.pid, 0)
+                time.sleep(TICK)
     output, errors = map(b"".join, written.values())
-    return code, output, errors
+    return None if sent else code, output, errors
 
 
-def describe_exit(code: int) -> str:
+def describe_exit(code: int | None) -> str:
     """Say how a command ended. Shells have codes above 128 for what a signal killed."""
+    if code is None:
+        return f"ran longer than {command_limits[0]:g} s"
     number = -code if code < 0 else code - 128
     name = ""
     with contextlib.suppress(ValueError):
@@ -7310,6 +7379,10 @@ class CommandLine:
         if self.options.failed is not None:
             self.failed = FailedLines(self.options.failed, self.parse.input_line)
             self.sinks.append(self.failed)
+        if self.options.timeout and (self.options.shell or self.options.command):
+            limits = (self.options.timeout, self.options.grace)
+            arguments["initializer"] = functools.partial(limit_commands, *limits)
+            arguments["timeout"] = min(1e9, sum(limits) + 1)  # if a worker cannot end its command
         with _usage_error():
             self.supervisor = self.make_supervisor(self.functions, **arguments)
         try:

@@ -349,7 +349,7 @@ def test_a_command_that_closes_its_streams_is_waited_for(cli, put):
 
 def test_a_command_that_ran_too_long_is_ended_with_what_it_started(put):
     code, out, err = put("echo a; sleep 300\necho b\n", "--shell", "--timeout", "0.5", "-k")
-    assert (code, out) == (1, b"b\n")
+    assert (code, out) == (1, b"a\nb\n")
     assert b"1 timed out" in err
 
 
