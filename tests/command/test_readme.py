@@ -9,6 +9,7 @@ not run.
 """
 
 import inspect
+import operator
 import os
 import re
 import shutil
@@ -223,6 +224,13 @@ def test_each_link_leads_somewhere(name):
         target = os.path.normpath(os.path.join(os.path.dirname(name), path)) if path else name
         assert (ROOT / target).exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_the_names_in_contributing_are_there():
+    names = re.findall(r"`([A-Z]\w+(?:\.\w+)?)`", document("CONTRIBUTING.md"))
+    assert "Run.step" in names
+    for name in names:
+        assert operator.attrgetter(name)(shmqueue)
 
 
 def run_examples(heading, shell):
