@@ -303,69 +303,55 @@ class Supervisor:
     ) -> None:
         numbered = number_functions(functions)
         check_numbers(locals())
-        workers = available_processors() if workers is None else workers
-        self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
         codec = check_codec(codec)
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer={initializer!r}: must be callable")
-        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers, codec)
-        self._submitted = Job(None, self._ledger.names)
         if screen and self.choose_display is None:
             raise ValueError(f"screen={screen!r}: {CUT_OFF}")
+        if workers is None:
+            workers = available_processors()
+        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
+        self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
+        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers, codec)
+        self._submitted = Job(None, self._ledger.names)
         self._display: Any = None
         self._shows = False  # the display is asked to
-        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
-        if workers == 0:
-            self._run_here(options, screen)
-            return
-        if log and not is_pipe(log):
-            with open(log, "ab"):  # now: an error in a worker would reach nobody
-                pass
-        sweep()
-        most = min(num_slots, batch or max(16, min(1024, 4 * num_slots // workers)))
-        name = new_name()
-        self._prepare_end()
+        self._release: list[Callable[[], object]] = []  # called at any end, the last first
+        # When Python exits, multiprocessing waits for its children. This runs before that.
+        self._at_exit = late("multiprocessing").util.Finalize(self, release_all, [self._release], exitpriority=10)
         try:
-            self._release.append(functools.partial(remove_segment, path_of(name)))  # first: it may be made only in part
-            context = choose_context(start_method, [*numbered.values(), initializer])
-            self._queue: Any = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context, name)
-            self._release.append(self._queue.close)
-            self._ledger.set_timeouts(timeout)
-            rules = Rules(grace, max_rss)
-            self._pool = WorkerPool(self._queue, self._ledger, options, context, rules)
-            self._pool.silent_fork = start_method is None
-            self._release.append(functools.partial(end_strays, name))
+            if workers == 0:
+                self._queue: Any = InlineQueue()
+                self._pool: WorkerPool = InlinePool(self._queue, self._ledger, options, late("multiprocessing"))
+            else:
+                if log and not is_pipe(log):
+                    with open(log, "ab"):  # now: an error in a worker would reach nobody
+                        pass
+                sweep()
+                most = min(num_slots, batch or max(16, min(1024, 4 * num_slots // workers)))
+                name = new_name()
+                context = choose_context(start_method, [*numbered.values(), initializer])
+                self._release.append(functools.partial(remove_segment, path_of(name)))  # it may be made only in part
+                self._queue = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context, name)
+                self._release.append(self._queue.close)
+                self._ledger.set_timeouts(timeout)
+                self._pool = WorkerPool(self._queue, self._ledger, options, context, Rules(grace, max_rss))
+                self._pool.silent_fork = start_method is None
+                self._release.append(functools.partial(end_strays, name))
             self._release.append(self._pool.close)
-            self._show(screen)
+            if self.choose_display is not None:
+                self._display = self.choose_display(screen)
+                self._shows = True
+                self._release.append(self._display.close)
             self._engine = Run(self._queue, self._pool, self._ledger)
             self._release.append(self._engine.close)
             self._pool.start_all()
         except BaseException as error:
             self._dispose()
-            raise limit_error(error) from None
-
-    def _run_here(self, options: WorkerOptions, screen: Any) -> None:
-        """Run the functions in this process, without workers and without a segment."""
-        self._prepare_end()
-        self._queue = InlineQueue()
-        self._pool = InlinePool(self._queue, self._ledger, options, late("multiprocessing"))
-        self._release.append(self._pool.close)
-        self._show(screen)
-        self._engine = Run(self._queue, self._pool, self._ledger)
-        self._release.append(self._engine.close)
-        self._pool.start_all()
-
-    def _show(self, screen: Any) -> None:
-        if self.choose_display is not None:
-            self._display = self.choose_display(screen)
-            self._shows = True
-            self._release.append(self._display.close)
-
-    def _prepare_end(self) -> None:
-        """Make `_release`: what is put there is called, the last first, when the Supervisor ends in any way."""
-        self._release: list[Callable[[], object]] = []
-        # When Python exits, multiprocessing waits for its children. This runs before that.
-        self._at_exit = late("multiprocessing").util.Finalize(self, release_all, [self._release], exitpriority=10)
+            clear = limit_error(error)
+            if clear is error:
+                raise
+            raise clear from None
 
     def _dispose(self) -> None:
         release_all(self._release)
@@ -941,10 +927,8 @@ LOST_MAIN = (
 def needs_lost_main(functions: Sequence[Any]) -> bool:
     """Return True if a new process would need the main module for these functions, and could not import it."""
     main = sys.modules.get("__main__")
-    if not main_is_lost():
-        return False
-    has_path = getattr(main, "__spec__", None) is None and hasattr(main, "__file__")
-    return has_path or any(map(is_of_main, functions))  # multiprocessing imports a main module with a path in any case
+    has_path = getattr(main, "__spec__", None) is None and hasattr(main, "__file__")  # then it is imported in any case
+    return main_is_lost() and (has_path or any(map(is_of_main, functions)))
 
 
 def main_is_lost() -> bool:
