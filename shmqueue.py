@@ -634,7 +634,8 @@ class ExecutorMethods:
     def map(self, fn: Callable[..., Any], *iterables: Any, chunksize: int = 1, **options: Any) -> Iterator[Any]:
         """Yield the values of `fn` for the items of `iterables`, in order.
 
-        The iterables are read now. If the iterator was advanced and is closed, calls that have not begun are cancelled.
+        The iterables are read now. If the iterator was advanced and is closed, the calls that wait in this process are
+        cancelled: all but one more than there are workers, and some milliseconds of short ones.
 
         timeout: seconds from now on after which a value that is not there raises TimeoutError.
         chunksize: so many calls are one task, which is faster if they are short. The task is what a dead worker costs,
@@ -686,10 +687,10 @@ def end_executors() -> None:
 
 def in_executor_words(text: Any) -> Any:
     """Return what a Supervisor says, with the names of Executor's arguments."""
-    if not isinstance(text, str):  # the number of an OSError
-        return text
-    text = re.sub(r"\b(workers|num_slots)=", "max_workers=", text).replace("max_tasks=", "max_tasks_per_child=")
-    return text.replace("start_method='fork'", "mp_context=multiprocessing.get_context('fork')")
+    if isinstance(text, str):  # else it is the number of an OSError
+        text = re.sub(r"\b(workers|num_slots)=", "max_workers=", text).replace("max_tasks=", "max_tasks_per_child=")
+        text = text.replace("start_method='fork'", "mp_context=multiprocessing.get_context('fork')")
+    return text
 
 
 def _make_calls(payload: bytes) -> Any:
