@@ -2916,7 +2916,7 @@ class WorkerPool:
 
     def _launch(self, lane: Lane, wake: Any, ours: Any) -> None:
         queue = self._queue
-        mine = Pipes(wake, self._bell_end)
+        mine = (wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, lane.index, self._options, mine)
         child = self.context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{lane.index}")
         child.daemon = False  # or its functions could not start processes
@@ -3633,28 +3633,18 @@ class WorkerOptions(NamedTuple):
     codec: Codec | None = None
 
 
-class Pipes(NamedTuple):
-    """A worker's pipe ends. The supervisor wakes the worker by `wake`; the worker wakes the supervisor by `bell`.
-
-    The other end of `wake` closes when the supervisor ends.
-    """
-
-    wake: Any
-    bell: Any
-
-
 def worker_main(
-    strategy: type[SharedTaskQueue], name: str, primitives: Any, index: int, options: WorkerOptions, pipes: Pipes
+    strategy: type[SharedTaskQueue], name: str, primitives: Any, index: int, options: WorkerOptions, pipes: Any
 ) -> None:
-    """Live the whole life of a worker process."""
-    ends = Pipes(*map(_out_of_reach, pipes))  # first: _isolate() replaces 0 to 2, which may be pipes now
+    """Live the whole life of a worker process. pipes: `wake` and `bell`, see Worker."""
+    wake, bell = map(_out_of_reach, pipes)  # first: _isolate() replaces 0 to 2, which may be pipes now
     _isolate(name, index, options.log)
     release_fork_server()
     try:
         queue = strategy.attach(name, primitives)
     except FileNotFoundError:  # the run has ended
         os._exit(1)
-    worker = Worker(queue, index, options, ends)
+    worker = Worker(queue, index, options, wake, bell)
     queue.segment.fd = _out_of_reach(queue.segment.fd)
     try:
         worker.start()
@@ -3749,13 +3739,17 @@ note_command: Callable[[int], Any] = int  # is told the `command` word
 
 
 class Worker:
-    """The loop of a worker process, and what it needs."""
+    """The loop of a worker process, and what it needs.
 
-    def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, pipes: Pipes) -> None:
+    The supervisor wakes the worker by the pipe `wake`, and the worker the supervisor by `bell`.
+    """
+
+    def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, wake: int, bell: int) -> None:
         self._queue = queue
         self._index = index
         self._options = options
-        self._pipes = pipes
+        self._wake = wake
+        self._bell = bell
         self._words = queue.words
         self._status = queue.status[index]
         self._structures = structures_of(options.functions.values())
@@ -3782,7 +3776,7 @@ class Worker:
         tsk_id_in_hand = self._tsk_id_in_hand
         note_command = functools.partial(self._words.__setitem__, self._status + COMMAND)
         os.register_at_fork(after_in_child=self._disown)
-        watch = functools.partial(end_with_supervisor, self._queue, self._pipes.wake)
+        watch = functools.partial(end_with_supervisor, self._queue, self._wake)
         threading.Thread(target=watch, name="shmqueue-watch", daemon=True).start()
         if self._options.log != NOT_REDIRECTED:
             text = io.TextIOWrapper(self._output, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
@@ -3796,7 +3790,7 @@ class Worker:
     def serve(self) -> None:
         """Claim and run until told to leave."""
         queue, words, poll = self._queue, self._words, system.poll()
-        poll.register(self._pipes.wake, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
         while not self._leaving:
             limit = words[self._status + LIMIT] = int(min(self._limit, self._left))
             claim = queue.claim(self._index, limit)
@@ -3807,7 +3801,7 @@ class Worker:
             elif words[self._status + LEAVE]:
                 break
             elif poll.poll():
-                system.read(self._pipes.wake, 4096)
+                system.read(self._wake, 4096)
         self._output.end_line()
 
     def run(self, first: int, count: int) -> None:
@@ -3877,35 +3871,40 @@ class Worker:
         """Return the type of values that are appended as they are, and how others of the batch's kind become bytes."""
         return (bytes if self._kind == BYTES else None), self._quick_dumps[self._kind]
 
-    def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[bytes]]:
-        """Return the calls and the payloads of the batch, one for each task."""
+    def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[Any]]:
+        """Return the calls and the payloads of the batch, one for each task. What is spoiled ends this worker."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
-        if min(fn_ids) & OUT_OF_LINE and self._fetch_payloads():
+        alike = fn_ids.count(fn_ids[0]) == len(fn_ids)
+        each = fn_ids[:1] if alike else fn_ids
+        fetched: Iterator[bytes] | None = None
+        if max(each) & OUT_OF_LINE:
+            if not (min(each) & OUT_OF_LINE and self._fetch_payloads()):
+                fetched = map(self._fetch, fn_ids, self._payloads)
             fn_ids = [fn_id & ~OUT_OF_LINE for fn_id in fn_ids]
-        if fn_ids.count(fn_ids[0]) < len(fn_ids):
-            return map(self._call, fn_ids), iter(self._payloads)
-        call = self._call(fn_ids[0])
-        if isinstance(call, Call):
+        if not alike:
+            return map(self._calls.__getitem__, fn_ids), fetched or iter(self._payloads)
+        call = self._calls[fn_ids[0]]
+        if isinstance(call, Call) and not fetched:
             with contextlib.suppress(Exception):  # one is spoiled: then each is read when it is called, and one fails
                 arguments = call.read_ahead(self._payloads)
                 if arguments is not None:
                     self._payloads = arguments
                     call = call.function
-        return itertools.repeat(call), iter(self._payloads)
+        return itertools.repeat(call), fetched or iter(self._payloads)
 
-    def _call(self, fn_id: int) -> Callable[[bytes], Any]:
-        call = self._calls.get(fn_id & ~OUT_OF_LINE) or functools.partial(self._unknown, fn_id)
-        if fn_id & OUT_OF_LINE:
-            return functools.partial(self._call_out_of_line, call)
-        return call
-
-    def _unknown(self, fn_id: int, payload: bytes) -> None:
-        raise SpoiledSegmentError(f"no function has fn_id {fn_id}")
+    def _fetch(self, fn_id: int, payload: bytes) -> bytes:
+        """Return the payload of a slot, or the one to which the slot refers."""
+        if not fn_id & OUT_OF_LINE:
+            return payload
+        number, offset, length = REFERENCE.unpack(payload)
+        if number:
+            return system.read_file(self._queue.segment.beside(f"p{number}"), length)
+        return bytes(self._queue.heap[offset : offset + length])
 
     def _fetch_payloads(self) -> bool:
         """Put the payloads of a batch in place of their references. Return False if they do not lie together.
 
-        This takes a third of the time of fetching each of them when it is called.
+        This takes a third of the time of fetching each of them.
         """
         references = b"".join(self._payloads)
         if len(references) != REFERENCE.size * self._count:
@@ -3923,16 +3922,6 @@ class Worker:
         else:
             self._payloads = list(map(data.__getitem__, map(slice, stops, stops[1:])))
         return True
-
-    def _call_out_of_line(self, call: Callable[[bytes], Any], reference: bytes) -> Any:
-        """Call with a payload that did not fit its slot."""
-        number, offset, length = REFERENCE.unpack(reference)
-        if number:
-            return call(system.read_file(self._queue.segment.beside(f"p{number}"), length))
-        payload = bytes(self._queue.heap[offset : offset + length])
-        if len(payload) < length:
-            raise SpoiledSegmentError(f"{length:,} bytes at {offset:,} are not in the heap")
-        return call(payload)
 
     def _terminate(self, payload: bytes) -> None:
         """Begin no more tasks. This is noted before this task is finished, so that a death charges no other task."""
@@ -3996,7 +3985,7 @@ class Worker:
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
-            system.write(self._pipes.bell, b"!")
+            system.write(self._bell, b"!")
 
     def _note_print(self) -> None:
         if self.disowned is None:
@@ -4314,7 +4303,7 @@ class QueueMemory:
     def take_note(self, worker: int) -> str:
         """Read and clear a dead worker's note (supervisor)."""
         text = bytes(self._notes[worker]).rstrip(b"\0").decode("utf-8", "replace")
-        self.leave_note(worker, "")
+        self._notes[worker][:] = bytes(WorkerStatus.note.size)
         return text
 
 
@@ -4711,8 +4700,7 @@ class Segment:
                 os.close(self.fd)
             self.fd = -1
 
-    def __del__(self) -> None:
-        self._close_file()
+    __del__ = _close_file
 
     def unlink(self) -> None:
         remove_segment(self.path)

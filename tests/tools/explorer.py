@@ -1004,8 +1004,7 @@ class World:
 
     def _serve(self, options: Any, pipes: Any, actor: Actor) -> None:
         queue = self._seat(actor)
-        ends = shmqueue.Pipes(*(end.fileno() for end in pipes))
-        actor.body = self._worker(queue, actor.worker, options, ends)
+        actor.body = self._worker(queue, actor.worker, options, *(end.fileno() for end in pipes))
         actor.body.serve()
 
     def task(self, payload: bytes) -> bytes | str | None:
