@@ -1849,7 +1849,7 @@ class Lane:
         started = half.since(start - first) + system.wall_clock() - system.perf_counter()
         if half.all_returned_none(start - first, bound - first):
             return Outcomes(start, bound - start, half.seconds(start - first, bound - first), started)
-        ends = half.read_ends(start - first, bound - first)
+        ends = half.ends[start - first : bound - first].tolist()
         if 0 in ends:
             del ends[ends.index(0) :]
         if not ends:
@@ -1862,7 +1862,7 @@ class Lane:
             started=started,
             ends=ends,
             begin=begin,
-            log=half.read_log(ends[-1] & ~RECORD),
+            log=bytes(half.log[: ends[-1] & ~RECORD]),
             special=bool(self._words[half.special]),
             kind=int(self._words[half.kind]),
         )
@@ -1964,7 +1964,7 @@ class Lane:
         # Longer than QUIET_SECONDS, so that the worker reads `end` when it continues.
         process.stand_for(2 * QUIET_SECONDS)
         task = in_hand - words[half.first]
-        if not process.stands_still() or half.read_ends(task, task + 1)[0]:
+        if not process.stands_still() or half.ends[task]:
             return False
         # Only now are the later tasks ours.
         self.bound = in_hand + 1
@@ -4812,12 +4812,11 @@ def read_file(path: str, length: int) -> bytes:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(length) if length == size else b""
+            if size == length:
+                return file.read(length)
     except OSError as error:
         raise SpoiledSegmentError(f"bytes out of line are gone: {describe(error)}") from None
-    if len(data) < length:
-        raise SpoiledSegmentError(f"bytes out of line are missing: {length:,} of {path}, which has {size:,}")
-    return data
+    raise SpoiledSegmentError(f"{path} has {size:,} bytes instead of {length:,}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5119,13 +5118,6 @@ class Half:
         size = 8 * count
         self._end_bytes[:size] = self._zeros[:size]
         self._stamp_bytes[:size] = self._zeros[:size]
-
-    def read_ends(self, start: int, stop: int) -> list[int]:
-        """Return the `ends` of the tasks [start, stop) of the batch."""
-        return self.ends[start:stop].tolist()
-
-    def read_log(self, stop: int) -> bytes:
-        return bytes(self.log[:stop])
 
     def all_returned_none(self, start: int, stop: int) -> bool:
         """Return True if the tasks [start, stop) are finished, and the log is empty."""

@@ -1434,7 +1434,7 @@ class World:
         if tuple(at.values()) != (0, 0, shmqueue.NEVER):
             self.fail(f"worker {worker} is started with {at}")
         actor = self._actor(worker, list(self.supervisor.clock), functools.partial(self._serve, options, pipes))
-        actor.wake = pipes.wake.fileno()
+        actor.wake = pipes[0].fileno()
         self.supervisor.clock[0] += 1
         return actor
 
