@@ -536,10 +536,10 @@ def steered_run(world: World) -> type[shmqueue.Run]:
             super().__init__(*arguments)
             world.engine = self
 
-        def step(self, job: Any, report: Any) -> None:
+        def step(self, job: Any, report: Any, *until: float) -> None:
             if not world.repeating:
                 world.begin_turn(self, job)
-            super().step(job, lambda: None)  # the screen, and what --watch reads, are no part of the protocol
+            super().step(job, lambda: None, *until)  # the screen, and what --watch reads, are no part of the protocol
 
     return SteeredRun
 
