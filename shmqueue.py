@@ -4025,7 +4025,9 @@ class ValueFiles:
         path = self._segment.beside(f"v{position}")
         alone = 0  # tries while none of this worker's files is left
         while True:
-            if self._bytes_left() <= SPILL_BYTES:
+            while self._left and not system.exists(self._left[0][0]):  # the supervisor has read it
+                self._left.popleft()
+            if sum(size for _, size in self._left) <= SPILL_BYTES:
                 try:
                     system.write_file(path, data)
                     break
@@ -4039,12 +4041,6 @@ class ValueFiles:
         if not system.exists(self._segment.path):  # the run is over, and nobody else would remove the file
             system.unlink(path)
         return None
-
-    def _bytes_left(self) -> int:
-        """Return the bytes of the files that the supervisor has not read yet."""
-        while self._left and not system.exists(self._left[0][0]):
-            self._left.popleft()
-        return sum(size for _, size in self._left)
 
 
 def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
