@@ -4938,7 +4938,7 @@ SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
 WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving", "printed", "command")
 SUPERVISOR_WORDS = ("harvested", "leave", "pid", "born")
 SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_bytes")  # see segment_layout
-CONSTANTS = ("magic", "version", "owner_pid", "owner_start", "ring_end", *SIZES)
+CONSTANTS = ("magic", "version", "owner_pid", "ring_end", "owner_start", *SIZES)
 
 
 class QueueHeader(ctypes.Structure):
