@@ -3776,8 +3776,8 @@ class Worker:
         tsk_id_in_hand = self._tsk_id_in_hand
         note_command = functools.partial(self._words.__setitem__, self._status + COMMAND)
         os.register_at_fork(after_in_child=self._disown)
-        watch = functools.partial(end_with_supervisor, self._queue, self._wake)
-        threading.Thread(target=watch, name="shmqueue-watch", daemon=True).start()
+        watched = (self._queue, self._wake)
+        threading.Thread(target=end_with_supervisor, args=watched, name="shmqueue-watch", daemon=True).start()
         if self._options.log != NOT_REDIRECTED:
             text = io.TextIOWrapper(self._output, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
             sys.stdout = sys.stderr = text
@@ -5129,27 +5129,25 @@ class Half:
         return (task and self.stamps[task - 1]) or self.began[0]  # type: ignore[no-any-return]
 
     def seconds(self, start: int, stop: int) -> float | list[float]:
-        """Return how long each of the finished tasks [start, stop) took: a list, or the mean of all of them."""
+        """Return how long each of the finished tasks [start, stop) took: a list, or the mean of all of them.
+
+        The tasks between two stamps share the time between them.
+        """
         since = self.stamps[start - 1] if start else self.began[0]
         quick = slice(8 * start, 8 * (stop - 1))
         if bytes(self._stamp_bytes[quick]) == self._zeros[quick]:
             last = self.stamps[stop - 1]
             return max(0.0, (last - since) / (stop - start)) if last and since else 0.0
-        return _shares(since, self.stamps[start:stop].tolist())
-
-
-def _shares(since: float, stamps: Sequence[float]) -> list[float]:
-    """Return the seconds of each task. The tasks between two stamps share the time between them."""
-    seconds: list[float] = []
-    waiting = 0
-    for stamp in stamps:
-        waiting += 1
-        if stamp:
-            each = max(0.0, (stamp - since) / waiting) if since else 0.0
-            seconds += [each] * waiting
-            since = stamp
-            waiting = 0
-    return seconds + [0.0] * waiting
+        seconds: list[float] = []
+        waiting = 0
+        for stamp in self.stamps[start:stop].tolist():
+            waiting += 1
+            if stamp:
+                each = max(0.0, (stamp - since) / waiting) if since else 0.0
+                seconds += [each] * waiting
+                since = stamp
+                waiting = 0
+        return seconds + [0.0] * waiting
 
 
 BLOCK = 2048  # tasks that are read, and pushed, at once
