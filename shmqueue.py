@@ -4903,7 +4903,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # pushed       the position behind the last task in the ring                        S    W      lock
 # claimed      the position of the first task in the ring                           all  all    lock
 # dirty        who is inside the lock: worker + 1, num_workers + 1 for S, or 0      all  all    lock
-# asleep       1 while S has found nothing to do                                    S    W      W claims first
+# asleep       1 while S has found nothing to do                                    S    W      W reads it after a claim
 #
 # claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch
 # published    how many of them are finished                                        W    S      lock
@@ -4915,17 +4915,17 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # command      the process group of W's command, in both halves of the word; or 0   W, S all    hint
 # harvested    how many batches S has taken in                                      S    W      lock
 # leave        1 once W is to leave at its next claim                               S    W      lock
-# pid, born    of W's process (see process_state); 0 if there is none               S    all    read if S ended
+# pid, born    of W's process (see process_state); 0 if there is none               S    all    read once S ended
 # note         W's last words                                                       W    S      W was reaped
 #
 # first, end   the positions of a batch are [first, end); a halt lowers `end`       W, S all    lock, batch
 # began        when its first task began, in seconds of W's perf_counter()          W    S      batch, hint
+# special      how many values are records, as their RECORD bits in `ends` say      W    S      batch
+# kind         what the other values are; fixed once one of them is finished        W    S      batch
 # lane         its tasks                                                            W    S      batch
 # ends[i]      0 until task i is finished, then where its value ends in the log     W    S      batch, hint
 # stamps[i]    when task i was finished, on the same clock, or 0                    W    S      batch
 # log          the values, one after the other, from index 1 on                     W    S      batch
-# special      how many values are records, as their RECORD bits in `ends` say      W    S      batch
-# kind         what the other values are; fixed once one of them is finished        W    S      batch
 
 
 class Word(ctypes.Structure):
@@ -4972,11 +4972,11 @@ TaskSlot128 = task_slot(128)
 
 def batch_half(slot_size: int, batch: int) -> Any:
     """Return one half of a worker's part of the segment: the tasks of one batch, and what became of them."""
-    words = [(name, ctypes.c_uint64) for name in ("first", "end", "special", "kind")]
+    word = ctypes.c_uint64
     fields = [
-        *padded([*words, ("began", ctypes.c_double)]),
+        *padded([("first", word), ("end", word), ("began", ctypes.c_double), ("special", word), ("kind", word)]),
         ("lane", task_slot(slot_size) * batch),
-        ("ends", ctypes.c_uint64 * batch),
+        ("ends", word * batch),
         ("stamps", ctypes.c_double * batch),
         ("log", ctypes.c_uint8 * max(LOG_BYTES, batch * slot_size)),
     ]
