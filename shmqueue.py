@@ -312,7 +312,7 @@ class Supervisor:
             workers = available_processors()
         options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
         self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
-        self._ledger = Ledger(numbered, Retries(retries, retry_delay, check_statuses(retry_on)), workers, codec)
+        self._ledger = Ledger(numbered, Retries(retries, retry_delay, tuple(retry_on)), workers, codec)
         self._submitted = Job(None, self._ledger.names)
         self._display: Any = None
         self._shows = False  # the display is asked to
@@ -624,7 +624,7 @@ class ExecutorMethods:
             )
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise type(error)(*map(in_executor_words, error.args)) from None
-        self._calls = Calls(supervisor, self._max_workers)
+        self._calls = Calls(supervisor)
         weakref.finalize(self, self._calls.end)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -757,25 +757,26 @@ def value_of(result: TaskResult, name: str) -> Any:
 class Slot:
     """What a map has for each task: of a Future, only what concurrent.futures.Executor.map and Calls need."""
 
-    __slots__ = ("_calls", "_cancelled", "_outcome")
+    __slots__ = ("_cancelled", "_error", "_futures", "_settled", "_value")
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    def __init__(self, futures: Any) -> None:
+        self._futures = futures
         self._cancelled = False
-        self._outcome: list[tuple[Any, BaseException | None]] = []
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._settled = threading.Lock()
+        self._settled.acquire()  # until there is a value or an error
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the value. A map asks once."""
-        with self._calls.news:
-            if not self._calls.news.wait_for(self._outcome.__len__, timeout):
-                raise self._calls.futures.TimeoutError
-        value, error = self._outcome.pop()
-        if error is None:
-            return value
+        if not self._settled.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise self._futures.TimeoutError
         try:
-            raise error
+            if self._error is not None:
+                raise self._error
         finally:
-            del error  # its traceback holds this frame
+            self._error = None  # its traceback holds this frame
+        return self._value
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -785,17 +786,16 @@ class Slot:
 
     def set_running_or_notify_cancel(self) -> bool:
         if self._cancelled:
-            self.set_exception(self._calls.futures.CancelledError())
+            self.set_exception(self._futures.CancelledError())
         return not self._cancelled
 
     def set_result(self, value: Any) -> None:
-        """Keep the value. The caller notifies `news`."""
-        self._outcome.append((value, None))
+        self._value = value
+        self._settled.release()
 
     def set_exception(self, error: BaseException) -> None:
-        with self._calls.news:
-            self._outcome.append((None, error))
-            self._calls.news.notify_all()
+        self._error = error
+        self._settled.release()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -833,6 +833,9 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
     if values.get("max_rss") is not None and late("psutil") is None:
         raise ValueError(f"max_rss={values['max_rss']}: needs psutil, which is not installed (pip install psutil)")
+    statuses = values.get("retry_on", RETRY_ON)
+    if isinstance(statuses, str) or not set(statuses) <= set(RETRY_ON):
+        raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}")
     for name in ("timeout", "max_rss", "log"):
         if values.get("workers") == 0 and values.get(name) is not None:
             raise ValueError(f"{name}={values[name]!r}: needs a worker process, and workers=0 starts none")
@@ -880,14 +883,6 @@ def count_threads() -> int:
             break
         system.sleep(0.001)  # a thread that was joined is there for a moment longer
     return count
-
-
-def check_statuses(statuses: Sequence[str]) -> Sequence[str]:
-    """Raise ValueError if `retry_on` names something else than the statuses of tasks that were started."""
-    named = tuple(statuses)
-    if isinstance(statuses, str) or not set(named) <= set(RETRY_ON):
-        raise ValueError(f"retry_on={statuses!r}: must name some of {', '.join(RETRY_ON)}")
-    return named
 
 
 UNGUARDED = 113  # a worker's exit code: its program would have started workers while it was imported
@@ -1045,23 +1040,24 @@ class Calls(Source):
 
     pairs = False
 
-    def __init__(self, supervisor: Supervisor, workers: int) -> None:
+    def __init__(self, supervisor: Supervisor) -> None:
         self.futures: Any = importlib.import_module("concurrent.futures")
-        self.news = threading.Condition()  # that slots have outcomes
-        self._supervisor: Supervisor | None = supervisor  # None once it has ended
-        self._workers = workers
+        pool = supervisor._pool
+        pool.silent_fork = True  # no warning about our own thread when it forks a new worker
+        self._wake = pool.wake_supervisor
+        self._workers = len(pool.lanes)
         self._owner = os.getpid()
         self._ended = threading.Event()
         self._lock = threading.RLock()
         self._over: Exception | None = None  # why no calls are taken any more
-        self._rung = self._cancel = self._abort = False
+        self._rung = False  # the bell needs not be rung: it was, or it is closed
+        self._cancel = self._abort = False
         self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # (future or slot, call)
         self._given: dict[int, tuple[Any, str]] = {}  # what the Supervisor has, by tsk_id: (future or slot, name)
         self._tsk_ids = itertools.count(1)
         self._seconds = 1.0  # how long a call takes, on average over the last ones
-        supervisor._pool.silent_fork = True  # no warning about our own thread when it forks a new worker
         supervisor.on_check = self._check
-        self._lost_main = supervisor._pool.context.get_start_method() != "fork" and main_is_lost()
+        self._lost_main = pool.context.get_start_method() != "fork" and main_is_lost()
         self._thread = threading.Thread(target=self._serve, args=(supervisor,), name="shmqueue-executor")
         # A child of multiprocessing closes its Supervisors before it waits for threads. This runs before that.
         self._at_exit = late("multiprocessing").util.Finalize(None, self.end, kwargs={"wait": True}, exitpriority=20)
@@ -1077,7 +1073,7 @@ class Calls(Source):
 
     def submit(self, function: Callable[..., Any], chunk: Sequence[Any]) -> Any:
         """Take a chunk of calls of a map, and return its slot. concurrent.futures.Executor.map calls this."""
-        return self.add(Slot(self), (function, chunk, None))
+        return self.add(Slot(self.futures), (function, chunk, None))
 
     def add(self, future: Any, call: Any) -> Any:
         """Take a call, and return its future."""
@@ -1107,9 +1103,9 @@ class Calls(Source):
 
     def _ring(self) -> None:
         """Have the thread look at what has changed."""
-        if self._supervisor is not None and not self._rung:
+        if not self._rung:
             self._rung = True
-            self._supervisor._pool.wake_supervisor()
+            self._wake()
 
     # In the thread.
 
@@ -1118,15 +1114,12 @@ class Calls(Source):
         try:
             with supervisor:
                 try:
-                    for results in supervisor._parts(Job(self, supervisor._ledger.names)):
-                        for result in results:
-                            self._settle(result)
-                        with self.news:  # once for all of them
-                            self.news.notify_all()
+                    for result in supervisor.run(self):
+                        self._settle(result)
                     supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
                 finally:
                     with self._lock:
-                        self._supervisor = None
+                        self._rung = True
         except BaseException as error:
             self._fail(error)
         finally:
@@ -7122,7 +7115,6 @@ def check_options(options: argparse.Namespace) -> None:
     given = vars(options)
     with _usage_error():
         check_numbers(given)
-        check_statuses(options.retry_on)
     for name, value in given.items():
         if value == "" and name != "tasks":
             raise UsageError(f"{flag(name)}: the value is empty")
