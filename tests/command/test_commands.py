@@ -8,7 +8,7 @@ import time
 import pytest
 
 import shmqueue
-from tests.helpers import METHODS, ROOT, is_running, segments_of, wait_until
+from tests.helpers import METHODS, ROOT, is_running, segments_of, state_of, wait_until
 
 IGNORE = "trap '' TERM; "  # children inherit that
 
@@ -168,6 +168,28 @@ def test_a_worker_notes_the_group_of_its_command(tmp_path):
         (tmp_path / "gate").touch()
         assert [result.status for result in supervisor.results()] == ["ok"]
         assert queue.words[word] == 0
+
+
+def test_a_command_stands_still_with_its_run(monkeypatch, tmp_path):
+    """As Ctrl-Z has it."""
+    states = []
+
+    def stand_still(pid, number):
+        if pid == os.getpid() and number == signal.SIGTSTP:
+            wait_until(lambda: state_of(command) == "T", 10)
+            states.append(state_of(command))
+        else:
+            kill(pid, number)
+
+    kill = os.kill
+    monkeypatch.setattr(shmqueue.system, "kill", stand_still)
+    with shmqueue.Supervisor([shmqueue.shell], workers=1) as supervisor:
+        supervisor.submit(shmqueue.shell, b"sleep 0.5; echo $$ > %s/pid; exec sleep 300" % os.fsencode(tmp_path))
+        (command,) = pids_in(tmp_path / "pid")
+        supervisor.suspend()
+        assert states == ["T"]
+        assert wait_until(lambda: state_of(command) == "S")
+        supervisor.abort()
 
 
 def test_time_that_a_worker_stands_still_is_not_its_commands(cli):
