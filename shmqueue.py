@@ -5941,12 +5941,12 @@ class Results(Sink):
     write_row: Callable[[TaskResult], None]  # its payload is text
     form = staticmethod(as_text)  # of a value
     stdout: Outlet  # for the path -
-    _file: Any = None
+    _file: Any
 
     def __init__(self, path: str, resume: bool) -> None:
         self.path = path
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: what the file holds as ok
-        self._resume = resume and os.path.exists(path) and os.path.getsize(path) > 0
+        self._resume = resume and os.path.exists(path)
         self._unusable = f"--results {path}: cannot be used: "
         with _usage_error(self._unusable, Exception):  # whatever a foreign file leads to
             for place, record in self.read():
@@ -5969,10 +5969,9 @@ class Results(Sink):
         self.write_row(result._replace(payload=as_text(result.payload), value=value))
 
     def finish(self) -> None:
-        if self._file is not None:  # else interrupted before it began
-            self.flush()
-            with contextlib.suppress(*self.errors):
-                self._file.close()
+        self.flush()
+        with contextlib.suppress(*self.errors):
+            self._file.close()
 
     def complaint(self) -> str:
         remedy = ""

@@ -531,15 +531,6 @@ def test_a_database_that_cannot_be_used_is_exit_2_and_leaves_nothing(cli, make):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_results_that_never_began_are_finished_as_they_were(tmp_path, name):
-    path = tmp_path / name
-    write_records(path, b"1", b"2")
-    for resume in (False, True):
-        shmqueue.results_format(name)(str(path), resume).finish()
-        assert len(rows_of(path)) == 2
-
-
-@pytest.mark.parametrize("name", FORMATS)
 def test_results_are_kept_when_the_workers_cannot_start(cli, monkeypatch, name):
     """Unusable ones are found before that."""
     path, tasks = cli.folder / name, cli.file("tasks", "noop\n")
