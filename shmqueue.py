@@ -1323,9 +1323,9 @@ class Run:
         ledger, pool = self._ledger, self._pool
         fed = self._feed()
         room = self._queue.room()
-        more = pool.collect()
-        if self._queue.room() > room:
-            more = more or bool(ledger.again or ledger.fresh or (job.source and not job.source.exhausted))
+        waits = bool(ledger.again or ledger.fresh or (job.source and not job.source.exhausted))
+        self._queue.waits_for_room = waits
+        more = pool.collect() or (waits and self._queue.room() > room)
         pool.hurry()
         if check:
             more = pool.check(system.monotonic()) or more
@@ -3784,10 +3784,13 @@ class Worker:
         """Claim and run until told to leave."""
         queue, words, poll = self._queue, self._words, system.poll()
         poll.register(self._wake, select.POLLIN)
+        claim = None
         while not self._leaving:
             limit = words[self._status + LIMIT] = int(min(self._limit, self._left))
+            before = claim
             claim = queue.claim(self._index, limit)
-            if words[SUPERVISOR_ASLEEP]:
+            only_room = before is None and claim is not None  # nothing else is new for the supervisor
+            if words[SUPERVISOR_ASLEEP] > only_room:
                 self._ring()
             if claim is not None:
                 self.run(*claim)
@@ -4363,7 +4366,8 @@ class SharedTaskQueue(QueueMemory):
       before the commit, the tasks can be claimed again, and the `end` of their half does not go beyond its `first`.
     - `claim` first stores `published`. It takes nothing while `claims - harvested` is 2 or `leave` is set. It stores
       0 in `asleep`, or a new number if it takes nothing. The next push and harvest see that.
-    - `harvest` stores 1 in SUPERVISOR_ASLEEP if no worker has finished anything new, else 0.
+    - `harvest` stores 2 in SUPERVISOR_ASLEEP if no worker has finished anything new, else 0. It may store 1 where
+      nothing `waits_for_room`.
     """
 
     strategy: ClassVar[str] = "lockf"
@@ -4412,6 +4416,7 @@ class SharedTaskQueue(QueueMemory):
         self.stuck: Callable[[int, float], Sequence[Lane]] = lambda *_: ()  # see WorkerPool.free_lock
         self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
         self._sleeps = 0
+        self.waits_for_room = True  # the supervisor has more to push, or may have
 
     @classmethod
     def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
@@ -4520,7 +4525,7 @@ class SharedTaskQueue(QueueMemory):
             words[status + HARVESTED] = count
         published = [words[status + PUBLISHED] for status in self.status]
         pushed, claimed = words[PUSHED], words[CLAIMED]
-        words[SUPERVISOR_ASLEEP] = all(map(operator.le, published, harvested))
+        words[SUPERVISOR_ASLEEP] = all(map(operator.le, published, harvested)) and 1 + self.waits_for_room
         self._leave()
         if pushed != self._pushed or not self._claimed <= claimed <= pushed:
             was = f"pushed {self._pushed:,}, claimed at least {self._claimed:,}"
@@ -4896,7 +4901,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # pushed       the position behind the last task in the ring                        S    W      lock
 # claimed      the position of the first task in the ring                           all  all    lock
 # dirty        who is inside the lock: worker + 1, num_workers + 1 for S, or 0      all  all    lock
-# asleep       1 while S has found nothing to do                                    S    W      W reads it after a claim
+# asleep       what to wake S for, if it found nothing to do: 1 news, 2 any claim  S    W      W reads it after a claim
 #
 # claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch
 # published    how many of them are finished                                        W    S      lock

@@ -150,10 +150,10 @@ class SlotState(DealtQueue):
         words = self.words
         for status, count in zip(self.status, harvested, strict=True):
             words[status + shmqueue.HARVESTED] = count
-        words[shmqueue.SUPERVISOR_ASLEEP] = 1
+        words[shmqueue.SUPERVISOR_ASLEEP] = 2
         self._fence()
         published = [words[status + shmqueue.PUBLISHED] for status in self.status]
-        words[shmqueue.SUPERVISOR_ASLEEP] = all(new <= old for new, old in zip(published, harvested, strict=True))
+        words[shmqueue.SUPERVISOR_ASLEEP] = 2 * all(new <= old for new, old in zip(published, harvested, strict=True))
         for worker, freed in enumerate(self._freed):
             done = self._run_of(worker, freed, words[self.lanes[worker] + LANE_PUSHED] - freed, DONE)
             self._set(worker, freed, done, FREE)

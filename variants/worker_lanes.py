@@ -82,14 +82,14 @@ class WorkerLanes(DealtQueue):
         """Look into lanes that seem to have something new; if none has, into all of them, before going to sleep."""
         words, published = self.words, list(harvested)
         new = [words[status + shmqueue.PUBLISHED] > count for status, count in zip(self.status, harvested, strict=True)]
-        words[shmqueue.SUPERVISOR_ASLEEP] = not any(new)  # a worker that publishes too late for this look rings
+        words[shmqueue.SUPERVISOR_ASLEEP] = 2 * (not any(new))  # a worker that publishes too late for this look rings
         for worker, (status, count) in enumerate(zip(self.status, harvested, strict=True)):
             if new[worker] or not any(new) or words[status + shmqueue.HARVESTED] != count:
                 self._shut(worker)
                 words[status + shmqueue.HARVESTED] = count
                 published[worker] = words[status + shmqueue.PUBLISHED]
                 self._reopen(worker)
-        words[shmqueue.SUPERVISOR_ASLEEP] = published == list(harvested)
+        words[shmqueue.SUPERVISOR_ASLEEP] = 2 * (published == list(harvested))
         return published
 
 

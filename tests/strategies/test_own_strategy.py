@@ -115,7 +115,7 @@ class OwnRing(Strategy):
         for status, count in zip(self.status, harvested, strict=True):
             self.words[status + shmqueue.HARVESTED] = count
         published = [self.words[status + shmqueue.PUBLISHED] for status in self.status]
-        self.words[shmqueue.SUPERVISOR_ASLEEP] = published == list(harvested)
+        self.words[shmqueue.SUPERVISOR_ASLEEP] = 2 * (published == list(harvested))
         self._leave()
         return published
 
