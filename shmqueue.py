@@ -1564,45 +1564,6 @@ class Outcomes(NamedTuple):
     kind: int = 0
 
 
-class RecordReader:
-    """Reads the values of a batch. Some may be records."""
-
-    def __init__(self, segment: Segment, ledger: Ledger) -> None:
-        self._segment = segment
-        self._structures = ledger.structures
-        self._codec = ledger.codec
-
-    def values(self, outcomes: Outcomes) -> Sequence[Any]:
-        """Return the values. Raises SpoiledSegmentError if the segment holds none."""
-        log, begin, ends, kind = outcomes.log, outcomes.begin, outcomes.ends, outcomes.kind
-        if kind > CODED:
-            raise SpoiledSegmentError(f"values cannot be of kind {kind}")
-        if not outcomes.special:
-            if not 1 <= begin <= ends[-1] <= len(log):
-                raise SpoiledSegmentError(f"a worker says that values end at {ends[-1]:,} of its log")
-            return decode_log(kind, self._codec, log, begin, ends)
-        stops = [end & ~RECORD for end in ends]
-        pieces = map(log.__getitem__, map(slice, [begin, *stops], stops))
-        try:
-            return [
-                self._read_value(piece, end, position, kind)
-                for position, end, piece in zip(itertools.count(outcomes.start), ends, pieces)
-            ]
-        except (struct.error, IndexError, ValueError) as error:
-            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
-
-    def _read_value(self, data: bytes, end: int, position: int, kind: int) -> Any:
-        """Return the value of a task in a batch that has records. That of a record may lie in a file."""
-        if not end & RECORD:
-            return decode(kind, data, self._codec) if data else None
-        head, data = data[0], data[1:]
-        if head & IN_FILE:
-            path = self._segment.beside(f"v{position}")
-            data = system.read_file(path, *SIZE.unpack(data))
-            system.unlink(path)
-        return decode(head & ~IN_FILE, data, self._codec, self._structures)
-
-
 class Doom(NamedTuple):
     """Why the supervisor ends a worker, and the outcome of its task.
 
@@ -1663,7 +1624,6 @@ class Lane:
         self._queue = queue
         self._ledger = ledger
         self._rules = rules
-        self._records = RecordReader(queue.segment, ledger)
         self._words = queue.words
         self._status = queue.status[index]
         self.wake: Any = None
@@ -1869,7 +1829,7 @@ class Lane:
         if doomed is not None and doomed.grace and done and doomed.position == start:
             self._end_late(doomed, outcomes)
         elif outcomes.ends:
-            self._settle_values(outcomes, self._records.values(outcomes))
+            self._settle_values(outcomes, self._values(outcomes))
         elif done:
             self._ledger.complete(self.index, start, done, None, outcomes.seconds, outcomes.started)
         return start + done
@@ -1877,8 +1837,38 @@ class Lane:
     def _end_late(self, doomed: Doom, outcomes: Outcomes) -> None:
         """Settle a task that ended after its timeout, during its grace. It was the last of its batch."""
         if outcomes.special:
-            self._records.values(outcomes)  # its value may have a file, which goes
+            self._values(outcomes)  # its value may have a file, which goes
         self._charge(outcomes.start, doomed.status, doomed.error)
+
+    def _values(self, outcomes: Outcomes) -> Sequence[Any]:
+        """Return the values of a batch. Raises SpoiledSegmentError if these are none."""
+        log, begin, ends, kind = outcomes.log, outcomes.begin, outcomes.ends, outcomes.kind
+        if kind > CODED:
+            raise SpoiledSegmentError(f"values cannot be of kind {kind}")
+        if not outcomes.special:
+            if not 1 <= begin <= ends[-1] <= len(log):
+                raise SpoiledSegmentError(f"a worker says that values end at {ends[-1]:,} of its log")
+            return decode_log(kind, self._ledger.codec, log, begin, ends)
+        stops = [end & ~RECORD for end in ends]
+        pieces = map(log.__getitem__, map(slice, [begin, *stops], stops))
+        try:
+            return [
+                self._read_value(piece, end, position, kind)
+                for position, end, piece in zip(itertools.count(outcomes.start), ends, pieces)
+            ]
+        except (struct.error, IndexError, ValueError) as error:
+            raise SpoiledSegmentError(f"an outcome's value cannot be read: {describe(error)}") from None
+
+    def _read_value(self, data: bytes, end: int, position: int, kind: int) -> Any:
+        """Return the value of a task in a batch that has records. That of a record may lie in a file."""
+        if not end & RECORD:
+            return decode(kind, data, self._ledger.codec) if data else None
+        head, data = data[0], data[1:]
+        if head & IN_FILE:
+            path = self._queue.segment.beside(f"v{position}")
+            data = system.read_file(path, *SIZE.unpack(data))
+            system.unlink(path)
+        return decode(head & ~IN_FILE, data, self._ledger.codec, self._ledger.structures)
 
     def _settle_values(self, outcomes: Outcomes, values: Sequence[Any]) -> None:
         """Tell the ledger what was read. A value can be a failure."""

@@ -300,14 +300,15 @@ def test_a_payload_that_is_spoiled_fails_alone_in_its_batch(monkeypatch):
 @pytest.mark.parametrize("kind", [0, 1, 2, 3, 4, 5, 6, 99, 2**63, 2**64 - 1])
 @pytest.mark.parametrize("special", [False, True])
 def test_any_kind_that_stands_in_a_half_is_checked(kind, special):
-    reader = shmqueue.RecordReader(None, types.SimpleNamespace(structures=[], codec=None))
+    reader = shmqueue.Lane.__new__(shmqueue.Lane)
+    reader._ledger = types.SimpleNamespace(structures=[], codec=None)
     log = b"\0" + pickle.dumps(Hostile) * 2
     outcomes = shmqueue.Outcomes(0, 2, ends=[len(log) // 2, len(log)], log=log, special=special, kind=kind)
     if kind > shmqueue.CODED:
         with pytest.raises(shmqueue.SpoiledSegmentError):
-            reader.values(outcomes)
+            reader._values(outcomes)
     else:
-        values = reader.values(outcomes)
+        values = reader._values(outcomes)
         assert len(values) == 2
         assert Hostile not in values
 
