@@ -2,7 +2,7 @@
 """The strategies by name: `variants.strategies["slot_state"]` is a class for Supervisor(queue=...).
 
 A module is imported when its class is asked for, so that `python -m variants.NAME` runs it once. To use one in your
-own package, copy its file and strategy.py next to shmqueue.py, and dealt.py for slot_state and worker_lanes.
+own package, copy its file and strategy.py next to shmqueue.py, and worker_lanes.py for slot_state.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Strategies(Mapping[str, type[shmqueue.SharedTaskQueue]]):
         "single_lock": "variants.single_lock:SingleLock",
         "robust_mutex": "variants.robust_mutex:RobustMutexQueue",
         "semaphore": "variants.semaphore:SemaphoreQueue",
-        "slot_state": "variants.slot_state:SlotState",
         "worker_lanes": "variants.worker_lanes:WorkerLanes",
+        "slot_state": "variants.slot_state:SlotState",
     }
 
     def __getitem__(self, name: str) -> type[shmqueue.SharedTaskQueue]:

@@ -3,10 +3,10 @@
 
 Idea
     FREE -> READY (supervisor, once the task is written) -> CLAIMED -> DONE (worker, once the claim is committed) ->
-    FREE (supervisor). Each worker has its own slots, as dealt.py lays them out, so no two workers race for one.
+    FREE (supervisor). Each worker has its own slots, a lane as in worker_lanes.py, so no two workers race for one.
 
 Extra state
-    The words of dealt.py, and a byte for each slot.
+    The words of worker_lanes.py, and a byte for each slot.
 
 Lock order
     No lock. Twice, two processes each store a word and then read the other's: `asleep` against a push or a harvest,
@@ -22,7 +22,7 @@ If the holder dies
 
 When to use it
     x86, many processors, tasks of a few microseconds: a claim costs no system call. On two processors the one ring is
-    as fast; more were not measured. Each worker needs at least one slot. Copy dealt.py as well.
+    as fast; more were not measured. Each worker needs at least one slot. Copy worker_lanes.py as well.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ try:
     from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
 except ImportError:
     import shmqueue  # type: ignore[no-redef, unused-ignore]
-from .dealt import CLAIMING, LANE_PUSHED, SHUT, DealtQueue
 from .strategy import whole_lines
+from .worker_lanes import CLAIMING, LANE_PUSHED, SHUT, WorkerLanes
 
 FREE, READY, CLAIMED, DONE = (bytes([state]) for state in range(4))
 IN_ORDER = ("x86_64", "amd64", "i686", "i386", "s390x")  # processors that show stores in their order
@@ -74,7 +74,7 @@ def out_of_order(seconds: float = 0.02) -> int:
     return wrong
 
 
-class SlotState(DealtQueue):
+class SlotState(WorkerLanes):
     strategy = "slot_state"
     if_killed = "no lock; only its own slots are affected"
 
@@ -94,7 +94,7 @@ class SlotState(DealtQueue):
         offset = self.state_offset + 2 * shmqueue.LINE * self.num_workers
         stride = whole_lines(self._size)
         self.states = [segment.window(offset + i * stride, self._size) for i in range(self.num_workers)]
-        self._lock = threading.Lock()  # for its atomic instruction
+        self._lock = threading.Lock()  # for its atomic instruction; the locks of the lanes are not used
 
     def _fence(self) -> None:
         self._lock.acquire()

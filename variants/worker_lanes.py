@@ -2,11 +2,20 @@
 """worker_lanes: no common ring; the supervisor deals tasks into one lane for each worker.
 
 Idea
-    Each worker has a lane of its own, with one producer and one consumer, as dealt.py lays it out. Each lane has a
-    lock, of any type, that only its worker and the supervisor acquire. So workers never wait for each other.
+    The ring is cut into one lane of slots for each worker, with one producer and one consumer. Each lane has a lock, of
+    any type, that only its worker and the supervisor acquire. So workers never wait for each other. Worker i has the
+    positions from i * 2**48 on. The supervisor deals so that the loads are level. It takes a lane back if its worker is
+    slow and another has nothing to do.
 
 Extra state
-    The words of dealt.py, and a lock for each lane.
+    Each lane has a lock and two lines of words. The supervisor writes the first line, the worker the second:
+      pushed    the lane holds no task from this position on
+      start     no task before this position may be claimed: they have been taken back
+      shut      1 while the supervisor wants nobody to claim here (slot_state)
+      claimed   the position behind the last claim. It only grows, and its store commits a claim
+      claiming  1 while the worker is inside a claim
+    The next task to claim, the head, is at the larger of `start` and `claimed`. A halt lowers the `end` of a batch;
+    that bounds what the worker runs and says nothing about what was claimed.
 
 Lock order
     At most one lane's lock is held at a time.
@@ -19,11 +28,12 @@ If the holder dies
 When to use it
     Many processors, and tasks of a few microseconds that are alike. On two processors the one ring is as fast; more
     were not measured. Put tasks of very different lengths into the one ring, where nothing has to be taken back. Each
-    worker needs at least one slot. Copy dealt.py as well.
+    worker needs at least one slot.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,20 +41,161 @@ try:
     from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
 except ImportError:
     import shmqueue  # type: ignore[no-redef, unused-ignore]
-from .dealt import CLAIMING, LANE_PUSHED, DealtQueue
+from .strategy import Strategy
+
+WORDS = shmqueue.LINE // 8  # in a line
+LANE_PUSHED, START, SHUT = range(3)
+LANE_CLAIMED, CLAIMING = range(WORDS, WORDS + 2)
+SLOW_SECONDS = 2 * shmqueue.BATCH_SECONDS  # a worker whose batch takes longer gets more only if nobody else has room
 
 
-class WorkerLanes(DealtQueue):
+def shares(loads: Sequence[int], rooms: Sequence[int], count: int) -> list[int]:
+    """How many of `count` tasks each lane gets, so that the loads become as level as the rooms allow."""
+
+    def filled(level: int) -> list[int]:
+        return [min(room, max(0, level - load)) for load, room in zip(loads, rooms, strict=True)]
+
+    level = bisect.bisect_left(range(max(loads) + max(rooms)), count, key=lambda level: sum(filled(level)))
+    result = filled(level)
+    for lane in [i for i, load in enumerate(loads) if result[i] == level - load > 0][: sum(result) - count]:
+        result[lane] -= 1
+    return result
+
+
+class WorkerLanes(Strategy):
+    """A lane for each worker. A lane is guarded by hooks of its own, which slot_state has without a lock:
+
+    - _shut, _reopen: between them the supervisor has the lane to itself, and the worker is not inside a claim;
+    - _offer: let the worker see tasks that have been written;
+    - _ready: how many tasks can be claimed at the head.
+    """
+
     strategy = "worker_lanes"
     if_killed = "the kernel releases the lane's lock, which no other worker wants"
-
-    def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
-        super().__init__(segment, primitives)
-        self._lock = self._locks
 
     @classmethod
     def num_locks(cls, num_workers: int) -> int:
         return num_workers
+
+    @classmethod
+    def state_bytes(cls, num_slots: int, num_workers: int) -> int:
+        if num_slots < num_workers:
+            raise ValueError(f"num_slots={num_slots}: {cls.strategy} needs one for each worker, workers={num_workers}")
+        return num_workers * 2 * shmqueue.LINE
+
+    def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
+        super().__init__(segment, primitives)
+        self._lock = self._locks
+        self._size = self.num_slots // self.num_workers  # slots of a lane
+        self.lanes = [self.state_offset // 8 + worker * 2 * WORDS for worker in range(self.num_workers)]
+        # Of the supervisor: slots of positions below these may be written again.
+        self._freed = [self.first_position + (worker << 48) for worker in range(self.num_workers)]
+
+    def prepare(self) -> None:
+        super().prepare()
+        for lane, position in zip(self.lanes, self._freed, strict=True):
+            for word in (LANE_PUSHED, START, LANE_CLAIMED):
+                self.words[lane + word] = position
+
+    def _head(self, worker: int) -> int:
+        lane = self.lanes[worker]
+        return int(max(self.words[lane + LANE_CLAIMED], self.words[lane + START]))
+
+    def _waiting(self, worker: int) -> int:
+        """How many tasks of a lane are not claimed. This is exact while the lane is shut."""
+        return max(0, int(self.words[self.lanes[worker] + LANE_PUSHED]) - self._head(worker))
+
+    def _places(self, worker: int, span: shmqueue.Span) -> list[shmqueue.Span]:
+        spans = shmqueue.ring_spans(*span, self._size)
+        return [shmqueue.Span(worker * self._size + index, count) for index, count in spans]
+
+    def _room(self, worker: int) -> int:
+        """How many slots of a lane are free, at the least. None are if the worker is to leave, or has left."""
+        words, status = self.words, self.status[worker]
+        if words[status + shmqueue.LEAVE] or not words[status + shmqueue.PID]:
+            return 0
+        return int(self._size - (words[self.lanes[worker] + LANE_PUSHED] - self._freed[worker]))
+
+    def _rooms(self) -> list[int]:
+        return list(map(self._room, range(self.num_workers)))
+
+    def _load(self, worker: int, now: float) -> int:
+        """About how many tasks a worker has to do. A slow one comes after the others."""
+        words, status = self.words, self.status[worker]
+        load, claims = self._waiting(worker), words[status + shmqueue.CLAIMS]
+        half = self.half(worker, claims)
+        if claims != words[status + shmqueue.PUBLISHED]:
+            load += max(0, words[half.end] - words[half.first])
+        if not words[status + shmqueue.ASLEEP] and now - half.began[0] > SLOW_SECONDS:
+            load += self.num_slots
+        return load
+
+    def room(self) -> int:
+        return sum(self._rooms())
+
+    def push(self, tasks: shmqueue.Tasks) -> list[shmqueue.Span]:
+        now = shmqueue.system.perf_counter()
+        loads = [self._load(worker, now) for worker in range(self.num_workers)]
+        done, spans = 0, []
+        for worker, count in enumerate(shares(loads, self._rooms(), len(tasks.data))):
+            if count:
+                span = shmqueue.Span(self.words[self.lanes[worker] + LANE_PUSHED], count)
+                self._write(self._places(worker, span), tasks.part(done, done + count))
+                self._offer(worker, span)
+                spans.append(span)
+                done += count
+        return spans
+
+    def _claim_head(self, worker: int, limit: int) -> shmqueue.Span | None:
+        """Claim from the head of the lane: half of what is there, since the rest is easier to take back."""
+        words, status = self.words, self.status[worker]
+        first, count = self._head(worker), 0
+        claims = words[status + shmqueue.CLAIMS]
+        if claims - words[status + shmqueue.HARVESTED] < 2 and not words[status + shmqueue.LEAVE]:
+            count = min(limit, self.batch, -(-self._ready(worker, first) // 2))
+        if count <= 0:
+            return None
+        span = shmqueue.Span(first, count)
+        self._fill_half(worker, span, self._places(worker, span))
+        words[self.lanes[worker] + LANE_CLAIMED] = span.end  # committed
+        return span
+
+    def recover(self, worker: int) -> None:
+        words, lane = self.words, self.lanes[worker]
+        for half in self.halves(worker):  # a claim that was not committed becomes an empty batch
+            words[half.end] = max(words[half.first], min(words[half.end], words[lane + LANE_CLAIMED]))
+        words[lane + CLAIMING] = 0
+        words[self.status[worker] + shmqueue.PID] = 0  # until the next process, nothing is dealt to it
+
+    def drain(self, worker: int | None = None) -> list[shmqueue.Span]:
+        drained = []
+        for lane in range(self.num_workers) if worker is None else [worker]:
+            self._shut(lane)
+            span = shmqueue.Span(self._head(lane), self._waiting(lane))
+            if span.count:
+                self._take_back(lane, span)
+                drained.append(span)
+            self._reopen(lane)
+        return drained
+
+    def _take_back(self, worker: int, span: shmqueue.Span) -> None:
+        self.words[self.lanes[worker] + START] = span.end
+
+    def tell_to_leave(self, worker: int) -> None:
+        self._shut(worker)
+        self.words[self.status[worker] + shmqueue.LEAVE] = 1
+        self._reopen(worker)
+
+    def is_claiming(self, worker: int) -> bool:
+        return bool(self.words[self.lanes[worker] + CLAIMING])
+
+    def backlog(self) -> int:
+        return sum(map(self._waiting, range(self.num_workers)))
+
+    def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
+        return [(i, number) for i, number in self.sleepers() if self._waiting(i) and self.has_free_half(i)]
+
+    # What guards a lane.
 
     def _shut(self, worker: int) -> None:
         since = shmqueue.system.monotonic()

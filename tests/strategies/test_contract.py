@@ -27,7 +27,7 @@ import shmqueue
 from tests import jobs
 from tests.helpers import docstring_of, wait_until
 from tests.tools.mistakes import drop, mistaken_strategy, put, store
-from variants import dealt, strategies
+from variants import strategies, worker_lanes
 from variants.strategy import Lock, Strategy
 
 ROOT = Path(shmqueue.__file__).parent
@@ -456,8 +456,8 @@ class DeadlyBefore:
 
 def commit_words(queue):
     """The words whose store commits a claim."""
-    if isinstance(queue, dealt.DealtQueue):
-        return [lane + dealt.LANE_CLAIMED for lane in queue.lanes]
+    if isinstance(queue, worker_lanes.WorkerLanes):
+        return [lane + worker_lanes.LANE_CLAIMED for lane in queue.lanes]
     return [shmqueue.CLAIMED]
 
 
@@ -682,11 +682,11 @@ def semaphore_not_counted_anew():
 
 def slot_state_that_forgets_what_was_taken_back():
     change = put("return int(self.words[lane + LANE_CLAIMED])", after=store("lane"))
-    return mistaken_strategy(strategies["slot_state"], dealt.DealtQueue._head, change)
+    return mistaken_strategy(strategies["slot_state"], worker_lanes.WorkerLanes._head, change)
 
 
 def worker_lanes_taken_back_and_left_there():
-    return mistaken_strategy(strategies["worker_lanes"], dealt.DealtQueue._take_back, drop(store("START")))
+    return mistaken_strategy(strategies["worker_lanes"], worker_lanes.WorkerLanes._take_back, drop(store("START")))
 
 
 MISTAKES = {

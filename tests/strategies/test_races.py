@@ -18,7 +18,6 @@ import pytest
 import shmqueue
 from tests.tools.mistakes import branch, call, drop, last, mistaken_strategy, more, never, part, put, store, without
 from variants import strategies
-from variants.dealt import DealtQueue
 from variants.semaphore import SemaphoreQueue
 from variants.slot_state import SlotState
 from variants.worker_lanes import WorkerLanes
@@ -193,9 +192,7 @@ def traced(work, at_line):
         shmqueue.__file__,
         *(sys.modules[kind.__module__].__file__ for kind in type(work.__self__.worker).__mro__[:-1]),
     }
-    files |= {
-        f"<{name}>" for name in ("variants.dealt", "variants.slot_state", "variants.worker_lanes", "variants.semaphore")
-    }
+    files |= {f"<{name}>" for name in ("variants.slot_state", "variants.worker_lanes", "variants.semaphore")}
 
     def line(frame, event, argument):
         if event == "line":
@@ -459,7 +456,7 @@ FOUND = {
         (SlotState._ready, never(branch("SHUT"))),
         found_by(AT_THE_SUPERVISOR, "drain", "tasks"),
     ),
-    "slot_state, half-made batch kept": ((DealtQueue.recover, drop(store("end"))), found_by(A_DEATH, "tasks")),
+    "slot_state, half-made batch kept": ((WorkerLanes.recover, drop(store("end"))), found_by(A_DEATH, "tasks")),
     "slot_state, claiming not said": (
         (SlotState._try_to_claim, drop(store("claiming", 1))),
         found_by(test_a_worker_is_known_to_be_claiming_wherever_its_batch_is_half_made, "tasks"),
@@ -468,21 +465,21 @@ FOUND = {
         (WorkerLanes.harvest, drop(call("_shut"))),
         found_by(AT_A_CLAIM, "harvest", "two batches unharvested"),
     ),
-    "worker_lanes, half-made batch kept": ((DealtQueue.recover, drop(store("end"))), found_by(A_DEATH, "tasks")),
+    "worker_lanes, half-made batch kept": ((WorkerLanes.recover, drop(store("end"))), found_by(A_DEATH, "tasks")),
     "worker_lanes, leave not looked at": (
-        (DealtQueue._claim_head, without(part("LEAVE"))),
+        (WorkerLanes._claim_head, without(part("LEAVE"))),
         found_by(AT_A_CLAIM, "leave", "tasks"),
     ),
     "worker_lanes, a third batch": (
-        (DealtQueue._claim_head, more(part("HARVESTED"))),
+        (WorkerLanes._claim_head, more(part("HARVESTED"))),
         lambda queue: test_no_third_batch_before_the_first_is_harvested(queue),
     ),
     "slot_state, claims read off the end": (
-        (DealtQueue._head, put(READ_OFF_END, after=store("lane"))),
+        (WorkerLanes._head, put(READ_OFF_END, after=store("lane"))),
         found_by(test_what_a_halt_takes_back_cannot_be_claimed_again),
     ),
     "worker_lanes, claims read off the end": (
-        (DealtQueue._head, put(READ_OFF_END, after=store("lane"))),
+        (WorkerLanes._head, put(READ_OFF_END, after=store("lane"))),
         found_by(test_what_a_halt_takes_back_cannot_be_claimed_again),
     ),
     "semaphore, tokens after the push": (

@@ -237,9 +237,9 @@ def make(tree: ast.FunctionDef, changes: tuple[Change, ...]) -> None:
 
 
 def mistaken_strategy(strategy: type, function: types.FunctionType, *changes: Change) -> type:
-    """Return a strategy of variants/ made anew, with mistakes in a function of its module or of variants.dealt."""
+    """Return a strategy of variants/ made anew, with mistakes in a function of its module or of worker_lanes."""
     modules = {}
-    for name in dict.fromkeys(("variants.dealt", strategy.__module__)):
+    for name in dict.fromkeys(("variants.worker_lanes", strategy.__module__)):
         path = Path(importlib.import_module(name).__file__)
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if name == function.__module__:
