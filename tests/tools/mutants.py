@@ -2,7 +2,7 @@
 
     python -m tests.tools.mutants [--since COMMIT] [-n JOBS] [NAME ...]
 
-NAME is a class or function of shmqueue.py or variants/, as Engine or Engine.halt. Without names, mistakes are made in
+NAME is a class or function of shmqueue.py or variants/, as Run or Lane.halt. Without names, mistakes are made in
 the lines that differ from COMMIT. operators.py says what kinds of mistakes there are.
 
 First all tests run once, on a copy whose functions note their lines (see reach.py). Then each mistake is made in a
