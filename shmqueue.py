@@ -1345,7 +1345,9 @@ class Run:
         if ledger.stopping and not source.finite:
             source.exhausted = True
         elif room > 0:
-            self.admit(job, source.take(room))
+            items = source.take(room)
+            if items:
+                self._do(lambda: self._ledger.admit(job, items))
             return source.exhausted or source.fileno() == -1  # if exhausted, its job may be finished
         return False
 
@@ -1372,10 +1374,6 @@ class Run:
         if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
             stream = source.fileno()
         pool.wait(min(pool.next_check, self._ledger.next_due(), until), stream)
-
-    def admit(self, job: Job, items: Sequence[Any]) -> None:
-        """Number items as tasks of the job."""
-        self._do(lambda: self._ledger.admit(job, items))
 
     def submit(self, job: Job, item: Any, timeout: float | None) -> int:
         """Number an item as a task of the job, and push it if there is room. Return its tsk_id."""
