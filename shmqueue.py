@@ -1323,7 +1323,9 @@ class Run:
         ledger, pool = self._ledger, self._pool
         fed = self._feed()
         room = self._queue.room()
-        waits = bool(ledger.again or ledger.fresh or (job.source and not job.source.exhausted))
+        source = job.source
+        readable = source is not None and not source.exhausted and (room == 0 or source.fileno() == -1)
+        waits = bool(ledger.again or ledger.fresh or readable)
         self._queue.waits_for_room = waits
         more = pool.collect() or (waits and self._queue.room() > room)
         pool.hurry()

@@ -601,6 +601,23 @@ def test_submit_wakes_a_worker_that_sleeps():
         assert supervisor._pool.lanes[0].rung == number
 
 
+def test_a_claim_wakes_the_supervisor_only_where_it_waits_for_room(tmp_path):
+    gate = str(tmp_path / "gate")
+    with start([jobs.wait_for_file], workers=1, num_slots=2, batch=1) as supervisor:
+        words = supervisor._queue.words
+        supervisor.submit(jobs.wait_for_file, gate)
+        assert wait_until(lambda: list(supervisor.results(0)) or supervisor._queue.glance(0).in_hand is not None)
+        assert list(supervisor.results(0)) == []
+        assert words[shmqueue.SUPERVISOR_ASLEEP] == 1
+        full = []
+        threading.Timer(
+            0.3, lambda: (full.append(words[shmqueue.SUPERVISOR_ASLEEP]), pathlib.Path(gate).touch())
+        ).start()
+        assert len(list(supervisor.run([gate] * 10))) == 10
+        assert full == [2]
+        assert len(list(supervisor.results())) == 1
+
+
 @pytest.mark.promise("G5b")
 def test_submit_blocks_while_the_ring_is_full(tmp_path):
     gate = tmp_path / "gate"
