@@ -52,6 +52,7 @@ class RobustMutex(Lock):
     """A robust mutex in the segment."""
 
     size = 64
+    _error = 0  # once there was one, do not try again: glibc may say then that this thread holds the mutex
 
     def __init__(self, segment: shmqueue.Segment, number: int, offset: int, shared: Any) -> None:
         self._at, self.shared = address_of(segment.window(offset, self.size)), None
@@ -90,7 +91,7 @@ class RobustMutex(Lock):
 
     def acquire(self, timeout: float | None = None) -> bool:
         deadline = None if timeout is None else shmqueue.system.monotonic() + timeout
-        code = quick.pthread_mutex_trylock(self._at)
+        code = self._error or quick.pthread_mutex_trylock(self._at)
         while code in (errno.EBUSY, errno.ETIMEDOUT):
             if deadline is not None and shmqueue.system.monotonic() > deadline:
                 return False
@@ -100,6 +101,7 @@ class RobustMutex(Lock):
         if code == errno.EOWNERDEAD:
             code = self._revive()
         if code not in (0, errno.EDEADLK):  # EDEADLK: this thread holds it, and was interrupted before the release
+            self._error = code
             raise OSError(code, f"the mutex cannot be acquired: {os.strerror(code)}")
         return True
 

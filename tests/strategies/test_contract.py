@@ -720,5 +720,5 @@ def test_the_suite_finds_a_mistake(name, tmp_path, monkeypatch):
         pytest.skip(reason)
     mistake = MISTAKES[name]
     wrong = mistake(monkeypatch) if "monkeypatch" in mistake.__code__.co_varnames else mistake()
-    with pytest.raises((AssertionError, TooLong, OSError, shmqueue.SpoiledSegmentError)), limit(10):
+    with pytest.raises((AssertionError, TooLong, OSError, RuntimeError, shmqueue.SpoiledSegmentError)), limit(10):
         suite(wrong, tmp_path)
