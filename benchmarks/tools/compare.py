@@ -1,140 +1,231 @@
-"""Compare the strategies: the contract suite and a short benchmark of each, as one table.
+"""Compare the strategies: which hooks each overrides, its contract suite, and what it costs on this machine.
 
-python -m benchmarks.compare [--tasks N] [--no-suite]
+python -m benchmarks.tools.compare [--tasks N] [--no-suite] [--hooks] [NAME ...]
+
+Without names it compares all of them, and writes the two tables into variants/README.md, between the marks there. The
+exit code is 1 if a suite failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import shmqueue
+from benchmarks.harness import CORES, ROOT, Case, Sample, alternate, number
+from benchmarks.report import machine, table
+from benchmarks.tools.locking import ours_locking, ours_pause, ours_rate
 from variants import strategies
+from variants.strategy import Lock, Strategy
 
-WORKERS = (1, 2, 4, 16, 64)
-COUNTS = "SHMQUEUE_LOCK_COUNTS"  # the environment variable that names the file of lock counts
-
-
-def noop(payload: bytes) -> None:
-    """Do nothing."""
-
-
-def now(payload: bytes) -> str:
-    """Return the time of the call, on the clock that all processes share."""
-    return str(time.monotonic_ns())
-
-
-class CountingLock:
-    """A lock that counts how often it was acquired."""
-
-    def __init__(self, lock: Any) -> None:
-        self._lock = lock
-        self.count = 0
-
-    def acquire(self, *timeout: float) -> bool:
-        self.count += 1
-        return bool(self._lock.acquire(*timeout))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._lock, name)
+README = ROOT / "variants" / "README.md"
+SUITE = ROOT / "tests" / "strategies" / "test_contract.py"
+FEW, MANY = 2, 16  # workers of the rates
+SUITE_SECONDS = 900
+RUNS = 3
+BUILT_IN = shmqueue.SharedTaskQueue.strategy
+BAR = 40  # characters of the longest bar
+OWN, SHARED = "●", "○"
+OF_ALL = ("strategy", "if_killed")  # hooks that each strategy has
 
 
-def counting(strategy: type[shmqueue.SharedTaskQueue]) -> type[shmqueue.SharedTaskQueue]:
-    """Return the strategy with locks that count. Each process appends its count to a file when it closes the queue."""
+@dataclasses.dataclass
+class Figures:
+    """What was measured of one strategy. locking: empty if it has no lock. pause: milliseconds after a kill."""
 
-    class Counting(strategy):  # type: ignore[misc, valid-type]
-        def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
-            super().__init__(segment, primitives)
-            if isinstance(self._lock, list):
-                self.counted = [CountingLock(lock) for lock in self._lock]
-                self._lock = self.counted
-            else:
-                self.counted = [CountingLock(self._lock)]
-                self._lock = self.counted[0]
-
-        def close(self) -> None:
-            with open(os.environ[COUNTS], "a", encoding="ascii") as file:
-                file.write(f"{sum(lock.count for lock in self.counted)}\n")
-            super().close()
-
-    return Counting
+    few: Sample
+    many: Sample
+    locking: Mapping[str, Sample]
+    pause: Sample
 
 
-def rate(strategy: type[shmqueue.SharedTaskQueue], workers: int, tasks: int) -> float:
-    """Return no-op tasks a second, the start of the workers included. Every value is checked."""
-    payloads = [b"%0100d" % i for i in range(tasks)]
-    began = time.perf_counter()
-    values = shmqueue.parallel_map(noop, payloads, workers=workers, queue=strategy)
-    seconds = time.perf_counter() - began
-    if values != [None] * tasks:
-        raise SystemExit(f"{strategy.strategy}: {tasks:,} tasks, and the values are wrong")
-    return tasks / seconds
+@dataclasses.dataclass
+class Suite:
+    """How the contract suite ended: what is said of it, and the tests that failed."""
+
+    text: str
+    failed: Sequence[str] = ()
 
 
-def latency(strategy: type[shmqueue.SharedTaskQueue], tasks: int = 300) -> float:
-    """Return the median microseconds from submit to the start of one task, with two idle workers."""
-    delays = []
-    with shmqueue.Supervisor([now], workers=2, queue=strategy) as supervisor:
-        for _ in range(tasks):
-            time.sleep(0.002)
-            began = time.monotonic_ns()
-            supervisor.submit(now, b"")
-            (result,) = supervisor.results()
-            delays.append(int(result.value) - began)
-    return statistics.median(delays) / 1000
+def contract(name: str) -> Suite:
+    """Run the contract suite for one strategy."""
+    options = ["-q", "-rfE", "-p", "no:cacheprovider", "-p", "no:randomly", "-n", "auto"]
+    command = [sys.executable, "-m", "pytest", *options, str(SUITE), "-k", name]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=SUITE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return Suite("–", [f"the suite is not done after {SUITE_SECONDS} s"])
+    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", done.stdout)}
+    failed = re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", done.stdout, re.MULTILINE)
+    if done.returncode and not failed:
+        last = (done.stdout + done.stderr).strip().rpartition("\n")[2]
+        failed = [f"the suite did not run: {last}"]
+    return Suite(f"{counts.get('passed', 0)} of {sum(counts.values())}", failed)
 
 
-def lock_operations(strategy: type[shmqueue.SharedTaskQueue], tasks: int) -> float:
-    """Return how often all processes together acquire a lock, per task, with two workers."""
-    with tempfile.NamedTemporaryFile("r", encoding="ascii") as file:
-        os.environ[COUNTS] = file.name
-        rate(counting(strategy), 2, tasks)
-        return sum(map(int, file)) / tasks
+def measured(names: Sequence[str], tasks: int) -> dict[str, Figures]:
+    """Measure each strategy RUNS times. They take turns."""
+
+    def turns(function: object, **arguments: int) -> dict[str, list]:
+        cases = [Case(name, function, {"strategy": name, **arguments}) for name in names]
+        return alternate(cases, RUNS, [])
+
+    few = turns(ours_rate, workers=FEW, tasks=tasks)
+    many = turns(ours_rate, workers=MANY, tasks=tasks)
+    locking = turns(ours_locking, workers=MANY, tasks=tasks)
+    pause = turns(ours_pause)
+    return {
+        name: Figures(
+            few=Sample(few[name]),
+            many=Sample(many[name]),
+            locking={key: Sample([run[key] for run in locking[name]]) for key in locking[name][0]},
+            pause=Sample(pause[name]),
+        )
+        for name in names
+    }
 
 
-def contract(name: str) -> str:
-    """Return how many tests of the contract suite the strategy passes."""
-    suite = "tests/strategies/test_contract.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite, "-k", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
-    return f"{counts.get('passed', 0)} of {sum(counts.values())}"
+def cells(name: str, figures: Figures, suite: Suite) -> list[str]:
+    """Return a row of the table."""
+    if figures.locking:
+        found = {key: sample.median for key, sample in figures.locking.items()}
+        locking = [
+            f"{found['tasks']:.0f}",
+            f"{100 * found['contended']:.1f} %",
+            f"{number(found['median'])} µs",
+            f"{number(found['p99'])} µs",
+        ]
+    else:
+        locking = ["no lock"] * 4
+    text = suite.text + "".join(f", **failed: {test}**" for test in suite.failed)
+    return [f"`{name}`", text, figures.few.text(""), figures.many.text(""), *locking, figures.pause.text("ms")]
 
 
-def median_of(measure: Callable[[], float]) -> float:
-    return statistics.median(measure() for _ in range(3))
+def beats(ours: Sample, theirs: Sample) -> bool:
+    """Return True if each run of ours was faster than each of theirs."""
+    return min(ours.values) > max(theirs.values)
 
 
-def row(name: str, tasks: int, suite: bool) -> list[str]:
-    strategy = strategies[name]
-    if reason := strategy.refusal():
-        return [name, f"refuses: {reason}"]
-    rates = [f"{median_of(lambda w=w: rate(strategy, w, tasks)) / 1e6:.2f}" for w in WORKERS]
-    microseconds = f"{latency(strategy):.0f}"
-    locks = f"{lock_operations(strategy, tasks):.4f}"
-    passed = contract(name) if suite else "–"
-    return [name, passed, *rates, microseconds, locks, strategy.if_killed]
+def advice(found: Mapping[str, Figures]) -> str:
+    """Return one sentence on what to take on this machine: the built-in one, unless another is faster in each run."""
+    base = found[BUILT_IN]
+    faster = []
+    for name, figures in found.items():
+        for workers, ours, theirs in ((FEW, figures.few, base.few), (MANY, figures.many, base.many)):
+            if beats(ours, theirs):
+                gain = 100 * (ours.median / theirs.median - 1)
+                pause = f"after a kill the others stand for {figures.pause.text('ms')}"
+                faster.append(f"`{name}` is {gain:.0f} % faster with {workers} workers ({pause})")
+    if not faster:
+        return f"Take `{BUILT_IN}` on this machine: no other one was faster in each of its {RUNS} runs."
+    return f"Take `{BUILT_IN}` on this machine, unless tasks are as short as these: {'; '.join(faster)}."
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare the strategies in one table.")
+def chart(found: Mapping[str, Figures]) -> str:
+    """Return the rates as bars."""
+    longest = max(max(figures.few.median, figures.many.median) for figures in found.values())
+    width = max(map(len, found))
+    lines = []
+    for workers, which in ((FEW, "few"), (MANY, "many")):
+        lines.append(f"{workers} workers, millions of no-op tasks a second")
+        for name, figures in found.items():
+            rate = getattr(figures, which).median
+            lines.append(f"  {name:{width}}  {'█' * round(BAR * rate / longest)} {rate:.2f}")
+    return "\n".join(["```text", *lines, "```"])
+
+
+def report(
+    found: Mapping[str, Figures], suites: Mapping[str, Suite], refusals: Mapping[str, str], tasks: int, load: float
+) -> str:
+    """Return the table, the chart and the sentence."""
+    facts = machine()
+    heads = ["", "contract", f"{FEW} workers, M/s", f"{MANY} workers, M/s", "tasks an acquisition", "contended"]
+    heads += ["held, median", "held, 99 %", "others go on after a kill"]
+    rows = [cells(name, figures, suites[name]) for name, figures in found.items()]
+    rows += [[f"`{name}`", f"refuses: {reason}", *[""] * 7] for name, reason in refusals.items()]
+    sound = {name: figures for name, figures in found.items() if name == BUILT_IN or not suites[name].failed}
+    where = f"{facts['processor']}; {facts['Python']}; workers are forked."
+    if load > CORES / 2:
+        where += f" The machine was busy (load {load:.0f}): compare rows, not machines."
+    what = f"{tasks:,} no-op tasks a run; medians of {RUNS} runs, with the range; locks with {MANY} workers."
+    return "\n\n".join([f"{where}\n{what}", table(heads, rows), chart(found), f"**{advice(sound)}**"])
+
+
+# Which hooks a strategy overrides.
+
+
+def overridden(kind: type, base: type) -> dict[str, str]:
+    """Return which names of `base` a class has anew: in its own file, or in one that it shares."""
+    found = {}
+    for name in (name for each in base.__mro__[:-1] for name in vars(each) if not name.startswith("__")):
+        owner = next(each for each in kind.__mro__ if name in vars(each))
+        if owner in base.__mro__:
+            continue
+        found[name] = OWN if owner.__module__ == kind.__module__ else SHARED
+    return found
+
+
+def matrix() -> str:
+    """Return a table of hooks and strategies."""
+    kinds = {name: kind for name, kind in strategies.items() if name != BUILT_IN}
+    rows = []
+    for base, what in ((shmqueue.SharedTaskQueue, ""), (Strategy, ""), (Lock, "lock: ")):
+        has = {
+            name: overridden(kind.lock_type if what else kind, base)  # type: ignore[attr-defined]
+            for name, kind in kinds.items()
+        }
+        known = {row[0] for row in rows}
+        for hook in dict.fromkeys(hook for each in base.__mro__[:-1] for hook in vars(each)):
+            row = [f"`{what}{hook}`", *(has[name].get(hook, "") for name in kinds)]
+            if any(row[1:]) and row[0] not in known and hook not in OF_ALL:
+                rows.append(row)
+    return table(["", *(f"`{name}`" for name in kinds)], rows)
+
+
+def write(name: str, new: str) -> None:
+    """Write `new` into README, between the two marks of this name."""
+    first, last = (f"<!-- {word} of {name}, written by tox -e compare -->" for word in ("begin", "end"))
+    before, _, rest = README.read_text().partition(first)
+    _, closed, after = rest.partition(last)
+    if not closed:
+        raise SystemExit(f"{README}: no marks of {name}")
+    README.write_text(f"{before}{first}\n{new}\n{last}{after}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tools.compare", description="Compare the strategies.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all, {', '.join(strategies)}")
     parser.add_argument("--tasks", type=int, default=200_000, help="no-op tasks of a rate (default: %(default)s)")
     parser.add_argument("--no-suite", action="store_true", help="leave out the contract suite")
-    options = parser.parse_args()
-    heads = [f"M/s, {workers} worker{'s' * (workers > 1)}" for workers in WORKERS]
-    columns = ["strategy", "contract", *heads, "µs to start", "locks and fences a task", "if its holder is killed"]
-    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
-    for name in strategies:
-        print("| " + " | ".join(row(name, options.tasks, not options.no_suite)) + " |", flush=True)
+    parser.add_argument("--hooks", action="store_true", help="measure nothing, write the table of hooks alone")
+    options = parser.parse_args(arguments)
+    if options.hooks:
+        write("hooks", matrix())
+        return 0
+    names = options.names or list(strategies)
+    if wrong := set(names) - set(strategies):
+        parser.error(f"{', '.join(sorted(wrong))}: none of {', '.join(strategies)}")
+    reasons = {name: getattr(strategies[name], "refusal", str)() for name in names}
+    able = [name for name in dict.fromkeys([BUILT_IN, *names]) if not reasons.get(name)]
+    suites = {}
+    for name in able:
+        suites[name] = Suite("–") if options.no_suite else contract(name)
+        print(f"{name}: {suites[name].text}", *suites[name].failed, file=sys.stderr, flush=True)
+    found = measured(able, options.tasks)
+    load = os.getloadavg()[1]  # of the last five minutes: that of the run
+    refusals = {name: reason for name, reason in reasons.items() if reason}
+    text = report(found, suites, refusals, options.tasks, load)
+    print(text)
+    if not options.names:
+        write("hooks", matrix())
+        write("figures", text)
+    return int(any(suite.failed for suite in suites.values()))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
