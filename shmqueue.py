@@ -1321,6 +1321,8 @@ class Run:
     def _move(self, job: Job, check: bool) -> bool:
         """Move what can be moved. Return True if there may be more at once."""
         ledger, pool = self._ledger, self._pool
+        if self.failure is not None:  # all have their outcomes, and no lock or word is to be trusted
+            return False
         fed = self._feed()
         room = self._queue.room()
         source = job.source

@@ -52,6 +52,7 @@ class RobustMutex(Lock):
     """A robust mutex in the segment."""
 
     size = 64
+    _held = False
     _error = 0  # once there was one, do not try again: glibc may say then that this thread holds the mutex
 
     def __init__(self, segment: shmqueue.Segment, number: int, offset: int, shared: Any) -> None:
@@ -103,6 +104,7 @@ class RobustMutex(Lock):
         if code not in (0, errno.EDEADLK):  # EDEADLK: this thread holds it, and was interrupted before the release
             self._error = code
             raise OSError(code, f"the mutex cannot be acquired: {os.strerror(code)}")
+        self._held = True
         return True
 
     def _revive(self) -> int:
@@ -110,6 +112,12 @@ class RobustMutex(Lock):
 
     def release(self) -> None:
         quick.pthread_mutex_unlock(self._at)
+        self._held = False
+
+    def close(self) -> None:
+        """The C library keeps a list of the robust mutexes that a thread holds in their own memory, which goes now."""
+        if self._held:
+            self.release()
 
 
 def address_of(memory: Any) -> ctypes.c_void_p:

@@ -46,6 +46,9 @@ class Lock(shmqueue.KernelLock):
     def prepare(self, context: Any) -> None:
         """Make the lock, before any worker starts (supervisor). context: of multiprocessing."""
 
+    def close(self) -> None:
+        """Let go of the lock, in case an interrupt came while this process held it, before its memory goes."""
+
     def holder_died(self, queue: Any, living: Sequence[shmqueue.Lane]) -> None:
         """Free the lock of a dead holder (supervisor); here the kernel does. living: the other workers."""
 
@@ -117,6 +120,8 @@ class Strategy(shmqueue.SharedTaskQueue):
         return living
 
     def close(self) -> None:
+        for lock in self._locks:
+            lock.close()
         self._locks.clear()  # a lock may keep something in the system as long as it lives
         self._lock = None
         super().close()

@@ -713,6 +713,32 @@ def suite(mistaken, folder):
     test_a_slow_task_keeps_no_other_from_its_outcome(mistaken, folder / "door", 3)
 
 
+CLOSED_INSIDE = """
+import sys
+import shmqueue
+from tests import jobs
+from variants import strategies
+for _ in range(5):
+    supervisor = shmqueue.Supervisor([jobs.echo], workers=1, queue=strategies[sys.argv[1]], start_method="fork")
+    assert len(list(supervisor.run([b"x"] * 10))) == 10
+    if sys.argv[1] != "slot_state":  # it has no lock
+        supervisor._queue._shut(0) if hasattr(supervisor._queue, "_shut") else supervisor._queue._enter(None)
+    supervisor._stop()
+print("done")
+"""
+
+
+def test_a_supervisor_may_end_while_it_has_the_lock(queue, tmp_path):
+    """As after an interrupt there. What it leaves must not disturb the next one in this process."""
+    name = next(name for name, strategy in strategies.items() if strategy is queue)
+    (tmp_path / "ends.py").write_text(CLOSED_INSIDE)
+    command = [sys.executable, str(tmp_path / "ends.py"), name]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=50
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 @pytest.mark.mistake
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_suite_finds_a_mistake(name, tmp_path, monkeypatch):
