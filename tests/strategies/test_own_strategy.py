@@ -57,6 +57,9 @@ class FileLock:
     def release(self):
         os.close(self._file)
 
+    def close(self):
+        pass
+
     def holder_died(self, queue, living):
         pass
 
