@@ -53,4 +53,6 @@ def test_a_clone_can_be_installed(tmp_path):
         command = [str(here / "bin" / "shmqueue"), "tasks.txt", "--print", "--start-method", method, "-w", "1"]
         ran = run(command, tmp_path, PYTHONPATH=str(here))
         assert ran.returncode == 0, ran.stdout
-        assert ran.stdout.startswith("one\n1 task: 1 ok, ")
+        first, *_, last = ran.stdout.splitlines()  # a run of more than a second says how the workers spent it
+        assert first == "one"
+        assert last.startswith("1 task: 1 ok, ")
