@@ -39,8 +39,7 @@ The processes, and what goes between them
 The segment, in bytes
 ---------------------
   QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
-  WorkerStatus x W     the worker's line: claims published asleep ready limit leaving printed
-                       the supervisor's line: harvested leave pid
+  WorkerStatus x W     a line that the worker writes, and one that the supervisor writes; see the table above them
   (a strategy's own)   its state and its locks; empty for the ring, see variants/
   LocalTaskQueue x W   two halves, each with room for a batch: first end began special kind | a lane of `batch` task
                        slots | ends[batch] | stamps[batch] | a log for the values
@@ -979,7 +978,7 @@ class Source:
     def fileno(self) -> int:
         """Return the descriptor to wait for when `take` gave nothing.
 
-        -1: `take` waits. -2: who has more rings the Supervisor's bell.
+        -1: `take` itself waits for items. -2: whoever adds an item rings the Supervisor's bell.
         """
         return -1
 
@@ -1844,7 +1843,8 @@ class Lane:
 
     def _values(self, outcomes: Outcomes) -> Sequence[Any]:
         """Return the values of a batch. Raises SpoiledSegmentError if these are none."""
-        log, begin, ends, kind = outcomes.log, outcomes.begin, outcomes.ends, outcomes.kind
+        log, ends = outcomes.log, outcomes.ends
+        begin, kind = outcomes.begin, outcomes.kind
         if kind > CODED:
             raise SpoiledSegmentError(f"values cannot be of kind {kind}")
         if not outcomes.special:
@@ -1888,7 +1888,7 @@ class Lane:
                 started += sum(took)
                 continue
             for failure, each in zip(part, took):
-                self._ledger.charge(self.index, position, failure.status, failure, each, started)
+                self._ledger.charge(self.index, position, failure, each, started)
                 position += 1
                 started += each
 
@@ -1992,9 +1992,8 @@ class Lane:
     def _charge(self, position: int, status: str, error: str) -> None:
         """Charge an attempt to the task that has been in hand until now."""
         seconds = system.monotonic() - self.progress_since
-        self._ledger.charge(
-            self.index, position, status, Failure(error), seconds, started=system.wall_clock() - seconds
-        )
+        failure = Failure(error, status=status)
+        self._ledger.charge(self.index, position, failure, seconds, started=system.wall_clock() - seconds)
 
     def take_unclaimed(self) -> bool:
         """Give back tasks that only this worker could claim; in variants there may be some. Return True if so."""
@@ -2311,7 +2310,7 @@ class Ledger:
             tasks.job.add(tasks, slice(start, stop), each, times, worker, begun)
             started += spent
 
-    def charge(self, worker: int, position: int, status: str, failure: Failure, seconds: float, started: float) -> None:
+    def charge(self, worker: int, position: int, failure: Failure, seconds: float, started: float) -> None:
         """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
         for tasks, at, _ in self._take(position, 1):
             if tasks.job is None:
@@ -2320,7 +2319,7 @@ class Ledger:
                 tsk_id=tasks.tsk_ids[at],
                 function=self.names[tasks.fn_ids[at]],
                 payload=tasks.payloads[at],
-                status=status,
+                status=failure.status,
                 value=failure.value,
                 error=failure.error,
                 attempts=tasks.attempts,
@@ -3202,11 +3201,7 @@ class InlinePool(WorkerPool):
     def __init__(self, queue: InlineQueue, ledger: Ledger, options: WorkerOptions, context: Any) -> None:
         super().__init__(queue, ledger, options, context, Rules())
         self._inline = queue
-        self._calls = {
-            fn_id | mark: call
-            for fn_id, function in options.functions.items()
-            for mark, call in adapt(function, options.codec).items()
-        }
+        self._calls = calls_of(options.functions, options.codec)
 
     def start_all(self) -> None:
         if self._options.initializer is not None:
@@ -3223,7 +3218,7 @@ class InlinePool(WorkerPool):
         value = self._call((tasks.marked or tasks.fn_ids)[0], tasks.data[0])
         seconds = system.perf_counter() - began
         if isinstance(value, Failure):
-            self._ledger.charge(0, tasks.first, value.status, value, seconds, started)
+            self._ledger.charge(0, tasks.first, value, seconds, started)
         else:
             self._ledger.complete(0, tasks.first, 1, [value], seconds, started)
         return True
@@ -3738,10 +3733,7 @@ class Worker:
         self._words = queue.words
         self._status = queue.status[index]
         self._structures = structures_of(options.functions.values())
-        self._calls: dict[int, Callable[[bytes], Any]] = {TERMINATE: self._terminate}
-        for fn_id, function in options.functions.items():
-            for mark, call in adapt(function, options.codec).items():
-                self._calls[fn_id | mark] = call
+        self._calls = {TERMINATE: self._terminate, **calls_of(options.functions, options.codec)}
         self._quick_dumps = QUICK_DUMPS if options.codec is None else {**QUICK_DUMPS, CODED: {}}
         self._kind = BYTES  # of a batch's values; a batch begins with the kind of the one before
         self._half = queue.half(index, 0)  # of the batch that runs
@@ -3887,7 +3879,10 @@ class Worker:
         number, offset, length = REFERENCE.unpack(payload)
         if number:
             return system.read_file(self._queue.segment.beside(f"p{number}"), length)
-        return bytes(self._queue.heap[offset : offset + length])
+        fetched = bytes(self._queue.heap[offset : offset + length])
+        if len(fetched) < length:
+            raise SpoiledSegmentError(f"{length:,} bytes at {offset:,} are not in the heap")
+        return fetched
 
     def _fetch_payloads(self) -> bool:
         """Put the payloads of a batch in place of their references. Return False if they do not lie together.
@@ -4883,9 +4878,10 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
     return [*fields, (f"_unused{len(fields)}", ctypes.c_uint8 * (-size % multiple))]
 
 
-# Each word, who writes it, who else reads it, and what protects it. S: the supervisor; W: the worker that has the word.
-# lock: of the queue. batch: S reads it once W has published the batch, was reaped, or stands still. hint: S reads it at
-# any time, and asks again later. start: it does not change after the first worker has attached.
+# The words: what each means, who writes it, who else reads it, and what protects it.
+# S: the supervisor. W: the worker whose word it is. lock: of the queue. batch: S reads it once W has published the
+# batch, was reaped, or stands still. hint: S reads it at any time, and asks again later. start: it does not change
+# after the first worker has attached.
 #
 # magic        MAGIC; written last, so that a segment without it is not ready       S    sweep  start
 # version … heap_bytes   who has made the segment, and its sizes                    S    all    start
@@ -4893,7 +4889,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # pushed       the position behind the last task in the ring                        S    W      lock
 # claimed      the position of the first task in the ring                           all  all    lock
 # dirty        who is inside the lock: worker + 1, num_workers + 1 for S, or 0      all  all    lock
-# asleep       what to wake S for, if it found nothing to do: 1 news, 2 any claim  S    W      W reads it after a claim
+# asleep       what to wake S for, if it found nothing to do: 1 news, 2 any claim   S    W      W reads it after a claim
 #
 # claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch
 # published    how many of them are finished                                        W    S      lock
@@ -5528,6 +5524,11 @@ class Call:
         if self.read is load_plain:
             return load_all(pieces)
         return list(map(self.read, pieces)) if self.read in (load_text, decode_text) else None
+
+
+def calls_of(functions: Mapping[int, Function], codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
+    """Return what to call for a slot's fn_id, which has the kind of the payload in it."""
+    return {fn_id | mark: call for fn_id, each in functions.items() for mark, call in adapt(each, codec).items()}
 
 
 def adapt(function: Function, codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:

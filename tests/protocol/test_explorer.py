@@ -481,8 +481,8 @@ class SeesNoSwitches(Process):
 class ChargesWrong(Ledger):
     """Charges the task before the one in hand where there is one."""
 
-    def charge(self, worker, position, status, *about, **more):
-        super().charge(worker, max(self._placed[0].first, position - 1), status, *about, **more)
+    def charge(self, worker, position, *about, **more):
+        super().charge(worker, max(self._placed[0].first, position - 1), *about, **more)
 
 
 class FreesPagesEarly(Packer):

@@ -165,7 +165,7 @@ class LedgerModel(RuleBasedStateMachine):
         tries = self.tries[tsk_id]
         tries.append(status)
         again = len(tries) <= self.most and status != "timeout" and not self.is_over(tsk_id)
-        self.ledger.charge(1, position, status, FAILURE, 0.0, 0.0)
+        self.ledger.charge(1, position, FAILURE._replace(status=status), 0.0, 0.0)
         if again:
             self.where[tsk_id] = PAUSES if self.delay else WAITS
         else:
@@ -195,7 +195,7 @@ class LedgerModel(RuleBasedStateMachine):
         """A worker has taken TERMINATE, or has died with it in hand. Neither has an outcome."""
         self.ledger.complete(0, self.terminates.pop(), 1, None, 0.0, 0.0)
         if self.terminates:
-            self.ledger.charge(0, self.terminates.pop(), "crashed", FAILURE, 0.0, 0.0)
+            self.ledger.charge(0, self.terminates.pop(), FAILURE._replace(status="crashed"), 0.0, 0.0)
 
     @rule()
     def pauses_end(self):

@@ -555,11 +555,11 @@ def steered_ledger(world: World) -> type[shmqueue.Ledger]:
                 world.nothing_doubtful()
             super().give_back(position, count)
 
-        def charge(self, worker: int, position: int, status: str, *about: Any, **more: Any) -> None:
+        def charge(self, worker: int, position: int, failure: Any, *about: Any, **more: Any) -> None:
             world.nothing_doubtful()
-            if status != "failed":
+            if failure.status != "failed":
                 world.charged(worker, position)
-            super().charge(worker, position, status, *about, **more)
+            super().charge(worker, position, failure, *about, **more)
 
     return SteeredLedger
 
