@@ -82,6 +82,7 @@ class Node:
     """A node's part of one run, a WorkerPlugin. spec: the functions and the Supervisor's options, as a pickle."""
 
     cancelled = False
+    over = False  # this run is, or this Dask worker
     supervisor: Any = None
     key = ""  # of the chunk that the Supervisor works on
 
@@ -91,18 +92,16 @@ class Node:
 
     def setup(self, worker: Any) -> None:
         self.worker = worker
-        self.wanted: set[str] = set()  # the keys of the chunks that are here
         self.lock = threading.Lock()  # guards `supervisor` and `key`
         vars(multiprocessing.current_process())["_config"]["daemon"] = False  # under a nanny; else it starts no workers
 
     def run(self, key: str, items: bytes) -> tuple[Any, ...]:
         """Put a chunk through. Return this node, what went wrong with it, its workers, those replaced, and outcomes."""
         node = (self.worker.address, os.getpid())
-        self.wanted.add(key)
         with self.lock:
             self.key = key
             try:
-                if key not in self.wanted:
+                if not self.is_wanted(key):
                     raise InterruptedError("the client has stopped")
                 supervisor = self.supervisor = self.supervisor or self.start()
                 source = sys.modules["shmqueue"].IterableSource(pickle.loads(items))  # noqa: S301
@@ -113,12 +112,16 @@ class Node:
             except BaseException as error:  # also what a module raises that was sent
                 self.end()
                 return node, f"{type(error).__name__}: {error}"
-            if key not in self.wanted:  # it was aborted
+            if not self.is_wanted(key):  # it was aborted
                 self.end()
-            self.wanted.discard(key)
             self.worker.loop.add_callback(self.worker.loop.call_later, IDLE_SECONDS, self.leave, key)
         outcomes = pickle.dumps([result[3:] for result in results])
         return node, "", len(stats["workers"]), stats["respawned"] - before, outcomes
+
+    def is_wanted(self, key: str) -> bool:
+        """Return False if nobody wants this chunk any more: the client has stopped or died, or the run is over here."""
+        task = self.worker.state.tasks.get(key)
+        return not self.over and task is not None and task.state == "executing"
 
     def start(self) -> Any:
         """Return a Supervisor of the files as they were sent: what is imported may be of another run."""
@@ -140,7 +143,7 @@ class Node:
 
     def look(self, supervisor: Any) -> None:
         """Several times a second, in the Supervisor's thread: do what Dask's thread has asked for."""
-        if self.key not in self.wanted:
+        if not self.is_wanted(self.key):
             supervisor.abort()
         elif self.cancelled and not supervisor.cancelled:
             supervisor.cancel()
@@ -156,13 +159,8 @@ class Node:
             self.end()
             self.lock.release()
 
-    def transition(self, key: str, start: str, finish: str, **more: Any) -> None:
-        if finish == "released":  # nobody wants this chunk any more: the client has stopped, or died
-            self.wanted.discard(key)
-
     def teardown(self, worker: Any) -> None:
-        """This run is over, or this Dask worker is."""
-        self.wanted.clear()
+        self.over = True
         with self.lock:
             self.end()
 
