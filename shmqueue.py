@@ -334,7 +334,7 @@ class Supervisor:
                 self._queue = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context, name)
                 self._release.append(self._queue.close)
                 self._ledger.set_timeouts(timeout)
-                self._pool = WorkerPool(self._queue, self._ledger, options, context, Rules(grace, max_rss))
+                self._pool = WorkerPool(self._queue, self._ledger, options, context, grace, max_rss)
                 self._pool.silent_fork = start_method is None
                 self._release.append(functools.partial(end_strays, name))
             self._release.append(self._pool.close)
@@ -501,13 +501,13 @@ class Supervisor:
     def summary(self) -> dict[str, Any]:
         """Return stats() and more.
 
-        shares: the fractions of the workers' time in which they ran functions, started and waited.
+        busy: the fraction of the workers' time in which they ran functions.
         failures: the first five tasks that were not ok, one of each status among them, with payloads in brief.
         kinds: how many tasks were not ok, by function, status and name of the error.
         printed: after the end, True if functions printed what nobody keeps.
         """
         stats = {**self.stats(), "printed": self._queue.printed}
-        return {**stats, **self._ledger.tally.summary(stats["seconds"], self._pool.starting_seconds())}
+        return {**stats, **self._ledger.tally.summary()}
 
     def suspend(self) -> None:
         """Stop the workers and this process, as Ctrl-Z does. They go on together."""
@@ -1620,11 +1620,11 @@ class Lane:
     failed_starts: in a row. due: when to start a process again.
     """
 
-    def __init__(self, index: int, queue: Any, ledger: Ledger, rules: Rules) -> None:
+    def __init__(self, index: int, queue: Any, ledger: Ledger, grace: float) -> None:
         self.index = index
         self._queue = queue
         self._ledger = ledger
-        self._rules = rules
+        self._grace = grace
         self._words = queue.words
         self._status = queue.status[index]
         self.wake: Any = None
@@ -1675,10 +1675,6 @@ class Lane:
         """Return True if this process, not one before it, has called the initializer and wants tasks."""
         return self.word(READY) / 1e9 > self.process.started
 
-    def starting_seconds(self) -> float:
-        """Return the seconds until this process was ready, or until now."""
-        return (self.word(READY) / 1e9 if self.is_ready() else system.monotonic()) - self.process.started
-
     def postpone(self, now: float) -> None:
         """Set when to start it again: each second time in a row after a pause that is doubled, 0.1 to 5 s."""
         self.failed_starts += 1
@@ -1701,9 +1697,8 @@ class Lane:
         else:
             self.process.kill()
 
-    def check_memory(self, now: float) -> None:
-        """Read its memory and processor time. Replace it if it uses more than max_rss."""
-        most = self._rules.max_rss
+    def check_memory(self, now: float, most: int | None) -> None:
+        """Read its memory and processor time. Replace it if it uses more than `most` bytes."""
         rss = self.process.measure()
         if most is None or rss <= most:
             return
@@ -1750,7 +1745,7 @@ class Lane:
 
         If it cannot be halted, kill it after OVERDUE_SECONDS.
         """
-        why = Doom(position, "timeout", f"ran longer than {timeout:g} s", self._rules.grace)
+        why = Doom(position, "timeout", f"ran longer than {timeout:g} s", self._grace)
         halted = self.halt(why)
         if not halted and now - self.progress_since >= timeout + OVERDUE_SECONDS:
             self.doomed = why
@@ -1971,7 +1966,7 @@ class Lane:
             self.collect(number - 1)
             first, bound = self._limits(number)
             done = self._settle(self._read(number, first, bound))
-            if done < min(bound, self.word(LEAVING)) and number > self.word(PUBLISHED):
+            if done < bound and number > self.word(PUBLISHED):
                 self._charge_in_hand(done, note or exit_text(code))
                 done += 1
             self._ledger.give_back(done, bound - done)
@@ -2313,7 +2308,8 @@ class Ledger:
     def charge(self, worker: int, position: int, failure: Failure, seconds: float, started: float) -> None:
         """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
         for tasks, at, _ in self._take(position, 1):
-            if tasks.job is None:
+            if tasks.job is None:  # another worker is to leave by it
+                self.again.append(tasks.part(at, at + 1))
                 return
             result = TaskResult(
                 tsk_id=tasks.tsk_ids[at],
@@ -2770,16 +2766,10 @@ class Tally:
             self.failures.append(kept)
         self.latest.append(kept)
 
-    def summary(self, seconds: float, starting: float) -> dict[str, Any]:
-        """Return the part of Supervisor.summary that is kept here.
-
-        seconds: since the start. starting: the seconds that all workers together took to start.
-        """
-        whole = max(1e-9, seconds * len(self.busy))
-        run = sum(self.busy) / whole
-        start = starting / whole
+    def summary(self) -> dict[str, Any]:
+        """Return the part of Supervisor.summary that is kept here."""
         return {
-            "shares": {"run": min(1.0, run), "start": min(1.0, start), "wait": max(0.0, 1 - run - start)},
+            "busy": min(1.0, sum(self.busy) / max(1e-9, self.seconds() * len(self.busy))),
             "failures": [result._asdict() for result in self.failures],
             "kinds": dict(self.errors),
         }
@@ -2818,16 +2808,6 @@ WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
 _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a forked worker must not keep open
 
 
-class Rules(NamedTuple):
-    """When the supervisor ends a worker. The units are seconds and bytes; None: never.
-
-    grace: between SIGTERM and SIGKILL, if its task ran too long. max_rss: it uses more memory.
-    """
-
-    grace: float = 0.0
-    max_rss: int | None = None
-
-
 class WorkerPool:
     """All workers: starts and wakes them, collects what they finish, looks after them, and replaces the dead.
 
@@ -2838,13 +2818,21 @@ class WorkerPool:
     next_check: when to check the workers again.
     """
 
-    def __init__(self, queue: Any, ledger: Ledger, options: WorkerOptions, context: Any, rules: Rules) -> None:
+    def __init__(
+        self,
+        queue: Any,
+        ledger: Ledger,
+        options: WorkerOptions,
+        context: Any,
+        grace: float = 0.0,
+        max_rss: int | None = None,
+    ) -> None:
         self._queue = queue
         self._ledger = ledger
         self._options = options
         self.context = context
-        self._rules = rules
-        self.lanes = [Lane(index, queue, ledger, rules) for index in range(len(queue.status))]
+        self._max_rss = max_rss
+        self.lanes = [Lane(index, queue, ledger, grace) for index in range(len(queue.status))]
         self.closing = False
         self.silent_fork = False  # without the warning of Python about threads, as nobody has named fork
         self.respawned = 0
@@ -2854,7 +2842,6 @@ class WorkerPool:
         self._lost = False  # at the last check, tasks were nowhere
         self._failed_starts = 0  # in a row
         self._last_failure = ""  # why
-        self._dead_starting = 0.0  # seconds that the dead workers took to start
         self._worked_at = system.monotonic()
         self._next_memory = system.monotonic() + MEMORY_SECONDS  # so a short run need not import psutil
         self._bell, self._bell_end = self._pipe()
@@ -2944,7 +2931,6 @@ class WorkerPool:
 
         Raises WorkersFailedError if its exit code is UNGUARDED, or as _start_failed().
         """
-        self._dead_starting += lane.starting_seconds()
         code = self._reap(lane)
         if self.failure is not None and type(self.failure) is not WorkersFailedError:
             return  # what is in the segment, or what was noted of it, is not right
@@ -3070,7 +3056,7 @@ class WorkerPool:
         if now >= self._next_memory and late("psutil") is not None:
             self._next_memory = now + MEMORY_SECONDS
             for lane in self.living():
-                lane.check_memory(now)
+                lane.check_memory(now, self._max_rss)
         if soon:
             self.next_check = now + HUNGRY_SECONDS
         else:
@@ -3125,12 +3111,6 @@ class WorkerPool:
             for lane in living:
                 lane.process.signal_group(signal.SIGCONT)
                 lane.progress_since += system.monotonic() - since
-
-    # What is told of them.
-
-    def starting_seconds(self) -> float:
-        """Return the seconds that all worker processes together took to start."""
-        return self._dead_starting + sum(lane.starting_seconds() for lane in self.living())
 
     def held_up(self, outstanding: int) -> str:
         """Say what keeps workers from running: somebody has stopped them, or none could be started.
@@ -3199,7 +3179,7 @@ class InlinePool(WorkerPool):
     """No workers: runs the functions in this process, one task in each step, with the same results as in a worker."""
 
     def __init__(self, queue: InlineQueue, ledger: Ledger, options: WorkerOptions, context: Any) -> None:
-        super().__init__(queue, ledger, options, context, Rules())
+        super().__init__(queue, ledger, options, context)
         self._inline = queue
         self._calls = calls_of(options.functions, options.codec)
 
@@ -3907,13 +3887,9 @@ class Worker:
         return True
 
     def _terminate(self, payload: bytes) -> None:
-        """Begin no more tasks. This is noted before this task is finished, so that a death charges no other task."""
-        self._leave_before(self._half.done(self._count) + 1)
-        self._payloads.clear()
-
-    def _leave_before(self, task: int) -> None:
+        """Begin no more tasks. Behind this one there are others of its kind only."""
         self._leaving = True
-        self._words[self._status + LEAVING] = self._first + task
+        self._payloads.clear()
 
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
         """Note the end of a batch, and choose the size of the next one: at most 8 times as many tasks as before.
@@ -3924,7 +3900,7 @@ class Worker:
             self._half.stamps[done - 1] = last
         self._left -= done
         if self._left <= 0:
-            self._leave_before(done)
+            self._leaving = True
         if self._options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
             by_room = len(self._half.log) * 3 // 4 * done // at
@@ -4251,7 +4227,6 @@ class QueueMemory:
         for half in self.halves(worker):
             words[half.end] = words[half.first]
         words[status + PUBLISHED] = words[status + HARVESTED] = words[status + CLAIMS]
-        words[status + LEAVING] = NEVER
         words[status + LEAVE] = 0
         words[status + COMMAND] = 0
         words[status + ASLEEP] = 0
@@ -4866,7 +4841,6 @@ LAYOUT_VERSION = 3
 TERMINATE = 0  # the fn_id that makes the worker which takes it leave
 OUT_OF_LINE = 1 << 31  # set in a fn_id: the slot holds a REFERENCE to the payload
 RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not only the value's bytes
-NEVER = (1 << 64) - 1  # the `leaving` word of a worker that goes on
 LINE = 128  # two cache lines, since processors fetch them in pairs; different writers keep to different lines
 LOG_BYTES = 16 << 10  # the smallest log
 HEAP_BYTES = 32 << 20
@@ -4896,7 +4870,6 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # asleep       0, or the number of this sleep                                       W    S      lock, hint
 # ready        when W first was about to claim, in ns of the monotonic clock        W    S      hint
 # limit        how many tasks make a batch of BATCH_SECONDS                         W    S      hint
-# leaving      W begins nothing from this position on; NEVER while it goes on       W, S S      batch
 # printed      1 once a function has printed what nobody keeps                      W    S      hint
 # command      the process group of W's command, in both halves of the word; or 0   W, S all    hint
 # harvested    how many batches S has taken in                                      S    W      lock
@@ -4921,7 +4894,7 @@ class Word(ctypes.Structure):
 
 
 SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
-WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "leaving", "printed", "command")
+WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "printed", "command")
 SUPERVISOR_WORDS = ("harvested", "leave", "pid", "born")
 SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_bytes")  # see segment_layout
 CONSTANTS = ("magic", "version", "owner_pid", "ring_end", "owner_start", *SIZES)
@@ -4999,7 +4972,7 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
 
 # Indices of 64-bit words: from the start of the segment, and of a worker's status.
 PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
-CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, LEAVING, PRINTED, COMMAND = _indices(WorkerStatus, WORKER_WORDS)
+CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, PRINTED, COMMAND = _indices(WorkerStatus, WORKER_WORDS)
 HARVESTED, LEAVE, PID, BORN = _indices(WorkerStatus, SUPERVISOR_WORDS)
 
 
@@ -7488,8 +7461,7 @@ def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int, line_
     if sum(kinds.values()) > len(lines):
         lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5)))
     if seconds >= 1:
-        spent = ", ".join(f"{what} {summary['shares'][what]:.0%}" for what in ("run", "wait", "start"))
-        lines.append(f"workers: {spent} of the time")
+        lines.append(f"workers: busy {summary['busy']:.0%} of the time")
     if left_out:
         lines.append(f"{left_out:,} tasks left out: the results file holds them as ok")
     if summary.get("printed"):

@@ -251,9 +251,8 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         return {**tally.counts, **about, "seconds": tally.seconds(), "workers": workers}
 
     def summary(self) -> dict[str, Any]:
-        """As Supervisor.summary(); the time that nodes took to start counts as waiting."""
-        stats = self.stats()
-        return {**stats, **self.tally.summary(stats["seconds"], 0.0)}
+        """As Supervisor.summary()."""
+        return {**self.stats(), **self.tally.summary()}
 
     def snapshot(self) -> dict[str, Any]:
         """What the screen shows: in place of the ring, the tasks that are on the cluster."""

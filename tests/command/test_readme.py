@@ -126,7 +126,7 @@ CHANGES = [
     (r'File ".*/', 'File "'),
 ]
 # The marks below a line of code differ between Pythons. The other two depend on how long tasks and the run took.
-LEFT_OUT = re.compile(r" *[~^]+|workers: run .*")
+LEFT_OUT = re.compile(r" *[~^]+|workers: busy .*")
 
 
 def comparable(lines):

@@ -703,7 +703,7 @@ def test_when_the_disk_is_full_it_stops_says_how_to_go_on_and_resume_does(cli, h
 
 SUMMARY_FIELDS = {
     "ok", "failed", "timeout", "crashed", "cancelled", "retried", "respawned", "outstanding", "seconds", "workers",
-    "shares", "failures", "kinds", "problem", "left_out",
+    "busy", "failures", "kinds", "problem", "left_out",
 }  # fmt: skip
 
 
@@ -721,8 +721,7 @@ def test_the_summary_as_json(cli, handlers):
     assert found["retried"] == 7 + 1 + 1
     assert found["respawned"] >= 1
     assert (found["problem"], found["left_out"]) == ("", 0)
-    assert set(found["shares"]) == {"run", "start", "wait"}
-    assert all(0 <= share <= 1 for share in found["shares"].values())
+    assert 0 <= found["busy"] <= 1
     assert len(found["workers"]) == 2
     assert sum(worker["completed"] for worker in found["workers"]) == 6
     assert len(found["failures"]) == 5
@@ -862,7 +861,7 @@ def test_the_lines_of_the_summary(cli, handlers):
     assert summary(lines[-1])["failed"] == 7
     slower = cli.run(cli.file("tasks", "sleep 0.05\nsleep 0.4\nsleep 0.2\n" * 3), "-w", "2", "--screen", "off")
     shares = next(line for line in slower.out.splitlines() if line.startswith("workers: "))
-    assert re.fullmatch(r"workers: run \d+%, wait \d+%, start \d+% of the time", shares)
+    assert re.fullmatch(r"workers: busy \d+% of the time", shares)
     again = cli.tasks(tasks + "show done\n", *arguments, "--resume").out.splitlines()
     assert again[-2] == "9 tasks left out: the results file holds them as ok"
     assert "in all" not in "\n".join(cli.tasks("fail a\nnote b\n", "--handlers", handlers).err.splitlines())

@@ -11,7 +11,6 @@ from shmqueue import (
     ASLEEP,
     CLAIMS,
     DIRTY,
-    LEAVING,
     PUBLISHED,
     PUSHED,
     SUPERVISOR_ASLEEP,
@@ -105,7 +104,7 @@ def test_workers_are_killed_and_halted_before_every_kind_of_step():
         kills += report.kills
         halts += explore(SCENARIOS[name], ONE_HALT).halts
     assert set(kills) == kinds | {"start"}
-    words = ("DIRTY", "FIRST", "END", "CLAIMS", "CLAIMED", "PUBLISHED", "ASLEEP", "LEAVING", "SPECIAL", "KIND", "BEGAN")
+    words = ("DIRTY", "FIRST", "END", "CLAIMS", "CLAIMED", "PUBLISHED", "ASLEEP", "SPECIAL", "KIND", "BEGAN")
     steps = {f"store {what}" for what in (*words, "ends", "stamps", "the log", "all ends")}
     steps |= {"lock", "unlock", "call", "copy to the lane", "read the clock", "sleep", "ring the bell", "write a file"}
     assert steps < set(kills)
@@ -286,15 +285,6 @@ class KeepsAsleep(SharedTaskQueue):
         self.words[self.status[worker] + ASLEEP] = kept
 
 
-class KeepsLeaving(SharedTaskQueue):
-    """Leaves `leaving` of a dead worker: nothing of its successor's would ever be charged."""
-
-    def reset(self, worker):
-        kept = self.words[self.status[worker] + LEAVING]
-        super().reset(worker)
-        self.words[self.status[worker] + LEAVING] = kept
-
-
 class HaltsInsideTheLock(SharedTaskQueue):
     """Halts a worker in the midst of a claim."""
 
@@ -348,12 +338,6 @@ class ChangesItsKind(Worker):
     """Gives a batch that has values of one kind another kind."""
 
     _put = mistaken(Worker._put, without(part("at")))
-
-
-class LeavesUnsaid(Worker):
-    """Leaves after TERMINATE without having said that nothing behind it begins."""
-
-    _leave_before = mistaken(Worker._leave_before, drop(store("LEAVING")))
 
 
 class NeverRings(Worker):
@@ -445,7 +429,7 @@ class RecoversTheLastBatchOnly(Lane):
 class ChargesNobody(Lane):
     """Takes the task in hand for one that never began."""
 
-    recover = mistaken(Lane.recover, never(branch("LEAVING")))
+    recover = mistaken(Lane.recover, never(branch("PUBLISHED")))
 
 
 class ChargesTheNext(Lane):
@@ -483,6 +467,12 @@ class ChargesWrong(Ledger):
 
     def charge(self, worker, position, *about, **more):
         super().charge(worker, max(self._placed[0].first, position - 1), *about, **more)
+
+
+class SendsTooFewTerminates(Ledger):
+    """Loses the TERMINATE that a worker had in hand when it died, which another worker is to leave by."""
+
+    charge = mistaken(Ledger.charge, drop(call("append")))
 
 
 class FreesPagesEarly(Packer):
@@ -541,7 +531,6 @@ MISTAKES = [
     (RecoversUnlocked, "one worker", ONE_EACH),
     (KeepsPublished, "nothing returned", ONE_KILL),
     (KeepsAsleep, "nothing returned", ONE_KILL),
-    (KeepsLeaving, "few tasks each", Bounds()),
     (HaltsInsideTheLock, "two batches", KILLED_IN_A_HALT),
     (EndBeforeClock, "one batch", ONE_HALT),
     (CommitsAfterClock, "one batch", ONE_HALT),
@@ -551,7 +540,6 @@ MISTAKES = [
     (CountsRecordsLate, "records", ONE_KILL),
     (SaysItsKindLate, "one worker, text", ONE_KILL),
     (ChangesItsKind, "one worker, kinds", Bounds()),
-    (LeavesUnsaid, "left", Bounds()),
     (NeverRings, "nothing returned", Bounds()),
     (RingsBeforeItPublishes, "one worker", ONE_PREEMPTION),
     (TakesTheOneInHand, "one batch", ONE_HALT),
@@ -572,6 +560,7 @@ MISTAKES = [
     (KillsTheNext, "two too slow", CONT_OF_A_SLOW_ONE),
     (NeverContinues, "one batch", ONE_HALT),
     (ChargesWrong, "one batch", ONE_KILL),
+    (SendsTooFewTerminates, "left", ONE_KILL),
     (FreesPagesEarly, "heap", ONE_PREEMPTION),
     (RingsOnce, "one after the other", ONE_KILL),
     (RingsForTheFirstSleep, "small ring", ONE_PREEMPTION),

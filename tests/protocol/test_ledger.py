@@ -192,10 +192,11 @@ class LedgerModel(RuleBasedStateMachine):
     @precondition(lambda self: self.terminates)
     @rule()
     def leave(self):
-        """A worker has taken TERMINATE, or has died with it in hand. Neither has an outcome."""
+        """A worker has taken TERMINATE, which has no outcome. One that dies with it in hand leaves it for another."""
         self.ledger.complete(0, self.terminates.pop(), 1, None, 0.0, 0.0)
         if self.terminates:
             self.ledger.charge(0, self.terminates.pop(), FAILURE._replace(status="crashed"), 0.0, 0.0)
+            self.place(self.ledger.again.pop(), 0, 0)
 
     @rule()
     def pauses_end(self):

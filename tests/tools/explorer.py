@@ -808,7 +808,7 @@ class World:
         asleep = {s + shmqueue.ASLEEP for s in status}
         self.shared = {shmqueue.SUPERVISOR_ASLEEP, shmqueue.CLAIMED, *asleep, *(s + shmqueue.LEAVE for s in status)}
         header = ("PUSHED", "CLAIMED", "DIRTY", "SUPERVISOR_ASLEEP")
-        fields = ("CLAIMS", "PUBLISHED", "ASLEEP", "READY", "LIMIT", "LEAVING", "HARVESTED", "LEAVE", "PID", "BORN")
+        fields = ("CLAIMS", "PUBLISHED", "ASLEEP", "READY", "LIMIT", "HARVESTED", "LEAVE", "PID", "BORN")
         names = {getattr(shmqueue, name): name for name in header}
         names.update((s + getattr(shmqueue, name), name) for s in status for name in fields)
         names.update((first, "FIRST") for pair in self.firsts for first in pair)
@@ -1430,8 +1430,8 @@ class World:
 
     def spawn(self, worker: int, options: Any, pipes: Any) -> Actor:
         words, status = self._made.segment.words, self.status[worker]
-        at = {name: words[status + getattr(shmqueue, name)] for name in ("ASLEEP", "LEAVE", "LEAVING")}
-        if tuple(at.values()) != (0, 0, shmqueue.NEVER):
+        at = {name: words[status + getattr(shmqueue, name)] for name in ("ASLEEP", "LEAVE")}
+        if any(at.values()):
             self.fail(f"worker {worker} is started with {at}")
         actor = self._actor(worker, list(self.supervisor.clock), functools.partial(self._serve, options, pipes))
         actor.wake = pipes[0].fileno()
@@ -1604,8 +1604,6 @@ class World:
             actor.lane[1] = value
         elif place == status + shmqueue.PUBLISHED:
             actor.lane = [0, 0]
-        elif place == status + shmqueue.LEAVING:
-            actor.lane[1] = min(actor.lane[1], value)
 
     def note_commit(self, actor: Actor, task: int) -> None:
         actor.settled.add(actor.lane[0] + task)
