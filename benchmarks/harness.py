@@ -1,7 +1,8 @@
-"""Run measurements, each in a process of its own, and keep what they found.
+"""Run measurements and keep what they found.
 
-A measurement is a function of this package. Its process ends with it, so no thread, pool or heap is left for the next
-measurement. Systems that are compared take turns, and the order of the turns rotates.
+A measurement is a function of this package. Systems that are compared take turns, and the order of the turns rotates,
+because a machine's speed may move by half from one second to the next. A command, and a system that may hang, has a
+process of its own for each turn. All others share one process, so that their turns can be short.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import importlib
+import inspect
 import json
 import os
 import pty
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,13 +66,17 @@ def case(name: str, function: Callable[..., Any], **arguments: Any) -> Case:
     return Case(name, function, arguments)
 
 
+def place(function: Callable[..., Any]) -> str:
+    """Return what another process finds the function by."""
+    return f"{function.__module__}:{function.__name__}"
+
+
 def measure(what: Case) -> Any:
     """Run a case in a new process and return its result.
 
     Raise WrongError if a value is wrong or shmqueue fails. Raise AbsentError if another system fails.
     """
-    where = f"{what.function.__module__}:{what.function.__name__}"
-    command = [sys.executable, "-m", "benchmarks.harness", where, json.dumps(what.arguments)]
+    command = [sys.executable, "-m", "benchmarks.harness", place(what.function), json.dumps(what.arguments)]
     child = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
@@ -158,32 +166,29 @@ def at_most(value: float, unit: str = TIMES) -> Goal:
 
 @dataclasses.dataclass
 class Line:
-    """One comparison: our sample, theirs if there is one, and the figure that the goal limits."""
+    """One comparison: our sample, theirs if there is one, and the figure that a goal may limit.
 
-    against: str
+    name: what it is called among the lines of its row. It is the same in every run.
+    setting: the one of the other system that was the best this time.
+    """
+
+    name: str
     ours: Sample
     unit: str
     theirs: Sample | None
     figure: Sample
     figure_unit: str = TIMES
-    goal: Goal | None = None
-
-    @property
-    def met(self) -> bool | None:
-        """True if the figure meets its goal, None if there is no goal."""
-        if self.goal is None:
-            return None
-        return self.goal.met(self.figure.median)
+    setting: str = ""
 
 
-def ratio(against: str, ours: Sample, theirs: Sample, *, unit: str, goal: Goal | None = None) -> Line:
+def ratio(name: str, ours: Sample, theirs: Sample, *, unit: str, setting: str = "") -> Line:
     """Return a line whose figure is our sample over theirs."""
-    return Line(against=against, ours=ours, unit=unit, theirs=theirs, figure=ours.over(theirs), goal=goal)
+    return Line(name, ours, unit, theirs, figure=ours.over(theirs), setting=setting)
 
 
-def absolute(against: str, ours: Sample, theirs: Sample | None, *, unit: str, goal: Goal) -> Line:
+def absolute(name: str, ours: Sample, theirs: Sample | None, *, unit: str) -> Line:
     """Return a line whose figure is our sample itself."""
-    return Line(against=against, ours=ours, unit=unit, theirs=theirs, figure=ours, figure_unit=unit, goal=goal)
+    return Line(name, ours, unit, theirs, figure=ours, figure_unit=unit)
 
 
 @dataclasses.dataclass
@@ -209,35 +214,50 @@ class Findings:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How much to measure."""
+    """How much to measure. turns: of systems whose turns are short."""
 
     quick: bool
-    repetitions: int = 3
+    turns: int
 
-    def size(self, full: int, quick: int) -> int:
-        if self.quick:
-            return quick
-        return full
+    @property
+    def few(self) -> int:
+        """The turns of systems that take a second each."""
+        return min(self.turns, 5)
+
+    @property
+    def repetitions(self) -> int:
+        """The turns of what takes long, or has no goal near its figure."""
+        return min(self.turns, 3)
+
+
+QUICK = Plan(quick=True, turns=5)
+FULL = Plan(quick=False, turns=9)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the table. reason: why it misses its goal; printed only if it does."""
+    """What is measured together.
+
+    goals: by the names of lines. reason: why it misses a goal; printed only if it does.
+    """
 
     name: str
     title: str
     run: Callable[[Plan], Findings]
-    reason: str = ""
+    goals: Mapping[str, Goal]
+    reason: str
 
 
 ROWS: dict[str, Row] = {}
 
 
-def row(title: str, reason: str = "") -> Callable[[Callable[[Plan], Findings]], Callable[[Plan], Findings]]:
+def row(
+    title: str, goals: Mapping[str, Goal] | None = None, reason: str = ""
+) -> Callable[[Callable[[Plan], Findings]], Callable[[Plan], Findings]]:
     """Register a function as a row under its own name."""
 
     def register(function: Callable[[Plan], Findings]) -> Callable[[Plan], Findings]:
-        ROWS[function.__name__] = Row(function.__name__, title, function, reason)
+        ROWS[function.__name__] = Row(function.__name__, title, function, goals or {}, reason)
         return function
 
     return register
@@ -261,9 +281,41 @@ def alternate(cases: Sequence[Case], repetitions: int, notes: list[str]) -> dict
     return {name: values for name, values in found.items() if name not in absent}
 
 
-def samples(cases: Sequence[Case], repetitions: int, notes: list[str]) -> dict[str, Sample]:
-    """Do the same for cases that return one number."""
-    return {name: Sample(values) for name, values in alternate(cases, repetitions, notes).items()}
+def samples(found: Mapping[str, list[Any]]) -> dict[str, Sample]:
+    """Make samples of results that are numbers."""
+    return {name: Sample(values) for name, values in found.items()}
+
+
+def take_turns(cases: Sequence[Case], turns: int) -> dict[str, list[Any]]:
+    """Run every case once in each turn, in rotating order, in one process. Return the results by name.
+
+    Cases of shmqueue that start workers once come before those of other systems: a process with threads is not forked.
+    """
+    told = [(each.name, place(each.function), each.arguments) for each in cases]
+    found: dict[str, list[Any]] = measure(Case(cases[0].name, ours_in_turns, {"cases": told, "turns": turns}, 900))
+    return found
+
+
+def ours_in_turns(cases: Sequence[tuple[str, str, Mapping[str, Any]]], turns: int) -> dict[str, list[Any]]:
+    """Do what take_turns() says in this process."""
+    with contextlib.ExitStack() as stack:
+        calls = {name: _turn_of(resolve(where), arguments, stack) for name, where, arguments in cases}
+        names = list(calls)
+        results: dict[str, list[Any]] = {name: [] for name in names}
+        for turn in range(turns):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                results[name].append(calls[name]())
+    return results
+
+
+def _turn_of(function: Callable[..., Any], arguments: Mapping[str, Any], stack: contextlib.ExitStack) -> Any:
+    """Return what makes a turn of a case: a call, or one step of a generator, whose first step does not count."""
+    if not inspect.isgeneratorfunction(function):
+        return functools.partial(function, **arguments)
+    steps = stack.enter_context(contextlib.closing(function(**arguments)))
+    next(steps)
+    return functools.partial(next, steps)
 
 
 @contextlib.contextmanager
@@ -299,6 +351,7 @@ def busy_core(busy: bool) -> Iterator[None]:
     child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         os.sched_setaffinity(child.pid, {min(os.sched_getaffinity(0))})
+        time.sleep(0.05)  # until it has started
         yield
     finally:
         child.kill()
@@ -324,11 +377,16 @@ def fastest(found: Mapping[str, Sample], names: Iterable[str]) -> str:
     return max((name for name in names if name in found), key=lambda name: found[name].median)
 
 
+def resolve(where: str) -> Any:
+    """Return the function of which place() says where it is."""
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def run_here(where: str, arguments: str) -> int:
     """Run one measurement in this process: `python -m benchmarks.harness MODULE:FUNCTION ARGUMENTS_AS_JSON`."""
-    module, _, name = where.partition(":")
     try:
-        result = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+        result = resolve(where)(**json.loads(arguments))
     except WrongError as error:
         print(error, file=sys.stderr)
         return WRONG

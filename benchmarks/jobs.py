@@ -5,13 +5,14 @@ This file imports nothing of its package, because --call loads it as a single fi
 
 from __future__ import annotations
 
+import functools
 import heapq
 import os
 import random
 import statistics
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 NANOSECONDS = struct.Struct("=Q")
@@ -81,8 +82,9 @@ class WrongError(Exception):
     """A task is missing, or a value is wrong. Then there is no rate."""
 
 
+@functools.lru_cache(maxsize=2)
 def payloads(count: int, size: int = 100) -> list[bytes]:
-    """Return `count` payloads of `size` bytes. From 8 bytes on they all differ."""
+    """Return `count` payloads of `size` bytes. From 8 bytes on they all differ. Asked again, it is the same list."""
     if size < 8:
         return [bytes(size)] * count
     return [b"%0*d" % (size, number) for number in range(count)]
@@ -99,18 +101,14 @@ def _random_times(count: int, draw: Callable[[random.Random], float]) -> list[in
     return [min(int(draw(chance)), 500_000) for _ in range(count)]
 
 
-# For each row, the shapes that it measures: the microseconds that the tasks take, in input order.
-SHAPES: dict[str, dict[str, list[int]]] = {
-    "tail": {
-        "4,000 of 50 µs, then 2 of 1 s": [50] * 4000 + [1_000_000] * 2,
-        "1,000 of 50 µs, then 3 of 1 s": [50] * 1000 + [1_000_000] * 3,
-    },
-    "head": {"1 of 1 s, then 1,500 of 1 ms": [1_000_000] + [1000] * 1500},
-    "heavy": {
-        "2,000 by Pareto": _random_times(2000, lambda chance: 150 * chance.paretovariate(1.05)),
-        "1,700 by a lognormal law": _random_times(1700, lambda chance: 200 * chance.lognormvariate(0, 2)),
-    },
-    "waves": {"5 waves of 2,000 of 50 µs and 3 of 100 ms": ([50] * 2000 + [100_000] * 3) * 5},
+# The microseconds that tasks take, in input order, by what this is called.
+SHAPES: dict[str, list[int]] = {
+    "4,000 of 50 µs, then 2 of 1 s": [50] * 4000 + [1_000_000] * 2,
+    "1,000 of 50 µs, then 3 of 1 s": [50] * 1000 + [1_000_000] * 3,
+    "1 of 1 s, then 1,500 of 1 ms": [1_000_000] + [1000] * 1500,
+    "2,000 by Pareto": _random_times(2000, lambda chance: 150 * chance.paretovariate(1.05)),
+    "1,700 by a lognormal law": _random_times(1700, lambda chance: 200 * chance.lognormvariate(0, 2)),
+    "5 waves of 2,000 of 50 µs and 3 of 100 ms": ([50] * 2000 + [100_000] * 3) * 5,
 }
 
 
@@ -153,6 +151,29 @@ def median_microseconds(once: Callable[[], Any], times: int, pause: float) -> fl
         if value != b"there":
             raise WrongError(f"a value is {value!r:.60}")
     return 1e6 * statistics.median(waits)
+
+
+def until_it_begins(once: Callable[[], bytes], times: int) -> float:
+    """Return the median microseconds from a call to the moment that it returns, one of `monotonic`."""
+    waits = []
+    for _ in range(times):
+        time.sleep(0.002)
+        before = time.monotonic_ns()
+        waits.append((NANOSECONDS.unpack(once())[0] - before) / 1000)
+    if min(waits) < 0:
+        raise WrongError("a task began before it was submitted")
+    return statistics.median(waits)
+
+
+def seconds_of_map(executor: Any, calls: int, chunk: int) -> Iterator[float]:
+    """Yield the seconds of one map() of an Executor after the other."""
+    while True:
+        start = time.perf_counter()
+        values = list(executor.map(abs, range(calls), chunksize=chunk))
+        seconds = time.perf_counter() - start
+        if values != list(range(calls)):
+            raise WrongError(f"{calls:,} calls, {len(values):,} values, or not those of the calls")
+        yield seconds
 
 
 def expected(job: str, items: Sequence[bytes]) -> list[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import shmqueue
-from benchmarks.harness import CORES, Findings, Goal, Line, Plan, Sample, alternate, at_least, at_most, case, row
+from benchmarks.harness import CORES, Findings, Goal, Line, Plan, Sample, at_least, at_most, case, measure, ratio, row
 from benchmarks.jobs import WrongError
 
 clock = time.perf_counter
@@ -29,6 +29,19 @@ GOALS: dict[str, tuple[int, int, float | None]] = {
 RUN = 300  # nanoseconds more that run() may take
 TIMES_ALONE = 2  # mixed kinds may take this many times what they take alone
 OBJECT_SHARE = 0.67  # of Pool's rate, of an echo: 1.5 times its time
+
+
+def _goals() -> dict[str, Goal]:
+    """Return the goals by what a comparison is called."""
+    goals = {f"echo, {OBJECT}": at_least(OBJECT_SHARE)}
+    for at, job in enumerate(("no-op", "echo")):
+        goals[f"{job}, mixed against its kinds alone"] = at_most(TIMES_ALONE)
+        for kind, limits in GOALS.items():
+            goals[f"{job}, {kind}: map() beyond bytes"] = at_most(limits[at], "ns")
+            goals[f"{job}, {kind}: run() beyond bytes"] = at_most(limits[at] + RUN, "ns")
+            if share := limits[2]:
+                goals[f"{job}, {kind}"] = at_least(share)
+    return goals
 
 
 @dataclasses.dataclass
@@ -82,7 +95,7 @@ class Turn:
             parts = [items[number :: len(MIXED)] for number in range(len(MIXED))]
             self.calls["alone"] = functools.partial(self._one_after_the_other, parts)
         for chunk in CHUNKS:
-            self.calls[f"Pool.map, chunks of {chunk:,}"] = functools.partial(self._pool, pool, items, chunk)
+            self.calls[f"chunks of {chunk:,}"] = functools.partial(self._pool, pool, items, chunk)
 
     def _map(self, items: list[Any]) -> None:
         self._check(items, list(self._supervisor.map(self._function, items)))
@@ -104,7 +117,7 @@ class Turn:
             raise WrongError(f"{self._job}: a value is missing, or wrong")
 
 
-def take_turns(tasks: int, turns: int) -> dict[str, dict[str, list[float]]]:
+def ours_kinds(tasks: int, turns: int) -> dict[str, dict[str, list[float]]]:
     """Return the seconds of each call, by job and kind, then by what was called. The first turn does not count."""
     found = {}
     functions = list(FUNCTIONS.values())
@@ -129,41 +142,35 @@ def take_turns(tasks: int, turns: int) -> dict[str, dict[str, list[float]]]:
 
 @row(
     "no-op and echo by kind of payload, processes running already",
+    _goals(),
     "Pool pickles a whole chunk in one call of C; here each task and each value is encoded, and committed, by itself",
 )
 def kinds(plan: Plan) -> Findings:
     """Compare each kind with bytes, and with Pool.map at its best chunk size; mixed kinds with what they take alone."""
     found = Findings()
-    tasks = plan.size(60_000, 24_000)
-    arguments = {"tasks": tasks, "turns": plan.size(15, 5)}
-    (measured,) = alternate([case("both", take_turns, **arguments)], 1, found.notes)["both"]
-    for at, job in enumerate(FUNCTIONS):
+    tasks = 30_000
+    measured = measure(case("kinds", ours_kinds, tasks=tasks, turns=plan.turns))
+    for job in FUNCTIONS:
         for kind in MAKERS:
             taken = {name: Sample(each).scaled(1e9 / tasks) for name, each in measured[f"{job} {kind}"].items()}
-            found.lines.append(_against_pool(job, kind, taken))
+            found.lines.append(_against_pool(f"{job}, {kind}", taken))
             if kind in GOALS:
-                limit = GOALS[kind][at]
-                found.lines.append(_beyond_bytes(job, kind, "map()", taken, limit))
-                found.lines.append(_beyond_bytes(job, kind, "run()", taken, limit + RUN))
+                found.lines += [_beyond_bytes(f"{job}, {kind}", method, taken) for method in ("map()", "run()")]
             if kind == "mixed":
-                ours, alone = taken["map()"], taken["alone"]
-                what = f"{job}, mixed: its kinds alone"
-                found.lines.append(Line(what, ours, "ns", alone, ours.over(alone), goal=at_most(TIMES_ALONE)))
+                found.lines.append(
+                    ratio(f"{job}, mixed against its kinds alone", taken["map()"], taken["alone"], unit="ns")
+                )
     return found
 
 
-def _against_pool(job: str, kind: str, taken: dict[str, Sample]) -> Line:
+def _against_pool(name: str, taken: dict[str, Sample]) -> Line:
     """Compare rates, as the other rows do. The samples are nanoseconds a task."""
-    best = min((name for name in taken if name.startswith("Pool")), key=lambda name: taken[name].median)
+    best = min((name for name in taken if name.startswith("chunks")), key=lambda name: taken[name].median)
     ours = taken["map()"]
-    least = GOALS[kind][2] if kind in GOALS else None
-    if (job, kind) == ("echo", OBJECT):
-        least = OBJECT_SHARE
-    goal: Goal | None = at_least(least) if least else None
-    return Line(f"{job}, {kind}: {best}", ours, "ns", taken[best], taken[best].over(ours), goal=goal)
+    return Line(name, ours, "ns", taken[best], figure=taken[best].over(ours), setting=best)
 
 
-def _beyond_bytes(job: str, kind: str, method: str, taken: dict[str, Sample], limit: int) -> Line:
+def _beyond_bytes(name: str, method: str, taken: dict[str, Sample]) -> Line:
     ours, base = taken[method], taken[f"{method} of bytes"]
     beyond = Sample([a - b for a, b in zip(ours.values, base.values)])
-    return Line(f"{job}, {kind}: {method} beyond bytes", ours, "ns", base, beyond, "ns", at_most(limit, "ns"))
+    return Line(f"{name}: {method} beyond bytes", ours, "ns", base, figure=beyond, figure_unit="ns")

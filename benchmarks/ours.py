@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-import statistics
+import resource
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import shmqueue
 from benchmarks.harness import CORES, busy_core, terminal
 from benchmarks.jobs import (
     JOBS,
-    NANOSECONDS,
     SHAPES,
     WrongError,
     check,
@@ -22,7 +23,9 @@ from benchmarks.jobs import (
     median_microseconds,
     numbered,
     payloads,
+    seconds_of_map,
     uneven,
+    until_it_begins,
 )
 
 clock = time.perf_counter
@@ -41,15 +44,13 @@ def _warm(supervisor: shmqueue.Supervisor) -> None:
             raise WrongError(f"{workers} workers, and {len(seen)} answered in 30 s")
 
 
-def ours_map(job: str, tasks: int, size: int = 100, times: int = 1, **options: Any) -> float:
-    """Return tasks a second of the last of `times` runs, values in input order. Workers start and end in the time."""
+def ours_map(job: str, tasks: int, size: int = 100, **options: Any) -> float:
+    """Return tasks a second, values in input order. Workers start and end in the time."""
     items = payloads(tasks, size)
-    seconds = 0.0
-    for _ in range(times):
-        start = clock()
-        values = shmqueue.parallel_map(JOBS[job], items, **options)
-        seconds = clock() - start
-        check(job, items, values)
+    start = clock()
+    values = shmqueue.parallel_map(JOBS[job], items, **options)
+    seconds = clock() - start
+    check(job, items, values)
     return tasks / seconds
 
 
@@ -68,30 +69,35 @@ def ours_run(job: str, tasks: int, size: int = 100, **options: Any) -> float:
 
 
 def ours_steady(
-    job: str, tasks: int, size: int = 100, workers: int = CORES, times: int = 1, neighbour: bool = False
-) -> float:
-    """Return tasks a second of the last of `times` runs, values in input order. All workers have started before.
+    job: str, tasks: int, size: int = 100, workers: int = CORES, neighbour: bool = False
+) -> Iterator[float]:
+    """Yield tasks a second of one run after the other, values in input order. All workers have started before.
 
     neighbour: keep a core busy.
     """
-    seconds = 0.0
-    with shmqueue.Supervisor([JOBS[job], JOBS["whoami"]], workers=workers) as supervisor, busy_core(neighbour):
+    with shmqueue.Supervisor([JOBS[job], JOBS["whoami"]], workers=workers) as supervisor:
         _warm(supervisor)
         items = payloads(tasks, size)
-        for _ in range(times):
-            start = clock()
-            values = list(supervisor.map(JOBS[job], items))
-            seconds = clock() - start
+        while True:
+            with busy_core(neighbour):
+                start = clock()
+                values = list(supervisor.map(JOBS[job], items))
+                seconds = clock() - start
             check(job, items, values)
-    return tasks / seconds
+            yield tasks / seconds
 
 
-def ours_records(tasks: int, size: int, method: str) -> float:
-    """Return echo tasks a second of the second of two runs: "run" makes TaskResults, "map" gives the values alone."""
+def ours_first(tasks: int, workers: int) -> float:
+    """Return no-op tasks a second of the first run. All workers have started before."""
+    with contextlib.closing(ours_steady("noop", tasks, workers=workers)) as runs:
+        return next(runs)
+
+
+def ours_records(tasks: int, size: int, method: str) -> Iterator[float]:
+    """Yield echo tasks a second: "run" makes TaskResults, "map" gives the values alone."""
     items = payloads(tasks, size)
-    seconds = 0.0
     with shmqueue.Supervisor([JOBS["echo"]], workers=CORES) as supervisor:
-        for _ in range(2):
+        while True:
             start = clock()
             if method == "run":
                 values = [result.value for result in supervisor.run(items)]
@@ -99,7 +105,7 @@ def ours_records(tasks: int, size: int, method: str) -> float:
                 values = list(supervisor.map("echo", items))
             seconds = clock() - start
             check("echo", items, values, ordered=method == "map")
-    return tasks / seconds
+            yield tasks / seconds
 
 
 def ours_stream(tasks: int) -> float:
@@ -125,12 +131,12 @@ def ours_uneven() -> float:
     return seconds / (sum(map(int, items)) / 1e6 / CORES)
 
 
-def ours_scheduled(row: str, shape: str) -> dict[str, float]:
+def ours_scheduled(shape: str) -> dict[str, float]:
     """Return the makespan of tasks of a shape, and that of a list schedule of the times that they took in this run.
 
     No-ops run first, so that batches have grown to the size that suits the shortest tasks.
     """
-    microseconds = SHAPES[row][shape]
+    microseconds = SHAPES[shape]
     items = [("spend", payload) for payload in numbered(microseconds)]
     with shmqueue.Supervisor([JOBS["spend"], JOBS["noop"], JOBS["whoami"]], workers=PAIR) as supervisor:
         _warm(supervisor)
@@ -159,24 +165,22 @@ def ours_late(before: int, after: int) -> int:
     return late
 
 
-def ours_wake(times: int) -> float:
-    """Return the median microseconds from submit to the function's first line in an idle worker."""
-    waits = []
-    with shmqueue.Supervisor([JOBS["monotonic"], JOBS["whoami"]]) as supervisor:
+def ours_wake(times: int) -> Iterator[float]:
+    """Yield the median microseconds from submit to the function's first line in an idle worker."""
+    with shmqueue.Supervisor([JOBS["monotonic"], JOBS["whoami"]], workers=CORES) as supervisor:
         _warm(supervisor)
-        for _ in range(times):
-            time.sleep(0.002)
-            before = time.monotonic_ns()
+
+        def once() -> bytes:
             supervisor.submit("monotonic", b"")
             (result,) = supervisor.results()
-            waits.append((NANOSECONDS.unpack(result.value)[0] - before) / 1000)
-    if min(waits) < 0:
-        raise WrongError("a task began before it was submitted")
-    return float(statistics.median(waits))
+            return result.value
+
+        while True:
+            yield until_it_begins(once, times)
 
 
-def ours_there_and_back(times: int, pause: float) -> float:
-    """Return the median microseconds of submit() and results() for one task, with so many seconds between two."""
+def ours_there_and_back(times: int, pause: float) -> Iterator[float]:
+    """Yield the median microseconds of submit() and results() for one task, with so many seconds between two."""
     with shmqueue.Supervisor([JOBS["echo"], JOBS["whoami"]], workers=CORES) as supervisor:
         _warm(supervisor)
 
@@ -185,14 +189,58 @@ def ours_there_and_back(times: int, pause: float) -> float:
             (result,) = supervisor.results()
             return result.value
 
-        return median_microseconds(once, times, pause)
+        while True:
+            yield median_microseconds(once, times, pause)
 
 
-def ours_future(times: int, pause: float) -> float:
-    """Return the median microseconds of Executor.submit(...).result()."""
+def ours_future(times: int, pause: float) -> Iterator[float]:
+    """Yield the median microseconds of Executor.submit(...).result()."""
     with shmqueue.Executor(CORES) as executor:
-        executor.submit(JOBS["echo"], b"").result()
-        return median_microseconds(lambda: executor.submit(JOBS["echo"], b"there").result(), times, pause)
+        while True:
+            yield median_microseconds(lambda: executor.submit(JOBS["echo"], b"there").result(), times, pause)
+
+
+def ours_calls(calls: int, chunk: int) -> Iterator[float]:
+    """Yield the seconds of Executor.map for so many trivial calls."""
+    with shmqueue.Executor(CORES) as executor:
+        yield from seconds_of_map(executor, calls, chunk)
+
+
+def ours_open(tasks: int) -> float:
+    """Return the seconds to open and close a Supervisor while a list of so many payloads is in memory."""
+    payloads(tasks, 93)
+    start = clock()
+    with shmqueue.Supervisor([JOBS["noop"]], workers=CORES):
+        pass
+    return clock() - start
+
+
+def ours_faults(tasks: int, size: int) -> dict[str, float]:
+    """Return the nanoseconds a task, and the page faults, of a loop that slices a list of payloads after a fork.
+
+    The loop writes to each payload, since that counts its references. So the first touch of a page copies it.
+    """
+    items = payloads(tasks, size)
+    for _ in range(2):  # an earlier fork costs faults, too, but only once
+        alone = _seconds_of_slices(items)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    try:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        forked = _seconds_of_slices(items)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return {"ns": (forked - alone) / tasks * 1e9, "faults": faults}
+
+
+def _seconds_of_slices(items: list[bytes]) -> float:
+    start = clock()
+    for at in range(0, len(items), 64):
+        items[at : at + 64]
+    return clock() - start
 
 
 def ours_small(tasks: int) -> float:

@@ -1,23 +1,34 @@
 """Measure other systems at the same work. Each function checks all values before it returns a figure.
 
-Rates include the start and the end of the workers, as ours do.
+Rates include the start and the end of the workers, as ours do, where nothing else is said.
 """
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import multiprocessing
 import os
 import queue
-import statistics
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.harness import CORES, busy_core
-from benchmarks.jobs import JOBS, NANOSECONDS, WrongError, check, median_microseconds, payloads, uneven
+from benchmarks.jobs import (
+    JOBS,
+    NANOSECONDS,
+    WrongError,
+    check,
+    median_microseconds,
+    payloads,
+    seconds_of_map,
+    uneven,
+    until_it_begins,
+)
 
 clock = time.perf_counter
 PATIENCE = 20.0  # seconds without a message after which one counts as lost
@@ -34,32 +45,33 @@ def _rate(
     return tasks / seconds
 
 
-def pool_map(
-    job: str, tasks: int, chunk: int | None = None, workers: int = CORES, size: int = 100, times: int = 1
-) -> float:
-    items = payloads(tasks, size)
-    seconds = 0.0
-    for _ in range(times):
-        start = clock()
+def pool_map(job: str, tasks: int, chunk: int | None = None, workers: int = CORES, size: int = 100) -> float:
+    def collect(items: list[bytes]) -> list[Any]:
         with multiprocessing.Pool(workers) as pool:
-            values = pool.map(JOBS[job], items, chunk)
-        seconds = clock() - start
-        check(job, items, values)
-    return tasks / seconds
+            return pool.map(JOBS[job], items, chunk)
+
+    return _rate(job, tasks, collect, size)
 
 
-def pool_steady(job: str, tasks: int, chunk: int, size: int = 100, times: int = 1, neighbour: bool = False) -> float:
-    """Return tasks a second of the last of `times` calls of Pool.map. All workers have started before the first."""
-    seconds = 0.0
-    with multiprocessing.Pool(CORES) as pool, busy_core(neighbour):
-        pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
-        items = payloads(tasks, size)
-        for _ in range(times):
+@functools.cache
+def standing_pool() -> Any:
+    """Return a Pool whose workers have all started. It ends with this process."""
+    pool = multiprocessing.Pool(CORES)
+    pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
+    return pool
+
+
+def pool_steady(job: str, tasks: int, chunk: int, size: int = 100, neighbour: bool = False) -> Iterator[float]:
+    """Yield tasks a second of one call of Pool.map after the other. All workers have started before the first."""
+    pool = standing_pool()
+    items = payloads(tasks, size)
+    while True:
+        with busy_core(neighbour):
             start = clock()
             values = pool.map(JOBS[job], items, chunk)
             seconds = clock() - start
-            check(job, items, values)
-    return tasks / seconds
+        check(job, items, values)
+        yield tasks / seconds
 
 
 def pool_imap_unordered(job: str, tasks: int, chunk: int = 1, size: int = 100) -> float:
@@ -214,30 +226,41 @@ def pool_uneven(method: str, chunk: int | None) -> float:
     return seconds / (sum(map(int, items)) / 1e6 / CORES)
 
 
-def pool_wake(times: int) -> float:
-    """Return the median microseconds from Pool.apply to the function's first line in an idle worker."""
-    waits = []
-    with multiprocessing.Pool(CORES) as pool:
-        pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
-        for _ in range(times):
-            time.sleep(0.002)
-            before = time.monotonic_ns()
-            waits.append((NANOSECONDS.unpack(pool.apply(JOBS["monotonic"], (b"",)))[0] - before) / 1000)
-    return float(statistics.median(waits))
+def pool_wake(times: int) -> Iterator[float]:
+    """Yield the median microseconds from Pool.apply to the function's first line in an idle worker."""
+    pool = standing_pool()
+    while True:
+        yield until_it_begins(lambda: pool.apply(JOBS["monotonic"], (b"",)), times)
 
 
-def pool_apply(times: int, pause: float) -> float:
-    """Return the median microseconds of Pool.apply for one task."""
-    with multiprocessing.Pool(CORES) as pool:
-        pool.map(JOBS["whoami"], [b""] * (4 * CORES), 1)
-        return median_microseconds(lambda: pool.apply(JOBS["echo"], (b"there",)), times, pause)
+def pool_apply(times: int, pause: float) -> Iterator[float]:
+    """Yield the median microseconds of Pool.apply for one task."""
+    pool = standing_pool()
+    while True:
+        yield median_microseconds(lambda: pool.apply(JOBS["echo"], (b"there",)), times, pause)
 
 
-def executor_future(times: int, pause: float) -> float:
-    """Return the median microseconds of ProcessPoolExecutor.submit(...).result()."""
+def executor_future(times: int, pause: float) -> Iterator[float]:
+    """Yield the median microseconds of ProcessPoolExecutor.submit(...).result()."""
     with concurrent.futures.ProcessPoolExecutor(CORES) as executor:
         list(executor.map(JOBS["whoami"], [b""] * (4 * CORES)))
-        return median_microseconds(lambda: executor.submit(JOBS["echo"], b"there").result(), times, pause)
+        while True:
+            yield median_microseconds(lambda: executor.submit(JOBS["echo"], b"there").result(), times, pause)
+
+
+def executor_calls(calls: int, chunk: int) -> Iterator[float]:
+    """Yield the seconds of ProcessPoolExecutor.map for so many trivial calls."""
+    with concurrent.futures.ProcessPoolExecutor(CORES) as executor:
+        yield from seconds_of_map(executor, calls, chunk)
+
+
+def pool_open(tasks: int) -> float:
+    """Return the seconds to open and close a Pool while a list of so many payloads is in memory."""
+    payloads(tasks, 93)
+    start = clock()
+    with multiprocessing.Pool(CORES):
+        pass
+    return clock() - start
 
 
 def pool_small(tasks: int) -> float:
@@ -251,23 +274,26 @@ def pool_small(tasks: int) -> float:
     return seconds
 
 
-def pipe_wake(times: int) -> float:
-    """Return the median microseconds from a write to the return of a read in another process."""
+def pipe_wake(times: int) -> Iterator[float]:
+    """Yield the median microseconds from a write to the return of a read in another process."""
     there = os.pipe()
     back = os.pipe()
-    waits = []
-    if os.fork() == 0:
-        while os.read(there[0], 1) == b"!":
+    child = os.fork()
+    if child == 0:
+        while os.read(there[0], 1):
             os.write(back[1], NANOSECONDS.pack(time.monotonic_ns()))
         os._exit(0)
-    for _ in range(times):
-        time.sleep(0.002)
-        before = time.monotonic_ns()
+
+    def once() -> bytes:
         os.write(there[1], b"!")
-        waits.append((NANOSECONDS.unpack(os.read(back[0], 8))[0] - before) / 1000)
-    os.write(there[1], b"q")
-    os.wait()
-    return float(statistics.median(waits))
+        return os.read(back[0], 8)
+
+    try:
+        while True:
+            yield until_it_begins(once, times)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 # faster-fifo's own benchmark: producers send messages of five numbers to consumers. Nothing is sent back.
