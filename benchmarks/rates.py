@@ -30,8 +30,8 @@ from benchmarks.harness import (
 SIZE = 93  # bytes of a payload, where a row does not vary it
 COLD = 1_000_000  # tasks of a row in whose time workers start and end
 WARM = 300_000  # tasks of a turn where processes run already
-CHUNKS = (500, 10_000, 50_000)  # of Pool
-MORE_CHUNKS = (100, 2_000, 500_000)  # which are never the best
+CHUNKS = (500, 10_000, 50_000)  # of Pool, always
+MORE_CHUNKS = (100, 2_000, 500_000)  # in a whole run, for the curve
 SIZES = (  # bytes of a payload, number of tasks (about a tenth of a second), goal, chunk sizes of Pool.map
     (8, 150_000, 0.6, (500, 2_000, 10_000, 50_000)),
     (93, 150_000, 1.2, (500, 2_000, 10_000, 50_000)),
