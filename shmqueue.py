@@ -302,7 +302,8 @@ class Supervisor:
     ) -> None:
         numbered = number_functions(functions)
         check_numbers(locals())
-        codec = check_codec(codec)
+        if codec is not None:
+            codec = Codec(codec)
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer={initializer!r}: must be callable")
         if screen and self.choose_display is None:
@@ -2447,7 +2448,7 @@ class Intake:
         self.fn_ids: dict[Any, int] = {name: fn_id for fn_id, name in reversed(self.names.items())}
         self.fn_ids.update((function, fn_id) for fn_id, function in functions.items())
         self._codec = codec
-        self._untyped = {fn_id for fn_id, function in functions.items() if not readable(function)}
+        self._untyped = {fn_id for fn_id, function in functions.items() if not annotated(function)[0]}
         plain_checker()  # made here, so that forked workers have it
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._function = functions.get(self._only)
@@ -3845,11 +3846,9 @@ class Worker:
             return map(self._calls.__getitem__, fn_ids), fetched or iter(self._payloads)
         call = self._calls[fn_ids[0]]
         if isinstance(call, Call) and not fetched:
-            with contextlib.suppress(Exception):  # one is spoiled: then each is read when it is called, and one fails
-                arguments = call.read_ahead(self._payloads)
-                if arguments is not None:
-                    self._payloads = arguments
-                    call = call.function
+            with contextlib.suppress(Exception):  # one cannot be read: then each is when it is called, and one fails
+                self._payloads = call.read_all(self._payloads)
+                call = call.function
         return itertools.repeat(call), fetched or iter(self._payloads)
 
     def _fetch(self, fn_id: int, payload: bytes) -> bytes:
@@ -5138,30 +5137,33 @@ FN_ID = (1 << KIND_BIT) - 1  # the bits of a fn_id without kind and OUT_OF_LINE
 IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the segment, and the record has their number
 
 REMEDY = "give Supervisor a codec, such as codec=pickle"
-NO_ROOM = "there is no room in shared memory for what it returned or raised"
 ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
-PLAIN = ATOMS | {tuple, list, dict, set, frozenset}
+CONTAINERS = frozenset({tuple, list, dict, set, frozenset})
+PLAIN = ATOMS | CONTAINERS
 BYTES_LIKE = (bytes, bytearray, memoryview, array.array, ctypes.Array, ctypes.Structure)
 
 
-class Codec(NamedTuple):
-    """How objects travel that are neither bytes nor str: `dumps` makes bytes or str of one, and `loads` reads them."""
+class Codec:
+    """How objects travel that are neither bytes nor str: the functions of a user's codec.
 
-    dumps: Callable[[Any], Any]
-    loads: Callable[[Any], Any]
-
-
-def check_codec(codec: Any) -> Codec | None:
-    """Return the two functions of an object such as the module pickle, which cannot be pickled itself.
-
-    None stays None.
+    An object such as the module pickle cannot be sent to workers itself.
     """
-    if codec is None:
-        return None
-    found: list[Any] = [getattr(codec, name, None) for name in Codec._fields]
-    if not all(map(callable, found)):
-        raise TypeError(f"codec={codec!r}: must have dumps and loads, as the modules pickle and json have")
-    return Codec(*found)
+
+    def __init__(self, codec: Any) -> None:
+        self._dumps: Any = getattr(codec, "dumps", None)
+        self.loads: Any = getattr(codec, "loads", None)
+        if not (callable(self._dumps) and callable(self.loads)):
+            raise TypeError(f"codec={codec!r}: must have dumps and loads, as the modules pickle and json have")
+
+    def dumps(self, value: Any) -> bytes:
+        """Return a value as bytes. Raises TypeError or ValueError if `dumps` has made nothing that can be bytes."""
+        coded = self._dumps(value)
+        if not isinstance(coded, str):
+            return coded if type(coded) is bytes else bytes(memoryview(coded))
+        try:
+            return coded.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the codec returned text that UTF-8 cannot hold: have it return bytes") from None
 
 
 def encode_text(text: str) -> bytes:
@@ -5193,14 +5195,6 @@ def load_flat(data: bytes, count: int) -> list[Any]:
     return marshal.loads(b"[" + struct.pack("<I", count) + data, **NO_CODE)  # type: ignore[no-any-return]  # noqa: S302
 
 
-def load_all(pieces: Sequence[bytes]) -> list[Any]:
-    """Return the plain data that these bytes are. Raises an exception if they are not."""
-    try:
-        return load_flat(b"".join(pieces), len(pieces))
-    except (ValueError, EOFError, TypeError):
-        return list(map(load_plain, pieces))
-
-
 def load_plain(data: bytes) -> Any:
     return marshal.loads(data.removeprefix(NESTED), **NO_CODE)  # noqa: S302
 
@@ -5224,70 +5218,48 @@ def plain_checker() -> Any:
     return PlainChecker
 
 
-_checkers = threading.local()  # each thread has one, since it costs more to make than to use
+NOWHERE = types.SimpleNamespace(write=len)
 
 
-def check_plain(value: Any) -> None:
-    """Raise TypeError for what is not plain data, and ValueError for what is nested too deeply.
+def dump_nested(values: Sequence[Any]) -> list[bytes]:
+    """Return plain data as bytes. Raises TypeError for what is not plain, and ValueError for what is nested too deeply.
 
     Types are compared exactly: marshal would turn a numpy.float64 in a list into bytes.
     """
-    checker = getattr(_checkers, "own", None)
-    if checker is None:
-        nowhere = types.SimpleNamespace(write=len)
-        checker = _checkers.own = plain_checker()(nowhere, 4)  # protocol 5 knows bytearray
     try:
-        checker.dump(value)
-    except RecursionError:
-        raise ValueError(f"what is nested so deeply cannot travel: {REMEDY}") from None
-    finally:
-        checker.clear_memo()
+        plain_checker()(NOWHERE, 4).dump(values)  # protocol 5 knows bytearray
+        return [NESTED + marshal.dumps(value) for value in values]
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"what is nested so deeply, or a class, cannot travel ({error}): {REMEDY}") from None
 
 
-def dump_flat(value: Any) -> bytes:
-    """Return a container as bytes; none if it has others inside, or what is not plain data, or changes meanwhile."""
+def dump_container(value: Any) -> bytes:
+    """Return a container of plain data as bytes; none if it is not plain, or changes meanwhile."""
     try:
         if type(value) is dict:
             for key in value:
                 if type(value[key]) not in ATOMS or type(key) not in ATOMS:
-                    return b""
+                    return dump_nested([value])[0]
         else:
             for part in value:
                 if type(part) not in ATOMS:
-                    return b""
+                    return dump_nested([value])[0]
         return marshal.dumps(value, 2)
-    except (RuntimeError, KeyError, ValueError):
+    except Exception:  # raised again where it can be told
         return b""
 
 
-def dump_plain(value: Any) -> bytes:
-    """Return plain data as bytes. Raises TypeError or ValueError if it is not plain, or nested too deeply."""
-    kind = type(value)
-    if kind in ATOMS:
-        return marshal.dumps(value, 2)
-    flat = kind in PLAIN and dump_flat(value)
-    if flat:
-        return flat
-    check_plain(value)
-    try:
-        return NESTED + marshal.dumps(value)
-    except ValueError as error:  # too deep, or the class complex
-        raise ValueError(f"{error}: {REMEDY}") from None
-
-
 def dump_block(values: Sequence[Any], kinds: set[type]) -> list[bytes]:
-    """Do the same for many values at once. kinds: their types, which are all of PLAIN."""
-    parts: Iterable[Any] = ()
-    if kinds == {dict}:
-        parts = itertools.chain(itertools.chain(*values), itertools.chain(*map(dict.values, values)))
-    elif kinds.isdisjoint(ATOMS) and dict not in kinds:
-        parts = itertools.chain(*values)
+    """Return plain data of these types as bytes. Raises an exception as dump_nested() does."""
+    containers: Sequence[Any] = ()
+    if kinds <= CONTAINERS:
+        containers = values
     elif not kinds <= ATOMS:
-        return list(map(dump_plain, values))
-    if ATOMS.issuperset(map(type, parts)):
+        containers = [value for value in values if type(value) in CONTAINERS]
+    dicts = [value for value in containers if type(value) is dict] if dict in kinds else ()
+    if ATOMS.issuperset(map(type, itertools.chain(*containers, *map(dict.values, dicts)))):
         return list(map(marshal.dumps, values, itertools.repeat(2)))
-    check_plain(values)
-    return [NESTED + marshal.dumps(value) for value in values]
+    return dump_nested(values)
 
 
 # How a worker's loop makes bytes of values, in batches of these kinds; no bytes: see Worker._put. In one that is CODED
@@ -5295,18 +5267,8 @@ def dump_block(values: Sequence[Any], kinds: set[type]) -> list[bytes]:
 QUICK_DUMPS: dict[int, dict[type, Callable[[Any], bytes]]] = {
     BYTES: {},
     TEXT: {str: dump_text},
-    CODED: {**dict.fromkeys(PLAIN, dump_flat), **dict.fromkeys(ATOMS, marshal.dumps)},
+    CODED: {**dict.fromkeys(CONTAINERS, dump_container), **dict.fromkeys(ATOMS, marshal.dumps)},
 }
-
-
-def coded_bytes(coded: Any) -> bytes:
-    """Return what a codec made as bytes. Raises TypeError or ValueError if that cannot be."""
-    if not isinstance(coded, str):
-        return coded if type(coded) is bytes else bytes(memoryview(coded))
-    try:
-        return coded.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the codec returned text that UTF-8 cannot hold: have it return bytes") from None
 
 
 def encode(
@@ -5322,20 +5284,21 @@ def encode(
     if kind is str:
         return TEXT, dump_text(value)
     if kind is Failure:
-        output = None if value.value is None else value.value.parts
-        return FAILURE, marshal.dumps((value.error, value.traceback, output, value.status))
+        errors = getattr(value.value, "errors", b"")
+        return FAILURE, marshal.dumps((value.error, value.traceback, value.status, value.value, errors))
     if kind is Output:
-        return OUTPUT, marshal.dumps(value.parts)
+        return OUTPUT, marshal.dumps((value, value.errors))
     if structures and kind in structures:
         return STRUCTURE + structures.index(kind), bytes(value)
     if codec is not None:
-        return CODED, coded_bytes(codec.dumps(value))
+        return CODED, codec.dumps(value)
     if isinstance(value, ctypes.Structure) and structures is not None:
         text = f"returned the Structure {kind.__name__}, which no annotation names: annotate the function's return"
         raise TypeError(text)
     if isinstance(value, BYTES_LIKE):
         return BYTES, bytes(value)
-    return CODED, dump_plain(value)
+    dump = QUICK_DUMPS[CODED].get(kind)
+    return CODED, (dump and dump(value)) or dump_nested([value])[0]
 
 
 def encode_payloads(
@@ -5350,11 +5313,15 @@ def encode_payloads(
         return TEXT, list(map(dump_text, payloads))
     if as_they_are or types.isdisjoint({bytes, str}):
         if codec is not None:
-            return CODED, list(map(coded_bytes, map(codec.dumps, payloads)))
+            return CODED, list(map(codec.dumps, payloads))
         if types <= PLAIN:
             return CODED, dump_block(payloads, types)
     kinds, data = zip(*[encode(payload, codec) for payload in payloads])
     return kinds, data
+
+
+# What is read of a failure for which the log had no room.
+NO_ROOM = marshal.dumps(("there is no room in shared memory for what it returned or raised", None, "failed", None, b""))
 
 
 def decode(kind: int, data: bytes, codec: Codec | None, structures: Sequence[type[ctypes.Structure]] = ()) -> Any:
@@ -5373,8 +5340,9 @@ def decode(kind: int, data: bytes, codec: Codec | None, structures: Sequence[typ
             return load_plain(data) if codec is None else codec.loads(data)
         if kind == OUTPUT:
             return Output(*load_plain(data))
-        error, trace, output, status = load_plain(data) if data else (NO_ROOM, None, None, "failed")
-        return Failure(error, trace, output and Output(*output), RETRY_ON[RETRY_ON.index(status)])
+        error, trace, status, output, errors = load_plain(data or NO_ROOM)
+        value = None if output is None else Output(output, errors)
+        return Failure(error, trace, value, RETRY_ON[RETRY_ON.index(status)])
     except Exception as error:
         return Failure.of(error)
 
@@ -5388,20 +5356,14 @@ def decode_log(kind: int, codec: Codec | None, log: bytes, begin: int, ends: Seq
     stop = begin + size * len(ends)
     if size and stop == ends[-1] and ends == list(range(begin + size, stop + 1, size)):
         pieces = cut(log[begin:stop], size)
-        return pieces if kind == BYTES else decode_all(kind, codec, pieces)
-    pieces = list(map(log.__getitem__, map(slice, [begin, *ends], ends)))
-    return decode_all(kind, codec, pieces)
-
-
-def decode_all(kind: int, codec: Codec | None, pieces: Sequence[bytes]) -> Sequence[Any]:
-    """Do for many values of one kind what `decode` does for one. No bytes stand for None."""
+    else:
+        pieces = list(map(log.__getitem__, map(slice, [begin, *ends], ends)))
     if all(pieces):
         with contextlib.suppress(Exception):  # one cannot be loaded, and is a failure
             if kind == BYTES:
                 return pieces
-            if kind == TEXT:
-                return list(map(load_text, pieces))
-            return load_all(pieces) if codec is None else list(map(codec.loads, pieces))
+            loads = load_text if kind == TEXT else load_plain
+            return list(map(loads if codec is None or kind == TEXT else codec.loads, pieces))
     return [decode(kind, piece, codec) if piece else None for piece in pieces]
 
 
@@ -5414,10 +5376,6 @@ class Output(bytes):
         new = super().__new__(cls, output)
         new.errors = errors
         return new
-
-    @property
-    def parts(self) -> tuple[bytes, bytes]:
-        return bytes(self), self.errors
 
 
 class Failure(NamedTuple):
@@ -5482,44 +5440,7 @@ def describe_traceback(error: BaseException) -> str | None:
     return data.decode(errors="ignore")
 
 
-class Call:
-    """A function of the user's that is called with bytes, from which its argument is read."""
-
-    def __init__(self, function: Function, read: Callable[[bytes], Any]) -> None:
-        self.function = function
-        self.read = read
-
-    def __call__(self, data: bytes) -> Any:
-        return self.function(self.read(data))
-
-    def read_ahead(self, pieces: Sequence[bytes]) -> list[Any] | None:
-        """Read the arguments of many calls at once; None if that runs code of the user's, or can fail."""
-        if self.read is load_plain:
-            return load_all(pieces)
-        return list(map(self.read, pieces)) if self.read in (load_text, decode_text) else None
-
-
-def calls_of(functions: Mapping[int, Function], codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
-    """Return what to call for a slot's fn_id, which has the kind of the payload in it."""
-    return {fn_id | mark: call for fn_id, each in functions.items() for mark, call in adapt(each, codec).items()}
-
-
-def adapt(function: Function, codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
-    """Return `function` as functions of bytes: one for each kind of payload, by that kind as it stands in a fn_id.
-
-    Bytes and text are read as the annotation of the first parameter says; all else arrives as it is.
-    """
-    named = readable(function)
-    readers = (_reader(bytes, named), _reader(str, named), load_plain if codec is None else codec.loads)
-    return {kind << KIND_BIT: function if read is bytes else Call(function, read) for kind, read in enumerate(readers)}
-
-
-def readable(function: Function) -> list[Any]:
-    """Return those types of the first parameter's annotation as which bytes and text are read."""
-    return [kind for kind in _annotations(function)[0] if kind in READERS or issubclass(kind, ctypes.Structure)]
-
-
-# How a payload of bytes is read for a parameter of these types, or of a Structure; `bytes` is not called.
+# How a payload of bytes is read for a parameter of these types; `bytes` is not called.
 READERS: dict[Any, Callable[[bytes], Any]] = {
     bytes: bytes,
     str: decode_text,
@@ -5528,15 +5449,45 @@ READERS: dict[Any, Callable[[bytes], Any]] = {
 }
 
 
-def _reader(own: Any, named: Sequence[Any]) -> Callable[[bytes], Any]:
-    """Return how a payload of the type `own` is read as one of these types."""
-    kind = own if own in named or not named else named[0]
-    read = READERS.get(kind) or kind.from_buffer_copy
-    if own is bytes:
-        return read
-    if kind is str:
-        return load_text
-    return lambda data: read(encode_text(load_text(data)) if b"\xed" in data else data)  # it may be a surrogate
+class Call(NamedTuple):
+    """A function of the user's that is called with bytes. Reading its argument from them runs no code of the user's."""
+
+    function: Function
+    read: Callable[[bytes], Any]
+
+    def __call__(self, data: bytes) -> Any:
+        return self.function(self.read(data))
+
+    def read_all(self, pieces: Sequence[bytes]) -> list[Any]:
+        """Read the arguments of many calls at once. Raises an exception if one cannot be read."""
+        if self.read is load_plain:
+            with contextlib.suppress(ValueError, EOFError, TypeError):  # some are nested
+                return load_flat(b"".join(pieces), len(pieces))
+        return list(map(self.read, pieces))
+
+
+def calls_of(functions: Mapping[int, Function], codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
+    """Return what to call for a slot's fn_id, which has the kind of the payload in it."""
+    calls = ((fn_id, kind, call) for fn_id, each in functions.items() for kind, call in enumerate(adapt(each, codec)))
+    return {fn_id | kind << KIND_BIT: call for fn_id, kind, call in calls}
+
+
+def adapt(function: Function, codec: Codec | None) -> list[Callable[[bytes], Any]]:
+    """Return `function` as functions of bytes: one for payloads that are BYTES, TEXT and CODED.
+
+    Bytes and text are read as the annotation of the first parameter says; all else arrives as it is.
+    """
+    calls: list[Any] = [function, Call(function, load_text), Call(function, load_plain)]
+    if codec is not None:
+        calls[CODED] = lambda data: function(codec.loads(data))
+    named, _ = annotated(function)
+    if named:
+        read = READERS.get(named[0]) or named[0].from_buffer_copy
+        if bytes not in named:
+            calls[BYTES] = Call(function, read)
+        if str not in named:  # with half a surrogate pair, it may stand for a byte
+            calls[TEXT] = Call(function, lambda data: read(encode_text(load_text(data)) if b"\xed" in data else data))
+    return calls
 
 
 _lenient: dict[str, Any] = {}  # for inspect.signature
@@ -5544,33 +5495,32 @@ if sys.version_info >= (3, 14):  # otherwise one name that cannot be evaluated i
     _lenient["annotation_format"] = importlib.import_module("annotationlib").Format.FORWARDREF
 
 
-def _annotations(function: Function) -> tuple[list[Any], list[Any]]:
-    """Return the types that a function's first parameter and its return value name, unions taken apart; [] for none."""
+def annotated(function: Function) -> tuple[list[Any], list[Any]]:
+    """Return the types that matter here in the annotations of a function's first parameter and of its return value."""
     import inspect
 
     for evaluate in (True, False):  # with True, one that cannot be evaluated is an error
         with contextlib.suppress(Exception):
             signature = inspect.signature(function, eval_str=evaluate, **_lenient)
-            parameters = [p for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
-            given = parameters[0].annotation if parameters else None
-            return _members(given), _members(signature.return_annotation)
+            given = [p.annotation for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+            return _members(*given[:1]), _members(signature.return_annotation)
     return [], []  # such as of what is built in
 
 
-def _members(hint: Any) -> list[Any]:
-    """Return the types of an annotation. Of text that was not evaluated, only the names of READERS are known."""
+def _members(hint: Any = None) -> list[Any]:
+    """Return those of READERS and the Structures in an annotation. Text is one that could not be evaluated."""
     if isinstance(hint, str):
         hint = {kind.__name__: kind for kind in READERS}.get(hint)
     kinds = (hint,)
     if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
         kinds = typing.get_args(hint)
-    return [kind for kind in kinds if isinstance(kind, type) and typing.get_origin(kind) is None]
+    return [kind for kind in kinds if isinstance(kind, type) and (kind in READERS or ctypes.Structure in kind.__mro__)]
 
 
 def structures_of(functions: Iterable[Function]) -> list[type[ctypes.Structure]]:
     """Return the Structures that the functions' annotations name, in order: only these can travel back as values."""
-    named = [kind for function in functions for kinds in _annotations(function) for kind in kinds]
-    return list(dict.fromkeys(kind for kind in named if issubclass(kind, ctypes.Structure)))[: IN_FILE - STRUCTURE]
+    named = [kind for function in functions for kinds in annotated(function) for kind in kinds]
+    return [kind for kind in dict.fromkeys(named) if kind not in READERS][: IN_FILE - STRUCTURE]
 
 
 def briefly(payload: Any, most: int) -> str:

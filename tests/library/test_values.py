@@ -38,6 +38,7 @@ def only(function, payload=b"", workers=1, **options):
 
 def sent(value, codec=None):
     """What becomes of a value on its way."""
+    codec = codec and shmqueue.Codec(codec)
     return shmqueue.decode(*shmqueue.encode(value, codec), codec)
 
 

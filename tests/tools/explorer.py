@@ -832,8 +832,7 @@ class World:
             "HALT_TRIES": 2,  # one that succeeds, and one before it that does not
             "psutil": None,
             "sweep": list,
-            "adapt": functools.cache(shmqueue.adapt),  # it takes long, and there is one function
-            "readable": functools.cache(shmqueue.readable),
+            "annotated": functools.cache(shmqueue.annotated),  # it takes long, and there is one function
             "structures_of": lambda functions: [],
         }
 
