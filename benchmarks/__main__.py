@@ -21,7 +21,7 @@ def _options() -> argparse.Namespace:
     about = "Measure shmqueue against other systems, on a quiet machine. A whole run takes a quarter of an hour, keeps "
     about += "its figures by processor, and writes BENCHMARKS.md, benchmarks/internals.md and README's table."
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=about)
-    quick = "two minutes: rows with a goal, in fewer turns, beside the figures that were kept; writes no file"
+    quick = "two to three minutes: rows with a goal, in fewer turns, beside the figures that were kept; writes no file"
     parser.add_argument("quick", nargs="?", choices=["quick"], help=quick)
     parser.add_argument("--rows", nargs="+", metavar="NAME", choices=ROWS, help=f"only these: {', '.join(ROWS)}")
     parser.add_argument(

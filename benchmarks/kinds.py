@@ -148,7 +148,7 @@ def ours_kinds(tasks: int, turns: int) -> dict[str, dict[str, list[float]]]:
 def kinds(plan: Plan) -> Findings:
     """Compare each kind with bytes, and with Pool.map at its best chunk size; mixed kinds with what they take alone."""
     found = Findings()
-    tasks = 30_000
+    tasks = 20_000
     measured = measure(case("kinds", ours_kinds, tasks=tasks, turns=plan.turns))
     for job in FUNCTIONS:
         for kind in MAKERS:

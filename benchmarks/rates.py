@@ -116,11 +116,11 @@ def finish(plan: Plan) -> Findings:
     found = Findings()
     name = "Pool.imap_unordered"
     shared = {"job": "echo", "tasks": COLD, "size": SIZE}
-    cases = [case("shmqueue", ours.ours_run, **shared), *_by_chunk(peers.pool_imap_unordered, _chunks(plan), shared)]
+    cases = [case("shmqueue", ours.ours_run, **shared), *_by_chunk(peers.pool_imap_unordered, CHUNKS, shared)]
     default = case("default", peers.pool_imap_unordered, **{**shared, "tasks": COLD // 50})
     rates = samples(take_turns([*cases, default], plan.turns))
     found.lines.append(_versus(name, rates, [each.name for each in cases[1:]]))
-    found.lines.append(_versus(f"{name}, default", rates, [default.name]))
+    found.lines.append(ratio(f"{name}, default", rates["shmqueue"], rates["default"], unit="tasks/s"))
     found.notes.append(f"{name} at its default was given {COLD // 50:,} tasks")
     return found
 
@@ -196,16 +196,16 @@ def queues(plan: Plan) -> Findings:
     found = Findings()
     shared = {"job": "echo", "tasks": WARM, "size": SIZE}
     fewer = {**shared, "tasks": WARM // 4}
-    chosen = [case("shmqueue", ours.ours_run, **shared)]
+    cases = [case("shmqueue", ours.ours_run, **shared)]
+    settings = {}
     for name, function, option, values in SETTINGS:
-        if option:
-            tries = [Case(f"{name}, {option}={value}", function, {**fewer, option: value}) for value in values]
-            best = best_setting(tries, found.notes)
-        else:
-            best = [Case(name, function, shared)]
-        chosen += [Case(each.name, each.function, {**each.arguments, **shared}) for each in best]
-    rates = samples(alternate(chosen, plan.repetitions, found.notes))
-    found.lines += [_versus(each.name, rates, [each.name]) for each in chosen[1:] if each.name in rates]
+        tries = [Case(f"{option}={value}", function, {**fewer, option: value}) for value in values]
+        for best in best_setting(tries or [Case("", function, fewer)], found.notes):
+            settings[name] = best.name
+            cases.append(Case(name, function, {**best.arguments, **shared}))
+    rates = samples(alternate(cases, plan.repetitions, found.notes))
+    us = rates.pop("shmqueue")
+    found.lines += [ratio(name, us, them, unit="tasks/s", setting=settings[name]) for name, them in rates.items()]
     return found
 
 
