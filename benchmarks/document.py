@@ -82,8 +82,8 @@ PREFACE = """
 Written by `python -m benchmarks`; [internals](benchmarks/internals.md) has all other rows, curves and costs.
 A figure is the median of five or more turns with its range, then what both sides took. Where nothing else is said it is
 a ratio of rates. The systems take turns in small parts, and a ratio is taken turn by turn. All values are checked
-before there is a rate. **Bold**: misses the goal. `python -m benchmarks quick` takes two to three minutes, and compares with
-the figures that were kept of the same processor; `--rows NAME …` measures single rows.
+before there is a rate. **Bold**: misses the goal. `python -m benchmarks quick` takes two to three minutes, and compares
+with the figures that were kept of the same processor; `--rows NAME …` measures single rows.
 """
 FAULTS = """
 Page faults are part of each cold row. The million payloads exist before the workers are forked, so each page of them is
