@@ -80,10 +80,11 @@ MOST_NAMED = 4  # missed goals of a row that are named one by one
 
 PREFACE = """
 Written by `python -m benchmarks`; [internals](benchmarks/internals.md) has all other rows, curves and costs.
-A figure is the median of five or more turns with its range, then what both sides took. Where nothing else is said it is
-a ratio of rates. The systems take turns in small parts, and a ratio is taken turn by turn. All values are checked
-before there is a rate. **Bold**: misses the goal. `python -m benchmarks quick` takes two to three minutes, and compares
-with the figures that were kept of the same processor; `--rows NAME …` measures single rows.
+A figure is the median of nine turns, or of five or three of what takes long, with its range; then what both sides took.
+Where nothing else is said it is a ratio of rates. The systems take turns in small parts, and a ratio is taken turn by
+turn. All values are checked before there is a rate. **Bold**: misses the goal. `python -m benchmarks quick` takes two
+or three minutes, and compares with the figures that were kept of the same processor; `--rows NAME …` measures single
+rows.
 """
 FAULTS = """
 Page faults are part of each cold row. The million payloads exist before the workers are forked, so each page of them is

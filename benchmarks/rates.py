@@ -178,12 +178,15 @@ def records(plan: Plan) -> Findings:
 )
 def neighbour(plan: Plan) -> Findings:
     """Compare what a busy neighbour costs us with what it costs Pool."""
-    cases = []
-    for busy in (False, True):
-        shared = {"job": "noop", "tasks": WARM, "size": SIZE, "neighbour": busy}
-        cases.append(case(f"shmqueue {busy}", ours.ours_steady, **shared))
-        cases.append(case(f"Pool.map {busy}", peers.pool_steady, chunk=10_000, **shared))
-    us, them, us_beside, them_beside = samples(take_turns(cases, plan.turns)).values()
+    shared = {"job": "noop", "tasks": WARM, "size": SIZE}
+    pool = {**shared, "chunk": 10_000}
+    cases = [
+        case("shmqueue", ours.ours_steady, **shared),
+        case("shmqueue there", ours.ours_steady, **shared, neighbour=True),
+        case("Pool.map", peers.pool_steady, **pool),
+        case("Pool.map there", peers.pool_steady, **pool, neighbour=True),
+    ]
+    us, us_beside, them, them_beside = samples(take_turns(cases, plan.turns)).values()
     lines = [ratio("Pool.map there", us_beside, them_beside, unit="tasks/s", setting="chunks of 10,000")]
     lines.append(ratio("shmqueue there against alone", us_beside, us, unit="tasks/s"))
     lines.append(ratio("Pool.map there against alone", them_beside, them, unit="tasks/s"))
@@ -215,13 +218,14 @@ def floor(plan: Plan) -> Findings:
     shared = {"tasks": COLD, "size": SIZE}
     cases = [case("faults", ours.ours_faults, **shared)]
     cases += [case(job, ours.ours_map, **shared, job=job) for job in ("noop", "echo")]
+    cases.append(case("forkserver", ours.ours_map, **shared, job="noop", start_method="forkserver"))
     runs = take_turns(cases, plan.turns)
     faults = Sample([run["ns"] for run in runs["faults"]])
+    cold = {name: Sample([1e9 / rate for rate in runs[name]]) for name in ("noop", "echo", "forkserver")}
     found = Findings()
-    for job, name in (("noop", "of a cold no-op"), ("echo", "of a cold echo")):
-        cold = Sample([1e9 / rate for rate in runs[job]])
-        share = faults.over(cold).scaled(100)
-        found.lines.append(Line(name, cold, "ns", faults, share, "%"))
+    for name, each in (("of a cold no-op", cold["noop"]), ("of a cold echo", cold["echo"])):
+        found.lines.append(Line(name, each, "ns", faults, figure=faults.over(each).scaled(100), figure_unit="%"))
+    found.lines.append(ratio("cold no-op, forkserver against fork: time", cold["forkserver"], cold["noop"], unit="ns"))
     pages = Sample([run["faults"] for run in runs["faults"]]).text("pages")
     found.notes.append(f"a loop that only slices a list of {COLD:,} payloads after a fork copies {pages}")
     return found
