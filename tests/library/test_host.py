@@ -8,7 +8,9 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -479,6 +481,21 @@ def test_a_worker_that_is_stopped_when_its_supervisor_is_killed_ends_too(tmp_pat
         for pid in session_of(run.pid):
             os.kill(pid, signal.SIGKILL)
         shmqueue.sweep()
+
+
+@pytest.mark.promise("L30")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_what_a_worker_in_place_of_a_dead_one_holds(method):
+    """A forked one holds a connection that was opened before, and whose other end waits for the end of it."""
+    with Supervisor([jobs.kill_itself, jobs.echo], workers=1, start_method=method) as supervisor:
+        connection, client = socket.socketpair()
+        supervisor.submit(jobs.kill_itself, b"")
+        supervisor.submit(jobs.echo, b"")
+        assert [result.status for result in supervisor.results()] == ["crashed", "ok"]
+        connection.close()
+        assert select.select([client], [], [], 0)[0] == ([] if method == "fork" else [client])
+    assert client.recv(1) == b""
+    client.close()
 
 
 # Limits.
