@@ -25,7 +25,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("quick", nargs="?", choices=["quick"], help=quick)
     parser.add_argument("--rows", nargs="+", metavar="NAME", choices=ROWS, help=f"only these: {', '.join(ROWS)}")
     parser.add_argument(
-        "--turns", type=int, metavar="N", help="how often what is short is measured (default: 9, quick: 5)"
+        "--turns", type=int, metavar="N", help="how often what is short is measured (default: 7, quick: 5)"
     )
     parser.add_argument("--write", action="store_true", help="measure nothing, write the kept figures out again")
     return parser.parse_args()

@@ -231,7 +231,7 @@ class Plan:
 
 
 QUICK = Plan(quick=True, turns=5)
-FULL = Plan(quick=False, turns=9)
+FULL = Plan(quick=False, turns=7)
 
 
 @dataclasses.dataclass(frozen=True)

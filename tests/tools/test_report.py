@@ -153,7 +153,7 @@ def test_a_wrong_value_is_no_figure():
 
 
 def test_the_plan_has_few_turns_for_what_takes_long():
-    assert (FULL.turns, FULL.few, FULL.repetitions) == (9, 5, 3)
+    assert (FULL.turns, FULL.few, FULL.repetitions) == (7, 5, 3)
     assert Plan(quick=False, turns=1).repetitions == 1
 
 
