@@ -80,7 +80,7 @@ MOST_NAMED = 4  # missed goals of a row that are named one by one
 
 PREFACE = """
 Written by `python -m benchmarks`; [internals](benchmarks/internals.md) has all other rows, curves and costs.
-A figure is the median of seven turns, or of five or three of what takes long, with its range; then what both sides took.
+A figure is the median of seven turns, or of five or three if they are long, with its range; then what both sides took.
 Where nothing else is said it is a ratio of rates. The systems take turns in small parts, and a ratio is taken turn by
 turn. All values are checked before there is a rate. **Bold**: misses the goal. `python -m benchmarks quick` takes two
 or three minutes, and compares with the figures that were kept of the same processor; `--rows NAME …` measures single
