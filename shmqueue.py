@@ -139,7 +139,7 @@ __all__ = ["Executor", "Supervisor", "TaskError", "TaskResult", "parallel_map"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import multiprocessing and psutil, and make Executor, when they are first used, since they take long.
+    """Import what takes long, and make Executor, when they are first used.
 
     Without psutil, which is None then, the screen's columns cpu and rss stay blank, and max_rss is refused.
     """
@@ -149,6 +149,8 @@ def __getattr__(name: str) -> Any:
     elif name == "multiprocessing":
         importlib.import_module("multiprocessing.util")
         made = sys.modules[name]
+    elif name == "futures":
+        made = importlib.import_module("concurrent.futures.process")
     elif name == "psutil":
         with contextlib.suppress(ImportError):
             made = importlib.import_module(name)
@@ -164,7 +166,7 @@ CUT_OFF = "the command line was cut off this copy of shmqueue.py, and the screen
 
 
 def late(name: str) -> Any:
-    """Return multiprocessing or psutil; None if that is not installed."""
+    """Return multiprocessing, futures (concurrent.futures.process), or psutil, which is None if it is not installed."""
     return globals()[name] if name in globals() else __getattr__(name)  # sys.modules may not have this module
 
 
@@ -243,7 +245,7 @@ def parallel_map(
     """
     with Supervisor([function], workers=workers, **options) as supervisor:
         values: list[Any] = []
-        for part in supervisor._parts(supervisor._ordered(payloads, 1)):
+        for part in supervisor._engine.parts(supervisor._ordered(payloads, 1), supervisor._report):
             values += part
         return values
 
@@ -315,7 +317,7 @@ class Supervisor:
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, tuple(retry_on)), workers, codec)
         self._submitted = Job(None, self._ledger.names)
         self._display: Any = None
-        self._shows = False  # the display is asked to
+        self._shows = self.choose_display is not None  # the display is asked to
         self._release: list[Callable[[], object]] = []  # called at any end, the last first
         # When Python exits, multiprocessing waits for its children. This runs before that.
         self._at_exit = late("multiprocessing").util.Finalize(self, release_all, [self._release], exitpriority=10)
@@ -339,9 +341,8 @@ class Supervisor:
                 self._pool.silent_fork = start_method is None
                 self._release.append(functools.partial(end_strays, name))
             self._release.append(self._pool.close)
-            if self.choose_display is not None:
+            if self._shows:
                 self._display = self.choose_display(screen)
-                self._shows = True
                 self._release.append(self._display.close)
             self._engine = Run(self._queue, self._pool, self._ledger)
             self._release.append(self._engine.close)
@@ -522,12 +523,9 @@ class Supervisor:
         return OrderedJob(self._open(payloads), self._ledger.names, fn_id)
 
     def _read(self, job: Job, timeout: float = math.inf) -> Iterator[Any]:
-        with contextlib.closing(self._parts(job, timeout)) as parts:
+        with contextlib.closing(self._engine.parts(job, self._report, timeout)) as parts:
             for part in parts:
                 yield from part
-
-    def _parts(self, job: Job, timeout: float = math.inf) -> Generator[Iterator[Any], None, None]:
-        return self._engine.parts(job, self._report, timeout)
 
     def _report(self) -> None:
         """After each check of the workers: tell the user, and show how the run goes."""
@@ -629,7 +627,7 @@ class ExecutorMethods:
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Have fn(*args, **kwargs) called in a worker. Return the Future of that call."""
-        return self._calls.add(self._calls.futures.Future(), (fn, args, kwargs))
+        return self._calls.add(late("futures")._base.Future(), (fn, args, kwargs))
 
     def map(self, fn: Callable[..., Any], *iterables: Any, chunksize: int = 1, **options: Any) -> Iterator[Any]:
         """Yield the values of `fn` for the items of `iterables`, in order.
@@ -646,9 +644,8 @@ class ExecutorMethods:
             raise ValueError("chunksize must be >= 1.")
         items = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
-        futures = self._calls.futures
-        values = futures.Executor.map(self._calls, fn, chunks, **options)
-        return iter(futures.process._chain_from_iterable_of_lists(values))
+        values = late("futures")._base.Executor.map(self._calls, fn, chunks, **options)
+        return iter(late("futures")._chain_from_iterable_of_lists(values))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. When all are made, the workers leave; `wait` for that.
@@ -667,10 +664,10 @@ Executor: Any  # a subclass of ExecutorMethods and concurrent.futures.Executor
 
 def make_executor() -> type:
     """Make the class Executor. This waits until somebody asks for it, since concurrent.futures takes long to import."""
-    process: Any = importlib.import_module("concurrent.futures.process")
+    base = late("futures")._base.Executor
     threading._register_atexit(end_executors)  # type: ignore[attr-defined]  # as ProcessPoolExecutor does it
     names = {"__module__": __name__, "__doc__": ExecutorMethods.__doc__}
-    return type("Executor", (ExecutorMethods, process._base.Executor), names)
+    return type("Executor", (ExecutorMethods, base), names)
 
 
 def end_executors() -> None:
@@ -696,7 +693,7 @@ def in_executor_words(text: Any) -> Any:
 def _make_calls(payload: bytes) -> Any:
     """Make the call or the chunk of calls of a task (worker). Return the value or the list of values, pickled."""
     try:
-        function, args, kwargs = unpickled(payload)
+        function, args, kwargs = fast_pickler().loads(payload)
         if kwargs is None:
             return pickled([function(*each) for each in args])
         return pickled(function(*args, **kwargs))
@@ -713,7 +710,7 @@ def fast_pickler() -> Any:
     """Make a class that pickles what ForkingPickler of multiprocessing does, and does not make its table each time."""
     reduction = late("multiprocessing").reduction
     table = reduction.ForkingPickler(io.BytesIO()).dispatch_table
-    return type("Pickler", (reduction.pickle.Pickler,), {"dispatch_table": table})
+    return type("Pickler", (reduction.pickle.Pickler,), {"dispatch_table": table, "loads": reduction.pickle.loads})
 
 
 def pickled(value: Any) -> bytes:
@@ -723,17 +720,12 @@ def pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def unpickled(data: bytes) -> Any:
-    """Read what a process of the same Executor has pickled."""
-    return late("multiprocessing").reduction.ForkingPickler.loads(data)
-
-
 def pickled_error(error: BaseException) -> bytes:
     """Pickle an error, with its traceback as text. If that fails, pickle the error with which it fails."""
-    with_text: Any = importlib.import_module("concurrent.futures.process")._ExceptionWithTraceback
+    with_text = late("futures")._ExceptionWithTraceback
     try:
         data = pickled(with_text(error, without_own_frames(error.__traceback__)))
-        unpickled(data)
+        fast_pickler().loads(data)
     except BaseException as second:
         return pickled(with_text(second, without_own_frames(second.__traceback__)))
     return data
@@ -742,12 +734,12 @@ def pickled_error(error: BaseException) -> bytes:
 def value_of(result: TaskResult, name: str) -> Any:
     """Return the value of a call. Raise what the function has raised, or what stands for another end of its task."""
     if result.value is not None:
-        value = unpickled(result.value)
+        value = fast_pickler().loads(result.value)
         if result.status == "ok":
             return value
         raise value
     if result.status == "cancelled":  # no worker can start
-        raise importlib.import_module("concurrent.futures.process").BrokenProcessPool(result.error)
+        raise late("futures").BrokenProcessPool(result.error)
     error = TaskError(result._replace(function=name, payload=None))
     if result.status == "timeout":
         raise TimeoutError(result.error) from error
@@ -757,10 +749,9 @@ def value_of(result: TaskResult, name: str) -> Any:
 class Slot:
     """What a map has for each task: of a Future, only what concurrent.futures.Executor.map and Calls need."""
 
-    __slots__ = ("_cancelled", "_error", "_futures", "_settled", "_value")
+    __slots__ = ("_cancelled", "_error", "_settled", "_value")
 
-    def __init__(self, futures: Any) -> None:
-        self._futures = futures
+    def __init__(self) -> None:
         self._cancelled = False
         self._value: Any = None
         self._error: BaseException | None = None
@@ -770,7 +761,7 @@ class Slot:
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the value. A map asks once."""
         if not self._settled.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-            raise self._futures.TimeoutError
+            raise late("futures")._base.TimeoutError
         try:
             if self._error is not None:
                 raise self._error
@@ -786,7 +777,7 @@ class Slot:
 
     def set_running_or_notify_cancel(self) -> bool:
         if self._cancelled:
-            self.set_exception(self._futures.CancelledError())
+            self.set_exception(late("futures")._base.CancelledError())
         return not self._cancelled
 
     def set_result(self, value: Any) -> None:
@@ -909,7 +900,9 @@ def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
             os._exit(UNGUARDED)
         raise RuntimeError(GUARD_REMEDY)
     method = start_method or ("fork" if count_threads() == 1 else "forkserver")
-    if method != "fork" and needs_lost_main(functions):
+    main = sys.modules.get("__main__")
+    by_path = getattr(main, "__spec__", None) is None and hasattr(main, "__file__")  # then it is imported in any case
+    if method != "fork" and main_is_lost() and (by_path or any(map(is_of_main, functions))):
         raise RuntimeError(f"start_method={method!r}: {LOST_MAIN}, or name start_method='fork'")
     return system.get_context(method)
 
@@ -918,13 +911,6 @@ LOST_MAIN = (
     "every worker imports the main module, and this one (a notebook, __main__ of a package, python -c or standard "
     "input) cannot be imported again: put the functions into a file and import it"
 )
-
-
-def needs_lost_main(functions: Sequence[Any]) -> bool:
-    """Return True if a new process would need the main module for these functions, and could not import it."""
-    main = sys.modules.get("__main__")
-    has_path = getattr(main, "__spec__", None) is None and hasattr(main, "__file__")  # then it is imported in any case
-    return main_is_lost() and (has_path or any(map(is_of_main, functions)))
 
 
 def main_is_lost() -> bool:
@@ -1041,7 +1027,6 @@ class Calls(Source):
     pairs = False
 
     def __init__(self, supervisor: Supervisor) -> None:
-        self.futures: Any = importlib.import_module("concurrent.futures")
         pool = supervisor._pool
         pool.silent_fork = True  # no warning about our own thread when it forks a new worker
         self._wake = pool.wake_supervisor
@@ -1073,7 +1058,7 @@ class Calls(Source):
 
     def submit(self, function: Callable[..., Any], chunk: Sequence[Any]) -> Any:
         """Take a chunk of calls of a map, and return its slot. concurrent.futures.Executor.map calls this."""
-        return self.add(Slot(self.futures), (function, chunk, None))
+        return self.add(Slot(), (function, chunk, None))
 
     def add(self, future: Any, call: Any) -> Any:
         """Take a call, and return its future."""
@@ -1178,7 +1163,7 @@ class Calls(Source):
     def _fail(self, error: BaseException) -> None:
         """End all calls, since the Supervisor has ended early."""
         with self._lock:
-            self._over = self.futures.process.BrokenProcessPool(in_executor_words(describe(error)))
+            self._over = late("futures").BrokenProcessPool(in_executor_words(describe(error)))
         futures = [future for future, _ in self._given.values()]
         futures += [future for future, _ in self._waiting if future.set_running_or_notify_cancel()]
         for future in futures:
