@@ -6647,7 +6647,6 @@ def watch_run(name: str) -> None:
 LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
 POLL_COMMAND_MS = 20  # the end of a command that leaves its pipes open is noticed within this time
 PIPE_BYTES = 1 << 20  # what a pipe holds at most
-TICK = 0.02  # seconds between two looks at how long a command has run
 
 
 class UsageError(Exception):
@@ -6706,73 +6705,61 @@ def limit_commands(timeout: float, grace: float) -> None:
     command_limits = (timeout, grace)
 
 
-@contextlib.contextmanager
-def limited(group: int) -> Iterator[list[int]]:
-    """Note the process group of a command, and end it if the command runs too long. Yield the signals it was sent.
-
-    A timer does this, whatever this process waits for. Time that this process stands still hardly counts.
-    """
-    timeout, grace = command_limits
-    sent: list[int] = []
-    spent, seen = 0.0, time.monotonic()
-
-    def check(*_: object) -> None:
-        nonlocal spent, seen
-        spent += min(time.monotonic() - seen, 0.5)
-        seen = time.monotonic()
-        number = signal.SIGTERM if spent < timeout + grace else signal.SIGKILL
-        if spent >= timeout and number not in sent:
-            sent.append(number)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, number)
-
-    note_command(group << 32 | group)
-    if timeout < math.inf:
-        signal.signal(signal.SIGALRM, check)
-        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
-    try:
-        yield sent
-    finally:
-        if timeout < math.inf:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        note_command(0)
-
-
 def run_command(command: Sequence[bytes]) -> tuple[int | None, bytes, bytes]:
     """Run a command. Return its exit code, or minus the signal that killed it, and what it wrote to its two streams.
 
-    The exit code is None if it ran too long. In a worker it has a process group of its own. A process that it leaves
-    behind may hold these pipes. What that one writes after LINGER_SECONDS is dropped.
+    The exit code is None if it ran too long. In a worker it has a process group of its own.
     """
     import subprocess
 
     pipe = subprocess.PIPE
     streams: Any = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe}
-    start = subprocess.Popen(command, 0, **streams, start_new_session=note_command is not int)
-    with start as process, limited(process.pid) as sent:
-        ends: list[Any] = [process.stdout, process.stderr]
-        written: dict[int, list[bytes]] = {end.fileno(): [] for end in ends}
-        left = set(written)
-        poll = select.poll()
-        for end in left:
-            poll.register(end, select.POLLIN)
-        until = math.inf
-        while left and time.monotonic() < until:
-            if until == math.inf and sent != [signal.SIGTERM] and process.poll() is not None:
-                # What it wrote is in the pipes, and is read below.
-                until = time.monotonic() + LINGER_SECONDS
-            for end, _ in poll.poll(POLL_COMMAND_MS):
-                written[end].append(os.read(end, PIPE_BYTES))
-                if not written[end][-1]:
-                    poll.unregister(end)
-                    left.remove(end)
-        code = process.wait()
-        with contextlib.suppress(OSError):  # there is nobody left who would need the grace
-            while sent == [signal.SIGTERM]:
-                os.killpg(process.pid, 0)
-                time.sleep(TICK)
+    with subprocess.Popen(command, 0, **streams, start_new_session=note_command is not int) as process:
+        note_command(process.pid << 32 | process.pid)
+        try:
+            output, errors, late = attend(process)
+        finally:
+            note_command(0)
+    return None if late else process.returncode, output, errors
+
+
+def attend(process: Any) -> tuple[bytes, bytes, bool]:
+    """Read what a command writes until it has ended. Return that, and True if its process group was sent a signal.
+
+    A process that the command leaves behind may hold its pipes. What that one writes after LINGER_SECONDS is dropped.
+    """
+    timeout, grace = command_limits
+    written: dict[int, list[bytes]] = {end.fileno(): [] for end in (process.stdout, process.stderr)}
+    left = set(written)
+    poll = select.poll()
+    for end in left:
+        poll.register(end, select.POLLIN)
+    sent = 0
+    spent, seen = 0.0, time.monotonic()
+    until = math.inf
+    while seen < until:
+        for end, _ in poll.poll(POLL_COMMAND_MS if left else 1):
+            written[end].append(os.read(end, PIPE_BYTES))
+            if not written[end][-1]:
+                poll.unregister(end)
+                left.remove(end)
+        if not left and timeout == math.inf:
+            process.wait()
+        runs = process.poll() is None
+        spent += min(time.monotonic() - seen, 0.5)  # time that this process stands still hardly counts
+        seen = time.monotonic()
+        if spent >= timeout:
+            due = signal.SIGTERM if spent < timeout + grace else signal.SIGKILL
+            with contextlib.suppress(OSError):  # nobody is left who would need the grace
+                os.killpg(process.pid, due if due != sent else 0)
+                runs = runs or due == signal.SIGTERM
+            sent = due
+        if not (runs or left):
+            break
+        if not runs:
+            until = min(until, seen + LINGER_SECONDS)
     output, errors = map(b"".join, written.values())
-    return None if sent else code, output, errors
+    return output, errors, sent > 0
 
 
 def describe_exit(code: int | None) -> str:
