@@ -5559,48 +5559,46 @@ class LineParser:
         self.whole = whole
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest
         self.left_out = 0
-        self._comments = comments
-        self._only = names[0]
-        self._known = {name.encode(): name for name in names}
-        self._line = 0
         self.tasks = 0  # returned
+        self._comments = comments
+        self._names = names
+        self._known = {name.encode(): name for name in names}
         self._skipped = array.array("Q")  # for each line that is no task: how many were before it
 
-    def __call__(self, lines: Sequence[bytes]) -> list[Any]:
-        numbered = enumerate(lines, self._line + 1)
-        self._line += len(lines)
-        if self.whole:
-            items = [x if x and not (self._comments and x.startswith(b"#")) else None for x in lines]
-        else:
-            items = list(self._read(numbered))
-        return self._without_done(items)
+    def __call__(self, lines: Iterable[bytes]) -> list[Any]:
+        """Return the tasks of lines."""
+        return self._to_do(map(self._read, lines, itertools.count(self.tasks + len(self._skipped) + 1)))
+
+    def pairs(self, rows: Iterable[Sequence[bytes]]) -> list[Any]:
+        """Return the tasks of rows of a function's name and its payload."""
+        return self._to_do(itertools.starmap(self._pair, rows))
 
     def line(self, task: int) -> int:
         """Return the line of a task that was returned. Tasks and lines are counted from 1."""
         return task + bisect.bisect_left(self._skipped, task)
 
-    def _read(self, numbered: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
-        for number, line in numbered:
-            word, _, payload = line.partition(b" ")
-            if word in self._known:
-                yield self._known[word], payload
-            elif (line := line.lstrip()) and not line.startswith(b"#"):
-                word = line.split(None, 1)[0]
-                yield self._pair(word, line[len(word) + 1 :], where=f"line {number:,}: ")
-            else:
-                yield None
+    def _read(self, line: bytes, number: int) -> Any:
+        """Return the task of a line; None if it is none."""
+        if self.whole:
+            return line if line and not (self._comments and line.startswith(b"#")) else None
+        word, _, payload = line.partition(b" ")
+        if word in self._known:
+            return self._known[word], payload
+        line = line.lstrip()
+        if not line or line.startswith(b"#"):
+            return None
+        word = line.split(None, 1)[0]
+        return self._pair(word, line[len(word) + 1 :], number)
 
-    def rows(self, rows: Sequence[Sequence[bytes]]) -> list[Any]:
-        """Return the tasks of rows: one column is a line, two are a function's name and its payload."""
-        if rows and len(rows[0]) == 2:
-            return self._without_done([self._pair(*row) for row in rows])
-        return self([line for (line,) in rows])
+    def _pair(self, word: bytes, payload: bytes, number: int = 0) -> Any:
+        if word in self._known:
+            return self._known[word], payload
+        text = decode_text(word)
+        where = f"line {number:,}: " if number else ""
+        return Rejected(text, payload, where + no_such_function(text, self._names))
 
-    def _without_done(self, items: list[Any]) -> list[Any]:
-        """Return the items that are tasks and not done. None is no task."""
-        if not self.done and None not in items:
-            self.tasks += len(items)
-            return items
+    def _to_do(self, items: Iterable[Any]) -> list[Any]:
+        """Return the items that are tasks and not done."""
         tasks: list[Any] = []
         for item in items:
             if item is None or (self.done and self._leave_out(item)):
@@ -5610,10 +5608,19 @@ class LineParser:
         self.tasks += len(tasks)
         return tasks
 
+    def _leave_out(self, item: Any) -> bool:
+        """Return True if this task is done."""
+        digest = task_digest(*self.task(item))
+        if not self.done[digest]:
+            return False
+        self.done[digest] -= 1
+        self.left_out += 1
+        return True
+
     def task(self, item: Any) -> tuple[str, bytes]:
         """Return the function and the payload of an item."""
         if isinstance(item, bytes):
-            return self._only, item
+            return self._names[0], item
         function, payload = item[:2]
         return function, payload
 
@@ -5625,21 +5632,6 @@ class LineParser:
         if line.endswith(b"\r"):
             line += b"\r"  # reading drops one
         return line + b"\n"
-
-    def _leave_out(self, item: Any) -> bool:
-        """Return True if this task is done."""
-        digest = task_digest(*self.task(item))
-        if not self.done[digest]:
-            return False
-        self.done[digest] -= 1
-        self.left_out += 1
-        return True
-
-    def _pair(self, word: bytes, payload: bytes, *, where: str = "") -> Any:
-        if word in self._known:
-            return self._known[word], payload
-        text = decode_text(word)
-        return Rejected(text, payload, where + no_such_function(text, self._known.values()))
 
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -5653,38 +5645,34 @@ class LineSource(Source):
 
     def __init__(self, path: str, parse: LineParser) -> None:
         self._parse = parse
-        with _usage_error(f"cannot read {path!r}: "):
+        with usage_error(f"cannot read {path!r}: "):
             self._file = open(0 if path == "-" else path, "rb", 0, closefd=path != "-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         info = os.fstat(self._file.fileno())
         self.finite = stat.S_ISREG(info.st_mode)
         self._size = info.st_size
         self._mark = BYTE_ORDER_MARK  # which the first line may begin with
-        self._parts: list[bytes] = []  # of the line that is not yet whole
-        self._items: list[Any] = []  # read and not taken, the next one last
+        self._line = bytearray()  # that is not yet whole
+        self._items: list[Any] = []  # read and not taken
         self._bytes = 0  # read
 
     def fileno(self) -> int:
-        if self.finite or self._file.closed:
-            return -1
-        return self._file.fileno()
+        return -1 if self.finite or self._file.closed else self._file.fileno()
 
     def total(self) -> int | None:
         """Return how many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
-        known = self._parse.tasks
         if self._file.closed:
-            return known
+            return self._parse.tasks
         if not self.finite or not self._bytes:
             return None
         left_out = self._parse.left_out
-        return int((known + left_out) * self._size / self._bytes) - left_out
+        return int((self._parse.tasks + left_out) * self._size / self._bytes) - left_out
 
     def take(self, room: int) -> Sequence[Any]:
         if not self._items and not self._file.closed and is_readable(self._file.fileno()):
             self._read()
-        room = min(room, BLOCK)
-        items = self._items[-room:][::-1]
-        del self._items[-room:]
+        items = self._items[: min(room, BLOCK)]
+        del self._items[: len(items)]
         self.exhausted = self._file.closed and not self._items
         return items
 
@@ -5694,23 +5682,21 @@ class LineSource(Source):
 
     def _read(self) -> None:
         """Read a block, and make tasks of the lines that are whole now."""
+        block = b""
         try:
             block = self._file.read(1 << 18) or b""
         except OSError as error:
-            block = b""
             self.problem = f"reading the tasks stopped: {error.strerror}"
         self._bytes += len(block)
+        self._line += block
         if not block:
             self._file.close()
-        self._parts.append(block)
         if b"\n" in block or not block:  # the last line may end with the file
-            lines = b"".join(self._parts).replace(b"\r\n", b"\n").split(b"\n")
-            self._parts.clear()
-            if block:
-                self._parts.append(lines.pop())
+            lines = bytes(self._line).replace(b"\r\n", b"\n").split(b"\n")
+            self._line[:] = lines.pop() if block else b""
             lines[0] = lines[0].removeprefix(self._mark)
             self._mark = b""
-            self._items = self._parse(lines)[::-1]
+            self._items = self._parse(lines)
 
 
 class QuerySource(IterableSource):
@@ -5720,7 +5706,6 @@ class QuerySource(IterableSource):
         import pathlib
         import sqlite3
 
-        self._parse = parse
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
         try:
@@ -5735,32 +5720,29 @@ class QuerySource(IterableSource):
             rule = "one column is a line, two columns are a function and its payload"
             but = "with --call, --shell and --command there is one"
             raise UsageError(f"--query {query!r}: {columns} columns: {rule}; {but}")
-        super().__init__(self._read(cursor, sqlite3.Error))
+        super().__init__(self._read(cursor))
         self.pairs = True
+        self._parse = parse
+        self._columns = columns
 
-    def _read(self, cursor: Any, failure: type[Exception]) -> Iterator[list[bytes]]:
+    def _read(self, cursor: Any) -> Iterator[Any]:
+        import sqlite3
+
         try:
             for row in cursor:
-                yield list(map(_as_bytes, row))
-        except failure as error:
+                yield [b"" if value is None else encode_text(as_text(value)) for value in row]
+        except sqlite3.Error as error:
             self.problem = f"reading the tasks stopped: {describe(error)}"
 
     def take(self, room: int) -> Sequence[Any]:
-        return self._parse.rows(super().take(room))
+        rows = super().take(room)
+        if self._columns == 2:
+            return self._parse.pairs(rows)
+        return self._parse(line for (line,) in rows)
 
     def total(self) -> int | None:
         """Return how many tasks there are, once all rows are read: to count them first would run the query twice."""
-        if self.exhausted:
-            return self._parse.tasks
-        return None
-
-
-def _as_bytes(value: Any) -> bytes:
-    if value is None:
-        return b""
-    if isinstance(value, bytes):
-        return value
-    return str(value).encode()
+        return self._parse.tasks if self.exhausted else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5801,6 +5783,12 @@ def as_text(value: Any) -> str:
     return json.dumps(form)
 
 
+def as_row(result: TaskResult, form: Callable[[Any], Any]) -> TaskResult:
+    """Return a result with its payload as text, and with its value in this form."""
+    value = None if result.value is None else form(result.value)
+    return result._replace(payload=as_text(result.payload), value=value)
+
+
 FIELDS = TaskResult._fields
 RECORDED = ("status", "function", "payload")  # the fields by which a task is known again
 
@@ -5809,52 +5797,68 @@ class Sink:
     """Where results go: a file, or standard output. After a failure nothing more is written, and the run goes on."""
 
     write: Callable[[TaskResult], None]  # take a result
-    complaint: Callable[[], str]  # say what an error led to
-    errors: tuple[type[Exception], ...] = (OSError,)  # what a failure raises
+    name: str  # what it is
+    loss = ""  # what a failure leads to
     error: Exception | None = None  # why nothing more is written
+    _file: Any
 
     def put(self, result: TaskResult) -> None:
         self.attempt(self.write, result)
-
-    def save(self) -> None:
-        """Bring what was written to its place. Called several times a second."""
 
     def flush(self) -> None:
         self.attempt(self.save)
 
     def finish(self) -> None:
-        self.flush()
+        self.attempt(self.end)
+
+    def save(self) -> None:
+        """Bring what was written to its place. Called several times a second."""
+        self._file.flush()
+
+    def end(self) -> None:
+        """Bring all of it to its place."""
+        self.save()
+        self._file.close()
+
+    def close(self) -> None:
+        """Remove what was not brought to its place."""
 
     def attempt(self, action: Callable[..., object], *arguments: Any) -> None:
         if self.error is None:
             try:
                 action(*arguments)
-            except self.errors as error:
+            except Exception as error:
                 self.error = error
 
-    def reason(self) -> str:
-        return getattr(self.error, "strerror", None) or str(self.error)
+    def complaint(self) -> str:
+        """Say what went wrong, and what that leads to."""
+        if self.error is None:
+            return ""
+        return f"{self.name}: {getattr(self.error, 'strerror', None) or self.error}{self.loss}"
 
 
 class Results(Sink):
-    """A file to which results are written as they come. It is flushed often, so a killed run keeps what was finished.
+    """A file to which results are written as they come, each as a line of JSON. A subclass has another form.
 
-    Making one reads what is to be resumed, and changes nothing. Results can be put after `begin`. A subclass is a form.
+    It is flushed often, so a killed run keeps what was finished. A last record that is not whole is cut off: its task
+    is done again. Making one reads what is to be resumed, and changes nothing. Results can be put after `begin`.
+
+    out: standard output, for the path -.
     """
 
-    read: Callable[[], Iterable[tuple[str, Any]]]  # yield each record with its place in words; None for what is none
-    open: Callable[[], None]  # empty the file, or cut off what a kill has left of the last record
-    write_row: Callable[[TaskResult], None]  # its payload is text
-    form = staticmethod(as_text)  # of a value
-    stdout: Outlet  # for the path -
-    _file: Any
+    HEADER = b""
+    START = b'{"tsk_id": '  # what a file begins with
+    _kept = 0  # bytes of the file that stay
 
-    def __init__(self, path: str, resume: bool) -> None:
+    def __init__(self, path: str, resume: bool, out: Outlet | None = None) -> None:
         self.path = path
+        self.name = f"--results {path}"
+        self.loss = "; the last results were not written" + ": run again with --resume" * (path != "-")
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: what the file holds as ok
         self._resume = resume and os.path.exists(path)
-        self._unusable = f"--results {path}: cannot be used: "
-        with _usage_error(self._unusable, Exception):  # whatever a foreign file leads to
+        self._out = out
+        self.unusable = f"{self.name}: cannot be used: "
+        with usage_error(self.unusable, Exception):  # whatever a foreign file leads to
             for place, record in self.read():
                 try:
                     status, digest = recorded_task(record)
@@ -5863,40 +5867,8 @@ class Results(Sink):
                 if status == "ok":
                     self.done[digest] += 1
 
-    def begin(self) -> None:
-        with _usage_error(self._unusable, Exception):
-            self.open()
-
-    def save(self) -> None:
-        self._file.flush()
-
-    def write(self, result: TaskResult) -> None:
-        value = None if result.value is None else self.form(result.value)
-        self.write_row(result._replace(payload=as_text(result.payload), value=value))
-
-    def finish(self) -> None:
-        self.flush()
-        with contextlib.suppress(*self.errors):
-            self._file.close()
-
-    def complaint(self) -> str:
-        remedy = ""
-        if self.path != "-":
-            remedy = ": run again with --resume"
-        return f"--results {self.path}: {self.reason()}; the last results were not written{remedy}"
-
-
-class TextResults(Results):
-    """Records one after the other, after a header. A last one that is not whole is cut off: its task is done again.
-
-    START: what a file begins with.
-    """
-
-    decode: Callable[[Iterable[bytes]], Iterator[Any]]  # yield the records of lines
-    HEADER = START = b""
-    _kept = 0  # bytes of the file that stay
-
     def read(self) -> Iterator[tuple[str, Any]]:
+        """Yield each record to resume with its place in words; None for what is no record."""
         if not self._resume:
             return
         number = 1
@@ -5922,9 +5894,16 @@ class TextResults(Results):
                 number += len(lines)
                 lines.clear()
 
-    def open(self) -> None:
+    def decode(self, lines: Iterable[bytes]) -> Iterator[Any]:
+        """Yield the records of lines."""
+        import json
+
+        return map(json.loads, lines)
+
+    def begin(self) -> None:
+        """Empty the file, or cut off what is not whole."""
         if self.path == "-":
-            self._file = self.stdout
+            self._file = self._out
             return
         self._file = open(self.path, "ab", 1 << 20)  # noqa: SIM115
         if self._file.tell() > self._kept:
@@ -5932,28 +5911,17 @@ class TextResults(Results):
         if not self._kept:
             self._file.write(self.HEADER)
 
-
-class JsonLines(TextResults):
-    """A JSON object a line; bytes are text by surrogateescape, and a value of plain data is JSON itself."""
-
-    form = staticmethod(as_json)
-    START = b'{"tsk_id": '
-
-    def decode(self, lines: Iterable[bytes]) -> Iterator[Any]:
+    def write(self, result: TaskResult) -> None:
         import json
 
-        return map(json.loads, lines)
-
-    def write_row(self, row: TaskResult) -> None:
-        import json
-
-        self._file.write(json.dumps(row._asdict()).encode() + b"\n")
+        row = as_row(result, as_json)._asdict()
+        self._file.write(json.dumps(row).encode() + b"\n")
 
 
 NUL = "\ud800"  # in its place, for the csv module of Python 3.10, which takes none: bytes as text never have it
 
 
-class Csv(TextResults):
+class Csv(Results):
     """Comma-separated values with a header; bytes as they are."""
 
     HEADER = START = (",".join(FIELDS) + "\r\n").encode()
@@ -5965,15 +5933,13 @@ class Csv(TextResults):
         for row in csv.reader((decode_text(line).replace("\0", NUL) for line in lines), strict=True):
             yield dict(zip(FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
 
-    def write_row(self, row: TaskResult) -> None:
+    def write(self, result: TaskResult) -> None:
         import csv
 
         text = io.StringIO(newline="")
-        csv.writer(text).writerow([x.replace("\0", NUL) if isinstance(x, str) else x for x in row])
+        row = [x.replace("\0", NUL) if isinstance(x, str) else x for x in as_row(result, as_text)]
+        csv.writer(text).writerow(row)
         self._file.write(encode_text(text.getvalue().replace(NUL, "\0")))
-
-
-SURROGATE = re.compile("[\ud800-\udfff]")  # in text that is not UTF-8
 
 
 class Sqlite(Results):
@@ -5982,7 +5948,6 @@ class Sqlite(Results):
     def read(self) -> Iterator[tuple[str, Any]]:
         import sqlite3
 
-        self.errors = (OSError, sqlite3.Error)
         if not os.path.exists(self.path):
             return
         with contextlib.closing(sqlite3.connect(self.path)) as base:
@@ -5994,7 +5959,7 @@ class Sqlite(Results):
                 for number, *row in base.execute(f"SELECT rowid, {', '.join(RECORDED)} FROM results"):  # noqa: S608
                     yield f"row {number:,} of its table results", dict(zip(RECORDED, row))
 
-    def open(self) -> None:
+    def begin(self) -> None:
         import sqlite3
 
         self._file = sqlite3.connect(self.path)
@@ -6004,9 +5969,10 @@ class Sqlite(Results):
             self._file.execute("DROP TABLE IF EXISTS results")
         self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(FIELDS)})")
 
-    def write_row(self, row: TaskResult) -> None:
+    def write(self, result: TaskResult) -> None:
+        row = as_row(result, as_text)
         marks = ", ".join("?" * len(row))
-        fields = [encode_text(x) if isinstance(x, str) and SURROGATE.search(x) else x for x in row]
+        fields = [encode_text(x) if isinstance(x, str) and re.search("[\ud800-\udfff]", x) else x for x in row]
         self._file.execute(f"INSERT INTO results VALUES ({marks})", fields)  # noqa: S608
 
     def save(self) -> None:
@@ -6014,52 +5980,49 @@ class Sqlite(Results):
 
 
 class FailedLines(Sink):
-    """Tasks that were not ok, as lines that take the place of a file at the end. Until then it may be the input.
+    """Tasks that were not ok, as lines that take the place of a file at the end. Until then it may be the input."""
 
-    line: returns the line of a function and a payload.
-    """
+    loss = "; the file stays as it was"
 
-    def __init__(self, path: str, line: Callable[[str, bytes], bytes]) -> None:
-        self.path = path
-        self._line = line
+    def __init__(self, path: str, parse: LineParser, source: Source) -> None:
+        self.name = f"--failed {path}"
+        self._parse = parse
+        self._source = source
         self._target = os.path.realpath(path)
         self._beside = f"{self._target}.{os.getpid()}.part"
-        with _usage_error(f"--failed {path}: "):
+        with usage_error(f"{self.name}: "):
             if os.path.exists(path) and not os.path.isfile(path):
                 raise ValueError("is not a regular file; give another one")
             self._file = open(self._beside, "xb")  # noqa: SIM115
 
     def close(self) -> None:
-        """Remove the lines, if they have not taken their place."""
         with contextlib.suppress(OSError):
             os.unlink(self._beside)
             self._file.close()
 
     def write(self, result: TaskResult) -> None:
         if result.status != "ok":
-            self.add(result.function, result.payload)
+            self._add(result.function, result.payload)
 
-    def add(self, function: str, payload: bytes) -> None:
-        line = self._line(function, payload)
+    def _add(self, function: str, payload: bytes) -> None:
+        line = self._parse.input_line(function, payload)
         if line.startswith(BYTE_ORDER_MARK) and not self._file.tell():
             line = BYTE_ORDER_MARK + line  # reading drops one
-        self.attempt(self._file.write, line)
+        self._file.write(line)
 
-    def finish(self) -> None:
-        self.attempt(self._replace)
-
-    def _replace(self) -> None:
-        """Put the lines in the place of the file, which keeps its permissions."""
+    def end(self) -> None:
+        """Add what was never begun, and put the lines in the place of the file, which keeps its permissions."""
+        for item in self._source.rest():
+            self._add(*self._parse.task(item))
+        if self._source.problem:
+            raise RuntimeError(self._source.problem)
         self._file.close()
         if os.path.exists(self._target):
             os.chmod(self._beside, stat.S_IMODE(os.stat(self._target).st_mode))
         os.replace(self._beside, self._target)
 
-    def complaint(self) -> str:
-        return f"--failed {self.path}: {self.reason()}; the file stays as it was"
 
-
-FORMATS: dict[str, type[Results]] = {"-": JsonLines, ".jsonl": JsonLines, ".csv": Csv, ".sqlite": Sqlite}
+FORMATS: dict[str, type[Results]] = {"-": Results, ".jsonl": Results, ".csv": Csv, ".sqlite": Sqlite}
 
 
 def results_format(path: str) -> type[Results]:
@@ -6118,16 +6081,12 @@ class Outlet:
             self._screen.close()
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
-        written = 0
-        try:
-            while written < len(self.waiting):
-                if poll.poll(100):
-                    with contextlib.suppress(BlockingIOError):  # it is no pipe, has O_NONBLOCK, and takes less
-                        written += os.write(self.descriptor, self.waiting[written : written + select.PIPE_BUF])
-                elif not self._wait():
-                    raise BlockingIOError(errno.EAGAIN, "its reader takes nothing")
-        finally:
-            del self.waiting[:written]
+        while self.waiting:
+            if poll.poll(100):
+                with contextlib.suppress(BlockingIOError):  # it is no pipe, has O_NONBLOCK, and takes less
+                    del self.waiting[: os.write(self.descriptor, self.waiting[: select.PIPE_BUF])]
+            elif not self._wait():
+                raise BlockingIOError(errno.EAGAIN, "its reader takes nothing")
 
     close = flush
 
@@ -6157,24 +6116,23 @@ class Printer(Sink):
     line: returns a task's line, which --tag puts before each line that is printed.
     """
 
+    name = "standard output"
+
     def __init__(self, exact: bool, line: Callable[[str, bytes], bytes] | None, out: Outlet, errors: Outlet) -> None:
         self._exact = exact
         self._line = line
-        self._out = out
+        self._file = out
         self._errors = errors
-
-    def save(self) -> None:
-        self._out.flush()
 
     def write(self, result: TaskResult) -> None:
         """Print a result soon. What a command complained of comes right behind its output."""
         tag = b""
         if self._line is not None:
             tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
-        self._out.write(tagged(self._text(result), tag))
+        self._file.write(tagged(self._text(result), tag))
         errors = result.value.errors if isinstance(result.value, Output) else b""
         if errors:
-            self._out.flush()
+            self._file.flush()
             with contextlib.suppress(OSError):  # nobody reads it
                 self._errors.write(tagged(errors, tag))
                 self._errors.flush()
@@ -6190,15 +6148,12 @@ class Printer(Sink):
     def complaint(self) -> str:
         if isinstance(self.error, (BrokenPipeError, BlockingIOError)):  # a reader that takes no more is no problem
             return ""
-        return f"standard output: {self.reason()}"
+        return super().complaint()
 
 
 def tagged(text: bytes, tag: bytes) -> bytes:
     """Put a tag before each line."""
-    if not tag or not text:
-        return text
-    end = b"\n" * text.endswith(b"\n")
-    return tag + text.removesuffix(b"\n").replace(b"\n", b"\n" + tag) + end
+    return re.sub(rb"(?m)^(?!\Z)", lambda _: tag, text) if tag else text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -6278,7 +6233,7 @@ def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
 
 COLOURS = {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"}
 UNCOLOURED = "\x1b[m"
-COLOURED = re.compile(
+COLOURED = (
     r"(?P<red>^ #.*|\b(?:failed|timeout|crashed) [1-9][\d,]*|(?<=\d  )dead\b)"
     r"|(?P<yellow>(?<=  )\[.*?\](?=  |$)|\b(?:cancelled|retried) [1-9][\d,]*)"
     r"|(?P<green>^ [█▏▎▍▌▋▊▉]+|\bok [1-9][\d,]*|(?<=\d  )run\b)"
@@ -6287,7 +6242,7 @@ COLOURED = re.compile(
 
 def paint(line: str) -> str:
     """Return a line of a frame with colours."""
-    return COLOURED.sub(lambda found: COLOURS[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
+    return re.sub(COLOURED, lambda found: COLOURS[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
 
 
 def _render_head(shot: Snapshot, width: int) -> list[str]:
@@ -6357,21 +6312,20 @@ class Progress:
     show: Callable[[Snapshot], None]  # draw
     SECONDS = math.inf  # from one drawing to the next
     SHARE_SECONDS = 1.0  # from one snapshot for --watch to the next
+    state = ""  # what the run is doing, if not its work
+    keys = ""  # the keys that it listens to
+    ended = ""  # how the run has ended, if not by itself
+    folder = ""
 
     def __init__(self, title: str = "", total: Callable[[], int | None] = lambda: None) -> None:
         self.title = title
         self.total = total
-        self.state = ""  # what the run is doing, if not its work
-        self.keys = ""  # the keys that it listens to
-        self.ended = ""  # how the run has ended, if not by itself
-        self.folder = ""
         with contextlib.suppress(OSError):  # it has been removed
             self.folder = os.getcwd()
         self._rates: collections.deque[float] = collections.deque(maxlen=12)
         self._worker_rates: list[float] = []
         self._sample: tuple[float, Iterable[int]] = (time.monotonic(), itertools.repeat(0))
-        self._next = time.monotonic() + self.SECONDS
-        self._next_share = time.monotonic() + self.SHARE_SECONDS
+        self._drawn = self._shared = time.monotonic()
 
     def take(self, stats: dict[str, Any], queue: SharedTaskQueue, pool: WorkerPool, ledger: Ledger) -> Snapshot:
         """Return a snapshot of a Supervisor that has these parts."""
@@ -6417,8 +6371,8 @@ class Progress:
     def update(self, snapshot: Callable[[], Snapshot]) -> None:
         """Draw a snapshot, and leave one, each if it is time to. Called several times a second."""
         self.draw(snapshot)
-        if time.monotonic() >= self._next_share:
-            self._next_share = time.monotonic() + self.SHARE_SECONDS
+        if time.monotonic() - self._shared >= self.SHARE_SECONDS:
+            self._shared = time.monotonic()
             self.share(snapshot())
 
     def share(self, shot: Snapshot) -> None:
@@ -6440,24 +6394,22 @@ class Progress:
 
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
         """Show a snapshot if it is time to."""
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + self.SECONDS
+        if time.monotonic() - self._drawn >= self.SECONDS:
+            self._drawn = time.monotonic()
             self.show(snapshot())
 
-    def write(self, text: str) -> None:
-        """Write to the error stream in one piece. If it is closed, write no more."""
-        data = text.encode("utf-8", "replace")
-        with contextlib.suppress(OSError):
-            while data and sys.__stderr__ is not None:
-                data = data[os.write(2, data) :]
+    def read_keys(self) -> str:
+        """Return the keys that were pressed."""
+        return ""
 
     def close(self) -> None:
         """Leave the terminal as it was."""
 
 
-class Quiet(Progress):
-    """Draws nothing, but says once what has held up the run for a while."""
+class PlainLines(Progress):
+    """Says where the run is by a line every few seconds, and once what has held it up for a while."""
 
+    SECONDS = 5.0
     LOOKS = 10  # a SHARE_SECONDS apart
     _held_up = 0  # so many of them in a row
 
@@ -6465,27 +6417,25 @@ class Quiet(Progress):
         super().share(shot)
         self._held_up = self._held_up + 1 if shot["held_up"] else 0
         if self._held_up == self.LOOKS:
-            self.write(printable(f"shmqueue: waiting: {shot['held_up']}") + "\n")
-
-
-class PlainLines(Quiet):
-    """Says where the run is by a line every few seconds."""
-
-    SECONDS = 5.0
+            complain(f"waiting: {shot['held_up']}")
 
     def show(self, shot: Snapshot) -> None:
         done = finished(shot)
         total = f" of {shot['total']:,}" if shot["total"] else ""
-        self.write(f"shmqueue: {done:,}{total} tasks done, {done - shot['ok']:,} not ok, {shot['rate']:,.0f} tasks/s\n")
+        complain(f"{done:,}{total} tasks done, {done - shot['ok']:,} not ok, {shot['rate']:,.0f} tasks/s")
 
 
 class Screen(Progress):
-    """Draws frames on the alternate screen of the error stream's terminal. `close` restores the terminal."""
+    """Draws frames on the alternate screen of the error stream's terminal. `close` restores the terminal.
+
+    If it has `keys`, they are read from the terminal on standard input while that is in the foreground.
+    """
 
     SECONDS = 0.1
     ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
     LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
     _entered = False
+    _modes: Any = None  # of the terminal on standard input, before keys were read
 
     def show(self, shot: Snapshot) -> None:
         if not in_foreground(2):
@@ -6508,10 +6458,37 @@ class Screen(Progress):
                 return size
         return 80, 24
 
+    def write(self, text: str) -> None:
+        """Write in one piece. If the error stream is closed, write no more."""
+        data = text.encode("utf-8", "replace")
+        with contextlib.suppress(OSError):
+            while data and sys.__stderr__ is not None:
+                data = data[os.write(2, data) :]
+
+    def read_keys(self) -> str:
+        if not self.keys or not in_foreground(0):
+            return ""
+        import termios
+        import tty
+
+        with contextlib.suppress(OSError, termios.error):  # the terminal is gone
+            if self._modes is None:
+                self._modes = termios.tcgetattr(0)
+                tty.setcbreak(0)
+            if is_readable(0):
+                return os.read(0, 64).decode("ascii", "replace")
+        return ""
+
     def close(self) -> None:
         if self._entered:
             self._entered = False  # a later frame enters again
             self.write(self.LEAVE)
+        if self._modes is not None:
+            import termios
+
+            with contextlib.suppress(termios.error):  # the terminal is gone
+                termios.tcsetattr(0, termios.TCSADRAIN, self._modes)
+            self._modes = None  # a later look for keys sets them again
 
 
 def choose_display(screen: bool | Progress) -> Progress:
@@ -6529,13 +6506,10 @@ def can_draw() -> bool:
     return os.isatty(2) and os.environ.get("TERM", "") not in ("", "dumb")
 
 
-TERMINALS_WITH_COLOURS = re.compile("color|xterm|screen|tmux|linux|rxvt|ansi|kitty|alacritty|foot|cygwin|konsole")
-
-
 def has_colours() -> bool:
     """Return True if the terminal is one of those with colours, and NO_COLOR is not set (https://no-color.org)."""
-    known = TERMINALS_WITH_COLOURS.search(os.environ.get("TERM", ""))
-    return can_draw() and known is not None and not os.environ.get("NO_COLOR")
+    known = "color|xterm|screen|tmux|linux|rxvt|ansi|kitty|alacritty|foot|cygwin|konsole"
+    return can_draw() and not os.environ.get("NO_COLOR") and bool(re.search(known, os.environ["TERM"]))
 
 
 def in_foreground(descriptor: int) -> bool:
@@ -6583,15 +6557,15 @@ def choose_run(name: str) -> str:
     """Return the name of the living run that is called so, or of the only one if no name is given."""
     alive = runs()
     found = [each for each in alive if name in ("", each)]
-    if len(found) != 1 or not (name or can_draw()):
-        remedy = "no run is alive"
-        if alive:
-            remedy = f"give one of {'; '.join(map(describe_run, alive))}"
-        asked = f"--watch {name}".rstrip()
-        raise UsageError(f"{asked}: {remedy}")
-    if not can_draw():
-        raise UsageError("--watch: draws on the error stream, which is not a terminal that can be drawn on")
-    return found[0]
+    if len(found) == 1 and can_draw():
+        return found[0]
+    remedy = "no run is alive"
+    if name in alive:
+        remedy = "draws on the error stream, which is not a terminal that can be drawn on"
+    elif alive:
+        remedy = f"give one of {'; '.join(map(describe_run, alive))}"
+    asked = f"--watch {name}".rstrip()
+    raise UsageError(f"{asked}: {remedy}")
 
 
 def watch_run(name: str) -> None:
@@ -6784,49 +6758,42 @@ class Command:
     that are not ours are refused.
     """
 
-    STRING = re.compile(rb"(?<!\$)\{([-+]?[0-9]*[./#%]*)\}")
-    OURS = re.compile(rb"|[1-9][0-9]*|\.|/|//|/\.|#|%")
-    PARTS: ClassVar[dict[bytes, Callable[[bytes], bytes]]] = {
-        b"": bytes,
-        b".": without_extension,
-        b"/": lambda line: line.rpartition(b"/")[2],
-        b"//": lambda line: os.path.dirname(line.rstrip(b"/") or b"/") or b".",
-        b"/.": lambda line: without_extension(line.rpartition(b"/")[2]),
-    }
+    STRING = rb"(?<!\$)\{([-+]?[0-9]*[./#%]*)\}"
+    OURS = rb"|[1-9][0-9]*|\.|/|//|/\.|#|%"
 
     def __init__(self, template: str, delimiter: str | None) -> None:
         self.__name__ = "command"
-        self._template = encode_text(template)
         self._delimiter = None if delimiter is None else encode_text(delimiter.replace("\\t", "\t"))
-        strings = self.STRING.findall(self._template)
-        for string in itertools.filterfalse(self.OURS.fullmatch, strings):
-            text = f"{{{decode_text(string)}}}"
-            raise UsageError(f"--command: {text} is none of {{}} {{1}} {{2}} … {{.}} {{/}} {{//}} {{/.}} {{#}} {{%}}")
-        if not strings:
-            self._template += b" {}"
+        text = encode_text(template)
+        if not re.search(self.STRING, text):
+            text += b" {}"
+        self._pieces = re.split(self.STRING, text)  # every second one is a replacement string
+        for string in self._pieces[1::2]:
+            if not re.fullmatch(self.OURS, string):
+                known = "{} {1} {2} … {.} {/} {//} {/.} {#} {%}"
+                raise UsageError(f"--command: {{{decode_text(string)}}} is none of {known}")
 
     def fill(self, line: bytes, task: int, worker: str = "{%}") -> bytes:
         """Return the command for a line. What comes from the line is quoted."""
         import shlex
 
-        numbers = {b"#": b"%d" % task, b"%": worker.encode()}
-
-        def replace(match: re.Match[bytes]) -> bytes:
-            string = match[1]
-            if string in numbers:
-                return numbers[string]
-            return encode_text(shlex.quote(decode_text(self._part(string, line))))
-
-        return self.STRING.sub(replace, self._template)
-
-    def _part(self, string: bytes, line: bytes) -> bytes:
-        """Return what a replacement string takes from a line."""
-        if string in self.PARTS:
-            return self.PARTS[string](line)
+        name = line.rpartition(b"/")[2]
         fields = line.split(self._delimiter)
-        if int(string) > len(fields):
-            raise LookupError(f"no {{{int(string)}}}: the line has {counted(len(fields), 'field')}; see --delimiter")
-        return fields[int(string) - 1]
+        parts = {b"%d" % number: field for number, field in enumerate(fields, 1)}
+        parts |= {b"": line, b".": without_extension(line), b"/": name, b"/.": without_extension(name)}
+        parts[b"//"] = os.path.dirname(line.rstrip(b"/") or b"/") or b"."
+        numbers = {b"#": b"%d" % task, b"%": worker.encode()}
+        pieces = list(self._pieces)
+        for at in range(1, len(pieces), 2):
+            string = pieces[at]
+            if string in numbers:
+                pieces[at] = numbers[string]
+            elif string in parts:
+                pieces[at] = encode_text(shlex.quote(decode_text(parts[string])))
+            else:
+                have = counted(len(fields), "field")
+                raise LookupError(f"no {{{string.decode()}}}: the line has {have}; see --delimiter")
+        return b"".join(pieces)
 
     def __call__(self, payload: bytes) -> bytes | Failure:
         return shell(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
@@ -6873,7 +6840,15 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
     if options.command:
         return {1: Command(options.command, options.delimiter)}, True
     if options.call:
-        return {1: load_function(options.call)}, True
+        where, _, name = options.call.rpartition(":")
+        if not where:
+            raise UsageError(f"--call {options.call}: give MODULE_OR_FILE.py:FUNCTION")
+        module = load_module(where)
+        function = getattr(module, name, None)
+        if not callable(function):
+            names = list(map(function_name, public_functions(module)))
+            raise UsageError(f"--call {options.call}: {no_such_function(name, names)}")
+        return {1: function}, True
     if options.handlers:
         functions = public_functions(load_module(options.handlers))
         if not functions:
@@ -6881,18 +6856,6 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
     elif functions is None:
         functions = [echo, sleep, sha256, noop]
     return number_functions(functions), False
-
-
-def load_function(call: str) -> Function:
-    where, _, name = call.rpartition(":")
-    if not where:
-        raise UsageError(f"--call {call}: give MODULE_OR_FILE.py:FUNCTION")
-    module = load_module(where)
-    function: Any = getattr(module, name, None)
-    if not callable(function):
-        names = [function_name(each) for each in public_functions(module)]
-        raise UsageError(f"--call {call}: {no_such_function(name, names)}")
-    return function  # type: ignore[no-any-return]
 
 
 def flag(name: str) -> str:
@@ -6991,21 +6954,35 @@ def seconds(text: str) -> float | dict[str, float]:
     return {name: float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
 
 
+def runs_commands(options: argparse.Namespace) -> bool:
+    return bool(options.shell or options.command)
+
+
 def check_options(options: argparse.Namespace) -> None:
     """Raise UsageError for what argparse does not check, before anything is opened. Set `print` where it is a default.
 
     The values of commands are printed if nothing else is written to standard output.
     """
-    if options.tasks is None:
-        raise UsageError("TASKS is missing (--help lists the options)")
-    if (options.print or options.results == "-") and sys.stdout is None:
-        raise UsageError("standard output is closed")
-    if options.print and options.results == "-":
-        raise UsageError("--print: --results - writes to standard output, too")
-    if (options.shell or options.command) and not options.no_print and options.results != "-":
-        options.print = sys.stdout is not None
     given = vars(options)
-    with _usage_error():
+    to_stdout = options.results == "-"
+    if runs_commands(options) and not (options.print or options.no_print or to_stdout):
+        options.print = sys.stdout is not None
+    rules = {
+        "TASKS is missing (--help lists the options)": options.tasks is None,
+        "-: standard input is closed": options.tasks == "-" and sys.stdin is None,
+        "standard output is closed": (options.print or to_stdout) and sys.stdout is None,
+        "--print: --results - writes to standard output, too": options.print and to_stdout,
+        "--keep-order: needs --print": options.keep_order and not (options.print or to_stdout),
+        "--resume: needs --results FILE": options.resume and to_stdout,
+        "--timeout NAME=S: needs functions with names (--handlers)": isinstance(options.timeout, dict)
+        and (options.call or runs_commands(options)),
+        "--failed: cannot be used with --query, since rows are not lines; use --results FILE --resume": options.failed
+        and options.query,
+    }
+    for rule, is_broken in rules.items():
+        if is_broken:
+            raise UsageError(rule)
+    with usage_error():
         check_numbers(given)
     for name, value in given.items():
         if value == "" and name != "tasks":
@@ -7014,22 +6991,12 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(f"{flag(name)} -: must be a file")
         if value not in (None, False, DEFAULTS.get(name)) and name in NEEDS and not given[NEEDS[name]]:
             raise UsageError(f"{flag(name)}: needs {flag(NEEDS[name])}")
-    if isinstance(options.timeout, dict) and (options.call or options.shell or options.command):
-        raise UsageError("--timeout NAME=S: needs functions with names (--handlers)")
-    if options.resume and options.results == "-":
-        raise UsageError("--resume: needs --results FILE")
     if options.results is not None:
         results_format(options.results)
-    if options.keep_order and not options.print and options.results != "-":
-        raise UsageError("--keep-order: needs --print")
-    if options.query is not None and options.failed is not None:
-        raise UsageError("--failed: cannot be used with --query, since rows are not lines; use --results FILE --resume")
-    if options.tasks == "-" and sys.stdin is None:
-        raise UsageError("-: standard input is closed")
 
 
 @contextlib.contextmanager
-def _usage_error(what: str = "", kinds: Any = (OSError, ValueError, TypeError, RuntimeError)) -> Iterator[None]:
+def usage_error(what: str = "", kinds: Any = (OSError, ValueError, TypeError, RuntimeError)) -> Iterator[None]:
     """Turn what Supervisor and open raise for bad arguments into a UsageError."""
     try:
         yield
@@ -7046,41 +7013,6 @@ def in_options(text: str) -> str:
     """Return what a Supervisor says, with options in place of its arguments."""
     names = "|".join((*LIMITS, "log", "retry_on", "start_method"))
     return re.sub(rf"\b({names})=(?=([^\s,;]?))", lambda found: flag(found[1]) + " " * bool(found[2]), text)
-
-
-class Keys:
-    """Single keys from the terminal on standard input: p pauses and resumes, q finishes what is begun and quits.
-
-    They are read only while standard input is a terminal in the foreground, and not the source of tasks.
-    """
-
-    TEXT = "p pause or go on   q finish what is begun and quit"
-
-    def __init__(self, wanted: bool) -> None:
-        self._before: Any = None  # the modes of the terminal
-        self.active = wanted and os.isatty(0) and in_foreground(0)
-
-    def read(self) -> str:
-        """Return the keys that were pressed."""
-        import termios
-        import tty
-
-        with contextlib.suppress(OSError, termios.error):  # the terminal is gone
-            if self.active and in_foreground(0):
-                if self._before is None:  # at first, and after the run was in the background
-                    self._before = termios.tcgetattr(0)
-                    tty.setcbreak(0)
-                if is_readable(0):
-                    return os.read(0, 64).decode("ascii", "replace")
-        return ""
-
-    def leave(self) -> None:
-        import termios
-
-        if self._before is not None:
-            with contextlib.suppress(termios.error):  # the terminal is gone
-                termios.tcsetattr(0, termios.TCSADRAIN, self._before)
-            self._before = None
 
 
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # the last: with workers only
@@ -7115,24 +7047,19 @@ class CommandLine:
             self.source = QuerySource(options.tasks, options.query, self.parse)
         else:
             self.source = LineSource(options.tasks, self.parse)
-        if not options.dry_run:
-            self._check_files()
-        self.results: Results | None = None
-        self.failed: FailedLines | None = None
-        if options.results:
-            self.results = results_format(options.results)(options.results, options.resume)
-            self.parse.done = self.results.done
         self.fills_stdout = options.print or options.results == "-"
         self.progress = self._choose_progress()
-        self.sinks: list[Sink] = []  # that were opened
-        self.keys = Keys(isinstance(self.progress, Screen) and not os.isatty(self.source.fileno()))
-        if self.keys.active:
-            self.progress.keys = Keys.TEXT
         self.signals: list[int] = []  # that came, and were not acted on
         self.stopped_by = 0
-        self.patient = True  # with a reader of the output that takes nothing
-        self.ended = False  # signals act as they do without us
+        self.patient = True  # signals are heard, and a reader of the output that takes nothing is waited for
         self.supervisor: Any = None
+        self.sinks: list[Sink] = []  # that were opened
+        self.results: Results | None = None
+        if not options.dry_run:
+            self._check_files()
+        if options.results:
+            self.results = results_format(options.results)(options.results, options.resume, self._outlet(1))
+            self.parse.done = self.results.done
 
     def _check_files(self) -> None:
         """Check that files can be written, and that no two are the same. Only --failed may be TASKS. Devices may be."""
@@ -7142,7 +7069,7 @@ class CommandLine:
             if path in (None, "-") or is_pipe(path):
                 continue
             if name != "failed":
-                with _usage_error(f"{flag(name)} {path}: "), open(path, "ab"):
+                with usage_error(f"{flag(name)} {path}: "), open(path, "ab"):
                     pass
             for other, file in files.items():
                 if (name, other) != ("failed", "TASKS") and os.path.isfile(path) and os.path.samefile(path, file):
@@ -7150,14 +7077,21 @@ class CommandLine:
             files[flag(name)] = path
 
     def _choose_progress(self) -> Progress:
-        options = self.options
-        how = options.screen
-        if options.workers == 0 and how == "auto":
+        how = self.options.screen
+        if self.options.workers == 0 and how == "auto":
             how = "off"  # the functions print, and a debugger may ask
         if how == "auto" and can_draw() and not (self.fills_stdout and os.isatty(1)):
             how = "on"
-        title = "standard input" if options.tasks == "-" else os.path.basename(options.tasks)
-        return {"on": Screen, "auto": PlainLines, "off": Quiet}[how](title, self.source.total)
+        title = "standard input" if self.options.tasks == "-" else os.path.basename(self.options.tasks)
+        progress = (Screen if how == "on" else PlainLines)(title, self.source.total)
+        if how == "off":
+            progress.SECONDS = math.inf
+        if how == "on" and os.isatty(0) and in_foreground(0) and not os.isatty(self.source.fileno()):
+            progress.keys = "p pause or go on   q finish what is begun and quit"
+        return progress
+
+    def _outlet(self, descriptor: int) -> Outlet:
+        return Outlet(descriptor, self.listen, self.progress)
 
     def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
         """Return a Supervisor, or what has its public names."""
@@ -7173,18 +7107,13 @@ class CommandLine:
         try:
             with handled_by(self.note_signal, HEARD[:-1] if self.options.workers == 0 else HEARD):
                 problem = self._supervise()
-            self.ended = True
-            if self.failed is not None:  # add what was never begun
-                for item in self.source.rest():
-                    self.failed.add(*self.parse.task(item))
-                if self.source.problem:
-                    self.failed.error = self.failed.error or RuntimeError(self.source.problem)
+                self.patient = False
             for sink in self.sinks:
                 sink.finish()
             return self.report(problem or self.source.problem)
         finally:
-            if self.failed is not None:
-                self.failed.close()
+            for sink in self.sinks:
+                sink.close()
 
     def _show_tasks(self) -> int:
         """Write the tasks that would run, a line each. Return the exit code."""
@@ -7197,7 +7126,7 @@ class CommandLine:
             for item in items:
                 number += 1
                 line = self.parse.input_line(*self.parse.task(item))[:-1]
-                error = item.error if isinstance(item, Rejected) else ""
+                error = getattr(item, "error", "")  # it is Rejected
                 if isinstance(command, Command):
                     try:
                         line = command.fill(item, number)
@@ -7220,13 +7149,12 @@ class CommandLine:
         arguments = {name: getattr(self.options, name) for name in DEFAULTS}
         arguments |= {"screen": self.progress, "queue": self.queue}
         if self.options.failed is not None:
-            self.failed = FailedLines(self.options.failed, self.parse.input_line)
-            self.sinks.append(self.failed)
-        if self.options.timeout and (self.options.shell or self.options.command):
+            self.sinks.append(FailedLines(self.options.failed, self.parse, self.source))
+        if self.options.timeout and runs_commands(self.options):
             limits = (self.options.timeout, self.options.grace)
             arguments["initializer"] = functools.partial(limit_commands, *limits)
             arguments["timeout"] = min(1e9, sum(limits) + 1)  # if a worker cannot end its command
-        with _usage_error():
+        with usage_error():
             self.supervisor = self.make_supervisor(self.functions, **arguments)
         try:
             with self.supervisor:
@@ -7235,14 +7163,23 @@ class CommandLine:
             return in_options(str(error))
         except interruptions():
             self.stopped_by = self.stopped_by or signal.SIGINT
-            if self.failed is not None:
-                self.failed.error = RuntimeError("the run was interrupted before every task had an outcome")
-        finally:
-            self.keys.leave()
+            for sink in self.sinks:
+                if isinstance(sink, FailedLines):
+                    sink.error = RuntimeError("the run was interrupted before every task had an outcome")
         return ""
 
     def _put_through(self) -> None:
-        receivers = self._open_sinks()
+        """Write each result to a file as it finishes, and to standard output maybe in the order of the input."""
+        if self.results is not None:
+            with usage_error(self.results.unusable, Exception):
+                self.results.begin()  # not before, since it empties a file that was there
+            self.sinks.append(self.results)
+        if self.options.print:
+            line = self.parse.input_line if self.options.tag else None
+            self.sinks.append(Printer(runs_commands(self.options), line, self._outlet(1), self._outlet(2)))
+        receivers: list[Callable[[TaskResult], None]] = [sink.put for sink in self.sinks]
+        if self.options.keep_order:
+            receivers[-1] = InOrder(receivers[-1], self.source).put
         self.supervisor.on_check = self.on_check
         bad = 0
         try:
@@ -7255,21 +7192,6 @@ class CommandLine:
                         self.supervisor.cancel()
         finally:
             self._flush()
-
-    def _open_sinks(self) -> list[Callable[[TaskResult], None]]:
-        """Return what takes each result: a file as it finishes, standard output maybe in the order of the input."""
-        options = self.options
-        if self.results is not None:
-            self.results.stdout = self.outlet(1)
-            self.results.begin()  # not before, since it empties a file that was there
-            self.sinks.append(self.results)
-        if options.print:
-            line = self.parse.input_line if options.tag else None
-            self.sinks.append(Printer(bool(options.shell or options.command), line, self.outlet(1), self.outlet(2)))
-        receivers: list[Callable[[TaskResult], None]] = [sink.put for sink in self.sinks]
-        if options.keep_order:
-            receivers[-1] = InOrder(receivers[-1], self.source).put
-        return receivers
 
     def _flush(self) -> None:
         for sink in self.sinks:
@@ -7288,74 +7210,64 @@ class CommandLine:
     def on_check(self) -> None:
         """Several times a second: bring results to their file, and do what signals and keys ask for."""
         self._flush()
-        if self.results is not None and self.results.error and self.results.path != "-":
+        if self.results is not None and self.results.error and self.options.results != "-":
             self.supervisor.cancel()  # what cannot be kept need not be done
-        self._listen()
+        self.listen()
 
-    def _listen(self) -> None:
+    def listen(self) -> bool:
+        """Do what signals and keys ask for. Return False if a reader that takes nothing is to be given up."""
         supervisor = self.supervisor
-        for key in self.keys.read():
-            if key == "p" and not supervisor.cancelled:
-                supervisor.pause(not supervisor.paused)
-            elif key == "q":
-                supervisor.cancel()
-        while self.signals:
-            self._act_on(self.signals.pop(0))
-        if supervisor.cancelled:
-            self.progress.state = "ending: what is begun is finished"
-        else:
+        if self.patient:
+            for key in self.progress.read_keys():
+                if key == "p" and not supervisor.cancelled:
+                    supervisor.pause(not supervisor.paused)
+                elif key == "q":
+                    supervisor.cancel()
+            while self.signals:
+                self._act_on(self.signals.pop(0))
             self.progress.state = "paused" * supervisor.paused
+            if supervisor.cancelled:
+                self.progress.state = "ending: what is begun is finished"
+        return self.patient
 
     def _act_on(self, number: int) -> None:
         """Do what a signal asks for: the first Ctrl-C ends the run gently, anything after it at once."""
         if number == signal.SIGTSTP:  # give the terminal back, and stop
-            self.keys.leave()
             self.progress.close()
             with handled_by(signal.SIG_DFL, [signal.SIGTSTP]):
                 self.supervisor.suspend()
-        elif number == signal.SIGINT and not self.stopped_by:
-            self.stopped_by = number
+            return
+        if number == signal.SIGINT and not self.stopped_by:
             self.supervisor.cancel()
         else:
-            self.stopped_by = self.stopped_by or number
             self.patient = False
             self.supervisor.abort()
-        if self.stopped_by:
-            self.progress.ended = f"stopped by {signal.Signals(self.stopped_by).name}"
-
-    def outlet(self, descriptor: int) -> Outlet:
-        return Outlet(descriptor, self.wait_for_reader, self.progress)
-
-    def wait_for_reader(self) -> bool:
-        """Called several times a second while nobody takes what was written. Return False to write no more."""
-        if not self.ended:
-            self._listen()
-        return self.patient
+        self.stopped_by = self.stopped_by or number
+        self.progress.ended = f"stopped by {signal.Signals(self.stopped_by).name}"
 
     def report(self, problem: str) -> int:
         """Say how it went, on standard error if standard output has values or results. Return the exit code."""
+        problems = [problem, *(sink.complaint() for sink in self.sinks)]
         summary = self.supervisor.summary()
-        if self.options.print and (self.options.shell or self.options.command):
+        summary |= {"problem": "; ".join(filter(None, problems)), "left_out": self.parse.left_out}
+        if self.options.print and runs_commands(self.options):
             summary["printed"] = False  # nothing was lost
-        broken = [sink for sink in self.sinks if sink.error]
-        problems = list(filter(None, [problem, *(sink.complaint() for sink in broken)]))
-        path = self.options.summary
-        if path is not None:
+        if self.options.summary is not None:
             import json
 
-            whole = {**summary, "problem": "; ".join(problems), "left_out": self.parse.left_out}
             try:
-                with open(path, "w", encoding="utf-8") as file:
-                    json.dump(whole, file, default=as_text, indent=1)
+                with open(self.options.summary, "w", encoding="utf-8") as file:
+                    json.dump(summary, file, default=as_text, indent=1)
             except OSError as error:
-                problems.append(f"--summary {path}: {error.strerror}")
-        line_of = None if self.options.query else self.parse.line
-        lines = summary_lines(summary, "; ".join(problems), self.parse.left_out, line_of)
+                problems.append(f"--summary {self.options.summary}: {error.strerror}")
+                summary["problem"] = "; ".join(filter(None, problems))
+        lines = summary_lines(summary, None if self.options.query else self.parse.line)
         stream = sys.stderr if self.fills_stdout else sys.stdout
-        failure = say("\n".join(map(printable, lines)), stream)
+        said = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
             return 128 + self.stopped_by
-        return int(bool(problems or failure or broken) or summary["ok"] < finished(summary))
+        good = said and not summary["problem"] and not any(sink.error for sink in self.sinks)
+        return int(not good or summary["ok"] < finished(summary))
 
 
 def last_frame(trace: str | None) -> str:
@@ -7367,7 +7279,7 @@ def last_frame(trace: str | None) -> str:
     return f" ({os.path.basename(path)}:{line} in {name})"
 
 
-def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int, line_of: Any = None) -> list[str]:
+def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | None = None) -> list[str]:
     """Return what one wants to know at the end: first what went wrong, last the totals.
 
     line_of: returns the line of a task, if tasks are lines.
@@ -7384,12 +7296,12 @@ def summary_lines(summary: Mapping[str, Any], problem: str, left_out: int, line_
         lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5)))
     if seconds >= 1:
         lines.append(f"workers: busy {summary['busy']:.0%} of the time")
-    if left_out:
-        lines.append(f"{left_out:,} tasks left out: the results file holds them as ok")
+    if summary["left_out"]:
+        lines.append(f"{summary['left_out']:,} tasks left out: the results file holds them as ok")
     if summary.get("printed"):
         lines.append("functions printed; --log FILE keeps it")
-    if problem:
-        lines.append(f"shmqueue: {problem}")
+    if summary["problem"]:
+        lines.append(f"shmqueue: {summary['problem']}")
     total = finished(summary)
     tasks = "no tasks"
     if total:
@@ -7413,7 +7325,7 @@ def main(
         options = parser.parse_args(argv)
         if options.clean:
             removed = "\n".join(f"removed {name}" for name in sweep())
-            return int(bool(say(removed or "nothing to remove", sys.stdout)))
+            return int(not say(removed or "nothing to remove", sys.stdout))
         if options.watch is not None:
             watch_run(choose_run(options.watch))
             return 0
@@ -7450,21 +7362,21 @@ def complain(problem: object, who: str = "shmqueue") -> None:
     say(printable(f"{who}: {problem}"), sys.stderr)
 
 
-def say(text: str, stream: Any) -> str:
-    """Print text as a line on a stream. Return what went wrong, if anything did.
+def say(text: str, stream: Any) -> bool:
+    """Print text as a line on a stream. Return False if that failed.
 
     What the stream's encoding does not have is escaped. A stream that was closed from the start is None, which `print`
     would take for standard output.
     """
     if stream is None:
-        return ""
+        return True
     try:
         encoding = stream.encoding or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-    except (OSError, ValueError) as error:  # closed: point it elsewhere, or Python complains at exit
+    except (OSError, ValueError):  # closed: point it elsewhere, or Python complains at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return describe(error)
-    return ""
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -338,7 +338,7 @@ class Cluster(contextlib.AbstractContextManager[Any]):
             self.abort(f"{node[0]}: {problem}")
         elif node and node[0] not in self.left_out:
             self.left_out.add(node[0])
-            self.line.progress.write(f"shmqueue: {node[0]} gets no more while there are others: {problem}\n")
+            shmqueue.complain(f"{node[0]} gets no more while there are others: {problem}")
 
     def results(self, tasks: Any, node: Any, workers: int, respawned: int, data: bytes) -> Iterator[Any]:
         """The TaskResults of a chunk. Workers have numbers in the order in which nodes reply first."""

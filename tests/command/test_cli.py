@@ -1265,8 +1265,8 @@ def test_results_that_existed_are_kept_when_the_usage_is_bad(cli):
 
 def test_the_rate_is_of_what_was_done():
     counts = {"ok": 8, "failed": 2, "timeout": 0, "crashed": 0, "cancelled": 90}
-    more = {"kinds": {}, "failures": [], "seconds": 2.0, "workers": [{}]}
-    (*_, last) = shmqueue.summary_lines({**counts, **more, "busy": 0.0}, "", 0)
+    more = {"kinds": {}, "failures": [], "busy": 0.0, "seconds": 2.0, "workers": [{}], "problem": "", "left_out": 0}
+    (*_, last) = shmqueue.summary_lines({**counts, **more})
     assert last == ("100 tasks: 8 ok, 2 failed, 0 timed out, 0 crashed, 90 cancelled; 2.00 s, 5 tasks/s, 1 worker")
 
 

@@ -87,21 +87,21 @@ inputs = st.lists(texts.map(b"".join), max_size=6).map(b"\n".join)
 def test_any_line_that_is_written_is_read_as_the_same_task(tmp_path, whole):
     first, second = tmp_path / "first", tmp_path / "second"
 
+    def parser():
+        return LineParser(["echo", "noop"], comments=not whole, whole=whole)
+
     def tasks(path):
-        source = LineSource(str(path), LineParser(["echo", "noop"], comments=not whole, whole=whole))
-        return list(map(source._parse.task, source.rest()))
+        parse = parser()
+        return list(map(parse.task, LineSource(str(path), parse).rest()))
 
     @given(inputs)
     def check(data):
         first.write_bytes(data)
-        found = tasks(first)
-        parse = LineParser(["echo", "noop"], comments=not whole, whole=whole)
-        failed = FailedLines(str(second), parse.input_line)
-        for task in found:
-            failed.add(*task)
+        parse = parser()
+        failed = FailedLines(str(second), parse, LineSource(str(first), parse))
         failed.finish()
         assert failed.error is None
-        assert tasks(second) == found
+        assert tasks(second) == tasks(first)
 
     check()
 
@@ -173,10 +173,9 @@ def test_a_run_that_is_killed_leaves_the_file_alone(cli, read):
 def test_a_full_disk_leaves_the_file_alone(tmp_path):
     path = tmp_path / "tasks"
     path.write_text("before")
-    failed = FailedLines(str(path), lambda function, payload: payload)
+    failed = FailedLines(str(path), LineParser(["echo"], comments=True), shmqueue.IterableSource([("echo", b"a")]))
     failed._file.close()
     failed._file = open("/dev/full", "wb")  # noqa: SIM115
-    failed.add("echo", b"a\n")
     failed.finish()
     failed.close()
     assert "No space left" in failed.complaint()
