@@ -21,7 +21,7 @@ import pytest
 
 import shmqueue
 from tests import jobs
-from tests.helpers import SCRIPT, Terminal, is_running, summary, wait_until, workers_of
+from tests.helpers import SCRIPT, Terminal, is_running, state_of, summary, wait_until, workers_of
 
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 FRAME = b"\x1b[H"
@@ -1076,8 +1076,12 @@ def test_watch_without_a_name_needs_one_run(desk, watched):
     error = refused()
     for name, text in ((first, alone), (first, error), (second, error)):
         assert re.search(rf"{name} \(tasks in {desk.folder}, \d\d:\d\d:\d\d, 0 of 4 done\)", text), text
+    pid = int(second.split("-")[1])
+    os.kill(pid, signal.SIGSTOP)  # else it may leave another snapshot
+    assert wait_until(lambda: state_of(pid) == "T")
     watched.shared.joinpath(f"{second}.watch").unlink()
     assert f"{second} (nothing is known yet)" in refused()
+    os.kill(pid, signal.SIGCONT)
     terminal = desk.terminal(120, 20)
     watcher = watched.watch(terminal, second)
     terminal.shows(second)
