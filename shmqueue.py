@@ -663,7 +663,6 @@ Executor: Any  # a subclass of ExecutorMethods and concurrent.futures.Executor
 
 
 def make_executor() -> type:
-    """Make the class Executor. This waits until somebody asks for it, since concurrent.futures takes long to import."""
     base = late("futures")._base.Executor
     threading._register_atexit(end_executors)  # type: ignore[attr-defined]  # as ProcessPoolExecutor does it
     names = {"__module__": __name__, "__doc__": ExecutorMethods.__doc__}
@@ -796,7 +795,6 @@ class Slot:
 
 MOST_WORKERS = 4096
 COUNTS = (1, 1 << 50)
-FN_IDS = (1, (1 << 31) - 1)
 LIMITS: Mapping[str, tuple[float, float]] = {
     "workers": (0, MOST_WORKERS),
     "timeout": (0.001, 1e9),
@@ -815,11 +813,11 @@ DEFAULTS: Mapping[str, Any] = Supervisor.__init__.__kwdefaults__ or {}  # what m
 
 def check_numbers(values: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError, with value and limits, for an argument that is out of its limits or useless."""
-    for name, limits in LIMITS.items():
-        value = values.get(name)
-        for each in value.values() if isinstance(value, Mapping) else [value] * (name in values):
+    for name in filter(values.__contains__, LIMITS):
+        value = values[name]
+        for each in value.values() if isinstance(value, Mapping) else [value]:
             if each is not None or DEFAULTS.get(name) is not None:
-                check_number(name, each, limits)
+                check_number(name, each, LIMITS[name])
     if values.get("slot_size", 0) % 8:
         raise ValueError(f"slot_size={values['slot_size']}: must be a multiple of 8")
     if values.get("max_rss") is not None and late("psutil") is None:
@@ -847,7 +845,7 @@ def number_functions(functions: Any) -> dict[int, Function]:
     if not numbered:
         raise ValueError("functions is empty: at least one is needed")
     for fn_id, function in numbered.items():
-        check_number("fn_id", fn_id, FN_IDS)
+        check_number("fn_id", fn_id, (1, (1 << 31) - 1))
         if not callable(function) or not isinstance(function, collections.abc.Hashable):
             raise TypeError(f"functions: {function!r} is not a callable with a hash")
     return numbered if max(numbered) <= FN_ID else dict(enumerate(numbered.values(), 1))  # the bits above are ours
@@ -5186,9 +5184,9 @@ def load_plain(data: bytes) -> Any:
 
 @functools.cache
 def plain_checker() -> Any:
-    """Return a class of Picklers that raise TypeError for what is not plain data, at any depth. They keep no bytes.
+    """Return what makes a Pickler that raises TypeError for what is not plain data, at any depth, and keeps no bytes.
 
-    A Pickler looks at each object once. It knows the built-in types, and asks `reducer_override` about all others.
+    It looks at each object once. It knows the built-in types, and asks `reducer_override` about all others.
     """
     import pickle
 
@@ -5200,10 +5198,8 @@ def plain_checker() -> Any:
             name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
             raise TypeError(f"{name} is not plain data, and cannot travel: convert it, or {REMEDY}")
 
-    return PlainChecker
-
-
-NOWHERE = types.SimpleNamespace(write=len)
+    nowhere = types.SimpleNamespace(write=len)
+    return functools.partial(PlainChecker, nowhere, 4)  # protocol 5 knows bytearray
 
 
 def dump_nested(values: Sequence[Any]) -> list[bytes]:
@@ -5212,7 +5208,7 @@ def dump_nested(values: Sequence[Any]) -> list[bytes]:
     Types are compared exactly: marshal would turn a numpy.float64 in a list into bytes.
     """
     try:
-        plain_checker()(NOWHERE, 4).dump(values)  # protocol 5 knows bytearray
+        plain_checker()().dump(values)
         return [NESTED + marshal.dumps(value) for value in values]
     except (RecursionError, ValueError) as error:
         raise ValueError(f"what is nested so deeply, or a class, cannot travel ({error}): {REMEDY}") from None
@@ -5305,7 +5301,6 @@ def encode_payloads(
     return kinds, data
 
 
-# What is read of a failure for which the log had no room.
 NO_ROOM = marshal.dumps(("there is no room in shared memory for what it returned or raised", None, "failed", None, b""))
 
 
@@ -5347,8 +5342,9 @@ def decode_log(kind: int, codec: Codec | None, log: bytes, begin: int, ends: Seq
         with contextlib.suppress(Exception):  # one cannot be loaded, and is a failure
             if kind == BYTES:
                 return pieces
-            loads = load_text if kind == TEXT else load_plain
-            return list(map(loads if codec is None or kind == TEXT else codec.loads, pieces))
+            if kind == TEXT:
+                return list(map(load_text, pieces))
+            return list(map(load_plain if codec is None else codec.loads, pieces))
     return [decode(kind, piece, codec) if piece else None for piece in pieces]
 
 
@@ -5453,8 +5449,11 @@ class Call(NamedTuple):
 
 def calls_of(functions: Mapping[int, Function], codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
     """Return what to call for a slot's fn_id, which has the kind of the payload in it."""
-    calls = ((fn_id, kind, call) for fn_id, each in functions.items() for kind, call in enumerate(adapt(each, codec)))
-    return {fn_id | kind << KIND_BIT: call for fn_id, kind, call in calls}
+    return {
+        fn_id | kind << KIND_BIT: call
+        for fn_id, function in functions.items()
+        for kind, call in enumerate(adapt(function, codec))
+    }
 
 
 def adapt(function: Function, codec: Codec | None) -> list[Callable[[bytes], Any]]:
