@@ -2845,20 +2845,22 @@ class WorkerPool:
     # Starting and ending processes.
 
     def start_all(self) -> None:
-        """Start every worker. Raises LIMIT_ERRORS if one cannot be started."""
+        """Start every worker. Raises OSError if one cannot be started."""
         self._queue.stuck = self.free_lock
         for lane in self.lanes:
             self._start(lane)
 
     def _start(self, lane: Lane) -> None:
-        """Start a process as this worker. Raises LIMIT_ERRORS if that is not possible, and leaves nothing open."""
+        """Start a process as this worker. Raises OSError if that is not possible, and leaves nothing open."""
         self._check_descriptors()
         wake, ours = self._pipe()
         try:
             self._launch(lane, wake, ours)
-        except LIMIT_ERRORS as error:
+        except (OSError, EOFError) as error:
             close_launch_pipes(error)
-            raise
+            if isinstance(error, OSError):
+                raise
+            raise OSError(errno.EAGAIN, "the fork server could not start a process") from None
         finally:
             wake.close()
             if lane.wake is not ours:
@@ -2892,7 +2894,7 @@ class WorkerPool:
         """Start a process as this worker while a run goes on. If a limit forbids it, that is a failed start."""
         try:
             self._start(lane)
-        except LIMIT_ERRORS as error:
+        except OSError as error:
             self._start_failed(lane, f"no worker can be started: {limit_text(error)}", sure=False)
 
     def _start_failed(self, lane: Lane, why: str, sure: bool) -> None:
@@ -3220,7 +3222,7 @@ class InlinePool(WorkerPool):
 
 
 class Process:
-    """A worker's process: who it is, and how to start, stop, continue and end it. Why is up to its Lane.
+    """A worker's process: who it is, and how to stop, continue and end it. Why is up to its Lane.
 
     child: multiprocessing's object; None before the start and after the process was reaped.
     pidfd: a descriptor that stands for this process, whoever gets its pid later; None if there is none.
@@ -3236,31 +3238,24 @@ class Process:
     _still_since: float = 0.0
     _switches: int = 0  # its context switches at that time
 
-    def __init__(self, child: Any, pid: int = 0) -> None:
+    def __init__(self, child: Any) -> None:
         self.child = child
-        self.pid = pid if child is None else int(child.pid or 0)
+        self.pid = 0
         self.started = system.monotonic()
         self.born = 0
         self.pidfd: Any = None
-        if child is not None:
-            self._identify()
-            with contextlib.suppress(OSError):  # the process does the same; one of the two comes first
-                os.setpgid(self.pid, self.pid)
-
-    def _identify(self) -> None:
-        """Remember who it is. Later another process may get its pid."""
+        if child is None:
+            return
+        self.pid = child.pid
         self.born = system.process_state(self.pid)[1]
         with contextlib.suppress(OSError, AttributeError):  # the process is gone; or there are no pidfds
             self.pidfd = system.pidfd_open(self.pid)
             _supervisor_ends.add(self.pidfd)
-        if is_readable(self.child.sentinel):  # it has ended, so what was read may belong to another process
-            self._close_pidfd()
+        if is_readable(child.sentinel):  # it has ended, so what was read may belong to another process
+            self.pidfd = None
             self.born = -1
-
-    def _close_pidfd(self) -> None:
-        pidfd, self.pidfd = self.pidfd, None
-        if pidfd is not None:
-            pidfd.close()
+        with contextlib.suppress(OSError):  # the process does the same; one of the two comes first
+            os.setpgid(self.pid, self.pid)
 
     def end_sign(self) -> int:
         """Return the descriptor that becomes readable when the process ends."""
@@ -3291,7 +3286,7 @@ class Process:
         code = child.exitcode
         if code is None:  # multiprocessing would think that the process is alive, and refuse to close it
             code = child._popen.returncode = TAKEN
-        self._close_pidfd()
+        self.pidfd = None  # which closes it
         self.child = None  # first: close() can be called once
         child.close()
         return int(code)
@@ -3311,17 +3306,11 @@ class Process:
         return self.rss
 
     def stop(self) -> bool:
-        """Stop it, and wait until it stands still. If that takes too long, continue it and return False."""
+        """Stop it, and wait until it stands still. If that takes STILL_SECONDS, continue it and return False."""
         self._stopped_before = self.is_stopped()
         if not self._stopped_before:
             self.signal(signal.SIGSTOP)
-        if self.wait_until_stopped(STILL_SECONDS):
-            return True
-        self.go_on()
-        return False
-
-    def wait_until_stopped(self, seconds: float) -> bool:
-        deadline = system.monotonic() + seconds
+        deadline = system.monotonic() + STILL_SECONDS
         tries = 0
         while True:
             state, self._switches = system.state_and_switches(self.pid)
@@ -3329,6 +3318,7 @@ class Process:
                 self._still_since = system.perf_counter()
                 return True
             if state in ENDED or system.monotonic() > deadline:
+                self.go_on()
                 return False
             tries += 1
             if tries < 20:
@@ -3377,42 +3367,31 @@ class Process:
 
 
 SPARE_DESCRIPTORS = 16  # the start of a worker needs fewer, with any start method
-LIMIT_ERRORS = (OSError, EOFError)  # what the start of a process raises; EOFError: the fork server could not fork
 REMEDIES: dict[int | str, str] = {
     errno.EMFILE: "; take a smaller workers=, or raise `ulimit -n`",
     errno.EFBIG: "; take a smaller num_slots=, or raise `ulimit -f`",
     errno.EAGAIN: "; take a smaller workers=, or raise `ulimit -u`",
     # Python raises this without a number.
-    "AF_UNIX path too long": "; set TMPDIR to a shorter path, where the fork server has its socket, or take another "
-    "start method",
+    "AF_UNIX path too long": "; set TMPDIR to a shorter path, for the fork server's socket, or name start_method=",
 }
-
-
-PICKLE_REMEDY = (
-    "workers that are not forked find functions by their names: define them with def at the top level of a module, or "
-    "name start_method='fork'"
-)
-CONTEXT_REMEDY = "make locks and queues with the context of the workers, or name start_method='fork'"
 
 
 def limit_error(error: BaseException) -> BaseException:
     """Return the same error. If it tells of a limit of the system, or what cannot be sent, its text gets a remedy."""
     import traceback
 
-    if isinstance(error, EOFError):
-        return OSError(errno.EAGAIN, limit_text(error))
     if isinstance(error, OSError) and (error.errno or str(error)) in REMEDIES:
         return OSError(error.errno or errno.ENAMETOOLONG, limit_text(error), error.filename)
     modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
-    if isinstance(error, Exception) and "multiprocessing.reduction" in modules:
-        remedy = CONTEXT_REMEDY if isinstance(error, RuntimeError) else PICKLE_REMEDY
-        return TypeError(f"{error}: {remedy}")
-    return error
+    if not isinstance(error, Exception) or "multiprocessing.reduction" not in modules:
+        return error
+    remedy = "workers that are not forked find functions by their names: define them with def, not inside another"
+    if isinstance(error, RuntimeError):
+        remedy = "make locks and queues with the context of the workers"
+    return TypeError(f"{error}: {remedy}, or name start_method='fork'")
 
 
-def limit_text(error: OSError | EOFError) -> str:
-    if isinstance(error, EOFError):
-        return "the fork server could not start a process" + REMEDIES[errno.EAGAIN]
+def limit_text(error: OSError) -> str:
     text = error.strerror or str(error)
     remedy = REMEDIES.get(error.errno or text, "")
     return text if text.endswith(remedy) else text + remedy
@@ -3427,11 +3406,11 @@ def close_launch_pipes(error: BaseException) -> None:
 
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_launch" and str(frame.f_globals["__name__"]).startswith("multiprocessing.popen_"):
-            names = frame.f_locals
-            names["self"].close()
-            if names["self"].method == "fork":
-                for name in {"parent_r", "child_w", "child_r", "parent_w"}.intersection(names):
-                    os.close(names[name])
+            popen = frame.f_locals["self"]
+            popen.close()
+            if popen.method == "fork":
+                for name in {"parent_r", "child_w", "child_r", "parent_w"}.intersection(frame.f_locals):
+                    os.close(frame.f_locals[name])
 
 
 def is_pipe(path: str) -> bool:
@@ -3499,10 +3478,8 @@ def state_and_switches(pid: int) -> tuple[str, int]:
 def process_exists(pid: int) -> bool:
     try:
         system.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
+    except OSError as error:
+        return error.errno != errno.ESRCH
     return True
 
 
@@ -4123,41 +4100,159 @@ class Glance(NamedTuple):
         return max(0, self.end - self.first - self.done - 1)
 
 
-class QueueMemory:
-    """The parts of a queue's segment, and what every strategy does with them in the same way.
+def heap_size(rest: int) -> int:
+    """Return the bytes of heap for a segment whose other parts have `rest` bytes.
+
+    Less than HEAP_BYTES if a file may not be that large, and half of what is free, since large values need room.
+    """
+    space = os.statvfs(shared_directory())
+    size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY:
+        size = min(size, limit - rest)
+    return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
+
+
+class KernelLock:
+    """A lock that the kernel releases when its holder dies (fcntl.lockf on one byte of the segment's file).
+
+    It belongs to the process, not to the descriptor. So a forked child does not hold it, a second acquire in the same
+    process succeeds, and closing any descriptor of the file releases it. Each process opens the segment once.
+    """
+
+    def __init__(self, segment: Segment, number: int = 0) -> None:
+        self._segment = segment
+        self._byte = LOCK_BYTE + number
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Acquire the lock. Return False if somebody else still holds it after `timeout` seconds.
+
+        Without a timeout the kernel queues the caller. With one the lock is polled, since only a signal can interrupt
+        a blocked lockf.
+        """
+        how = fcntl.LOCK_EX if timeout is None else fcntl.LOCK_EX | fcntl.LOCK_NB
+        deadline = system.monotonic() + (timeout or 0.0)
+        tries = 0
+        while True:
+            try:
+                fcntl.lockf(self._segment.fd, how, 1, self._byte)
+                return True
+            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody holds it
+                if system.monotonic() > deadline:
+                    return False
+            tries += 1
+            if tries <= 20:
+                os.sched_yield()
+            else:
+                system.sleep(0.0005)
+
+    def release(self) -> None:
+        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
+
+
+class SharedTaskQueue:
+    """The ring and the workers' lanes, in a segment and guarded by one lock.
+
+    Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
+    calls it. A strategy is a subclass with another lock, another topology, or both (see variants/strategy.py). It
+    overrides some of these hooks: strategy, if_killed, extra_bytes, primitives, ask_why, room, push, drain, claim,
+    harvest, recover, tell_to_leave, is_claiming, backlog, wakeable.
+
+    Hooks use `words`, their own state from byte `state_offset` on, `_write`, `ring_spans`, `_fill_half`, `share`,
+    `_enter` and `_leave`. If the last holder of the lock died inside, `_enter` calls `_repair_locked`. Hooks keep these
+    promises:
+
+    - A position names one push of one task. The positions of a claim follow each other; those of a worker grow.
+    - Each claim belongs to exactly one worker or to none, whichever process is killed, at any point. After a death
+      before the commit, the tasks can be claimed again, and the `end` of their half does not go beyond its `first`.
+    - `claim` first stores `published`. It takes nothing while `claims - harvested` is 2 or `leave` is set. It stores
+      0 in `asleep`, or a new number if it takes nothing. The next push and harvest see that.
+    - `harvest` stores 2 in SUPERVISOR_ASLEEP if no worker has finished anything new, else 0. It may store 1 where
+      nothing `waits_for_room`.
 
     words: the whole segment as 64-bit words. status: the index of each worker's first word.
     heap: a view of the payloads that do not fit a slot; it begins at heap_offset.
-    state_offset: where the strategy's own bytes begin.
     """
 
-    def __init__(self, segment: Segment) -> None:
-        header = QueueHeader.from_buffer_copy(segment.window(0, ctypes.sizeof(QueueHeader)))
-        self.num_slots = header.num_slots
-        self.slot_size = header.slot_size
-        self.num_workers = header.num_workers
-        self.batch = header.batch
-        self.owner_pid = header.owner_pid
+    strategy: ClassVar[str] = "lockf"
+    if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
+    first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
+    printed = False  # after close(): a function printed what nobody keeps
+
+    @classmethod
+    def create(
+        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = None, name: str = ""
+    ) -> SharedTaskQueue:
+        """Make the segment (supervisor). slot_size: in bytes. batch: the most tasks that a worker claims at once.
+
+        Raises OSError (ENOSPC) if shared memory is too small. context: of multiprocessing, for a strategy's locks.
+        """
+        sizes = [num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers)]
+        reserved = ctypes.sizeof(segment_layout(*sizes))
+        sizes.append(heap_size(reserved))
+        segment = Segment(name or new_name(), reserved + sizes[-1], reserved)
+        header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, sizes)))
+        header.sum = sum(sizes) + segment.size
+        header.owner_pid = os.getpid()
+        header.owner_start = system.process_state(os.getpid())[1]
+        header.pushed.value = header.claimed.value = cls.first_position
+        segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
+        queue = cls(segment, None)
+        for worker in range(num_workers):
+            queue.reset(worker)
+        segment.words[0] = MAGIC
+        return queue
+
+    @classmethod
+    def attach(cls, name: str, primitives: Any) -> SharedTaskQueue:
+        """Open the segment `name` (worker). Raises SpoiledSegmentError if it is not one, OSError if it is gone."""
+        return cls(Segment(name), primitives)
+
+    def __init__(self, segment: Segment, primitives: Any) -> None:
+        header = QueueHeader.from_buffer_copy(segment.words)
         sizes = [getattr(header, name) for name in SIZES]
-        wrong = SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
-        if header.version != LAYOUT_VERSION or max(sizes) > segment.size:
-            raise wrong
+        if header.version != LAYOUT_VERSION or header.sum != sum(sizes) + segment.size:
+            raise SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
         layout = segment_layout(*sizes)
-        if (ctypes.sizeof(layout), layout.ring.offset + layout.ring.size) != (segment.size, header.ring_end):
-            raise wrong
+        self.num_slots, self.slot_size, self.num_workers, self.batch, _, heap_bytes = sizes
+        self.owner_pid = header.owner_pid
         self.segment = segment
         self.name = segment.name
         self.words = segment.words
         self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
-        self.heap = segment.window(layout.heap.offset, header.heap_bytes)
+        self.heap = segment.window(layout.heap.offset, heap_bytes)
         self.heap_offset = layout.heap.offset
         self.state_offset = layout.extra.offset
+        self.status = [layout.status.offset + i * ctypes.sizeof(WorkerStatus) >> 3 for i in range(self.num_workers)]
         self._local = layout.local.offset
-        self._pairs: dict[int, tuple[Half, Half]] = {}
-        step = ctypes.sizeof(WorkerStatus) // 8
-        self.status = [layout.status.offset // 8 + i * step for i in range(self.num_workers)]
-        note = WorkerStatus.note
-        self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
+        self._halves: dict[int, tuple[Half, Half]] = {}
+        self._lock: Any = KernelLock(segment)
+        self.stuck: Callable[[int, float], Sequence[Lane]] = lambda *_: ()  # see WorkerPool.free_lock
+        self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
+        self._sleeps = 0
+        self.waits_for_room = True  # the supervisor has more to push, or may have
+
+    @classmethod
+    def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
+        """Return the bytes of a strategy's own state and locks, in whole lines."""
+        return 0
+
+    @property
+    def primitives(self) -> Any:
+        """What every worker is given at its start (supervisor)."""
+        return None
+
+    def close(self) -> None:
+        with contextlib.suppress(ValueError):  # it was closed before
+            self.printed = any(self.words[status + PRINTED] for status in self.status)
+        self.segment.close()
+
+    def remove(self) -> None:
+        """Close the queue, and remove its files (supervisor)."""
+        self.close()
+        self.segment.unlink()
+
+    # The parts of the segment, which every strategy uses in the same way.
 
     def _write(self, places: Iterable[Span], tasks: Tasks) -> None:
         """Write tasks into these slots of the ring."""
@@ -4168,12 +4263,12 @@ class QueueMemory:
 
     def halves(self, worker: int) -> tuple[Half, Half]:
         """Return a worker's two halves. They are made when somebody looks at them: a worker looks at its own only."""
-        if worker not in self._pairs:
+        if worker not in self._halves:
             layout = batch_half(self.slot_size, self.batch)
             size = ctypes.sizeof(layout)
             first = self._local + 2 * worker * size
-            self._pairs[worker] = Half(self.segment, first, layout), Half(self.segment, first + size, layout)
-        return self._pairs[worker]
+            self._halves[worker] = Half(self.segment, first, layout), Half(self.segment, first + size, layout)
+        return self._halves[worker]
 
     def half(self, worker: int, number: int) -> Half:
         """Return the half in which the batch of this number lies."""
@@ -4231,156 +4326,18 @@ class QueueMemory:
         group, again = divmod(self.words[self.status[worker] + COMMAND], 1 << 32)
         return int(group) if group == again else 0
 
+    def _note(self, worker: int) -> memoryview:
+        return self.segment.window(8 * self.status[worker] + WorkerStatus.note.offset, WorkerStatus.note.size)
+
     def leave_note(self, worker: int, text: str) -> None:
         """Say why this process ends (worker). The supervisor reads it once it has reaped the process."""
-        size = WorkerStatus.note.size
-        self._notes[worker][:] = text.encode("utf-8", "replace")[: size - 1].ljust(size, b"\0")
+        self._note(worker)[:] = struct.pack(f"{WorkerStatus.note.size}s", text.encode("utf-8", "replace"))
 
     def take_note(self, worker: int) -> str:
         """Read and clear a dead worker's note (supervisor)."""
-        text = bytes(self._notes[worker]).rstrip(b"\0").decode("utf-8", "replace")
-        self._notes[worker][:] = bytes(WorkerStatus.note.size)
+        text = bytes(self._note(worker)).rstrip(b"\0").decode("utf-8", "replace")
+        self.leave_note(worker, "")
         return text
-
-
-def heap_size(rest: int) -> int:
-    """Return the bytes of heap for a segment whose other parts have `rest` bytes.
-
-    Less than HEAP_BYTES if a file may not be that large, and half of what is free, since large values need room.
-    """
-    space = os.statvfs(shared_directory())
-    size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY:
-        size = min(size, limit - rest)
-    return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
-
-
-class KernelLock:
-    """A lock that the kernel releases when its holder dies (fcntl.lockf on one byte of the segment's file).
-
-    It belongs to the process, not to the descriptor. So a forked child does not hold it, a second acquire in the same
-    process succeeds, and closing any descriptor of the file releases it. Each process opens the segment once.
-    """
-
-    def __init__(self, segment: Segment, number: int = 0) -> None:
-        self._segment = segment
-        self._byte = LOCK_BYTE + number
-
-    def acquire(self, timeout: float | None = None) -> bool:
-        """Acquire the lock. Return False if somebody else still holds it after `timeout` seconds.
-
-        Without a timeout the kernel queues the caller. With one the lock is polled, since only a signal can interrupt
-        a blocked lockf.
-        """
-        how = fcntl.LOCK_EX if timeout is None else fcntl.LOCK_EX | fcntl.LOCK_NB
-        deadline = system.monotonic() + (timeout or 0.0)
-        tries = 0
-        while True:
-            try:
-                fcntl.lockf(self._segment.fd, how, 1, self._byte)
-                return True
-            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody holds it
-                if system.monotonic() > deadline:
-                    return False
-            tries += 1
-            if tries <= 20:
-                os.sched_yield()
-            else:
-                system.sleep(0.0005)
-
-    def release(self) -> None:
-        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
-
-
-class SharedTaskQueue(QueueMemory):
-    """The ring and the workers' lanes, guarded by one lock.
-
-    Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
-    calls it. A strategy is a subclass with another lock, another topology, or both (see variants/strategy.py). It
-    overrides some of these hooks: strategy, if_killed, extra_bytes, primitives, ask_why, room, push, drain, claim,
-    harvest, recover, tell_to_leave, is_claiming, backlog, wakeable.
-
-    Hooks use `words`, their own state from byte `state_offset` on, `_write`, `ring_spans`, `_fill_half`, `share`,
-    `_enter` and `_leave`. If the last holder of the lock died inside, `_enter` calls `_repair_locked`. Hooks keep these
-    promises:
-
-    - A position names one push of one task. The positions of a claim follow each other; those of a worker grow.
-    - Each claim belongs to exactly one worker or to none, whichever process is killed, at any point. After a death
-      before the commit, the tasks can be claimed again, and the `end` of their half does not go beyond its `first`.
-    - `claim` first stores `published`. It takes nothing while `claims - harvested` is 2 or `leave` is set. It stores
-      0 in `asleep`, or a new number if it takes nothing. The next push and harvest see that.
-    - `harvest` stores 2 in SUPERVISOR_ASLEEP if no worker has finished anything new, else 0. It may store 1 where
-      nothing `waits_for_room`.
-    """
-
-    strategy: ClassVar[str] = "lockf"
-    if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
-    first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
-    printed = False  # after close(): a function printed what nobody keeps
-
-    @classmethod
-    def create(
-        cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = None, name: str = ""
-    ) -> SharedTaskQueue:
-        """Make the segment (supervisor). slot_size: in bytes. batch: the most tasks that a worker claims at once.
-
-        Raises OSError (ENOSPC) if shared memory is too small. context: of multiprocessing, for a strategy's locks.
-        """
-        sizes = (num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers))
-        layout = segment_layout(*sizes)
-        rest = ctypes.sizeof(layout)
-        heap_bytes = heap_size(rest)
-        header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, (*sizes, heap_bytes))))
-        header.owner_pid = os.getpid()
-        header.owner_start = system.process_state(os.getpid())[1]
-        header.ring_end = layout.ring.offset + layout.ring.size
-        header.pushed.value = header.claimed.value = cls.first_position
-        segment = Segment(name or new_name(), rest + heap_bytes, rest)
-        try:
-            segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
-            queue = cls(segment, None)
-            for worker in range(num_workers):
-                queue.reset(worker)
-            segment.words[0] = MAGIC
-        except BaseException:
-            segment.close()
-            segment.unlink()
-            raise
-        return queue
-
-    @classmethod
-    def attach(cls, name: str, primitives: Any) -> SharedTaskQueue:
-        """Open the segment `name` (worker). Raises SpoiledSegmentError if it is not one, OSError if it is gone."""
-        return cls(Segment(name), primitives)
-
-    def __init__(self, segment: Segment, primitives: Any) -> None:
-        super().__init__(segment)
-        self._lock: Any = KernelLock(segment)
-        self.stuck: Callable[[int, float], Sequence[Lane]] = lambda *_: ()  # see WorkerPool.free_lock
-        self._pushed, self._claimed = self.words[PUSHED], self.words[CLAIMED]  # as the supervisor last saw them
-        self._sleeps = 0
-        self.waits_for_room = True  # the supervisor has more to push, or may have
-
-    @classmethod
-    def extra_bytes(cls, num_slots: int, num_workers: int) -> int:
-        """Return the bytes of a strategy's own state and locks, in whole lines."""
-        return 0
-
-    @property
-    def primitives(self) -> Any:
-        """What every worker is given at its start (supervisor)."""
-        return None
-
-    def close(self) -> None:
-        with contextlib.suppress(ValueError):  # it was closed before
-            self.printed = any(self.words[status + PRINTED] for status in self.status)
-        self.segment.close()
-
-    def remove(self) -> None:
-        """Close the queue, and remove its files (supervisor)."""
-        self.close()
-        self.segment.unlink()
 
     # The lock. Between _enter and _leave there is no `with` and no `finally`: an exception there ends a worker, and
     # then the kernel releases the lock and the next holder repairs.
@@ -4401,10 +4358,7 @@ class SharedTaskQueue(QueueMemory):
         self.words[DIRTY] = (self.num_workers if worker is None else worker) + 1
 
     def ask_why(self, holder: int, seconds: float) -> Sequence[Lane]:
-        """Ask why a lock is not free after so many seconds. Return the workers that live (supervisor).
-
-        holder: the worker that has signed, or -1 if none has.
-        """
+        """Ask why a lock is not free after so many seconds (supervisor); see WorkerPool.free_lock."""
         return self.stuck(holder, seconds)
 
     def _leave(self) -> None:
@@ -4841,7 +4795,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 #
 # magic        MAGIC; written last, so that a segment without it is not ready       S    sweep  start
 # version … heap_bytes   who has made the segment, and its sizes                    S    all    start
-# ring_end     follows from the sizes, and shows that they are right                S    W      start
+# sum          of the sizes and the segment's bytes: shows that these are right     S    W      start
 # pushed       the position behind the last task in the ring                        S    W      lock
 # claimed      the position of the first task in the ring                           all  all    lock
 # dirty        who is inside the lock: worker + 1, num_workers + 1 for S, or 0      all  all    lock
@@ -4879,7 +4833,7 @@ SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
 WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "printed", "command")
 SUPERVISOR_WORDS = ("harvested", "leave", "pid", "born")
 SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_bytes")  # see segment_layout
-CONSTANTS = ("magic", "version", "owner_pid", "ring_end", "owner_start", *SIZES)
+CONSTANTS = ("magic", "version", "owner_pid", "sum", "owner_start", *SIZES)
 
 
 class QueueHeader(ctypes.Structure):
@@ -4927,21 +4881,19 @@ def batch_half(slot_size: int, batch: int) -> Any:
 class LocalTaskQueue(ctypes.Structure):
     """One worker's part of the segment: two halves, so that it can run one batch while the last is being harvested."""
 
-    @classmethod
-    def sized(cls, slot_size: int, batch: int) -> type[LocalTaskQueue]:
-        return type("LocalTaskQueue", (cls,), {"_fields_": [("halves", batch_half(slot_size, batch) * 2)]})
-
 
 @functools.cache
 def segment_layout(
     num_slots: int, slot_size: int, num_workers: int, batch: int, extra_bytes: int, heap_bytes: int = 0
 ) -> Any:
     """Return the whole segment as one ctypes type. extra: a strategy's state and its locks, in whole lines."""
+    halves = [("halves", batch_half(slot_size, batch) * 2)]
+    local: Any = type("LocalTaskQueue", (LocalTaskQueue,), {"_fields_": halves})
     fields = [
         ("header", QueueHeader),
         ("status", WorkerStatus * num_workers),
         ("extra", ctypes.c_uint8 * extra_bytes),
-        ("local", LocalTaskQueue.sized(slot_size, batch) * num_workers),
+        ("local", local * num_workers),
         ("ring", task_slot(slot_size) * num_slots),
     ]
     fields = [*padded(fields, mmap.PAGESIZE), ("heap", ctypes.c_uint8 * heap_bytes)]
@@ -5026,40 +4978,37 @@ class TaskSlots:
         return int(self._tsk_ids[index])
 
 
+NO_VALUE = array.array("Q", [1]).tobytes()  # the `ends` word of the first task, if it returned None
+
+
 class Half:
     """One half of a worker's part of the segment. first, end, special, kind: the indices of these words."""
 
     def __init__(self, segment: Segment, offset: int, layout: Any) -> None:
-        def place(name: str) -> int:
-            return offset + int(getattr(layout, name).offset)
-
         def window(name: str, unit: str) -> Any:
-            return segment.window(place(name), getattr(layout, name).size, unit)
+            field = getattr(layout, name)
+            return segment.window(offset + field.offset, field.size, unit)
 
-        self.first, self.end, self.special, self.kind = (
-            place(name) // 8 for name in ("first", "end", "special", "kind")
-        )
+        words = ("first", "end", "special", "kind")
+        self.first, self.end, self.special, self.kind = (offset // 8 + index for index in _indices(layout, words))
         self.began = window("began", "d")
         self.ends: memoryview = window("ends", "Q")
         self.stamps = window("stamps", "d")
-        self._end_bytes = window("ends", "B")
-        self._stamp_bytes = window("stamps", "B")
         self.log: memoryview = window("log", "B")
         batch = len(self.ends)
-        self.lane = TaskSlots(segment, place("lane"), batch, layout.lane.size // batch)
-        self._zeros = bytes(8 * batch)
-        self._ones = array.array("Q", [1]).tobytes() * batch
+        self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, layout.lane.size // batch)
+        zeros = memoryview(bytes(8 * batch))
+        self._no_ends = zeros.cast("Q")
+        self._no_stamps = zeros.cast("d")
 
     def clear(self, count: int) -> None:
         """Forget what became of an earlier batch, before one of `count` tasks comes here (worker)."""
-        size = 8 * count
-        self._end_bytes[:size] = self._zeros[:size]
-        self._stamp_bytes[:size] = self._zeros[:size]
+        self.ends[:count] = self._no_ends[:count]
+        self.stamps[:count] = self._no_stamps[:count]
 
     def all_returned_none(self, start: int, stop: int) -> bool:
         """Return True if the tasks [start, stop) are finished, and the log is empty."""
-        part = slice(8 * start, 8 * stop)
-        return bytes(self._end_bytes[part]) == self._ones[part]
+        return bytes(self.ends[start:stop]) == NO_VALUE * (stop - start)
 
     def done(self, count: int) -> int:
         """Return how many of the first `count` tasks are finished, as far as can be seen now: a hint."""
@@ -5075,8 +5024,7 @@ class Half:
         The tasks between two stamps share the time between them.
         """
         since = self.stamps[start - 1] if start else self.began[0]
-        quick = slice(8 * start, 8 * (stop - 1))
-        if bytes(self._stamp_bytes[quick]) == self._zeros[quick]:
+        if bytes(self.stamps[start : stop - 1]) == self._no_stamps[start : stop - 1].tobytes():
             last = self.stamps[stop - 1]
             return max(0.0, (last - since) / (stop - start)) if last and since else 0.0
         seconds: list[float] = []

@@ -95,7 +95,7 @@ def test_every_part_of_the_segment_is_aligned(num_slots, slot_size, workers, bat
     assert [line % LINE for line in lines] == [0] * len(lines)
     starts = (half.ends.offset, half.stamps.offset, half.log.offset, layout.ring.offset)
     assert [start % 8 for start in starts] == [0] * len(starts)
-    assert ctypes.sizeof(shmqueue.LocalTaskQueue.sized(slot_size, batch)) == 2 * ctypes.sizeof(half)
+    assert layout.local.size == workers * 2 * ctypes.sizeof(half)
     assert half.log.size >= max(16 << 10, batch * slot_size)
     assert layout.ring.size == num_slots * slot_size
     assert layout.heap.offset % mmap.PAGESIZE == 0

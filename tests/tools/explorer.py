@@ -340,7 +340,7 @@ class Cells:
         self._view[key] = value
         actor.trace = hash((actor.trace, self._store))
         actor.effect = actor.moved = True
-        if self._noted is not None and actor.worker >= 0:
+        if self._noted is not None and actor.worker >= 0 and type(key) is int:
             self._noted(actor, key)
 
 
@@ -639,8 +639,6 @@ class Seat:
         half.ends = Cells(words, half.ends, "ends", place["ends"], noted=self.world.note_commit)
         half.stamps = Cells(words, half.stamps, "stamps", place["stamps"])
         half.log = Cells(words, half.log, "the log", LOG + 8 * base, 1)
-        half._end_bytes = Cells(words, half._end_bytes, "all ends", place["ends"])
-        half._stamp_bytes = Cells(words, half._stamp_bytes, "all stamps", place["stamps"])
         self._guard_slots(half.lane, "the lane", place["lane"], self.queue.slot_size // 8)
         self._guard_copy(half.lane, place["lane"])
 
