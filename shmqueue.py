@@ -3558,8 +3558,9 @@ def worker_main(
     strategy: type[SharedTaskQueue], name: str, primitives: Any, index: int, options: WorkerOptions, pipes: Any
 ) -> None:
     """Live the whole life of a worker process. pipes: `wake` and `bell`, see Worker."""
-    wake, bell = map(_out_of_reach, pipes)  # first: _isolate() replaces 0 to 2, which may be pipes now
-    _isolate(name, index, options.log)
+    wake, bell = map(_out_of_reach, pipes)  # first: _redirect() replaces 0 to 2, which may be pipes now
+    _isolate(name, index)
+    _redirect(options.log)
     release_fork_server()
     try:
         queue = strategy.attach(name, primitives)
@@ -3577,7 +3578,7 @@ def worker_main(
     os._exit(0)  # at once: multiprocessing would wait for what the functions started
 
 
-def _isolate(run: str, worker: int, log: str | None) -> None:
+def _isolate(run: str, worker: int) -> None:
     """Separate this process from its parent and the terminal.
 
     It gets a process group of its own, so that what functions start can be ended with it.
@@ -3586,14 +3587,28 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
     os.environ[WORKER_VARIABLE] = str(worker)
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
-    _continue_without_parent()
+    # Have Linux send SIGCONT when the parent ends. If this process is stopped then, it would stay for ever. It comes as
+    # well when only the thread that started this process ends. A halt notices that.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGCONT)  # 1 is PR_SET_PDEATHSIG in <sys/prctl.h>
     signal.set_wakeup_fd(-1)
     for number in {*handled_signals(), signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCHLD}:
         signal.signal(number, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGHUP):  # for the supervisor; a command gets the default again
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # this ends handlers_wait()
-    _leave_terminal()
+    # A controlling terminal would stop this background group for ever if it writes or asks there. Without /dev/tty,
+    # getpass, ssh and sudo say so instead of waiting.
+    with contextlib.suppress(OSError):  # there is none
+        terminal = os.open("/dev/tty", os.O_RDWR)
+        import termios
+
+        fcntl.ioctl(terminal, termios.TIOCNOTTY)
+        os.close(terminal)
+
+
+def _redirect(log: str | None) -> None:
+    """Put /dev/null in the place of standard input, and the log in that of the output."""
     null = os.open(os.devnull, os.O_RDWR)
     output = null
     if log in STREAMS:
@@ -3606,29 +3621,6 @@ def _isolate(run: str, worker: int, log: str | None) -> None:
         os.dup2(output, 2)
     for descriptor in {null, output} - {0, 1, 2}:
         os.close(descriptor)
-
-
-def _leave_terminal() -> None:
-    """Have no controlling terminal any more. It would stop this background group for ever if it writes or asks there.
-
-    Without /dev/tty, getpass, ssh and sudo say so instead of waiting.
-    """
-    with contextlib.suppress(OSError):  # there is none
-        terminal = os.open("/dev/tty", os.O_RDWR)
-        import termios
-
-        fcntl.ioctl(terminal, termios.TIOCNOTTY)
-        os.close(terminal)
-
-
-def _continue_without_parent() -> None:
-    """Let Linux send SIGCONT to this process when its parent ends. A worker that is stopped then would stay for ever.
-
-    It comes as well when only the thread that started this process ends. A halt notices that.
-    """
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGCONT)
 
 
 def release_fork_server() -> None:
@@ -3835,10 +3827,11 @@ class Worker:
         begin, lengths = flat[1], flat[2::3].tolist()
         stops = list(itertools.accumulate(lengths, initial=0))
         size = stops[-1]
-        together = flat[-2] + flat[-1] == begin + size and size <= min(FETCH_BYTES, len(self._queue.heap) - begin)
-        if any(flat[0::3]) or not together:
+        if any(flat[0::3]) or flat[-2] + flat[-1] != begin + size or size > FETCH_BYTES:
             return False
         data = bytes(self._queue.heap[begin : begin + size])
+        if len(data) < size:
+            return False
         if size and lengths.count(lengths[0]) == len(lengths):
             self._payloads = cut(data, lengths[0])
         else:
@@ -4198,8 +4191,6 @@ class SharedTaskQueue:
         header.pushed.value = header.claimed.value = cls.first_position
         segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
         queue = cls(segment, None)
-        for worker in range(num_workers):
-            queue.reset(worker)
         segment.words[0] = MAGIC
         return queue
 
@@ -4224,6 +4215,8 @@ class SharedTaskQueue:
         self.heap_offset = layout.heap.offset
         self.state_offset = layout.extra.offset
         self.status = [layout.status.offset + i * ctypes.sizeof(WorkerStatus) >> 3 for i in range(self.num_workers)]
+        note = WorkerStatus.note
+        self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
         self._local = layout.local.offset
         self._halves: dict[int, tuple[Half, Half]] = {}
         self._lock: Any = KernelLock(segment)
@@ -4326,16 +4319,14 @@ class SharedTaskQueue:
         group, again = divmod(self.words[self.status[worker] + COMMAND], 1 << 32)
         return int(group) if group == again else 0
 
-    def _note(self, worker: int) -> memoryview:
-        return self.segment.window(8 * self.status[worker] + WorkerStatus.note.offset, WorkerStatus.note.size)
-
     def leave_note(self, worker: int, text: str) -> None:
         """Say why this process ends (worker). The supervisor reads it once it has reaped the process."""
-        self._note(worker)[:] = struct.pack(f"{WorkerStatus.note.size}s", text.encode("utf-8", "replace"))
+        note = self._notes[worker]
+        note[:] = struct.pack(f"{len(note)}s", text.encode("utf-8", "replace"))
 
     def take_note(self, worker: int) -> str:
         """Read and clear a dead worker's note (supervisor)."""
-        text = bytes(self._note(worker)).rstrip(b"\0").decode("utf-8", "replace")
+        text = bytes(self._notes[worker]).rstrip(b"\0").decode("utf-8", "replace")
         self.leave_note(worker, "")
         return text
 
@@ -4552,10 +4543,11 @@ class Segment:
                 raise
             where = shared_directory()
             space = os.statvfs(where)
-            whole = ((space.f_blocks - space.f_bavail) * space.f_frsize + reserved >> 20) + 64
+            free = space.f_bavail * space.f_frsize
+            whole = (space.f_blocks * space.f_frsize - free + reserved >> 20) + 64
             message = (
-                f"{where} is too small: {reserved:,} bytes needed, {space.f_bavail * space.f_frsize:,} free; take a"
-                f" smaller num_slots=, or enlarge it (docker run --shm-size={whole}m; mount -o remount,size={whole}m)"
+                f"{where} is too small: {reserved:,} bytes needed, {free:,} free; take a smaller num_slots=, or enlarge"
+                f" it (docker run --shm-size={whole}m; mount -o remount,size={whole}m)"
             )
             raise OSError(errno.ENOSPC, message) from None
 
@@ -4679,8 +4671,8 @@ def _is_open_here(path: str) -> bool:
 def _owner_lives(pid: int, file: Any) -> bool:
     """Return True if process `pid` lives, and made the segment in this file or is about to make it."""
     state, start = system.process_state(pid)
-    head = file.read(ctypes.sizeof(QueueHeader))
-    header = QueueHeader.from_buffer_copy(head.ljust(ctypes.sizeof(QueueHeader), b"\0"))
+    header = QueueHeader()
+    file.readinto(header)
     made = header.owner_start == start and pid != os.getpid()  # this process asks only for what it has left
     return state not in ENDED and (header.magic != MAGIC or made)
 
@@ -4689,26 +4681,23 @@ def write_file(path: str, data: bytes) -> None:
     """Make a file of our own. Raises OSError, and leaves no file then."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(file, rest) :]
+        with open(file, "wb") as stream:
+            stream.write(data)
     except BaseException:
         os.unlink(path)
         raise
-    finally:
-        os.close(file)
 
 
 def read_file(path: str, length: int) -> bytes:
     """Return the `length` bytes of a file. Raises SpoiledSegmentError if it has another length."""
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == length:
-                return file.read(length)
+            data = file.read()
     except OSError as error:
         raise SpoiledSegmentError(f"bytes out of line are gone: {describe(error)}") from None
-    raise SpoiledSegmentError(f"{path} has {size:,} bytes instead of {length:,}")
+    if len(data) != length:
+        raise SpoiledSegmentError(f"{path} has {len(data):,} bytes instead of {length:,}")
+    return data
 
 
 # ---------------------------------------------------------------------------------------------------------------------
