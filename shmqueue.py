@@ -41,7 +41,7 @@ The segment, in bytes
   QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
   WorkerStatus x W     a line that the worker writes, and one that the supervisor writes; see the table above them
   (a strategy's own)   its state and its locks; empty for the ring, see variants/
-  LocalTaskQueue x W   two halves, each with room for a batch: first end began special kind | a lane of `batch` task
+  LocalTaskQueue x W   two halves, each with room for a batch: first end began kind | a lane of `batch` task
                        slots | ends[batch] | stamps[batch] | a log for the values
   TaskSlot128 x N      the ring
   heap                 pages for payloads that do not fit a slot; reserved as they are used
@@ -1656,8 +1656,8 @@ class Lane:
     # Its process.
 
     def is_ready(self) -> bool:
-        """Return True if this process, not one before it, has called the initializer and wants tasks."""
-        return self.word(READY) / 1e9 > self.process.started
+        """Return True if this process has called the initializer and wants tasks."""
+        return self.word(READY) > 0
 
     def postpone(self, now: float) -> None:
         """Set when to start it again: each second time in a row after a pause that is doubled, 0.1 to 5 s."""
@@ -1782,9 +1782,7 @@ class Lane:
         started = half.since(start - first) + system.wall_clock() - system.perf_counter()
         if half.all_returned_none(start - first, bound - first):
             return Outcomes(start, bound - start, half.seconds(start - first, bound - first), started)
-        ends = half.ends[start - first : bound - first].tolist()
-        if 0 in ends:
-            del ends[ends.index(0) :]
+        ends = half.ends[start - first : half.done(bound - first)].tolist()
         if not ends:
             return Outcomes(start, 0)
         begin = half.ends[start - first - 1] & ~RECORD if start > first else 1
@@ -1796,7 +1794,7 @@ class Lane:
             ends=ends,
             begin=begin,
             log=bytes(half.log[: ends[-1] & ~RECORD]),
-            special=bool(self._words[half.special]),
+            special=sum(ends) >= RECORD,  # a single record's word is larger than all others together
             kind=int(self._words[half.kind]),
         )
 
@@ -3230,13 +3228,13 @@ class Process:
     started: the same on the monotonic clock. rss, cpu: bytes and percent, as last measured.
     """
 
-    rss: int = 0
-    cpu: float = 0.0
+    rss = 0
+    cpu = 0.0
     command: Callable[[], int] = int  # tells the process group of the command that it runs, or 0
     _monitor: Any = None  # its psutil.Process
-    _stopped_before: bool = False  # somebody else had stopped it when the halt began
-    _still_since: float = 0.0
-    _switches: int = 0  # its context switches at that time
+    _stopped_before = False  # somebody else had stopped it when the halt began
+    _still_since = 0.0
+    _switches = 0  # its context switches at that time
 
     def __init__(self, child: Any) -> None:
         self.child = child
@@ -3431,9 +3429,8 @@ def exit_text(code: int) -> str:
         return "the worker process ended; its exit status was taken by this program"
     if code >= 0:
         return f"the worker process exited with code {code}"
-    with contextlib.suppress(ValueError):
-        return f"the worker process was killed by {signal.Signals(-code).name}"
-    return f"the worker process was killed by signal {-code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"the worker process was killed by {names.get(-code, f'signal {-code}')}"
 
 
 STOPPED = ("T", "t")  # states of a process
@@ -3445,26 +3442,25 @@ def process_state(pid: int) -> tuple[str, int]:
 
     Return ("", 0) if the process is gone.
     """
-    import subprocess
-
     try:
         if os.path.isdir("/proc/self"):
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
             return fields[0].decode(), int(fields[19])
+        import subprocess
+
         command = ["/bin/ps", "-o", "state=,lstart=", "-p", str(pid)]
-        environment = {"LC_ALL": "C", "TZ": "UTC"}
-        told = subprocess.check_output(command, stderr=subprocess.DEVNULL, env=environment, text=True)
-        state, started = told.split(None, 1)
+        told = subprocess.run(command, capture_output=True, env={"LC_ALL": "C", "TZ": "UTC"}, text=True, check=False)
+        state, started = told.stdout.split(None, 1)
         return state[0], int("".join(filter(str.isdigit, started)))  # the day, the time, the year: enough
-    except (OSError, IndexError, ValueError, subprocess.CalledProcessError):
+    except (OSError, IndexError, ValueError):
         return "", 0
 
 
 def state_and_switches(pid: int) -> tuple[str, int]:
-    """Return a process's state, as the letter that ps shows, and its context switches (0 if the system has no count).
+    """Return a process's state, and its context switches (0 if the system has no count), both of the same moment.
 
-    Both are read at once. If a process is stopped and the number is the same as before, it has not run in between.
+    If a process is stopped and the number is the same as before, it has not run in between.
     """
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
@@ -3520,8 +3516,7 @@ def _forget_workers() -> None:
     for end in list(_supervisor_ends):
         end.close()
     children: set[Any] = getattr(sys.modules.get("multiprocessing.process"), "_children", set())
-    for child in [child for child in children if child.name.startswith(WORKER_NAME)]:
-        children.discard(child)
+    children.difference_update([child for child in children if child.name.startswith(WORKER_NAME)])
 
 
 os.register_at_fork(after_in_child=_forget_workers)
@@ -3561,7 +3556,6 @@ def worker_main(
     wake, bell = map(_out_of_reach, pipes)  # first: _redirect() replaces 0 to 2, which may be pipes now
     _isolate(name, index)
     _redirect(options.log)
-    release_fork_server()
     try:
         queue = strategy.attach(name, primitives)
     except FileNotFoundError:  # the run has ended
@@ -3605,6 +3599,12 @@ def _isolate(run: str, worker: int) -> None:
 
         fcntl.ioctl(terminal, termios.TIOCNOTTY)
         os.close(terminal)
+    # The program's fork server would wait for a worker that is stopped, its child, and never end: close our end of the
+    # pipe that keeps it alive. A function that wants a fork server starts one of its own.
+    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    if server is not None and server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = server._forkserver_pid = None
 
 
 def _redirect(log: str | None) -> None:
@@ -3621,19 +3621,6 @@ def _redirect(log: str | None) -> None:
         os.dup2(output, 2)
     for descriptor in {null, output} - {0, 1, 2}:
         os.close(descriptor)
-
-
-def release_fork_server() -> None:
-    """Close this worker's end of the pipe that keeps the program's fork server alive, and forget that server.
-
-    Otherwise the server would wait for a worker that is stopped, its child, and never end. A function that wants a
-    fork server starts one of its own.
-    """
-    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
-    if server is not None and server._forkserver_alive_fd is not None:
-        os.close(server._forkserver_alive_fd)
-        server._forkserver_alive_fd = None
-        server._forkserver_pid = None
 
 
 def _out_of_reach(end: Any) -> int:
@@ -3695,7 +3682,7 @@ class Worker:
             sys.breakpointhook = refuse_breakpoint
         if self._options.initializer is not None:
             self._options.initializer()
-        self._words[self._status + READY] = int(1e9 * system.monotonic())
+        self._words[self._status + READY] = 1
 
     def serve(self) -> None:
         """Claim and run until told to leave."""
@@ -3889,7 +3876,6 @@ class Worker:
         end = at + 1 + len(data)
         half.log[at] = kind
         half.log[at + 1 : end] = data
-        self._words[half.special] += 1
         return end | RECORD
 
     # Other processes.
@@ -4003,9 +3989,9 @@ def end_run(queue: SharedTaskQueue) -> None:
 
 
 class PrintedOutput(io.RawIOBase):
-    """What functions print: each line goes to the log with its worker and task. Without a log it is lost, and noted.
+    """What functions print: each line goes to the log with its worker and task, in one write, so that lines do not mix.
 
-    A line is one write, so that lines of different workers do not mix.
+    Without a log it is lost, and noted.
     """
 
     def __init__(self, log: str | None, worker: int, task: Callable[[], int], lose: Callable[[], None]) -> None:
@@ -4064,7 +4050,6 @@ class Span(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The position behind the last one."""
         return self.first + self.count
 
 
@@ -4083,7 +4068,6 @@ class Glance(NamedTuple):
 
     @property
     def in_hand(self) -> int | None:
-        """The position of the task in hand."""
         position = self.first + self.done
         return position if position < self.end else None
 
@@ -4096,7 +4080,7 @@ class Glance(NamedTuple):
 def heap_size(rest: int) -> int:
     """Return the bytes of heap for a segment whose other parts have `rest` bytes.
 
-    Less than HEAP_BYTES if a file may not be that large, and half of what is free, since large values need room.
+    At most half of what is free, since large values need room, and what a file may have.
     """
     space = os.statvfs(shared_directory())
     size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
@@ -4107,7 +4091,7 @@ def heap_size(rest: int) -> int:
 
 
 class KernelLock:
-    """A lock that the kernel releases when its holder dies (fcntl.lockf on one byte of the segment's file).
+    """A lock that the kernel releases when its holder dies: lockf on one byte of the segment's file.
 
     It belongs to the process, not to the descriptor. So a forked child does not hold it, a second acquire in the same
     process succeeds, and closing any descriptor of the file releases it. Each process opens the segment once.
@@ -4188,7 +4172,7 @@ class SharedTaskQueue:
         header.sum = sum(sizes) + segment.size
         header.owner_pid = os.getpid()
         header.owner_start = system.process_state(os.getpid())[1]
-        header.pushed.value = header.claimed.value = cls.first_position
+        header.pushed[0] = header.claimed[0] = cls.first_position
         segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
         queue = cls(segment, None)
         segment.words[0] = MAGIC
@@ -4201,7 +4185,7 @@ class SharedTaskQueue:
 
     def __init__(self, segment: Segment, primitives: Any) -> None:
         header = QueueHeader.from_buffer_copy(segment.words)
-        sizes = [getattr(header, name) for name in SIZES]
+        sizes: list[int] = [getattr(header, name) for name in SIZES]
         if header.version != LAYOUT_VERSION or header.sum != sum(sizes) + segment.size:
             raise SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
         layout = segment_layout(*sizes)
@@ -4214,7 +4198,8 @@ class SharedTaskQueue:
         self.heap = segment.window(layout.heap.offset, heap_bytes)
         self.heap_offset = layout.heap.offset
         self.state_offset = layout.extra.offset
-        self.status = [layout.status.offset + i * ctypes.sizeof(WorkerStatus) >> 3 for i in range(self.num_workers)]
+        step = ctypes.sizeof(WorkerStatus) // 8
+        self.status = [int(layout.status.offset) // 8 + i * step for i in range(self.num_workers)]
         note = WorkerStatus.note
         self._notes = [segment.window(8 * status + note.offset, note.size) for status in self.status]
         self._local = layout.local.offset
@@ -4243,7 +4228,7 @@ class SharedTaskQueue:
     def remove(self) -> None:
         """Close the queue, and remove its files (supervisor)."""
         self.close()
-        self.segment.unlink()
+        remove_segment(self.segment.path)
 
     # The parts of the segment, which every strategy uses in the same way.
 
@@ -4255,7 +4240,7 @@ class SharedTaskQueue:
             done += length
 
     def halves(self, worker: int) -> tuple[Half, Half]:
-        """Return a worker's two halves. They are made when somebody looks at them: a worker looks at its own only."""
+        """Return a worker's two halves. They are made at the first look: a worker looks at its own only."""
         if worker not in self._halves:
             layout = batch_half(self.slot_size, self.batch)
             size = ctypes.sizeof(layout)
@@ -4264,11 +4249,11 @@ class SharedTaskQueue:
         return self._halves[worker]
 
     def half(self, worker: int, number: int) -> Half:
-        """Return the half in which the batch of this number lies."""
+        """Return the half that holds the batch of this number."""
         return self.halves(worker)[number & 1]
 
     def _fill_half(self, worker: int, span: Span, places: Iterable[Span]) -> None:
-        """Make the tasks of a span, which lie in these slots, the worker's next batch (worker). This commits nothing.
+        """Make the tasks of a span, which lie in these slots, the next batch (worker). This commits nothing.
 
         `claims` grows last: a worker that is killed before that has no new batch.
         """
@@ -4277,7 +4262,6 @@ class SharedTaskQueue:
         half = self.half(worker, number)
         half.lane.copy_from(self.ring, places)
         half.clear(span.count)
-        words[half.special] = 0
         words[half.first] = span.first
         words[half.end] = span.end
         words[claims] = number
@@ -4292,14 +4276,13 @@ class SharedTaskQueue:
         return Glance(number, first, half.done(count), first + count, half.began[0])
 
     def reset(self, worker: int) -> None:
-        """Prepare the words of a dead worker for its successor, once its batches have been read (supervisor)."""
+        """Prepare a dead worker's words for its successor, once its batches have been read (supervisor)."""
         words, status = self.words, self.status[worker]
         for half in self.halves(worker):
             words[half.end] = words[half.first]
         words[status + PUBLISHED] = words[status + HARVESTED] = words[status + CLAIMS]
-        words[status + LEAVE] = 0
-        words[status + COMMAND] = 0
-        words[status + ASLEEP] = 0
+        for word in (LEAVE, COMMAND, ASLEEP, READY):
+            words[status + word] = 0
 
     def sleepers(self) -> list[tuple[int, int]]:
         """Return the workers that sleep, each with the number of its sleep (supervisor).
@@ -4312,12 +4295,12 @@ class SharedTaskQueue:
     def has_free_half(self, worker: int) -> bool:
         """Return True if a worker that sleeps could claim a batch (supervisor)."""
         status = self.status[worker]
-        return bool(self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2)
+        return self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2
 
     def command(self, worker: int) -> int:
         """Return the process group of the command that a worker runs; 0 for none, or if the word is spoiled."""
         group, again = divmod(self.words[self.status[worker] + COMMAND], 1 << 32)
-        return int(group) if group == again else 0
+        return group if group == again else 0
 
     def leave_note(self, worker: int, text: str) -> None:
         """Say why this process ends (worker). The supervisor reads it once it has reaped the process."""
@@ -4360,16 +4343,15 @@ class SharedTaskQueue:
         """Undo a claim that was not committed. The process may be killed in here; then this runs again."""
         words = self.words
         claimed = words[CLAIMED]
-        for worker in range(self.num_workers):
-            for half in self.halves(worker):
-                if words[half.end] > claimed:
-                    words[half.end] = claimed
+        for half in itertools.chain(*map(self.halves, range(self.num_workers))):
+            if words[half.end] > claimed:
+                words[half.end] = claimed
 
     # The hooks.
 
     def room(self) -> int:
         """Return how many tasks can be pushed now, at the least (supervisor)."""
-        return int(self.num_slots - (self._pushed - self._claimed))
+        return self.num_slots - (self._pushed - self._claimed)
 
     def push(self, tasks: Tasks) -> list[Span]:
         """Put `tasks`, at most `room()`, into the ring. Return their positions (supervisor)."""
@@ -4381,10 +4363,7 @@ class SharedTaskQueue:
         return [span]
 
     def claim(self, worker: int, limit: int) -> Span | None:
-        """Publish the current batch, which is finished. Take up to `limit` tasks, or go to sleep (worker).
-
-        Return their positions.
-        """
+        """Publish the current batch, which is finished. Return up to `limit` tasks, or go to sleep (worker)."""
         words, status = self.words, self.status[worker]
         self._enter(worker)
         claims = words[status + PUBLISHED] = words[status + CLAIMS]
@@ -4404,10 +4383,7 @@ class SharedTaskQueue:
         return span
 
     def harvest(self, harvested: Sequence[int]) -> list[int]:
-        """Tell each worker how many of its batches have been read. Return how many each has finished (supervisor).
-
-        Raises SpoiledSegmentError for a counter that cannot be right.
-        """
+        """Tell each worker how many of its batches have been read. Return how many each has finished (supervisor)."""
         words = self.words
         self._enter(None)
         for status, count in zip(self.status, harvested):
@@ -4446,11 +4422,11 @@ class SharedTaskQueue:
 
     def is_claiming(self, worker: int) -> bool:
         """Return True if this worker, which stands still, is inside a claim (supervisor)."""
-        return bool(self.words[DIRTY] == worker + 1)
+        return self.words[DIRTY] == worker + 1
 
     def backlog(self) -> int:
         """Return how many tasks are in the ring, as far as is known (supervisor, watcher)."""
-        return max(0, int(self.words[PUSHED] - self.words[CLAIMED]))
+        return max(0, self.words[PUSHED] - self.words[CLAIMED])
 
     def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
         """Return the sleepers to wake: one for each millisecond of work in the ring, or all (supervisor)."""
@@ -4467,10 +4443,10 @@ class SharedTaskQueue:
     def share(self, available: int, limit: int) -> int:
         """Return how many of the available tasks a worker takes that wants `limit` (worker).
 
-        This is available / (2 * workers), rounded up, so that others find some; but at least an eighth of `limit`,
-        since short tasks are not worth a claim each.
+        Half of its equal share, so that others find some; but an eighth of `limit` if that is more, since short tasks
+        are not worth a claim each.
         """
-        return int(min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8)))
+        return min(limit, available, max(-(-available // (2 * self.num_workers)), limit // 8))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4505,8 +4481,8 @@ def path_of(name: str) -> str:
 class Segment:
     """A file in shared memory, mapped, with every view of it. What does not fit lies in files beside it.
 
-    It carries the lock, as multiprocessing.shared_memory cannot, whose resource tracker unlinks live segments when a
-    stranger exits (cpython#82300).
+    multiprocessing.shared_memory cannot carry the lock, and its resource tracker unlinks live segments when a stranger
+    exits (cpython#82300).
     """
 
     fd = -1
@@ -4529,7 +4505,7 @@ class Segment:
         except BaseException:
             self.close()
             if size:
-                self.unlink()
+                remove_segment(self.path)
             raise
         self.size = len(self._map)
         self.words = self.window(0, self.size // 8 * 8, "Q")
@@ -4585,9 +4561,6 @@ class Segment:
             self.fd = -1
 
     __del__ = _close_file
-
-    def unlink(self) -> None:
-        remove_segment(self.path)
 
 
 def remove_segment(path: str) -> None:
@@ -4653,7 +4626,7 @@ def sweep() -> list[str]:
 def _own_segments() -> list[tuple[str, str, int]]:
     """Return this user's segments: name, path, and the owner's pid."""
     found = []
-    for path in sorted(glob.glob(os.path.join(shared_directory(), PREFIX + "*-*"))):
+    for path in sorted(glob.glob(path_of(PREFIX + "*-*"))):
         name = os.path.basename(path)
         pid = name.split("-")[1]
         with contextlib.suppress(OSError):
@@ -4772,7 +4745,7 @@ HEAP_BYTES = 32 << 20
 
 
 def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tuple[str, Any]]:
-    """Return the fields of a structure, with unused bytes behind them up to a multiple of so many bytes."""
+    """Return the fields of a structure, and unused bytes up to a multiple of so many."""
     size = sum(ctypes.sizeof(kind) for _, kind in fields)
     return [*fields, (f"_unused{len(fields)}", ctypes.c_uint8 * (-size % multiple))]
 
@@ -4793,7 +4766,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch
 # published    how many of them are finished                                        W    S      lock
 # asleep       0, or the number of this sleep                                       W    S      lock, hint
-# ready        when W first was about to claim, in ns of the monotonic clock        W    S      hint
+# ready        1 once W has called the initializer                                  W, S S      hint
 # limit        how many tasks make a batch of BATCH_SECONDS                         W    S      hint
 # printed      1 once a function has printed what nobody keeps                      W    S      hint
 # command      the process group of W's command, in both halves of the word; or 0   W, S all    hint
@@ -4804,20 +4777,14 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 #
 # first, end   the positions of a batch are [first, end); a halt lowers `end`       W, S all    lock, batch
 # began        when its first task began, in seconds of W's perf_counter()          W    S      batch, hint
-# special      how many values are records, as their RECORD bits in `ends` say      W    S      batch
-# kind         what the other values are; fixed once one of them is finished        W    S      batch
+# kind         what values are that are no records; fixed once one is finished      W    S      batch
 # lane         its tasks                                                            W    S      batch
 # ends[i]      0 until task i is finished, then where its value ends in the log     W    S      batch, hint
 # stamps[i]    when task i was finished, on the same clock, or 0                    W    S      batch
 # log          the values, one after the other, from index 1 on                     W    S      batch
 
 
-class Word(ctypes.Structure):
-    """A 64-bit word that has its line to itself."""
-
-    _fields_ = padded([("value", ctypes.c_uint64)])
-
-
+Word = ctypes.c_uint64 * (LINE // 8)  # a 64-bit word that has its line to itself
 SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
 WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "printed", "command")
 SUPERVISOR_WORDS = ("harvested", "leave", "pid", "born")
@@ -4844,8 +4811,8 @@ class WorkerStatus(ctypes.Structure):
 def task_slot(size: int) -> type[ctypes.Structure]:
     """A task slot of `size` bytes: which task, which function, and the payload.
 
-    The first byte of `payload` is the length; two bytes are, in the machine's order, if the field has more than 256.
-    The payload follows, and the rest is zero.
+    The first byte of `payload` is the length (two bytes in the machine's order, if the field has more than 256). The
+    payload follows, and the rest is zero.
     """
     fields = [("tsk_id", ctypes.c_uint32), ("fn_id", ctypes.c_uint32), ("payload", ctypes.c_uint8 * (size - 8))]
     return type(f"TaskSlot{size}", (ctypes.Structure,), {"_fields_": fields, "__doc__": task_slot.__doc__})
@@ -4855,10 +4822,10 @@ TaskSlot128 = task_slot(128)
 
 
 def batch_half(slot_size: int, batch: int) -> Any:
-    """Return one half of a worker's part of the segment: the tasks of one batch, and what became of them."""
+    """Return the type of a half: the tasks of one batch, and what became of them."""
     word = ctypes.c_uint64
     fields = [
-        *padded([("first", word), ("end", word), ("began", ctypes.c_double), ("special", word), ("kind", word)]),
+        *padded([("first", word), ("end", word), ("began", ctypes.c_double), ("kind", word)]),
         ("lane", task_slot(slot_size) * batch),
         ("ends", word * batch),
         ("stamps", ctypes.c_double * batch),
@@ -4868,14 +4835,14 @@ def batch_half(slot_size: int, batch: int) -> Any:
 
 
 class LocalTaskQueue(ctypes.Structure):
-    """One worker's part of the segment: two halves, so that it can run one batch while the last is being harvested."""
+    """One worker's part of the segment: two halves, so that it can run a batch while the last one is harvested."""
 
 
 @functools.cache
 def segment_layout(
     num_slots: int, slot_size: int, num_workers: int, batch: int, extra_bytes: int, heap_bytes: int = 0
 ) -> Any:
-    """Return the whole segment as one ctypes type. extra: a strategy's state and its locks, in whole lines."""
+    """Return the whole segment as one type. extra: a strategy's state and its locks, in whole lines."""
     halves = [("halves", batch_half(slot_size, batch) * 2)]
     local: Any = type("LocalTaskQueue", (LocalTaskQueue,), {"_fields_": halves})
     fields = [
@@ -4912,7 +4879,7 @@ ROWS = 64
 
 @functools.cache
 def _rows(row: str, count: int) -> struct.Struct:
-    """Return `count` equal rows as one struct, so that one call packs them all. At most ROWS, so that few are kept."""
+    """Return `count` equal rows as one struct: one call packs them all. At most ROWS, so that few are kept."""
     return struct.Struct("=" + row * count)
 
 
@@ -4971,15 +4938,15 @@ NO_VALUE = array.array("Q", [1]).tobytes()  # the `ends` word of the first task,
 
 
 class Half:
-    """One half of a worker's part of the segment. first, end, special, kind: the indices of these words."""
+    """One half of a worker's part of the segment. first, end, kind: the indices of these words."""
 
     def __init__(self, segment: Segment, offset: int, layout: Any) -> None:
         def window(name: str, unit: str) -> Any:
             field = getattr(layout, name)
             return segment.window(offset + field.offset, field.size, unit)
 
-        words = ("first", "end", "special", "kind")
-        self.first, self.end, self.special, self.kind = (offset // 8 + index for index in _indices(layout, words))
+        words = ("first", "end", "kind")
+        self.first, self.end, self.kind = (offset // 8 + index for index in _indices(layout, words))
         self.began = window("began", "d")
         self.ends: memoryview = window("ends", "Q")
         self.stamps = window("stamps", "d")
@@ -4996,11 +4963,11 @@ class Half:
         self.stamps[:count] = self._no_stamps[:count]
 
     def all_returned_none(self, start: int, stop: int) -> bool:
-        """Return True if the tasks [start, stop) are finished, and the log is empty."""
+        """Return True if the tasks [start, stop) are finished, and none has a value."""
         return bytes(self.ends[start:stop]) == NO_VALUE * (stop - start)
 
     def done(self, count: int) -> int:
-        """Return how many of the first `count` tasks are finished, as far as can be seen now: a hint."""
+        """Return how many of the first `count` tasks are finished: a hint."""
         return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
 
     def since(self, task: int) -> float:

@@ -104,7 +104,7 @@ def test_workers_are_killed_and_halted_before_every_kind_of_step():
         kills += report.kills
         halts += explore(SCENARIOS[name], ONE_HALT).halts
     assert set(kills) == kinds | {"start"}
-    words = ("DIRTY", "FIRST", "END", "CLAIMS", "CLAIMED", "PUBLISHED", "ASLEEP", "SPECIAL", "KIND", "BEGAN")
+    words = ("DIRTY", "FIRST", "END", "CLAIMS", "CLAIMED", "PUBLISHED", "ASLEEP", "KIND", "BEGAN")
     steps = {f"store {what}" for what in (*words, "ends", "stamps", "the log")}
     steps |= {"lock", "unlock", "call", "copy to the lane", "read the clock", "sleep", "ring the bell", "write a file"}
     assert steps < set(kills)
@@ -320,13 +320,6 @@ class CommitsBeforeTheValue(Worker):
     run = mistaken(Worker.run, put("ends[task] = after", before=store("log", "value")))
 
 
-class CountsRecordsLate(Worker):
-    """Counts a record after it is committed."""
-
-    _put = mistaken(Worker._put, drop(store("special")))
-    run = mistaken(Worker.run, put("words[half.special] += at >= RECORD", after=store("ends", "_put")))
-
-
 class SaysItsKindLate(Worker):
     """Stores the kind of a batch's values after they are committed."""
 
@@ -537,7 +530,6 @@ MISTAKES = [
     (NeverLooksAtEnd, "one batch", ONE_HALT),
     (KeepsItsOldBound, "one batch", ONE_HALT),
     (CommitsBeforeTheValue, "values", ONE_KILL),
-    (CountsRecordsLate, "records", ONE_KILL),
     (SaysItsKindLate, "one worker, text", ONE_KILL),
     (ChangesItsKind, "one worker, kinds", Bounds()),
     (NeverRings, "nothing returned", Bounds()),

@@ -31,7 +31,7 @@ def make_queue():
     yield make
     for queue in made:
         queue.close()
-        queue.segment.unlink()
+        shmqueue.remove_segment(queue.segment.path)
 
 
 def encoded(payloads, first_id=1, fn_id=1):
@@ -283,7 +283,7 @@ def test_every_view_is_released_and_the_files_beside_go_too():
     for view in views:
         with pytest.raises(ValueError, match="released"):
             view[0]
-    queue.segment.unlink()
+    shmqueue.remove_segment(queue.segment.path)
     assert [name for name in os.listdir("/dev/shm") if name.startswith(os.path.basename(path))] == []
 
 
