@@ -41,8 +41,8 @@ The segment, in bytes
   QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
   WorkerStatus x W     a line that the worker writes, and one that the supervisor writes; see the table above them
   (a strategy's own)   its state and its locks; empty for the ring, see variants/
-  LocalTaskQueue x W   two halves, each with room for a batch: first end began kind | a lane of `batch` task
-                       slots | ends[batch] | stamps[batch] | a log for the values
+  LocalTaskQueue x W   two halves, each with room for a batch: first end kind | a lane of `batch` task slots |
+                       ends[batch] | stamps[batch + 1] | a log for the values
   TaskSlot128 x N      the ring
   heap                 pages for payloads that do not fit a slot; reserved as they are used
 
@@ -3724,7 +3724,7 @@ class Worker:
         plain, dumps = self._ways_of_values()
         room = len(log) - REFERRING * count  # so that each task can leave a record
         clock = system.perf_counter
-        last = began = half.began[0] = clock()
+        last = began = stamps[0] = clock()
         stop = words[end] - first
         done, at = 0, 1
         value: Any = None
@@ -3748,9 +3748,8 @@ class Worker:
                     plain, dumps = self._ways_of_values()
                 before, last = last, clock()
                 if last - before > QUIET_SECONDS:
-                    if task:
-                        stamps[task - 1] = before
-                    stamps[task] = last
+                    stamps[task] = before
+                    stamps[task + 1] = last
                     if words[end] - first < stop:
                         break
             done = task + 1
@@ -3836,7 +3835,7 @@ class Worker:
         It should take BATCH_SECONDS, and fill at most three quarters of a log and a quarter of SPILL_BYTES.
         """
         if done:
-            self._half.stamps[done - 1] = last
+            self._half.stamps[done] = last
         self._left -= done
         if self._left <= 0:
             self._leaving = True
@@ -3896,7 +3895,7 @@ class Worker:
     def _tsk_id_in_hand(self) -> int:
         if self.disowned is not None:
             return self.disowned
-        return self._half.lane.tsk_id(min(self._half.done(self._count), self._half.lane.count - 1))
+        return self._half.lane.tsk_id(min(self._half.done(self._count), self._count - 1))
 
 
 def refuse_breakpoint(*_: object, **__: object) -> None:
@@ -4273,7 +4272,7 @@ class SharedTaskQueue:
         half = self.half(worker, number)
         first, end = words[half.first], words[half.end]
         count = min(max(0, end - first), self.batch)
-        return Glance(number, first, half.done(count), first + count, half.began[0])
+        return Glance(number, first, half.done(count), first + count, half.stamps[0])
 
     def reset(self, worker: int) -> None:
         """Prepare a dead worker's words for its successor, once its batches have been read (supervisor)."""
@@ -4776,11 +4775,11 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # note         W's last words                                                       W    S      W was reaped
 #
 # first, end   the positions of a batch are [first, end); a halt lowers `end`       W, S all    lock, batch
-# began        when its first task began, in seconds of W's perf_counter()          W    S      batch, hint
 # kind         what values are that are no records; fixed once one is finished      W    S      batch
 # lane         its tasks                                                            W    S      batch
 # ends[i]      0 until task i is finished, then where its value ends in the log     W    S      batch, hint
-# stamps[i]    when task i was finished, on the same clock, or 0                    W    S      batch
+# stamps[0]    when the first task began, in seconds of W's perf_counter()          W    S      batch, hint
+# stamps[i+1]  when task i was finished, or 0                                       W    S      batch
 # log          the values, one after the other, from index 1 on                     W    S      batch
 
 
@@ -4825,10 +4824,10 @@ def batch_half(slot_size: int, batch: int) -> Any:
     """Return the type of a half: the tasks of one batch, and what became of them."""
     word = ctypes.c_uint64
     fields = [
-        *padded([("first", word), ("end", word), ("began", ctypes.c_double), ("kind", word)]),
+        *padded([("first", word), ("end", word), ("kind", word)]),
         ("lane", task_slot(slot_size) * batch),
         ("ends", word * batch),
-        ("stamps", ctypes.c_double * batch),
+        ("stamps", ctypes.c_double * (batch + 1)),
         ("log", ctypes.c_uint8 * max(LOG_BYTES, batch * slot_size)),
     ]
     return type("BatchHalf", (ctypes.Structure,), {"_fields_": padded(fields)})
@@ -4891,7 +4890,6 @@ class TaskSlots:
     """
 
     def __init__(self, segment: Segment, offset: int, count: int, size: int) -> None:
-        self.count = count
         self.size = size
         self.bytes = segment.window(offset, count * size)
         area = size - 8
@@ -4947,7 +4945,6 @@ class Half:
 
         words = ("first", "end", "kind")
         self.first, self.end, self.kind = (offset // 8 + index for index in _indices(layout, words))
-        self.began = window("began", "d")
         self.ends: memoryview = window("ends", "Q")
         self.stamps = window("stamps", "d")
         self.log: memoryview = window("log", "B")
@@ -4960,7 +4957,7 @@ class Half:
     def clear(self, count: int) -> None:
         """Forget what became of an earlier batch, before one of `count` tasks comes here (worker)."""
         self.ends[:count] = self._no_ends[:count]
-        self.stamps[:count] = self._no_stamps[:count]
+        self.stamps[1 : count + 1] = self._no_stamps[:count]
 
     def all_returned_none(self, start: int, stop: int) -> bool:
         """Return True if the tasks [start, stop) are finished, and none has a value."""
@@ -4972,20 +4969,20 @@ class Half:
 
     def since(self, task: int) -> float:
         """Return when this task began, or not long before, in seconds of the worker's clock."""
-        return (task and self.stamps[task - 1]) or self.began[0]  # type: ignore[no-any-return]
+        return self.stamps[task] or self.stamps[0]  # type: ignore[no-any-return]
 
     def seconds(self, start: int, stop: int) -> float | list[float]:
         """Return how long each of the finished tasks [start, stop) took: a list, or the mean of all of them.
 
         The tasks between two stamps share the time between them.
         """
-        since = self.stamps[start - 1] if start else self.began[0]
-        if bytes(self.stamps[start : stop - 1]) == self._no_stamps[start : stop - 1].tobytes():
-            last = self.stamps[stop - 1]
+        since = self.stamps[start]
+        if bytes(self.stamps[start + 1 : stop]) == bytes(8 * (stop - start - 1)):
+            last = self.stamps[stop]
             return max(0.0, (last - since) / (stop - start)) if last and since else 0.0
         seconds: list[float] = []
         waiting = 0
-        for stamp in self.stamps[start:stop].tolist():
+        for stamp in self.stamps[start + 1 : stop + 1].tolist():
             waiting += 1
             if stamp:
                 each = max(0.0, (stamp - since) / waiting) if since else 0.0

@@ -126,7 +126,7 @@ class WorkerLanes(Strategy):
         half = self.half(worker, claims)
         if claims != words[status + shmqueue.PUBLISHED]:
             load += max(0, words[half.end] - words[half.first])
-        if not words[status + shmqueue.ASLEEP] and now - half.began[0] > SLOW_SECONDS:
+        if not words[status + shmqueue.ASLEEP] and now - half.stamps[0] > SLOW_SECONDS:
             load += self.num_slots
         return load
 

@@ -167,9 +167,9 @@ def test_slots_hold_as_much_as_they_say(make_queue, slot_size):
 @pytest.mark.parametrize("stamped", [(), (0,), (3, 4), (0, 1, 2, 3, 4)])
 def test_tasks_between_two_stamps_share_the_time_between_them(make_queue, stamped):
     half = make_queue(batch=5).half(0, 0)
-    half.began[0] = 10.0
+    half.stamps[0] = 10.0
     for task in {*stamped, 4}:  # the last one has a stamp in any batch that was left
-        half.stamps[task] = 11.0 + task
+        half.stamps[task + 1] = 11.0 + task
     seconds = half.seconds(0, 5)
     each = [seconds] * 5 if isinstance(seconds, float) else seconds
     assert sum(each) == pytest.approx(5.0)

@@ -4,7 +4,7 @@
 
 Supervisor.run and Worker.serve run here as coroutines of one process, over one real segment, each with a queue object
 of its own, as in reality. Doubles stand between them and what they share: the words, the lock, the cells of each half
-(`ends`, `stamps`, `began`, `log`), the slots and the heap. An object in place of the product's `system` plays files,
+(`ends`, `stamps`, `log`), the slots and the heap. An object in place of the product's `system` plays files,
 pipes, polls, the clock, signals and the state of a process. Each asks the scheduler before it does anything.
 Everything else is the product: a halt is its own Engine.halt, with its own looks.
 
@@ -634,8 +634,7 @@ class Seat:
     def _guard_half(self, half: Any) -> None:
         words, base = self.words, half.first
         layout = self.world.half_layout
-        place = {name: base + getattr(layout, name).offset // 8 for name in ("began", "lane", "ends", "stamps")}
-        half.began = Cells(words, half.began, "BEGAN", place["began"])
+        place = {name: base + getattr(layout, name).offset // 8 for name in ("lane", "ends", "stamps")}
         half.ends = Cells(words, half.ends, "ends", place["ends"], noted=self.world.note_commit)
         half.stamps = Cells(words, half.stamps, "stamps", place["stamps"])
         half.log = Cells(words, half.log, "the log", LOG + 8 * base, 1)
