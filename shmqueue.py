@@ -1779,7 +1779,8 @@ class Lane:
         start = max(first, self.settled_below)
         if start >= bound:
             return Outcomes(bound, 0)
-        started = half.since(start - first) + system.wall_clock() - system.perf_counter()
+        began = half.stamps[start - first] or half.stamps[0]  # if that is not known, when the batch began
+        started = began + system.wall_clock() - system.perf_counter()
         if half.all_returned_none(start - first, bound - first):
             return Outcomes(start, bound - start, half.seconds(start - first, bound - first), started)
         ends = half.ends[start - first : half.done(bound - first)].tolist()
@@ -4688,6 +4689,7 @@ class System:
     wall_clock = staticmethod(time.time)
     sleep = staticmethod(time.sleep)
 
+    poll: Any = staticmethod(select.poll)
     read = staticmethod(os.read)
     write = staticmethod(os.write)
     set_blocking = staticmethod(os.set_blocking)
@@ -4706,9 +4708,6 @@ class System:
         """Wait until perf_counter() has come to `when`. A sleep would take longer."""
         while self.perf_counter() < when:
             pass
-
-    def poll(self) -> Any:
-        return select.poll()
 
     def get_context(self, method: str) -> Any:
         """Return multiprocessing's context, which makes pipes and starts processes."""
@@ -4966,10 +4965,6 @@ class Half:
     def done(self, count: int) -> int:
         """Return how many of the first `count` tasks are finished: a hint."""
         return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
-
-    def since(self, task: int) -> float:
-        """Return when this task began, or not long before, in seconds of the worker's clock."""
-        return self.stamps[task] or self.stamps[0]  # type: ignore[no-any-return]
 
     def seconds(self, start: int, stop: int) -> float | list[float]:
         """Return how long each of the finished tasks [start, stop) took: a list, or the mean of all of them.
