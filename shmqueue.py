@@ -41,8 +41,8 @@ The segment, in bytes
   QueueHeader          magic, sizes, owner | pushed | claimed | dirty | asleep         a line of 128 bytes each
   WorkerStatus x W     a line that the worker writes, and one that the supervisor writes; see the table above them
   (a strategy's own)   its state and its locks; empty for the ring, see variants/
-  LocalTaskQueue x W   two halves, each with room for a batch: first end kind | a lane of `batch` task slots |
-                       ends[batch] | stamps[batch + 1] | a log for the values
+  LocalTaskQueue x W   two halves, each with room for a batch: first end | a lane of `batch` task slots | ends[batch] |
+                       stamps[batch + 1] | a log for the values
   TaskSlot128 x N      the ring
   heap                 pages for payloads that do not fit a slot; reserved as they are used
 
@@ -1796,7 +1796,7 @@ class Lane:
             begin=begin,
             log=bytes(half.log[: ends[-1] & ~RECORD]),
             special=sum(ends) >= RECORD,  # a single record's word is larger than all others together
-            kind=int(self._words[half.kind]),
+            kind=half.log[0],
         )
 
     def _settle(self, outcomes: Outcomes) -> int:
@@ -3764,7 +3764,7 @@ class Worker:
         self._count = count
         self._files.written = 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
-        self._words[self._half.kind] = self._kind
+        self._half.log[0] = self._kind
         return self._half
 
     def _ways_of_values(self) -> tuple[Any, Mapping[type, Callable[[Any], bytes]]]:
@@ -3859,7 +3859,7 @@ class Worker:
             kind, data = encode(Failure.of(unsent), None)
         half = self._half
         if at == 1 and kind <= CODED:
-            self._kind = self._words[half.kind] = kind
+            self._kind = half.log[0] = kind
         room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # each later task needs room for a record
         if kind == self._kind and 0 < len(data) <= room:
             end = at + len(data)
@@ -4774,11 +4774,11 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # note         W's last words                                                       W    S      W was reaped
 #
 # first, end   the positions of a batch are [first, end); a halt lowers `end`       W, S all    lock, batch
-# kind         what values are that are no records; fixed once one is finished      W    S      batch
 # lane         its tasks                                                            W    S      batch
 # ends[i]      0 until task i is finished, then where its value ends in the log     W    S      batch, hint
 # stamps[0]    when the first task began, in seconds of W's perf_counter()          W    S      batch, hint
 # stamps[i+1]  when task i was finished, or 0                                       W    S      batch
+# log[0]       the kind of values that are no records; fixed once one is finished   W    S      batch
 # log          the values, one after the other, from index 1 on                     W    S      batch
 
 
@@ -4823,7 +4823,7 @@ def batch_half(slot_size: int, batch: int) -> Any:
     """Return the type of a half: the tasks of one batch, and what became of them."""
     word = ctypes.c_uint64
     fields = [
-        *padded([("first", word), ("end", word), ("kind", word)]),
+        *padded([("first", word), ("end", word)]),
         ("lane", task_slot(slot_size) * batch),
         ("ends", word * batch),
         ("stamps", ctypes.c_double * (batch + 1)),
@@ -4935,15 +4935,14 @@ NO_VALUE = array.array("Q", [1]).tobytes()  # the `ends` word of the first task,
 
 
 class Half:
-    """One half of a worker's part of the segment. first, end, kind: the indices of these words."""
+    """One half of a worker's part of the segment. first, end: the indices of these words."""
 
     def __init__(self, segment: Segment, offset: int, layout: Any) -> None:
         def window(name: str, unit: str) -> Any:
             field = getattr(layout, name)
             return segment.window(offset + field.offset, field.size, unit)
 
-        words = ("first", "end", "kind")
-        self.first, self.end, self.kind = (offset // 8 + index for index in _indices(layout, words))
+        self.first, self.end = (offset // 8 + index for index in _indices(layout, ("first", "end")))
         self.ends: memoryview = window("ends", "Q")
         self.stamps = window("stamps", "d")
         self.log: memoryview = window("log", "B")

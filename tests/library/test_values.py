@@ -230,7 +230,7 @@ SAME_KIND = {
 def halves(supervisor):
     """The kind and the number of records of each batch of worker 0 that is still there."""
     queue = supervisor._queue
-    return [(queue.words[half.kind], sum(end >= shmqueue.RECORD for end in half.ends)) for half in queue.halves(0)]
+    return [(half.log[0], sum(end >= shmqueue.RECORD for end in half.ends)) for half in queue.halves(0)]
 
 
 @pytest.mark.parametrize("name", SAME_KIND)

@@ -789,7 +789,6 @@ class World:
         self._image = bytes(self.memory)
         self.firsts = [[half.first for half in made.halves(worker)] for worker in range(made.num_workers)]
         self.ends = {half.end for half in halves_of(made)}
-        self.kinds_of_values = {half.kind for half in halves_of(made)}
         size = ctypes.sizeof(self.half_layout) // 8
         owned = [(s, s + 16) for s in self.status], [(pair[0], pair[1] + size) for pair in self.firsts]
         self._owners = {word: worker for part in owned for worker, words in enumerate(part) for word in range(*words)}
@@ -809,7 +808,6 @@ class World:
         names.update((s + getattr(shmqueue, name), name) for s in status for name in fields)
         names.update((first, "FIRST") for pair in self.firsts for first in pair)
         names.update(dict.fromkeys(self.ends, "END"))
-        names.update(dict.fromkeys(self.kinds_of_values, "KIND"))
         words = range(len(self._made.segment.words))
         self.reads = [f"read {names.get(word, word)}" for word in words]
         self.stores = [f"store {names.get(word, word)}" for word in words]
