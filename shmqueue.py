@@ -4534,9 +4534,9 @@ class Segment:
 
     def window(self, offset: int, size: int, unit: Any = "B", step: int = 1) -> memoryview:
         """Return a view of part of the segment: each `step`-th item of a struct format. It lives until close()."""
-        view = memoryview(self._map)[offset : offset + size].cast(unit)[::step]
-        self._views.append(view)
-        return view
+        # In one step: a view that an interrupt kept from the list would keep the segment from being closed.
+        self._views.append(memoryview(self._map)[offset : offset + size].cast(unit)[::step])
+        return self._views[-1]
 
     def release_views(self) -> None:
         """Make every later access through a view an error."""
