@@ -5617,22 +5617,20 @@ class QuerySource(IterableSource):
         super().__init__(self._read(cursor))
         self.pairs = True
         self._parse = parse
-        self._columns = columns
+        self._tasks = parse.pairs if columns == 2 else parse
 
     def _read(self, cursor: Any) -> Iterator[Any]:
         import sqlite3
 
         try:
             for row in cursor:
-                yield [b"" if value is None else encode_text(as_text(value)) for value in row]
+                values = [b"" if value is None else encode_text(as_text(value)) for value in row]
+                yield values if len(values) == 2 else values[0]
         except sqlite3.Error as error:
             self.problem = f"reading the tasks stopped: {describe(error)}"
 
     def take(self, room: int) -> Sequence[Any]:
-        rows = super().take(room)
-        if self._columns == 2:
-            return self._parse.pairs(rows)
-        return self._parse(line for (line,) in rows)
+        return self._tasks(super().take(room))
 
     def total(self) -> int | None:
         """Return how many tasks there are, once all rows are read: to count them first would run the query twice."""
@@ -5661,10 +5659,9 @@ def as_json(value: Any) -> Any:
             json.dumps(functools.reduce(lambda inner, _: [inner], range(200), value))
         return value
     except (TypeError, ValueError, RecursionError):
-        try:
+        with contextlib.suppress(Exception):  # whatever an object's own does
             return repr(value)
-        except Exception:  # whatever an object's own does
-            return object.__repr__(value)
+        return object.__repr__(value)
 
 
 def as_text(value: Any) -> str:
@@ -5985,21 +5982,20 @@ class Outlet:
     close = flush
 
 
-class InOrder:
-    """Passes results on in the order of the input. `source` is not read far ahead of those that are held back."""
+def in_order(deliver: Callable[[TaskResult], None], source: Source) -> Callable[[TaskResult], None]:
+    """Return what passes results on in the order of the input. `source` is not read far ahead of what is held back."""
+    early: dict[int, TaskResult] = {}  # by tsk_id
+    due = 1
 
-    def __init__(self, deliver: Callable[[TaskResult], None], source: Source) -> None:
-        self._deliver = deliver
-        self._source = source
-        self._early: dict[int, TaskResult] = {}  # by tsk_id
-        self._next = 1
+    def put(result: TaskResult) -> None:
+        nonlocal due
+        early[result.tsk_id] = result
+        while due in early:
+            deliver(early.pop(due))
+            due += 1
+        source.held = len(early)
 
-    def put(self, result: TaskResult) -> None:
-        self._early[result.tsk_id] = result
-        while self._next in self._early:
-            self._deliver(self._early.pop(self._next))
-            self._next += 1
-        self._source.held = len(self._early)
+    return put
 
 
 class Printer(Sink):
@@ -7073,7 +7069,7 @@ class CommandLine:
             self.sinks.append(Printer(runs_commands(self.options), line, self._outlet(1), self._outlet(2)))
         receivers: list[Callable[[TaskResult], None]] = [sink.put for sink in self.sinks]
         if self.options.keep_order:
-            receivers[-1] = InOrder(receivers[-1], self.source).put
+            receivers[-1] = in_order(receivers[-1], self.source)
         self.supervisor.on_check = self.on_check
         bad = 0
         try:
@@ -7146,14 +7142,15 @@ class CommandLine:
         summary |= {"problem": "; ".join(filter(None, problems)), "left_out": self.parse.left_out}
         if self.options.print and runs_commands(self.options):
             summary["printed"] = False  # nothing was lost
-        if self.options.summary is not None:
+        path = self.options.summary
+        if path is not None:
             import json
 
             try:
-                with open(self.options.summary, "w", encoding="utf-8") as file:
+                with open(path, "w", encoding="utf-8") as file:
                     json.dump(summary, file, default=as_text, indent=1)
             except OSError as error:
-                problems.append(f"--summary {self.options.summary}: {error.strerror}")
+                problems.append(f"--summary {path}: {error.strerror}")
                 summary["problem"] = "; ".join(filter(None, problems))
         lines = summary_lines(summary, None if self.options.query else self.parse.line)
         stream = sys.stderr if self.fills_stdout else sys.stdout

@@ -518,10 +518,10 @@ def test_reading_ahead_stops_while_results_wait_for_an_earlier_one():
     total = 20_000
     source = shmqueue.IterableSource(b"%d" % next(taken) for _ in range(total))
     delivered, most = [], 0
-    order = shmqueue.InOrder(delivered.append, source)
+    put = shmqueue.in_order(delivered.append, source)
     with shmqueue.Supervisor([slow_first], workers=2, num_slots=slots) as supervisor:
         for result in supervisor.run(source):
-            order.put(result)
+            put(result)
             most = max(most, source.held)
             if not delivered:
                 assert result.tsk_id <= (shmqueue.READ_AHEAD + 2) * slots
