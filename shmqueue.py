@@ -69,11 +69,10 @@ The life of a task
 
 The lock
 --------
-  fcntl.lockf on one byte of the segment's file. It guards pushed, claimed, dirty, published, harvested, leave, the
-  asleep words, and a claim's stores to its half. The kernel releases it when its holder dies. The next holder finds
-  `dirty` set if the last one died inside, and repairs: a batch whose `end` lies beyond `claimed` was not committed,
-  so its `end` becomes `claimed`, and the batch is empty. Then it writes its own number into `dirty`, and clears it
-  before it releases the lock. Nothing slow runs under the lock.
+  fcntl.lockf on one byte of the segment's file. It guards the words for which the table above QueueHeader says so, and
+  a claim's stores to its half. The kernel releases it when its holder dies. The next holder finds `dirty` set if the
+  last one died inside, and repairs: a batch whose `end` lies beyond `claimed` was not committed, so it becomes empty.
+  Then it writes its own number into `dirty`, and clears it before it releases the lock. Nothing slow runs there.
   A process reads another's stores only after both have held this lock, or after the kernel has reaped or stopped the
   writer. So it does not matter in which order a processor's stores become visible.
 
@@ -4225,11 +4224,6 @@ class SharedTaskQueue:
             self.printed = any(self.words[status + PRINTED] for status in self.status)
         self.segment.close()
 
-    def remove(self) -> None:
-        """Close the queue, and remove its files (supervisor)."""
-        self.close()
-        remove_segment(self.segment.path)
-
     # The parts of the segment, which every strategy uses in the same way.
 
     def _write(self, places: Iterable[Span], tasks: Tasks) -> None:
@@ -4340,7 +4334,7 @@ class SharedTaskQueue:
         self._lock.release()
 
     def _repair_locked(self) -> None:
-        """Undo a claim that was not committed. The process may be killed in here; then this runs again."""
+        """Make a batch empty that was not committed. The process may be killed in here; then this runs again."""
         words = self.words
         claimed = words[CLAIMED]
         for half in itertools.chain(*map(self.halves, range(self.num_workers))):

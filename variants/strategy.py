@@ -90,7 +90,8 @@ class Strategy(shmqueue.SharedTaskQueue):
                 lock.prepare(context or shmqueue.late("multiprocessing"))
             queue.prepare()  # type: ignore[attr-defined]
         except BaseException:
-            queue.remove()
+            queue.close()
+            shmqueue.remove_segment(queue.segment.path)
             raise
         return queue
 

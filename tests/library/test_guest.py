@@ -86,7 +86,8 @@ if __name__ == "__main__":
         other = shmqueue.SharedTaskQueue.create(16, 128, 1, 4)
         shmqueue.sweep()  # it must not remove what this process has open, in this copy or another
         print(*(result.status for result in supervisor.run([b"x"])), os.path.exists(other.segment.path))
-        other.remove()
+        other.close()
+        shmqueue.remove_segment(other.segment.path)
 """
 
 

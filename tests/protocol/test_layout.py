@@ -357,4 +357,5 @@ def test_blocks_of_the_heap_never_overlap_and_come_back(steps):
         payloads = None
     finally:
         queue.heap.release()
-        queue.remove()
+        queue.close()
+        shmqueue.remove_segment(queue.segment.path)

@@ -155,7 +155,8 @@ def test_positions_and_locks_are_in_the_bytes_that_the_strategy_asked_for():
     before = queue.words[queue.state_offset // 8 + shmqueue.LINE // 8]
     queue.harvest([0, 0])
     assert queue.words[queue.state_offset // 8 + shmqueue.LINE // 8] == before + 1
-    queue.remove()
+    queue.close()
+    shmqueue.remove_segment(queue.segment.path)
 
 
 @pytest.fixture(

@@ -183,7 +183,8 @@ class Pair:
 
     def close(self):
         self.worker.close()
-        self.supervisor.remove()
+        self.supervisor.close()
+        shmqueue.remove_segment(self.supervisor.segment.path)
 
 
 def traced(work, at_line):
