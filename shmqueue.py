@@ -3352,9 +3352,10 @@ class Process:
     def signal_group(self, number: int) -> None:
         """Send a signal to the process and what its functions started.
 
-        The system does not reuse the number of a group while a process of it lives.
+        The system does not reuse the number of a group while a process of it lives. The process is first: if it lived
+        longer than its command, it would report how that ended.
         """
-        for group in {self.pid, self.command() or self.pid} if self._keeps_pid() else ():
+        for group in dict.fromkeys((self.pid, self.command() or self.pid)) if self._keeps_pid() else ():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 system.killpg(group, number)
 

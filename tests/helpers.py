@@ -22,20 +22,22 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "shmqueue.py"
-HANG = 120.0  # seconds after which a test counts as stuck; no test takes a tenth of it
+HANG = 240.0  # seconds after which a test counts as stuck; on a quiet machine none takes a tenth of it
 METHODS = ("fork", "spawn", "forkserver")
 
 
-def wait_until(condition, seconds=30.0):
+def wait_until(condition, seconds=HANG / 2):
     """Call `condition()` until it is true. Return False if it is still false after so many seconds.
 
     `assert wait_until(lambda: ...)` says what it waited for.
     """
     deadline = time.monotonic() + seconds
+    pause = 0.005
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(0.05, 1.1 * pause)  # whoever waits for long leaves the processor to the others
     return True
 
 
@@ -101,9 +103,20 @@ def living_processes():
             yield pid, int(stat[3])
 
 
-def session_of(leader):
-    """The living processes in the session of this one."""
-    return [pid for pid, session in living_processes() if session == leader]
+def has_heard(pid, number):
+    """Return True if a process has taken a signal that was sent to it, and waits again, or has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        text = pathlib.Path(f"/proc/{pid}/status").read_text()
+        if not is_running(pid):
+            return True
+        pending = [int(bits, 16) for bits in re.findall(r"^(?:SigPnd|ShdPnd):\s*(\w+)", text, re.MULTILINE)]
+        return not any(bits >> (number - 1) & 1 for bits in pending) and state_of(pid) not in ("R", "D")
+    return True
+
+
+def session_of(*leaders):
+    """The living processes in the sessions of these."""
+    return [pid for pid, session in living_processes() if session in leaders]
 
 
 def processes_in(session, mark):
