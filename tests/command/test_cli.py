@@ -630,7 +630,7 @@ def test_workers(cli, option):
 
 
 def test_timeout(cli):
-    run = cli.tasks("echo a\nsleep 100\necho b\n", "--timeout", "0.3")
+    run = cli.tasks("echo a\nsleep 100\necho b\n", "--timeout", "1")
     assert run.code == 1
     assert summary(run.err) == {
         "total": 3,
@@ -672,7 +672,7 @@ def wait(payload):
     print("begun", flush=True)
     time.sleep(60)
 """
-IN_PROCESS = ("--handlers", "debugged.py", "-w", "0")
+IN_PROCESS = ("--handlers", "debugged.py", "-w", "0", "--screen", "off")
 
 
 @pytest.fixture
@@ -765,7 +765,8 @@ def test_max_rss(cli, handlers):
     pytest.importorskip("psutil")
     run = cli.tasks("grow 400000000\nupper a\n", "--handlers", handlers, "--max-rss", "0.15g")
     assert (run.code, summary(run.err)["crashed"], run.values[1]) == (1, 1, "A")
-    assert "max_rss" in run.results[-1]["error"]
+    (grown,) = (result for result in run.results if result["function"] == "grow")
+    assert "max_rss" in grown["error"]
 
 
 @pytest.mark.parametrize(
@@ -957,7 +958,7 @@ ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
 
 
 def test_screen_on_draws_on_the_error_stream_and_leaves(cli):
-    run = cli.run(cli.file("tasks", "sleep 0.5\necho a\n"), "--results", "-", "--screen", "on", "-w", "1")
+    run = cli.run(cli.file("tasks", "sleep 1\necho a\n"), "--results", "-", "--screen", "on", "-w", "1")
     assert [result["value"] for result in run.results] == [None, "a"]
     assert "\x1b" not in run.out
     assert run.err.startswith(ENTER)
@@ -971,7 +972,7 @@ def test_screen_on_draws_on_the_error_stream_and_leaves(cli):
     ("mode", "term", "drawn"), [("auto", "xterm", True), ("auto", "dumb", False), ("off", "xterm", False)]
 )
 def test_screen_auto_draws_on_a_terminal_only(cli, terminal, mode, term, drawn):
-    arguments = (cli.file("tasks", "sleep 0.5\n"), "-w", "1", "--screen", mode)
+    arguments = (cli.file("tasks", f"sleep {1 if drawn else 0.2}\n"), "-w", "1", "--screen", mode)
     run = cli.run(*arguments, env={**os.environ, "TERM": term}, stderr=terminal.theirs)
     seen = terminal.all_output()
     assert run.code == 0
@@ -1004,7 +1005,7 @@ def test_clean_removes_what_a_killed_run_left_and_nothing_of_a_living_one(cli):
     kept = segments_of([living.pid])
     run = cli.run("--clean")
     assert (run.code, run.err) == (0, "")
-    assert segments_of([dead.pid]) == []
+    assert wait_until(lambda: not segments_of([dead.pid]))  # another start's sweep may be at it still
     assert set(kept) & set(segments_of([living.pid]))
     living.send_signal(signal.SIGTERM)
     assert cli.finish(living).code == 128 + signal.SIGTERM

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shmqueue
-from tests.helpers import METHODS, SCRIPT, is_running, wait_until
+from tests.helpers import HANG, METHODS, SCRIPT, has_heard, is_running, wait_until
 
 ENTER, LEAVE = shmqueue.Screen.ENTER.encode(), shmqueue.Screen.LEAVE.encode()
 
@@ -34,7 +34,7 @@ def put(cli):
         data = lines if isinstance(lines, bytes) else lines.encode()
         command = [cli.file("tasks", data), "-w", "2", "--screen", "off", *arguments]
         process = cli.start(*command, **options)
-        out, err = process.communicate(b"", 60)
+        out, err = process.communicate(b"", HANG / 2)
         return process.returncode, out, err
 
     return run
@@ -318,11 +318,9 @@ def test_a_hundred_megabytes(put):
 
 
 def test_a_process_that_is_left_behind_does_not_hold_up_its_command(put):
-    """It holds both pipes. It ends with the run."""
-    began = time.monotonic()
+    """It holds both pipes, for longer than `put` waits. It ends with the run."""
     code, out, _ = put("sleep 300 & echo $!\n" * 6, "--shell")
     assert code == 0
-    assert time.monotonic() - began < 30
     pids = [int(pid) for pid in out.split()]
     assert len(pids) == 6
     assert wait_until(lambda: not any(map(is_running, pids)))
@@ -348,7 +346,7 @@ def test_a_command_that_closes_its_streams_is_waited_for(cli, put):
 
 
 def test_a_command_that_ran_too_long_is_ended_with_what_it_started(put):
-    code, out, err = put("echo a; sleep 300\necho b\n", "--shell", "--timeout", "0.5", "-k")
+    code, out, err = put("echo a; sleep 300\necho b\n", "--shell", "--timeout", "2", "-k")
     assert (code, out) == (1, b"a\nb\n")
     assert b"1 timed out" in err
 
@@ -499,30 +497,41 @@ def test_order_holds_while_tasks_wait_for_their_retries(cli, put):
 def test_without_it_values_come_as_they_finish(cli):
     lines = "while [ ! -e go ]; do sleep 0.1; done; echo slow\necho quick\n"
     process = cli.start(cli.file("tasks", lines), "--shell", "-w", "2", "--screen", "off")
-    assert select.select([process.stdout], [], [], 10)[0]
+    assert select.select([process.stdout], [], [], HANG / 2)[0]
     assert os.read(process.stdout.fileno(), 100) == b"quick\n"
     (cli.folder / "go").touch()
     assert cli.finish(process)[:2] == (0, "slow\n")
 
 
-def slow_first(payload):
-    if payload == b"0":
-        time.sleep(1.0)
-    return payload
+class SlowFirst:
+    """The first task waits until a file is there, and for another second."""
+
+    __name__ = "slow_first"
+
+    def __init__(self, gate):
+        self.gate = gate
+
+    def __call__(self, payload):
+        if payload == b"0":
+            wait_until(self.gate.exists)
+            time.sleep(1.0)
+        return payload
 
 
 @pytest.mark.promise("G5b")
-def test_reading_ahead_stops_while_results_wait_for_an_earlier_one():
-    slots = 16
+def test_reading_ahead_stops_while_results_wait_for_an_earlier_one(tmp_path):
+    slots, gate = 16, tmp_path / "gate"
     taken = itertools.count()
     total = 20_000
     source = shmqueue.IterableSource(b"%d" % next(taken) for _ in range(total))
     delivered, most = [], 0
     put = shmqueue.in_order(delivered.append, source)
-    with shmqueue.Supervisor([slow_first], workers=2, num_slots=slots) as supervisor:
+    with shmqueue.Supervisor([SlowFirst(gate)], workers=2, num_slots=slots) as supervisor:
         for result in supervisor.run(source):
             put(result)
             most = max(most, source.held)
+            if most > slots and not delivered:
+                gate.touch()
             if not delivered:
                 assert result.tsk_id <= (shmqueue.READ_AHEAD + 2) * slots
     assert [result.value for result in delivered] == [b"%d" % i for i in range(total)]
@@ -533,9 +542,9 @@ def test_reading_ahead_stops_while_results_wait_for_an_earlier_one():
 # One piece.
 
 
-def test_two_thousand_outputs_of_many_lines_do_not_mix(cli):
+def test_a_thousand_outputs_of_many_lines_do_not_mix(cli):
     """Neither with each other nor, in one file, with what the commands complain of."""
-    total = 2000
+    total = 1000
     loop = 'i=0; while [ $i -lt {} ]; do echo "$SHMQUEUE_TASK out $i"; i=$((i + 1)); done'
     complaint = 'printf "$SHMQUEUE_TASK err 1\\n$SHMQUEUE_TASK err 2\\n" >&2'
     sizes = [i * 37 % 61 for i in range(total)]
@@ -544,7 +553,7 @@ def test_two_thousand_outputs_of_many_lines_do_not_mix(cli):
         process = cli.start(
             "tasks", "--command", f"{loop}; {complaint}", "-w", "2", "--screen", "off", stdout=both, stderr=both
         )
-        assert process.wait(100) == 0
+        assert process.wait(HANG / 2) == 0
     lines = (cli.folder / "both").read_text().splitlines()
     pieces = [(task, list(group)) for task, group in itertools.groupby(lines, lambda line: line.split()[0])]
     pieces = {int(task): group for task, group in pieces if task.isdigit()}
@@ -570,7 +579,7 @@ def piped(cli, reader, *arguments):
     """Run `shmqueue tasks ... | reader`. Return the exit code, what the reader wrote, and the error stream."""
     command = " ".join(map(shlex.quote, [sys.executable, "-W", "default", str(SCRIPT), "tasks", *arguments]))
     script = f"{{ {command} --screen off -w 2; echo $? >code; }} | {reader}"
-    done = subprocess.run(["/bin/sh", "-c", script], cwd=cli.folder, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(["/bin/sh", "-c", script], cwd=cli.folder, capture_output=True, timeout=HANG / 2, check=False)
     assert wait_until(lambda: (cli.folder / "code").exists() and (cli.folder / "code").read_text())
     return int((cli.folder / "code").read_text()), done.stdout, done.stderr.decode()
 
@@ -616,9 +625,10 @@ def test_a_run_can_be_ended_while_its_reader_takes_nothing(cli, number, argument
     process.send_signal(number)
     if number == signal.SIGINT:
         time.sleep(0.5)
+        assert wait_until(lambda: has_heard(process.pid, number))
         assert process.poll() is None, "what was begun would be printed, if somebody read it"
         process.send_signal(number)
-    assert process.wait(10) == 128 + number
+    assert process.wait(HANG / 2) == 128 + number
 
 
 def test_what_an_interrupt_cuts_off_is_not_written_twice():
@@ -644,7 +654,7 @@ def test_what_an_interrupt_cuts_off_is_not_written_twice():
 
 
 def test_ctrl_c_prints_what_had_begun(cli):
-    task = "echo a; echo >> begun; while [ ! -e go ]; do sleep 0.05; done; echo b\n"
+    task = "echo a; echo >> begun; while [ ! -e go ]; do sleep 0.05; done; sleep 0.5; echo b\n"
     process = cli.start(cli.file("tasks", task * 50), "--shell", "-w", "2", "--screen", "off")
     begun = cli.folder / "begun"
     assert wait_until(lambda: begun.exists() and len(begun.read_bytes()) == 2)
@@ -672,7 +682,7 @@ def outside_of_the_screen(shown):
     return first + b"".join(frame.partition(LEAVE)[2] for frame in frames)
 
 
-LINES = "echo one; sleep 0.6\necho two; echo complaint >&2\nsleep 1.2; echo three\n"
+LINES = "echo one; sleep 0.6\necho two; echo complaint >&2\nsleep 1.8; echo three\n"
 
 
 def test_values_on_a_terminal_keep_the_screen_away(cli, terminal):
@@ -704,7 +714,7 @@ def test_a_pipe_gets_values_soon(cli):
     process = cli.start("-", "--command", "echo got {}", "-w", "1", "--screen", "off")
     for i in range(3):
         process.stdin.write(b"%d\n" % i)
-        assert select.select([process.stdout], [], [], 10)[0]
+        assert select.select([process.stdout], [], [], HANG / 2)[0]
         assert os.read(process.stdout.fileno(), 100) == b"got %d\n" % i
     process.stdin.close()
-    assert process.wait(10) == 0
+    assert process.wait(HANG / 2) == 0

@@ -125,8 +125,8 @@ CHANGES = [
     (r'"(seconds|started)": [\d.e-]+', r'"\1": _'),
     (r'File ".*/', 'File "'),
 ]
-# The marks below a line of code differ between Pythons. The other two depend on how long tasks and the run took.
-LEFT_OUT = re.compile(r" *[~^]+|workers: busy .*")
+# The marks below a line of code differ between Pythons. The other two depend on how long the run took.
+LEFT_OUT = re.compile(r" *[~^]+|workers: busy .*|shmqueue: [\d,]+( of [\d,]+)? tasks done, .*")
 
 
 def comparable(lines):

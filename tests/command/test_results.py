@@ -19,7 +19,18 @@ import pytest
 
 import shmqueue
 from tests.command.test_cli import FORMATS
-from tests.helpers import HANG, METHODS, ROOT, is_running, rows_of, summary, usage_error, wait_until, workers_of
+from tests.helpers import (
+    HANG,
+    METHODS,
+    ROOT,
+    has_heard,
+    is_running,
+    rows_of,
+    summary,
+    usage_error,
+    wait_until,
+    workers_of,
+)
 
 FIELDS = shmqueue.TaskResult._fields
 HANDLERS = """
@@ -33,6 +44,11 @@ def note(payload: str) -> str:
 def slow(payload: str) -> None:
     note(payload)
     time.sleep(0.005)
+
+def wait(payload: str) -> None:
+    note(payload)
+    while not os.path.exists("go"):
+        time.sleep(0.005)
 
 def fail(payload):
     raise ValueError(os.fsdecode(payload))
@@ -582,8 +598,8 @@ def test_resume_after_kill_9_of_everything_at_random_instants(cli, handlers, nam
     arguments = (tasks, "--handlers", handlers, "--results", path, "--resume", "-w", "2", "--screen", "off")
     kills = 0
     for _ in range(5):
+        begun, recorded = notes(cli), read_only_oks(path) if path.exists() else collections.Counter()
         process = cli.start(*arguments)
-        begun, recorded = notes(cli), oks(path) if path.exists() else collections.Counter()
         assert wait_until(lambda begun=begun, process=process: notes(cli) != begun or process.poll() is not None)
         time.sleep(chance.random() * 0.5)
         workers = workers_of(process)
@@ -594,7 +610,7 @@ def test_resume_after_kill_9_of_everything_at_random_instants(cli, handlers, nam
         assert not [n for n, times in (notes(cli) - begun).items() if recorded[n]], "it was recorded, and ran again"
         assert +(recorded - read_only_oks(path)) == {}, "what was recorded is still there"
     run = cli.run(*arguments)
-    assert (run.code, kills >= 3) == (0, True), run.out + run.err
+    assert (run.code, kills >= 1) == (0, True), run.out + run.err  # how many depends on how busy the machine is
     assert oks(path) == dict.fromkeys(names, 1)
     begun = notes(cli)
     assert sorted(begun, key=int) == names
@@ -621,11 +637,13 @@ def read_only_oks(path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["interrupted", "terminated"])
 def test_resume_after_a_signal_runs_the_rest_once(cli, handlers, name, number):
     path, names = cli.folder / name, [f"{i}" for i in range(600)]
-    tasks = cli.file("tasks", "".join(f"slow {n}\n" for n in names))
+    tasks = cli.file("tasks", "".join(f"{'slow' if int(n) < 100 else 'wait'} {n}\n" for n in names))
     arguments = (tasks, "--handlers", handlers, "--results", path, "--resume", "-w", "2", "--screen", "off")
     process = cli.start(*arguments)
-    assert wait_until(lambda: len(notes(cli)) >= 20 or process.poll() is not None)
+    assert wait_until(lambda: len(notes(cli)) >= 20)
     process.send_signal(number)
+    assert wait_until(lambda: has_heard(process.pid, number))
+    cli.file("go", "")
     assert cli.finish(process).code == 128 + number
     rows = collections.Counter(row["status"] for row in rows_of(path))
     assert sum(rows.values()) == len(names), "each has its record"
@@ -859,7 +877,7 @@ def test_the_lines_of_the_summary(cli, handlers):
     assert "ValueError" in kinds.split(";")[0]
     assert "1 " in kinds.split(";")[1]
     assert summary(lines[-1])["failed"] == 7
-    slower = cli.run(cli.file("tasks", "sleep 0.05\nsleep 0.4\nsleep 0.2\n" * 3), "-w", "2", "--screen", "off")
+    slower = cli.run(cli.file("tasks", "sleep 1.1\nsleep 0.2\n"), "-w", "2", "--screen", "off")
     shares = next(line for line in slower.out.splitlines() if line.startswith("workers: "))
     assert re.fullmatch(r"workers: busy \d+% of the time", shares)
     again = cli.tasks(tasks + "show done\n", *arguments, "--resume").out.splitlines()
@@ -929,6 +947,7 @@ def test_a_log_on_a_standard_stream_shares_its_place_in_a_file(cli, handlers, na
         arguments = ("--handlers", handlers, "--log", f"/dev/{name}", "--print", "-w", "2", "--screen", "off")
         run = cli.run(tasks, *arguments, **{name: file})
     lines = (cli.folder / "all").read_text().splitlines()
+    lines = [line for line in lines if not line.startswith("workers: ")]  # which a run of a second says
     kept = [line for line in lines if LINE.fullmatch(line)]
     assert len(kept) == 20 * 20
     assert run.code == 0
