@@ -52,7 +52,7 @@ def begin(payload):
     while os.fstat(notes).st_size >= 16 * total or mine >= each:
         with open({leave!r}) as file:
             total, each = map(int, file.read().split())
-        time.sleep(0.001)
+        time.sleep(0.005)
     mine += 1
     os.write(notes, b"%7d %7d\\n" % (int(payload), os.getpid()))
     os.close(notes)
@@ -127,8 +127,7 @@ class Dask:
         return process
 
     def look(self):
-        for process in self._started:
-            self.pids.update(session_of(process.pid))
+        self.pids.update(session_of(*(process.pid for process in self._started)))
 
     def kill(self, process):
         """As a machine that loses its power, but for what must leave by itself: the processes of Supervisors."""
@@ -532,7 +531,7 @@ def test_a_cluster_of_its_own(deal, cli, jobs):
 def test_ctrl_c_at_a_cluster_of_its_own(leave, deal, cli):
     """A terminal sends it to all processes of the group. The node is spared, and finishes what is in hand."""
     leave.up_to()
-    arguments = ("--call", f"{leave.handlers}:nap", "-w", "2", "--wait", "5", "--results", "-")
+    arguments = ("--call", f"{leave.handlers}:nap", "-w", "2", "--wait", "30", "--results", "-")
     run = deal(numbers(20_000), *arguments, start_new_session=True)
     assert wait_until(lambda: leave.begun() >= 100, HANG)
     os.killpg(run.pid, signal.SIGINT)
