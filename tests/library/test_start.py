@@ -126,7 +126,7 @@ def test_a_folder_for_temporary_files_with_a_long_path(cli, method):
     folder = cli.folder / ("long" * 30)
     folder.mkdir()
     options = {"env": {**os.environ, "TMPDIR": str(folder)}}
-    run = cli.run(cli.file("tasks", "noop\n"), "-w", "1", "--start-method", method, **options)
+    run = cli.run(cli.file("tasks", "noop\n"), "-w", "1", "--screen", "off", "--start-method", method, **options)
     if method == "forkserver" and run.code != 0:
         assert "; set TMPDIR to a shorter path, " in usage_error(run)
     else:

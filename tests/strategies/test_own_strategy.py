@@ -19,8 +19,6 @@ from tests.strategies import test_races as races
 from variants import strategies
 from variants.strategy import Lock, Strategy
 
-pytestmark = pytest.mark.timeout(60)
-
 
 class FileLock:
     """flock on a file beside the segment. Its word in the segment counts how often it was acquired."""

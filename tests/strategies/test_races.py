@@ -22,7 +22,6 @@ from variants.semaphore import SemaphoreQueue
 from variants.slot_state import SlotState
 from variants.worker_lanes import WorkerLanes
 
-pytestmark = pytest.mark.timeout(60)
 SLOTS, BATCH = 16, 4
 
 

@@ -258,8 +258,11 @@ class Soak:
         """Kill and stop workers until there were enough kills, or the run ends."""
         if not self.wait(process, lambda: segments_of([process.pid])):
             return
-        time.sleep(0.05)  # The segment gets its size meanwhile.
-        with open(f"/dev/shm/{segments_of([process.pid])[0]}", "rb") as file:
+        path = pathlib.Path("/dev/shm", segments_of([process.pid])[0])
+        magic = shmqueue.MAGIC.to_bytes(8, "little")
+        if not self.wait(process, lambda: path.read_bytes()[:8] == magic):  # it is made by then
+            return
+        with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         with mapped, memoryview(mapped) as view, view[: len(view) // 8 * 8].cast("Q") as words:
             workers = [Worker(words, index) for index in range(self.plan.workers)]
@@ -314,7 +317,7 @@ class Soak:
                 os.unlink(f"/dev/shm/{name}")
             self.violations = self.violations or ["stuck, and ended"]
             return
-        if not wait_until(lambda: not session_of(process.pid), 10):
+        if not wait_until(lambda: not session_of(process.pid)):
             left = session_of(process.pid)
             self.violations.append(f"processes left: {left}")
             for pid in left:

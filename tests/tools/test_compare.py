@@ -10,7 +10,6 @@ from benchmarks.tools.compare import Figures, Suite
 from benchmarks.tools.locking import MeteredLock, ours_locking, ours_pause, ours_rate
 from variants import strategies
 
-pytestmark = pytest.mark.timeout(60)
 ABLE = [name for name in strategies if not getattr(strategies[name], "refusal", str)()]
 
 

@@ -130,7 +130,7 @@ def said(tmp_path_factory):
         pytest.skip("sys.monitoring is there from Python 3.12 on")
     project = make_project(tmp_path_factory.mktemp("project"))
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        assert main(["-n", "1", "--late", "1", "area", "leave", "nobody", "more"], root=project) == 0
+        assert main(["-n", "1", "--late", "3", "area", "leave", "nobody", "more"], root=project) == 0
     return output.getvalue().splitlines()
 
 
