@@ -45,12 +45,25 @@ LEFT_OUT = {
 }
 
 
+TIMED = {"WaitTests", "ProcessPoolExecutorTest", "AsCompletedTests"}
+
+
 def load(package, name, method):
-    """One of the standard library's classes of tests under a start method."""
+    """One of the standard library's classes of tests under a start method.
+
+    Where it is not fork, most of these tests take as long as the workers take to start: two are enough, and not five.
+    Those that expect a result within some seconds begin once a worker is there.
+    """
     split = hasattr(package, "__path__")
     module = importlib.import_module(f"{package.__name__}.{CLASSES[name]}") if split else package
     short = name.removesuffix("Mixin").removesuffix("Tests").removesuffix("Test")
-    return getattr(module, f"ProcessPool{method.title()}{short}Test")
+    case = getattr(module, f"ProcessPool{method.title()}{short}Test")
+    if method != "fork":
+        case.worker_count = 2
+    if name in TIMED:
+        set_up = case.setUp
+        case.setUp = lambda test: (set_up(test), test.executor.submit(abs, 1).result())
+    return case
 
 
 def main(method, classes):

@@ -539,7 +539,7 @@ def tried(**options):
     return caught.value
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def warm():
     """What multiprocessing keeps for later is there already."""
     for method in METHODS:

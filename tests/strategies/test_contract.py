@@ -84,7 +84,7 @@ def asleep(supervisor):
 
 @pytest.mark.parametrize(("workers", "num_slots", "batch"), [(1, 2, None), (3, 4, 1), (3, 64, 7), (16, 16384, None)])
 def test_values_come_in_order_and_results_once(queue, workers, num_slots, batch):
-    payloads = numbers(3000)
+    payloads = numbers(1500)
     with start([jobs.echo], queue, workers=workers, num_slots=num_slots, batch=batch) as supervisor:
         assert list(supervisor.map(jobs.echo, payloads)) == payloads
         results = list(supervisor.run(payloads))
@@ -744,5 +744,5 @@ def test_the_suite_finds_a_mistake(name, tmp_path, monkeypatch):
         pytest.skip(reason)
     mistake = MISTAKES[name]
     wrong = mistake(monkeypatch) if "monkeypatch" in mistake.__code__.co_varnames else mistake()
-    with pytest.raises((AssertionError, TooLong, OSError, RuntimeError, shmqueue.SpoiledSegmentError)), limit(10):
+    with pytest.raises((AssertionError, TooLong, OSError, RuntimeError, shmqueue.SpoiledSegmentError)), limit(4):
         suite(wrong, tmp_path)

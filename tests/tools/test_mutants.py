@@ -134,6 +134,7 @@ def said(tmp_path_factory):
     return output.getvalue().splitlines()
 
 
+@pytest.mark.xdist_group("mutants")  # one process makes the mistakes
 @pytest.mark.parametrize(
     ("mistake", "verdict"),
     [
@@ -151,6 +152,7 @@ def test_what_becomes_of_a_mistake(said, mistake, verdict):
     assert line.startswith(verdict)
 
 
+@pytest.mark.xdist_group("mutants")
 def test_the_score_counts_what_was_caught_and_what_was_not_is_listed(said):
     caught = sum(line.startswith("caught ") for line in said)
     assert said[-2].startswith(f"score: {caught} of ")
