@@ -302,8 +302,8 @@ def wait(payload: str):
 def test_nothing_scrolls_on_a_terminal_that_is_too_small(desk, columns, lines):
     terminal = desk.terminal(columns, lines)
     assert desk.run(terminal, desk.cli.file("tasks", "sleep 0.1\n" * 20), "-w", "2") == 0
-    assert FRAME in terminal.output
     terminal.settle()
+    assert FRAME in terminal.output
     assert terminal.screen.scrolled == 0
     assert terminal.screen.is_as_before
 
@@ -885,6 +885,7 @@ def test_the_keyboard_as_the_source_is_no_keys(desk, tasks, title):
         ("q", "failed"),
     ]
     assert terminal.has_its_modes()
+    terminal.settle()
     assert terminal.screen.is_as_before
 
 
@@ -907,6 +908,7 @@ def test_keys_where_standard_input_is_no_terminal(desk, handlers, stream):
     time.sleep(0.2)
     desk.go()
     assert desk.wait(process) == 0
+    terminal.settle()
     assert terminal.screen.is_as_before
     assert totals(terminal)["ok"] == 12
 
