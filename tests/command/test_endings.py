@@ -711,9 +711,13 @@ def test_the_supervisor_is_killed_while_its_workers_are_stopped(scene, method, n
     """What is stopped cannot see it. The kernel continues it, and sends SIGHUP to an orphaned group."""
     scene.library(method)
     scene.wait_ready()
-    for pid in scene.workers():
-        os.kill(pid, signal.SIGSTOP)
-    assert wait_until(lambda: {state_of(pid) for pid in scene.workers()} == {"T"})
+
+    def all_stand_still():
+        for pid in scene.workers():  # again: the supervisor may have halted one, and continues it
+            os.kill(pid, signal.SIGSTOP)
+        return {state_of(pid) for pid in scene.workers()} == {"T"}
+
+    assert wait_until(all_stand_still)
     scene.process.send_signal(number)
     assert scene.ended() == -number
     scene.check_nothing_is_left(temporary=SERVERS_FOLDER)
