@@ -541,11 +541,12 @@ class Supervisor:
         """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
         if self._engine.in_child:
             return
-        try:
-            if self._display is not None:
-                self._display.end(self._snapshot)
-        finally:
-            self._dispose()
+        with self._engine.after_others():
+            try:
+                if self._display is not None:
+                    self._display.end(self._snapshot)
+            finally:
+                self._dispose()
 
 
 def release_all(release: Sequence[Callable[[], object]]) -> None:
@@ -1239,6 +1240,16 @@ class Run:
         finally:
             self._lock.release()
 
+    @contextlib.contextmanager
+    def after_others(self) -> Iterator[None]:
+        """Use the run in this block, after another thread's step. Do not wait long, since its iterable may block."""
+        waited = self._lock.acquire(timeout=STOP_SECONDS)
+        try:
+            yield
+        finally:
+            if waited:
+                self._lock.release()
+
     def _enter(self) -> None:
         self._check_process()
         if not self._lock.acquire(blocking=False):
@@ -1399,6 +1410,8 @@ class Run:
                         raise
                 elif last:
                     return
+                elif self.failure is not None and job.exhausted:
+                    break
                 else:
                     last = system.monotonic() >= until
                     self.step(job, report, until)
@@ -2407,8 +2420,8 @@ class Ledger:
                 self.end(waiting.popleft(), status, error)
 
     def _finish(self, job: Job, result: TaskResult, cause: BaseException | None = None) -> None:
-        self.tally.add_bad(result)
         job.add_one(result, cause)
+        self.tally.add_bad(result)
 
     def in_queue(self) -> int:
         return sum(tasks.left for tasks in self._placed)
@@ -2477,7 +2490,7 @@ class Intake:
         if pair and isinstance(error, KeyError) and function not in self.fn_ids:
             text = no_such_function(name, self.names.values())
         elif not pair and not fn_id:
-            text = f"TypeError: an item is (function, payload), not {reprlib.repr(item)}"
+            text = f"TypeError: an item is (function, payload), not {briefly(item, 60)}"
         return Rejected(name, payload, text)
 
 
@@ -2611,8 +2624,12 @@ class Job:
         self._names = names
 
     @property
+    def exhausted(self) -> bool:
+        return self.source is None or self.source.exhausted
+
+    @property
     def finished(self) -> bool:
-        return not self.outstanding and not self.results and (self.source is None or self.source.exhausted)
+        return not self.outstanding and not self.results and self.exhausted
 
     def must_wait(self, limit: int) -> bool:
         """Return True if results wait for a task, and more than `limit` tasks were read since that one."""
@@ -3384,7 +3401,7 @@ def limit_error(error: BaseException) -> BaseException:
     modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
     if not isinstance(error, Exception) or "multiprocessing.reduction" not in modules:
         return error
-    remedy = "workers that are not forked find functions by their names: define them with def, not inside another"
+    remedy = "workers that are not forked find functions by name: define them with def at the top level of a module"
     if isinstance(error, RuntimeError):
         remedy = "make locks and queues with the context of the workers"
     return TypeError(f"{error}: {remedy}, or name start_method='fork'")
@@ -5013,7 +5030,7 @@ REMEDY = "give Supervisor a codec, such as codec=pickle"
 ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
 CONTAINERS = frozenset({tuple, list, dict, set, frozenset})
 PLAIN = ATOMS | CONTAINERS
-BYTES_LIKE = (bytes, bytearray, memoryview, array.array, ctypes.Array, ctypes.Structure)
+BYTES_LIKE = {bytearray, memoryview, array.array}  # and ctypes arrays and Structures
 
 
 class Codec:
@@ -5166,7 +5183,7 @@ def encode(
     if isinstance(value, ctypes.Structure) and structures is not None:
         text = f"returned the Structure {kind.__name__}, which no annotation names: annotate the function's return"
         raise TypeError(text)
-    if isinstance(value, BYTES_LIKE):
+    if kind in BYTES_LIKE or isinstance(value, (ctypes.Array, ctypes.Structure)):
         return BYTES, bytes(value)
     dump = QUICK_DUMPS[CODED].get(kind)
     return CODED, (dump and dump(value)) or dump_nested([value])[0]
@@ -5405,7 +5422,10 @@ def briefly(payload: Any, most: int) -> str:
         if len(payload) > 8 * most:  # do not look at all of it; a character has up to four bytes
             payload = payload[: 4 * most] + payload[-4 * most :]
         payload = decode_text(payload)
-    return brief.repr(payload)[:most]
+    try:
+        return brief.repr(payload)[:most]
+    except Exception as error:  # an int of too many digits; whatever an object's own does
+        return f"<{type(payload).__name__}: {describe(error)}>"[:most]
 
 
 # What a slot holds of a payload out of line: the number of its file (0 for the heap), its offset there and its length.
@@ -5644,7 +5664,7 @@ def as_json(value: Any) -> Any:
     """
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, BYTES_LIKE):
+    if isinstance(value, (bytes, ctypes.Structure)):
         return decode_text(bytes(value))
     try:
         import json
@@ -6836,7 +6856,11 @@ def seconds(text: str) -> float | dict[str, float]:
     """Return what --timeout says: seconds, or seconds by the names of functions."""
     if "=" not in text:
         return float(text)
-    return {name: float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+    limits = [part.split("=", 1) for part in text.split(",")]
+    by_name = {name: float(value) for name, value in limits}
+    if len(by_name) < len(limits):
+        raise ValueError("a function is named twice")
+    return by_name
 
 
 def runs_commands(options: argparse.Namespace) -> bool:
@@ -7048,9 +7072,11 @@ class CommandLine:
             return in_options(str(error))
         except interruptions():
             self.stopped_by = self.stopped_by or signal.SIGINT
+            problem = "the run was interrupted before every task had an outcome"
             for sink in self.sinks:
                 if isinstance(sink, FailedLines):
-                    sink.error = RuntimeError("the run was interrupted before every task had an outcome")
+                    sink.error = RuntimeError(problem)
+            return problem
         return ""
 
     def _put_through(self) -> None:
@@ -7224,6 +7250,8 @@ def main(
 def exit_code(parser: argparse.ArgumentParser, run: Callable[[], int]) -> int:
     """Return what `run` returns, or 2 after a line that says what is wrong with its arguments."""
     fill_streams()
+    if hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(0)  # a value may be a large number, and is written as such
     try:
         return run()
     except UsageError as error:

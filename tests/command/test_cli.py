@@ -705,6 +705,7 @@ def test_without_workers_a_signal_interrupts_the_function(debugged, number):
     run = debugged.finish(process)
     assert (run.code, run.err) == (128 + number, "")
     assert summary(run.out)["ok"] == 1
+    assert "shmqueue: the run was interrupted before every task had an outcome\n" in run.out
 
 
 def test_a_debugger_stops_in_a_function(debugged):
@@ -1323,6 +1324,7 @@ def test_each_function_has_a_limit_of_its_own(cli, tmp_path, order):
     [
         (("--timeout", "sleep=5,ecko=6"), "timeout: LookupError: no function 'ecko'; nearest: echo"),
         (("--timeout", "echo=x"), "--timeout: invalid seconds value: 'echo=x'"),
+        (("--timeout", "echo=1,echo=2"), "--timeout: invalid seconds value: 'echo=1,echo=2'"),
         (("--timeout", "echo=0"), "--timeout 0.0: must be from"),
         (("--shell", "--timeout", "echo=1"), "--timeout NAME=S: needs functions with names (--handlers)"),
     ],

@@ -1697,3 +1697,66 @@ def test_text_of_a_codec_that_is_not_utf_8_is_a_failed_task():
     with Supervisor([jobs.same], workers=1, codec=codec, start_method="fork") as supervisor:
         (result,) = supervisor.run([{1: 2}])
         assert (result.status, "have it return bytes" in result.error) == ("failed", True)
+
+
+# What cannot be shown.
+
+
+def refuse(payload):
+    raise ValueError("no")
+
+
+class Nameless:
+    @property
+    def __name__(self):
+        raise ValueError("no name")
+
+
+@pytest.mark.promise("G1")
+@pytest.mark.timeout(HANG)
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("payload", [10**5000, [10**5000], {"a": 10**5000}], ids=["int", "list", "dict"])
+def test_a_payload_that_has_no_text(workers, payload):
+    """Python does not make text of such a number."""
+    with Supervisor([refuse], workers=workers) as supervisor:
+        assert [result.error for result in supervisor.run([payload, 1])] == ["ValueError: no"] * 2
+        assert len(supervisor.summary()["failures"]) == 2
+    with pytest.raises(TaskError, match="no\npayload: <"):
+        parallel_map(refuse, [payload], workers=workers)
+    with Supervisor([refuse, jobs.echo], workers=workers) as supervisor:
+        assert sorted(result.status for result in supervisor.run([payload, (jobs.echo, b"a")])) == ["failed", "ok"]
+
+
+@pytest.mark.timeout(HANG)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_while_items_are_sorted_out_ends_the_run(workers):
+    """The tasks for which there is no outcome do not keep the reader waiting."""
+    with Supervisor([refuse, jobs.echo], workers=workers) as supervisor:
+        results = supervisor.run([(Nameless(), 1), (jobs.echo, b"a")])
+        with pytest.raises(RuntimeError, match="ended early: ValueError: no name"):
+            list(results)
+
+
+@pytest.mark.timeout(HANG)
+@pytest.mark.parametrize("take", range(5))
+def test_a_block_is_left_by_an_error_while_another_thread_closes(take):
+    """The error is the program's own. The other thread is told, or has closed it."""
+    told = []
+
+    def close():
+        try:
+            supervisor.close()
+        except RuntimeError as error:
+            told.append(error)
+
+    supervisor = Supervisor([jobs.sleep_a_little], workers=2)
+    for _ in range(40):
+        supervisor.submit(jobs.sleep_a_little, b"")
+    thread = threading.Thread(target=close)
+    with pytest.raises(KeyError, match="mine"), supervisor:
+        thread.start()
+        time.sleep(0.02 * take)
+        raise KeyError("mine")
+    thread.join()
+    assert all("Executor" in str(error) or "closed" in str(error) for error in told)
+    assert segments_of([os.getpid()]) == []

@@ -113,6 +113,10 @@ class Hostile:
         raise RuntimeError("no text")
 
 
+class Chunk(bytes):
+    pass
+
+
 Pair = collections.namedtuple("Pair", "a b")
 WRONG = [Number.ONE, Text("a"), Pair(1, 2), pathlib.Path("a"), object(), ..., StopIteration, len, range(3), Hostile(),
          collections.OrderedDict(), collections.defaultdict(), ctypes.c_int(3), int,
@@ -151,7 +155,7 @@ def test_a_payload_or_value_that_is_not_plain_fails_alone(value):
 
 @pytest.mark.promise("L6")
 @pytest.mark.parametrize(
-    "wrong", [Number.ONE, {"a": [Pair(1, 2)]}, object(), "numpy"], ids=lambda wrong: type(wrong).__name__
+    "wrong", [Number.ONE, {"a": [Pair(1, 2)]}, object(), Chunk(b"a"), "numpy"], ids=lambda wrong: type(wrong).__name__
 )
 def test_one_payload_that_is_not_plain_fails_alone_in_its_block(wrong):
     if wrong == "numpy":
@@ -337,7 +341,7 @@ def test_what_is_nested_deeply_is_an_error_and_no_recursion(wrap):
 def test_what_numpy_makes_is_refused_with_a_remedy_at_any_depth():
     numpy = pytest.importorskip("numpy")
     arrays = [numpy.arange(3, dtype="int16"), numpy.arange(6).reshape(2, 3).T, numpy.array([object()])]
-    for value in (*arrays, numpy.float64(1), numpy.int64(1)):
+    for value in (*arrays, numpy.float64(1), numpy.int64(1), numpy.bytes_(b"a")):
         for wrapped in (value, [value], {"a": (value,)}):
             with pytest.raises(TypeError, match=r"numpy.*codec="):
                 sent(wrapped)
