@@ -1753,10 +1753,15 @@ def test_a_block_is_left_by_an_error_while_another_thread_closes(take):
     for _ in range(40):
         supervisor.submit(jobs.sleep_a_little, b"")
     thread = threading.Thread(target=close)
-    with pytest.raises(KeyError, match="mine"), supervisor:
-        thread.start()
-        time.sleep(0.02 * take)
-        raise KeyError("mine")
+
+    def leave():
+        with supervisor:
+            thread.start()
+            time.sleep(0.02 * take)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        leave()
     thread.join()
     assert all("Executor" in str(error) or "closed" in str(error) for error in told)
     assert segments_of([os.getpid()]) == []
