@@ -1643,7 +1643,7 @@ def test_any_text_arrives_as_it_is(workers, codec):
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_what_workers_cannot_find_by_name_is_one_error_with_a_remedy(method):
-    with pytest.raises(TypeError, match=r"<lambda>.*define them with def.*, or name start_method='fork'"):
+    with pytest.raises(TypeError, match=r"<lambda>.*at the top level of a module, or name start_method='fork'"):
         Supervisor([lambda payload: payload], start_method=method)
 
 
