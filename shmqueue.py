@@ -3036,10 +3036,10 @@ class WorkerPool:
 
     def check(self, now: float) -> bool:
         """Bury and replace the dead, halt the slow, end those whose task runs too long. Return True if tasks moved."""
-        self._sleepers = self._queue.sleepers()
+        before, self._sleepers = self._sleepers, self._queue.sleepers()
         waiting = self._ledger.in_queue()
         self._check_for_lost(waiting)
-        self.ring(everyone=True)
+        self.ring(everyone=self._sleepers == before)  # else the bells of the last check have done something
         hungry = any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
         moved = soon = False
         for lane in self.lanes:
