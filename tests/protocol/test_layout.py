@@ -359,3 +359,22 @@ def test_blocks_of_the_heap_never_overlap_and_come_back(steps):
         queue.heap.release()
         queue.close()
         shmqueue.remove_segment(queue.segment.path)
+
+
+@pytest.mark.promise("G2a")
+@pytest.mark.parametrize("order", [range(8), (0, 2, 1, 3, 4, 6, 5, 7), (0, 1, 1, 3, 4, 5, 6, 7), range(7, -1, -1)])
+def test_payloads_in_the_heap_reach_their_tasks_in_any_order(make_queue, order):
+    """What was given back is pushed behind what was behind it. The first and the last one may be where they were."""
+    queue = make_queue(num_workers=1, batch=8)
+    payloads = [b"%03d" % number * 50 for number in range(8)]
+    (size,) = set(map(len, payloads))
+    offset = shmqueue.Heap(queue).put(payloads, 8 * size).start * mmap.PAGESIZE
+    tasks = encoded([shmqueue.REFERENCE.pack(0, offset + size * number, size) for number in order])
+    tasks.marked = array.array("I", [1 | shmqueue.OUT_OF_LINE] * 8)
+    queue.push(tasks)
+    seen = []
+    worker = shmqueue.Worker(queue, 0, shmqueue.WorkerOptions({1: seen.append}, None, None, None, None), -1, -1)
+    while claim := queue.claim(0, 8):
+        worker.run(*claim)
+        queue.harvest([queue.words[queue.status[0] + shmqueue.CLAIMS]])
+    assert seen == [payloads[number] for number in order]
