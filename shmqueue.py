@@ -4766,7 +4766,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # batch, was reaped, or stands still. hint: S reads it at any time, and asks again later. start: it does not change
 # after the first worker has attached.
 #
-# magic        MAGIC; written last, so that a segment without it is not ready       S    sweep  start
+# magic        MAGIC, written last: without it, the segment is not ready            S    sweep  start
 # version … heap_bytes   who has made the segment, and its sizes                    S    all    start
 # sum          of the sizes and the segment's bytes: shows that these are right     S    W      start
 # pushed       the position behind the last task in the ring                        S    W      lock

@@ -251,9 +251,7 @@ def speed(processor: str, machine: Machine) -> str:
         if side:
             return number(getattr(figure, side[0]), figure.per)
         text = number(figure.median)
-        goal = ROWS[row].goals.get(name)
-        is_worse = figure.is_worse(goal) if goal else figure.median < 1  # without a goal it is a ratio of rates
-        return f"**{text}**" if is_worse else text
+        return f"**{text}**" if figure.is_worse(ROWS[row].goals.get(name)) else text
 
     lines = (re.sub(r"\{(.*?)\}", quoted, line) for line in SPEED.splitlines())
     return "\n".join(line for line in lines if UNKNOWN not in line)

@@ -32,10 +32,10 @@ class Figure(NamedTuple):
         theirs = _rounded(line.theirs.median) if line.theirs else None
         return cls(median, lowest, highest, line.figure_unit, ours, theirs, line.unit)
 
-    def is_worse(self, goal: Goal) -> bool:
-        """Return True if the other side is better. goal: it says whether more is better."""
+    def is_worse(self, goal: Goal | None) -> bool:
+        """Return True if the other side is better. goal: it says whether more is better; without one, more is."""
         if self.unit == TIMES:
-            return self.median < 1 if goal.sign == "≥" else self.median > 1
+            return self.median < 1 if goal is None or goal.sign == "≥" else self.median > 1
         return self.theirs is not None and self.ours > self.theirs
 
     def spread(self) -> str:
