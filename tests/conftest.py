@@ -43,12 +43,22 @@ def pytest_xdist_auto_num_workers(config):
     return 3 * len(os.sched_getaffinity(0))
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """One process has the tests of Dask, which share a cluster. (pytest 9.2 does not tell xdist 3.8 of its groups.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "cluster" if nodeid.startswith("tests/cluster/") else nodeid
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(HANG))
-        if "clusters" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("dask"))  # one process has the one cluster
 
 
 def pytest_runtest_setup(item):

@@ -73,8 +73,8 @@ def in_a_child(path):
 
 
 def leave(path):
-    open(path, "w").close()
-    os.kill(os.getpid(), signal.SIGKILL)
+    path.touch()
+    signal.raise_signal(signal.SIGKILL)
 
 
 def nobody():
@@ -107,8 +107,10 @@ def test_more():
 """
 
 
-def make_project(folder):
-    """Make a product and its tests, committed, and return their folder."""
+@pytest.fixture
+def project(tmp_path):
+    """The folder of a product and its tests, committed."""
+    folder = tmp_path
     (folder / "tests").mkdir()
     (folder / "variants").mkdir()
     (folder / "shmqueue.py").write_text(PRODUCT.lstrip())
@@ -118,42 +120,23 @@ def make_project(folder):
     return folder
 
 
-@pytest.fixture
-def project(tmp_path):
-    return make_project(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def said(tmp_path_factory):
-    """What is said of the mistakes in some functions."""
+def test_what_becomes_of_mistakes(project):
     if sys.version_info < (3, 12):
         pytest.skip("sys.monitoring is there from Python 3.12 on")
-    project = make_project(tmp_path_factory.mktemp("project"))
     with contextlib.redirect_stdout(io.StringIO()) as output:
         assert main(["-n", "1", "--late", "3", "area", "leave", "nobody", "more"], root=project) == 0
-    return output.getvalue().splitlines()
-
-
-@pytest.mark.xdist_group("mutants")  # one process makes the mistakes
-@pytest.mark.parametrize(
-    ("mistake", "verdict"),
-    [
-        ("area: returns None in `return width * height`", "caught"),
-        ("area: negated in `if width < 0:`", "caught"),
-        ("area: compared by <= in `if width < 0:`", "survived"),
-        ('area: deleted in `raise ValueError("no width")`', "not reached"),
-        ('leave: deleted in `open(path, "w").close()`', "caught"),  # in a child that is killed
-        ("nobody: 2 for 1 in `return 1`", "not reached"),
-        ("more: True for False in `return False`", "timed out"),
-    ],
-)
-def test_what_becomes_of_a_mistake(said, mistake, verdict):
-    (line,) = [line for line in said if mistake in line and line.endswith(")")]
-    assert line.startswith(verdict)
-
-
-@pytest.mark.xdist_group("mutants")
-def test_the_score_counts_what_was_caught_and_what_was_not_is_listed(said):
+    said = output.getvalue().splitlines()
+    for mistake, verdict in {
+        "area: returns None in `return width * height`": "caught",
+        "area: negated in `if width < 0:`": "caught",
+        "area: compared by <= in `if width < 0:`": "survived",
+        'area: deleted in `raise ValueError("no width")`': "not reached",
+        "leave: deleted in `path.touch()`": "caught",  # in a child that is killed
+        "nobody: 2 for 1 in `return 1`": "not reached",
+        "more: True for False in `return False`": "timed out",
+    }.items():
+        (line,) = [line for line in said if mistake in line and line.endswith(")")]
+        assert line.startswith(verdict)
     caught = sum(line.startswith("caught ") for line in said)
     assert said[-2].startswith(f"score: {caught} of ")
     assert any(line.startswith("survived    shmqueue.py:8 area: ") and line.endswith("`") for line in said)
