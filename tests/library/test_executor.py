@@ -565,7 +565,7 @@ def test_an_idle_executor_answers_and_ends_before_anybody_in_it_looks_by_himself
 
 
 def test_asyncio(tmp_path):
-    """500 naps would take longer than a script may."""
+    """3000 naps would take longer than a script may."""
     text = """
 import asyncio, shmqueue
 
@@ -584,7 +584,7 @@ async def main():
             await loop.run_in_executor(executor, fail)
         except LookupError as error:
             print(*error.args[0].split())
-        waiting = [loop.run_in_executor(executor, __import__("time").sleep, 1) for _ in range(500)]
+        waiting = [loop.run_in_executor(executor, __import__("time").sleep, 0.1) for _ in range(3000)]
         await asyncio.sleep(0.05)
         for future in waiting:
             future.cancel()
