@@ -1841,8 +1841,7 @@ class Lane:
             if not 1 <= begin <= ends[-1] <= len(log):
                 raise SpoiledSegmentError(f"a worker says that values end at {ends[-1]:,} of its log")
             return decode_log(kind, self._ledger.codec, log, begin, ends)
-        stops = [end & ~RECORD for end in ends]
-        pieces = map(log.__getitem__, map(slice, [begin, *stops], stops))
+        pieces = cut(log, begin, [end & ~RECORD for end in ends])
         try:
             return [
                 self._read_value(piece, end, position, kind)
@@ -1998,7 +1997,7 @@ FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a
 
 
 class Packer:
-    """Puts payloads that do not fit their slots into the heap or into files, and references into the slots."""
+    """Puts payloads that do not fit their slots into the heap or into files. The slots say where they are."""
 
     def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
         self._queue = queue
@@ -2006,7 +2005,8 @@ class Packer:
         self.heap = Heap(queue)
         self._files = itertools.count(1)
         self._file_bytes = 0
-        self._block_bytes = BLOCK_BYTES  # fewer while shared memory is full
+        self._most_bytes = min(BLOCK_BYTES, self.heap.size // 2)  # of a block
+        self._block_bytes = self._most_bytes  # fewer while shared memory is full
         self._unused: collections.deque[Callable[[], None]] = collections.deque()  # what frees blocks without tasks
 
     def free_unused(self) -> None:
@@ -2016,29 +2016,25 @@ class Packer:
 
     def take(self, room: int) -> Tasks | None:
         """Return up to `room` fresh tasks, ready for their slots, or None if their payloads have to wait."""
-        fresh, capacity = self._ledger.fresh, self._queue.ring.capacity
-        tasks = fresh[0]
-        if tasks.large is None:
-            tasks.large = max(map(len, tasks.data)) > capacity
-        if not tasks.large:
-            return take_tasks(fresh, room)
+        fresh = self._ledger.fresh
+        data = fresh[0].data
+        few = 1 + 2 * BLOCK_BYTES // (1 + len(data[0]))  # more than fit a block if all are like the first
+        lengths = list(map(len, data[: min(room, few)]))
+        if max(lengths) <= self._queue.ring.capacity:
+            return take_tasks(fresh, len(lengths))
         if self.heap.used > HEAP_AHEAD and self._queue.backlog():
             return None
-        few = 1 + 2 * self._block_bytes // (1 + len(tasks.data[0]))  # more than fit a block if all are like the first
-        sizes = list(itertools.accumulate(map(len, tasks.data[: min(room, few)])))
-        return self._pack(take_tasks(fresh, max(1, bisect.bisect(sizes, self._block_bytes))))
+        count = max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
+        return self._pack(take_tasks(fresh, count), lengths[:count])
 
-    def _pack(self, tasks: Tasks) -> Tasks | None:
-        """Put the payloads into the heap or a file if any is too large for its slot. Return what goes into the slots.
+    def _pack(self, tasks: Tasks, lengths: Sequence[int]) -> Tasks | None:
+        """Put payloads of these lengths into the heap, or a large one into a file. Return what goes into the slots.
 
         Return None if the tasks were put back to wait, or have failed because they can never fit.
         """
-        lengths = array.array("Q", map(len, tasks.data))
         size = sum(lengths)
-        if max(lengths) <= self._queue.ring.capacity:
-            return tasks
         try:
-            placed = self._place(tasks.data, size)
+            placed = self._place(tasks.data, lengths, size)
         except OSError as error:  # there is no memory
             placed = None
             if len(lengths) > 1:
@@ -2050,34 +2046,35 @@ class Packer:
         if placed is None:
             self._ledger.fresh.appendleft(tasks)
             return None
-        self._block_bytes = BLOCK_BYTES
-        number, offset, free = placed
-        references = array.array("Q", [number, 0, 0]) * len(lengths)
-        references[1::3] = array.array("Q", itertools.accumulate(lengths[:-1], initial=offset))
-        references[2::3] = lengths
-        data = cut(references.tobytes(), REFERENCE.size)
-        marked = array.array("I", map(OUT_OF_LINE.__or__, tasks.marked or tasks.fn_ids))
+        self._block_bytes = self._most_bytes
+        edges, free = placed
+        marked = with_bits(tasks.marked or tasks.fn_ids, OUT_OF_LINE)
         block = Block(free, self._unused)
-        packed = Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, data, marked, block)
+        packed = Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, edges[:-1], marked, block)
+        packed.ends = edges[1:]
         packed.timeout = tasks.timeout
         return packed
 
-    def _place(self, payloads: Sequence[bytes], size: int) -> tuple[int, int, Callable[[], None]] | None:
+    def _place(
+        self, payloads: Sequence[bytes], lengths: Sequence[int], size: int
+    ) -> tuple[array.array[int], Callable[[], None]] | None:
         """Put payloads into the heap, or a single one that is too large for it into a file beside the segment.
 
-        Return the number of the file, or 0 for the heap; the offset there; and what frees the place. None: there is no
-        room now.
+        Return where each begins, and the last ends; and what frees the place. None: there is no room now.
         """
-        if len(payloads) > 1 or size <= self.heap.size // 2:
+        if size <= self.heap.size // 2:
             pages = self.heap.put(payloads, size)
-            return pages and (0, pages.start * mmap.PAGESIZE, functools.partial(self.heap.free, pages))
+            if pages is None:
+                return None
+            edges = itertools.accumulate(lengths, initial=pages.start * mmap.PAGESIZE)
+            return array.array("Q", edges), functools.partial(self.heap.free, pages)
         if self._file_bytes and self._file_bytes + size > FILE_BYTES:
             return None
         number = next(self._files)
         path = self._queue.segment.beside(f"p{number}")
         system.write_file(path, payloads[0])
         self._file_bytes += size
-        return number, 0, functools.partial(self._remove_file, path, size)
+        return array.array("Q", [PAYLOAD_FILE | number, size]), functools.partial(self._remove_file, path, size)
 
     def _remove_file(self, path: str, size: int) -> None:
         self._file_bytes -= size
@@ -2091,7 +2088,7 @@ class Heap:
         self._segment = queue.segment
         self._bytes = queue.heap
         self._offset = queue.heap_offset
-        self.size = len(queue.heap)
+        self.size: int = len(queue.heap)
         pages = self.size // mmap.PAGESIZE
         self._in_use = bytearray(pages)  # a byte a page, so that `find` looks for free ones
         self._reserved = bytearray(pages)
@@ -2470,7 +2467,7 @@ class Intake:
         as_they_are = self._codec is None and self._untyped.issuperset(fn_ids)
         kinds, data = encode_payloads(payloads, self._codec, types, as_they_are)
         if isinstance(kinds, int):
-            return fn_ids, payloads, data, array.array("I", map((kinds << KIND_BIT).__or__, fn_ids))
+            return fn_ids, payloads, data, with_bits(fn_ids, kinds << KIND_BIT)
         marked = array.array("I", [fn_id | kind << KIND_BIT for fn_id, kind in zip(fn_ids, kinds)])
         return fn_ids, payloads, data, marked
 
@@ -2519,7 +2516,7 @@ class Tasks:
     job: None for TERMINATE, which has no result.
     payloads: as they were given.
     data: as they travel. They are encoded once, because a Structure may change before its task is tried again.
-    large: some payloads may not fit their slots; None if nobody has looked yet.
+        For payloads in `block`: where each begins there, and `ends`: where it ends. See TaskSlots.
     block: keeps the payloads outside the slots; None if they are in the slots, or not packed yet.
     marked: the fn_ids with the payloads' kinds, and with OUT_OF_LINE for the payloads in `block`; None without any.
     first: the position of the first task in the queue.
@@ -2530,7 +2527,7 @@ class Tasks:
     """
 
     __slots__ = (
-        "block", "data", "first", "fn_ids", "job", "large", "last", "left", "marked", "payloads", "settled",
+        "block", "data", "ends", "first", "fn_ids", "job", "last", "left", "marked", "payloads", "settled",
         "timeout", "tsk_ids",
     )  # fmt: skip
 
@@ -2540,7 +2537,7 @@ class Tasks:
         tsk_ids: Sequence[int],
         fn_ids: array.array[int],
         payloads: Sequence[Any],
-        data: Sequence[bytes],
+        data: Sequence[Any],
         marked: array.array[int] | None = None,
         block: Block | None = None,
     ) -> None:
@@ -2549,9 +2546,9 @@ class Tasks:
         self.fn_ids = fn_ids
         self.payloads = payloads
         self.data = data
+        self.ends = array.array("Q")
         self.block = block
         self.marked = marked
-        self.large: bool | None = None
         self.last: TaskResult | None = None
         self.timeout: float | None = None
         self.first = 0
@@ -2563,7 +2560,7 @@ class Tasks:
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
         tasks = Tasks(self.job, *columns, self.marked and self.marked[part], self.block)
-        tasks.large = self.large
+        tasks.ends = self.ends[part]
         tasks.last = self.last
         tasks.timeout = self.timeout
         return tasks
@@ -2581,6 +2578,13 @@ def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
         waiting.appendleft(tasks.part(count, len(tasks.data)))
         tasks = tasks.part(0, count)
     return tasks
+
+
+def with_bits(fn_ids: array.array[int], bits: int) -> array.array[int]:
+    """Return fn_ids with these bits set. Most often all are the same."""
+    if fn_ids.count(fn_ids[0]) == len(fn_ids):
+        return array.array("I", [fn_ids[0] | bits]) * len(fn_ids)
+    return array.array("I", map(bits.__or__, fn_ids))
 
 
 def terminate_tasks(count: int) -> Tasks:
@@ -3546,7 +3550,8 @@ os.register_at_fork(after_in_child=_forget_workers)
 
 BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
 QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and reads `end`
-FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size
+FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size,
+FETCH_TASKS = 512  # and so many
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some
 SPILL_SECONDS = 0.02  # between two tries
@@ -3793,55 +3798,46 @@ class Worker:
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
         alike = fn_ids.count(fn_ids[0]) == len(fn_ids)
         each = fn_ids[:1] if alike else fn_ids
-        fetched: Iterator[bytes] | None = None
+        payloads: Iterable[Any] = self._payloads
         if max(each) & OUT_OF_LINE:
-            if not (min(each) & OUT_OF_LINE and self._fetch_payloads()):
-                fetched = map(self._fetch, fn_ids, self._payloads)
-            fn_ids = [fn_id & ~OUT_OF_LINE for fn_id in fn_ids]
+            payloads = self._fetch(fn_ids)
+            each = [fn_id & ~OUT_OF_LINE for fn_id in each]
         if not alike:
-            return map(self._calls.__getitem__, fn_ids), fetched or iter(self._payloads)
-        call = self._calls[fn_ids[0]]
-        if isinstance(call, Call) and not fetched:
+            return map(self._calls.__getitem__, each), iter(payloads)
+        call = self._calls[each[0]]
+        if isinstance(call, Call) and isinstance(payloads, list):
             with contextlib.suppress(Exception):  # one cannot be read: then each is when it is called, and one fails
-                self._payloads = call.read_all(self._payloads)
+                payloads = call.read_all(payloads)
                 call = call.function
-        return itertools.repeat(call), fetched or iter(self._payloads)
+        return itertools.repeat(call), iter(payloads)
 
-    def _fetch(self, fn_id: int, payload: bytes) -> bytes:
-        """Return the payload of a slot, or the one to which the slot refers."""
-        if not fn_id & OUT_OF_LINE:
-            return payload
-        number, offset, length = REFERENCE.unpack(payload)
-        if number:
-            return system.read_file(self._queue.segment.beside(f"p{number}"), length)
-        fetched = bytes(self._queue.heap[offset : offset + length])
-        if len(fetched) < length:
-            raise SpoiledSegmentError(f"{length:,} bytes at {offset:,} are not in the heap")
+    def _fetch(self, fn_ids: Sequence[int]) -> Iterable[bytes]:
+        """Return the payloads of the batch, of which some are out of line: a list, or piece by piece if it is large."""
+        begins, ends = self._half.lane.places(self._count)
+        step = max(1, min(FETCH_TASKS, FETCH_BYTES // (1 + abs(ends[0] - begins[0]))))
+        parts = (slice(start, start + step) for start in range(0, self._count, step))
+        pieces = (self._fetch_piece(fn_ids[p], self._payloads[p], begins[p], ends[p]) for p in parts)
+        payloads = itertools.chain.from_iterable(pieces)
+        return list(payloads) if 0 <= sum(ends) - sum(begins) <= FETCH_BYTES else payloads
+
+    def _fetch_piece(
+        self, fn_ids: Sequence[int], inline: Sequence[bytes], begins: Sequence[int], ends: Sequence[int]
+    ) -> Iterable[bytes]:
+        """Return the payloads of some tasks. If they lie together, read them at once."""
+        if not inline and begins[1:] == ends[:-1] and 0 <= ends[-1] - begins[0] <= FETCH_BYTES:
+            data = io.BytesIO(self._fetch_one(begins[0], ends[-1]))
+            return list(map(data.read, map(operator.sub, ends, begins)))
+        slots = zip(fn_ids, inline or itertools.repeat(b""), begins, ends)
+        return (self._fetch_one(*place) if fn_id & OUT_OF_LINE else payload for fn_id, payload, *place in slots)
+
+    def _fetch_one(self, begin: int, end: int) -> bytes:
+        """Return what lies there in the heap, or in a file."""
+        if begin & PAYLOAD_FILE:
+            return system.read_file(self._queue.segment.beside(f"p{begin & ~PAYLOAD_FILE}"), end)
+        fetched = bytes(self._queue.heap[begin:end])
+        if len(fetched) != end - begin:
+            raise SpoiledSegmentError(f"bytes {begin:,} to {end:,} are not in the heap")
         return fetched
-
-    def _fetch_payloads(self) -> bool:
-        """Put the payloads of a batch in place of their references. Return False if they do not lie one after another.
-
-        This takes a third of the time of fetching each of them.
-        """
-        references = b"".join(self._payloads)
-        if len(references) != REFERENCE.size * self._count:
-            return False
-        flat = memoryview(references).cast("Q")
-        begin, lengths = flat[1], flat[2::3].tolist()
-        stops = list(itertools.accumulate(lengths, initial=0))
-        size = stops[-1]
-        in_order = flat[1::3].tolist() == list(itertools.accumulate(lengths[:-1], initial=begin))
-        if any(flat[0::3]) or not in_order or size > FETCH_BYTES:
-            return False
-        data = bytes(self._queue.heap[begin : begin + size])
-        if len(data) < size:
-            return False
-        if size and lengths.count(lengths[0]) == len(lengths):
-            self._payloads = cut(data, lengths[0])
-        else:
-            self._payloads = list(map(data.__getitem__, map(slice, stops, stops[1:])))
-        return True
 
     def _terminate(self, payload: bytes) -> None:
         """Begin no more tasks. Behind this one there are others of its kind only."""
@@ -4748,7 +4744,8 @@ system = System()
 MAGIC = int.from_bytes(b"shmqueue", "little")
 LAYOUT_VERSION = 3
 TERMINATE = 0  # the fn_id that makes the worker which takes it leave
-OUT_OF_LINE = 1 << 31  # set in a fn_id: the slot holds a REFERENCE to the payload
+OUT_OF_LINE = 1 << 28  # set in a fn_id: the slot says where the payload is
+PAYLOAD_FILE = 1 << 63  # set in where a payload begins: it is in a file of this number
 RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not only the value's bytes
 LINE = 128  # two cache lines, since processors fetch them in pairs; different writers keep to different lines
 LOG_BYTES = 16 << 10  # the smallest log
@@ -4823,7 +4820,8 @@ def task_slot(size: int) -> type[ctypes.Structure]:
     """A task slot of `size` bytes: which task, which function, and the payload.
 
     The first byte of `payload` is the length (two bytes in the machine's order, if the field has more than 256). The
-    payload follows, and the rest is zero.
+    payload follows, and the rest is zero. If the payload is out of line, its first two words say where it begins and
+    ends in the heap: or PAYLOAD_FILE with the number of a file, and the length.
     """
     fields = [("tsk_id", ctypes.c_uint32), ("fn_id", ctypes.c_uint32), ("payload", ctypes.c_uint8 * (size - 8))]
     return type(f"TaskSlot{size}", (ctypes.Structure,), {"_fields_": fields, "__doc__": task_slot.__doc__})
@@ -4910,26 +4908,39 @@ class TaskSlots:
         self._row = f"8x{area}p" if self._short else f"8xH{area - 2}s"
         self._tsk_ids = segment.window(offset, count * size, "I", size // 4)
         self._fn_ids = segment.window(offset + 4, count * size - 4, "I", size // 4)
+        self._begins, self._ends = (segment.window(offset + at, count * size - at, "Q", size // 8) for at in (8, 16))
 
     def write(self, index: int, tasks: Tasks) -> None:
         """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
-        data = tasks.data
-        for start in range(0, len(data), ROWS):
-            block = data[start : start + ROWS]
-            values = block if self._short else [part for item in block for part in (len(item), item)]
-            _rows(self._row, len(block)).pack_into(self.bytes, (index + start) * self.size, *values)
-        self._tsk_ids[index : index + len(data)] = as_u32(tasks.tsk_ids)
-        self._fn_ids[index : index + len(data)] = tasks.marked or tasks.fn_ids
+        data: Any = tasks.data
+        stop = index + len(data)
+        if tasks.ends:
+            self._begins[index:stop] = data
+            self._ends[index:stop] = tasks.ends
+        else:
+            for start in range(0, len(data), ROWS):
+                rows = data[start : start + ROWS]
+                values = rows if self._short else [part for item in rows for part in (len(item), item)]
+                _rows(self._row, len(rows)).pack_into(self.bytes, (index + start) * self.size, *values)
+        self._tsk_ids[index:stop] = as_u32(tasks.tsk_ids)
+        self._fn_ids[index:stop] = tasks.marked or tasks.fn_ids
 
     def get(self, index: int, count: int) -> tuple[list[int], list[bytes]]:
-        """Return the fn_ids and the payloads of consecutive slots."""
+        """Return the fn_ids and the payloads of consecutive slots; no payloads if all are out of line."""
+        fn_ids = self._fn_ids[index : index + count].tolist()
         payloads: list[Any] = []
+        if fn_ids[0] & OUT_OF_LINE and min(fn_ids) & OUT_OF_LINE:
+            return fn_ids, payloads
         for start in range(0, count, ROWS):
             rows = _rows(self._row, min(ROWS, count - start))
             payloads += rows.unpack_from(self.bytes, (index + start) * self.size)
         if not self._short:
             payloads = [text[:length] for length, text in zip(payloads[0::2], payloads[1::2])]
-        return self._fn_ids[index : index + count].tolist(), payloads
+        return fn_ids, payloads
+
+    def places(self, count: int) -> tuple[list[int], list[int]]:
+        """Return where the payloads of the first slots begin and end, if they are out of line."""
+        return self._begins[:count].tolist(), self._ends[:count].tolist()
 
     def copy_from(self, ring: TaskSlots, places: Iterable[Span]) -> None:
         """Copy what lies in these slots of the ring to the first slots here."""
@@ -5023,7 +5034,7 @@ OWN_MODULES = {__name__}  # whose frames a traceback does not begin with
 # What the bytes of a payload or a value are. CODED: what the codec made of it, or marshal. Only values are failures,
 # the output of commands, and Structures: STRUCTURE + i is the i-th Structure that the functions' annotations name.
 BYTES, TEXT, CODED, FAILURE, OUTPUT, STRUCTURE = range(6)
-KIND_BIT = 29  # a payload's kind stands here in its fn_id
+KIND_BIT = 26  # a payload's kind stands here in its fn_id; Python is slower with ints of more than 30 bits
 FN_ID = (1 << KIND_BIT) - 1  # the bits of a fn_id without kind and OUT_OF_LINE
 IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the segment, and the record has their number
 
@@ -5240,12 +5251,7 @@ def decode_log(kind: int, codec: Codec | None, log: bytes, begin: int, ends: Seq
     if kind == CODED and codec is None:
         with contextlib.suppress(ValueError, EOFError, TypeError):  # some are None, or nested
             return load_flat(log[begin : ends[-1]], len(ends))
-    size = ends[0] - begin
-    stop = begin + size * len(ends)
-    if size and stop == ends[-1] and ends == list(range(begin + size, stop + 1, size)):
-        pieces = cut(log[begin:stop], size)
-    else:
-        pieces = list(map(log.__getitem__, map(slice, [begin, *ends], ends)))
+    pieces = cut(log, begin, ends)
     if all(pieces):
         with contextlib.suppress(Exception):  # one cannot be loaded, and is a failure
             if kind == BYTES:
@@ -5429,19 +5435,15 @@ def briefly(payload: Any, most: int) -> str:
         return f"<{type(payload).__name__}: {describe(error)}>"[:most]
 
 
-# What a slot holds of a payload out of line: the number of its file (0 for the heap), its offset there and its length.
-REFERENCE = struct.Struct("=QQQ")
 SIZE = struct.Struct("=Q")  # what a record holds of a value in a file: its length
 REFERRING = 1 + SIZE.size  # bytes of such a record
 
 
-def cut(data: bytes, size: int) -> list[bytes]:
-    """Cut bytes into pieces of the same size, at a quarter of the cost of slices."""
-    count = len(data) // size
-    pieces: list[bytes] = []
-    for start in range(0, count, ROWS):
-        pieces += struct.unpack_from(f"{size}s" * min(ROWS, count - start), data, start * size)
-    return pieces
+def cut(data: bytes, begin: int, ends: Sequence[int]) -> list[bytes]:
+    """Return pieces of `data`: the first begins at `begin`, and each ends there. Slices take twice as long."""
+    stream = io.BytesIO(data)
+    stream.seek(begin)
+    return list(map(stream.read, map(operator.sub, ends, [begin, *ends])))
 
 
 # =====================================================================================================================

@@ -23,6 +23,7 @@ import threading
 import time
 import types
 import weakref
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -252,6 +253,37 @@ def test_sizes_at_the_edges_of_every_slot(slot_size):
 def test_more_bytes_out_of_line_than_may_wait_at_once():
     payloads = [bytes([i]) * (1 << 20) for i in range(80)]
     assert mapped(jobs.echo, payloads) == payloads
+
+
+@pytest.mark.promise("G1")
+@pytest.mark.parametrize("heap", [0, 4096, 16384, 1 << 16])
+def test_a_heap_smaller_than_a_block_of_payloads(monkeypatch, heap):
+    """As where shared memory is small."""
+    monkeypatch.setattr(shmqueue, "HEAP_BYTES", heap)
+    payloads = (
+        [b"%d" % number * 40 for number in range(300)] + [b"few"] * 30 + [b"%d" % number * 99 for number in range(9)]
+    )
+    with start([jobs.echo]) as supervisor:
+        assert len(supervisor._queue.heap) == heap
+        assert list(supervisor.map(jobs.echo, payloads)) == payloads
+
+
+@pytest.mark.promise("G2a")
+@pytest.mark.parametrize("slot_size", [64, 128, 272])
+def test_payloads_in_slots_and_out_of_line_arrive_as_they_are(monkeypatch, slot_size):
+    """Blocks of the heap, files and what a slot holds, in batches that have some of each."""
+    monkeypatch.setattr(shmqueue, "HEAP_BYTES", 1 << 18)
+    monkeypatch.setattr(shmqueue, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(shmqueue, "FETCH_BYTES", 1 << 12)
+    random = Random(slot_size)  # noqa: S311
+    sizes = [0, 1, 50, slot_size - 10, slot_size - 9, slot_size - 8, 1000] * 9 + [5000, 200_000]
+    payloads = [random.randbytes(random.choice(sizes)) for _ in range(2000)]
+    payloads += [random.randbytes(200) for _ in range(2000)] + [b"in its slot"] * 2000
+    with start([jobs.echo, jobs.digest], slot_size=slot_size) as supervisor:
+        assert list(supervisor.map(jobs.echo, payloads)) == payloads
+        tasks = [(random.choice([jobs.echo, jobs.digest]), payload) for payload in payloads]
+        for result in supervisor.run(tasks):
+            assert result.value == getattr(jobs, result.function)(result.payload)
 
 
 def files_beside(label):

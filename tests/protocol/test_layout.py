@@ -147,10 +147,10 @@ def test_slots_give_back_what_was_written(make_queue, slot_size):
 
     @given(st.integers(0, 60), st.lists(st.binary(max_size=longest), min_size=1, max_size=140))
     def check(index, payloads):
-        ring.write(index, encoded(payloads, first_id=2**32 - 200, fn_id=2**31 - 1))
+        ring.write(index, encoded(payloads, first_id=2**32 - 200, fn_id=shmqueue.FN_ID))
         fn_ids, data = ring.get(index, len(payloads))
         assert data == payloads
-        assert fn_ids == [2**31 - 1] * len(payloads)
+        assert fn_ids == [shmqueue.FN_ID] * len(payloads)
         assert [ring.tsk_id(index + i) for i in range(len(payloads))] == list(encoded(payloads, 2**32 - 200).tsk_ids)
 
     check()
@@ -369,7 +369,8 @@ def test_payloads_in_the_heap_reach_their_tasks_in_any_order(make_queue, order):
     payloads = [b"%03d" % number * 50 for number in range(8)]
     (size,) = set(map(len, payloads))
     offset = shmqueue.Heap(queue).put(payloads, 8 * size).start * mmap.PAGESIZE
-    tasks = encoded([shmqueue.REFERENCE.pack(0, offset + size * number, size) for number in order])
+    tasks = encoded(array.array("Q", [offset + size * number for number in order]))
+    tasks.ends = array.array("Q", [begin + size for begin in tasks.data])
     tasks.marked = array.array("I", [1 | shmqueue.OUT_OF_LINE] * 8)
     queue.push(tasks)
     seen = []

@@ -630,6 +630,7 @@ class Seat:
             slots, "write", f"write {what}", True, False, lambda i, tasks: places_of(first, size, i, tasks.data)
         )
         self._guard(slots, "get", f"read {what}", False, False, lambda i, n: places_of(first, size, i, range(n)))
+        self._guard(slots, "places", f"read {what}", False, False, lambda n: places_of(first, size, 0, range(n)))
 
     def _guard_half(self, half: Any) -> None:
         words, base = self.words, half.first
