@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import importlib
 import itertools
 import logging
@@ -50,6 +49,9 @@ from typing import Any
 
 import shmqueue
 
+with contextlib.suppress(ImportError):  # run() says what to install
+    import distributed
+
 CHUNK_SECONDS = 1.0  # of work in a chunk: long against the network's 10 ms, short against what a lost node costs
 MOST_SECONDS = 10.0  # where tasks are uneven: four times the longest, since workers without work wait for it
 CHUNK_TASKS = 16384  # at most: if the chunk is lost, they go one by one
@@ -63,37 +65,43 @@ PAUSE_SECONDS = 0.01  # how often chunks that are back, signals, keys and the sc
 # On a node, in the Dask worker. This part is sent by value.
 
 
-def run_chunk(name: str, items: bytes) -> tuple[Any, ...]:
+def run_chunk(name: str, items: bytes) -> Any:
     """What Dask calls on a node: put a chunk through the Supervisor there."""
-    import distributed
-
     worker = distributed.get_worker()
-    node: Node = worker.plugins[name]
-    return node.run(worker.get_current_task(), items)
+    return worker.plugins[name].run(worker.get_current_task(), items)
 
 
 def cancel_node(name: str, dask_worker: Any) -> None:
     """What Dask calls on every node: begin no more tasks."""
-    if name in dask_worker.plugins:
-        dask_worker.plugins[name].cancelled = True
+    dask_worker.plugins[name].cancelled = True
 
 
 class Node:
-    """A node's part of one run, a WorkerPlugin. spec: the functions and the Supervisor's options, as a pickle."""
+    """A node's part of one run. A subclass of it and of WorkerPlugin has this run's files and spec."""
 
+    files: Mapping[str, bytes]  # by name
+    spec: bytes  # the functions and the Supervisor's options, as a pickle
     cancelled = False
-    over = False  # this run is, or this Dask worker
     supervisor: Any = None
     key = ""  # of the chunk that the Supervisor works on
 
-    def __init__(self, files: Mapping[str, bytes], spec: bytes) -> None:
-        self.files = files
-        self.spec = spec
-
     def setup(self, worker: Any) -> None:
+        """Bring the files. Dask workers may share a process and its modules: this is called for one at a time."""
         self.worker = worker
         self.lock = threading.Lock()  # guards `supervisor` and `key`
-        vars(multiprocessing.current_process())["_config"]["daemon"] = False  # under a nanny; else it starts no workers
+        process = vars(multiprocessing.current_process())
+        process["_config"]["daemon"] = False  # under a nanny; else it starts no workers
+        before = process.get("shmqueue_files")
+        process["shmqueue_files"] = self.files
+        for name, data in self.files.items():
+            path = pathlib.Path(worker.local_directory, name)
+            path.with_suffix(".new").write_bytes(data)
+            path.with_suffix(".new").replace(path)  # another run may be reading it
+            if path.suffix != ".py":
+                sys.path.insert(0, str(path))
+            if before != self.files:  # what is imported may be of another run
+                sys.modules.pop(path.stem, None)
+        importlib.invalidate_caches()
 
     def run(self, key: str, items: bytes) -> tuple[Any, ...]:
         """Put a chunk through. Return this node, what went wrong with it, its workers, those replaced, and outcomes."""
@@ -101,68 +109,51 @@ class Node:
         with self.lock:
             self.key = key
             try:
-                if not self.is_wanted(key):
-                    raise InterruptedError("the client has stopped")
+                self.look()
                 supervisor = self.supervisor = self.supervisor or self.start()
-                source = sys.modules["shmqueue"].IterableSource(pickle.loads(items))  # noqa: S301
+                source = importlib.import_module("shmqueue").IterableSource(pickle.loads(items))  # noqa: S301
                 source.pairs = True
                 before = supervisor.stats()["respawned"]
                 results = sorted(supervisor.run(source))
                 stats = supervisor.stats()
             except BaseException as error:  # also what a module raises that was sent
-                self.end()
+                self.end(kill=True)
                 return node, f"{type(error).__name__}: {error}"
-            if not self.is_wanted(key):  # it was aborted
-                self.end()
             self.worker.loop.add_callback(self.worker.loop.call_later, IDLE_SECONDS, self.leave, key)
         outcomes = pickle.dumps([result[3:] for result in results])
         return node, "", len(stats["workers"]), stats["respawned"] - before, outcomes
 
-    def is_wanted(self, key: str) -> bool:
-        """Return False if nobody wants this chunk any more: the client has stopped or died, or the run is over here."""
-        task = self.worker.state.tasks.get(key)
-        return not self.over and task is not None and task.state == "executing"
-
     def start(self) -> Any:
-        """Return a Supervisor of the files as they were sent: what is imported may be of another run."""
-        if vars(self.worker).get("shmqueue_files") != self.files:
-            self.worker.shmqueue_files = self.files
-            for name, data in self.files.items():
-                path = pathlib.Path(self.worker.local_directory, name)
-                path.write_bytes(data)
-                if path.suffix == ".py":
-                    sys.modules.pop(path.stem, None)
-                elif str(path) not in sys.path:
-                    sys.path.insert(0, str(path))
-            importlib.invalidate_caches()
         functions, options = pickle.loads(self.spec)  # noqa: S301
         options["workers"] = options["workers"] or self.worker.state.nthreads
         supervisor = importlib.import_module("shmqueue").Supervisor(functions, **options)
-        supervisor.on_check = functools.partial(self.look, supervisor)
+        supervisor.on_check = self.look
         return supervisor
 
-    def look(self, supervisor: Any) -> None:
-        """Several times a second, in the Supervisor's thread: do what Dask's thread has asked for."""
-        if not self.is_wanted(self.key):
-            supervisor.abort()
-        elif self.cancelled and not supervisor.cancelled:
-            supervisor.cancel()
+    def look(self) -> None:
+        """Raise if the client has stopped or died, and cancel what is asked for. Called several times a second."""
+        task = self.worker.state.tasks.get(self.key)
+        if task is None or task.state != "executing" or self.worker.status.name == "closing":
+            raise InterruptedError("nobody wants this chunk any more")
+        if self.cancelled and self.supervisor and not self.supervisor.cancelled:
+            self.supervisor.cancel()
 
-    def end(self) -> None:
+    def end(self, kill: bool = False) -> None:
         supervisor, self.supervisor = self.supervisor, None
         if supervisor is not None:
+            supervisor.on_check = lambda: None
+            if kill:
+                supervisor.abort()
             supervisor.close()
 
-    def leave(self, last: str) -> None:
+    def leave(self, last: str, wait: bool = False) -> None:
         """Some time after this chunk: close the Supervisor if no other has come."""
-        if self.key == last and self.lock.acquire(blocking=False):
+        if self.key == last and self.lock.acquire(blocking=wait):
             self.end()
             self.lock.release()
 
     def teardown(self, worker: Any) -> None:
-        self.over = True
-        with self.lock:
-            self.end()
+        self.leave(self.key, wait=True)
 
 
 # On the machine that reads the tasks.
@@ -188,7 +179,7 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         self.tally = shmqueue.Tally(0)
         self.workers: list[tuple[str, int]] = []  # of each, the node, and the pid of its Dask worker
         self.flying: dict[Any, list[tuple[Any, int]]] = {}  # the tasks of each of Dask's futures
-        self.ready = importlib.import_module("distributed").as_completed(loop=client.loop)
+        self.ready = distributed.as_completed(loop=client.loop)
         self.lost: list[tuple[Any, int]] = []  # the tasks of lost chunks
         self.left_out: set[str] = set()  # nodes whose Supervisor failed: they get no more while there are others
         client.register_plugin(plugin, name=self.name)
@@ -378,8 +369,6 @@ class ClusterLine(shmqueue.CommandLine):
     """The command line, run on a cluster."""
 
     def make_supervisor(self, functions: Mapping[int, shmqueue.Function], **arguments: Any) -> Any:
-        import distributed
-
         if self.options.command:
             raise shmqueue.UsageError("--command: its tasks and workers have no numbers on a cluster; use --shell")
         if self.options.workers == 0:
@@ -393,14 +382,13 @@ class ClusterLine(shmqueue.CommandLine):
             spec = pickle.dumps((functions, arguments))
         except (pickle.PickleError, AttributeError, TypeError) as error:
             raise shmqueue.UsageError(f"{source}: a function cannot be sent: {error}") from None
+        plugin = type("Plugin", (Node, distributed.WorkerPlugin), {"files": files, "spec": spec})()
         client = connect(options.scheduler, arguments["workers"] or shmqueue.available_processors())
-        return Cluster(client, type("Plugin", (Node, distributed.WorkerPlugin), {})(files, spec), self)
+        return Cluster(client, plugin, self)
 
 
 def connect(address: str | None, threads: int) -> Any:
     """A client of the cluster at this address, or of one of its own. Raises UsageError."""
-    import distributed
-
     logging.disable()  # what Dask logs would go through the screen; what matters is said here
     warnings.filterwarnings("ignore", module="distributed")
     here = {} if address else {"n_workers": 1, "threads_per_worker": threads, "dashboard_address": None}

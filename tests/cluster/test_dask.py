@@ -281,6 +281,34 @@ def test_what_travels_is_what_the_file_is_now(empty_cluster, deal, cli):
     assert empty_cluster.segments() == []
 
 
+ONE_PROCESS = """
+import sys, distributed
+
+options = dict(n_workers=3, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1")
+with distributed.LocalCluster(**options, dashboard_address=None) as cluster:
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_dask_workers_that_share_a_process(deal, cli):
+    """They share its modules, too: what one of them imports must not be taken away, or be of an earlier run."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", ONE_PROCESS]
+    nodes = subprocess.Popen(command, cwd=cli.folder, stdin=pipe, stdout=pipe, start_new_session=True)
+    try:
+        address = read_line(nodes.stdout).strip()
+        for word in ("one", "another"):
+            handlers = cli.file("words.py", f"def say(payload: str) -> str:\n    return {word!r}\n")
+            done = cli.finish(deal("x\n" * 500, "--call", f"{handlers}:say", "--scheduler", address, "--results", "-"))
+            assert done.values == [word] * 500, done
+            assert "gets no more" not in done.err
+        assert segments_of({nodes.pid}) == []
+    finally:
+        nodes.communicate(timeout=HANG / 4)
+    assert wait_until(lambda: not session_of(nodes.pid))
+
+
 def test_every_kind_of_outcome(dask, deal, cli, jobs):
     tasks = "square 3\nfail x\ndie x\nsleep 60\nwhere x\n" * 4
     arguments = (
