@@ -4,15 +4,9 @@
     python -m variants.dask_cluster tasks.txt --handlers jobs.py --scheduler tcp://HOST:8786 --results out.jsonl
 
 Idea
-    This process reads the input, and keeps two chunks of about a second's work on each node, a Dask worker. There a
-    WorkerPlugin holds one Supervisor, and puts one chunk after the other through it. It also brings the files.
-
-Extra state
-    Here the chunks on the cluster with their tasks; these bound the memory. On a node the Supervisor, while there is
-    work, and shmqueue.py and the user's files in the Dask worker's own folder.
-
-Lock order
-    On a node, a lock gives the Supervisor to one chunk at a time.
+    This process reads the input, and keeps two chunks of about a second's work on each node, a Dask worker; these bound
+    the memory. There a WorkerPlugin holds one Supervisor while there is work, and puts one chunk after the other
+    through it. It also brings shmqueue.py and the user's files, into the Dask worker's own folder.
 
 If the holder dies
     A node, and its Supervisor with it: Dask gives its chunks to another node. A chunk is lost if its nodes died four
@@ -30,7 +24,6 @@ When to use it
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import itertools
@@ -43,19 +36,19 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import shmqueue
 
-with contextlib.suppress(ImportError):  # run() says what to install
+with contextlib.suppress(ImportError):  # main() says what to install
+    import cloudpickle
     import distributed
+    from tornado.ioloop import PeriodicCallback
 
 CHUNK_SECONDS = 1.0  # of work in a chunk: long against the network's 10 ms, short against what a lost node costs
 MOST_SECONDS = 10.0  # where tasks are uneven: four times the longest, since workers without work wait for it
 CHUNK_TASKS = 16384  # at most: if the chunk is lost, they go one by one
-CHUNK_BYTES = 4 << 20  # of payloads in a chunk, unless it is one task
 GROWTH = 8  # times the size of the chunks before, at most
 IDLE_SECONDS = 30.0  # a node without chunks for so long closes its Supervisor until the next one
 STOP_SECONDS = 10.0  # how long the cluster may take to be reached, and to forget the run
@@ -163,12 +156,11 @@ class Cluster(contextlib.AbstractContextManager[Any]):
     """What CommandLine needs of a Supervisor, over a cluster; its public names are those of Supervisor."""
 
     paused = cancelled = stopped = False
+    alone = False  # what is on the cluster is one task of a lost chunk
     failure = ""
     size = 64  # of the next chunk
     taken = respawned = 0  # tasks; workers
     empty = 0  # censuses in a row without a node
-    next_census = 0.0
-    alone: Any = None  # the future of a task of a lost chunk
 
     def __init__(self, client: Any, plugin: Any, line: ClusterLine) -> None:
         self.on_check: Any = lambda: None
@@ -179,18 +171,17 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         self.tally = shmqueue.Tally(0)
         self.workers: list[tuple[str, int]] = []  # of each, the node, and the pid of its Dask worker
         self.flying: dict[Any, list[tuple[Any, int]]] = {}  # the tasks of each of Dask's futures
-        self.ready = distributed.as_completed(loop=client.loop)
         self.lost: list[tuple[Any, int]] = []  # the tasks of lost chunks
         self.left_out: set[str] = set()  # nodes whose Supervisor failed: they get no more while there are others
         client.register_plugin(plugin, name=self.name)
         self.nodes: dict[str, int] = client.nthreads()  # those that are there, and their threads
+        client.loop.add_callback(PeriodicCallback(self.census, 1000 * CENSUS_SECONDS).start)
 
     def __exit__(self, *error: object) -> None:
         """Have the nodes forget this run, and leave."""
         with contextlib.suppress(Exception):  # the scheduler is gone, or a node
             if self.client.status == "running":
                 self.client.sync(self.client.unregister_worker_plugin, self.name, callback_timeout=STOP_SECONDS)
-        with contextlib.suppress(Exception):
             self.client.close(timeout=STOP_SECONDS)
         self.line.progress.close()
 
@@ -200,9 +191,11 @@ class Cluster(contextlib.AbstractContextManager[Any]):
             self.send(source)
             if not self.flying and (self.cancelled or (source.exhausted and not self.lost)):
                 break
-            time.sleep(0 if self.ready.has_ready() else PAUSE_SECONDS)
-            for future in self.ready.next_batch(block=False):
+            back = [future for future in self.flying if future.done()]
+            for future in back:
                 yield from self.settle(future)
+            if not back:
+                time.sleep(PAUSE_SECONDS)
             self.look()
         text = f"{self.failure or 'stopped while it was on the cluster'}: it may have run"
         for tasks in (*self.flying.values(), self.lost):
@@ -214,7 +207,7 @@ class Cluster(contextlib.AbstractContextManager[Any]):
     def cancel(self) -> None:
         """Send no more, and have the nodes finish what is in hand."""
         self.cancelled = True
-        self.next_census = 0.0
+        self.client.loop.add_callback(self.census)
 
     def abort(self, failure: str = "") -> None:
         """Have the nodes stop now, by taking the chunks from Dask."""
@@ -232,40 +225,32 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         """Stop this process, as Ctrl-Z does; the nodes finish the chunks they have."""
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    def stats(self) -> dict[str, Any]:
-        """As Supervisor.stats(); pid is that of the node's Dask worker."""
+    def summary(self) -> dict[str, Any]:
+        """As Supervisor.summary(); pid is that of the node's Dask worker."""
         tally = self.tally
         columns = zip(self.workers, tally.completed, tally.failed)
         workers = [{"node": node, "pid": pid, "completed": done, "failed": bad} for (node, pid), done, bad in columns]
         outstanding = len(self.lost) + sum(map(len, self.flying.values()))
         about = {"retried": tally.retried, "respawned": self.respawned, "outstanding": outstanding, "held_up": ""}
-        return {**tally.counts, **about, "seconds": tally.seconds(), "workers": workers}
-
-    def summary(self) -> dict[str, Any]:
-        """As Supervisor.summary()."""
-        return {**self.stats(), **self.tally.summary()}
+        return {**tally.counts, **about, "seconds": tally.seconds(), "workers": workers, **tally.summary()}
 
     def snapshot(self) -> dict[str, Any]:
         """What the screen shows: in place of the ring, the tasks that are on the cluster."""
-        stats = self.stats()
-        most = max(1, stats["outstanding"], 2 * len(self.nodes) * self.size)
-        stats |= {"name": self.where, "strategy": "dask", "ring": stats["outstanding"], "num_slots": most}
-        for row in stats["workers"]:
+        about = self.summary()
+        most = max(1, about["outstanding"], 2 * len(self.nodes) * self.size)
+        about |= {"name": self.where, "strategy": "dask", "ring": about["outstanding"], "num_slots": most}
+        for row in about["workers"]:
             row["state"] = "run" if row["node"] in self.nodes else "dead"
-        shot: dict[str, Any] = self.line.progress.complete(stats, self.tally.latest)
-        return shot
+        return self.line.progress.complete(about, self.tally.latest)
 
     def look(self) -> None:
-        """Several times a second: do what is asked for, draw, and count the nodes."""
+        """Several times a second: do what is asked for, draw, and see whether the cluster is there."""
         self.on_check()
         self.line.progress.draw(self.snapshot)
         if self.client.status != "running":
             self.abort(f"the scheduler at {self.where} was lost: start one, and run again with --resume")
         elif self.empty * CENSUS_SECONDS > self.line.options.wait:
             self.abort(f"no node at {self.where} for {self.line.options.wait:g} s: start one, `dask worker ADDRESS`")
-        elif time.monotonic() > self.next_census:
-            self.next_census = time.monotonic() + CENSUS_SECONDS
-            self.client.loop.add_callback(self.census)
 
     async def census(self) -> None:
         """See which nodes there are. All of them, also those that have come since, hear of a cancellation."""
@@ -279,18 +264,16 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         """Send what there is room for: two chunks a node, or one task of a lost chunk with nothing else out."""
         while self.nodes and not (self.cancelled or self.paused):
             good = [node for node in self.nodes if node not in self.left_out] or list(self.nodes)
-            if len(self.flying) >= 2 * len(good) or (self.flying and (self.lost or self.alone)):
+            if self.flying and (self.lost or self.alone or len(self.flying) >= 2 * len(good)):
                 return
             tasks = self.lost[:1] or self.read(source)
             if not tasks:
                 return
-            where = {"workers": good, "allow_other_workers": True} if self.left_out else {}
-            data = pickle.dumps([item for item, _ in tasks])
-            future = self.client.submit(run_chunk, self.name, data, pure=False, **where)
-            self.alone = future if self.lost else None
+            self.alone = bool(self.lost)
             del self.lost[:1]
-            self.flying[future] = tasks
-            self.ready.add(future)
+            data = pickle.dumps([item for item, _ in tasks])
+            where = {"workers": good, "allow_other_workers": True} if len(good) < len(self.nodes) else {}
+            self.flying[self.client.submit(run_chunk, self.name, data, pure=False, **where)] = tasks
 
     def read(self, source: Any) -> list[tuple[Any, int]]:
         """The tasks of a chunk. At the end of the input it is a fair share of the rest; of a stream, what is there."""
@@ -299,20 +282,17 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         least = max(1, sum(self.nodes.values()) // nodes)
         size = max(least, min(self.size, left // (2 * nodes - 1)))
         tasks: list[tuple[Any, int]] = []
-        length = 0
-        while len(tasks) < size and length < CHUNK_BYTES and not source.exhausted:
-            items = source.take(size - len(tasks))
-            if not items and source.fileno() >= 0:
-                break
-            tasks += zip(items, itertools.count(self.taken + 1))
-            self.taken += len(items)
-            length += sum(len(self.line.parse.task(item)[1]) for item in items)
+        for _ in range(CHUNK_TASKS // shmqueue.BLOCK):  # so that long lines do not make a chunk large
+            if len(tasks) < size:
+                items = source.take(size - len(tasks))
+                tasks += zip(items, itertools.count(self.taken + 1))
+                self.taken += len(items)
         return tasks
 
     def settle(self, future: Any) -> Iterator[shmqueue.TaskResult]:
         """The TaskResults of a chunk that is back. The tasks of one that is lost are to go one by one."""
         tasks = self.flying.pop(future)
-        alone, self.alone = future is self.alone, None
+        alone, self.alone = self.alone, False
         try:
             node, problem, *answer = future.result(STOP_SECONDS)
         except Exception as error:
@@ -320,16 +300,15 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         if not problem:
             self.left_out.discard(node[0])
             yield from self.results(tasks, node, *answer)
-            return
-        if alone:
+        elif alone:
             yield from self.end(tasks, "crashed", problem)
         else:
             self.lost += tasks
-        if node and alone and self.left_out.issuperset(self.nodes):
-            self.abort(f"{node[0]}: {problem}")
-        elif node and node[0] not in self.left_out:
+        if problem and node and node[0] not in self.left_out:
             self.left_out.add(node[0])
             shmqueue.complain(f"{node[0]} gets no more while there are others: {problem}")
+        elif problem and node and alone and self.left_out.issuperset(self.nodes):
+            self.abort(f"{node[0]}: {problem}")
 
     def results(self, tasks: Any, node: Any, workers: int, respawned: int, data: bytes) -> Iterator[Any]:
         """The TaskResults of a chunk. Workers have numbers in the order in which nodes reply first."""
@@ -369,59 +348,26 @@ class ClusterLine(shmqueue.CommandLine):
     """The command line, run on a cluster."""
 
     def make_supervisor(self, functions: Mapping[int, shmqueue.Function], **arguments: Any) -> Any:
-        if self.options.command:
-            raise shmqueue.UsageError("--command: its tasks and workers have no numbers on a cluster; use --shell")
-        if self.options.workers == 0:
-            raise shmqueue.UsageError("--workers 0: on a cluster, functions run in worker processes")
         options = self.options
         source = options.handlers or (options.call or "").rpartition(":")[0]
         paths = map(pathlib.Path, [shmqueue.__file__, *options.upload, *[source] * source.endswith(".py")])
         files = {path.name: path.read_bytes() for path in paths}
         del arguments["queue"], arguments["screen"]
-        try:
+        with shmqueue.usage_error(f"{source}: a function cannot be sent: ", Exception):
             spec = pickle.dumps((functions, arguments))
-        except (pickle.PickleError, AttributeError, TypeError) as error:
-            raise shmqueue.UsageError(f"{source}: a function cannot be sent: {error}") from None
         plugin = type("Plugin", (Node, distributed.WorkerPlugin), {"files": files, "spec": spec})()
-        client = connect(options.scheduler, arguments["workers"] or shmqueue.available_processors())
-        return Cluster(client, plugin, self)
+        threads = arguments["workers"] or shmqueue.available_processors()
+        return Cluster(connect(options.scheduler, threads), plugin, self)
 
 
 def connect(address: str | None, threads: int) -> Any:
     """A client of the cluster at this address, or of one of its own. Raises UsageError."""
     logging.disable()  # what Dask logs would go through the screen; what matters is said here
-    warnings.filterwarnings("ignore", module="distributed")
     here = {} if address else {"n_workers": 1, "threads_per_worker": threads, "dashboard_address": None}
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        if not address:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited there: Ctrl-C is for this process
+    where = f"--scheduler {address}: cannot be reached: " if address else "a LocalCluster cannot be started: "
+    spared = [] if address else [signal.SIGINT]  # what is ignored is inherited there: Ctrl-C is for this process
+    with shmqueue.usage_error(where), shmqueue.handled_by(signal.SIG_IGN, spared):
         return distributed.Client(address, set_as_default=False, name="shmqueue", timeout=STOP_SECONDS, **here)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        where = f"--scheduler {address}: cannot be reached" if address else "a LocalCluster cannot be started"
-        raise shmqueue.UsageError(f"{where}: {shmqueue.describe(error)}") from None
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Run the command line on a cluster. Return the exit code. Raises UsageError."""
-    try:
-        import cloudpickle
-        import distributed  # noqa: F401
-    except ImportError:
-        raise shmqueue.UsageError("a cluster needs Dask, which is not installed: pip install distributed") from None
-    for name in ("watch", "clean"):
-        if getattr(options, name) not in (None, False):
-            raise shmqueue.UsageError(f"--{name}: is for one machine's runs; use `python shmqueue.py --{name}` there")
-    for path in options.upload:
-        if not path.endswith((".py", ".zip", ".egg")) or not os.path.isfile(path):
-            raise shmqueue.UsageError(f"--upload {path}: must be a file that ends with .py, .zip or .egg")
-    if not options.wait >= 0:
-        raise shmqueue.UsageError(f"--wait {options.wait:g}: must be 0 or more seconds")
-    shmqueue.check_options(options)
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    return ClusterLine(options, None, shmqueue.SharedTaskQueue).run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -432,7 +378,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--scheduler", metavar="ADDRESS", help="of a Dask scheduler, as tcp://HOST:8786 (default: a LocalCluster)")
     add("--upload", metavar="FILE", action="append", default=[], help="send this .py, .zip or .egg to the nodes, too")
     add("--wait", metavar="S", type=float, default=60.0, help="seconds to go on without a node (default: %(default)g)")
-    return shmqueue.exit_code(parser, lambda: run(parser.parse_args(argv)))
+
+    def run() -> int:
+        options = parser.parse_args(argv)
+        kinds = {pathlib.Path(path).suffix for path in options.upload}
+        elsewhere = "is for one machine's runs; use `python shmqueue.py"
+        rules = {
+            "a cluster needs Dask, which is not installed: pip install distributed": "distributed" not in globals(),
+            f"--watch: {elsewhere} --watch` there": options.watch is not None,
+            f"--clean: {elsewhere} --clean` there": options.clean,
+            "--command: its tasks and workers have no numbers on a cluster; use --shell": options.command,
+            "--workers 0: on a cluster, functions run in worker processes": options.workers == 0,
+            "--upload: its files must end with .py, .zip or .egg": kinds - {".py", ".zip", ".egg"},
+            f"--wait {options.wait:g}: must be 0 or more seconds": not options.wait >= 0,
+        }
+        for rule, is_broken in rules.items():
+            if is_broken:
+                raise shmqueue.UsageError(rule)
+        shmqueue.check_options(options)
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        return ClusterLine(options, None, shmqueue.SharedTaskQueue).run()
+
+    return shmqueue.exit_code(parser, run)
 
 
 if __name__ == "__main__":

@@ -586,7 +586,8 @@ def test_bad_options_are_told_before_anything_starts(deal, cli):
     assert (run.code, run.err) == (2, f"{PROGRAM}: error: --slots 1: must be from 2 to 67,108,864\n")
     assert "error: --wait -1: must be 0 or more seconds\n" in usage_error(cli.finish(deal("noop\n", "--wait", "-1")))
     assert "error: --workers 0: on a cluster, " in usage_error(cli.finish(deal("noop\n", "-w", "0")))
-    assert "--upload absent.py: must be a file" in usage_error(cli.finish(deal("noop\n", "--upload", "absent.py")))
+    assert "error: absent.py: No such file" in usage_error(cli.finish(deal("noop\n", "--upload", "absent.py")))
+    assert "error: --upload: its files must end" in usage_error(cli.finish(deal("noop\n", "--upload", "tasks")))
 
 
 @pytest.mark.parametrize("option", ["--watch", "--clean"])
