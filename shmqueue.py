@@ -3303,11 +3303,11 @@ class Process:
         if child.exitcode is None:
             child.join(REAP_SECONDS)  # the fork server tells it a moment later
         code = child.exitcode
-        if code is None:  # multiprocessing would think that the process is alive, and refuse to close it
+        if code is None:  # multiprocessing would think that the process is alive, and keep it
             code = child._popen.returncode = TAKEN
         self.pidfd = None  # which closes it
-        self.child = None  # first: close() can be called once
-        child.close()
+        self.child = None
+        child.join()  # close() would break a start in another thread, which looks at all children (Python 3.10)
         return int(code)
 
     def kill(self) -> None:

@@ -278,6 +278,17 @@ def test_a_thread_that_has_just_ended_is_not_counted():
         assert shmqueue.count_threads() <= max(before, shmqueue.count_threads())
 
 
+@pytest.mark.promise("G8b")
+@pytest.mark.parametrize("method", METHODS)
+def test_another_thread_may_be_starting_a_process_while_a_worker_is_reaped(method):
+    """multiprocessing asks all children of its list then whether they live, also one that has just left the list."""
+    with Supervisor([jobs.echo], workers=2, start_method=method) as supervisor:
+        assert list(supervisor.map(jobs.echo, [b"x"])) == [b"x"]
+        children = list(multiprocessing.process._children)
+    assert None not in [child._popen.poll() for child in children]
+    assert not multiprocessing.process._children.intersection(children)
+
+
 # Programs that take their children's exit status.
 
 TAKERS = """

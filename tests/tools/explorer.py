@@ -517,7 +517,7 @@ class Process:
     def exitcode(self) -> int:
         return 0 if self.actor.state == LEFT else -9
 
-    def close(self) -> None:
+    def join(self) -> None:
         pass
 
 
