@@ -278,9 +278,8 @@ class Cluster(contextlib.AbstractContextManager[Any]):
     def read(self, source: Any) -> list[tuple[Any, int]]:
         """The tasks of a chunk. At the end of the input it is a fair share of the rest; of a stream, what is there."""
         total, nodes = source.total(), len(self.nodes)
-        left = CHUNK_TASKS * 2 * nodes if total is None else total - self.taken
-        least = max(1, sum(self.nodes.values()) // nodes)
-        size = max(least, min(self.size, left // (2 * nodes - 1)))
+        share = CHUNK_TASKS if total is None else (total - self.taken) // (2 * nodes - 1)
+        size = max(1, sum(self.nodes.values()) // nodes, min(self.size, share))
         tasks: list[tuple[Any, int]] = []
         for _ in range(CHUNK_TASKS // shmqueue.BLOCK):  # so that long lines do not make a chunk large
             if len(tasks) < size:

@@ -683,6 +683,30 @@ def test_the_tasks_of_a_lost_chunk_go_one_by_one(monkeypatch, tmp_path, deal, cl
         cluster.close()
 
 
+def test_the_only_node_fails_once_and_then_dies(empty_cluster, deal, cli):
+    """The chunk that it had then goes to the one that comes in its place."""
+    empty_cluster.start_nodes(1)
+    node = empty_cluster.nodes[0]
+    path = cli.folder / "failed"
+    text = f"""
+if os.getcwd() == {str(empty_cluster.folder_of(node))!r} and not os.path.exists({str(path)!r}):
+    open({str(path)!r}, "x").close()
+    raise OSError("no licence here")
+
+def kill_node_once(payload: str) -> None:
+    if not os.path.exists(payload):
+        open(payload, "x").close()
+        kill_node(payload)
+"""
+    handlers = cli.file("once.py", JOBS + text)
+    tasks = f"kill_node_once {cli.folder / 'killed'}\nsquare 2\n"
+    done = cli.finish(deal(tasks, "--handlers", handlers, "--scheduler", empty_cluster.address, "--results", "-"))
+    assert done.code == 0, done
+    assert "gets no more while there are others: OSError: no licence here" in done.err
+    assert done.values == [None, "4"]
+    cli.run("--clean")
+
+
 def test_the_scheduler_dies_and_resume_goes_on(dask, leave, deal, cli):
     path = cli.folder / "out.jsonl"
     arguments = ("--call", f"{leave.handlers}:square", "--results", str(path))
