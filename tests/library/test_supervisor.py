@@ -759,8 +759,10 @@ def test_an_iterator_closed_early_cancels_what_has_not_begun(tmp_path, ordered, 
             del read
             gc.collect()
         else:
-            with contextlib.suppress(GeneratorExit):
-                read.throw(GeneratorExit)
+            with contextlib.suppress(ZeroDivisionError), contextlib.closing(read):
+                for _ in read:
+                    raise ZeroDivisionError
+        assert how == "break" or not list(read), "and what was closed yields nothing more"
         assert list(supervisor.map(jobs.echo, [b"a", b"b"])) == [b"a", b"b"], "and the next run is as good as new"
     stats = supervisor.stats()
     started = lines(path)
