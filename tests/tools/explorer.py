@@ -78,6 +78,7 @@ STATES = (
     "left",
     "dead",
 )
+STEP, TURN, CLOCK = "a step", "whose turn it is", "a look at the clock"  # places of choices
 STAY, KILL, SWITCH, HALT, CONTINUE, CONTINUE_LATE, RETURN, STOP_AGAIN, SLOW = range(9)
 LOG, HEAP = (1 << 30, 1 << 31)  # where the places of bytes of logs, and of the heap, begin; a word is its own place
 SLOT_SIZE, LOG_BYTES, HEAP_PAGES = 64, 128, 2
@@ -200,19 +201,29 @@ class Report(NamedTuple):
 
 
 class Choice:
-    """A choice in a schedule: which of how many options, at which step, and what was known of accesses before it.
+    """A choice in a schedule: where it was made, what may happen to which process, and what was known before it.
 
     A schedule is run from its start up to its last choice in the same way as the one before. Nothing of that is
     computed again: neither the options, nor what orders the accesses, nor the traces.
     """
 
-    __slots__ = ("chosen", "count", "known", "step")
+    __slots__ = ("chosen", "known", "options", "place", "step")
 
-    def __init__(self, world: World, count: int) -> None:
+    def __init__(self, world: World, place: str, options: list[tuple[int, Any]]) -> None:
         self.chosen = 0
-        self.count = count
-        self.step = world.steps
+        self.options = [(what, other and other.number) for what, other in options]
+        self.place, self.step = place, world.steps
         self.known = world.knowledge()
+
+    @property
+    def matters(self) -> bool:
+        """False where everything goes on as if there were no choice."""
+        return self.chosen > 0 or self.place == TURN
+
+    @property
+    def until(self) -> int:
+        """All steps before this one go on."""
+        return self.step + (self.place != STEP)
 
 
 class Gone(BaseException):
@@ -282,6 +293,8 @@ class Words:
 
     def __getitem__(self, place: int) -> int:
         actor, world = self.actor, self.world
+        if world.passes():
+            return self.memory[place]
         world.step(actor, world.reads[place], place in world.shared)
         world.order(actor, place, False)
         value = self.memory[place]
@@ -292,10 +305,11 @@ class Words:
 
     def __setitem__(self, place: int, value: int) -> None:
         actor, world = self.actor, self.world
-        world.step(actor, world.stores[place], place in world.shared and self.memory[place] != value)
-        world.order(actor, place, True)
+        if not world.passes():
+            world.step(actor, world.stores[place], place in world.shared and self.memory[place] != value)
+            world.order(actor, place, True)
+            actor.trace = hash((actor.trace, place))
         self.memory[place] = value
-        actor.trace = hash((actor.trace, place))
         actor.effect = actor.moved = True
         if actor.worker >= 0:
             world.note_store(actor, place, value)
@@ -323,12 +337,15 @@ class Cells:
     def _ask(self, key: Any, kind: str, write: bool) -> Actor:
         actor, world = self._words.actor, self._words.world
         world.step(actor, kind, self._shared)
-        start, stop, _ = (key if isinstance(key, slice) else slice(key, key + 1)).indices(len(self._view))
-        for place in range(start * self._size // self._unit, -(-stop * self._size // self._unit)):
-            world.order(actor, self._first + place, write)
+        if not world.repeating:
+            start, stop, _ = (key if isinstance(key, slice) else slice(key, key + 1)).indices(len(self._view))
+            for place in range(start * self._size // self._unit, -(-stop * self._size // self._unit)):
+                world.order(actor, self._first + place, write)
         return actor
 
     def __getitem__(self, key: Any) -> Any:
+        if self._words.world.passes():
+            return self._view[key]
         actor = self._ask(key, self._read, False)
         value = self._view[key]
         seen = bytes(value) if isinstance(key, slice) else value
@@ -566,9 +583,8 @@ def steered_ledger(world: World) -> type[shmqueue.Ledger]:
 
 def steered_lane(world: World) -> type[shmqueue.Lane]:
     class SteeredLane(world.part(shmqueue.Lane)):  # type: ignore[misc]
-        def has_batches(self) -> bool:
-            with world.hints():  # it counts only if it is so at two checks, with a turn of the lock between them
-                return super().has_batches()
+        def has_batches(self) -> bool:  # it counts only if it is so at two checks, with a turn of the lock between them
+            return world.hint(super().has_batches)
 
     return SteeredLane
 
@@ -612,14 +628,16 @@ class Seat:
         original, words, world = getattr(owner, name), self.words, self.world
 
         def guarded(*arguments: Any) -> Any:
-            actor = words.actor
-            world.step(actor, kind, shared)
-            for place in of(*arguments):
-                world.order(actor, place, write)
+            actor, passes = words.actor, world.passes()
+            if not passes:
+                world.step(actor, kind, shared)
+                for place in of(*arguments):
+                    world.order(actor, place, write)
             value = original(*arguments)
             if write:
                 actor.effect = actor.moved = True
-            actor.trace = hash((actor.trace, kind, repr(value)))
+            if not passes:
+                actor.trace = hash((actor.trace, kind, repr(value)))
             return value
 
         setattr(owner, name, guarded)
@@ -662,13 +680,7 @@ class Seat:
 
     def _hint(self, name: str) -> None:
         """What is read here need not be new: it is asked again, or told in another way."""
-        original, world = getattr(self.queue, name), self.world
-
-        def hinted(*arguments: Any) -> Any:
-            with world.hints():
-                return original(*arguments)
-
-        setattr(self.queue, name, hinted)
+        setattr(self.queue, name, functools.partial(self.world.hint, getattr(self.queue, name)))
 
     def take(self, actor: Actor) -> Any:
         held = vars(self.queue)
@@ -741,7 +753,7 @@ class World:
                     if self.failure:
                         failure = self._explain()
                         break
-                    while self.path and self.path[-1].chosen + 1 == self.path[-1].count:
+                    while self.path and self.path[-1].chosen + 1 == len(self.path[-1].options):
                         self.path.pop()
                     if not self.path or time.monotonic() > until:
                         break
@@ -828,6 +840,7 @@ class World:
             "sweep": list,
             "annotated": functools.cache(shmqueue.annotated),  # it takes long, and there is one function
             "structures_of": lambda functions: [],
+            "describe_traceback": lambda error: 4 * LOG_BYTES * ".",  # more than fits a log, as any that is made
         }
 
     def _close(self) -> None:
@@ -842,7 +855,7 @@ class World:
     def run(self) -> None:
         """One schedule, from its start to its end, or to a state that was explored before."""
         self.memory[:] = self._image
-        self.depth, self.steps, self.failure, self.log = 0, 0, "", []
+        self.steps, self.failure, self.log = 0, "", []
         self.withdrawn = False  # what cancel(tsk_id) has returned
         self.preemptions, self.mortality, self.halts, self.conts, self.slows = self.bounds
         self.ticks, self.now, self.bell, self.calm, self.over = self.scenario.ticks, 1.0, False, False, False
@@ -861,8 +874,10 @@ class World:
         self.pool: Any = None
         self._writes: dict[int, tuple[int, int]] = {}
         self._reads: dict[int, dict[int, int]] = {}
-        self.known_until = self.path[0].step if self.path else 0  # before this step there is nothing to choose
+        self.ahead = [choice for choice in self.path[:-1] if choice.matters] + self.path[-1:]  # to be made again
+        self.ahead.reverse()
         self.repeating = bool(self.path)  # as in the schedule before
+        self.known_until = self.ahead[-1].until if self.repeating else 0  # before this step there is nothing to choose
         self.since_choice: set[int] = set()  # states at the start of turns and claims since the last choice
         for lock in self.locks.values():
             lock.holder, lock.clock = None, [0] * MOST_ACTORS
@@ -1028,14 +1043,21 @@ class World:
             self.log.append(f"{actor.name:>12}: {kind}")
         if self.steps > MOST_STEPS:
             self.fail("no end")
-        if self.steps >= self.known_until and not self.calm and self._may_interfere():
+        if self.steps < self.known_until or self.calm:
+            return
+        if self.repeating:
+            self._do(actor, *self._choose(STEP, [(STAY, None)]))
+        elif self.preemptions or self.mortality or self.halts or self.conts or self.returns:
             options = self._options(actor, shared or self.every)
             if len(options) > 1:
-                self._do(actor, *self._choose(options))
+                self._do(actor, *self._choose(STEP, options))
 
-    def _may_interfere(self) -> bool:
-        """Return True if anything is left that may happen to a process."""
-        return bool(self.preemptions or self.mortality or self.halts or self.conts or self.returns)
+    def passes(self) -> bool:
+        """Whether the next step is one of the schedule before, with nothing to choose. It is taken then."""
+        if not self.repeating or self.steps + 1 >= self.known_until or self.logging:
+            return False
+        self.steps += 1
+        return True
 
     def _options(self, actor: Actor, shared: bool) -> list[tuple[int, Any]]:
         options: list[tuple[int, Any]] = [(STAY, None)]
@@ -1093,7 +1115,7 @@ class World:
         elif what == HALT:
             self.halts -= 1
             self.wanted = actor.worker
-            if self.depth == len(self.path):
+            if not self.repeating:
                 self.halts_at[actor.at] += 1
             self._note(f"{actor.name:>12}: is to be HALTED before: {actor.at}")
             self._switch_to(self.supervisor)
@@ -1109,35 +1131,44 @@ class World:
         if self.logging:
             self.log.append(text)
 
-    def _choose(self, options: list[Any]) -> Any:
-        if self.depth == len(self.path):
-            if self._known(self._state()):
-                self._stop_here()
-            self.path.append(Choice(self, len(options)))
-        choice = self.path[self.depth]
-        if (choice.count, choice.step) != (len(options), self.steps):
-            raise AssertionError(f"the schedule is not repeatable: {choice.count} options, now {len(options)}")
-        self.depth += 1
+    def _choose(self, place: str, options: list[tuple[int, Any]]) -> tuple[int, Any]:
+        if self.repeating:
+            return self._choose_again(place) or options[0]
+        if self._known(self._state()):
+            self._stop_here()
+        self.path.append(Choice(self, place, options))
         self.since_choice.clear()
-        if self.depth < len(self.path):
-            self.known_until = self.path[self.depth].step
-        elif self.repeating:
+        return options[0]
+
+    def _choose_again(self, place: str) -> tuple[int, Any] | None:
+        """What was chosen here in the schedule before, or is to be chosen now; None if that did not matter."""
+        choice = self.ahead[-1]
+        if choice.until < self.steps:
+            raise AssertionError(f"the schedule is not repeatable: at step {choice.step} there was no choice")
+        if (choice.step, choice.place) != (self.steps, place):
+            return None
+        self.ahead.pop()
+        if self.ahead:
+            self.known_until = self.ahead[-1].until
+        else:
             self.repeating = False
             self.known_until = 0
             self._know(choice.known)
-        return options[choice.chosen]
+        what, number = choice.options[choice.chosen]
+        return what, number if number is None else self.actors[number]
 
     def knowledge(self) -> Any:
         """What is kept of a schedule for those that begin in the same way."""
         reads = {place: dict(readers) for place, readers in self._reads.items()}
-        return dict(self._writes), reads, self.doubts, [actor.trace for actor in self.actors]
+        of_actors = [(actor.trace, actor.effect, actor.moved) for actor in self.actors]
+        return dict(self._writes), reads, self.doubts, of_actors
 
     def _know(self, known: Any) -> None:
-        writes, reads, self.doubts, traces = known
+        writes, reads, self.doubts, of_actors = known
         self._writes = dict(writes)
         self._reads = {place: dict(readers) for place, readers in reads.items()}
-        for actor, trace in zip(self.actors, traces, strict=True):
-            actor.trace = trace
+        for actor, kept in zip(self.actors, of_actors, strict=True):
+            actor.trace, actor.effect, actor.moved = kept
 
     def _ready(self, actor: Actor) -> bool:
         """Whether a process can go on."""
@@ -1176,7 +1207,8 @@ class World:
             self.failure = self.failure or f"nobody goes on: {states}"
             self.over = True
             return
-        chosen = ready[0] if self.calm or len(ready) == 1 else self._choose(ready)
+        options = [(SWITCH, actor) for actor in ready]
+        _, chosen = options[0] if self.calm or len(ready) == 1 else self._choose(TURN, options)
         self._switch_to(chosen)
 
     def _switch(self) -> None:
@@ -1215,7 +1247,7 @@ class World:
 
     def _kill(self, actor: Actor, free: bool = False) -> None:
         self.mortality -= not free
-        if self.depth == len(self.path) and not free:
+        if not self.repeating and not free:
             self.kills[actor.at] += 1
         self._note(f"{actor.name:>12}: KILLED before: {actor.at}")
         actor.state, actor.stopped, actor.stopping = DEAD, False, False
@@ -1363,11 +1395,9 @@ class World:
         if not self.ordered:
             return None
         clocks = [actor.clock for actor in self.actors] + [lock.clock for lock in self.locks.values()]
-        times = [sorted({clock[number] for clock in clocks}) for number in range(len(self.actors))]
-        who = tuple(
-            tuple(bisect.bisect_left(times[number], clock[number]) for number in range(len(self.actors)))
-            for clock in clocks
-        )
+        columns = list(itertools.islice(zip(*clocks), len(self.actors)))
+        times = [sorted(set(column)) for column in columns]
+        who = tuple(tuple(map(row.index, column)) for row, column in zip(times, columns))
         least = [row[0] for row in times]
         stores = [
             (place, number, bisect.bisect_left(times[number], at))
@@ -1455,7 +1485,7 @@ class World:
         if actor.worker < 0:
             return self.now
         self.step(actor, "read the clock", False)
-        if self.slows > 0 and not self.calm and self._choose([(STAY, None), (SLOW, None)])[0] == SLOW:
+        if self.slows > 0 and not self.calm and self._choose(CLOCK, [(STAY, None), (SLOW, None)])[0] == SLOW:
             self.slows -= 1
             actor.skew += 2 * shmqueue.QUIET_SECONDS
         actor.moved = True
@@ -1534,15 +1564,14 @@ class World:
         self.current.trace = hash((self.current.trace, exists))
         return exists
 
-    @contextlib.contextmanager
-    def hints(self) -> Iterator[None]:
-        """What the current process reads here need not be new."""
+    def hint(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call this. What the current process reads there need not be new."""
         actor = self.current
         if actor is None:
             raise Gone
         actor.hint += 1
         try:
-            yield
+            return function(*arguments)
         finally:
             actor.hint -= 1
 
@@ -1553,7 +1582,7 @@ class World:
         stop or a death that was waited for: only then does every processor show what was stored. Who has the lock reads
         `end` in a repair only, to compare it: a halt of its owner stores nothing there that a repair would.
         """
-        if self.repeating or place in self.unordered or not self.ordered:
+        if self.repeating or not self.ordered or place in self.unordered:
             return
         if not write and (actor.hint or (place in self.ends and self._has_lock(actor))):
             return
@@ -1665,15 +1694,15 @@ class World:
                 self.fail(f"at rest: worker {lane.index} has {at}, and {lane.harvested} batches were read")
 
 
+PLAIN = frozenset((int, bool, float, str, tuple, type(None)))
 HIDDEN = ("_switches", "_still_since", "_stopped_before")  # of a Process: of no use between two halts
 
 
 def scalars(thing: Any, hidden: Iterable[str] = ()) -> tuple[Any, ...]:
     """The attributes that are numbers, truths or texts, or lists or tuples of them."""
-    plain = (int, bool, float, str, tuple, type(None))
-    values = [value for name, value in vars(thing).items() if name not in hidden]
-    lists = [tuple(value) for value in values if type(value) is list and all(type(item) in plain for item in value)]
-    return (*[value for value in values if type(value) in plain], *lists)
+    values = [(type(value), value) for name, value in vars(thing).items() if name not in hidden]
+    lists = [tuple(value) for kind, value in values if kind is list and PLAIN.issuperset(map(type, value))]
+    return (*[value for kind, value in values if kind in PLAIN], *lists)
 
 
 def of_job(job: Any) -> tuple[Any, ...]:
