@@ -5742,6 +5742,8 @@ class Sink:
                 action(*arguments)
             except Exception as error:
                 self.error = error
+                with contextlib.suppress(Exception):  # else Python writes what is in its buffer, and complains as well
+                    self._file.close()
 
     def complaint(self) -> str:
         """Say what went wrong, and what that leads to."""

@@ -951,6 +951,7 @@ def test_a_full_disk_is_said_with_how_to_go_on(cli, name, count):
     assert "No space left" in text
     assert "--resume" in text
     assert "Traceback" not in text
+    assert "Exception ignored" not in text
 
 
 # The screen, and what else is said.
