@@ -260,6 +260,7 @@ def test_the_examples_of(heading, shell):
     run_examples(heading, shell)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", STAND_INS)
 def test_the_stand_in_of_a_program_does_what_the_program_does(name, shell):
     shutil.copy(SCRIPT, shell.folder)
@@ -279,6 +280,7 @@ def here(heading):
     return [code for cell in cells for code in re.findall("`(.*?)`", cell)]
 
 
+@pytest.mark.once
 def test_the_commands_that_replace_xargs_and_parallel_run(shell):
     shutil.copy(SCRIPT, shell.folder)
     (shell.folder / "files.txt").write_text("a b.log\nc.log\n")

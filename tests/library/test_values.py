@@ -73,6 +73,7 @@ def test_plain_data_arrives_as_it_is(value):
     assert shape(sent(value)) == shape(value)
 
 
+@pytest.mark.once
 def test_plain_data_as_payloads_and_values_of_a_run():
     seen = []
 
