@@ -2458,7 +2458,9 @@ class Intake:
         if not job.fn_id and (job.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
             types = set(map(type, payloads))
-            fn_ids = array.array("I", map(self.fn_ids.__getitem__, functions))
+            alike = functions.count(functions[0]) == len(functions)  # most often: then one look is enough
+            each = functions[:1] if alike else functions
+            fn_ids = array.array("I", map(self.fn_ids.__getitem__, each)) * (len(items) // len(each))
         elif not fn_id or Rejected in types:
             raise TypeError("with several functions, an item is (function, payload)")
         else:
