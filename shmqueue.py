@@ -1993,7 +1993,7 @@ class Lane:
         return self._ledger.give_back_all(self._queue.drain(self.index))
 
 
-BLOCK_BYTES = 256 << 10  # payloads that do not fit their slots are kept in blocks of this size
+BLOCK_BYTES = 512 << 10  # payloads that do not fit their slots are kept in blocks of this size
 # While the heap holds more than this, payloads are put there only if the ring is empty. So the part of the heap that is
 # in use fits the processors' caches.
 HEAP_AHEAD = 4 << 20
