@@ -84,15 +84,16 @@ class Node:
         self.lock = threading.Lock()  # guards `supervisor` and `key`
         process = vars(multiprocessing.current_process())
         process["_config"]["daemon"] = False  # under a nanny; else it starts no workers
-        before = process.get("shmqueue_files")
-        process["shmqueue_files"] = self.files
+        known = process.setdefault("shmqueue_files", {})
+        new = {name for name, data in self.files.items() if known.get(name) != data}
+        known.update(self.files)
         for name, data in self.files.items():
             path = pathlib.Path(worker.local_directory, name)
             path.with_suffix(".new").write_bytes(data)
             path.with_suffix(".new").replace(path)  # another run may be reading it
             if path.suffix != ".py":
                 sys.path.insert(0, str(path))
-            if before != self.files:  # what is imported may be of another run
+            if name in new or (new and name != "shmqueue.py"):  # that one imports none of them; other runs use it
                 sys.modules.pop(path.stem, None)
         importlib.invalidate_caches()
 
@@ -381,11 +382,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         options = parser.parse_args(argv)
         kinds = {pathlib.Path(path).suffix for path in options.upload}
-        elsewhere = "is for one machine's runs; use `python shmqueue.py"
         rules = {
             "a cluster needs Dask, which is not installed: pip install distributed": "distributed" not in globals(),
-            f"--watch: {elsewhere} --watch` there": options.watch is not None,
-            f"--clean: {elsewhere} --clean` there": options.clean,
+            "--watch: is for one machine's runs; use `python shmqueue.py --watch` there": options.watch is not None,
+            "--clean: is for one machine's runs; use `python shmqueue.py --clean` there": options.clean,
             "--command: its tasks and workers have no numbers on a cluster; use --shell": options.command,
             "--workers 0: on a cluster, functions run in worker processes": options.workers == 0,
             "--upload: its files must end with .py, .zip or .egg": kinds - {".py", ".zip", ".egg"},

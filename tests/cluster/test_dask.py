@@ -434,6 +434,23 @@ def test_an_idle_node_ends_its_process_and_begins_another_one_when_there_is_work
     assert leave.starts() == {"0": 1, "1": 1, "2": 1}
 
 
+def test_two_runs_at_once_do_not_disturb_each_other(dask, leave, deal, cli, jobs):
+    """The second one brings other functions while the first one has chunks to come."""
+    arguments = ("--scheduler", dask.address, "--results", "-")
+    first = deal(numbers(400), "--call", f"{leave.handlers}:square", *arguments)
+    leave.up_to(each=5)
+    assert wait_until(lambda: list(leave.by_process().values()) == [5] * 4, HANG)
+    logs = [dask.folder_of(node) / "log" for node in dask.nodes]
+    known = [log.read_bytes().count(b"Starting Worker plugin") for log in logs]
+    second = deal(numbers(100), "--call", f"{jobs}:square", *arguments)
+    assert wait_until(lambda: all(log.read_bytes().count(b"Starting Worker plugin") > n for log, n in zip(logs, known)))
+    leave.up_to()
+    for run, count in ((first, 400), (second, 100)):
+        done = cli.finish(run)
+        check_squares(done.results, count)
+        assert "gets no more" not in done.err
+
+
 def test_workers_of_all_nodes_have_numbers_and_the_replaced_ones_are_counted(dask, leave, deal, cli):
     arguments = ("--handlers", leave.handlers, "--scheduler", dask.address, "--summary", "summary.json")
     deaths = 6
