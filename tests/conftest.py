@@ -57,6 +57,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        if item.path.parent.name in ("cluster", "command", "tools"):
+            item.add_marker("command_line")
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(HANG))
 

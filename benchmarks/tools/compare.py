@@ -26,6 +26,7 @@ from variants.strategy import Lock, Strategy
 README = ROOT / "variants" / "README.md"
 SUITE = ROOT / "tests" / "strategies" / "test_contract.py"
 FEW, MANY = 2, 16  # workers of the rates
+PROCESSES = "auto"  # that run the suite
 SUITE_SECONDS = 900
 RUNS = 3
 BUILT_IN = shmqueue.SharedTaskQueue.strategy
@@ -54,7 +55,7 @@ class Suite:
 
 def contract(name: str) -> Suite:
     """Run the contract suite for one strategy."""
-    options = ["-q", "-rfE", "-p", "no:cacheprovider", "-p", "no:randomly", "-n", "auto"]
+    options = ["-q", "-rfE", "-p", "no:cacheprovider", "-p", "no:randomly", "-n", PROCESSES]
     command = [sys.executable, "-m", "pytest", *options, str(SUITE), "-k", name]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=SUITE_SECONDS)

@@ -143,12 +143,14 @@ def test_failed_tests_are_named_and_the_exit_code_says_so(readme, tmp_path, monk
         "def test_lockf_is_good():\n    pass\n"
     )
     monkeypatch.setattr(compare, "SUITE", suite)
+    monkeypatch.setattr(compare, "PROCESSES", "1")
     assert compare.main(["lockf"]) == 1
     assert "| `lockf` | 1 of 2, **failed: test_one[lockf]** |" in capsys.readouterr().out
 
 
 def test_a_suite_that_does_not_run_has_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "SUITE", tmp_path / "test_none.py")
+    monkeypatch.setattr(compare, "PROCESSES", "1")
     (said,) = compare.contract("lockf").failed
     assert said.startswith("the suite did not run")
 
