@@ -11,7 +11,7 @@
     report.py    what a run found: for the terminal, beside what was kept, and internals.md
     document.py  BENCHMARKS.md and README's table, out of what was kept
     plots.py     draws the plots
-    tools/       what is no benchmark: a storm of kills, the table of strategies, the picture in README
+    tools/       what is no benchmark: a storm of kills, the table of strategies, README's picture, a count of calls
 
 Every measurement checks all values before it returns a rate. If a task is missing or a value is wrong, no rate is
 printed, and the command exits with 1.

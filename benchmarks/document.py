@@ -79,7 +79,8 @@ PICTURES = {
 MOST_NAMED = 4  # missed goals of a row that are named one by one
 
 PREFACE = """
-Written by `python -m benchmarks`; [internals](benchmarks/internals.md) has all other rows, curves and costs.
+Written by `python -m benchmarks`; [internals](benchmarks/internals.md) has all other rows, curves and costs, and
+[calls](benchmarks/calls.md) counts calls and copies.
 A figure is the median of seven turns, or of five or three if they are long, with its range; then what both sides took.
 Where nothing else is said it is a ratio of rates. The systems take turns in small parts, and a ratio is taken turn by
 turn. All values are checked before there is a rate. **Bold**: misses the goal. `python -m benchmarks quick` takes two

@@ -146,7 +146,7 @@ def warm(plan: Plan) -> Findings:
 @row(
     "echo by bytes of the payload, processes running already",
     {f"{size:,} bytes": at_least(goal) for size, _, goal, _ in SIZES},
-    "to pickle 8 bytes costs next to nothing; from 120 bytes on a payload lies in the heap, which costs a reference",
+    "to pickle 8 bytes costs next to nothing; from 120 bytes on a payload lies in the heap, which is a copy more",
 )
 def sizes(plan: Plan) -> Findings:
     found = Findings()
