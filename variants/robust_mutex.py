@@ -32,11 +32,7 @@ import threading
 import time
 from typing import Any
 
-try:
-    from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
-except ImportError:
-    import shmqueue  # type: ignore[no-redef, unused-ignore]
-from .strategy import Lock, Strategy
+from .strategy import Lock, Strategy, shmqueue
 
 SHARED, ROBUST, ERRORCHECK = 1, 1, 2  # PTHREAD_PROCESS_SHARED, PTHREAD_MUTEX_ROBUST, PTHREAD_MUTEX_ERRORCHECK
 SLICE_SECONDS = 0.05  # how long to wait in C, where no signal handler of Python can run
@@ -56,7 +52,8 @@ class RobustMutex(Lock):
     _error = 0  # once there was one, do not try again: glibc may say then that this thread holds the mutex
 
     def __init__(self, segment: shmqueue.Segment, number: int, offset: int, shared: Any) -> None:
-        self._at, self.shared = address_of(segment.window(offset, self.size)), None
+        self._at = address_of(segment.window(offset, self.size))
+        self.shared = None
 
     @classmethod
     def refusal(cls) -> str:

@@ -30,11 +30,7 @@ import mmap
 import operator
 from typing import Any
 
-try:
-    from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
-except ImportError:
-    import shmqueue  # type: ignore[no-redef, unused-ignore]
-from .strategy import Strategy
+from .strategy import Strategy, shmqueue
 
 libc = ctypes.PyDLL(None)  # nothing here waits
 
@@ -81,7 +77,8 @@ class SemaphoreQueue(Strategy):
     def __init__(self, segment: shmqueue.Segment, primitives: Any) -> None:
         super().__init__(segment, primitives)
         address = ctypes.addressof(ctypes.c_char.from_buffer(segment.window(self.state_offset, 2 * shmqueue.LINE)))
-        self._filled, self._free = Semaphore(address), Semaphore(address + shmqueue.LINE)
+        self._filled = Semaphore(address)
+        self._free = Semaphore(address + shmqueue.LINE)
 
     def prepare(self) -> None:
         super().prepare()

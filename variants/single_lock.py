@@ -30,11 +30,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-try:
-    from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
-except ImportError:
-    import shmqueue  # type: ignore[no-redef, unused-ignore]
-from .strategy import Lock, Strategy
+from .strategy import Lock, Strategy, shmqueue
 
 SLICE_SECONDS = 0.02  # from one look at the number to the next
 
@@ -45,7 +41,9 @@ class NumberedLock(Lock):
     size = 8
 
     def __init__(self, segment: shmqueue.Segment, number: int, offset: int, shared: Any) -> None:
-        self._segment, self._word, self.shared = segment, offset // 8, shared
+        self._segment = segment
+        self._word = offset // 8
+        self.shared = shared
 
     def prepare(self, context: Any) -> None:
         """Make a lock with the next number.

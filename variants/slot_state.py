@@ -38,11 +38,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-try:
-    from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
-except ImportError:
-    import shmqueue  # type: ignore[no-redef, unused-ignore]
-from .strategy import whole_lines
+from .strategy import shmqueue, whole_lines
 from .worker_lanes import CLAIMING, LANE_PUSHED, SHUT, WorkerLanes
 
 FREE, READY, CLAIMED, DONE = (bytes([state]) for state in range(4))
@@ -66,7 +62,8 @@ def out_of_order(seconds: float = 0.02) -> int:
             with subprocess.Popen(command, pass_fds=[file.fileno()]) as writer:
                 while not words[0] and writer.poll() is None:
                     time.sleep(0.001)
-                wrong, until = 0, time.monotonic() + seconds
+                wrong = 0
+                until = time.monotonic() + seconds
                 while time.monotonic() < until:
                     number = words[0]
                     wrong += words[number % 16 * 2 + 64] < number
@@ -132,7 +129,8 @@ class SlotState(WorkerLanes):
         return claim
 
     def _try_to_claim(self, worker: int, limit: int) -> shmqueue.Span | None:
-        words, status, claiming = self.words, self.status[worker], self.lanes[worker] + CLAIMING
+        words, status = self.words, self.status[worker]
+        claiming = self.lanes[worker] + CLAIMING
         words[status + shmqueue.PUBLISHED] = words[status + shmqueue.CLAIMS]
         words[claiming] = 1
         self._fence()
@@ -176,8 +174,9 @@ class SlotState(WorkerLanes):
         words[lane + SHUT] = 1
         self._fence()
         while words[lane + CLAIMING] and not self._is_dead(worker):
-            if shmqueue.system.monotonic() - since > shmqueue.LOCK_PATIENCE:
-                self.ask_why(worker, shmqueue.system.monotonic() - since)
+            seconds = shmqueue.system.monotonic() - since
+            if seconds > shmqueue.LOCK_PATIENCE:
+                self.ask_why(worker, seconds)
             shmqueue.system.sleep(0)
 
     def _is_dead(self, worker: int) -> bool:

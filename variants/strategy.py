@@ -8,7 +8,7 @@ Strategy: the ring of shmqueue, with hooks for another lock and for state in the
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 try:
@@ -16,7 +16,7 @@ try:
 except ImportError:
     import shmqueue  # type: ignore[no-redef, unused-ignore]
 
-Stuck = Callable[[int, float], Sequence[shmqueue.Lane]]
+__all__ = ["Lock", "Strategy", "shmqueue", "whole_lines"]
 
 
 def whole_lines(size: int) -> int:

@@ -37,11 +37,7 @@ import bisect
 from collections.abc import Sequence
 from typing import Any
 
-try:
-    from . import shmqueue  # type: ignore[attr-defined, unused-ignore]  # copied next to it, into a package
-except ImportError:
-    import shmqueue  # type: ignore[no-redef, unused-ignore]
-from .strategy import Strategy
+from .strategy import Strategy, shmqueue
 
 WORDS = shmqueue.LINE // 8  # in a line
 LANE_PUSHED, START, SHUT = range(3)
@@ -122,7 +118,8 @@ class WorkerLanes(Strategy):
     def _load(self, worker: int, now: float) -> int:
         """About how many tasks a worker has to do. A slow one comes after the others."""
         words, status = self.words, self.status[worker]
-        load, claims = self._waiting(worker), words[status + shmqueue.CLAIMS]
+        load = self._waiting(worker)
+        claims = words[status + shmqueue.CLAIMS]
         half = self.half(worker, claims)
         if claims != words[status + shmqueue.PUBLISHED]:
             load += max(0, words[half.end] - words[half.first])
@@ -136,7 +133,8 @@ class WorkerLanes(Strategy):
     def push(self, tasks: shmqueue.Tasks) -> list[shmqueue.Span]:
         now = shmqueue.system.perf_counter()
         loads = [self._load(worker, now) for worker in range(self.num_workers)]
-        done, spans = 0, []
+        done = 0
+        spans = []
         for worker, count in enumerate(shares(loads, self._rooms(), len(tasks.data))):
             if count:
                 span = shmqueue.Span(self.words[self.lanes[worker] + LANE_PUSHED], count)
@@ -149,7 +147,8 @@ class WorkerLanes(Strategy):
     def _claim_head(self, worker: int, limit: int) -> shmqueue.Span | None:
         """Claim from the head of the lane: half of what is there, since the rest is easier to take back."""
         words, status = self.words, self.status[worker]
-        first, count = self._head(worker), 0
+        first = self._head(worker)
+        count = 0
         claims = words[status + shmqueue.CLAIMS]
         if claims - words[status + shmqueue.HARVESTED] < 2 and not words[status + shmqueue.LEAVE]:
             count = min(limit, self.batch, -(-self._ready(worker, first) // 2))
@@ -215,7 +214,8 @@ class WorkerLanes(Strategy):
         return self._waiting(worker)
 
     def claim(self, worker: int, limit: int) -> shmqueue.Span | None:
-        words, status, claiming = self.words, self.status[worker], self.lanes[worker] + CLAIMING
+        words, status = self.words, self.status[worker]
+        claiming = self.lanes[worker] + CLAIMING
         self._lock[worker].acquire()
         words[claiming] = 1
         words[status + shmqueue.PUBLISHED] = words[status + shmqueue.CLAIMS]
@@ -231,7 +231,8 @@ class WorkerLanes(Strategy):
 
     def harvest(self, harvested: Sequence[int]) -> list[int]:
         """Look into lanes that seem to have something new; if none has, into all of them, before going to sleep."""
-        words, published = self.words, list(harvested)
+        words = self.words
+        published = list(harvested)
         new = [words[status + shmqueue.PUBLISHED] > count for status, count in zip(self.status, harvested, strict=True)]
         words[shmqueue.SUPERVISOR_ASLEEP] = 2 * (not any(new))  # a worker that publishes too late for this look rings
         for worker, (status, count) in enumerate(zip(self.status, harvested, strict=True)):
