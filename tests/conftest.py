@@ -45,7 +45,7 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
-    """Two processes have the tests of Dask, which take longest and so begin first. Those of a process share a cluster.
+    """Tests that take long begin first: groups do. Those of Dask are two, and each shares a cluster.
 
     xdist 3.8 has groups of tests, too, but does not find them with pytest 9.2.
     """
@@ -53,7 +53,9 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return f"cluster {len(nodeid) % 2}" if nodeid.startswith("tests/cluster/") else nodeid
+            if nodeid.startswith("tests/cluster/"):
+                return f"cluster {len(nodeid) % 2}"
+            return nodeid.partition("::")[0] if nodeid.startswith("tests/tools/") else nodeid
 
     return Scheduling(config, log)
 
