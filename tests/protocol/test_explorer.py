@@ -97,7 +97,7 @@ def check(name, bounds):
 
 def test_workers_are_killed_and_halted_before_every_kind_of_step():
     kinds, kills, halts = set(), collections.Counter(), collections.Counter()
-    for name in ("mixed", "one worker, files", "one worker, kinds", "few tasks each"):
+    for name in ("mixed", "one worker, files", "one worker, kinds"):
         report = explore(SCENARIOS[name], ONE_KILL, kill_anywhere=True)
         assert report.failure is None, str(report.failure)
         kinds |= report.kinds
