@@ -25,9 +25,7 @@ When to use it
 from __future__ import annotations
 
 import ctypes
-import itertools
 import mmap
-import operator
 from typing import Any
 
 from .strategy import Strategy, shmqueue
@@ -45,8 +43,11 @@ class Semaphore:
         return hasattr(libc, "sem_init") and libc.sem_init(self._at, 1, value) == 0
 
     def take(self, most: int) -> int:
-        codes = map(libc.sem_trywait, itertools.repeat(self._at, max(0, most)))
-        return sum(1 for _ in itertools.takewhile(operator.not_, codes))
+        """Take up to `most` tokens. Return how many there were."""
+        for taken in range(most):
+            if libc.sem_trywait(self._at) != 0:
+                return taken
+        return max(0, most)
 
     def post(self, count: int) -> None:
         for _ in range(count):
