@@ -1191,6 +1191,9 @@ HALT_TRIES = 20  # how often to halt a worker in order to cancel one task in its
 OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
+IN_THE_MIDDLE = "this Supervisor is in the middle of a step, which a signal handler cannot wait for"
+
+
 class Run:
     """Moves tasks from their source into the queue, and outcomes out of it, step by step, in its user's thread.
 
@@ -1295,7 +1298,7 @@ class Run:
         """Do a part of a step, and then what was requested meanwhile. Return None if it has ended the run."""
         with self._middle:
             if self._stepping:
-                raise RuntimeError("this Supervisor is in the middle of a step, which a signal handler cannot wait for")
+                raise RuntimeError(IN_THE_MIDDLE)
             result = None
             try:
                 self._stepping = True
@@ -3010,6 +3013,10 @@ class WorkerPool:
             self._poll.register(stream, select.POLLIN)
         try:
             events = self._poll.poll(max(0.0, until - system.monotonic()) * 1000)
+        except RuntimeError as error:
+            if str(error) == "concurrent poll() invocation":  # this is a signal handler inside such a wait
+                raise RuntimeError(IN_THE_MIDDLE) from None
+            raise
         finally:
             if stream >= 0:
                 self._poll.unregister(stream)

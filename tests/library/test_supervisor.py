@@ -1682,6 +1682,32 @@ def test_what_workers_cannot_find_by_name_is_one_error_with_a_remedy(method):
 
 
 @pytest.mark.command_line
+def test_a_signal_handler_inside_a_wait_cannot_wait_itself_and_is_told_so(tmp_path):
+    gate = str(tmp_path / "gate")
+    told = []
+
+    def intrude(number, frame):
+        if frame.f_code is not shmqueue.WorkerPool.wait.__code__:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
+        with pytest.raises(RuntimeError, match="in the middle of a step, which a signal handler cannot wait for"):
+            list(supervisor.results(timeout=0.1))
+        told.append(number)
+        pathlib.Path(gate).touch()
+
+    before = signal.signal(signal.SIGALRM, intrude)
+    try:
+        with Supervisor([jobs.wait_for_file], workers=1) as supervisor:
+            supervisor.submit(jobs.wait_for_file, gate)
+            results = supervisor.run([gate])
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            assert [result.status for result in (*results, *supervisor.results())] == ["ok"] * 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert told == [signal.SIGALRM]
+
+
 def test_a_signal_handler_may_wake_a_supervisor_that_is_closed():
     with start([jobs.echo]) as supervisor:
         pass
