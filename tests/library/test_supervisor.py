@@ -7,6 +7,7 @@ import ctypes
 import errno
 import functools
 import gc
+import io
 import itertools
 import math
 import multiprocessing
@@ -1102,6 +1103,25 @@ def test_a_function_that_misbehaves_has_its_own_outcome(capfd, function, status,
 def test_processes_that_a_function_started_end_with_the_run(function, method):
     pids = [int(value) for value in parallel_map(function, [b""] * 3, workers=2, start_method=method)]
     assert wait_until(lambda: not any(map(is_running, pids)))
+
+
+@pytest.mark.promise("L21")
+def test_a_process_is_found_whose_environment_is_not_there_yet(monkeypatch):
+    """The system tells that a program was executed a moment before it shows its environment."""
+    child = subprocess.Popen(["sleep", "600"], env={shmqueue.RUN_VARIABLE: "shmq-0-found"}, start_new_session=True)  # noqa: S607
+    looks = []
+
+    def look(path, *arguments, **options):
+        looks.append(path)
+        early = path == f"/proc/{child.pid}/environ" and looks.count(path) < 4
+        return io.BytesIO() if early else open(path, *arguments, **options)
+
+    monkeypatch.setattr(shmqueue, "open", look, raising=False)
+    shmqueue.end_strays("shmq-0-found")
+    try:
+        assert child.wait(10) == -signal.SIGKILL
+    finally:
+        child.kill()
 
 
 # How workers start, and where the library is used from.
