@@ -1,6 +1,6 @@
 """`python -m variants.dask_cluster` against a real scheduler and real nodes on 127.0.0.1, which these tests start.
 
-Left out where `distributed` is not installed. The tests share one cluster. A test that ends a part of it leaves the
+Left out where `distributed` is not installed. The tests of a process share a cluster. One that ends a part leaves the
 next one a new cluster. Each process of the cluster has a session of its own, by which all that it starts is known.
 Nodes work in empty folders, so that what they import has travelled.
 
