@@ -5098,7 +5098,8 @@ def decode_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-# Any str is text that can travel, with half a surrogate pair as well.
+# Any str is text that can travel, with half a surrogate pair as well. Where there is none, str.encode and bytes.decode
+# do the same in half the time.
 dump_text = operator.methodcaller("encode", "utf-8", "surrogatepass")
 load_text = operator.methodcaller("decode", "utf-8", "surrogatepass")
 
@@ -5228,6 +5229,8 @@ def encode_payloads(
     Raises an exception if one of them cannot be sent.
     """
     if types == {str}:
+        with contextlib.suppress(UnicodeEncodeError):
+            return TEXT, list(map(str.encode, payloads))
         return TEXT, list(map(dump_text, payloads))
     if as_they_are or types.isdisjoint({bytes, str}):
         if codec is not None:
@@ -5275,7 +5278,7 @@ def decode_log(kind: int, codec: Codec | None, log: bytes, begin: int, ends: Seq
             if kind == BYTES:
                 return pieces
             if kind == TEXT:
-                return list(map(load_text, pieces))
+                return list(map(bytes.decode, pieces))
             return list(map(load_plain if codec is None else codec.loads, pieces))
     return [decode(kind, piece, codec) if piece else None for piece in pieces]
 
@@ -5373,9 +5376,11 @@ class Call(NamedTuple):
 
     def read_all(self, pieces: Sequence[bytes]) -> list[Any]:
         """Read the arguments of many calls at once. Raises an exception if one cannot be read."""
-        if self.read is load_plain:
-            with contextlib.suppress(ValueError, EOFError, TypeError):  # some are nested
+        with contextlib.suppress(ValueError, EOFError, TypeError):  # some are nested, or have half a surrogate pair
+            if self.read is load_plain:
                 return load_flat(b"".join(pieces), len(pieces))
+            if self.read is load_text:
+                return list(map(bytes.decode, pieces))
         return list(map(self.read, pieces))
 
 
