@@ -1124,6 +1124,23 @@ def test_a_process_is_found_whose_environment_is_not_there_yet(monkeypatch):
         child.kill()
 
 
+def test_what_never_has_an_environment_is_looked_at_once(monkeypatch):
+    """A zombie and a thread of the kernel: their environments are empty, but for newer kernels, which refuse."""
+    zombie = subprocess.Popen(["true"])  # noqa: S607
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    path = f"/proc/{zombie.pid}/environ"
+
+    def look(place, *arguments, **options):
+        return io.BytesIO() if place == path else open(place, *arguments, **options)
+
+    monkeypatch.setattr(shmqueue, "open", look, raising=False)
+    slept = []
+    monkeypatch.setattr(shmqueue.system, "sleep", slept.append)
+    shmqueue.end_strays("shmq-0-found")
+    zombie.wait()
+    assert slept == []
+
+
 # How workers start, and where the library is used from.
 
 
