@@ -1218,6 +1218,7 @@ class Run:
         self._lock = threading.RLock()  # held by the thread that uses the run
         self._middle = threading.RLock()  # held in the middle of a step
         self._stepping = False  # the same, for a signal handler in the thread that holds it
+        self._waiting = False  # this thread sleeps; or a signal handler of it runs meanwhile
         self._requests: collections.deque[Callable[[], object]] = collections.deque()
 
     # Who may use it.
@@ -1373,11 +1374,17 @@ class Run:
 
     def _wait(self, job: Job, until: float) -> None:
         """Sleep until a worker rings or dies, something is requested, input comes, or the next check is due."""
+        if self._waiting:
+            raise RuntimeError(IN_THE_MIDDLE)
         pool, source = self._pool, job.source
         stream = -1
         if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
             stream = source.fileno()
-        pool.wait(min(pool.next_check, self._ledger.next_due(), until), stream)
+        try:
+            self._waiting = True
+            pool.wait(min(pool.next_check, self._ledger.next_due(), until), stream)
+        finally:
+            self._waiting = False
 
     def submit(self, job: Job, item: Any, timeout: float | None) -> int:
         """Number an item as a task of the job, and push it if there is room. Return its tsk_id."""
@@ -3013,10 +3020,6 @@ class WorkerPool:
             self._poll.register(stream, select.POLLIN)
         try:
             events = self._poll.poll(max(0.0, until - system.monotonic()) * 1000)
-        except RuntimeError as error:
-            if str(error) == "concurrent poll() invocation":  # this is a signal handler inside such a wait
-                raise RuntimeError(IN_THE_MIDDLE) from None
-            raise
         finally:
             if stream >= 0:
                 self._poll.unregister(stream)

@@ -1718,7 +1718,6 @@ def test_what_workers_cannot_find_by_name_is_one_error_with_a_remedy(method):
         Supervisor([lambda payload: payload], start_method=method)
 
 
-@pytest.mark.command_line
 def test_a_signal_handler_inside_a_wait_cannot_wait_itself_and_is_told_so(tmp_path):
     gate = str(tmp_path / "gate")
     told = []
@@ -1745,6 +1744,7 @@ def test_a_signal_handler_inside_a_wait_cannot_wait_itself_and_is_told_so(tmp_pa
     assert told == [signal.SIGALRM]
 
 
+@pytest.mark.command_line
 def test_a_signal_handler_may_wake_a_supervisor_that_is_closed():
     with start([jobs.echo]) as supervisor:
         pass
