@@ -2062,7 +2062,7 @@ class Packer:
             return None
         self._block_bytes = self._most_bytes
         edges, free = placed
-        marked = with_bits(tasks.marked or tasks.fn_ids, OUT_OF_LINE)
+        marked = map_alike(OUT_OF_LINE.__or__, tasks.marked or tasks.fn_ids)
         block = Block(free, self._unused)
         packed = Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, edges[:-1], marked, block)
         packed.ends = edges[1:]
@@ -2468,9 +2468,7 @@ class Intake:
         if not job.fn_id and (job.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
             functions, payloads = zip(*items, strict=True)
             types = set(map(type, payloads))
-            alike = functions.count(functions[0]) == len(functions)  # most often: then one look is enough
-            each = functions[:1] if alike else functions
-            fn_ids = array.array("I", map(self.fn_ids.__getitem__, each)) * (len(items) // len(each))
+            fn_ids = map_alike(self.fn_ids.__getitem__, functions)
         elif not fn_id or Rejected in types:
             raise TypeError("with several functions, an item is (function, payload)")
         else:
@@ -2483,7 +2481,7 @@ class Intake:
         as_they_are = self._codec is None and self._untyped.issuperset(fn_ids)
         kinds, data = encode_payloads(payloads, self._codec, types, as_they_are)
         if isinstance(kinds, int):
-            return fn_ids, payloads, data, with_bits(fn_ids, kinds << KIND_BIT)
+            return fn_ids, payloads, data, map_alike((kinds << KIND_BIT).__or__, fn_ids)
         marked = array.array("I", [fn_id | kind << KIND_BIT for fn_id, kind in zip(fn_ids, kinds)])
         return fn_ids, payloads, data, marked
 
@@ -2596,11 +2594,11 @@ def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
     return tasks
 
 
-def with_bits(fn_ids: array.array[int], bits: int) -> array.array[int]:
-    """Return fn_ids with these bits set. Most often all are the same."""
-    if fn_ids.count(fn_ids[0]) == len(fn_ids):
-        return array.array("I", [fn_ids[0] | bits]) * len(fn_ids)
-    return array.array("I", map(bits.__or__, fn_ids))
+def map_alike(call: Callable[[Any], int], values: Sequence[Any]) -> array.array[int]:
+    """Return what `call` returns for each value. Most often all are the same, and one call is enough."""
+    if values.count(values[0]) == len(values):
+        return array.array("I", [call(values[0])]) * len(values)
+    return array.array("I", map(call, values))
 
 
 def terminate_tasks(count: int) -> Tasks:
