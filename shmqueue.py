@@ -3839,8 +3839,7 @@ class Worker:
     ) -> Iterable[bytes]:
         """Return the payloads of some tasks. If they lie together, read them at once."""
         if not inline and begins[1:] == ends[:-1] and 0 <= ends[-1] - begins[0] <= FETCH_BYTES:
-            data = io.BytesIO(self._fetch_one(begins[0], ends[-1]))
-            return list(map(data.read, map(operator.sub, ends, begins)))
+            return cut(self._fetch_one(begins[0], ends[-1]), begins[0], ends, origin=begins[0])
         slots = zip(fn_ids, inline or itertools.repeat(b""), begins, ends)
         return (self._fetch_one(*place) if fn_id & OUT_OF_LINE else payload for fn_id, payload, *place in slots)
 
@@ -5469,10 +5468,13 @@ SIZE = struct.Struct("=Q")  # what a record holds of a value in a file: its leng
 REFERRING = 1 + SIZE.size  # bytes of such a record
 
 
-def cut(data: bytes, begin: int, ends: Sequence[int]) -> list[bytes]:
-    """Return pieces of `data`: the first begins at `begin`, and each ends there. Slices take twice as long."""
+def cut(data: bytes, begin: int, ends: Sequence[int], origin: int = 0) -> list[bytes]:
+    """Return pieces of `data`: the first begins at `begin`, and each ends there. Slices take twice as long.
+
+    origin: where `data` begins.
+    """
     stream = io.BytesIO(data)
-    stream.seek(begin)
+    stream.seek(begin - origin)
     return list(map(stream.read, map(operator.sub, ends, [begin, *ends])))
 
 
