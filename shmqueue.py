@@ -4787,7 +4787,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # batch, was reaped, or stands still. hint: S reads it at any time, and asks again later. start: it does not change
 # after the first worker has attached.
 #
-# magic        MAGIC, written last: without it, the segment is not ready            S    sweep  start
+# magic        MAGIC. It is written last: once it is there, the segment is ready    S    sweep  start
 # version … heap_bytes   who has made the segment, and its sizes                    S    all    start
 # sum          of the sizes and the segment's bytes: shows that these are right     S    W      start
 # pushed       the position behind the last task in the ring                        S    W      lock
