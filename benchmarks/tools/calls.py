@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.harness import ROOT
+from benchmarks.jobs import echo, noop
 from benchmarks.report import joined, table
 
 RUNS = 5
@@ -38,15 +39,6 @@ Copies of a payload and of a value, by reading; *in bulk* are those of many task
 Cache lines of 64 bytes that move between processes for a task with a payload of 93 bytes: 2 of its slot, an eighth for
 its word in `ends`, and 1.5 of the log if it returns the payload. The words of a batch are 5 lines for 1,000 tasks.
 """  # noqa: E501
-
-
-def noop(payload: bytes) -> None:
-    """Do nothing."""
-
-
-def echo(payload: bytes) -> bytes:
-    """Return the payload."""
-    return payload
 
 
 def load(path: str) -> Any:
