@@ -3622,6 +3622,11 @@ def _isolate(run: str, worker: int) -> None:
     # well when only the thread that started this process ends. A halt notices that.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGCONT)  # 1 is PR_SET_PDEATHSIG in <sys/prctl.h>
+    # A worker that is woken must not take the processor away from the supervisor: the other workers would run out of
+    # tasks meanwhile.
+    with contextlib.suppress(OSError, AttributeError):  # it is not allowed here; this is not Linux
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     signal.set_wakeup_fd(-1)
     for number in {*handled_signals(), signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCHLD}:
         signal.signal(number, signal.SIG_DFL)

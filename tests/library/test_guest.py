@@ -3,6 +3,7 @@ other people's locks, and without what it needs.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pty
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import termios
 import types
+from concurrent import futures
 
 import pytest
 
@@ -149,6 +151,30 @@ def test_a_worker_is_not_stopped_by_the_terminal(tmp_path, method):
     os.waitpid(pid, 0)
     assert output.count(b"written") == 2
     assert re.fullmatch(r"None EOFError 0 [12] [12] [12]", told.read_text()), told.read_text()
+
+
+def policy(payload: bytes) -> int:
+    """Return how the system schedules this process."""
+    return os.sched_getscheduler(0)
+
+
+def schedule_by(policy: int) -> None:
+    os.sched_setscheduler(0, policy, os.sched_param(0))
+
+
+@pytest.mark.promise("L31")
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no such policies")
+def test_a_worker_takes_no_processor_away_when_it_wakes():
+    """If its program has chosen a policy, that one stays."""
+    assert shmqueue.parallel_map(policy, [b""], workers=1) == [os.SCHED_BATCH]
+    chosen = functools.partial(schedule_by, os.SCHED_IDLE)
+    with futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork"), initializer=chosen) as pool:
+        assert pool.submit(policy_of_a_worker).result() == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def policy_of_a_worker() -> int:
+    return shmqueue.parallel_map(policy, [b""], workers=1, start_method="fork")[0]
 
 
 def test_suspend_outside_the_main_thread(tmp_path):
