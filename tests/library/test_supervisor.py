@@ -1813,8 +1813,11 @@ class Nameless:
 @pytest.mark.timeout(HANG)
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("payload", [10**5000, [10**5000], {"a": 10**5000}], ids=["int", "list", "dict"])
-def test_a_payload_that_has_no_text(workers, payload):
-    """Python does not make text of such a number."""
+def test_a_payload_that_has_no_text(request, workers, payload):
+    """Python does not make text of such a number, unless a command line has told it to in this process."""
+    if hasattr(sys, "set_int_max_str_digits"):
+        request.addfinalizer(functools.partial(sys.set_int_max_str_digits, sys.get_int_max_str_digits()))
+        sys.set_int_max_str_digits(4300)
     with Supervisor([refuse], workers=workers) as supervisor:
         assert [result.error for result in supervisor.run([payload, 1])] == ["ValueError: no"] * 2
         assert len(supervisor.summary()["failures"]) == 2
