@@ -1452,7 +1452,7 @@ class Run:
         self._pool.closing = True
         count = len(self._pool.living())
         if count:
-            self._ledger.again.append(terminate_tasks(count))
+            self._ledger.fresh.append(terminate_tasks(count))
         deadline = system.monotonic() + STOP_SECONDS
         while self._pool.living() and system.monotonic() < deadline and not self.over:
             self.step(job, report)
@@ -2011,7 +2011,7 @@ FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a
 
 
 class Packer:
-    """Puts payloads that do not fit their slots into the heap or into files. The slots say where they are."""
+    """Packs tasks into slots. Payloads that do not fit there go to the heap or into files, and the slots say where."""
 
     def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
         self._queue = queue
@@ -2029,20 +2029,23 @@ class Packer:
             self._unused.popleft()()
 
     def take(self, room: int) -> Tasks | None:
-        """Return up to `room` fresh tasks, ready for their slots, or None if their payloads have to wait."""
+        """Return up to `room` fresh tasks in slots, or None if their payloads have to wait."""
         fresh = self._ledger.fresh
+        if len(fresh[0].data[0]) <= self._queue.ring.capacity:
+            tasks = take_tasks(fresh, room)
+            if self._queue.ring.pack(tasks):
+                return tasks
+            fresh.appendleft(tasks)  # another payload is longer
+        if self.heap.used > HEAP_AHEAD and self._queue.backlog():
+            return None
         data = fresh[0].data
         few = 1 + 2 * BLOCK_BYTES // (1 + len(data[0]))  # more than fit a block if all are like the first
         lengths = list(map(len, data[: min(room, few)]))
-        if max(lengths) <= self._queue.ring.capacity:
-            return take_tasks(fresh, len(lengths))
-        if self.heap.used > HEAP_AHEAD and self._queue.backlog():
-            return None
         count = max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
         return self._pack(take_tasks(fresh, count), lengths[:count])
 
     def _pack(self, tasks: Tasks, lengths: Sequence[int]) -> Tasks | None:
-        """Put payloads of these lengths into the heap, or a large one into a file. Return what goes into the slots.
+        """Put payloads of these lengths into the heap, or a large one into a file. Return the tasks in slots.
 
         Return None if the tasks were put back to wait, or have failed because they can never fit.
         """
@@ -2062,12 +2065,9 @@ class Packer:
             return None
         self._block_bytes = self._most_bytes
         edges, free = placed
-        marked = map_alike(OUT_OF_LINE.__or__, tasks.marked or tasks.fn_ids)
-        block = Block(free, self._unused)
-        packed = Tasks(tasks.job, tasks.tsk_ids, tasks.fn_ids, tasks.payloads, edges[:-1], marked, block)
-        packed.ends = edges[1:]
-        packed.timeout = tasks.timeout
-        return packed
+        tasks.block = Block(free, self._unused)
+        self._queue.ring.refer(tasks, edges)
+        return tasks
 
     def _place(
         self, payloads: Sequence[bytes], lengths: Sequence[int], size: int
@@ -2529,10 +2529,10 @@ class Tasks:
 
     job: None for TERMINATE, which has no result.
     payloads: as they were given.
-    data: as they travel. They are encoded once, because a Structure may change before its task is tried again.
-        For payloads in `block`: where each begins there, and `ends`: where it ends. See TaskSlots.
+    data: as they travel, until they are packed. marked: the fn_ids with the payloads' kinds; None without any.
+    slots: the tasks as they lie in the ring, once they are packed. They are packed once, because a Structure may change
+        before its task is tried again.
     block: keeps the payloads outside the slots; None if they are in the slots, or not packed yet.
-    marked: the fn_ids with the payloads' kinds, and with OUT_OF_LINE for the payloads in `block`; None without any.
     first: the position of the first task in the queue.
     left: how many tasks are still in the queue.
     settled: a byte for each task; 1 if it has left the queue.
@@ -2541,7 +2541,7 @@ class Tasks:
     """
 
     __slots__ = (
-        "block", "data", "ends", "first", "fn_ids", "job", "last", "left", "marked", "payloads", "settled",
+        "block", "data", "first", "fn_ids", "job", "last", "left", "marked", "payloads", "settled", "slots",
         "timeout", "tsk_ids",
     )  # fmt: skip
 
@@ -2553,28 +2553,32 @@ class Tasks:
         payloads: Sequence[Any],
         data: Sequence[Any],
         marked: array.array[int] | None = None,
-        block: Block | None = None,
     ) -> None:
         self.job = job
         self.tsk_ids = tsk_ids
         self.fn_ids = fn_ids
         self.payloads = payloads
         self.data = data
-        self.ends = array.array("Q")
-        self.block = block
         self.marked = marked
+        self.slots: bytes | bytearray = b""
+        self.block: Block | None = None
         self.last: TaskResult | None = None
         self.timeout: float | None = None
         self.first = 0
         self.left = 0
         self.settled = bytearray()
 
+    def __len__(self) -> int:
+        return len(self.payloads)
+
     def part(self, start: int, stop: int) -> Tasks:
         """Return the tasks [start, stop), to be pushed."""
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
-        tasks = Tasks(self.job, *columns, self.marked and self.marked[part], self.block)
-        tasks.ends = self.ends[part]
+        tasks = Tasks(self.job, *columns, self.marked and self.marked[part])
+        size = len(self.slots) // len(self)
+        tasks.slots = self.slots[start * size : stop * size]
+        tasks.block = self.block
         tasks.last = self.last
         tasks.timeout = self.timeout
         return tasks
@@ -2588,8 +2592,8 @@ class Tasks:
 def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
     """Take the first tasks of what waits, `count` at most."""
     tasks = waiting.popleft()
-    if count < len(tasks.data):
-        waiting.appendleft(tasks.part(count, len(tasks.data)))
+    if count < len(tasks):
+        waiting.appendleft(tasks.part(count, len(tasks)))
         tasks = tasks.part(0, count)
     return tasks
 
@@ -3163,7 +3167,7 @@ class InlineQueue:
     segment: Any = None
     heap = b""
     heap_offset = 0
-    ring = types.SimpleNamespace(capacity=math.inf)
+    ring = types.SimpleNamespace(capacity=math.inf, pack=lambda tasks: True)  # payloads stay where they are
 
     def __init__(self) -> None:
         self._positions = itertools.count()
@@ -4260,11 +4264,13 @@ class SharedTaskQueue:
     # The parts of the segment, which every strategy uses in the same way.
 
     def _write(self, places: Iterable[Span], tasks: Tasks) -> None:
-        """Write tasks into these slots of the ring."""
-        done = 0
+        """Copy packed tasks into these slots of the ring."""
+        size = self.slot_size
+        start = 0
         for index, length in places:
-            self.ring.write(index, tasks if length == len(tasks.data) else tasks.part(done, done + length))
-            done += length
+            stop = start + length * size
+            self.ring.bytes[index * size : (index + length) * size] = memoryview(tasks.slots)[start:stop]
+            start = stop
 
     def halves(self, worker: int) -> tuple[Half, Half]:
         """Return a worker's two halves. They are made at the first look: a worker looks at its own only."""
@@ -4382,7 +4388,7 @@ class SharedTaskQueue:
 
     def push(self, tasks: Tasks) -> list[Span]:
         """Put `tasks`, at most `room()`, into the ring. Return their positions (supervisor)."""
-        span = Span(self._pushed, len(tasks.data))
+        span = Span(self._pushed, len(tasks))
         self._write(ring_spans(*span, self.num_slots), tasks)  # beyond `pushed`: nobody reads there
         self._enter(None)
         self.words[PUSHED] = self._pushed = span.end
@@ -4939,20 +4945,37 @@ class TaskSlots:
         self._fn_ids = segment.window(offset + 4, count * size - 4, "I", size // 4)
         self._begins, self._ends = (segment.window(offset + at, count * size - at, "Q", size // 8) for at in (8, 16))
 
-    def write(self, index: int, tasks: Tasks) -> None:
-        """Write tasks into consecutive slots, by column: a third of the cost of packing slot by slot."""
+    def pack(self, tasks: Tasks) -> bool:
+        """Pack tasks into slots of their own. Return False if a payload does not fit its slot."""
         data: Any = tasks.data
-        stop = index + len(data)
-        if tasks.ends:
-            self._begins[index:stop] = data
-            self._ends[index:stop] = tasks.ends
-        else:
-            for start in range(0, len(data), ROWS):
-                rows = data[start : start + ROWS]
-                values = rows if self._short else [part for item in rows for part in (len(item), item)]
-                _rows(self._row, len(rows)).pack_into(self.bytes, (index + start) * self.size, *values)
-        self._tsk_ids[index:stop] = as_u32(tasks.tsk_ids)
-        self._fn_ids[index:stop] = tasks.marked or tasks.fn_ids
+        if not self._short and max(map(len, data)) > self.capacity:
+            return False
+        slots = bytearray(len(data) * self.size)
+        for start in range(0, len(data), ROWS):
+            rows = data[start : start + ROWS]
+            values = rows if self._short else [part for item in rows for part in (len(item), item)]
+            _rows(self._row, len(rows)).pack_into(slots, start * self.size, *values)
+        # A `p` field cuts off what is too long. To look at the lengths that were written is quicker than to ask first.
+        if self._short and self.capacity in slots[8 :: self.size] and max(map(len, data)) > self.capacity:
+            return False
+        self._identify(tasks, slots, tasks.marked or tasks.fn_ids)
+        return True
+
+    def refer(self, tasks: Tasks, edges: array.array[int]) -> None:
+        """Pack tasks whose payloads are out of line, each from one of these edges to the next."""
+        slots = bytearray(len(tasks) * self.size)
+        words = memoryview(slots).cast("Q")
+        words[1 :: self.size // 8] = edges[:-1]
+        words[2 :: self.size // 8] = edges[1:]
+        self._identify(tasks, slots, map_alike(OUT_OF_LINE.__or__, tasks.marked or tasks.fn_ids))
+
+    def _identify(self, tasks: Tasks, slots: bytearray, fn_ids: array.array[int]) -> None:
+        words = memoryview(slots).cast("I")
+        words[0 :: self.size // 4] = as_u32(tasks.tsk_ids)
+        words[1 :: self.size // 4] = fn_ids
+        tasks.slots = slots
+        tasks.data = ()
+        tasks.marked = None
 
     def get(self, index: int, count: int) -> tuple[list[int], list[bytes]]:
         """Return the fn_ids and the payloads of consecutive slots; no payloads if all are out of line."""

@@ -23,7 +23,7 @@ SUPERVISOR = {  # the name in the table: the function that is measured
     "take": "IterableSource.take",
     "admit": "Ledger.admit",
     "feed": "Run._feed",
-    "pack": "TaskSlots.write",
+    "pack": "TaskSlots.pack",
     "lock, push": "SharedTaskQueue.push",
     "place": "Ledger.placed",
     "harvest": "SharedTaskQueue.harvest",

@@ -90,8 +90,8 @@ class SemaphoreQueue(Strategy):
         return min(super().room(), self._free.value())
 
     def push(self, tasks: shmqueue.Tasks) -> list[shmqueue.Span]:
-        self._free.take(len(tasks.data))
-        self._filled.post(len(tasks.data))
+        self._free.take(len(tasks))
+        self._filled.post(len(tasks))
         return super().push(tasks)
 
     def claim(self, worker: int, limit: int) -> shmqueue.Span | None:

@@ -135,7 +135,7 @@ class WorkerLanes(Strategy):
         loads = [self._load(worker, now) for worker in range(self.num_workers)]
         done = 0
         spans = []
-        for worker, count in enumerate(shares(loads, self._rooms(), len(tasks.data))):
+        for worker, count in enumerate(shares(loads, self._rooms(), len(tasks))):
             if count:
                 span = shmqueue.Span(self.words[self.lanes[worker] + LANE_PUSHED], count)
                 self._write(self._places(worker, span), tasks.part(done, done + count))

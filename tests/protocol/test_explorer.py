@@ -239,7 +239,7 @@ class WritesTheRingLate(SharedTaskQueue):
     """Moves `pushed` before the slots are written."""
 
     def push(self, tasks):
-        first, count = self._pushed, len(tasks.data)
+        first, count = self._pushed, len(tasks)
         self._enter(None)
         self.words[PUSHED] = self._pushed = first + count
         self._leave()

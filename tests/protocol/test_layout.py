@@ -39,6 +39,16 @@ def encoded(payloads, first_id=1, fn_id=1):
     return shmqueue.Tasks(None, tsk_ids, fn_ids, payloads, payloads)
 
 
+def packed(queue, payloads, **ids):
+    tasks = encoded(payloads, **ids)
+    assert queue.ring.pack(tasks)
+    return tasks
+
+
+def write(queue, index, payloads, **ids):
+    queue._write([(index, len(payloads))], packed(queue, payloads, **ids))
+
+
 def offsets(structure):
     return {name: getattr(structure, name).offset for name, *_ in structure._fields_}
 
@@ -131,23 +141,24 @@ def test_a_segment_that_is_absent_foreign_or_cut_off_is_refused(make_queue):
 
 def test_the_length_is_kept_where_the_docstring_says(make_queue):
     for slot_size, length in ((128, b"\3"), (264, b"\3"), (272, (3).to_bytes(2, "little"))):
-        ring = make_queue(slot_size=slot_size).ring
-        ring.write(0, encoded([b"x" * 40]))
-        ring.write(0, encoded([b"abc"], first_id=7, fn_id=9))
+        queue = make_queue(slot_size=slot_size)
+        write(queue, 0, [b"x" * 40])
+        write(queue, 0, [b"abc"], first_id=7, fn_id=9)
         head = (7).to_bytes(4, "little") + (9).to_bytes(4, "little")
-        slot = bytes(ring.bytes[:slot_size])
+        slot = bytes(queue.ring.bytes[:slot_size])
         assert slot == (head + length + b"abc").ljust(slot_size, b"\0"), "and nothing is left of what was there"
 
 
 @pytest.mark.parametrize("slot_size", SLOT_SIZES)
 def test_slots_give_back_what_was_written(make_queue, slot_size):
-    ring = make_queue(num_slots=200, slot_size=slot_size).ring
+    queue = make_queue(num_slots=200, slot_size=slot_size)
+    ring = queue.ring
     assert ring.capacity == slot_size - (9 if slot_size <= 264 else 10)
     longest = min(ring.capacity, 300)
 
     @given(st.integers(0, 60), st.lists(st.binary(max_size=longest), min_size=1, max_size=140))
     def check(index, payloads):
-        ring.write(index, encoded(payloads, first_id=2**32 - 200, fn_id=shmqueue.FN_ID))
+        write(queue, index, payloads, first_id=2**32 - 200, fn_id=shmqueue.FN_ID)
         fn_ids, data = ring.get(index, len(payloads))
         assert data == payloads
         assert fn_ids == [shmqueue.FN_ID] * len(payloads)
@@ -160,8 +171,10 @@ def test_slots_give_back_what_was_written(make_queue, slot_size):
 def test_slots_hold_as_much_as_they_say(make_queue, slot_size):
     queue = make_queue(slot_size=slot_size)
     for payload in (b"", b"\0", b"\0" * queue.ring.capacity, b"\xff" * queue.ring.capacity):
-        queue.ring.write(3, encoded([payload, b"next"]))
+        write(queue, 3, [payload, b"next"])
         assert queue.ring.get(3, 2)[1] == [payload, b"next"]
+    for payload in (b"x" * (queue.ring.capacity + 1), b"x" * 70_000):
+        assert not queue.ring.pack(encoded([b"short", payload]))
 
 
 @pytest.mark.parametrize("stamped", [(), (0,), (3, 4), (0, 1, 2, 3, 4)])
@@ -215,7 +228,7 @@ def test_the_ring_is_a_queue_whatever_the_order_of_pushes_and_claims(make_queue,
         payloads = [b"%d" % (state["next"] + i) for i in range(count)]
         state["next"] += count
         if count:
-            assert queue.push(encoded(payloads)) == [(state["pushed"], count)]
+            assert queue.push(packed(queue, payloads)) == [(state["pushed"], count)]
         state["pushed"] += count
         model.extend(payloads)
 
@@ -246,7 +259,7 @@ def test_the_ring_is_a_queue_whatever_the_order_of_pushes_and_claims(make_queue,
 @pytest.mark.parametrize(("word", "value"), [("PUSHED", 2), ("PUSHED", 4), ("CLAIMED", 0), ("CLAIMED", 4)])
 def test_counters_that_cannot_be_right_are_an_error(make_queue, word, value):
     queue = make_queue()
-    queue.push(encoded([b"x"] * 3))
+    queue.push(packed(queue, [b"x"] * 3))
     assert queue.claim(0, 1) == (0, 1)
     queue.harvest([0, 0])
     queue.words[getattr(shmqueue, word)] = value
@@ -256,7 +269,7 @@ def test_counters_that_cannot_be_right_are_an_error(make_queue, word, value):
 
 def test_a_worker_claims_no_more_than_its_share(make_queue):
     queue = make_queue(num_slots=64, num_workers=4, batch=32)
-    queue.push(encoded([b"x"] * 64))
+    queue.push(packed(queue, [b"x"] * 64))
     assert queue.claim(0, 32) == (0, 8), "64 tasks over twice 4 workers"
     assert queue.claim(1, 3) == (8, 3)
 
@@ -269,7 +282,7 @@ def test_a_worker_that_finds_nothing_is_known_to_sleep_until_it_claims(make_queu
     assert [worker for worker, _ in first] == [1]
     assert queue.claim(1, 4) is None
     assert queue.sleepers() != first, "each sleep has its own number"
-    queue.push(encoded([b"x"]))
+    queue.push(packed(queue, [b"x"]))
     assert queue.claim(1, 4) == (0, 1)
     assert queue.sleepers() == []
 
@@ -289,7 +302,7 @@ def test_every_view_is_released_and_the_files_beside_go_too():
 
 def test_two_batches_of_a_worker_are_the_most_that_wait(make_queue):
     queue = make_queue(num_slots=16, num_workers=1, batch=1)
-    queue.push(encoded([b"x"] * 4))
+    queue.push(packed(queue, [b"x"] * 4))
     assert [queue.claim(0, 1) for _ in range(3)] == [(0, 1), (1, 1), None]
     assert queue.wakeable() == [], "it could not claim if it were awake"
     assert queue.harvest([0]) == [2]
@@ -300,17 +313,17 @@ def test_two_batches_of_a_worker_are_the_most_that_wait(make_queue):
 
 def test_a_drained_ring_gives_back_what_nobody_has_claimed_and_goes_on(make_queue):
     queue = make_queue(num_slots=8)
-    queue.push(encoded([b"x"] * 6))
+    queue.push(packed(queue, [b"x"] * 6))
     assert queue.claim(0, 2) == (0, 2)
     assert (queue.drain(), queue.drain(), queue.room()) == ([(2, 4)], [], 8)
     assert queue.claim(1, 2) is None
-    assert queue.push(encoded([b"y"])) == [(6, 1)]
+    assert queue.push(packed(queue, [b"y"])) == [(6, 1)]
     assert queue.claim(1, 2) == (6, 1)
 
 
 def test_a_worker_that_is_to_leave_claims_nothing(make_queue):
     queue = make_queue()
-    queue.push(encoded([b"x"]))
+    queue.push(packed(queue, [b"x"]))
     queue.tell_to_leave(0)
     assert (queue.claim(0, 1), queue.claim(1, 1)) == (None, (0, 1))
 
@@ -369,9 +382,11 @@ def test_payloads_in_the_heap_reach_their_tasks_in_any_order(make_queue, order):
     payloads = [b"%03d" % number * 50 for number in range(8)]
     (size,) = set(map(len, payloads))
     offset = shmqueue.Heap(queue).put(payloads, 8 * size).start * mmap.PAGESIZE
-    tasks = encoded(array.array("Q", [offset + size * number for number in order]))
-    tasks.ends = array.array("Q", [begin + size for begin in tasks.data])
-    tasks.marked = array.array("I", [1 | shmqueue.OUT_OF_LINE] * 8)
+    tasks = encoded([b""] * 8)
+    for tsk_id, number in enumerate(order, 1):
+        task = encoded([b""], tsk_id)
+        queue.ring.refer(task, array.array("Q", [offset + size * number, offset + size * (number + 1)]))
+        tasks.slots += task.slots
     queue.push(tasks)
     seen = []
     worker = shmqueue.Worker(queue, 0, shmqueue.WorkerOptions({1: seen.append}, None, None, None, None), -1, -1)

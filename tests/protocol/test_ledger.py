@@ -110,10 +110,10 @@ class LedgerModel(RuleBasedStateMachine):
         tasks = take_tasks(waiting, count)
         if fresh:
             self.add_block(tasks)
-        self.place(tasks, min(cut, len(tasks.data)), gap)
+        self.place(tasks, min(cut, len(tasks)), gap)
 
     def place(self, tasks, cut, gap):
-        size = len(tasks.data)
+        size = len(tasks)
         spans = [(self.next_position, cut), (self.next_position + cut + gap, size - cut)]
         spans = [span for span in spans if span[1]]
         self.next_position += size + gap

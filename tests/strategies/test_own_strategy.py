@@ -82,7 +82,7 @@ class OwnRing(Strategy):
 
     def push(self, tasks):
         pushed = self.state_offset // 8
-        span = Span(self.words[pushed], len(tasks.data))
+        span = Span(self.words[pushed], len(tasks))
         self._write(ring_spans(*span, self.num_slots), tasks)
         self._enter(None)
         self.words[pushed] = span.end

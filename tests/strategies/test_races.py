@@ -128,6 +128,7 @@ class Pair:
         ids = range(len(self.pushed) + 1, len(self.pushed) + count + 1)
         data = [b"%d" % number for number in ids]
         tasks = shmqueue.Tasks(None, list(ids), array.array("I", [1] * count), data, data)
+        assert self.supervisor.ring.pack(tasks)
         places = self.supervisor.push(tasks)
         positions = [first + i for first, length in places for i in range(length)]
         self.pushed.update(zip(positions, ids, strict=True))

@@ -603,7 +603,16 @@ class Seat:
         if few:
             queue.share = lambda available, limit: int(min(limit, available, max(-(-available // few), limit // 8)))
         slot = queue.slot_size // 8
-        self._guard_slots(queue.ring, "the ring", world.layout.ring.offset // 8, slot)
+        ring = world.layout.ring.offset // 8
+        self._guard_slots(queue.ring, "the ring", ring, slot)
+        self._guard(
+            queue,
+            "_write",
+            "write the ring",
+            True,
+            False,
+            lambda spans, _: (place for i, n in spans for place in places_of(ring, slot, i, range(n))),
+        )
         for half in halves_of(queue):
             self._guard_half(half)
         queue.heap = Cells(self.words, queue.heap, "the heap", HEAP, 4096)
@@ -644,9 +653,6 @@ class Seat:
 
     def _guard_slots(self, slots: Any, what: str, first: int, size: int) -> None:
         """A slot is one place, that of its first word."""
-        self._guard(
-            slots, "write", f"write {what}", True, False, lambda i, tasks: places_of(first, size, i, tasks.data)
-        )
         self._guard(slots, "get", f"read {what}", False, False, lambda i, n: places_of(first, size, i, range(n)))
         self._guard(slots, "places", f"read {what}", False, False, lambda n: places_of(first, size, 0, range(n)))
 
