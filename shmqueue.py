@@ -977,6 +977,9 @@ class Source:
             yield from self.take(BLOCK)
 
 
+CLOCK_SHARE = 8  # items of an iterable are read for each reading of the clock, which takes as long as a short one
+
+
 class IterableSource(Source):
     """Tasks from any iterable, as they come: what it has yielded is passed on before it is waited for again."""
 
@@ -996,13 +999,17 @@ class IterableSource(Source):
             self.exhausted = self._taken >= len(self._sequence)
             return items
         clock = system.perf_counter
-        taken = []
+        taken: list[Any] = []
         until = clock() + 0.001
+        wanted = 1
         try:
-            for item in self._iterator:
-                taken.append(item)
-                if len(taken) >= room or clock() > until:
+            while True:
+                taken += itertools.islice(self._iterator, wanted - len(taken))
+                if len(taken) < wanted:
+                    break
+                if wanted == room or clock() > until:
                     return taken
+                wanted = min(room, 2 * wanted, wanted + CLOCK_SHARE)
         except Exception as error:  # raised once the tasks before it have their outcomes
             self.error = error
         self.exhausted = True
@@ -5051,15 +5058,12 @@ class Half:
             last = self.stamps[stop]
             return max(0.0, (last - since) / (stop - start)) if last and since else 0.0
         seconds: list[float] = []
-        waiting = 0
-        for stamp in self.stamps[start + 1 : stop + 1].tolist():
-            waiting += 1
-            if stamp:
-                each = max(0.0, (stamp - since) / waiting) if since else 0.0
-                seconds += [each] * waiting
-                since = stamp
-                waiting = 0
-        return seconds + [0.0] * waiting
+        stamps = self.stamps[start + 1 : stop + 1]
+        for task in itertools.compress(range(stop - start), stamps):
+            waiting = task + 1 - len(seconds)
+            seconds += [max(0.0, (stamps[task] - since) / waiting) if since else 0.0] * waiting
+            since = stamps[task]
+        return seconds + [0.0] * (stop - start - len(seconds))
 
 
 BLOCK = 2048  # tasks that are read, and pushed, at once
