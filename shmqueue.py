@@ -3581,6 +3581,8 @@ SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some
 SPILL_SECONDS = 0.02  # between two tries
 ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, if no descriptor tells
+MANY = 64  # tasks in a batch; see Worker._schedule
+SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SCHED_BATCH"))  # on Linux
 
 
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
@@ -3633,11 +3635,6 @@ def _isolate(run: str, worker: int) -> None:
     # well when only the thread that started this process ends. A halt notices that.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGCONT)  # 1 is PR_SET_PDEATHSIG in <sys/prctl.h>
-    # A worker that is woken must not take the processor away from the supervisor: the other workers would run out of
-    # tasks meanwhile.
-    with contextlib.suppress(OSError, AttributeError):  # it is not allowed here; this is not Linux
-        if os.sched_getscheduler(0) == os.SCHED_OTHER:
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     signal.set_wakeup_fd(-1)
     for number in {*handled_signals(), signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCHLD}:
         signal.signal(number, signal.SIG_DFL)
@@ -3716,6 +3713,8 @@ class Worker:
         self._leaving = False
         self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
+        self._policy = SCHED_OTHER
+        self._recent = 0  # tasks in the last batches: the largest, of which an older one counts half
         self._files = ValueFiles(queue.segment)
         self._output = PrintedOutput(options.log, index, self._tsk_id_in_hand, self._note_print)
         self.disowned: int | None = None  # in a process that a function forked: the task
@@ -3814,10 +3813,25 @@ class Worker:
     def _begin_batch(self, first: int, count: int) -> Half:
         self._first = first
         self._count = count
+        self._recent = max(count, self._recent // 2)
+        self._schedule(SCHED_BATCH if self._recent >= MANY else SCHED_OTHER)
         self._files.written = 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
         self._half.log[0] = self._kind
         return self._half
+
+    def _schedule(self, policy: int) -> None:
+        """Take this policy of the system, unless the program has chosen one.
+
+        With SCHED_BATCH a worker that is woken does not take the processor from the supervisor. While tasks are short
+        and many, the other workers would run out of them. For a few tasks it is the other way round: they are begun at
+        once.
+        """
+        if policy != self._policy:
+            with contextlib.suppress(OSError):  # it is not allowed here
+                if os.sched_getscheduler(0) == self._policy:
+                    os.sched_setscheduler(0, policy, os.sched_param(0))
+            self._policy = policy
 
     def _ways_of_values(self) -> tuple[Any, Mapping[type, Callable[[Any], bytes]]]:
         """Return the type of values that are appended as they are, and how others of the batch's kind become bytes."""
@@ -3826,8 +3840,8 @@ class Worker:
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[Any]]:
         """Return the calls and the payloads of the batch, one for each task. What is spoiled ends this worker."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
-        alike = fn_ids.count(fn_ids[0]) == len(fn_ids)
-        each = fn_ids[:1] if alike else fn_ids
+        alike = fn_ids == fn_ids[:1] * len(fn_ids)
+        each: Sequence[int] = fn_ids[:1] if alike else fn_ids
         payloads: Iterable[Any] = self._payloads
         if max(each) & OUT_OF_LINE:
             payloads = self._fetch(fn_ids)
@@ -4984,9 +4998,9 @@ class TaskSlots:
         tasks.data = ()
         tasks.marked = None
 
-    def get(self, index: int, count: int) -> tuple[list[int], list[bytes]]:
+    def get(self, index: int, count: int) -> tuple[array.array[int], list[bytes]]:
         """Return the fn_ids and the payloads of consecutive slots; no payloads if all are out of line."""
-        fn_ids = self._fn_ids[index : index + count].tolist()
+        fn_ids = array.array("I", self._fn_ids[index : index + count].tobytes())
         payloads: list[Any] = []
         if fn_ids[0] & OUT_OF_LINE and min(fn_ids) & OUT_OF_LINE:
             return fn_ids, payloads

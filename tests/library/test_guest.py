@@ -164,17 +164,22 @@ def schedule_by(policy: int) -> None:
 
 @pytest.mark.promise("L31")
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no such policies")
-def test_a_worker_takes_no_processor_away_when_it_wakes():
-    """If its program has chosen a policy, that one stays."""
-    assert shmqueue.parallel_map(policy, [b""], workers=1) == [os.SCHED_BATCH]
+def test_a_worker_with_many_short_tasks_takes_no_processor_away_when_it_wakes():
+    """With few it does; and a policy that its program has chosen stays."""
+    with shmqueue.Supervisor([policy], workers=1, start_method="fork") as supervisor:
+        assert list(supervisor.map(policy, [b""])) == [os.SCHED_OTHER]
+        assert os.SCHED_BATCH in list(supervisor.map(policy, [b""] * 3000))
+        for _ in range(20):
+            last = list(supervisor.map(policy, [b""]))
+        assert last == [os.SCHED_OTHER]
     chosen = functools.partial(schedule_by, os.SCHED_IDLE)
     with futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork"), initializer=chosen) as pool:
-        assert pool.submit(policy_of_a_worker).result() == os.SCHED_IDLE
+        assert set(pool.submit(policies_of_a_worker).result()) == {os.SCHED_IDLE}
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
-def policy_of_a_worker() -> int:
-    return shmqueue.parallel_map(policy, [b""], workers=1, start_method="fork")[0]
+def policies_of_a_worker() -> list[int]:
+    return shmqueue.parallel_map(policy, [b""] * 3000, workers=1, start_method="fork")
 
 
 def test_suspend_outside_the_main_thread(tmp_path):

@@ -161,7 +161,7 @@ def test_slots_give_back_what_was_written(make_queue, slot_size):
         write(queue, index, payloads, first_id=2**32 - 200, fn_id=shmqueue.FN_ID)
         fn_ids, data = ring.get(index, len(payloads))
         assert data == payloads
-        assert fn_ids == [shmqueue.FN_ID] * len(payloads)
+        assert list(fn_ids) == [shmqueue.FN_ID] * len(payloads)
         assert [ring.tsk_id(index + i) for i in range(len(payloads))] == list(encoded(payloads, 2**32 - 200).tsk_ids)
 
     check()
