@@ -30,7 +30,7 @@ Copies of a payload and of a value, by reading; *in bulk* are those of many task
 
 | what | 0.2.0 | now |
 | --- | --- | --- |
-| payload in its slot | into the slot; to the lane (in bulk); into an object | the same |
+| payload in its slot | into the slot; to the lane (in bulk); into an object | into a slot; to the ring and to the lane (in bulk); into an object |
 | payload out of line | joined (in bulk); to the heap (in bulk); out of it (in bulk); into an object | the same |
 | what the slot says of it | a bytes object on each side, packed and unpacked | two words, written and read by column |
 | bytes and text as value | into the log; out of it twice (in bulk); into an object | into the log; out of it (in bulk); into an object |
