@@ -2048,7 +2048,9 @@ class Packer:
         data = fresh[0].data
         few = 1 + 2 * BLOCK_BYTES // (1 + len(data[0]))  # more than fit a block if all are like the first
         lengths = list(map(len, data[: min(room, few)]))
-        count = max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
+        count = len(lengths)
+        if sum(lengths) > self._block_bytes:
+            count = max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
         return self._pack(take_tasks(fresh, count), lengths[:count])
 
     def _pack(self, tasks: Tasks, lengths: Sequence[int]) -> Tasks | None:
@@ -3575,8 +3577,7 @@ os.register_at_fork(after_in_child=_forget_workers)
 
 BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
 QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and reads `end`
-FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size,
-FETCH_TASKS = 512  # and so many
+FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some
 SPILL_SECONDS = 0.02  # between two tries
@@ -3858,20 +3859,24 @@ class Worker:
     def _fetch(self, fn_ids: Sequence[int]) -> Iterable[bytes]:
         """Return the payloads of the batch, of which some are out of line: a list, or piece by piece if it is large."""
         begins, ends = self._half.lane.places(self._count)
-        step = max(1, min(FETCH_TASKS, FETCH_BYTES // (1 + abs(ends[0] - begins[0]))))
-        parts = (slice(start, start + step) for start in range(0, self._count, step))
-        pieces = (self._fetch_piece(fn_ids[p], self._payloads[p], begins[p], ends[p]) for p in parts)
+        if self._payloads:  # some are in their slots
+            slots = zip(fn_ids, self._payloads, begins, ends)
+            return (self._fetch_one(*place) if fn_id & OUT_OF_LINE else payload for fn_id, payload, *place in slots)
+        step = max(1, FETCH_BYTES // (1 + abs(ends[0] - begins[0])))
+        edges = {self._count, *range(0, self._count, step)}
+        if begins[1:] != ends[:-1]:  # they lie in several places
+            edges.update(itertools.compress(itertools.count(1), map(operator.ne, begins[1:], ends[:-1])))
+        parts = list(itertools.pairwise(sorted(edges)))
+        size = sum(ends[stop - 1] - begins[start] for start, stop in parts)
+        pieces = (self._fetch_piece(begins[start:stop], ends[start:stop]) for start, stop in parts)
         payloads = itertools.chain.from_iterable(pieces)
-        return list(payloads) if 0 <= sum(ends) - sum(begins) <= FETCH_BYTES else payloads
+        return list(payloads) if 0 <= size <= FETCH_BYTES else payloads
 
-    def _fetch_piece(
-        self, fn_ids: Sequence[int], inline: Sequence[bytes], begins: Sequence[int], ends: Sequence[int]
-    ) -> Iterable[bytes]:
-        """Return the payloads of some tasks. If they lie together, read them at once."""
-        if not inline and begins[1:] == ends[:-1] and 0 <= ends[-1] - begins[0] <= FETCH_BYTES:
-            return cut(self._fetch_one(begins[0], ends[-1]), begins[0], ends, origin=begins[0])
-        slots = zip(fn_ids, inline or itertools.repeat(b""), begins, ends)
-        return (self._fetch_one(*place) if fn_id & OUT_OF_LINE else payload for fn_id, payload, *place in slots)
+    def _fetch_piece(self, begins: array.array[int], ends: array.array[int]) -> Iterable[bytes]:
+        """Return payloads that lie together, read at once if they are small."""
+        if 0 <= ends[-1] - begins[0] <= FETCH_BYTES:
+            return cut(self._fetch_one(begins[0], ends[-1]), begins[0], ends.tolist(), origin=begins[0])
+        return map(self._fetch_one, begins, ends)
 
     def _fetch_one(self, begin: int, end: int) -> bytes:
         """Return what lies there in the heap, or in a file."""
@@ -5011,9 +5016,9 @@ class TaskSlots:
             payloads = [text[:length] for length, text in zip(payloads[0::2], payloads[1::2])]
         return fn_ids, payloads
 
-    def places(self, count: int) -> tuple[list[int], list[int]]:
-        """Return where the payloads of the first slots begin and end, if they are out of line."""
-        return self._begins[:count].tolist(), self._ends[:count].tolist()
+    def places(self, count: int) -> list[array.array[int]]:
+        """Return where the payloads of the first slots begin, and where they end, if they are out of line."""
+        return [array.array("Q", words[:count].tobytes()) for words in (self._begins, self._ends)]
 
     def copy_from(self, ring: TaskSlots, places: Iterable[Span]) -> None:
         """Copy what lies in these slots of the ring to the first slots here."""
