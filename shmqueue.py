@@ -1159,7 +1159,6 @@ class Calls(Source):
         return payloads
 
     def _settle(self, result: TaskResult) -> None:
-        """Give a future its outcome."""
         future, name = self._given.pop(result.tsk_id)
         self._seconds += (result.seconds - self._seconds) / 8
         try:
@@ -2010,7 +2009,7 @@ class Lane:
         return self._ledger.give_back_all(self._queue.drain(self.index))
 
 
-BLOCK_BYTES = 512 << 10  # payloads that do not fit their slots are kept in blocks of this size
+BLOCK_BYTES = 512 << 10  # payloads that do not fit their slots are kept in blocks of this size, and read at once
 # While the heap holds more than this, payloads are put there only if the ring is empty. So the part of the heap that is
 # in use fits the processors' caches.
 HEAP_AHEAD = 4 << 20
@@ -2765,7 +2764,6 @@ class Tally:
         self.latest: collections.deque[TaskResult] = collections.deque(maxlen=5)
 
     def seconds(self) -> float:
-        """Return the seconds since the start."""
         return system.monotonic() - self._began
 
     def add_ok(self, worker: int, count: int, seconds: float) -> None:
@@ -2775,7 +2773,6 @@ class Tally:
         self.busy[worker] += seconds
 
     def add_bad(self, result: TaskResult) -> None:
-        """Count a task that is not ok."""
         self.counts[result.status] += 1
         if result.worker is not None:
             self.failed[result.worker] += 1
@@ -3577,7 +3574,6 @@ os.register_at_fork(after_in_child=_forget_workers)
 
 BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
 QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and reads `end`
-FETCH_BYTES = 256 << 10  # payloads out of line that lie together are read at once, up to this size
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some
 SPILL_SECONDS = 0.02  # between two tries
@@ -3862,19 +3858,18 @@ class Worker:
         if self._payloads:  # some are in their slots
             slots = zip(fn_ids, self._payloads, begins, ends)
             return (self._fetch_one(*place) if fn_id & OUT_OF_LINE else payload for fn_id, payload, *place in slots)
-        step = max(1, FETCH_BYTES // (1 + abs(ends[0] - begins[0])))
-        edges = {self._count, *range(0, self._count, step)}
+        edges = [0, self._count]
         if begins[1:] != ends[:-1]:  # they lie in several places
-            edges.update(itertools.compress(itertools.count(1), map(operator.ne, begins[1:], ends[:-1])))
-        parts = list(itertools.pairwise(sorted(edges)))
+            edges[1:1] = itertools.compress(itertools.count(1), map(operator.ne, begins[1:], ends[:-1]))
+        parts = list(itertools.pairwise(edges))
         size = sum(ends[stop - 1] - begins[start] for start, stop in parts)
         pieces = (self._fetch_piece(begins[start:stop], ends[start:stop]) for start, stop in parts)
         payloads = itertools.chain.from_iterable(pieces)
-        return list(payloads) if 0 <= size <= FETCH_BYTES else payloads
+        return list(payloads) if 0 <= size <= BLOCK_BYTES else payloads
 
     def _fetch_piece(self, begins: array.array[int], ends: array.array[int]) -> Iterable[bytes]:
         """Return payloads that lie together, read at once if they are small."""
-        if 0 <= ends[-1] - begins[0] <= FETCH_BYTES:
+        if 0 <= ends[-1] - begins[0] <= BLOCK_BYTES:
             return cut(self._fetch_one(begins[0], ends[-1]), begins[0], ends.tolist(), origin=begins[0])
         return map(self._fetch_one, begins, ends)
 
@@ -4291,12 +4286,9 @@ class SharedTaskQueue:
 
     def _write(self, places: Iterable[Span], tasks: Tasks) -> None:
         """Copy packed tasks into these slots of the ring."""
-        size = self.slot_size
-        start = 0
-        for index, length in places:
-            stop = start + length * size
-            self.ring.bytes[index * size : (index + length) * size] = memoryview(tasks.slots)[start:stop]
-            start = stop
+        slots = memoryview(tasks.slots)
+        for there, here in byte_ranges(places, self.slot_size):
+            self.ring.bytes[there] = slots[here]
 
     def halves(self, worker: int) -> tuple[Half, Half]:
         """Return a worker's two halves. They are made at the first look: a worker looks at its own only."""
@@ -4529,7 +4521,6 @@ def shared_directory() -> str:
 
 
 def new_name() -> str:
-    """Return the name of a new segment of this process."""
     return f"{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
 
 
@@ -4944,6 +4935,15 @@ def ring_spans(first: int, count: int, size: int) -> list[Span]:
     return spans if head < count else spans[:1]
 
 
+def byte_ranges(places: Iterable[Span], size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the bytes of these slots, and those that they have where they follow each other."""
+    start = 0
+    for index, length in places:
+        stop = start + length * size
+        yield slice(index * size, (index + length) * size), slice(start, stop)
+        start = stop
+
+
 ROWS = 64
 
 
@@ -5022,12 +5022,8 @@ class TaskSlots:
 
     def copy_from(self, ring: TaskSlots, places: Iterable[Span]) -> None:
         """Copy what lies in these slots of the ring to the first slots here."""
-        size = self.size
-        start = 0
-        for index, length in places:
-            stop = start + length * size
-            self.bytes[start:stop] = ring.bytes[index * size : (index + length) * size]
-            start = stop
+        for there, here in byte_ranges(places, self.size):
+            self.bytes[here] = ring.bytes[there]
 
     def tsk_id(self, index: int) -> int:
         return int(self._tsk_ids[index])
@@ -5050,14 +5046,12 @@ class Half:
         self.log: memoryview = window("log", "B")
         batch = len(self.ends)
         self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, layout.lane.size // batch)
-        zeros = memoryview(bytes(8 * batch))
-        self._no_ends = zeros.cast("Q")
-        self._no_stamps = zeros.cast("d")
 
     def clear(self, count: int) -> None:
         """Forget what became of an earlier batch, before one of `count` tasks comes here (worker)."""
-        self.ends[:count] = self._no_ends[:count]
-        self.stamps[1 : count + 1] = self._no_stamps[:count]
+        zeros = memoryview(bytes(8 * count))
+        self.ends[:count] = zeros.cast("Q")
+        self.stamps[1 : count + 1] = zeros.cast("d")
 
     def all_returned_none(self, start: int, stop: int) -> bool:
         """Return True if the tasks [start, stop) are finished, and none has a value."""
@@ -5561,7 +5555,6 @@ class LineParser:
         self._skipped = array.array("Q")  # for each line that is no task: how many were before it
 
     def __call__(self, lines: Iterable[bytes]) -> list[Any]:
-        """Return the tasks of lines."""
         return self._to_do(map(self._read, lines, itertools.count(self.tasks + len(self._skipped) + 1)))
 
     def pairs(self, rows: Iterable[Sequence[bytes]]) -> list[Any]:
@@ -5889,7 +5882,6 @@ class Results(Sink):
                 lines.clear()
 
     def decode(self, lines: Iterable[bytes]) -> Iterator[Any]:
-        """Yield the records of lines."""
         import json
 
         return map(json.loads, lines)
@@ -6070,7 +6062,6 @@ class Outlet:
             self.flush()
 
     def flush(self) -> None:
-        """Write all that waits."""
         if self.waiting and os.isatty(self.descriptor):
             self._screen.close()
         poll = select.poll()
@@ -6519,7 +6510,6 @@ def in_foreground(descriptor: int) -> bool:
 
 
 def watch_path(name: str) -> str:
-    """Return the path of the snapshot beside a segment."""
     return f"{path_of(name)}.watch"
 
 

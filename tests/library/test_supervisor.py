@@ -275,7 +275,6 @@ def test_payloads_in_slots_and_out_of_line_arrive_as_they_are(monkeypatch, slot_
     """Blocks of the heap, files and what a slot holds, in batches that have some of each."""
     monkeypatch.setattr(shmqueue, "HEAP_BYTES", 1 << 18)
     monkeypatch.setattr(shmqueue, "BLOCK_BYTES", 1 << 14)
-    monkeypatch.setattr(shmqueue, "FETCH_BYTES", 1 << 12)
     random = Random(slot_size)  # noqa: S311
     sizes = [0, 1, 50, slot_size - 10, slot_size - 9, slot_size - 8, 1000] * 9 + [5000, 200_000]
     payloads = [random.randbytes(random.choice(sizes)) for _ in range(2000)]
