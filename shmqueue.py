@@ -4944,7 +4944,7 @@ def byte_ranges(places: Iterable[Span], size: int) -> Iterator[tuple[slice, slic
         start = stop
 
 
-ROWS = 64
+ROWS = 128
 
 
 @functools.cache
