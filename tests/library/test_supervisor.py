@@ -828,6 +828,21 @@ def test_the_tasks_of_a_slow_iterable_begin_as_they_come():
     assert done[0] > 0
 
 
+@pytest.mark.promise("L25")
+def test_few_tasks_wait_for_an_iterable_that_becomes_slow():
+    def tasks():
+        yield from [b"quick"] * 100
+        while True:
+            time.sleep(0.005)
+            yield b"slow"
+
+    source = shmqueue.IterableSource(tasks())
+    taken = list(source.take(2000))
+    while b"slow" not in taken:  # the machine is busy
+        taken += source.take(2000)
+    assert taken.count(b"slow") <= 2 * shmqueue.CLOCK_SHARE
+
+
 def test_something_that_cannot_be_iterated_is_a_type_error():
     with start([jobs.echo]) as supervisor, pytest.raises(TypeError, match="int"):
         list(supervisor.run(5))
