@@ -3828,7 +3828,7 @@ class Worker:
             with contextlib.suppress(OSError):  # it is not allowed here
                 if os.sched_getscheduler(0) == self._policy:
                     os.sched_setscheduler(0, policy, os.sched_param(0))
-            self._policy = policy
+                    self._policy = policy
 
     def _ways_of_values(self) -> tuple[Any, Mapping[type, Callable[[Any], bytes]]]:
         """Return the type of values that are appended as they are, and how others of the batch's kind become bytes."""

@@ -158,28 +158,28 @@ def policy(payload: bytes) -> int:
     return os.sched_getscheduler(0)
 
 
-def schedule_by(policy: int) -> None:
-    os.sched_setscheduler(0, policy, os.sched_param(0))
+def policies_while_tasks_become_many_and_few():
+    """Return how a worker is scheduled at its first task, among many, and at its last one."""
+    with shmqueue.Supervisor([policy], workers=1, start_method="fork") as supervisor:
+        first = list(supervisor.map(policy, [b""]))
+        many = set(supervisor.map(policy, [b""] * 3000))
+        for _ in range(20):
+            last = list(supervisor.map(policy, [b""]))
+    return first[0], many, last[0]
 
 
 @pytest.mark.promise("L31")
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no such policies")
 def test_a_worker_with_many_short_tasks_takes_no_processor_away_when_it_wakes():
     """With few it does; and a policy that its program has chosen stays."""
-    with shmqueue.Supervisor([policy], workers=1, start_method="fork") as supervisor:
-        assert list(supervisor.map(policy, [b""])) == [os.SCHED_OTHER]
-        assert os.SCHED_BATCH in list(supervisor.map(policy, [b""] * 3000))
-        for _ in range(20):
-            last = list(supervisor.map(policy, [b""]))
-        assert last == [os.SCHED_OTHER]
-    chosen = functools.partial(schedule_by, os.SCHED_IDLE)
+    first, many, last = policies_while_tasks_become_many_and_few()
+    assert (first, last) == (os.SCHED_OTHER, os.SCHED_OTHER)
+    assert os.SCHED_BATCH in many
+    chosen = functools.partial(os.sched_setscheduler, 0, os.SCHED_BATCH, os.sched_param(0))
     with futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork"), initializer=chosen) as pool:
-        assert set(pool.submit(policies_of_a_worker).result()) == {os.SCHED_IDLE}
+        policies = pool.submit(policies_while_tasks_become_many_and_few).result()
+    assert policies == (os.SCHED_BATCH, {os.SCHED_BATCH}, os.SCHED_BATCH)
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
-
-
-def policies_of_a_worker() -> list[int]:
-    return shmqueue.parallel_map(policy, [b""] * 3000, workers=1, start_method="fork")
 
 
 def test_suspend_outside_the_main_thread(tmp_path):
