@@ -2240,7 +2240,7 @@ class Ledger:
             try:
                 if not isinstance(item, Rejected):
                     fn_ids, payloads, data, marked = self.intake.encode(job, [item])
-                    sent.append((tsk_id, fn_ids[0], payloads[0], data[0], (marked or fn_ids)[0]))
+                    sent.append((tsk_id, fn_ids[0], payloads[0], data[0], marked[0]))
                     continue
             except Exception as error:
                 item = self.intake.explain(job, item, error)
@@ -2468,7 +2468,7 @@ class Intake:
 
     def encode(
         self, job: Job, items: Sequence[Any]
-    ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int] | None]:
+    ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int]]:
         """Return the columns of `items`, as Tasks has them. Raises an exception if one of them cannot be sent."""
         types = set(map(type, items))
         payloads = items
@@ -2485,7 +2485,7 @@ class Intake:
                 payloads = [item[1] if self._is_pair(job, item) else item for item in items]
                 types = set(map(type, payloads))
         if types <= {bytes}:
-            return fn_ids, payloads, payloads, None
+            return fn_ids, payloads, payloads, fn_ids
         as_they_are = self._codec is None and self._untyped.issuperset(fn_ids)
         kinds, data = encode_payloads(payloads, self._codec, types, as_they_are)
         if isinstance(kinds, int):
@@ -2537,7 +2537,7 @@ class Tasks:
 
     job: None for TERMINATE, which has no result.
     payloads: as they were given.
-    data: as they travel, until they are packed. marked: the fn_ids with the payloads' kinds; None without any.
+    data: as they travel, until they are packed. marked: the fn_ids with the payloads' kinds.
     slots: the tasks as they lie in the ring, once they are packed. They are packed once, because a Structure may change
         before its task is tried again.
     block: keeps the payloads outside the slots; None if they are in the slots, or not packed yet.
@@ -2567,7 +2567,7 @@ class Tasks:
         self.fn_ids = fn_ids
         self.payloads = payloads
         self.data = data
-        self.marked = marked
+        self.marked = marked or fn_ids
         self.slots: bytes | bytearray = b""
         self.block: Block | None = None
         self.last: TaskResult | None = None
@@ -2583,7 +2583,7 @@ class Tasks:
         """Return the tasks [start, stop), to be pushed."""
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
-        tasks = Tasks(self.job, *columns, self.marked and self.marked[part])
+        tasks = Tasks(self.job, *columns, self.marked[part])
         size = len(self.slots) // len(self)
         tasks.slots = self.slots[start * size : stop * size]
         tasks.block = self.block
@@ -3224,7 +3224,7 @@ class InlinePool(WorkerPool):
             return False
         started, began = system.wall_clock(), system.perf_counter()
         self._tsk_id = tasks.tsk_ids[0]
-        value = self._call((tasks.marked or tasks.fn_ids)[0], tasks.data[0])
+        value = self._call(tasks.marked[0], tasks.data[0])
         seconds = system.perf_counter() - began
         if isinstance(value, Failure):
             self._ledger.charge(0, tasks.first, value, seconds, started)
@@ -4984,7 +4984,7 @@ class TaskSlots:
         # A `p` field cuts off what is too long. To look at the lengths that were written is quicker than to ask first.
         if self._short and self.capacity in slots[8 :: self.size] and max(map(len, data)) > self.capacity:
             return False
-        self._identify(tasks, slots, tasks.marked or tasks.fn_ids)
+        self._identify(tasks, slots, tasks.marked)
         return True
 
     def refer(self, tasks: Tasks, edges: array.array[int]) -> None:
@@ -4993,15 +4993,15 @@ class TaskSlots:
         words = memoryview(slots).cast("Q")
         words[1 :: self.size // 8] = edges[:-1]
         words[2 :: self.size // 8] = edges[1:]
-        self._identify(tasks, slots, map_alike(OUT_OF_LINE.__or__, tasks.marked or tasks.fn_ids))
+        self._identify(tasks, slots, map_alike(OUT_OF_LINE.__or__, tasks.marked))
 
     def _identify(self, tasks: Tasks, slots: bytearray, fn_ids: array.array[int]) -> None:
+        """Write into the slots which tasks these are, and give them to the tasks."""
         words = memoryview(slots).cast("I")
         words[0 :: self.size // 4] = as_u32(tasks.tsk_ids)
         words[1 :: self.size // 4] = fn_ids
         tasks.slots = slots
         tasks.data = ()
-        tasks.marked = None
 
     def get(self, index: int, count: int) -> tuple[array.array[int], list[bytes]]:
         """Return the fn_ids and the payloads of consecutive slots; no payloads if all are out of line."""
