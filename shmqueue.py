@@ -4815,7 +4815,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # batch, was reaped, or stands still. hint: S reads it at any time, and asks again later. start: it does not change
 # after the first worker has attached.
 #
-# magic        MAGIC. It is written last: once it is there, the segment is ready    S    sweep  start
+# magic        MAGIC. S writes this word last, when the segment is ready            S    sweep  start
 # version … heap_bytes   who has made the segment, and its sizes                    S    all    start
 # sum          of the sizes and the segment's bytes: shows that these are right     S    W      start
 # pushed       the position behind the last task in the ring                        S    W      lock
@@ -4967,9 +4967,6 @@ class TaskSlots:
         self._short = area <= 256
         self.capacity = area - (1 if self._short else 2)
         self._row = f"8x{area}p" if self._short else f"8xH{area - 2}s"
-        self._tsk_ids = segment.window(offset, count * size, "I", size // 4)
-        self._fn_ids = segment.window(offset + 4, count * size - 4, "I", size // 4)
-        self._begins, self._ends = (segment.window(offset + at, count * size - at, "Q", size // 8) for at in (8, 16))
 
     def pack(self, tasks: Tasks) -> bool:
         """Pack tasks into slots of their own. Return False if a payload does not fit its slot."""
@@ -5005,7 +5002,7 @@ class TaskSlots:
 
     def get(self, index: int, count: int) -> tuple[array.array[int], list[bytes]]:
         """Return the fn_ids and the payloads of consecutive slots; no payloads if all are out of line."""
-        fn_ids = array.array("I", self._fn_ids[index : index + count].tobytes())
+        fn_ids = self._column("I", 1, index, count)
         payloads: list[Any] = []
         if fn_ids[0] & OUT_OF_LINE and min(fn_ids) & OUT_OF_LINE:
             return fn_ids, payloads
@@ -5018,7 +5015,12 @@ class TaskSlots:
 
     def places(self, count: int) -> list[array.array[int]]:
         """Return where the payloads of the first slots begin, and where they end, if they are out of line."""
-        return [array.array("Q", words[:count].tobytes()) for words in (self._begins, self._ends)]
+        return [self._column("Q", word, 0, count) for word in (1, 2)]
+
+    def _column(self, unit: str, word: int, index: int, count: int) -> array.array[int]:
+        """Return this word of consecutive slots. It is an "I" or a "Q"."""
+        column = self.bytes[index * self.size : (index + count) * self.size].cast(unit)  # type: ignore[call-overload]
+        return array.array(unit, column[word :: self.size // column.itemsize].tobytes())
 
     def copy_from(self, ring: TaskSlots, places: Iterable[Span]) -> None:
         """Copy what lies in these slots of the ring to the first slots here."""
@@ -5026,7 +5028,7 @@ class TaskSlots:
             self.bytes[here] = ring.bytes[there]
 
     def tsk_id(self, index: int) -> int:
-        return int(self._tsk_ids[index])
+        return self._column("I", 0, index, 1)[0]
 
 
 NO_VALUE = array.array("Q", [1]).tobytes()  # the `ends` word of the first task, if it returned None
