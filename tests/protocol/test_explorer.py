@@ -496,7 +496,7 @@ class RingsForTheFirstSleep(WorkerPool):
 class NeverSleeps(Run):
     """Takes one turn after the other, even if it has found nothing to do."""
 
-    def _wait(self, job):
+    def _wait(self, job, until):
         pass
 
 
