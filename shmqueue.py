@@ -1778,16 +1778,23 @@ class Lane:
         """Return True if the worker's current batch has outcomes that are not in the ledger."""
         return glance.done > 0 and glance.first + glance.done > self.settled_below and glance.number > self.harvested
 
-    def collect(self, number: int) -> None:
+    def read_to(self, number: int) -> list[tuple[Outcomes, int]]:
         """Read all batches up to this number. The worker has finished them, or a halt has cut them.
 
-        Tasks that are not done there are given back.
+        Return what was read of each batch, and its bound. From now on its half is free.
         """
         self._check_claims(number)
+        batches = []
         while self.harvested < number:
             self.harvested += 1
             first, bound = self._limits(self.harvested)
-            done = self._settle(self._read(self.harvested, first, bound))
+            batches.append((self._read(self.harvested, first, bound), bound))
+        return batches
+
+    def settle(self, batches: Iterable[tuple[Outcomes, int]]) -> None:
+        """Tell the ledger what was read. Tasks that are not done there are given back."""
+        for outcomes, bound in batches:
+            done = self._settle(outcomes)
             self._ledger.give_back(done, bound - done)
 
     def _check_claims(self, number: int) -> None:
@@ -1933,7 +1940,7 @@ class Lane:
         self._check_claims(number)
         if number == self.harvested:
             return True
-        self.collect(number - 1)
+        self.settle(self.read_to(number - 1))
         first, bound = self._limits(number)
         outcomes = self._read(number, first, bound)
         if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value
@@ -1977,7 +1984,7 @@ class Lane:
         self._check_claims(number)
         asked = number != self.first_claims or self.word(ASLEEP) > 0
         if number > self.harvested:
-            self.collect(number - 1)
+            self.settle(self.read_to(number - 1))
             first, bound = self._limits(number)
             done = self._settle(self._read(number, first, bound))
             if done < bound and number > self.word(PUBLISHED):
@@ -3044,17 +3051,20 @@ class WorkerPool:
         """Bring what workers have finished to the ledger. Return True if there was any."""
         queue = self._queue
         published = queue.harvest([lane.harvested for lane in self.lanes])
-        news = waits = False
+        news = []
+        waits = False
         for lane, number in zip(self.lanes, published):
             if number != lane.harvested:
                 waits = waits or not queue.has_free_half(lane.index)
-                lane.collect(number)
-                news = True
+                news.append((lane, lane.read_to(number)))
+        if waits:  # a worker needs the half that was just read: let it go on before values are made of the bytes
+            queue.harvest([lane.harvested for lane in self.lanes])
+            self.ring()
+        for lane, batches in news:
+            lane.settle(batches)
         if news:
             self._worked()
-        if waits:  # a worker needs the half that was just read: tell it at once, not at the next step
-            queue.harvest([lane.harvested for lane in self.lanes])
-        return news
+        return bool(news)
 
     def hurry(self) -> None:
         """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""

@@ -416,7 +416,19 @@ class LooksTooEarly(Lane):
 
 
 class RecoversTheLastBatchOnly(Lane):
-    recover = mistaken(Lane.recover, drop(call("collect")))
+    recover = mistaken(Lane.recover, drop(call("settle")))
+
+
+class ReadsLate(Lane):
+    """Says that its batches were read, and reads them when their values are made: the worker may have others there."""
+
+    def read_to(self, number):
+        before, self.harvested = self.harvested, number
+        return [before, number]
+
+    def settle(self, batches):
+        self.harvested, number = batches
+        super().settle(super().read_to(number))
 
 
 class ChargesNobody(Lane):
@@ -546,6 +558,7 @@ MISTAKES = [
     (LooksTooEarly, "two too slow", CONT_OF_A_SLOW_ONE),
     (SeesNoSwitches, "two too slow", CONT_OF_A_SLOW_ONE),
     (RecoversTheLastBatchOnly, "two batches", ONE_EACH),
+    (ReadsLate, "one worker, one at a time", ONE_PREEMPTION),
     (ChargesNobody, "nothing returned", ONE_KILL),
     (ChargesTheNext, "mixed", ONE_KILL),
     (KeepsFiles, "files", ONE_KILL),
