@@ -2620,6 +2620,11 @@ def map_alike(call: Callable[[Any], int], values: Sequence[Any]) -> array.array[
     return array.array("I", map(call, values))
 
 
+def one_if_alike(fn_ids: array.array[int]) -> array.array[int]:
+    """Return one of the fn_ids if all are the same, else all."""
+    return fn_ids[:1] if fn_ids == fn_ids[:1] * len(fn_ids) else fn_ids
+
+
 def terminate_tasks(count: int) -> Tasks:
     """Return `count` TERMINATE tasks. Each makes the worker that claims it leave."""
     empty = [b""] * count
@@ -3795,7 +3800,7 @@ class Worker:
                     value = Failure.of(error)
                 if value is None:
                     ends[task] = at
-                elif type(value) is plain and at < (after := at + len(value)) <= room:
+                elif type(value) is plain and value and (after := at + len(value)) <= room:
                     log[at:after] = value
                     ends[task] = at = after
                 elif (dump := dumps.get(type(value))) and at < (after := at + len(data := dump(value))) <= room:
@@ -3847,13 +3852,12 @@ class Worker:
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[Any]]:
         """Return the calls and the payloads of the batch, one for each task. What is spoiled ends this worker."""
         fn_ids, self._payloads = self._half.lane.get(0, self._count)
-        alike = fn_ids == fn_ids[:1] * len(fn_ids)
-        each: Sequence[int] = fn_ids[:1] if alike else fn_ids
+        each: Sequence[int] = one_if_alike(fn_ids)
         payloads: Iterable[Any] = self._payloads
         if max(each) & OUT_OF_LINE:
             payloads = self._fetch(fn_ids)
             each = [fn_id & ~OUT_OF_LINE for fn_id in each]
-        if not alike:
+        if len(each) > 1:
             return map(self._calls.__getitem__, each), iter(payloads)
         call = self._calls[each[0]]
         if isinstance(call, Call) and isinstance(payloads, list):
@@ -5014,7 +5018,7 @@ class TaskSlots:
         """Return the fn_ids and the payloads of consecutive slots; no payloads if all are out of line."""
         fn_ids = self._column("I", 1, index, count)
         payloads: list[Any] = []
-        if fn_ids[0] & OUT_OF_LINE and min(fn_ids) & OUT_OF_LINE:
+        if fn_ids[0] & OUT_OF_LINE and min(one_if_alike(fn_ids)) & OUT_OF_LINE:
             return fn_ids, payloads
         for start in range(0, count, ROWS):
             rows = _rows(self._row, min(ROWS, count - start))
