@@ -1,5 +1,6 @@
 """The library as a user calls it: functions, payloads, values, outcomes, and how a Supervisor is told what to do."""
 
+import array
 import collections
 import concurrent.futures
 import contextlib
@@ -106,10 +107,8 @@ def test_values_of_several_lengths_are_cut_where_they_end(lengths):
     """Also where all of them together are as long as if each were as long as the first."""
     values = [b"%03d..." % number for number in range(1, 1 + len(lengths))]
     values = [value[:length] for value, length in zip(values, lengths)]
-    ends = list(itertools.accumulate(lengths, initial=1))[1:]
-    assert shmqueue.decode_log(shmqueue.BYTES, None, b"\0" + b"".join(values), 1, ends) == [
-        value or None for value in values
-    ]
+    ends = array.array("Q", itertools.accumulate(lengths, initial=1))[1:]
+    assert shmqueue.decode_log(shmqueue.BYTES, None, b"".join(values), 1, ends) == [value or None for value in values]
 
 
 def test_the_seconds_of_a_slow_task_are_not_shared_with_its_batch():

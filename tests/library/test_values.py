@@ -308,8 +308,9 @@ def test_a_payload_that_is_spoiled_fails_alone_in_its_batch(monkeypatch):
 def test_any_kind_that_stands_in_a_half_is_checked(kind, special):
     reader = shmqueue.Lane.__new__(shmqueue.Lane)
     reader._ledger = types.SimpleNamespace(structures=[], codec=None)
-    log = b"\0" + pickle.dumps(Hostile) * 2
-    outcomes = shmqueue.Outcomes(0, 2, ends=[len(log) // 2, len(log)], log=log, special=special, kind=kind)
+    log = pickle.dumps(Hostile) * 2
+    ends = array.array("Q", [1 + len(log) // 2, 1 + len(log)])
+    outcomes = shmqueue.Outcomes(0, 2, ends=ends, log=log, special=special, kind=kind)
     if kind > shmqueue.CODED:
         with pytest.raises(shmqueue.SpoiledSegmentError):
             reader._values(outcomes)
