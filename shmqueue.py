@@ -1330,7 +1330,7 @@ class Run:
         ledger, pool = self._ledger, self._pool
         if self.failure is not None:  # all have their outcomes, and no lock or word is to be trusted
             return False
-        fed = self._feed()
+        fed = self.push()
         room = self._queue.room()
         source = job.source
         readable = source is not None and not source.exhausted and (room == 0 or source.fileno() == -1)
@@ -1400,10 +1400,12 @@ class Run:
             self._do(self.push)
         return tsk_id
 
-    def push(self) -> None:
-        """Push as many tasks as there is room for, and wake workers for them."""
-        self._feed()
-        self._pool.ring()
+    def push(self) -> bool:
+        """Push tasks if there is room for them, and wake workers for them. Return True if any were pushed."""
+        fed = self._feed()
+        if fed:
+            self._pool.ring()
+        return fed
 
     def parts(
         self, job: Job, report: Callable[[], None], timeout: float = math.inf
@@ -3171,8 +3173,10 @@ class WorkerPool:
 
 def ring(pipe: Any) -> None:
     """Wake the process that waits at the other end of a pipe."""
-    with contextlib.suppress(OSError):  # full: enough is written; broken, or closed here: nobody waits any more
+    try:
         system.write(pipe.fileno(), b"!")
+    except OSError:  # full: enough is written; broken, or closed here: nobody waits any more
+        return
 
 
 class InlineQueue:
