@@ -404,7 +404,6 @@ class Supervisor:
         """
         if timeout is not None:
             check_numbers({"timeout": timeout, "workers": len(self._pool.lanes)})
-        self._engine.check_open()
         tsk_id = self._engine.submit(self._submitted, (function, payload), timeout)
         while (self._ledger.again or self._ledger.fresh) and not self._engine.paused:
             self._engine.step(self._submitted, self._report)
@@ -446,9 +445,9 @@ class Supervisor:
 
         In a child that the user forked, do nothing.
         """
-        if self._engine.in_child:
+        if self._engine.use.in_child:
             return
-        self._engine.check_thread()
+        self._engine.use.check()
         try:
             if not self._engine.over:
                 self._engine.finish(self._submitted, self._report)
@@ -543,9 +542,9 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
-        if self._engine.in_child:
+        if self._engine.use.in_child:
             return
-        with self._engine.after_others():
+        with self._engine.use.after_others():
             try:
                 if self._display is not None:
                     self._display.end(self._snapshot)
@@ -1200,6 +1199,52 @@ OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long afte
 IN_THE_MIDDLE = "this Supervisor is in the middle of a step, which a signal handler cannot wait for"
 
 
+class Use:
+    """The right to use a run: for one thread at a time, in the process that made it. `with` raises RuntimeError if not.
+
+    A signal handler may use it in the middle of its own thread's use.
+    """
+
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
+
+    @property
+    def in_child(self) -> bool:
+        """True in a child that the user forked. The segment and the workers are not the child's."""
+        return os.getpid() != self._owner
+
+    def check_process(self) -> None:
+        if self.in_child:
+            raise RuntimeError("this Supervisor belongs to the process that made it: make another one in this process")
+
+    def __enter__(self) -> None:
+        self.check_process()
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
+                "shmqueue.Executor, which many threads can share"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def check(self) -> None:
+        """Raise RuntimeError as `with` does."""
+        with self:
+            return
+
+    @contextlib.contextmanager
+    def after_others(self) -> Iterator[None]:
+        """Use it in this block, after another thread's step. Do not wait long, since its iterable may block."""
+        waited = self._lock.acquire(timeout=STOP_SECONDS)
+        try:
+            yield
+        finally:
+            if waited:
+                self._lock.release()
+
+
 class Run:
     """Moves tasks from their source into the queue, and outcomes out of it, step by step, in its user's thread.
 
@@ -1220,61 +1265,17 @@ class Run:
         self.paused = False
         self.over = ""
         self.failure: Exception | None = None
-        self._owner = os.getpid()
-        self._lock = threading.RLock()  # held by the thread that uses the run
+        self.use = Use()
         self._middle = threading.RLock()  # held in the middle of a step
         self._stepping = False  # the same, for a signal handler in the thread that holds it
         self._waiting = False  # this thread sleeps; or a signal handler of it runs meanwhile
         self._requests: collections.deque[Callable[[], object]] = collections.deque()
 
-    # Who may use it.
-
-    @property
-    def in_child(self) -> bool:
-        """True in a child that the user forked. The segment and the workers are not the child's."""
-        return os.getpid() != self._owner
-
     def check_open(self) -> None:
         """Raise RuntimeError if no step is possible, or if another thread uses this run now."""
         if self.over:
             raise RuntimeError(self.over)
-        self.check_thread()
-
-    def check_thread(self) -> None:
-        """Raise RuntimeError if another thread uses this run now, or in a child that the user forked."""
-        self._enter()
-        self._lock.release()
-
-    @contextlib.contextmanager
-    def _used(self) -> Iterator[None]:
-        """Use the run in this block. Raises RuntimeError as check_thread()."""
-        self._enter()
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    @contextlib.contextmanager
-    def after_others(self) -> Iterator[None]:
-        """Use the run in this block, after another thread's step. Do not wait long, since its iterable may block."""
-        waited = self._lock.acquire(timeout=STOP_SECONDS)
-        try:
-            yield
-        finally:
-            if waited:
-                self._lock.release()
-
-    def _enter(self) -> None:
-        self._check_process()
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError(
-                "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
-                "shmqueue.Executor, which many threads can share"
-            )
-
-    def _check_process(self) -> None:
-        if self.in_child:
-            raise RuntimeError("this Supervisor belongs to the process that made it: make another one in this process")
+        self.use.check()
 
     def close(self) -> None:
         """Allow no more steps."""
@@ -1286,8 +1287,7 @@ class Run:
         """Move what can be moved, or else wait for news, until then at most. Call `report` after each check."""
         if self.over:
             raise RuntimeError(self.over)
-        self._enter()
-        try:
+        with self.use:
             unread = len(job.results)
             if self._ledger.delayed:
                 self._do(lambda: self._ledger.take_due(system.monotonic()))
@@ -1298,8 +1298,6 @@ class Run:
                 report()
             if not (more or len(job.results) > unread or self.failure):
                 self._wait(job, until)
-        finally:
-            self._lock.release()
 
     def _do(self, action: Callable[[], Any]) -> Any:
         """Do a part of a step, and then what was requested meanwhile. Return None if it has ended the run."""
@@ -1394,10 +1392,16 @@ class Run:
 
     def submit(self, job: Job, item: Any, timeout: float | None) -> int:
         """Number an item as a task of the job, and push it if there is room. Return its tsk_id."""
-        with self._used():
+
+        def admit_and_push() -> None:
+            self._ledger.admit(job, [item], timeout)
+            self.push()
+
+        if self.over:
+            raise RuntimeError(self.over)
+        with self.use:
             tsk_id = self._ledger.next_id
-            self._do(lambda: self._ledger.admit(job, [item], timeout))
-            self._do(self.push)
+            self._do(admit_and_push)
         return tsk_id
 
     def push(self) -> bool:
@@ -1449,7 +1453,7 @@ class Run:
             if job.source is not None and not job.finished:
                 job.cancelled = True
                 job.results.clear()
-                if not (self.over or self.in_child):
+                if not (self.over or self.use.in_child):
                     self.request(self._withdraw)
 
     def finish(self, job: Job, report: Callable[[], None]) -> None:
@@ -1495,7 +1499,7 @@ class Run:
 
     def cancel_all(self) -> None:
         """Begin nothing more, in any job."""
-        with self._used():
+        with self.use:
             self._ledger.stopping = True
             self.request(self._withdraw)
 
@@ -1504,7 +1508,7 @@ class Run:
 
         Any thread may call this, and waits for the end of the step that another one takes.
         """
-        self._check_process()
+        self.use.check_process()
         if self.over:
             raise RuntimeError(self.over)
         answers: list[bool] = []
@@ -1539,7 +1543,7 @@ class Run:
 
     def abort(self) -> None:
         """Kill the workers, and cancel what is unfinished."""
-        with self._used():
+        with self.use:
             self.request(lambda: self._end(Doom(None, "cancelled", "stopped while it ran"), "cancelled", CANCELLED))
 
     def _end(self, why: Doom, status: str, error: str) -> None:
@@ -1797,7 +1801,8 @@ class Lane:
         """Tell the ledger what was read. Tasks that are not done there are given back."""
         for outcomes, bound in batches:
             done = self._settle(outcomes)
-            self._ledger.give_back(done, bound - done)
+            if done < bound:
+                self._ledger.give_back(done, bound - done)
 
     def _check_claims(self, number: int) -> None:
         if not 0 <= number - self.harvested <= 2:
@@ -4181,12 +4186,14 @@ class KernelLock:
         Without a timeout the kernel queues the caller. With one the lock is polled, since only a signal can interrupt
         a blocked lockf.
         """
-        how = fcntl.LOCK_EX if timeout is None else fcntl.LOCK_EX | fcntl.LOCK_NB
-        deadline = system.monotonic() + (timeout or 0.0)
+        if timeout is None:
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
+            return True
+        deadline = system.monotonic() + timeout
         tries = 0
         while True:
             try:
-                fcntl.lockf(self._segment.fd, how, 1, self._byte)
+                fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
                 return True
             except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody holds it
                 if system.monotonic() > deadline:
@@ -4948,9 +4955,10 @@ HARVESTED, LEAVE, PID, BORN = _indices(WorkerStatus, SUPERVISOR_WORDS)
 def ring_spans(first: int, count: int, size: int) -> list[Span]:
     """Return the slots of `count` positions in a ring of `size` slots: one span, or two if they wrap."""
     index = first % size
-    head = min(count, size - index)
-    spans = [Span(index, head), Span(0, count - head)]
-    return spans if head < count else spans[:1]
+    head = size - index
+    if count <= head:
+        return [Span(index, count)]
+    return [Span(index, head), Span(0, count - head)]
 
 
 def byte_ranges(places: Iterable[Span], size: int) -> Iterator[tuple[slice, slice]]:
