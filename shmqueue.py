@@ -42,7 +42,7 @@ The segment, in bytes
   WorkerStatus x W     a line that the worker writes, and one that the supervisor writes; see the table above them
   (a strategy's own)   its state and its locks; empty for the ring, see variants/
   LocalTaskQueue x W   two halves, each with room for a batch: first end | a lane of `batch` task slots | ends[batch] |
-                       stamps[batch + 1] | a log for the values
+                       stamps[batch + 1] | a log for the values, of which more is reserved as it is used
   TaskSlot128 x N      the ring
   heap                 pages for payloads that do not fit a slot; reserved as they are used
 
@@ -3793,8 +3793,7 @@ class Worker:
         calls, payloads = self._read_lane()
         words, end = self._words, half.end
         ends, stamps, log = half.ends, half.stamps, half.log
-        plain, dumps = self._ways_of_values()
-        room = len(log) - REFERRING * count  # so that each task can leave a record
+        plain, dumps, room = self._ways_of_values()
         clock = system.perf_counter
         last = began = stamps[0] = clock()
         stop = words[end] - first
@@ -3817,7 +3816,7 @@ class Worker:
                 else:
                     ends[task] = at = self._put(task, at, value)
                     at &= ~RECORD
-                    plain, dumps = self._ways_of_values()
+                    plain, dumps, room = self._ways_of_values()
                 before, last = last, clock()
                 if last - before > QUIET_SECONDS:
                     stamps[task] = before
@@ -3853,9 +3852,13 @@ class Worker:
                     os.sched_setscheduler(0, policy, os.sched_param(0))
                     self._policy = policy
 
-    def _ways_of_values(self) -> tuple[Any, Mapping[type, Callable[[Any], bytes]]]:
-        """Return the type of values that are appended as they are, and how others of the batch's kind become bytes."""
-        return (bytes if self._kind == BYTES else None), self._quick_dumps[self._kind]
+    def _ways_of_values(self) -> tuple[Any, Mapping[type, Callable[[Any], bytes]], int]:
+        """Return the type of values that are appended as they are, and how others of the batch's kind become bytes.
+
+        The last number is where they must end in the log, so that each task can leave a record.
+        """
+        plain = bytes if self._kind == BYTES else None
+        return plain, self._quick_dumps[self._kind], self._half.room - REFERRING * self._count
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[Any]]:
         """Return the calls and the payloads of the batch, one for each task. What is spoiled ends this worker."""
@@ -3939,7 +3942,9 @@ class Worker:
         half = self._half
         if at == 1 and kind <= CODED:
             self._kind = half.log[0] = kind
-        room = len(half.log) - at - 1 - REFERRING * (self._count - task - 1)  # each later task needs room for a record
+        later = REFERRING * (self._count - task - 1)  # each later task needs room for a record
+        half.make_room(at + 1 + len(data) + later)
+        room = half.room - at - 1 - later
         if kind == self._kind and 0 < len(data) <= room:
             end = at + len(data)
             half.log[at:end] = data
@@ -4156,16 +4161,26 @@ class Glance(NamedTuple):
         return max(0, self.end - self.first - self.done - 1)
 
 
+def free_bytes() -> int:
+    """Return how many bytes shared memory has left, or how many a file may have if these are fewer."""
+    space = os.statvfs(shared_directory())
+    free = space.f_bavail * space.f_frsize
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return free if limit == resource.RLIM_INFINITY else min(free, limit)
+
+
+def log_size(num_workers: int, batch: int) -> int:
+    """Return the bytes of a log. All logs together have an eighth of what is free, at most."""
+    size = min(LOG_BYTES, free_bytes() // (16 * num_workers))
+    return max(first_log_bytes(batch), size)
+
+
 def heap_size(rest: int) -> int:
     """Return the bytes of heap for a segment whose other parts have `rest` bytes.
 
-    At most half of what is free, since large values need room, and what a file may have.
+    At most half of what is free, since large values need room.
     """
-    space = os.statvfs(shared_directory())
-    size = min(HEAP_BYTES, (space.f_bavail * space.f_frsize - rest) // 2)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY:
-        size = min(size, limit - rest)
+    size = min(HEAP_BYTES, (free_bytes() - rest) // 2)
     return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
 
 
@@ -4245,10 +4260,16 @@ class SharedTaskQueue:
 
         Raises OSError (ENOSPC) if shared memory is too small. context: of multiprocessing, for a strategy's locks.
         """
-        sizes = [num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers)]
-        reserved = ctypes.sizeof(segment_layout(*sizes))
-        sizes.append(heap_size(reserved))
-        segment = Segment(name or new_name(), reserved + sizes[-1], reserved)
+        log = log_size(num_workers, batch)
+        sizes = [num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers), log]
+        layout = segment_layout(*sizes)
+        size = ctypes.sizeof(layout)
+        sizes.append(heap_size(size))
+        half = batch_half(slot_size, batch, log)
+        halves = range(layout.local.offset, layout.ring.offset, ctypes.sizeof(half))
+        reserved = [Span(0, layout.local.offset), Span(layout.ring.offset, layout.ring.size)]
+        reserved += [Span(start, half.log.offset + first_log_bytes(batch)) for start in halves]
+        segment = Segment(name or new_name(), size + sizes[-1], reserved)
         header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, sizes)))
         header.sum = sum(sizes) + segment.size
         header.owner_pid = os.getpid()
@@ -4270,7 +4291,7 @@ class SharedTaskQueue:
         if header.version != LAYOUT_VERSION or header.sum != sum(sizes) + segment.size:
             raise SpoiledSegmentError(f"segment {segment.name}: not of layout version {LAYOUT_VERSION}, or cut off")
         layout = segment_layout(*sizes)
-        self.num_slots, self.slot_size, self.num_workers, self.batch, _, heap_bytes = sizes
+        self.num_slots, self.slot_size, self.num_workers, self.batch, _, self.log_bytes, heap_bytes = sizes
         self.owner_pid = header.owner_pid
         self.segment = segment
         self.name = segment.name
@@ -4317,7 +4338,7 @@ class SharedTaskQueue:
     def halves(self, worker: int) -> tuple[Half, Half]:
         """Return a worker's two halves. They are made at the first look: a worker looks at its own only."""
         if worker not in self._halves:
-            layout = batch_half(self.slot_size, self.batch)
+            layout = batch_half(self.slot_size, self.batch, self.log_bytes)
             size = ctypes.sizeof(layout)
             first = self._local + 2 * worker * size
             self._halves[worker] = Half(self.segment, first, layout), Half(self.segment, first + size, layout)
@@ -4561,8 +4582,8 @@ class Segment:
 
     fd = -1
 
-    def __init__(self, name: str, size: int = 0, reserved: int = 0) -> None:
-        """Attach to the segment `name`, or create it with `size` bytes, and memory for the first `reserved`.
+    def __init__(self, name: str, size: int = 0, reserved: Sequence[Span] = ()) -> None:
+        """Attach to the segment `name`, or create it with `size` bytes, and memory for the spans `reserved`.
 
         Raises OSError: ENOSPC if there is not so much memory, ENOENT if there is no such segment.
         """
@@ -4584,14 +4605,16 @@ class Segment:
         self.size = len(self._map)
         self.words = self.window(0, self.size // 8 * 8, "Q")
 
-    def _allocate(self, size: int, reserved: int) -> None:
+    def _allocate(self, size: int, spans: Sequence[Span]) -> None:
         os.ftruncate(self.fd, size)
         try:
-            self.reserve(0, reserved)
+            for span in spans:
+                self.reserve(*span)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
             where = shared_directory()
+            reserved = sum(span.count for span in spans)
             space = os.statvfs(where)
             free = space.f_bavail * space.f_frsize
             whole = (space.f_blocks * space.f_frsize - free + reserved >> 20) + 64
@@ -4825,7 +4848,7 @@ PAYLOAD_FILE = 1 << 63  # set in where a payload begins: it is in a file of this
 RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not only the value's bytes
 RECORD_BYTE = 7 if sys.byteorder == "little" else 0  # of a word: the one with this bit, else 0
 LINE = 128  # two cache lines, since processors fetch them in pairs; different writers keep to different lines
-LOG_BYTES = 16 << 10  # the smallest log
+LOG_BYTES = 2 << 20
 HEAP_BYTES = 32 << 20
 
 
@@ -4873,7 +4896,7 @@ Word = ctypes.c_uint64 * (LINE // 8)  # a 64-bit word that has its line to itsel
 SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
 WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "printed", "command")
 SUPERVISOR_WORDS = ("harvested", "leave", "pid", "born")
-SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "heap_bytes")  # see segment_layout
+SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "log_bytes", "heap_bytes")  # segment_layout
 CONSTANTS = ("magic", "version", "owner_pid", "sum", "owner_start", *SIZES)
 
 
@@ -4907,7 +4930,8 @@ def task_slot(size: int) -> type[ctypes.Structure]:
 TaskSlot128 = task_slot(128)
 
 
-def batch_half(slot_size: int, batch: int) -> Any:
+@functools.cache
+def batch_half(slot_size: int, batch: int, log_bytes: int) -> Any:
     """Return the type of a half: the tasks of one batch, and what became of them."""
     word = ctypes.c_uint64
     fields = [
@@ -4915,9 +4939,14 @@ def batch_half(slot_size: int, batch: int) -> Any:
         ("lane", task_slot(slot_size) * batch),
         ("ends", word * batch),
         ("stamps", ctypes.c_double * (batch + 1)),
-        ("log", ctypes.c_uint8 * max(LOG_BYTES, batch * slot_size)),
+        ("log", ctypes.c_uint8 * log_bytes),
     ]
     return type("BatchHalf", (ctypes.Structure,), {"_fields_": padded(fields)})
+
+
+def first_log_bytes(batch: int) -> int:
+    """Return how much of a log is reserved from the start. Each task of a batch can leave a record there."""
+    return max(16 << 10, 1 + REFERRING * batch)
 
 
 class LocalTaskQueue(ctypes.Structure):
@@ -4926,10 +4955,10 @@ class LocalTaskQueue(ctypes.Structure):
 
 @functools.cache
 def segment_layout(
-    num_slots: int, slot_size: int, num_workers: int, batch: int, extra_bytes: int, heap_bytes: int = 0
+    num_slots: int, slot_size: int, num_workers: int, batch: int, extra_bytes: int, log_bytes: int, heap_bytes: int = 0
 ) -> Any:
     """Return the whole segment as one type. extra: a strategy's state and its locks, in whole lines."""
-    halves = [("halves", batch_half(slot_size, batch) * 2)]
+    halves = [("halves", batch_half(slot_size, batch, log_bytes) * 2)]
     local: Any = type("LocalTaskQueue", (LocalTaskQueue,), {"_fields_": halves})
     fields = [
         ("header", QueueHeader),
@@ -5061,7 +5090,10 @@ NO_VALUE = array.array("Q", [1]).tobytes()  # the `ends` word of the first task,
 
 
 class Half:
-    """One half of a worker's part of the segment. first, end: the indices of these words."""
+    """One half of a worker's part of the segment.
+
+    first, end: the indices of these words. room: how many bytes of the log are reserved, as this process knows.
+    """
 
     def __init__(self, segment: Segment, offset: int, layout: Any) -> None:
         def window(name: str, unit: str) -> Any:
@@ -5074,6 +5106,17 @@ class Half:
         self.log: memoryview = window("log", "B")
         batch = len(self.ends)
         self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, layout.lane.size // batch)
+        self.room = first_log_bytes(batch)
+        self._log_offset = offset + layout.log.offset
+        self._segment = segment
+
+    def make_room(self, size: int) -> None:
+        """Reserve the log up to `size` bytes at least, if it may be so large and there is memory (worker)."""
+        if self.room < size <= len(self.log):
+            size = min(len(self.log), max(size, 2 * self.room))
+            with contextlib.suppress(OSError):  # there is none
+                self._segment.reserve(self._log_offset + self.room, size - self.room)
+                self.room = size
 
     def clear(self, count: int) -> None:
         """Forget what became of an earlier batch, before one of `count` tasks comes here (worker)."""

@@ -27,7 +27,7 @@ def test_values_and_payloads_that_go_through_files(monkeypatch):
     lengths = []
     read = shmqueue.read_file
     monkeypatch.setattr(shmqueue.system, "read_file", lambda path, length: lengths.append(length) or read(path, length))
-    log, heap = 128 << 10, 32 << 20
+    log, heap = 2 << 20, 32 << 20
     with Supervisor([list_files, jobs.blow_up], workers=1, start_method="fork") as supervisor:
         sizes = [1000, heap // 2, heap // 2 + 1]
         found = [value for size in sizes for value in supervisor.map("list_files", [bytes(size)])]

@@ -292,6 +292,7 @@ def files_beside(label):
 
 def test_files_of_payloads_and_values_go_with_their_tasks(monkeypatch):
     monkeypatch.setattr(shmqueue, "HEAP_BYTES", 1 << 16)
+    monkeypatch.setattr(shmqueue, "LOG_BYTES", 1 << 16)
     monkeypatch.setattr(shmqueue, "FILE_BYTES", 1 << 20)
     large = [jobs.pattern(size) for size in range(200_000, 200_004)]
     with start([jobs.echo]) as supervisor:
@@ -308,6 +309,7 @@ def count_value_files(payload: bytes) -> bytes:
 
 
 def test_few_values_wait_in_files(monkeypatch):
+    monkeypatch.setattr(shmqueue, "LOG_BYTES", 1 << 15)
     monkeypatch.setattr(shmqueue, "SPILL_BYTES", 120_000)
     with start([count_value_files], workers=1, batch=20) as supervisor:
         counts = [int(value.split()[0]) for value in supervisor.map(count_value_files, [b""] * 20)]
@@ -328,12 +330,47 @@ def test_a_value_without_room_waits_for_some(monkeypatch, number, failures, stat
         write(path, data)
 
     monkeypatch.setattr(shmqueue.system, "write_file", refuse)
+    monkeypatch.setattr(shmqueue, "LOG_BYTES", 1 << 16)
     monkeypatch.setattr(shmqueue, "SPILL_TRIES", 10)
     large = jobs.pattern(200_000)
     result = only(jobs.echo, large, workers=1)
     assert (result.status, result.value) == (status, large if status == "ok" else None)
     if status == "failed":
         assert f"{os.strerror(number)}: no room for a value of 200,000 bytes" in result.error
+
+
+def blocks_of(supervisor):
+    """How much memory the segment has."""
+    return os.stat(shmqueue.path_of(supervisor.name)).st_blocks
+
+
+def test_a_log_has_memory_as_it_is_used():
+    with start([jobs.echo], workers=2, batch=8) as supervisor:
+        assert list(supervisor.map(jobs.echo, [b"x" * 10] * 100)) == [b"x" * 10] * 100
+        before = blocks_of(supervisor)
+        payloads = [jobs.pattern(size) for size in range(100_000, 100_010)]
+        assert list(supervisor.map(jobs.echo, payloads)) == payloads
+        assert blocks_of(supervisor) > before
+
+
+def test_a_log_without_memory_leaves_values_in_files(monkeypatch):
+    """What a worker has reserved stays as it is, and each task can leave something there."""
+    reserve, read = shmqueue.Segment.reserve, shmqueue.read_file
+    supervisor_pid = os.getpid()
+    lengths = []
+
+    def refuse(segment, offset, size):
+        if os.getpid() != supervisor_pid:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(segment, offset, size)
+
+    monkeypatch.setattr(shmqueue.Segment, "reserve", refuse)
+    monkeypatch.setattr(shmqueue.system, "read_file", lambda path, size: lengths.append(size) or read(path, size))
+    payloads = [jobs.pattern(size) for size in (10, 15_000, 15_000, 0, 100_000, 3)] * 20
+    with start([jobs.echo], workers=1, batch=50) as supervisor:
+        assert list(supervisor.map(jobs.echo, payloads)) == payloads
+        assert files_beside("v") == []
+    assert lengths.count(100_000) == 20
 
 
 def test_a_long_error_is_kept_in_part():

@@ -99,14 +99,15 @@ def test_every_64_bit_word_is_aligned(structure):
 @pytest.mark.parametrize(("num_slots", "workers", "batch"), [(2, 1, 1), (3, 3, 3), (17, 5, 7), (16384, 64, 128)])
 def test_every_part_of_the_segment_is_aligned(num_slots, slot_size, workers, batch):
     heap = 8 * mmap.PAGESIZE
-    layout = shmqueue.segment_layout(num_slots, slot_size, workers, batch, 0, heap)
-    half = shmqueue.batch_half(slot_size, batch)
+    log = 20_001
+    layout = shmqueue.segment_layout(num_slots, slot_size, workers, batch, 0, log, heap)
+    half = shmqueue.batch_half(slot_size, batch, log)
     lines = (layout.status.offset, layout.local.offset, ctypes.sizeof(half), half.lane.offset)
     assert [line % LINE for line in lines] == [0] * len(lines)
     starts = (half.ends.offset, half.stamps.offset, half.log.offset, layout.ring.offset)
     assert [start % 8 for start in starts] == [0] * len(starts)
     assert layout.local.size == workers * 2 * ctypes.sizeof(half)
-    assert half.log.size >= max(16 << 10, batch * slot_size)
+    assert half.log.size == log
     assert layout.ring.size == num_slots * slot_size
     assert layout.heap.offset % mmap.PAGESIZE == 0
     assert ctypes.sizeof(layout) == layout.heap.offset + heap

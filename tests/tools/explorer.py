@@ -233,6 +233,11 @@ class Gone(BaseException):
 # What the workers call. The first letter of a payload says what becomes of the task.
 
 
+def log_bytes(batch: int) -> int:
+    """All of a log is there from the start: what it has in one schedule must be the same in the next."""
+    return max(LOG_BYTES, batch * SLOT_SIZE)
+
+
 def payload_of(letter: str, number: int) -> bytes:
     """A small payload; for p one that goes to the heap, for P one that goes to a file."""
     sizes = {"p": SLOT_SIZE, "P": HEAP_PAGES * 4096 // 2 + 1}
@@ -784,7 +789,8 @@ class World:
         heap = HEAP_PAGES * 4096 if {"p", "P"} & set(self.scenario.tasks) else 0
         sizes = {
             "heap_size": lambda rest: heap,
-            "LOG_BYTES": LOG_BYTES,
+            "log_size": lambda workers, batch: log_bytes(batch),
+            "first_log_bytes": log_bytes,
             "BLOCK_BYTES": 3 * SLOT_SIZE,  # two payloads of p
             "segment_layout": functools.cache(shmqueue.segment_layout.__wrapped__),
         }
@@ -802,8 +808,9 @@ class World:
         self._made, self._primitives, self.status = made, made.primitives, made.status
         heap = len(made.heap)
         extra = queue.extra_bytes(scenario.num_slots, scenario.workers)
-        self.layout = shmqueue.segment_layout(scenario.num_slots, SLOT_SIZE, scenario.workers, batch, extra, heap)
-        self.half_layout = shmqueue.batch_half(SLOT_SIZE, batch)
+        sizes = scenario.num_slots, SLOT_SIZE, scenario.workers, batch, extra, log_bytes(batch), heap
+        self.layout = shmqueue.segment_layout(*sizes)
+        self.half_layout = shmqueue.batch_half(SLOT_SIZE, batch, log_bytes(batch))
         self.memory = made.segment.window(0, self.layout.heap.offset + heap)
         self._image = bytes(self.memory)
         self.firsts = [[half.first for half in made.halves(worker)] for worker in range(made.num_workers)]
