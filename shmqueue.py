@@ -255,7 +255,8 @@ class Reading(itertools.chain[Any]):
 class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
-    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE.
+    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE, which is
+        no function's.
     workers: the number of processes; None: one for each processor that this process may use; 0: the functions run in
         this process, where a debugger stops in them.
     num_slots: the number of tasks that the ring holds.
@@ -848,7 +849,7 @@ def number_functions(functions: Any) -> dict[int, Function]:
     if not numbered:
         raise ValueError("functions is empty: at least one is needed")
     for fn_id, function in numbered.items():
-        check_number("fn_id", fn_id, (1, (1 << 31) - 1))
+        check_number("fn_id", fn_id, (TERMINATE + 1, (1 << 31) - 1))
         if not callable(function) or not isinstance(function, collections.abc.Hashable):
             raise TypeError(f"functions: {function!r} is not a callable with a hash")
     return numbered if max(numbered) <= FN_ID else dict(enumerate(numbered.values(), 1))  # the bits above are ours
@@ -1109,7 +1110,6 @@ class Calls(Source):
                 try:
                     for result in supervisor.run(self):
                         self._settle(result)
-                    supervisor.abort()  # nothing is left to do, so do not wait for workers that are still starting
                 finally:
                     with self._lock:
                         self._rung = True
@@ -1457,14 +1457,16 @@ class Run:
                     self.request(self._withdraw)
 
     def finish(self, job: Job, report: Callable[[], None]) -> None:
-        """Finish what is outstanding, send TERMINATE to every worker, and wait until they have left."""
+        """Finish what is outstanding, and have every worker leave. Those that are still starting are killed."""
         self.paused = False
         while self._ledger.unfinished() and not self.over:
             self.step(job, report)
         self._pool.closing = True
-        count = len(self._pool.living())
-        if count:
-            self._ledger.fresh.append(terminate_tasks(count))
+        for lane in self._pool.living():
+            if lane.is_ready():
+                lane.retire()
+            else:
+                lane.process.kill()
         deadline = system.monotonic() + STOP_SECONDS
         while self._pool.living() and system.monotonic() < deadline and not self.over:
             self.step(job, report)
@@ -2317,8 +2319,6 @@ class Ledger:
         for tasks, start, stop in self._take(position, count):
             part = slice(done, done + stop - start)
             done += stop - start
-            if tasks.job is None:
-                continue
             if isinstance(seconds, float):
                 spent = seconds * (stop - start)
                 times: Any = same(seconds, stop - start)
@@ -2335,9 +2335,6 @@ class Ledger:
     def charge(self, worker: int, position: int, failure: Failure, seconds: float, started: float) -> None:
         """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
         for tasks, at, _ in self._take(position, 1):
-            if tasks.job is None:  # another worker is to leave by it
-                self.again.append(tasks.part(at, at + 1))
-                return
             result = TaskResult(
                 tsk_id=tasks.tsk_ids[at],
                 function=self.names[tasks.fn_ids[at]],
@@ -2431,15 +2428,14 @@ class Ledger:
         else:
             waiting.append(tasks)
 
-    def _is_cancelled(self, job: Job | None) -> bool:
-        return job is not None and (job.cancelled or self.stopping)
+    def _is_cancelled(self, job: Job) -> bool:
+        return job.cancelled or self.stopping
 
     def end(self, tasks: Tasks, status: str = "cancelled", error: str = CANCELLED) -> None:
         """Give this outcome to tasks that are not in the queue. One that was tried before keeps its last result."""
-        if tasks.job is not None:
-            for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
-                result = TaskResult(tsk_id, self.names[fn_id], payload, status, None, error, 0, None, 0.0)
-                self._finish(tasks.job, tasks.last or result)
+        for tsk_id, fn_id, payload in zip(tasks.tsk_ids, tasks.fn_ids, tasks.payloads):
+            result = TaskResult(tsk_id, self.names[fn_id], payload, status, None, error, 0, None, 0.0)
+            self._finish(tasks.job, tasks.last or result)
 
     def end_all(self, status: str, error: str) -> None:
         """Give all remaining tasks this outcome. Call it when no worker lives."""
@@ -2548,7 +2544,6 @@ class Retries(NamedTuple):
 class Tasks:
     """Tasks of one job in equal columns. They wait to be pushed, or are in the queue.
 
-    job: None for TERMINATE, which has no result.
     payloads: as they were given.
     data: as they travel, until they are packed. marked: the fn_ids with the payloads' kinds.
     slots: the tasks as they lie in the ring, once they are packed. They are packed once, because a Structure may change
@@ -2568,7 +2563,7 @@ class Tasks:
 
     def __init__(
         self,
-        job: Job | None,
+        job: Job,
         tsk_ids: Sequence[int],
         fn_ids: array.array[int],
         payloads: Sequence[Any],
@@ -2629,12 +2624,6 @@ def map_alike(call: Callable[[Any], int], values: Sequence[Any]) -> array.array[
 def one_if_alike(fn_ids: array.array[int]) -> array.array[int]:
     """Return one of the fn_ids if all are the same, else all."""
     return fn_ids[:1] if fn_ids == fn_ids[:1] * len(fn_ids) else fn_ids
-
-
-def terminate_tasks(count: int) -> Tasks:
-    """Return `count` TERMINATE tasks. Each makes the worker that claims it leave."""
-    empty = [b""] * count
-    return Tasks(None, [0] * count, array.array("I", [TERMINATE] * count), empty, empty)
 
 
 class Block:
@@ -3723,14 +3712,12 @@ class Worker:
         self._words = queue.words
         self._status = queue.status[index]
         self._structures = structures_of(options.functions.values())
-        self._calls = {TERMINATE: self._terminate, **calls_of(options.functions, options.codec)}
+        self._calls = calls_of(options.functions, options.codec)
         self._quick_dumps = QUICK_DUMPS if options.codec is None else {**QUICK_DUMPS, CODED: {}}
         self._kind = BYTES  # of a batch's values; a batch begins with the kind of the one before
         self._half = queue.half(index, 0)  # of the batch that runs
         self._first = 0  # its positions are [first, first + count)
         self._count = 0
-        self._payloads: list[Any] = []  # of that batch; if it is emptied, the batch ends after this task
-        self._leaving = False
         self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
         self._policy = SCHED_OTHER
@@ -3761,7 +3748,7 @@ class Worker:
         queue, words, poll = self._queue, self._words, system.poll()
         poll.register(self._wake, select.POLLIN)
         claim = None
-        while not self._leaving:
+        while self._left > 0:
             limit = words[self._status + LIMIT] = int(min(self._limit, self._left))
             before = claim
             claim = queue.claim(self._index, limit)
@@ -3799,7 +3786,7 @@ class Worker:
         stop = words[end] - first
         done, at = 0, 1
         value: Any = None
-        while done < stop and not self._leaving:
+        while done < stop:
             for task, call, payload in zip(range(done, stop), calls, payloads):
                 try:
                     value = call(payload)
@@ -3826,7 +3813,6 @@ class Worker:
             done = task + 1
             stop = words[end] - first
         self._end_batch(done, at, began, last)
-        self._payloads = []  # it may be large
         self._kind = {type(None): self._kind, bytes: BYTES, str: TEXT}.get(type(value), CODED)
 
     def _begin_batch(self, first: int, count: int) -> Half:
@@ -3862,11 +3848,11 @@ class Worker:
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[Any]]:
         """Return the calls and the payloads of the batch, one for each task. What is spoiled ends this worker."""
-        fn_ids, self._payloads = self._half.lane.get(0, self._count)
+        fn_ids, in_slots = self._half.lane.get(0, self._count)
         each: Sequence[int] = one_if_alike(fn_ids)
-        payloads: Iterable[Any] = self._payloads
+        payloads: Iterable[Any] = in_slots
         if max(each) & OUT_OF_LINE:
-            payloads = self._fetch(fn_ids)
+            payloads = self._fetch(fn_ids, in_slots)
             each = [fn_id & ~OUT_OF_LINE for fn_id in each]
         if len(each) > 1:
             return map(self._calls.__getitem__, each), iter(payloads)
@@ -3877,11 +3863,11 @@ class Worker:
                 call = call.function
         return itertools.repeat(call), iter(payloads)
 
-    def _fetch(self, fn_ids: Sequence[int]) -> Iterable[bytes]:
+    def _fetch(self, fn_ids: Sequence[int], in_slots: Sequence[bytes]) -> Iterable[bytes]:
         """Return the payloads of the batch, of which some are out of line: a list, or piece by piece if it is large."""
         begins, ends = self._half.lane.places(self._count)
-        if self._payloads:  # some are in their slots
-            slots = zip(fn_ids, self._payloads, begins, ends)
+        if in_slots:  # some are
+            slots = zip(fn_ids, in_slots, begins, ends)
             return (self._fetch_one(*place) if fn_id & OUT_OF_LINE else payload for fn_id, payload, *place in slots)
         edges = [0, self._count]
         if begins[1:] != ends[:-1]:  # they lie in several places
@@ -3907,11 +3893,6 @@ class Worker:
             raise SpoiledSegmentError(f"bytes {begin:,} to {end:,} are not in the heap")
         return fetched
 
-    def _terminate(self, payload: bytes) -> None:
-        """Begin no more tasks. Behind this one there are others of its kind only."""
-        self._leaving = True
-        self._payloads.clear()
-
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
         """Note the end of a batch, and choose the size of the next one: at most 8 times as many tasks as before.
 
@@ -3920,8 +3901,6 @@ class Worker:
         if done:
             self._half.stamps[done] = last
         self._left -= done
-        if self._left <= 0:
-            self._leaving = True
         if self._options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
             by_room = len(self._half.log) * 3 // 4 * done // at
@@ -4842,7 +4821,7 @@ system = System()
 
 MAGIC = int.from_bytes(b"shmqueue", "little")
 LAYOUT_VERSION = 3
-TERMINATE = 0  # the fn_id that makes the worker which takes it leave
+TERMINATE = 0  # the fn_id of no function
 OUT_OF_LINE = 1 << 28  # set in a fn_id: the slot says where the payload is
 PAYLOAD_FILE = 1 << 63  # set in where a payload begins: it is in a file of this number
 RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not only the value's bytes

@@ -227,6 +227,11 @@ class HarvestsTooFar(SharedTaskQueue):
         return [self.words[status + CLAIMS] for status in self.status]
 
 
+class NeverTellsToLeave(SharedTaskQueue):
+    def tell_to_leave(self, worker):
+        pass
+
+
 class NeverTellsHarvested(SharedTaskQueue):
     harvest = mistaken(SharedTaskQueue.harvest, drop(store("HARVESTED")))
 
@@ -474,12 +479,6 @@ class ChargesWrong(Ledger):
         super().charge(worker, max(self._placed[0].first, position - 1), *about, **more)
 
 
-class SendsTooFewTerminates(Ledger):
-    """Loses the TERMINATE that a worker had in hand when it died, which another worker is to leave by."""
-
-    charge = mistaken(Ledger.charge, drop(call("append")))
-
-
 class FreesPagesEarly(Packer):
     """Frees the pages of a block once its tasks are pushed."""
 
@@ -529,6 +528,7 @@ MISTAKES = [
     (HarvestsUnlocked, "nothing returned", Bounds()),
     (HarvestsTooFar, "nothing returned", Bounds()),
     (NeverTellsHarvested, "one worker, one at a time", Bounds()),
+    (NeverTellsToLeave, "left", Bounds()),
     (PushesUnlocked, "nothing returned", ONE_PREEMPTION),
     (WritesTheRingLate, "nothing returned", ONE_PREEMPTION),
     (NeverSaysTheSupervisorSleeps, "nothing returned", Bounds()),
@@ -565,7 +565,6 @@ MISTAKES = [
     (KillsTheNext, "two too slow", CONT_OF_A_SLOW_ONE),
     (NeverContinues, "one batch", ONE_HALT),
     (ChargesWrong, "one batch", ONE_KILL),
-    (SendsTooFewTerminates, "left", ONE_KILL),
     (FreesPagesEarly, "heap", ONE_PREEMPTION),
     (RingsOnce, "one after the other", ONE_KILL),
     (RingsForTheFirstSleep, "small ring", ONE_PREEMPTION),

@@ -13,18 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shmqueue import (
-    Block,
-    Failure,
-    Job,
-    Ledger,
-    OrderedJob,
-    Retries,
-    SpoiledSegmentError,
-    TaskError,
-    take_tasks,
-    terminate_tasks,
-)
+from shmqueue import Block, Failure, Job, Ledger, OrderedJob, Retries, SpoiledSegmentError, TaskError, take_tasks
 from tests import jobs
 
 WAITS, PAUSES = "waits", "pauses"
@@ -56,7 +45,6 @@ class LedgerModel(RuleBasedStateMachine):
         self.ended = {}
         self.delivered = [[] for _ in self.jobs]
         self.blocks = []  # (tsk_ids, how often it was freed)
-        self.terminates = set()  # positions
         self.next_position = 0
         for number in range(3):  # so that there is something to do from the start
             self.admit(number, [b"first", "second", b"third"])
@@ -119,21 +107,13 @@ class LedgerModel(RuleBasedStateMachine):
         self.next_position += size + gap
         self.ledger.placed(tasks, spans)
         positions = [first + i for first, length in spans for i in range(length)]
-        if tasks.job is None:
-            self.terminates.update(positions)
-        else:
-            self.where.update(zip(tasks.tsk_ids, positions))
+        self.where.update(zip(tasks.tsk_ids, positions))
 
     def add_block(self, tasks):
         """As the packer does for payloads that do not fit their slots."""
         unused = collections.deque()
         tasks.block = Block(lambda: None, unused)
         self.blocks.append((list(tasks.tsk_ids), unused))
-
-    @precondition(lambda self: not self.terminates)
-    @rule(count=SIZES)
-    def push_terminate(self, count):
-        self.place(terminate_tasks(count), 0, 0)
 
     # Out of the queue.
 
@@ -189,15 +169,6 @@ class LedgerModel(RuleBasedStateMachine):
         for position in range(first, first + count):
             self.wait(places[position])
 
-    @precondition(lambda self: self.terminates)
-    @rule()
-    def leave(self):
-        """A worker has taken TERMINATE, which has no outcome. One that dies with it in hand leaves it for another."""
-        self.ledger.complete(0, self.terminates.pop(), 1, None, 0.0, 0.0)
-        if self.terminates:
-            self.ledger.charge(0, self.terminates.pop(), FAILURE._replace(status="crashed"), 0.0, 0.0)
-            self.place(self.ledger.again.pop(), 0, 0)
-
     @rule()
     def pauses_end(self):
         self.ledger.take_due(math.inf)
@@ -237,7 +208,7 @@ class LedgerModel(RuleBasedStateMachine):
     @rule(position=st.integers(0, 30))
     def spoil(self, position):
         """An outcome for a position without a task, or a second one, is refused and changes nothing."""
-        if position not in self.places() and position not in self.terminates:
+        if position not in self.places():
             for outcome in (self.ledger.give_back, lambda *at: self.ledger.complete(0, *at, None, 0.0, 0.0)):
                 with pytest.raises(SpoiledSegmentError):
                     outcome(position, 1)
@@ -253,8 +224,8 @@ class LedgerModel(RuleBasedStateMachine):
     @invariant()
     def accounts_agree(self):
         ledger = self.ledger
-        assert ledger.in_queue() == len(self.places()) + len(self.terminates)
-        assert ledger.unfinished() == len(self.where) + len(self.terminates)
+        assert ledger.in_queue() == len(self.places())
+        assert ledger.unfinished() == len(self.where)
         for job in self.jobs:
             assert job.outstanding == sum(self.owner[tsk_id] is job for tsk_id in self.where)
         for tsk_id in self.owner:
@@ -299,7 +270,6 @@ class LedgerModel(RuleBasedStateMachine):
         """The run ends early: whatever has no outcome gets one."""
         if hasattr(self, "ledger"):
             self.ledger.end_all("cancelled", "the run has ended")
-            self.terminates.clear()
             for tsk_id in list(self.where):
                 self.end_early(tsk_id)
             assert self.ended.keys() == self.owner.keys()

@@ -590,6 +590,7 @@ def test_workers_leave_by_themselves_and_nothing_is_left(queue, method, capfd, m
     monkeypatch.setattr(shmqueue.Process, "kill", lambda handle, *why: (kills.append(why), kill(handle, *why)))
     with start([jobs.echo], queue, start_method=method) as supervisor:
         assert len(list(supervisor.run(numbers(100)))) == 100
+        assert wait_until(lambda: asleep(supervisor))
         path = supervisor._queue.segment.path
         has_semaphore = queue.strategy == "single_lock" and method != "fork"  # one that has a name
         names = [supervisor._queue._lock.shared[0]._semlock.name] if has_semaphore else []
@@ -599,6 +600,19 @@ def test_workers_leave_by_themselves_and_nothing_is_left(queue, method, capfd, m
     assert glob.glob(path + "*") == []
     assert [file for file in named if os.path.exists(file)] == []
     assert capfd.readouterr().err == ""
+
+
+def wait_for_ever_in_worker_1():
+    if os.environ["SHMQUEUE_WORKER"] == "1":
+        time.sleep(10 * HANG)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_worker_that_is_still_starting_is_not_waited_for(queue, method, monkeypatch):
+    monkeypatch.setattr(shmqueue, "STOP_SECONDS", 10 * HANG)
+    options = {"workers": 2, "initializer": wait_for_ever_in_worker_1, "start_method": method}
+    with start([jobs.echo], queue, **options) as supervisor:
+        assert wait_until(lambda: supervisor._pool.lanes[0].is_ready())
 
 
 def run_module(module, folder, *arguments):

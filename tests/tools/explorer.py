@@ -1026,6 +1026,8 @@ class World:
     def _serve(self, options: Any, pipes: Any, actor: Actor) -> None:
         queue = self._seat(actor)
         actor.body = self._worker(queue, actor.worker, options, *(end.fileno() for end in pipes))
+        if self.scenario.close:  # a worker that is still starting is killed
+            queue.words[queue.status[actor.worker] + shmqueue.READY] = 1
         actor.body.serve()
 
     def task(self, payload: bytes) -> bytes | str | None:
@@ -1661,9 +1663,7 @@ class World:
         if sum(status == "crashed" for _, status, _, _ in self.results) > crashed:
             self.fail(f"more tasks crashed than the {crashed} workers killed")
         ledger = supervisor._ledger
-        if left := [
-            tasks.tsk_ids for tasks in (*ledger.again, *ledger.fresh, *ledger._placed) if tasks.job is not None
-        ]:
+        if left := [tasks.tsk_ids for tasks in (*ledger.again, *ledger.fresh, *ledger._placed)]:
             self.fail(f"tasks are left: {left}")
         if self.files:
             self.fail(f"files are left: {sorted(self.files)}")
