@@ -3820,7 +3820,6 @@ class Worker:
         self._count = count
         self._recent = max(count, self._recent // 2)
         self._schedule(SCHED_BATCH if self._recent >= MANY else SCHED_OTHER)
-        self._files.written = 0
         self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
         self._half.log[0] = self._kind
         return self._half
@@ -3896,7 +3895,7 @@ class Worker:
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
         """Note the end of a batch, and choose the size of the next one: at most 8 times as many tasks as before.
 
-        It should take BATCH_SECONDS, and fill at most three quarters of a log and a quarter of SPILL_BYTES.
+        It should take BATCH_SECONDS, and fill at most three quarters of a log.
         """
         if done:
             self._half.stamps[done] = last
@@ -3904,8 +3903,7 @@ class Worker:
         if self._options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
             by_room = len(self._half.log) * 3 // 4 * done // at
-            by_files = SPILL_BYTES // 4 * done // max(1, self._files.written)
-            self._limit = max(1, min(8 * self._limit, by_time, by_room, by_files))
+            self._limit = max(1, min(8 * self._limit, by_time, by_room))
 
     # Values that the loop does not put into the log itself.
 
@@ -3967,13 +3965,9 @@ def refuse_breakpoint(*_: object, **__: object) -> None:
 
 
 class ValueFiles:
-    """Writes values that do not fit the log to files beside the segment. The supervisor removes those that it has read.
-
-    written: bytes of this batch's values.
-    """
+    """Writes values that do not fit the log to files beside the segment. The supervisor removes what it has read."""
 
     def __init__(self, segment: Segment) -> None:
-        self.written = 0
         self._segment = segment
         self._left: collections.deque[tuple[str, int]] = collections.deque()  # paths and bytes of files, oldest first
 
@@ -3997,7 +3991,6 @@ class ValueFiles:
                 alone += not self._left
             system.sleep(SPILL_SECONDS)
         self._left.append((path, len(data)))
-        self.written += len(data)
         if not system.exists(self._segment.path):  # the run is over, and nobody else would remove the file
             system.unlink(path)
         return None
