@@ -4142,9 +4142,9 @@ def free_bytes() -> int:
 
 
 def log_size(num_workers: int, batch: int) -> int:
-    """Return the bytes of a log. All logs together have an eighth of what is free, at most."""
+    """Return the bytes of a log: at most its share of an eighth of what is free; a power of two, so that few differ."""
     size = min(LOG_BYTES, free_bytes() // (16 * num_workers))
-    return max(first_log_bytes(batch), size)
+    return max(first_log_bytes(batch), 1 << size.bit_length() >> 1)
 
 
 def heap_size(rest: int) -> int:
