@@ -3895,15 +3895,18 @@ class Worker:
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
         """Note the end of a batch, and choose the size of the next one: at most 8 times as many tasks as before.
 
-        It should take BATCH_SECONDS, and fill at most three quarters of a log.
+        It should take BATCH_SECONDS, and fill at most three quarters of what its log has then.
         """
         if done:
             self._half.stamps[done] = last
         self._left -= done
         if self._options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
-            by_room = len(self._half.log) * 3 // 4 * done // at
-            self._limit = max(1, min(8 * self._limit, by_time, by_room))
+            wanted = min(8 * self._limit, by_time, self._queue.batch)
+            each = REFERRING + at / done  # bytes of a task in the log
+            half = self._queue.half(self._index, self._words[self._status + CLAIMS] + 1)
+            half.make_room(min(len(half.log), int(wanted * each * 4 / 3)))
+            self._limit = max(1, min(wanted, int(half.room * 3 / 4 / each)))
 
     # Values that the loop does not put into the log itself.
 
@@ -4141,10 +4144,12 @@ def free_bytes() -> int:
     return free if limit == resource.RLIM_INFINITY else min(free, limit)
 
 
-def log_size(num_workers: int, batch: int) -> int:
-    """Return the bytes of a log: at most its share of an eighth of what is free; a power of two, so that few differ."""
-    size = min(LOG_BYTES, free_bytes() // (16 * num_workers))
-    return max(first_log_bytes(batch), 1 << size.bit_length() >> 1)
+def log_size(first: int, share: int) -> int:
+    """Return the bytes of a log that has `first` of them from the start: not more than `share` if that is possible.
+
+    It is a power of two otherwise, so that few layouts are kept.
+    """
+    return max(first, 1 << max(0, min(LOG_BYTES, share)).bit_length() >> 1)
 
 
 def heap_size(rest: int) -> int:
@@ -4232,15 +4237,17 @@ class SharedTaskQueue:
 
         Raises OSError (ENOSPC) if shared memory is too small. context: of multiprocessing, for a strategy's locks.
         """
-        log = log_size(num_workers, batch)
-        sizes = [num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers), log]
+        first = first_log_bytes(batch * slot_size)
+        sizes = [num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers), first]
+        left = free_bytes() - ctypes.sizeof(segment_layout(*sizes))
+        sizes[-1] = log_size(first, left // (16 * num_workers))  # all logs may take an eighth
         layout = segment_layout(*sizes)
         size = ctypes.sizeof(layout)
+        half = batch_half(slot_size, batch, sizes[-1])
         sizes.append(heap_size(size))
-        half = batch_half(slot_size, batch, log)
         halves = range(layout.local.offset, layout.ring.offset, ctypes.sizeof(half))
         reserved = [Span(0, layout.local.offset), Span(layout.ring.offset, layout.ring.size)]
-        reserved += [Span(start, half.log.offset + first_log_bytes(batch)) for start in halves]
+        reserved += [Span(start, half.log.offset + first) for start in halves]
         segment = Segment(name or new_name(), size + sizes[-1], reserved)
         header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, sizes)))
         header.sum = sum(sizes) + segment.size
@@ -4579,15 +4586,15 @@ class Segment:
 
     def _allocate(self, size: int, spans: Sequence[Span]) -> None:
         os.ftruncate(self.fd, size)
+        where = shared_directory()
+        space = os.statvfs(where)
         try:
             for span in spans:
                 self.reserve(*span)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
-            where = shared_directory()
             reserved = sum(span.count for span in spans)
-            space = os.statvfs(where)
             free = space.f_bavail * space.f_frsize
             whole = (space.f_blocks * space.f_frsize - free + reserved >> 20) + 64
             message = (
@@ -4916,9 +4923,9 @@ def batch_half(slot_size: int, batch: int, log_bytes: int) -> Any:
     return type("BatchHalf", (ctypes.Structure,), {"_fields_": padded(fields)})
 
 
-def first_log_bytes(batch: int) -> int:
+def first_log_bytes(lane_bytes: int) -> int:
     """Return how much of a log is reserved from the start. Each task of a batch can leave a record there."""
-    return max(16 << 10, 1 + REFERRING * batch)
+    return max(16 << 10, lane_bytes // 2)
 
 
 class LocalTaskQueue(ctypes.Structure):
@@ -5078,12 +5085,12 @@ class Half:
         self.log: memoryview = window("log", "B")
         batch = len(self.ends)
         self.lane = TaskSlots(segment, offset + layout.lane.offset, batch, layout.lane.size // batch)
-        self.room = first_log_bytes(batch)
+        self.room = first_log_bytes(layout.lane.size)
         self._log_offset = offset + layout.log.offset
         self._segment = segment
 
     def make_room(self, size: int) -> None:
-        """Reserve the log up to `size` bytes at least, if it may be so large and there is memory (worker)."""
+        """Reserve `size` bytes of the log at least, if it may be so large and there is memory (worker)."""
         if self.room < size <= len(self.log):
             size = min(len(self.log), max(size, 2 * self.room))
             with contextlib.suppress(OSError):  # there is none

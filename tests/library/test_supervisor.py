@@ -353,18 +353,32 @@ def test_a_log_has_memory_as_it_is_used():
         assert blocks_of(supervisor) > before
 
 
-def test_a_log_without_memory_leaves_values_in_files(monkeypatch):
-    """What a worker has reserved stays as it is, and each task can leave something there."""
-    reserve, read = shmqueue.Segment.reserve, shmqueue.read_file
-    supervisor_pid = os.getpid()
-    lengths = []
+def no_memory_for_workers(monkeypatch):
+    """As if shared memory were full as soon as the segment is there."""
+    reserve, supervisor = shmqueue.Segment.reserve, os.getpid()
 
     def refuse(segment, offset, size):
-        if os.getpid() != supervisor_pid:
+        if os.getpid() != supervisor:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         reserve(segment, offset, size)
 
     monkeypatch.setattr(shmqueue.Segment, "reserve", refuse)
+
+
+@pytest.mark.parametrize("size", [8, 100, 1000])
+def test_values_fit_what_is_there_of_a_log_where_memory_is_full(monkeypatch, size):
+    """Batches become as small as that needs."""
+    no_memory_for_workers(monkeypatch)
+    monkeypatch.setattr(shmqueue.system, "write_file", lambda *_: os.open("/dev/full/", os.O_WRONLY))  # an OSError
+    payloads = [jobs.pattern(size)] * 20_000
+    with start([jobs.echo], workers=2) as supervisor:
+        assert list(supervisor.map(jobs.echo, payloads)) == payloads
+
+
+def test_a_log_without_memory_leaves_values_in_files(monkeypatch):
+    """What a worker has reserved stays as it is, and each task can leave something there."""
+    read, lengths = shmqueue.read_file, []
+    no_memory_for_workers(monkeypatch)
     monkeypatch.setattr(shmqueue.system, "read_file", lambda path, size: lengths.append(size) or read(path, size))
     payloads = [jobs.pattern(size) for size in (10, 15_000, 15_000, 0, 100_000, 3)] * 20
     with start([jobs.echo], workers=1, batch=50) as supervisor:

@@ -233,9 +233,9 @@ class Gone(BaseException):
 # What the workers call. The first letter of a payload says what becomes of the task.
 
 
-def log_bytes(batch: int) -> int:
+def log_bytes(lane_bytes: int) -> int:
     """All of a log is there from the start: what it has in one schedule must be the same in the next."""
-    return max(LOG_BYTES, batch * SLOT_SIZE)
+    return max(LOG_BYTES, lane_bytes)
 
 
 def payload_of(letter: str, number: int) -> bytes:
@@ -789,7 +789,7 @@ class World:
         heap = HEAP_PAGES * 4096 if {"p", "P"} & set(self.scenario.tasks) else 0
         sizes = {
             "heap_size": lambda rest: heap,
-            "log_size": lambda workers, batch: log_bytes(batch),
+            "log_size": lambda first, share: first,
             "first_log_bytes": log_bytes,
             "BLOCK_BYTES": 3 * SLOT_SIZE,  # two payloads of p
             "segment_layout": functools.cache(shmqueue.segment_layout.__wrapped__),
@@ -808,9 +808,10 @@ class World:
         self._made, self._primitives, self.status = made, made.primitives, made.status
         heap = len(made.heap)
         extra = queue.extra_bytes(scenario.num_slots, scenario.workers)
-        sizes = scenario.num_slots, SLOT_SIZE, scenario.workers, batch, extra, log_bytes(batch), heap
+        log = log_bytes(batch * SLOT_SIZE)
+        sizes = scenario.num_slots, SLOT_SIZE, scenario.workers, batch, extra, log, heap
         self.layout = shmqueue.segment_layout(*sizes)
-        self.half_layout = shmqueue.batch_half(SLOT_SIZE, batch, log_bytes(batch))
+        self.half_layout = shmqueue.batch_half(SLOT_SIZE, batch, log)
         self.memory = made.segment.window(0, self.layout.heap.offset + heap)
         self._image = bytes(self.memory)
         self.firsts = [[half.first for half in made.halves(worker)] for worker in range(made.num_workers)]
