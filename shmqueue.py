@@ -3542,9 +3542,12 @@ def process_exists(pid: int) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+valid_signals = functools.cache(signal.valid_signals)  # it takes a tenth of a millisecond
+
+
 def handled_signals() -> list[int]:
     """Return the signals for which this process has a handler in Python."""
-    return [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
+    return [number for number in valid_signals() if callable(signal.getsignal(number))]
 
 
 @contextlib.contextmanager
@@ -4006,7 +4009,7 @@ def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
     as well. Without pidfds its pid is checked from time to time.
     """
     # A signal that this thread takes would not interrupt what a function waits for in the main thread.
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    signal.pthread_sigmask(signal.SIG_BLOCK, valid_signals())
     poll = system.poll()
     poll.register(wake, 0)  # hear only that it is closed
     watched = False
