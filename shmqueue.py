@@ -3905,11 +3905,14 @@ class Worker:
         self._left -= done
         if self._options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
-            wanted = min(8 * self._limit, by_time, self._queue.batch)
+            self._limit = max(1, min(8 * self._limit, by_time))  # not only what a claim may have: see share()
+            most = self._queue.batch
             each = REFERRING + at / done  # bytes of a task in the log
             half = self._queue.half(self._index, self._words[self._status + CLAIMS] + 1)
-            half.make_room(min(len(half.log), int(wanted * each * 4 / 3)))
-            self._limit = max(1, min(wanted, int(half.room * 3 / 4 / each)))
+            half.make_room(min(len(half.log), int(min(self._limit, most) * each * 4 / 3)))
+            fitting = int(half.room * 3 / 4 / each)
+            if fitting < most:
+                self._limit = max(1, min(self._limit, fitting))
 
     # Values that the loop does not put into the log itself.
 
