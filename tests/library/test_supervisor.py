@@ -339,6 +339,18 @@ def test_a_value_without_room_waits_for_some(monkeypatch, number, failures, stat
         assert f"{os.strerror(number)}: no room for a value of 200,000 bytes" in result.error
 
 
+def test_how_many_tasks_take_a_batchs_time_may_be_more_than_a_batch_has():
+    """A claim takes an eighth of it at least: else many workers would have a few short tasks each."""
+    with start([jobs.quiet], workers=1, num_slots=32) as supervisor:
+        queue = supervisor._queue
+
+        def is_more():
+            assert list(supervisor.map("quiet", [b""] * 2000)) == [None] * 2000
+            return queue.words[queue.status[0] + shmqueue.LIMIT] > queue.batch == 32
+
+        assert wait_until(is_more)
+
+
 def blocks_of(supervisor):
     """How much memory the segment has."""
     return os.stat(shmqueue.path_of(supervisor.name)).st_blocks
