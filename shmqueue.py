@@ -255,8 +255,7 @@ class Reading(itertools.chain[Any]):
 class Supervisor:
     """Puts tasks through worker processes. Used from one thread; several threads may each have their own.
 
-    functions: a sequence of callables, or a mapping {fn_id: callable}; fn_id 0 is TERMINATE, which is
-        no function's.
+    functions: a sequence of callables, or a mapping {fn_id: callable}; no function has fn_id 0, TERMINATE.
     workers: the number of processes; None: one for each processor that this process may use; 0: the functions run in
         this process, where a debugger stops in them.
     num_slots: the number of tasks that the ring holds.
@@ -1070,7 +1069,6 @@ class Calls(Source):
         return self.add(Slot(), (function, chunk, None))
 
     def add(self, future: Any, call: Any) -> Any:
-        """Take a call, and return its future."""
         if os.getpid() != self._owner:
             raise RuntimeError("cannot schedule new futures in a forked child: make an Executor of its own")
         with self._lock:
@@ -1096,7 +1094,6 @@ class Calls(Source):
             self._thread.join()
 
     def _ring(self) -> None:
-        """Have the thread look at what has changed."""
         if not self._rung:
             self._rung = True
             self._wake()
@@ -1104,7 +1101,6 @@ class Calls(Source):
     # In the thread.
 
     def _serve(self, supervisor: Supervisor) -> None:
-        """Make the calls, until there are no more."""
         try:
             with supervisor:
                 try:
@@ -1168,7 +1164,6 @@ class Calls(Source):
             future.set_result(value)
 
     def _fail(self, error: BaseException) -> None:
-        """End all calls, since the Supervisor has ended early."""
         with self._lock:
             self._over = late("futures").BrokenProcessPool(in_executor_words(describe(error)))
         futures = [future for future, _ in self._given.values()]
@@ -1278,7 +1273,6 @@ class Run:
         self.use.check()
 
     def close(self) -> None:
-        """Allow no more steps."""
         self.over = "this Supervisor is closed"
 
     # Steps.
@@ -1500,7 +1494,6 @@ class Run:
             self.request(self._withdraw)
 
     def cancel_all(self) -> None:
-        """Begin nothing more, in any job."""
         with self.use:
             self._ledger.stopping = True
             self.request(self._withdraw)
@@ -1662,7 +1655,6 @@ class Lane:
         self.begin(Process(None), None, 0)
 
     def begin(self, process: Process, wake: Any, claims: int) -> None:
-        """Have a new process as this worker."""
         self.process = process
         self.process.command = functools.partial(self._queue.command, self.index)
         self.wake = wake
@@ -2045,7 +2037,6 @@ class Packer:
         self._unused: collections.deque[Callable[[], None]] = collections.deque()  # what frees blocks without tasks
 
     def free_unused(self) -> None:
-        """Free the blocks whose tasks all have their outcomes."""
         while self._unused:
             self._unused.popleft()()
 
@@ -2267,7 +2258,6 @@ class Ledger:
             self._put(tasks, self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
-        """Return the tsk_ids of this job's next tasks."""
         tsk_ids = range(self.next_id, self.next_id + count)
         self.next_id = tsk_ids.stop
         job.admit(tsk_ids.start, count)
@@ -2368,7 +2358,6 @@ class Ledger:
         return self.delayed[0][0] if self.delayed else math.inf
 
     def take_due(self, now: float) -> None:
-        """Have those tasks pushed again that are due."""
         count = bisect.bisect(self.delayed, now, key=operator.itemgetter(0))
         self.again.extend(task for _, _, task in self.delayed[:count])
         del self.delayed[:count]
@@ -2416,7 +2405,6 @@ class Ledger:
             self.end(task)
 
     def drop_cancelled(self) -> None:
-        """End the tasks that wait to be pushed and whose job is cancelled."""
         self._end_delayed(lambda task: self._is_cancelled(task.job))
         for waiting in (self.again, self.fresh):
             for _ in range(len(waiting)):
@@ -2509,7 +2497,6 @@ class Intake:
         return job.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
 
     def explain(self, job: Job, item: Any, error: Exception) -> Rejected:
-        """Say why an item cannot be sent."""
         fn_id = job.fn_id or self._only
         pair = self._is_pair(job, item)
         function, payload = item if pair else (self.names.get(fn_id, ""), item)
@@ -2533,7 +2520,6 @@ class Retries(NamedTuple):
     statuses: Sequence[str] = RETRY_ON
 
     def wanted(self, result: TaskResult) -> bool:
-        """Return True if a task that has this result is to be tried again."""
         return result.attempts <= self.most and result.status in self.statuses
 
     def pause(self, attempts: int) -> float:
@@ -2606,7 +2592,6 @@ class Tasks:
 
 
 def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
-    """Take the first tasks of what waits, `count` at most."""
     tasks = waiting.popleft()
     if count < len(tasks):
         waiting.appendleft(tasks.part(count, len(tasks)))
@@ -2674,7 +2659,6 @@ class Job:
         return held > 0 and self.outstanding + held > limit
 
     def admit(self, tsk_id: int, count: int) -> None:
-        """Note that `count` tasks from `tsk_id` on belong to this job."""
         self.outstanding += count
 
     def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
@@ -2958,7 +2942,6 @@ class WorkerPool:
             raise WorkersFailedError(why)
 
     def _worked(self) -> None:
-        """Note that some worker has had tasks."""
         self._worked_at = system.monotonic()
         self._failed_starts = 0
 
@@ -3230,7 +3213,6 @@ class InlinePool(WorkerPool):
                 self._options.initializer()
 
     def collect(self) -> bool:
-        """Run the task in the queue. Return True if there was one."""
         tasks = self._inline.take()
         if tasks is None:
             return False
@@ -3387,7 +3369,6 @@ class Process:
         return state in STOPPED and switches == self._switches
 
     def stand_for(self, seconds: float) -> None:
-        """Wait until it has stood still for so many seconds."""
         system.spin_until(self._still_since + seconds)
 
     def go_on(self) -> None:
@@ -3482,7 +3463,6 @@ def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
 
 
 def exit_text(code: int) -> str:
-    """Return in words how a process ended."""
     if code == TAKEN:
         return "the worker process ended; its exit status was taken by this program"
     if code >= 0:
@@ -3601,8 +3581,6 @@ STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
 class WorkerOptions(NamedTuple):
-    """What a worker is told at its start."""
-
     functions: Mapping[int, Function]
     initializer: Callable[[], object] | None
     batch: int | None
@@ -3730,7 +3708,6 @@ class Worker:
         self.disowned: int | None = None  # in a process that a function forked: the task
 
     def start(self) -> None:
-        """Prepare the new process, and run the initializer."""
         global tsk_id_in_hand, note_command
         tsk_id_in_hand = self._tsk_id_in_hand
         note_command = functools.partial(self._words.__setitem__, self._status + COMMAND)
@@ -3747,7 +3724,6 @@ class Worker:
         self._words[self._status + READY] = 1
 
     def serve(self) -> None:
-        """Claim and run until told to leave."""
         queue, words, poll = self._queue, self._words, system.poll()
         poll.register(self._wake, select.POLLIN)
         claim = None
@@ -4087,7 +4063,6 @@ class PrintedOutput(io.RawIOBase):
         return len(data)
 
     def end_line(self) -> None:
-        """Write the line that has no end yet."""
         if self._line:
             line, self._line = self._line, b""
             self._put(line)
@@ -4138,7 +4113,6 @@ class Glance(NamedTuple):
 
     @property
     def not_begun(self) -> int:
-        """How many tasks lie behind the one in hand."""
         return max(0, self.end - self.first - self.done - 1)
 
 
@@ -4151,10 +4125,7 @@ def free_bytes() -> int:
 
 
 def log_size(first: int, share: int) -> int:
-    """Return the bytes of a log that has `first` of them from the start: not more than `share` if that is possible.
-
-    It is a power of two otherwise, so that few layouts are kept.
-    """
+    """Return the bytes of a log: `share` as a power of two, so that few layouts are kept, but at least `first`."""
     return max(first, 1 << max(0, min(LOG_BYTES, share)).bit_length() >> 1)
 
 
@@ -4330,7 +4301,6 @@ class SharedTaskQueue:
         return self._halves[worker]
 
     def half(self, worker: int, number: int) -> Half:
-        """Return the half that holds the batch of this number."""
         return self.halves(worker)[number & 1]
 
     def _fill_half(self, worker: int, span: Span, places: Iterable[Span]) -> None:
@@ -4389,7 +4359,6 @@ class SharedTaskQueue:
         note[:] = struct.pack(f"{len(note)}s", text.encode("utf-8", "replace"))
 
     def take_note(self, worker: int) -> str:
-        """Read and clear a dead worker's note (supervisor)."""
         text = bytes(self._notes[worker]).rstrip(b"\0").decode("utf-8", "replace")
         self.leave_note(worker, "")
         return text
@@ -5613,7 +5582,6 @@ class LineParser:
         return self._to_do(map(self._read, lines, itertools.count(self.tasks + len(self._skipped) + 1)))
 
     def pairs(self, rows: Iterable[Sequence[bytes]]) -> list[Any]:
-        """Return the tasks of rows of a function's name and its payload."""
         return self._to_do(itertools.starmap(self._pair, rows))
 
     def line(self, task: int) -> int:
@@ -5621,7 +5589,6 @@ class LineParser:
         return task + bisect.bisect_left(self._skipped, task)
 
     def _read(self, line: bytes, number: int) -> Any:
-        """Return the task of a line; None if it is none."""
         if self.whole:
             return line if line and not (self._comments and line.startswith(b"#")) else None
         word, _, payload = line.partition(b" ")
@@ -5641,7 +5608,6 @@ class LineParser:
         return Rejected(text, payload, where + no_such_function(text, self._names))
 
     def _to_do(self, items: Iterable[Any]) -> list[Any]:
-        """Return the items that are tasks and not done."""
         tasks: list[Any] = []
         for item in items:
             if item is None or (self.done and self._leave_out(item)):
@@ -5652,7 +5618,6 @@ class LineParser:
         return tasks
 
     def _leave_out(self, item: Any) -> bool:
-        """Return True if this task is done."""
         digest = task_digest(*self.task(item))
         if not self.done[digest]:
             return False
@@ -5661,7 +5626,6 @@ class LineParser:
         return True
 
     def task(self, item: Any) -> tuple[str, bytes]:
-        """Return the function and the payload of an item."""
         if isinstance(item, bytes):
             return self._names[0], item
         function, payload = item[:2]
@@ -5724,7 +5688,6 @@ class LineSource(Source):
             yield from self.take(BLOCK)
 
     def _read(self) -> None:
-        """Read a block, and make tasks of the lines that are whole now."""
         block = b""
         try:
             block = self._file.read(1 << 18) or b""
@@ -5856,7 +5819,6 @@ class Sink:
         self._file.flush()
 
     def end(self) -> None:
-        """Bring all of it to its place."""
         self.save()
         self._file.close()
 
@@ -6191,7 +6153,6 @@ class Printer(Sink):
 
 
 def tagged(text: bytes, tag: bytes) -> bytes:
-    """Put a tag before each line."""
     return re.sub(rb"(?m)^(?!\Z)", lambda _: tag, text) if tag else text
 
 
@@ -6280,7 +6241,6 @@ COLOURED = (
 
 
 def paint(line: str) -> str:
-    """Return a line of a frame with colours."""
     return re.sub(COLOURED, lambda found: COLOURS[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
 
 
@@ -6317,7 +6277,6 @@ def _render_progress(shot: Snapshot, width: int) -> str:
 
 
 def finished(stats: Mapping[str, Any]) -> int:
-    """Return how many tasks have an outcome."""
     return sum(stats[name] for name in OUTCOMES)
 
 
@@ -6432,7 +6391,6 @@ class Progress:
                 Progress.share(self, {**shot, "ended": self.ended or ("ended early" if early else "done")})
 
     def draw(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Show a snapshot if it is time to."""
         if time.monotonic() - self._drawn >= self.SECONDS:
             self._drawn = time.monotonic()
             self.show(snapshot())
@@ -6531,7 +6489,6 @@ class Screen(Progress):
 
 
 def choose_display(screen: bool | Progress) -> Progress:
-    """Return what shows how a run goes."""
     if isinstance(screen, Progress):
         return screen
     return Screen() if screen else Progress()
@@ -6897,7 +6854,6 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
 
 
 def flag(name: str) -> str:
-    """Return an option's name on the command line."""
     return "--" + name.removeprefix("num_").replace("_", "-")
 
 
@@ -7136,7 +7092,6 @@ class CommandLine:
         return Outlet(descriptor, self.listen, self.progress)
 
     def make_supervisor(self, functions: Mapping[int, Function], **arguments: Any) -> Any:
-        """Return a Supervisor, or what has its public names."""
         return Supervisor(functions, **arguments)
 
     def run(self) -> int:
