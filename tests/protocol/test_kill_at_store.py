@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from shmqueue import SharedTaskQueue, Supervisor
-from tests.helpers import segments_of
+from tests.helpers import segments_of, wait_until
 
 pytestmark = [
     pytest.mark.filterwarnings("error"),
@@ -55,6 +55,10 @@ def value_or_nothing(payload: bytes) -> object:
     return {b"v": payload.upper(), b"t": payload.decode(), b"p": (7, payload)}.get(payload[:1])
 
 
+def all_sleep(supervisor):
+    return len(supervisor._queue.sleepers()) == len(supervisor._pool.lanes)
+
+
 PAYLOADS = [b"q0", b"v1", b"t2", b"t3", b"p4", b"v5"]
 
 
@@ -63,13 +67,15 @@ PAYLOADS = [b"q0", b"v1", b"t2", b"t3", b"p4", b"v5"]
 def test_a_kill_at_any_store_loses_nothing(workers, tmp_path, monkeypatch):
     crashes = 0
     for number in range(1, MOST_STORES):
-        marker = tmp_path / str(number)
+        marker, killed = tmp_path / str(number), tmp_path / f"{number}.killed"
         monkeypatch.setenv(NUMBER, str(number))
         monkeypatch.setenv(MARKER, str(marker))
         options = {"workers": workers, "batch": 2, "num_slots": 8, "start_method": "fork", "queue": DiesAtStore}
         with Supervisor([value_or_nothing], **options) as supervisor:
             segment = supervisor.name
             results = sorted(supervisor.run(PAYLOADS))
+            # One that is still starting when its Supervisor is closed would not come to its store.
+            assert wait_until(lambda killed=killed: killed.exists() or all_sleep(supervisor))
         crashed = [result for result in results if result.status == "crashed"]
         ended = [(result.tsk_id, result.payload) for result in results]
         assert ended == list(enumerate(PAYLOADS, 1)), f"killed at store {number}"
@@ -81,7 +87,7 @@ def test_a_kill_at_any_store_loses_nothing(workers, tmp_path, monkeypatch):
         assert not [left for left in segments_of({os.getpid()}) if left.startswith(segment)]
         assert marker.exists()
         crashes += len(crashed)
-        if not (tmp_path / f"{number}.killed").exists():
+        if not killed.exists():
             break
     least = 20 if workers == 1 else 5  # of two, the other may do most
     assert least < number < MOST_STORES - 1, "it was killed at few stores, or at all of them"
