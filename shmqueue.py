@@ -443,7 +443,7 @@ class Supervisor:
     def close(self) -> None:
         """Finish what is outstanding, let the workers leave, and remove the segment. May be called again.
 
-        In a child that the user forked, do nothing.
+        Workers that are still starting, or call the initializer, are killed. In a child that was forked, do nothing.
         """
         if self._engine.use.in_child:
             return
