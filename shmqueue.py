@@ -1866,6 +1866,9 @@ class Lane:
         begin, kind = outcomes.begin, outcomes.kind
         if kind > CODED:
             raise SpoiledSegmentError(f"values cannot be of kind {kind}")
+        end = ends[-1] & ~RECORD
+        if end - begin != len(log):
+            raise SpoiledSegmentError(f"a worker says that values end at {end:,} of its log")
         try:
             if not outcomes.special:
                 return decode_log(kind, self._ledger.codec, log, begin, ends)
@@ -5538,10 +5541,8 @@ def cut(data: bytes, begin: int, ends: array.array[int]) -> list[bytes]:
     """Return pieces of `data`. The first begins at `begin`, as `data` does, and each ends there.
 
     One subtraction of big integers tells all lengths. A stream reads the pieces in half the time of slices. Raises
-    ValueError or OverflowError if `data` has not these pieces.
+    OverflowError if one ends before the one before it.
     """
-    if len(data) != ends[-1] - begin:
-        raise ValueError(f"there are {len(data):,} bytes from {begin:,} to {ends[-1]:,}")
     begins = array.array("Q", [begin]) + ends[:-1]
     lengths = int.from_bytes(ends.tobytes(), sys.byteorder) - int.from_bytes(begins.tobytes(), sys.byteorder)
     return list(map(io.BytesIO(data).read, array.array("Q", lengths.to_bytes(8 * len(ends), sys.byteorder))))

@@ -351,7 +351,7 @@ def test_a_timeout_kills_only_the_task_that_timed_out(held):
 
 
 @pytest.mark.parametrize(
-    ("what", "says"), [("claims", "says 9 batches"), ("end", "has a batch of positions"), ("ends", "cannot be read")]
+    ("what", "says"), [("claims", "says 9 batches"), ("end", "has a batch of positions"), ("ends", "values end at")]
 )
 def test_words_of_a_worker_that_cannot_be_right_are_an_error(held, what, says):
     half, words = held.queue.half(0, held.lane().number), held.queue.words
