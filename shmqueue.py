@@ -4132,13 +4132,9 @@ def log_size(first: int, share: int) -> int:
     return max(first, 1 << max(0, min(LOG_BYTES, share)).bit_length() >> 1)
 
 
-def heap_size(rest: int) -> int:
-    """Return the bytes of heap for a segment whose other parts have `rest` bytes.
-
-    At most half of what is free, since large values need room.
-    """
-    size = min(HEAP_BYTES, (free_bytes() - rest) // 2)
-    return max(0, size) // mmap.PAGESIZE * mmap.PAGESIZE
+def heap_size(left: int) -> int:
+    """Return the bytes of heap: at most half of what the other parts have left, since large values need room."""
+    return max(0, min(HEAP_BYTES, left // 2)) // mmap.PAGESIZE * mmap.PAGESIZE
 
 
 class KernelLock:
@@ -4219,12 +4215,13 @@ class SharedTaskQueue:
         """
         first = first_log_bytes(batch * slot_size)
         sizes = [num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers), first]
-        left = free_bytes() - ctypes.sizeof(segment_layout(*sizes))
+        free = free_bytes()
+        left = free - ctypes.sizeof(segment_layout(*sizes))
         sizes[-1] = log_size(first, left // (16 * num_workers))  # all logs may take an eighth
         layout = segment_layout(*sizes)
         size = ctypes.sizeof(layout)
         half = batch_half(slot_size, batch, sizes[-1])
-        sizes.append(heap_size(size))
+        sizes.append(heap_size(free - size))
         halves = range(layout.local.offset, layout.ring.offset, ctypes.sizeof(half))
         reserved = [Span(0, layout.local.offset), Span(layout.ring.offset, layout.ring.size)]
         reserved += [Span(start, half.log.offset + first) for start in halves]
@@ -4564,15 +4561,16 @@ class Segment:
 
     def _allocate(self, size: int, spans: Sequence[Span]) -> None:
         os.ftruncate(self.fd, size)
-        where = shared_directory()
-        space = os.statvfs(where)
         try:
             for span in spans:
                 self.reserve(*span)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
+            os.ftruncate(self.fd, 0)  # what was reserved is free again, and counted
             reserved = sum(span.count for span in spans)
+            where = shared_directory()
+            space = os.statvfs(where)
             free = space.f_bavail * space.f_frsize
             whole = (space.f_blocks * space.f_frsize - free + reserved >> 20) + 64
             message = (
@@ -4821,7 +4819,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # after the first worker has attached.
 #
 # magic        MAGIC. S writes this word last, when the segment is ready            S    sweep  start
-# version … heap_bytes   who has made the segment, and its sizes                    S    all    start
+# version … heap_bytes   the layout's version, the owner's process, and the sizes   S    all    start
 # sum          of the sizes and the segment's bytes: shows that these are right     S    W      start
 # pushed       the position behind the last task in the ring                        S    W      lock
 # claimed      the position of the first task in the ring                           all  all    lock

@@ -788,7 +788,7 @@ class World:
         self.main = getcurrent()
         heap = HEAP_PAGES * 4096 if {"p", "P"} & set(self.scenario.tasks) else 0
         sizes = {
-            "heap_size": lambda rest: heap,
+            "heap_size": lambda left: heap,
             "log_size": lambda first, share: first,
             "first_log_bytes": log_bytes,
             "BLOCK_BYTES": 3 * SLOT_SIZE,  # two payloads of p
