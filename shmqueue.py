@@ -2557,14 +2557,14 @@ class Tasks:
         fn_ids: array.array[int],
         payloads: Sequence[Any],
         data: Sequence[Any],
-        marked: array.array[int] | None = None,
+        marked: array.array[int],
     ) -> None:
         self.job = job
         self.tsk_ids = tsk_ids
         self.fn_ids = fn_ids
         self.payloads = payloads
         self.data = data
-        self.marked = marked or fn_ids
+        self.marked = marked
         self.slots: bytes | bytearray = b""
         self.block: Block | None = None
         self.last: TaskResult | None = None

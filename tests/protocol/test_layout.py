@@ -36,7 +36,7 @@ def make_queue():
 
 def encoded(payloads, first_id=1, fn_id=1):
     tsk_ids, fn_ids = range(first_id, first_id + len(payloads)), array.array("I", [fn_id] * len(payloads))
-    return shmqueue.Tasks(None, tsk_ids, fn_ids, payloads, payloads)
+    return shmqueue.Tasks(None, tsk_ids, fn_ids, payloads, payloads, fn_ids)
 
 
 def packed(queue, payloads, **ids):

@@ -127,7 +127,8 @@ class Pair:
     def push(self, count=2):
         ids = range(len(self.pushed) + 1, len(self.pushed) + count + 1)
         data = [b"%d" % number for number in ids]
-        tasks = shmqueue.Tasks(None, list(ids), array.array("I", [1] * count), data, data)
+        fn_ids = array.array("I", [1] * count)
+        tasks = shmqueue.Tasks(None, list(ids), fn_ids, data, data, fn_ids)
         assert self.supervisor.ring.pack(tasks)
         places = self.supervisor.push(tasks)
         positions = [first + i for first, length in places for i in range(length)]
