@@ -2474,7 +2474,8 @@ class Intake:
         payloads = items
         fn_id = job.fn_id or self._only
         if not job.fn_id and (job.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
-            functions, payloads = zip(*items, strict=True)
+            functions = [function for function, _ in items]
+            payloads = [payload for _, payload in items]
             types = set(map(type, payloads))
             fn_ids = map_alike(self.fn_ids.__getitem__, functions)
         elif not fn_id or Rejected in types:
