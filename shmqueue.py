@@ -404,10 +404,7 @@ class Supervisor:
         """
         if timeout is not None:
             check_numbers({"timeout": timeout, "workers": len(self._pool.lanes)})
-        tsk_id = self._engine.submit(self._submitted, (function, payload), timeout)
-        while (self._ledger.again or self._ledger.fresh) and not self._engine.paused:
-            self._engine.step(self._submitted, self._report)
-        return tsk_id
+        return self._engine.submit(self._submitted, (function, payload), timeout, self._report)
 
     def results(self, timeout: float | None = None) -> Iterator[TaskResult]:
         """Yield the TaskResults of submitted tasks as they finish, until none is outstanding.
@@ -1283,15 +1280,20 @@ class Run:
             raise RuntimeError(self.over)
         with self.use:
             unread = len(job.results)
-            if self._ledger.delayed:
-                self._do(lambda: self._ledger.take_due(system.monotonic()))
-            more = self._take(job)
-            checked = system.monotonic() >= self._pool.next_check
-            more = bool(self._do(lambda: self._move(job, checked))) or more
-            if checked:
-                report()
+            more = self._advance(job, report)
             if not (more or len(job.results) > unread or self.failure):
                 self._wait(job, until)
+
+    def _advance(self, job: Job, report: Callable[[], None]) -> bool:
+        """Do what a step does, but do not wait. Return True if there may be more at once."""
+        if self._ledger.delayed:
+            self._do(lambda: self._ledger.take_due(system.monotonic()))
+        more = self._take(job)
+        checked = system.monotonic() >= self._pool.next_check
+        more = bool(self._do(lambda: self._move(job, checked))) or more
+        if checked:
+            report()
+        return more
 
     def _do(self, action: Callable[[], Any]) -> Any:
         """Do a part of a step, and then what was requested meanwhile. Return None if it has ended the run."""
@@ -1384,8 +1386,11 @@ class Run:
         finally:
             self._waiting = False
 
-    def submit(self, job: Job, item: Any, timeout: float | None) -> int:
-        """Number an item as a task of the job, and push it if there is room. Return its tsk_id."""
+    def submit(self, job: Job, item: Any, timeout: float | None, report: Callable[[], None]) -> int:
+        """Number an item as a task of the job, and push it. Return its tsk_id.
+
+        Somebody may submit for long before results are read. So take in what is finished, or workers would wait.
+        """
 
         def admit_and_push() -> None:
             self._ledger.admit(job, [item], timeout)
@@ -1396,6 +1401,10 @@ class Run:
         with self.use:
             tsk_id = self._ledger.next_id
             self._do(admit_and_push)
+            if self._pool.needs_step():
+                self._advance(job, report)
+            while (self._ledger.again or self._ledger.fresh) and not self.paused:
+                self.step(job, report)
         return tsk_id
 
     def push(self) -> bool:
@@ -3034,6 +3043,11 @@ class WorkerPool:
 
     # Collecting and looking after them.
 
+    def needs_step(self) -> bool:
+        """Return True if a worker could not claim another batch, or if a check is due."""
+        waits = not all(map(self._queue.has_free_half, range(len(self.lanes))))
+        return waits or system.monotonic() >= self.next_check
+
     def collect(self) -> bool:
         """Bring what workers have finished to the ledger. Return True if there was any."""
         queue = self._queue
@@ -3215,6 +3229,9 @@ class InlinePool(WorkerPool):
         if self._options.initializer is not None:
             with self._as_worker():
                 self._options.initializer()
+
+    def needs_step(self) -> bool:
+        return False  # a step would call the function
 
     def collect(self) -> bool:
         tasks = self._inline.take()
@@ -4345,7 +4362,7 @@ class SharedTaskQueue:
         return [(worker, number) for worker, status in enumerate(self.status) if (number := words[status + ASLEEP])]
 
     def has_free_half(self, worker: int) -> bool:
-        """Return True if a worker that sleeps could claim a batch (supervisor)."""
+        """Return True if a worker could claim another batch: a hint, unless it sleeps (supervisor)."""
         status = self.status[worker]
         return self.words[status + CLAIMS] - self.words[status + HARVESTED] < 2
 
@@ -4827,7 +4844,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # dirty        who is inside the lock: worker + 1, num_workers + 1 for S, or 0      all  all    lock
 # asleep       what to wake S for, if it found nothing to do: 1 news, 2 any claim   S    W      W reads it after a claim
 #
-# claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch
+# claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch, hint
 # published    how many of them are finished                                        W    S      lock
 # asleep       0, or the number of this sleep                                       W    S      lock, hint
 # ready        1 once W has called the initializer                                  W, S S      hint

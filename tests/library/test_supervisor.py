@@ -701,6 +701,27 @@ def test_submit_wakes_a_worker_that_sleeps():
         assert supervisor._pool.lanes[0].rung == number
 
 
+@pytest.mark.promise("L24")
+def test_workers_go_on_while_tasks_are_submitted(tmp_path):
+    """Each has room for two batches only, until somebody takes in what is finished."""
+    path = tmp_path / "noted"
+    path.touch()
+    submitted = 0
+    with start([jobs.note], workers=1) as supervisor:
+        while path.stat().st_size < 200:
+            assert submitted < 10_000, "the worker waits"
+            supervisor.submit(jobs.note, f"{path}|")
+            submitted += 1
+            time.sleep(0.001)
+
+
+@pytest.mark.promise("L24")
+def test_the_dead_are_replaced_while_tasks_are_submitted():
+    with start([jobs.kill_itself, jobs.echo]) as supervisor:
+        supervisor.submit(jobs.kill_itself, b"")
+        assert wait_until(lambda: supervisor.submit(jobs.echo, b"") and supervisor.stats()["respawned"])
+
+
 def test_a_claim_wakes_the_supervisor_only_where_it_waits_for_room(tmp_path):
     gate = str(tmp_path / "gate")
     with start([jobs.wait_for_file], workers=1, num_slots=2, batch=1) as supervisor:
