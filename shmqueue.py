@@ -5731,13 +5731,11 @@ class QuerySource(IterableSource):
 
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
-        try:
+        with usage_error(f"{path!r}: --query {query!r}: ", (sqlite3.Error, sqlite3.Warning, ValueError)):
             base = sqlite3.connect(f"{pathlib.Path(path).absolute().as_uri()}?mode=ro", uri=True)
             weakref.finalize(self, base.close)
             base.text_factory = bytes
             cursor = base.execute(query)
-        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
-            raise UsageError(f"{path!r}: --query {query!r}: {describe(error)}") from None
         columns = len(cursor.description or ())
         if not 1 <= columns <= 2 - parse.whole:
             rule = "one column is a line, two columns are a function and its payload"
@@ -5893,27 +5891,22 @@ class Results(Sink):
         if not self._resume:
             return
         number = 1
-        lines: list[bytes] = []  # of one record
-
-        def note(line: bytes) -> bytes:
-            lines.append(line)
-            return line
-
         with open(self.path, "rb") as file:
-            records = self.decode(map(note, file))
+            records = self.decode(file)
             while file.peek():
                 record = None
                 with contextlib.suppress(Exception):  # whatever a foreign file leads to
                     record = next(records)
-                data = b"".join(lines)
+                length = file.tell() - self._kept
+                file.seek(self._kept)
+                data = file.read(length)
                 is_ours = self._kept or self.START.startswith(data[: len(self.START)])
                 if is_ours and not file.peek() and (record is None or not data.endswith(b"\n")):
                     return
                 if data != self.HEADER:
                     yield f"what begins in line {number:,}", record
-                self._kept += len(data)
-                number += len(lines)
-                lines.clear()
+                self._kept += length
+                number += data.count(b"\n")
 
     def decode(self, lines: Iterable[bytes]) -> Iterator[Any]:
         import json
