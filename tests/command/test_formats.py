@@ -155,7 +155,7 @@ def test_values_of_a_run_are_written_and_resumed(cli, name):
     found = [row["value"] for row in rows]
     assert list(map(letters, found)) == list(map(letters, wanted))
     again = cli.run(tasks, *options, "--resume")
-    assert again.out.startswith(f"{len(seen)} tasks left out")
+    assert f"{len(seen)} tasks left out" in again.out.partition("no tasks")[0]
     assert "no tasks" in again.out
 
 

@@ -1108,15 +1108,17 @@ def test_watch_without_a_name_needs_one_run(desk, watched):
         assert re.fullmatch(r"[\w.]+: error: --watch[^\n]*\n", run.err), run.err
         return run.err
 
+    def is_listed(name, error):
+        """Nothing is known yet of a run that writes its snapshot at the moment."""
+        return re.search(rf"{name} \(tasks in {desk.folder}, \d\d:\d\d:\d\d, 0 of 4 done\)", error)
+
     assert "no run is alive" in refused()
     assert "shmq-1-x" in refused("shmq-1-x")
     _, first = watched.start()
     assert first in refused("shmq-1-x")
-    alone = refused()  # nothing can be drawn here
+    assert wait_until(lambda: is_listed(first, refused()))  # nothing can be drawn here
     _, second = watched.start()
-    error = refused()
-    for name, text in ((first, alone), (first, error), (second, error)):
-        assert re.search(rf"{name} \(tasks in {desk.folder}, \d\d:\d\d:\d\d, 0 of 4 done\)", text), text
+    assert wait_until(lambda: is_listed(first, refused()) and is_listed(second, refused()))
     pid = int(second.split("-")[1])
     os.kill(pid, signal.SIGSTOP)  # else it may leave another snapshot
     assert wait_until(lambda: state_of(pid) == "T")
