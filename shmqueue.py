@@ -5781,9 +5781,7 @@ def as_json(value: Any) -> Any:
     try:
         import json
 
-        text = json.dumps(value, allow_nan=False)
-        if text.count("[") + text.count("{") > 500:  # it may be deep, and a reader may have less of the stack left
-            json.dumps(functools.reduce(lambda inner, _: [inner], range(200), value))
+        json.dumps([[value]], allow_nan=False)  # deeper than it is in a record
         return value
     except (TypeError, ValueError, RecursionError):
         with contextlib.suppress(Exception):  # whatever an object's own does

@@ -109,19 +109,15 @@ def compare(row, result, name):
 @pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"": inner}])
 @pytest.mark.parametrize("name", FORMATS)
 def test_values_of_any_depth_can_be_written_and_resumed(tmp_path, name, wrap):
-    """Also where less of the stack is left when they are read."""
+    """From nine hundred levels on, or 1,500, some Pythons make no JSON of them."""
     path = tmp_path / name
-
-    def resume(depth):
-        return resume(depth - 1) if depth else fill(path, [], resume=True)
-
     value = []
     for depth in range(1, 1_900):
         value = wrap(value)
-        if depth % 20 == 0 and (depth < 40 or 700 < depth < 1_020 or depth > 1_860):
+        if depth % 200 == 20 or 850 < depth < 1_000 or 1_480 < depth < 1_500:
             results = make_results([("f", b"", "ok", value)])
             fill(path, results, resume=False)
-            assert resume(40) == ok_tasks(results)
+            assert fill(path, [], resume=True) == ok_tasks(results)
 
 
 HANDLERS = """
