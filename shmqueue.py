@@ -6584,8 +6584,6 @@ def watch_run(name: str) -> None:
     kept = os.open(os.devnull, os.O_RDONLY)  # then the file of snapshots, which can be read after its removal
 
     def act(number: int, frame: object) -> None:
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
         if number != signal.SIGTSTP:
             raise SystemExit(128 + number)
         screen.close()
@@ -6608,8 +6606,6 @@ def watch_run(name: str) -> None:
                 width, height = screen.size()
                 lines = render({**shot, "state": shot.get("ended", "killed")}, width, height - 1)
                 screen.write("\n".join(lines) + "\n")
-    except KeyboardInterrupt:
-        pass
     except Exception as error:  # whatever is in that file
         raise UsageError(f"--watch {name}: its snapshot cannot be shown: {describe(error)}") from None
     finally:
