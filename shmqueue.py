@@ -6935,14 +6935,7 @@ def make_parser(functions: Any = None) -> argparse.ArgumentParser:
 
 
 # What an option has no use without.
-NEEDS = {
-    "delimiter": "command",
-    "grace": "timeout",
-    "retry_delay": "retries",
-    "retry_on": "retries",
-    "tag": "print",
-    "resume": "results",
-}
+NEEDS = {"delimiter": "command", "grace": "timeout", "retry_delay": "retries", "retry_on": "retries", "tag": "print"}
 
 
 def seconds(text: str) -> float | dict[str, float]:
@@ -6975,7 +6968,7 @@ def check_options(options: argparse.Namespace) -> None:
         "standard output is closed": (options.print or to_stdout) and sys.stdout is None,
         "--print: --results - writes to standard output, too": options.print and to_stdout,
         "--keep-order: needs --print": options.keep_order and not (options.print or to_stdout),
-        "--resume: needs --results FILE": options.resume and to_stdout,
+        "--resume: needs --results FILE": options.resume and options.results in (None, "-"),
         "--timeout NAME=S: needs functions with names (--handlers)": isinstance(options.timeout, dict)
         and (options.call or runs_commands(options)),
         "--failed: cannot be used with --query, since rows are not lines; use --results FILE --resume": options.failed
