@@ -7113,12 +7113,11 @@ class CommandLine:
         """Write the tasks that would run, a line each. Return the exit code."""
         out = Outlet(1, lambda: True, self.progress)
         command: Any = self.functions.get(1)
+        numbers = itertools.count(1)
         code = 0
-        number = 0
         while not self.source.exhausted:
             items = self.source.take(BLOCK)
-            for item in items:
-                number += 1
+            for item, number in zip(items, numbers):
                 line = self.parse.input_line(*self.parse.task(item))[:-1]
                 error = getattr(item, "error", "")  # it is Rejected
                 if isinstance(command, Command):
@@ -7157,11 +7156,7 @@ class CommandLine:
             return in_options(str(error))
         except interruptions():
             self.stopped_by = self.stopped_by or signal.SIGINT
-            problem = "the run was interrupted before every task had an outcome"
-            for sink in self.sinks:
-                if isinstance(sink, FailedLines):
-                    sink.error = RuntimeError(problem)
-            return problem
+            self.source.problem = "the run was interrupted before every task had an outcome"
         return ""
 
     def _put_through(self) -> None:
@@ -7248,23 +7243,23 @@ class CommandLine:
         summary |= {"problem": "; ".join(filter(None, problems)), "left_out": self.parse.left_out}
         if self.options.print and runs_commands(self.options):
             summary["printed"] = False  # nothing was lost
+        good = not summary["problem"] and not any(sink.error for sink in self.sinks)
         path = self.options.summary
         if path is not None:
             import json
 
             try:
                 with open(path, "w", encoding="utf-8") as file:
-                    json.dump(summary, file, default=as_text, indent=1)
+                    json.dump(summary, file, indent=1)
             except OSError as error:
-                problems.append(f"--summary {path}: {error.strerror}")
-                summary["problem"] = "; ".join(filter(None, problems))
+                complain(f"--summary {path}: {error.strerror}")
+                good = False
         lines = summary_lines(summary, None if self.options.query else self.parse.line)
         stream = sys.stderr if self.fills_stdout else sys.stdout
         said = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
             return 128 + self.stopped_by
-        good = said and not summary["problem"] and not any(sink.error for sink in self.sinks)
-        return int(not good or summary["ok"] < finished(summary))
+        return int(not (said and good) or summary["ok"] < finished(summary))
 
 
 def last_frame(trace: str | None) -> str:
