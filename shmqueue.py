@@ -5581,13 +5581,12 @@ __all__ += ["main"]
 class LineParser:
     """Makes tasks of lines: FUNCTION PAYLOAD or, if a line is `whole`, a payload for the first function.
 
-    Empty lines are skipped, and lines that start with # if those are comments. `done` says how often to leave out a
-    task; each time lowers its count.
+    Empty lines are skipped, and lines that start with # if those are comments.
     """
 
     def __init__(self, names: Sequence[str], comments: bool, whole: bool = False) -> None:
         self.whole = whole
-        self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest
+        self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: how often to leave it out
         self.left_out = 0
         self.tasks = 0  # returned
         self._comments = comments
@@ -5602,7 +5601,7 @@ class LineParser:
         return self._to_do(itertools.starmap(self._pair, rows))
 
     def line(self, task: int) -> int:
-        """Return the line of a task that was returned. Tasks and lines are counted from 1."""
+        """Return the line of a task. Both are counted from 1."""
         return task + bisect.bisect_left(self._skipped, task)
 
     def _read(self, line: bytes, number: int) -> Any:
@@ -6037,7 +6036,6 @@ FORMATS: dict[str, type[Results]] = {"-": Results, ".jsonl": Results, ".csv": Cs
 
 
 def results_format(path: str) -> type[Results]:
-    """Return the class that writes results to a file of this name."""
     found = FORMATS.get(path if path == "-" else os.path.splitext(path)[1])
     if found is None:
         raise UsageError(f"--results {path}: must end with .jsonl, .csv or .sqlite, or be - for standard output")
@@ -6055,7 +6053,6 @@ def recorded_task(record: Any) -> tuple[str, bytes]:
 
 
 def task_digest(function: str, payload: bytes) -> bytes:
-    """Return sixteen bytes by which a task is known again."""
     import hashlib
 
     return hashlib.blake2b(encode_text(function) + b"\0" + payload, digest_size=16).digest()
@@ -6134,7 +6131,7 @@ class Printer(Sink):
         self._errors = errors
 
     def write(self, result: TaskResult) -> None:
-        """Print a result soon. What a command complained of comes right behind its output."""
+        """Print a result. What a command complained of comes right behind its output."""
         tag = b""
         if self._line is not None:
             tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
@@ -6313,7 +6310,7 @@ def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str
 
 
 class Progress:
-    """Takes snapshots, and leaves them for --watch, but draws nothing; base of what does."""
+    """Leaves snapshots for --watch, but draws nothing; base of what does."""
 
     show: Callable[[Snapshot], None]  # draw
     SECONDS = math.inf  # from one drawing to the next
@@ -6353,7 +6350,7 @@ class Progress:
         return self.complete(stats | about, ledger.tally.latest)
 
     def complete(self, shot: Snapshot, failures: Iterable[TaskResult]) -> Snapshot:
-        """Return a snapshot with rates, and with what this object knows."""
+        """Add rates, and what this object knows, to a snapshot."""
         now = time.monotonic()
         before, done_before = self._sample
         done = [row["completed"] + row["failed"] for row in shot["workers"]]
@@ -6375,23 +6372,22 @@ class Progress:
         }
 
     def update(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Draw a snapshot, and leave one, each if it is time to. Called several times a second."""
+        """Draw a snapshot, and leave one, each if it is time to."""
         self.draw(snapshot)
         if time.monotonic() - self._shared >= self.SHARE_SECONDS:
             self._shared = time.monotonic()
             self.share(snapshot())
 
     def share(self, shot: Snapshot) -> None:
-        """Leave a snapshot for --watch, where there is a segment."""
+        """Leave a snapshot for --watch, in the same file: watchers have it open."""
         import json
 
-        # If there is no room, nobody can watch, and the run goes on. It stays the same file: watchers have it open.
-        with contextlib.suppress(OSError):
-            if shot["name"]:
+        with contextlib.suppress(OSError):  # there is no room
+            if shot["name"]:  # else there are no workers
                 write_file(watch_path(shot["name"]), json.dumps(shot).encode())
 
     def end(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Leave a last snapshot, which says how the run has ended, if there was one."""
+        """Leave a last snapshot, which says how the run has ended, if there were others."""
         with contextlib.suppress(Exception):  # it has ended before
             shot = snapshot()
             if os.path.exists(watch_path(shot["name"])):
@@ -6404,7 +6400,6 @@ class Progress:
             self.show(snapshot())
 
     def read_keys(self) -> str:
-        """Return the keys that were pressed."""
         return ""
 
     def close(self) -> None:
@@ -6534,7 +6529,7 @@ def watch_path(name: str) -> str:
 
 
 def runs() -> list[str]:
-    """Return the names of the segments of this user's supervisors that are alive."""
+    """Return the names of this user's segments whose supervisors are alive."""
     names = []
     for name, path, pid in _own_segments():
         with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -6544,7 +6539,6 @@ def runs() -> list[str]:
 
 
 def describe_run(name: str) -> str:
-    """Return a run's name, tasks, folder, age and progress, as far as they are known."""
     import json
 
     about = "nothing is known yet"
@@ -6557,7 +6551,7 @@ def describe_run(name: str) -> str:
 
 
 def choose_run(name: str) -> str:
-    """Return the name of the living run that is called so, or of the only one if no name is given."""
+    """Return the name of the run that is called so, or of the only one if no name is given."""
     alive = runs()
     found = [each for each in alive if name in ("", each)]
     if len(found) == 1 and can_draw():
@@ -6572,10 +6566,7 @@ def choose_run(name: str) -> str:
 
 
 def watch_run(name: str) -> None:
-    """Show the screen of another supervisor's run until Ctrl-C, or until it ends: then its last frame stays.
-
-    Only its snapshots are read.
-    """
+    """Show another supervisor's run, by its snapshots, until Ctrl-C or until it ends: then the last frame stays."""
     import json
 
     screen = Screen()
@@ -6627,12 +6618,10 @@ class UsageError(Exception):
 
 
 def echo(payload: bytes) -> bytes:
-    """Return the payload."""
     return payload
 
 
 def sleep(payload: str) -> None:
-    """Wait so many seconds."""
     time.sleep(float(payload))
 
 
@@ -6652,11 +6641,9 @@ def noop(payload: bytes) -> None:
 
 
 def shell(payload: bytes) -> bytes | Failure:
-    """Return what a shell command writes.
+    """Return what a shell command writes. What it writes to its standard error goes to the worker's.
 
     The task fails if the exit code is not 0. Then its error ends with what the command complained of.
-
-    What the command writes to its standard error goes to the worker's, too.
     """
     os.environ[TASK_VARIABLE] = str(tsk_id_in_hand())
     code, output, errors = run_command([b"/bin/sh", b"-c", payload])
@@ -6699,7 +6686,7 @@ def run_command(command: Sequence[bytes]) -> tuple[int | None, bytes, bytes]:
 def attend(process: Any) -> tuple[bytes, bytes, bool]:
     """Read what a command writes until it has ended. Return that, and True if its process group was sent a signal.
 
-    A process that the command leaves behind may hold its pipes. What that one writes after LINGER_SECONDS is dropped.
+    What a process that it leaves behind still writes after LINGER_SECONDS is dropped.
     """
     timeout, grace = command_limits
     written: dict[int, list[bytes]] = {end.fileno(): [] for end in (process.stdout, process.stderr)}
@@ -6753,12 +6740,11 @@ def without_extension(path: bytes) -> bytes:
 class Command:
     """The function of --command: fills a template of a shell command with a line, and runs it.
 
-    A replacement string behind `$` belongs to the shell. If there is none, the line is appended. Those of GNU parallel
-    that are not ours are refused.
+    A replacement string behind `$` belongs to the shell. If there is none, the line is appended.
     """
 
     STRING = rb"(?<!\$)\{([-+]?[0-9]*[./#%]*)\}"
-    OURS = rb"|[1-9][0-9]*|\.|/|//|/\.|#|%"
+    OURS = rb"|[1-9][0-9]*|\.|/|//|/\.|#|%"  # others of GNU parallel's are refused
 
     def __init__(self, template: str, delimiter: str | None) -> None:
         self.__name__ = "command"
@@ -6773,7 +6759,7 @@ class Command:
                 raise UsageError(f"--command: {{{decode_text(string)}}} is none of {known}")
 
     def fill(self, line: bytes, task: int, worker: str = "{%}") -> bytes:
-        """Return the command for a line. What comes from the line is quoted."""
+        """Return the command. What comes from the line is quoted."""
         import shlex
 
         name = line.rpartition(b"/")[2]
@@ -6807,7 +6793,7 @@ def import_all() -> None:
 
 
 def load_module(where: str) -> Any:
-    """Import a module by its name, or a file that ends with .py. Workers that are not forked import it by name, too."""
+    """Import a module, or a file that ends with .py: by its name, as workers do that are not forked."""
     import_all()
     try:
         folder, name = os.path.split(os.path.abspath(where.removesuffix(".py")))
@@ -6873,7 +6859,6 @@ def size(text: str) -> int:
 # To add an option, write its line here and in docs/command-line.md. If it is an argument of Supervisor, too, it has the
 # name and the default of that one. A number has its limits in LIMITS. Tests compare them.
 def make_parser(functions: Any = None) -> argparse.ArgumentParser:
-    """Return the parser of the command line. functions: those of `main`."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -7092,7 +7077,7 @@ class CommandLine:
         return Supervisor(functions, **arguments)
 
     def run(self) -> int:
-        """Put the tasks through, and say how it went. Return the exit code."""
+        """Return the exit code."""
         if self.options.dry_run:
             try:
                 return self._show_tasks()
@@ -7138,7 +7123,7 @@ class CommandLine:
         return code
 
     def _supervise(self) -> str:
-        """Put the tasks through. Return why they could not all be put through, if so."""
+        """Return why the tasks could not all be put through, if so."""
         arguments = {name: getattr(self.options, name) for name in DEFAULTS}
         arguments |= {"screen": self.progress, "queue": self.queue}
         if self.options.failed is not None:
@@ -7263,7 +7248,7 @@ class CommandLine:
 
 
 def last_frame(trace: str | None) -> str:
-    """Return where an exception was raised, in brackets, by its traceback; nothing if that does not say."""
+    """Return where an exception was raised, in brackets, if its traceback says that."""
     frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', trace or "", re.MULTILINE)
     if not frames:
         return ""
@@ -7272,10 +7257,7 @@ def last_frame(trace: str | None) -> str:
 
 
 def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | None = None) -> list[str]:
-    """Return what one wants to know at the end: first what went wrong, last the totals.
-
-    line_of: returns the line of a task, if tasks are lines.
-    """
+    """Return what went wrong, and last the totals. line_of: returns the line of a task, if tasks are lines."""
     lines = []
     for r in summary["failures"]:
         where = f"line {line_of(r['tsk_id']):,}: " if line_of else ""
@@ -7310,7 +7292,6 @@ def main(
 
     argv: without the program's name; None for sys.argv. queue: the strategy.
     """
-
     parser = make_parser(functions)
 
     def run() -> int:
@@ -7328,7 +7309,7 @@ def main(
 
 
 def exit_code(parser: argparse.ArgumentParser, run: Callable[[], int]) -> int:
-    """Return what `run` returns, or 2 after a line that says what is wrong with its arguments."""
+    """Return what `run` returns, or 2 after a line about a UsageError."""
     fill_streams()
     if hasattr(sys, "set_int_max_str_digits"):
         sys.set_int_max_str_digits(0)  # a value may be a large number, and is written as such
@@ -7342,9 +7323,7 @@ def exit_code(parser: argparse.ArgumentParser, run: Callable[[], int]) -> int:
 
 
 def fill_streams() -> None:
-    """Reopen closed standard streams on /dev/null. Otherwise the next file opened would take the number of one and
-    receive its output.
-    """
+    """Open closed standard streams. Otherwise the next file opened would take the number of one and its output."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -7357,12 +7336,8 @@ def complain(problem: object, who: str = "shmqueue") -> None:
 
 
 def say(text: str, stream: Any) -> bool:
-    """Print text as a line on a stream. Return False if that failed.
-
-    What the stream's encoding does not have is escaped. A stream that was closed from the start is None, which `print`
-    would take for standard output.
-    """
-    if stream is None:
+    """Print text as a line on a stream. What its encoding does not have is escaped. Return False if that failed."""
+    if stream is None:  # it was closed from the start; `print` would take this for standard output
         return True
     try:
         encoding = stream.encoding or "utf-8"
