@@ -5737,9 +5737,8 @@ class QuerySource(IterableSource):
             cursor = base.execute(query)
         columns = len(cursor.description or ())
         if not 1 <= columns <= 2 - parse.whole:
-            rule = "one column is a line, two columns are a function and its payload"
-            but = "with --call, --shell and --command there is one"
-            raise UsageError(f"--query {query!r}: {columns} columns: {rule}; {but}")
+            rule = "give a line or, without --call, --shell and --command, two columns: function, payload"
+            raise UsageError(f"--query {query!r}: {columns} columns: {rule}")
         super().__init__(self._read(cursor))
         self.pairs = True
         self._parse = parse
@@ -6306,7 +6305,7 @@ def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str
         done = sum(row["completed"] for row in rest)
         rate = sum(row["rate"] for row in rest)
         table.append(f"and {len(rest):,} more: {busy} run, {done:,} done, {rate:,.0f} tasks/s")
-    return table[: max(0, height)]
+    return table
 
 
 class Progress:
@@ -6558,7 +6557,7 @@ def choose_run(name: str) -> str:
         return found[0]
     remedy = "no run is alive"
     if name in alive:
-        remedy = "draws on the error stream, which is not a terminal that can be drawn on"
+        remedy = "the error stream is no terminal that can be drawn on"
     elif alive:
         remedy = f"give one of {'; '.join(map(describe_run, alive))}"
     asked = f"--watch {name}".rstrip()
@@ -6811,19 +6810,17 @@ def public_functions(module: Any) -> list[Function]:
     return [
         value
         for name, value in vars(module).items()
-        if callable(value)
-        and not isinstance(value, type)
+        if not isinstance(value, type)
         and not name.startswith("_")
         and (getattr(value, "__module__", None), getattr(value, "__qualname__", None)) == (module.__name__, name)
     ]
 
 
-def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[int, Function], bool]:
-    """Return the functions by fn_id. Return True with them if a whole line is a payload, not FUNCTION PAYLOAD."""
+def choose_functions(options: argparse.Namespace, functions: Any) -> dict[int, Function]:
     if options.shell:
-        return {1: shell}, True
+        return {1: shell}
     if options.command:
-        return {1: Command(options.command, options.delimiter)}, True
+        return {1: Command(options.command, options.delimiter)}
     if options.call:
         where, _, name = options.call.rpartition(":")
         if not where:
@@ -6833,14 +6830,14 @@ def choose_functions(options: argparse.Namespace, functions: Any) -> tuple[dict[
         if not callable(function):
             names = list(map(function_name, public_functions(module)))
             raise UsageError(f"--call {options.call}: {no_such_function(name, names)}")
-        return {1: function}, True
+        return {1: function}
     if options.handlers:
         functions = public_functions(load_module(options.handlers))
         if not functions:
             raise UsageError(f"--handlers {options.handlers}: it has no public functions")
     elif functions is None:
         functions = [echo, sleep, sha256, noop]
-    return number_functions(functions), False
+    return number_functions(functions)
 
 
 def flag(name: str) -> str:
@@ -6886,18 +6883,19 @@ def make_parser(functions: Any = None) -> argparse.ArgumentParser:
     add("--delimiter", metavar="TEXT", help="between the fields {1} {2} of a line (white space)")
     add("--query", metavar="SQL", help="of the SQLite file TASKS: line, or function, payload")
     add = parser.add_argument_group("how they run").add_argument
-    add("-w", "--workers", metavar="N", type=int, help="worker processes (the processors); 0: none, to debug")
+    count = functools.partial(add, metavar="N", type=int)
+    count("-w", "--workers", help="worker processes (the processors); 0: none, to debug")
     add("--timeout", metavar="S", type=seconds, help="seconds a task may run; or NAME=S,NAME=S by function")
     add("--grace", metavar="S", type=float, help="seconds from SIGTERM to SIGKILL after --timeout")
-    add("--retries", metavar="N", type=int, help="start a task that is not ok again, so often")
+    count("--retries", help="start a task that is not ok again, so often")
     add("--retry-delay", metavar="S", type=float, help="seconds before the second attempt; then doubled")
     add("--retry-on", metavar="STATUSES", type=lambda text: tuple(text.split(",")), help="failed,timeout,crashed (all)")
     add("--max-rss", metavar="SIZE", type=size, help="replace workers that hold more, as 500M; needs psutil")
-    add("--max-tasks", metavar="N", type=int, help="replace a worker after so many tasks")
-    add("--halt", metavar="N", type=int, help="stop after so many tasks were not ok")
-    add("--slots", metavar="N", type=int, dest="num_slots", help="tasks the ring holds (%(default)s)")
+    count("--max-tasks", help="replace a worker after so many tasks")
+    count("--halt", help="stop after so many tasks were not ok")
+    count("--slots", dest="num_slots", help="tasks the ring holds (%(default)s)")
     add("--slot-size", metavar="BYTES", type=int, help="bytes of a slot (%(default)s)")
-    add("--batch", metavar="N", type=int, help="tasks a worker claims at once (default: by itself)")
+    count("--batch", help="tasks a worker claims at once (default: by itself)")
     add("--start-method", metavar="M", choices=("fork", "spawn", "forkserver"), help="fork, spawn or forkserver")
     group = parser.add_argument_group("what is printed and kept")
     add = group.add_mutually_exclusive_group().add_argument
@@ -7019,8 +7017,9 @@ class CommandLine:
     def __init__(self, options: argparse.Namespace, functions: Any, queue: type[SharedTaskQueue]) -> None:
         self.options = options
         self.queue = queue
-        self.functions, whole = choose_functions(options, functions)
+        self.functions = choose_functions(options, functions)
         names = list(map(function_name, self.functions.values()))
+        whole = bool(options.call or runs_commands(options))
         self.parse = LineParser(names, comments=not (options.call or options.command), whole=whole)
         self.source: LineSource | QuerySource
         if options.query:
