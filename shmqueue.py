@@ -5872,8 +5872,7 @@ class Results(Sink):
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: what the file holds as ok
         self._resume = resume and os.path.exists(path)
         self._out = out
-        self.unusable = f"{self.name}: cannot be used: "
-        with usage_error(self.unusable, Exception):  # whatever a foreign file leads to
+        with usage_error(f"{self.name}: cannot be used: ", Exception):  # whatever a foreign file leads to
             for place, record in self.read():
                 try:
                     status, digest = recorded_task(record)
@@ -7030,6 +7029,7 @@ class CommandLine:
         self.progress = self._choose_progress()
         self.signals: list[int] = []  # that came, and were not acted on
         self.stopped_by = 0
+        self.problem = ""  # that ended the run
         self.patient = True  # signals are heard, and a reader of the output that takes nothing is waited for
         self.supervisor: Any = None
         self.sinks: list[Sink] = []  # that were opened
@@ -7078,17 +7078,16 @@ class CommandLine:
     def run(self) -> int:
         """Return the exit code."""
         if self.options.dry_run:
-            try:
+            with contextlib.suppress(OSError):  # the reader has left
                 return self._show_tasks()
-            except OSError:  # the reader has left
-                return 1
+            return 1
         try:
             with handled_by(self.note_signal, HEARD[:-1] if self.options.workers == 0 else HEARD):
-                problem = self._supervise()
+                self._supervise()
                 self.patient = False
             for sink in self.sinks:
                 sink.finish()
-            return self.report(problem or self.source.problem)
+            return self.report()
         finally:
             for sink in self.sinks:
                 sink.close()
@@ -7121,8 +7120,7 @@ class CommandLine:
             complain(self.source.problem)
         return code
 
-    def _supervise(self) -> str:
-        """Return why the tasks could not all be put through, if so."""
+    def _supervise(self) -> None:
         arguments = {name: getattr(self.options, name) for name in DEFAULTS}
         arguments |= {"screen": self.progress, "queue": self.queue}
         if self.options.failed is not None:
@@ -7137,17 +7135,15 @@ class CommandLine:
             with self.supervisor:
                 self._put_through()
         except (WorkersFailedError, SpoiledSegmentError) as error:
-            return in_options(str(error))
+            self.problem = in_options(str(error))
         except interruptions():
             self.stopped_by = self.stopped_by or signal.SIGINT
             self.source.problem = "the run was interrupted before every task had an outcome"
-        return ""
 
     def _put_through(self) -> None:
         """Write each result to a file as it finishes, and to standard output maybe in the order of the input."""
         if self.results is not None:
-            with usage_error(self.results.unusable, Exception):
-                self.results.begin()  # not before, since it empties a file that was there
+            self.results.attempt(self.results.begin)  # not before, since it empties a file that was there
             self.sinks.append(self.results)
         if self.options.print:
             line = self.parse.input_line if self.options.tag else None
@@ -7220,9 +7216,9 @@ class CommandLine:
         self.stopped_by = self.stopped_by or number
         self.progress.ended = f"stopped by {signal.Signals(self.stopped_by).name}"
 
-    def report(self, problem: str) -> int:
+    def report(self) -> int:
         """Say how it went, on standard error if standard output has values or results. Return the exit code."""
-        problems = [problem, *(sink.complaint() for sink in self.sinks)]
+        problems = [self.problem or self.source.problem, *(sink.complaint() for sink in self.sinks)]
         summary = self.supervisor.summary()
         summary |= {"problem": "; ".join(filter(None, problems)), "left_out": self.parse.left_out}
         if self.options.print and runs_commands(self.options):
