@@ -5816,15 +5816,6 @@ class Sink:
     error: Exception | None = None  # why nothing more is written
     _file: Any
 
-    def put(self, result: TaskResult) -> None:
-        self.attempt(self.write, result)
-
-    def flush(self) -> None:
-        self.attempt(self.save)
-
-    def finish(self) -> None:
-        self.attempt(self.end)
-
     def save(self) -> None:
         """Bring what was written to its place. Called several times a second."""
         self._file.flush()
@@ -7086,7 +7077,7 @@ class CommandLine:
                 self._supervise()
                 self.patient = False
             for sink in self.sinks:
-                sink.finish()
+                sink.attempt(sink.end)
             return self.report()
         finally:
             for sink in self.sinks:
@@ -7148,7 +7139,8 @@ class CommandLine:
         if self.options.print:
             line = self.parse.input_line if self.options.tag else None
             self.sinks.append(Printer(runs_commands(self.options), line, self._outlet(1), self._outlet(2)))
-        receivers: list[Callable[[TaskResult], None]] = [sink.put for sink in self.sinks]
+        receivers: list[Callable[[TaskResult], None]]
+        receivers = [functools.partial(sink.attempt, sink.write) for sink in self.sinks]
         if self.options.keep_order:
             receivers[-1] = in_order(receivers[-1], self.source)
         self.supervisor.on_check = self.on_check
@@ -7166,7 +7158,7 @@ class CommandLine:
 
     def _flush(self) -> None:
         for sink in self.sinks:
-            sink.flush()
+            sink.attempt(sink.save)
 
     def note_signal(self, number: int, frame: object) -> None:
         if self.options.workers == 0:

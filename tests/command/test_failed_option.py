@@ -98,7 +98,7 @@ def test_any_line_that_is_written_is_read_as_the_same_task(tmp_path, whole):
         first.write_bytes(data)
         parse = parser()
         failed = FailedLines(str(second), parse, LineSource(str(first), parse))
-        failed.finish()
+        failed.attempt(failed.end)
         assert failed.error is None
         assert tasks(second) == tasks(first)
 
@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_the_file_alone(tmp_path):
     failed = FailedLines(str(path), LineParser(["echo"], comments=True), shmqueue.IterableSource([("echo", b"a")]))
     failed._file.close()
     failed._file = open("/dev/full", "wb")  # noqa: SIM115
-    failed.finish()
+    failed.attempt(failed.end)
     failed.close()
     assert "No space left" in failed.complaint()
     assert os.listdir(tmp_path) == ["tasks"]

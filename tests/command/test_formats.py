@@ -66,8 +66,8 @@ def fill(path, results, resume):
     done = collections.Counter(file.done)
     file.begin()
     for result in results:
-        file.put(result)
-    file.finish()
+        file.attempt(file.write, result)
+    file.attempt(file.end)
     assert file.error is None
     return done
 

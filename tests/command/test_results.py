@@ -354,7 +354,7 @@ def read_back(path):
     results = shmqueue.results_format(str(path))(str(path), True)
     assert path.suffix == ".sqlite" or path.read_bytes() == before
     results.begin()
-    results.finish()
+    results.end()
     return +results.done
 
 
@@ -365,8 +365,8 @@ def write_records(path, *payloads, resume=False):
     results = shmqueue.results_format(str(path))(str(path), resume)
     results.begin()
     for number, payload in enumerate(payloads, 1):
-        results.put(shmqueue.TaskResult(number, "echo", payload, "ok", payload, "", 1, 0, 0.5))
-    results.finish()
+        results.write(shmqueue.TaskResult(number, "echo", payload, "ok", payload, "", 1, 0, 0.5))
+    results.end()
 
 
 @pytest.mark.parametrize("last", LAST)
@@ -431,7 +431,7 @@ def test_a_killed_writers_journal_is_rolled_back(tmp_path):
         results = shmqueue.results_format({str(path)!r})({str(path)!r}, True)
         results.begin()
         for i in range(20_000):
-            results.put(shmqueue.TaskResult(i, "echo", b"x" * 500, "ok", b"x" * 500, "", 1, 0, 0.5))
+            results.write(shmqueue.TaskResult(i, "echo", b"x" * 500, "ok", b"x" * 500, "", 1, 0, 0.5))
         os.kill(os.getpid(), 9)
     """
     assert subprocess.run([sys.executable, "-c", child], check=False).returncode == -signal.SIGKILL
@@ -626,7 +626,7 @@ def read_only_oks(path):
         copy.with_name(copy.name + file.name[len(path.name) :]).write_bytes(file.read_bytes())
     results = shmqueue.results_format(str(copy))(str(copy), True)
     results.begin()
-    results.finish()
+    results.end()
     found = oks(copy)
     for file in path.parent.glob(copy.name + "*"):
         file.unlink()

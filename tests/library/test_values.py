@@ -687,8 +687,8 @@ def test_results_files_have_plain_data_tracebacks_and_times(tmp_path):
         written = shmqueue.results_format(path)(path, False)
         written.begin()
         for result in results:
-            written.put(result)
-        written.finish()
+            written.write(result)
+        written.end()
         assert written.error is None
         again = shmqueue.results_format(path)(path, True)
         keys = [shmqueue.task_digest("f", shmqueue.encode_text(shmqueue.as_text(value))) for value in values]
