@@ -6157,22 +6157,22 @@ def tagged(text: bytes, tag: bytes) -> bytes:
 
 # All that a frame shows: stats() and title, name, strategy, total (None if it is not known), rate (tasks a second) and
 # rates (the last ones), ring, num_slots, failures, state, keys. A worker has number, rate and state (run, sleep, dead),
-# too; and where they are known cpu, rss, and function, payload and in_hand (a tsk_id), held for so many seconds.
+# too; and where they are known cpu, rss (MB), and function, payload and in_hand (a tsk_id), held for so many seconds.
 Snapshot = dict[str, Any]
 
 # The columns of the table: side, width, text of a row. In a narrow window columns go, from the end of IMPORTANCE on.
-COLUMNS: dict[str, tuple[str, int, Callable[[Snapshot], str]]] = {
-    "worker": (">", 6, lambda row: str(row["number"])),
-    "pid": (">", 7, lambda row: str(row["pid"])),
-    "state": ("<", 5, lambda row: row["state"]),
-    "function": ("<", 12, lambda row: row.get("function") or "–"),
-    "done": (">", 11, lambda row: f"{row['completed']:,}"),
-    "failed": (">", 6, lambda row: f"{row['failed']:,}"),
-    "tasks/s": (">", 9, lambda row: f"{row['rate']:,.0f}"),
-    "cpu": (">", 5, lambda row: f"{row['cpu']:.0f} %" if "cpu" in row else ""),
-    "rss": (">", 7, lambda row: f"{row['rss'] / 2**20:,.0f} MB" if "rss" in row else ""),
-    "in hand": ("<", 20, lambda row: f"#{row['in_hand']:,}  {row['held']:.2f} s" if "in_hand" in row else "–"),
-    "payload": ("<", 30, lambda row: row["payload"]),
+COLUMNS = {
+    "worker": (">", 6, "{number}"),
+    "pid": (">", 7, "{pid}"),
+    "state": ("<", 5, "{state}"),
+    "function": ("<", 12, "{function}"),
+    "done": (">", 11, "{completed:,}"),
+    "failed": (">", 6, "{failed:,}"),
+    "tasks/s": (">", 9, "{rate:,.0f}"),
+    "cpu": (">", 5, "{cpu:.0f} %"),
+    "rss": (">", 7, "{rss:,.0f} MB"),
+    "in hand": ("<", 20, "#{in_hand:,}  {held:.2f} s"),
+    "payload": ("<", 30, "{payload}"),
 }
 IMPORTANCE = ("worker", "state", "done", "tasks/s", "failed", "in hand", "function", "cpu", "rss", "pid", "payload")
 
@@ -6283,13 +6283,19 @@ def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str
             names.append(name)
     columns = {name: column for name, column in COLUMNS.items() if name in names}
 
+    def cell(row: Snapshot, side: str, text: str) -> str:
+        with contextlib.suppress(KeyError):  # it is not known
+            return text.format_map(row)
+        return "–" if side == "<" else ""
+
     def line(texts: Iterable[str]) -> str:
         return "  ".join(f"{text:{side}{size}.{size}}" for text, (side, size, _) in zip(texts, columns.values()))
 
     fit = len(rows)
     if fit > height - 1:
         fit = max(0, height - 2)
-    table = [line(columns)] + [line(text(row) for _, _, text in columns.values()) for row in rows[:fit]]
+    table = [line(columns)]
+    table += [line(cell(row, side, text) for side, _, text in columns.values()) for row in rows[:fit]]
     if rest := rows[fit:]:
         busy = sum(row["state"] == "run" for row in rest)
         done = sum(row["completed"] for row in rest)
@@ -6328,7 +6334,7 @@ class Progress:
             tasks = ledger.tasks_at(position)
             row |= {"state": "dead" if lane.state == DEAD else "sleep", "payload": ""}
             if lane.process.rss:
-                row |= {"cpu": lane.process.cpu, "rss": lane.process.rss}
+                row |= {"cpu": lane.process.cpu, "rss": lane.process.rss / 2**20}
             if lane.state != DEAD and tasks is not None:
                 at = position - tasks.first
                 row["state"] = "run"

@@ -14,8 +14,8 @@ def row(number, pid, state, completed, failed, rate, **known):
 
 IN_HAND = {"function": "sha256", "in_hand": 621_034, "held": 0.021}
 ROWS = (
-    row(0, 4122, "run", 155_210, 3, 12_801.2, cpu=98.4, rss=18 << 20, **IN_HAND),
-    row(1, 4123, "sleep", 155_007, 9, 12_790.0, cpu=1.0, rss=18 << 20),
+    row(0, 4122, "run", 155_210, 3, 12_801.2, cpu=98.4, rss=18.0, **IN_HAND),
+    row(1, 4123, "sleep", 155_007, 9, 12_790.0, cpu=1.0, rss=18.0),
     row(2, 4124, "dead", 7, 0, 0.0),
 )
 COUNTS = {"ok": 621_009, "failed": 25, "timeout": 0, "crashed": 0, "cancelled": 0}
