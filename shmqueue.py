@@ -6638,17 +6638,31 @@ def noop(payload: bytes) -> None:
 def shell(payload: bytes) -> bytes | Failure:
     """Return what a shell command writes. What it writes to its standard error goes to the worker's.
 
-    The task fails if the exit code is not 0. Then its error ends with what the command complained of.
+    The task fails if the exit code is not 0. Then its error ends with what the command complained of. In a worker the
+    command has a process group of its own.
     """
+    import subprocess
+
     os.environ[TASK_VARIABLE] = str(tsk_id_in_hand())
-    code, output, errors = run_command([b"/bin/sh", b"-c", payload])
+    command = [b"/bin/sh", b"-c", payload]
+    streams: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, 0, **streams, start_new_session=note_command is not int) as process:
+        note_command(process.pid << 32 | process.pid)
+        try:
+            output, errors, late = attend(process)
+        finally:
+            note_command(0)
     if errors and sys.stderr is not sys.__stderr__:  # else this is no worker
         sys.stderr.write(decode_text(errors))
-    if code != 0:
-        complaint = errors[-1000:].decode("utf-8", "backslashreplace").strip()
-        text = f"{describe_exit(code)}: {complaint}".removesuffix(": ")
-        return Failure(text, None, Output(output, errors), "failed" if code else "timeout")
-    return Output(output, errors) if errors else output
+    if late:
+        text = f"ran longer than {command_limits[0]:g} s"
+    elif process.returncode:
+        text = describe_exit(process.returncode)
+    else:
+        return Output(output, errors) if errors else output
+    complaint = errors[-1000:].decode("utf-8", "backslashreplace").strip()
+    text = f"{text}: {complaint}".removesuffix(": ")
+    return Failure(text, None, Output(output, errors), "timeout" if late else "failed")
 
 
 command_limits = (math.inf, 0.0)  # timeout and grace
@@ -6658,24 +6672,6 @@ def limit_commands(timeout: float, grace: float) -> None:
     """Have this process end commands that run too long."""
     global command_limits
     command_limits = (timeout, grace)
-
-
-def run_command(command: Sequence[bytes]) -> tuple[int | None, bytes, bytes]:
-    """Run a command. Return its exit code, or minus the signal that killed it, and what it wrote to its two streams.
-
-    The exit code is None if it ran too long. In a worker it has a process group of its own.
-    """
-    import subprocess
-
-    pipe = subprocess.PIPE
-    streams: Any = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe}
-    with subprocess.Popen(command, 0, **streams, start_new_session=note_command is not int) as process:
-        note_command(process.pid << 32 | process.pid)
-        try:
-            output, errors, late = attend(process)
-        finally:
-            note_command(0)
-    return None if late else process.returncode, output, errors
 
 
 def attend(process: Any) -> tuple[bytes, bytes, bool]:
@@ -6717,10 +6713,8 @@ def attend(process: Any) -> tuple[bytes, bytes, bool]:
     return output, errors, sent > 0
 
 
-def describe_exit(code: int | None) -> str:
+def describe_exit(code: int) -> str:
     """Say how a command ended. Shells have codes above 128 for what a signal killed."""
-    if code is None:
-        return f"ran longer than {command_limits[0]:g} s"
     number = -code if code < 0 else code - 128
     name = ""
     with contextlib.suppress(ValueError):
