@@ -5626,20 +5626,18 @@ class LineParser:
     def _to_do(self, items: Iterable[Any]) -> list[Any]:
         tasks: list[Any] = []
         for item in items:
-            if item is None or (self.done and self._leave_out(item)):
+            if item is not None and self.done:
+                digest = task_digest(*self.task(item))
+                if self.done[digest]:
+                    self.done[digest] -= 1
+                    self.left_out += 1
+                    item = None
+            if item is None:
                 self._skipped.append(self.tasks + len(tasks))
             else:
                 tasks.append(item)
         self.tasks += len(tasks)
         return tasks
-
-    def _leave_out(self, item: Any) -> bool:
-        digest = task_digest(*self.task(item))
-        if not self.done[digest]:
-            return False
-        self.done[digest] -= 1
-        self.left_out += 1
-        return True
 
     def task(self, item: Any) -> tuple[str, bytes]:
         if isinstance(item, bytes):
@@ -7297,7 +7295,12 @@ def main(
 
 def exit_code(parser: argparse.ArgumentParser, run: Callable[[], int]) -> int:
     """Return what `run` returns, or 2 after a line about a UsageError."""
-    fill_streams()
+    # Open closed standard streams. Otherwise the next file opened would take the number of one and its output.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
     if hasattr(sys, "set_int_max_str_digits"):
         sys.set_int_max_str_digits(0)  # a value may be a large number, and is written as such
     try:
@@ -7307,15 +7310,6 @@ def exit_code(parser: argparse.ArgumentParser, run: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:  # before the run had begun
         return 128 + signal.SIGINT
-
-
-def fill_streams() -> None:
-    """Open closed standard streams. Otherwise the next file opened would take the number of one and its output."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
 
 
 def complain(problem: object, who: str = "shmqueue") -> None:
