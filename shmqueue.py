@@ -6573,27 +6573,23 @@ def watch_run(name: str) -> None:
         screen.close()
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    try:
-        with handled_by(act):
-            while alive:
-                alive = name in runs()
-                # It is not there if the run has just begun or just ended.
-                with contextlib.suppress(FileNotFoundError), open(watch_path(name), "rb") as file:
-                    os.dup2(file.fileno(), kept)
-                with contextlib.suppress(ValueError):  # it is being written
-                    shot = json.loads(os.pread(kept, os.fstat(kept).st_size, 0))
-                if alive and shot != {}:
-                    screen.show({**shot, "keys": "Ctrl-C leaves"})
-                time.sleep(Screen.SECONDS)
-            screen.close()
-            if shot:
-                width, height = screen.size()
-                lines = render({**shot, "state": shot.get("ended", "killed")}, width, height - 1)
-                screen.write("\n".join(lines) + "\n")
-    except Exception as error:  # whatever is in that file
-        raise UsageError(f"--watch {name}: its snapshot cannot be shown: {describe(error)}") from None
-    finally:
+    spoiled = f"--watch {name}: its snapshot cannot be shown: "
+    with contextlib.closing(screen), usage_error(spoiled, Exception), handled_by(act):
+        while alive:
+            alive = name in runs()
+            # It is not there if the run has just begun or just ended.
+            with contextlib.suppress(FileNotFoundError), open(watch_path(name), "rb") as file:
+                os.dup2(file.fileno(), kept)
+            with contextlib.suppress(ValueError):  # it is being written
+                shot = json.loads(os.pread(kept, os.fstat(kept).st_size, 0))
+            if alive and shot != {}:
+                screen.show({**shot, "keys": "Ctrl-C leaves"})
+            time.sleep(Screen.SECONDS)
         screen.close()
+        if shot:
+            width, height = screen.size()
+            lines = render({**shot, "state": shot.get("ended", "killed")}, width, height - 1)
+            screen.write("\n".join(lines) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -7002,6 +6998,12 @@ def handled_by(handler: Any, numbers: Sequence[int] = HEARD) -> Iterator[None]:
 class CommandLine:
     """One run from the command line. A subclass may run it elsewhere, by `make_supervisor`."""
 
+    supervisor: Any = None
+    results: Results | None = None
+    stopped_by = 0
+    problem = ""  # that ended the run
+    patient = True  # signals are heard, and a reader of the output that takes nothing is waited for
+
     def __init__(self, options: argparse.Namespace, functions: Any, queue: type[SharedTaskQueue]) -> None:
         self.options = options
         self.queue = queue
@@ -7017,12 +7019,7 @@ class CommandLine:
         self.fills_stdout = options.print or options.results == "-"
         self.progress = self._choose_progress()
         self.signals: list[int] = []  # that came, and were not acted on
-        self.stopped_by = 0
-        self.problem = ""  # that ended the run
-        self.patient = True  # signals are heard, and a reader of the output that takes nothing is waited for
-        self.supervisor: Any = None
         self.sinks: list[Sink] = []  # that were opened
-        self.results: Results | None = None
         if not options.dry_run:
             self._check_files()
         if options.results:
