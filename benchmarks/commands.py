@@ -22,6 +22,8 @@ from benchmarks.harness import CORES, ROOT, terminal
 from benchmarks.jobs import WrongError
 
 SHMQUEUE = [sys.executable, str(ROOT / "shmqueue.py")]
+MODULE = [sys.executable, "-m", "shmqueue"]  # Python keeps its compiled code, as that of the installed command
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 JOBS_FILE = str(ROOT / "benchmarks" / "jobs.py")
 POOL_SCRIPT = str(ROOT / "benchmarks" / "pool_script.py")
 DATE = "date +%s.%N"
@@ -67,7 +69,8 @@ def run(
     """Run a command to its end. Raise WrongError if its exit code is not 0."""
     start = time.perf_counter()
     with open(source, "rb") as tasks, tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(command, stdin=tasks, stdout=output, stderr=errors if stderr is None else stderr)
+        streams: Any = {"stdin": tasks, "stdout": output, "stderr": errors if stderr is None else stderr}
+        child = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **streams)
         peaks = _highest_peaks(child.pid) if measure_peak else {}
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - start
@@ -111,10 +114,10 @@ def _check_lines(output: str, tasks: int) -> list[float]:
 # Memory.
 
 
-def ours_memory(lines: int) -> dict[str, float]:
+def ours_memory(lines: int, command: Sequence[str] = SHMQUEUE) -> dict[str, float]:
     """Return the MiB that the supervisor and a worker held at most while they ran a file of `lines` tasks."""
     with task_file("noop #", lines) as path:
-        ended = run([*SHMQUEUE, path, "--screen", "off"], measure_peak=True)
+        ended = run([*command, path, "--screen", "off"], measure_peak=True)
     check_ok(ended.output, lines)
     return ended.peak()
 
@@ -158,19 +161,19 @@ def _installed(program: str) -> str:
 # From the command to the first task, and to the end.
 
 
-def ours_start(tasks: int) -> dict[str, float]:
+def ours_start(tasks: int, command: Sequence[str] = SHMQUEUE) -> dict[str, float]:
     """Return the seconds from the command to the first line of the first task, and to the end of the command."""
-    return _ours_start(tasks, "x", ["--call", f"{JOBS_FILE}:wall"])
+    return _ours_start(tasks, "x", [*command, "--call", f"{JOBS_FILE}:wall"])
 
 
 def ours_start_shell(tasks: int) -> dict[str, float]:
-    return _ours_start(tasks, DATE, ["--shell"])
+    return _ours_start(tasks, DATE, [*SHMQUEUE, "--shell"])
 
 
-def _ours_start(tasks: int, line: str, options: list[str]) -> dict[str, float]:
+def _ours_start(tasks: int, line: str, command: list[str]) -> dict[str, float]:
     with task_file(line, tasks) as path:
         began = time.time()
-        ended = run([*SHMQUEUE, path, *options, "--results", "-", "--screen", "off"])
+        ended = run([*command, path, "--results", "-", "--screen", "off"])
     values = "\n".join(json.loads(result)["value"] for result in ended.output.splitlines())
     return {"first": min(_check_lines(values, tasks)) - began, "all": ended.seconds}
 
@@ -194,9 +197,8 @@ def pool_start(tasks: int) -> dict[str, float]:
 
 def ours_import(module: str) -> float:
     """Return the milliseconds that an import takes, from compiled code, over an interpreter that imports nothing."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as cache:
-        environment |= {"PYTHONPYCACHEPREFIX": cache, "PYTHONPATH": str(ROOT)}
+        environment = {**ENVIRONMENT, "PYTHONPYCACHEPREFIX": cache, "PYTHONPATH": str(ROOT)}
 
         def seconds(code: str) -> float:
             start = time.perf_counter()

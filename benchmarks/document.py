@@ -63,9 +63,11 @@ TWELVE: dict[str, dict[str, list[tuple[str, str]]]] = {
     "peak memory of the supervisor": {
         "100,000 lines: `Pool.map`": [("memory", "100,000 lines, supervisor")],
         "5,000,000 lines: `Pool.map`": [("memory", "5,000,000 lines, supervisor")],
+        "100,000 lines, as `python -m shmqueue`": [("memory", "100,000 lines, as a module, supervisor")],
     },
     "start": {
         "a command with ten lines: a script with `Pool`": [("start", "command, all 10 lines")],
+        "the same as `python -m shmqueue`, which is compiled once": [("start", "module, all 10 lines")],
         "`parallel_map` of ten tasks: `Pool.map`, time": [("start", "parallel_map of 10")],
         "open and close, 1,000,000 payloads in memory: `Pool`": [("opening", "Pool")],
         "import, compiled: `concurrent.futures.process`": [("imports", "concurrent.futures.process")],
@@ -218,8 +220,8 @@ On one machine ({processor}, commit {commit}), both sides taking turns in one ru
 | values of 8 and of 120 bytes; no value, but a busy loop on one processor; both against `Pool.map` at its best | \
 {sizes/8 bytes} and {sizes/120 bytes} times its rate; {neighbour/Pool.map there} times |
 | the start: `parallel_map` of ten tasks against `Pool.map`; a command with ten lines against a script with `Pool` | \
-{start/parallel_map of 10} times its time; {start/command, all 10 lines} ms, the script \
-{start/command, all 10 lines/theirs} ms |
+{start/parallel_map of 10} times its time; {start/command, all 10 lines} ms, as `python -m shmqueue` \
+{start/module, all 10 lines} ms, the script {start/command, all 10 lines/theirs} ms |
 
 Bold: here the other is better. What else to know:
 

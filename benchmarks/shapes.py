@@ -132,6 +132,7 @@ FEW, MANY = 100_000, 5_000_000  # lines of a task file
     {
         f"{FEW:,} lines, supervisor": at_most(38, "MiB"),
         f"{MANY:,} lines, supervisor": at_most(38, "MiB"),
+        f"{FEW:,} lines, as a module, supervisor": at_most(38, "MiB"),
         "itself, with fewer lines, supervisor": at_most(1.05),
     },
     "compiling the file takes 16 MiB",
@@ -147,9 +148,14 @@ def memory(plan: Plan) -> Findings:
         for whose in ("supervisor", "largest worker"):
             name = f"{lines:,} lines, {whose}"
             found.lines.append(absolute(name, _figures(us, whose), _figures(them, whose), unit="MiB"))
+    module = case("shmqueue as a module", commands.ours_memory, lines=FEW, command=commands.MODULE)
+    runs = alternate([module], plan.repetitions, found.notes)[module.name]
     for at, whose in enumerate(("supervisor", "largest worker")):
         few, many = (line.ours for line in found.lines[at::2][:2])
         found.lines.append(ratio(f"itself, with fewer lines, {whose}", many, few, unit="MiB"))
+    found.lines.append(
+        absolute(f"{FEW:,} lines, as a module, supervisor", _figures(runs, "supervisor"), None, unit="MiB")
+    )
     found.notes.append("memory that processes share counts in each of them; the segment is 35 MiB, touched where used")
     return found
 
@@ -202,7 +208,11 @@ def screen(plan: Plan) -> Findings:
 
 @row(
     "start: few tasks, from the command or the call",
-    {"command, all 10 lines": at_most(100, "ms"), "parallel_map of 10": at_most(1.3)},
+    {
+        "command, all 10 lines": at_most(100, "ms"),
+        "module, all 10 lines": at_most(100, "ms"),
+        "parallel_map of 10": at_most(1.3),
+    },
     "the command compiles its file and starts workers that watch each other; Pool's script does neither",
 )
 def start(plan: Plan) -> Findings:
@@ -213,9 +223,14 @@ def start(plan: Plan) -> Findings:
         case("script with Pool.map", commands.pool_start, tasks=tasks),
         case("shmqueue --shell", commands.ours_start_shell, tasks=tasks),
         case("xargs -P", commands.xargs_start, tasks=tasks),
+        case("shmqueue as a module", commands.ours_start, tasks=tasks, command=commands.MODULE),
     ]
     runs = alternate(cases, plan.turns, found.notes)
-    for us, them, what in ((cases[0], cases[1], "command"), (cases[2], cases[3], "shell")):
+    for us, them, what in (
+        (cases[0], cases[1], "command"),
+        (cases[4], cases[1], "module"),
+        (cases[2], cases[3], "shell"),
+    ):
         for key, until in (("first", "first task"), ("all", f"all {tasks} lines")):
             mine, other = (_figures(runs[each.name], key).scaled(1000) for each in (us, them))
             found.lines.append(absolute(f"{what}, {until}", mine, other, unit="ms"))
