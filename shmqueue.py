@@ -6750,17 +6750,14 @@ class Command:
         parts = {b"%d" % number: field for number, field in enumerate(fields, 1)}
         parts |= {b"": line, b".": without_extension(line), b"/": name, b"/.": without_extension(name)}
         parts[b"//"] = os.path.dirname(line.rstrip(b"/") or b"/") or b"."
-        numbers = {b"#": b"%d" % task, b"%": worker.encode()}
+        texts = {string: encode_text(shlex.quote(decode_text(part))) for string, part in parts.items()}
+        texts |= {b"#": b"%d" % task, b"%": worker.encode()}
         pieces = list(self._pieces)
         for at in range(1, len(pieces), 2):
-            string = pieces[at]
-            if string in numbers:
-                pieces[at] = numbers[string]
-            elif string in parts:
-                pieces[at] = encode_text(shlex.quote(decode_text(parts[string])))
-            else:
+            if pieces[at] not in texts:
                 have = counted(len(fields), "field")
-                raise LookupError(f"no {{{string.decode()}}}: the line has {have}; see --delimiter")
+                raise LookupError(f"no {{{pieces[at].decode()}}}: the line has {have}; see --delimiter")
+            pieces[at] = texts[pieces[at]]
         return b"".join(pieces)
 
     def __call__(self, payload: bytes) -> bytes | Failure:
