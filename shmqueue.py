@@ -5862,16 +5862,21 @@ class Results(Sink):
         self._resume = resume and os.path.exists(path)
         self._out = out
         with usage_error(f"{self.name}: cannot be used: ", Exception):  # whatever a foreign file leads to
-            for place, record in self.read():
-                try:
-                    status, digest = recorded_task(record)
-                except Exception:
-                    raise ValueError(f"{place} is not a record of results; mend it, or give another file") from None
-                if status == "ok":
-                    self.done[digest] += 1
+            self.read()
 
-    def read(self) -> Iterator[tuple[str, Any]]:
-        """Yield each record to resume with its place in words; None for what is no record."""
+    def note(self, place: str, record: Any) -> None:
+        """Count a record that was read, if it is ok. Raise ValueError if it is no record."""
+        try:
+            status, function, payload = (record[name] for name in RECORDED)
+            if status not in OUTCOMES or not {type(function), type(payload)} <= {str, bytes}:
+                raise ValueError(record)
+        except Exception:
+            raise ValueError(f"{place} is not a record of results; mend it, or give another file") from None
+        if status == "ok":
+            self.done[task_digest(as_text(function), encode_text(as_text(payload)))] += 1
+
+    def read(self) -> None:
+        """Note each record to resume."""
         if not self._resume:
             return
         number = 1
@@ -5888,7 +5893,7 @@ class Results(Sink):
                 if is_ours and not file.peek() and (record is None or not data.endswith(b"\n")):
                     return
                 if data != self.HEADER:
-                    yield f"what begins in line {number:,}", record
+                    self.note(f"what begins in line {number:,}", record)
                 self._kept += length
                 number += data.count(b"\n")
 
@@ -5942,7 +5947,7 @@ class Csv(Results):
 class Sqlite(Results):
     """The table `results` of a SQLite file; what is not UTF-8 is a blob."""
 
-    def read(self) -> Iterator[tuple[str, Any]]:
+    def read(self) -> None:
         import sqlite3
 
         if not os.path.exists(self.path):
@@ -5954,7 +5959,7 @@ class Sqlite(Results):
             base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
             if self._resume and columns:
                 for number, *row in base.execute(f"SELECT rowid, {', '.join(RECORDED)} FROM results"):  # noqa: S608
-                    yield f"row {number:,} of its table results", dict(zip(RECORDED, row))
+                    self.note(f"row {number:,} of its table results", dict(zip(RECORDED, row)))
 
     def begin(self) -> None:
         import sqlite3
@@ -6029,14 +6034,6 @@ def results_format(path: str) -> type[Results]:
     if path != "-" and is_pipe(path):
         raise UsageError(f"--results {path}: is a pipe; give a file, or - for standard output")
     return found
-
-
-def recorded_task(record: Any) -> tuple[str, bytes]:
-    """Return the status and the digest of the task in a record. If it is no record, raise an exception."""
-    status, function, payload = (record[name] for name in RECORDED)
-    if status not in OUTCOMES or not {type(function), type(payload)} <= {str, bytes}:
-        raise ValueError(record)
-    return status, task_digest(as_text(function), encode_text(as_text(payload)))
 
 
 def task_digest(function: str, payload: bytes) -> bytes:
