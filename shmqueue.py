@@ -6119,21 +6119,18 @@ class Printer(Sink):
         tag = b""
         if self._line is not None:
             tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
-        self._file.write(tagged(self._text(result), tag))
+        text = b""
+        if self._exact:
+            text = result.value or b""
+        elif result.status == "ok" and result.value is not None:
+            text = encode_text(as_text(result.value)).removesuffix(b"\n") + b"\n"
+        self._file.write(tagged(text, tag))
         errors = result.value.errors if isinstance(result.value, Output) else b""
         if errors:
             self._file.flush()
             with contextlib.suppress(OSError):  # nobody reads it
                 self._errors.write(tagged(errors, tag))
                 self._errors.flush()
-
-    def _text(self, result: TaskResult) -> bytes:
-        if self._exact:
-            return result.value or b""
-        if result.status != "ok" or result.value is None:
-            return b""
-        text = encode_text(as_text(result.value))
-        return text if text.endswith(b"\n") else text + b"\n"
 
     def complaint(self) -> str:
         if isinstance(self.error, (BrokenPipeError, BlockingIOError)):  # a reader that takes no more is no problem
@@ -6947,8 +6944,6 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(f"{flag(name)} -: must be a file")
         if value not in (None, False, DEFAULTS.get(name)) and name in NEEDS and not given[NEEDS[name]]:
             raise UsageError(f"{flag(name)}: needs {flag(NEEDS[name])}")
-    if options.results is not None:
-        results_format(options.results)
 
 
 @contextlib.contextmanager
@@ -7014,11 +7009,11 @@ class CommandLine:
         self.progress = self._choose_progress()
         self.signals: list[int] = []  # that came, and were not acted on
         self.sinks: list[Sink] = []  # that were opened
-        if not options.dry_run:
-            self._check_files()
         if options.results:
             self.results = results_format(options.results)(options.results, options.resume, self._outlet(1))
             self.parse.done = self.results.done
+        if not options.dry_run:
+            self._check_files()
 
     def _check_files(self) -> None:
         """Check that files can be written, and that no two are the same. Only --failed may be TASKS. Devices may be."""
