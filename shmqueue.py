@@ -3530,14 +3530,6 @@ def state_and_switches(pid: int) -> tuple[str, int]:
         return process_state(pid)[0], 0
 
 
-def process_exists(pid: int) -> bool:
-    try:
-        system.kill(pid, 0)
-    except OSError as error:
-        return error.errno != errno.ESRCH
-    return True
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Signals: the library sets no handler in its host, and blocks signals only while it starts a worker.
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3593,7 +3585,6 @@ QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the tim
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some
 SPILL_SECONDS = 0.02  # between two tries
-ORPHAN_SECONDS = 0.5  # between two checks that the supervisor lives, if no descriptor tells
 MANY = 64  # tasks in a batch; see Worker._schedule
 SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SCHED_BATCH"))  # on Linux
 
@@ -4005,23 +3996,19 @@ class ValueFiles:
 def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
     """In a thread: end the run, and kill this process group, when the supervisor is gone.
 
-    Its end of the pipe `wake` is closed then, unless something else holds a copy. So its pidfd becoming readable counts
-    as well. Without pidfds its pid is checked from time to time.
+    Its end of the pipe `wake` is closed then, unless something else holds a copy. So its pidfd is watched as well.
     """
     # A signal that this thread takes would not interrupt what a function waits for in the main thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, valid_signals())
     poll = system.poll()
     poll.register(wake, 0)  # hear only that it is closed
-    watched = False
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # there are no pidfds
         poll.register(_out_of_reach(os.pidfd_open(queue.owner_pid)), select.POLLIN)
-        watched = True
     gone = False
-    while not gone and (watched or process_exists(queue.owner_pid)):
-        for descriptor, event in poll.poll(None if watched else ORPHAN_SECONDS * 1000):
+    while not gone:
+        for descriptor, event in poll.poll():
             if event & select.POLLNVAL:  # a function closed it
                 poll.unregister(descriptor)
-                watched = False
             else:
                 gone = True
     with contextlib.suppress(OSError):  # another worker does it; or a function has closed the segment
