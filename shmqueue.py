@@ -4186,7 +4186,7 @@ class SharedTaskQueue:
 
     Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
     calls it. A strategy is a subclass with another lock, another topology, or both (see variants/strategy.py). It
-    overrides some of these hooks: strategy, if_killed, extra_bytes, primitives, ask_why, room, push, drain, claim,
+    overrides some of these hooks: strategy, extra_bytes, primitives, ask_why, room, push, drain, claim,
     harvest, recover, tell_to_leave, is_claiming, backlog, wakeable.
 
     Hooks use `words`, their own state from byte `state_offset` on, `_write`, `ring_spans`, `_fill_half`, `share`,
@@ -4206,7 +4206,6 @@ class SharedTaskQueue:
     """
 
     strategy: ClassVar[str] = "lockf"
-    if_killed: ClassVar[str] = "the kernel releases the lock, the next holder repairs"
     first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
     printed = False  # after close(): a function printed what nobody keeps
 

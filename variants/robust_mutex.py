@@ -124,7 +124,6 @@ def address_of(memory: Any) -> ctypes.c_void_p:
 
 class RobustMutexQueue(Strategy):
     strategy = "robust_mutex"
-    if_killed = "the kernel marks the mutex, the next holder repairs"
     lock_type = RobustMutex
 
 

@@ -61,7 +61,6 @@ class Semaphore:
 
 class SemaphoreQueue(Strategy):
     strategy = "semaphore"
-    if_killed = "the kernel releases the lock, the next holder repairs; tokens are counted anew"
 
     @classmethod
     def refusal(cls) -> str:

@@ -97,7 +97,6 @@ def may_hold_lock(queue: shmqueue.SharedTaskQueue, lane: shmqueue.Lane) -> bool:
 
 class SingleLock(Strategy):
     strategy = "single_lock"
-    if_killed = "the lock stays taken: workers leave after their batch, and start anew with another"
     lock_type = NumberedLock
 
 

@@ -73,7 +73,6 @@ def out_of_order(seconds: float = 0.02) -> int:
 
 class SlotState(WorkerLanes):
     strategy = "slot_state"
-    if_killed = "no lock; only its own slots are affected"
 
     @classmethod
     def refusal(cls) -> str:

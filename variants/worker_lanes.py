@@ -67,7 +67,6 @@ class WorkerLanes(Strategy):
     """
 
     strategy = "worker_lanes"
-    if_killed = "the kernel releases the lane's lock, which no other worker wants"
 
     @classmethod
     def num_locks(cls, num_workers: int) -> int:

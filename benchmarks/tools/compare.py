@@ -32,7 +32,6 @@ RUNS = 3
 BUILT_IN = shmqueue.SharedTaskQueue.strategy
 BAR = 40  # characters of the longest bar
 OWN, SHARED = "●", "○"
-OF_ALL = ("strategy", "if_killed")  # hooks that each strategy has
 
 
 @dataclasses.dataclass
@@ -183,7 +182,7 @@ def matrix() -> str:
         known = {row[0] for row in rows}
         for hook in dict.fromkeys(hook for each in base.__mro__[:-1] for hook in vars(each)):
             row = [f"`{what}{hook}`", *(has[name].get(hook, "") for name in kinds)]
-            if any(row[1:]) and row[0] not in known and hook not in OF_ALL:
+            if any(row[1:]) and row[0] not in known and hook != "strategy":  # which each has
                 rows.append(row)
     return table(["", *(f"`{name}`" for name in kinds)], rows)
 

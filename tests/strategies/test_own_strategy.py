@@ -66,7 +66,6 @@ class OwnRing(Strategy):
     """A ring with positions in its own state, from which each claim takes three tasks at most."""
 
     strategy = "own_ring"
-    if_killed = "the kernel releases the lock, the next holder repairs"
     lock_type = FileLock
 
     @classmethod
