@@ -340,7 +340,6 @@ class Supervisor:
                 self._release.append(self._queue.close)
                 self._ledger.set_timeouts(timeout)
                 self._pool = WorkerPool(self._queue, self._ledger, options, context, grace, max_rss)
-                self._pool.silent_fork = start_method is None
                 self._release.append(functools.partial(end_strays, name))
             self._release.append(self._pool.close)
             if self._shows:
@@ -1033,7 +1032,6 @@ class Calls(Source):
 
     def __init__(self, supervisor: Supervisor) -> None:
         pool = supervisor._pool
-        pool.silent_fork = True  # no warning about our own thread when it forks a new worker
         self._wake = pool.wake_supervisor
         self._workers = len(pool.lanes)
         self._owner = os.getpid()
@@ -2865,7 +2863,6 @@ class WorkerPool:
         self._max_rss = max_rss
         self.lanes = [Lane(index, queue, ledger, grace) for index in range(len(queue.status))]
         self.closing = False
-        self.silent_fork = False  # without the warning of Python about threads, as nobody has named fork
         self.respawned = 0
         self.failure: Exception | None = None
         self.next_check = 0.0
@@ -2926,9 +2923,9 @@ class WorkerPool:
         child.daemon = False  # or its functions could not start processes
         claims = lane.word(CLAIMS)  # before the new process can have claimed
         start_helper(self.context.get_start_method())
-        with handlers_wait(), warnings.catch_warnings() if self.silent_fork else contextlib.nullcontext():
-            if self.silent_fork:
-                warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+        with handlers_wait(), warnings.catch_warnings():
+            # Fork was chosen before this program had threads, or it was named.
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             _supervisor_ends.difference_update(mine)
             try:
                 child.start()
