@@ -3219,7 +3219,6 @@ class InlinePool(WorkerPool):
 
     def __init__(self, queue: InlineQueue, ledger: Ledger, options: WorkerOptions, context: Any) -> None:
         super().__init__(queue, ledger, options, context)
-        self._inline = queue
         self._calls = calls_of(options.functions, options.codec)
 
     def start_all(self) -> None:
@@ -3231,7 +3230,7 @@ class InlinePool(WorkerPool):
         return False  # a step would call the function
 
     def collect(self) -> bool:
-        tasks = self._inline.take()
+        tasks = self._queue.take()
         if tasks is None:
             return False
         started, began = system.wall_clock(), system.perf_counter()
