@@ -2935,7 +2935,7 @@ class WorkerPool:
             self._poll.register(lane.process.end_sign(), select.POLLIN)
 
     def _try_to_start(self, lane: Lane) -> None:
-        """Start a process as this worker while a run goes on. If a limit forbids it, that is a failed start."""
+        """Start a process as this worker. If a limit forbids it, that is a failed start."""
         try:
             self._start(lane)
         except OSError as error:
@@ -2956,10 +2956,7 @@ class WorkerPool:
         self._failed_starts = 0
 
     def _bury(self, lane: Lane) -> None:
-        """Reap a dead worker, account for its tasks, and replace it.
-
-        Raises WorkersFailedError if its exit code is UNGUARDED, or as _start_failed().
-        """
+        """Reap a dead worker, and account for its tasks. Raises WorkersFailedError if it is not to be replaced."""
         code = self._reap(lane)
         if self.failure is not None and type(self.failure) is not WorkersFailedError:
             return  # what is in the segment, or what was noted of it, is not right
@@ -2972,7 +2969,6 @@ class WorkerPool:
         if claimed or (lane.told and code == 0):
             self._worked()
             lane.failed_starts = 0
-            self._try_to_start(lane)
         else:
             why = f"{self._failed_starts + 1} workers in a row died before they took a task: {note or exit_text(code)}"
             self._start_failed(lane, why, sure=bool(note))
@@ -3079,13 +3075,13 @@ class WorkerPool:
         hungry = any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
         moved = soon = False
         for lane in self.lanes:
+            if lane.process.child is not None and lane.process.is_dead():
+                self._bury(lane)
+                moved = True
             if lane.process.child is None:
                 if now >= lane.due and not self.closing:
                     self._try_to_start(lane)
                 moved = lane.take_unclaimed() or moved
-            elif lane.process.is_dead():
-                self._bury(lane)
-                moved = True
             elif waiting:
                 took, restless = lane.attend(now, hungry)
                 moved = moved or took
