@@ -1666,7 +1666,7 @@ class Lane:
         self.process.command = functools.partial(self._queue.command, self.index)
         self.wake = wake
         self.first_claims = claims
-        self.progress_since = process.started
+        self.progress_since = system.monotonic()
         self.halted_at = 0.0
         self.halting = self.halt_again = False
         self.rung = 0
@@ -3277,7 +3277,7 @@ class Process:
     child: multiprocessing's object; None before the start and after the process was reaped.
     pidfd: a descriptor that stands for this process, whoever gets its pid later; None if there is none.
     born: when the process started, as system.process_state() tells it; -1 if it has ended before that was read.
-    started: the same on the monotonic clock. rss, cpu: bytes and percent, as last measured.
+    rss, cpu: bytes and percent, as last measured.
     """
 
     rss = 0
@@ -3291,7 +3291,6 @@ class Process:
     def __init__(self, child: Any) -> None:
         self.child = child
         self.pid = 0
-        self.started = system.monotonic()
         self.born = 0
         self.pidfd: Any = None
         if child is None:
