@@ -1603,7 +1603,7 @@ class Doom(NamedTuple):
 
 # The states of a lane.
 DEAD = "dead"  # it has no process
-STARTING = "starting"  # its process has not called the initializer yet
+STARTING = "starting"  # its process has not called the initializer, or not claimed yet
 IDLE = "idle"  # its worker sleeps
 RUNNING = "running"  # its worker claims a batch, or runs one
 HALTED = "halted"  # the supervisor has stopped it for a moment
@@ -1613,7 +1613,7 @@ DOOMED = "doomed"  # the supervisor has decided to end it
 class Lane:
     """A worker, as the supervisor sees it: its process, its state, and the batches that it has claimed.
 
-             begin()             READY                 asleep
+             begin()            1st claim              asleep
       DEAD ─────────▶ STARTING ─────────▶ RUNNING ◀────────────▶ IDLE      by the worker, in its words
        ▲                 │                 │  ▲                   │
        │                 └──────┬──────────┤  │ halt()            │
@@ -1695,8 +1695,8 @@ class Lane:
     # Its process.
 
     def is_ready(self) -> bool:
-        """Return True if this process has called the initializer and wants tasks."""
-        return self.word(READY) > 0
+        """Return True if this process has called the initializer, and has claimed or slept."""
+        return self.word(CLAIMS) != self.first_claims or self.word(ASLEEP) > 0
 
     def postpone(self, now: float) -> None:
         """Set when to start it again: each second time in a row after a pause that is doubled, 0.1 to 5 s."""
@@ -1986,13 +1986,13 @@ class Lane:
         """Account for the tasks of the worker, which was reaped with this exit code.
 
         Read what it has finished. Charge an attempt to the task in hand. Give back the others.
-        Return (asked, note): True if the process has ever claimed or slept, and the note that it left.
+        Return (ready, note): is_ready(), and the note that it left.
         """
         self._queue.recover(self.index)
         note = self._queue.take_note(self.index)
         number = self.word(CLAIMS)
         self._check_claims(number)
-        asked = number != self.first_claims or self.word(ASLEEP) > 0
+        ready = self.is_ready()
         if number > self.harvested:
             self.settle(self.read_to(number - 1))
             first, bound = self._limits(number)
@@ -2004,7 +2004,7 @@ class Lane:
             self.harvested = number
         self._queue.reset(self.index)
         self.take_unclaimed()
-        return asked, note
+        return ready, note
 
     def _charge_in_hand(self, position: int, error: str) -> None:
         """Charge an attempt to the task that was in hand when the worker died."""
@@ -2960,13 +2960,13 @@ class WorkerPool:
         code = self._reap(lane)
         if self.failure is not None and type(self.failure) is not WorkersFailedError:
             return  # what is in the segment, or what was noted of it, is not right
-        claimed, note = lane.recover(code)
+        ready, note = lane.recover(code)
         if self.closing:
             return
         self.respawned += 1
         if code == UNGUARDED:
             raise WorkersFailedError(GUARD_REMEDY)
-        if claimed or (lane.told and code == 0):
+        if ready or (lane.told and code == 0):
             self._worked()
             lane.failed_starts = 0
         else:
@@ -3724,7 +3724,6 @@ class Worker:
             sys.breakpointhook = refuse_breakpoint
         if self._options.initializer is not None:
             self._options.initializer()
-        self._words[self._status + READY] = 1
 
     def serve(self) -> None:
         queue, words, poll = self._queue, self._words, system.poll()
@@ -4327,7 +4326,7 @@ class SharedTaskQueue:
         for half in self.halves(worker):
             words[half.end] = words[half.first]
         words[status + PUBLISHED] = words[status + HARVESTED] = words[status + CLAIMS]
-        for word in (LEAVE, COMMAND, ASLEEP, READY):
+        for word in (LEAVE, COMMAND, ASLEEP):
             words[status + word] = 0
 
     def sleepers(self) -> list[tuple[int, int]]:
@@ -4824,7 +4823,6 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch, hint
 # published    how many of them are finished                                        W    S      lock
 # asleep       0, or the number of this sleep                                       W    S      lock, hint
-# ready        1 once W has called the initializer                                  W, S S      hint
 # limit        how many tasks make a batch of BATCH_SECONDS                         W    S      hint
 # printed      1 once a function has printed what nobody keeps                      W    S      hint
 # command      the process group of W's command, in both halves of the word; or 0   W, S all    hint
@@ -4844,7 +4842,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 
 Word = ctypes.c_uint64 * (LINE // 8)  # a 64-bit word that has its line to itself
 SHARED_WORDS = ("pushed", "claimed", "dirty", "asleep")
-WORKER_WORDS = ("claims", "published", "asleep", "ready", "limit", "printed", "command")
+WORKER_WORDS = ("claims", "published", "asleep", "limit", "printed", "command")
 SUPERVISOR_WORDS = ("harvested", "leave", "pid", "born")
 SIZES = ("num_slots", "slot_size", "num_workers", "batch", "extra_bytes", "log_bytes", "heap_bytes")  # segment_layout
 CONSTANTS = ("magic", "version", "owner_pid", "sum", "owner_start", *SIZES)
@@ -4927,7 +4925,7 @@ def _indices(structure: Any, names: Iterable[str]) -> Iterator[int]:
 
 # Indices of 64-bit words: from the start of the segment, and of a worker's status.
 PUSHED, CLAIMED, DIRTY, SUPERVISOR_ASLEEP = _indices(QueueHeader, SHARED_WORDS)
-CLAIMS, PUBLISHED, ASLEEP, READY, LIMIT, PRINTED, COMMAND = _indices(WorkerStatus, WORKER_WORDS)
+CLAIMS, PUBLISHED, ASLEEP, LIMIT, PRINTED, COMMAND = _indices(WorkerStatus, WORKER_WORDS)
 HARVESTED, LEAVE, PID, BORN = _indices(WorkerStatus, SUPERVISOR_WORDS)
 
 

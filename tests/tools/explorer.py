@@ -825,12 +825,12 @@ class World:
     def _name_words(self) -> None:
         """Which words are shared without an order, and what steps on words are called."""
         status = self.status
-        alone = {s + word for s in status for word in (shmqueue.LIMIT, shmqueue.LEAVE, shmqueue.READY)}
+        alone = {s + word for s in status for word in (shmqueue.LIMIT, shmqueue.LEAVE)}
         self.unordered = {shmqueue.SUPERVISOR_ASLEEP, *alone}
         asleep = {s + shmqueue.ASLEEP for s in status}
         self.shared = {shmqueue.SUPERVISOR_ASLEEP, shmqueue.CLAIMED, *asleep, *(s + shmqueue.LEAVE for s in status)}
         header = ("PUSHED", "CLAIMED", "DIRTY", "SUPERVISOR_ASLEEP")
-        fields = ("CLAIMS", "PUBLISHED", "ASLEEP", "READY", "LIMIT", "HARVESTED", "LEAVE", "PID", "BORN")
+        fields = ("CLAIMS", "PUBLISHED", "ASLEEP", "LIMIT", "HARVESTED", "LEAVE", "PID", "BORN")
         names = {getattr(shmqueue, name): name for name in header}
         names.update((s + getattr(shmqueue, name), name) for s in status for name in fields)
         names.update((first, "FIRST") for pair in self.firsts for first in pair)
@@ -1027,8 +1027,6 @@ class World:
     def _serve(self, options: Any, pipes: Any, actor: Actor) -> None:
         queue = self._seat(actor)
         actor.body = self._worker(queue, actor.worker, options, *(end.fileno() for end in pipes))
-        if self.scenario.close:  # a worker that is still starting is killed
-            queue.words[queue.status[actor.worker] + shmqueue.READY] = 1
         actor.body.serve()
 
     def task(self, payload: bytes) -> bytes | str | None:
