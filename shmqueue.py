@@ -2920,7 +2920,6 @@ class WorkerPool:
         mine = (wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, lane.index, self._options, mine)
         child = self.context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{lane.index}")
-        child.daemon = False  # or its functions could not start processes
         claims = lane.word(CLAIMS)  # before the new process can have claimed
         start_helper(self.context.get_start_method())
         with handlers_wait(), warnings.catch_warnings():
@@ -3175,7 +3174,6 @@ class InlineQueue:
     num_slots = 1
     printed = False
     status: Sequence[int] = ()
-    words: Sequence[int] = ()
     segment: Any = None
     heap = b""
     heap_offset = 0
@@ -3700,8 +3698,7 @@ class Worker:
         self._quick_dumps = QUICK_DUMPS if options.codec is None else {**QUICK_DUMPS, CODED: {}}
         self._kind = BYTES  # of a batch's values; a batch begins with the kind of the one before
         self._half = queue.half(index, 0)  # of the batch that runs
-        self._first = 0  # its positions are [first, first + count)
-        self._count = 0
+        self._count = 0  # of its tasks
         self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
         self._policy = SCHED_OTHER
@@ -3757,7 +3754,7 @@ class Worker:
            supervisor never takes that one back.
         4. So the clock must be read before the first read of `end`, and after each store to `ends`.
         """
-        half = self._begin_batch(first, count)
+        half = self._begin_batch(count)
         calls, payloads = self._read_lane()
         words, end = self._words, half.end
         ends, stamps, log = half.ends, half.stamps, half.log
@@ -3796,8 +3793,7 @@ class Worker:
         self._end_batch(done, at, began, last)
         self._kind = {type(None): self._kind, bytes: BYTES, str: TEXT}.get(type(value), CODED)
 
-    def _begin_batch(self, first: int, count: int) -> Half:
-        self._first = first
+    def _begin_batch(self, count: int) -> Half:
         self._count = count
         self._recent = max(count, self._recent // 2)
         self._schedule(SCHED_BATCH if self._recent >= MANY else SCHED_OTHER)
@@ -3914,7 +3910,7 @@ class Worker:
             half.log[at:end] = data
             return end
         if len(data) > room:
-            error = self._files.write(self._first + task, data)
+            error = self._files.write(self._words[half.first] + task, data)
             if error is None:
                 kind, data = kind | IN_FILE, SIZE.pack(len(data))
             else:

@@ -591,6 +591,9 @@ def steered_lane(world: World) -> type[shmqueue.Lane]:
         def has_batches(self) -> bool:  # it counts only if it is so at two checks, with a turn of the lock between them
             return world.hint(super().has_batches)
 
+        def is_ready(self) -> bool:  # when the run ends: a worker that is not seems to be still starting, and is killed
+            return world.hint(super().is_ready)
+
     return SteeredLane
 
 
