@@ -3119,15 +3119,13 @@ class WorkerPool:
     def free_lock(self, holder: int, seconds: float) -> list[Lane]:
         """Free a lock for which the supervisor has waited for so many seconds. Return the workers that live.
 
-        holder: the worker that has signed, or -1 if none has. Continue a stopped holder. Kill it if that does not help.
-        If the holder is dead, the lock frees itself.
+        holder: the worker that has signed, or -1 if none has. If it was stopped, continue it. If it is dead, the lock
+        frees itself.
         """
         living = [lane for lane in self.living() if not lane.process.is_dead()]
         for lane in living:
             if seconds >= 1 and holder in (lane.index, -1):
                 lane.process.signal_group(signal.SIGCONT)
-                if holder >= 0 and seconds >= STOP_SECONDS:
-                    lane.doom(Doom(None, "crashed", "its worker held the lock and did not go on"))
         return living
 
     def suspend(self) -> None:

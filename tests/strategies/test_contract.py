@@ -566,8 +566,10 @@ def test_workers_are_killed_and_replaced_without_a_pause(queue, tmp_path):
     assert sum(1 for _ in tmp_path.iterdir()) >= 5
 
 
-def test_a_worker_that_is_stopped_inside_a_claim_is_continued(queue, tmp_path):
-    """Others may wait for what it holds."""
+@pytest.mark.promise("G9")
+def test_a_worker_that_is_stopped_inside_a_claim_is_continued(queue, tmp_path, monkeypatch):
+    """Others may wait for what it holds. It is not killed, however long it takes."""
+    monkeypatch.setattr(shmqueue, "STOP_SECONDS", 0.5)
 
     def stopping():
         with contextlib.suppress(FileExistsError):
@@ -576,6 +578,7 @@ def test_a_worker_that_is_stopped_inside_a_claim_is_continued(queue, tmp_path):
 
     with start([jobs.echo], inside_a_claim(queue, stopping)) as supervisor:
         results = list(supervisor.run(numbers(300)))
+        assert supervisor.stats()["respawned"] == 0
     check_outcomes(results, numbers(300), 0)
     assert (tmp_path / "stopped").exists()
 
