@@ -3179,22 +3179,17 @@ class InlineQueue:
 
     def __init__(self) -> None:
         self._positions = itertools.count()
-        self._next: Tasks | None = None
+        self.tasks: list[Tasks] = []
 
     def room(self) -> int:
-        return int(self._next is None)
+        return 1 - len(self.tasks)
 
     def push(self, tasks: Tasks) -> list[tuple[int, int]]:
-        self._next = tasks
+        self.tasks.append(tasks)
         return [(next(self._positions), 1)]
 
-    def take(self) -> Tasks | None:
-        tasks, self._next = self._next, None
-        return tasks
-
     def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
-        tasks = self.take()
-        return [] if tasks is None else [(tasks.first, 1)]
+        return [(self.tasks.pop().first, 1)] if self.tasks else []
 
     def sleepers(self) -> list[tuple[int, int]]:
         return []
@@ -3222,9 +3217,9 @@ class InlinePool(WorkerPool):
         return False  # a step would call the function
 
     def collect(self) -> bool:
-        tasks = self._queue.take()
-        if tasks is None:
+        if not self._queue.tasks:
             return False
+        tasks = self._queue.tasks.pop()
         started, began = system.wall_clock(), system.perf_counter()
         self._tsk_id = tasks.tsk_ids[0]
         value = self._call(tasks.marked[0], tasks.data[0])
