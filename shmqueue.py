@@ -4635,18 +4635,12 @@ def end_strays(name: str) -> None:
     for pid in filter(str.isdigit, pids):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
             told = file.read()
-            if not told and looks and _has_memory(pid):
+            if not told and looks and os.path.exists(f"/proc/{pid}/exe"):  # else a zombie, or a thread of the kernel
                 looks -= 1
                 system.sleep(0.001)
                 pids.append(pid)
             if mark in told and mark in told.split(b"\0") and os.fstat(file.fileno()).st_uid == os.geteuid():
                 os.kill(int(pid), signal.SIGKILL)
-
-
-def _has_memory(pid: str) -> bool:
-    """Return False for a zombie and for a thread of the kernel, which never have an environment."""
-    with open(f"/proc/{pid}/statm", "rb") as file:
-        return not file.read().startswith(b"0 ")
 
 
 def sweep() -> list[str]:
