@@ -4536,8 +4536,6 @@ class Segment:
             self._map = mmap.mmap(self.fd, 0)
         except BaseException:
             self.close()
-            if size:
-                remove_segment(self.path)
             raise
         self.size = len(self._map)
         self.words = self.window(0, self.size // 8 * 8, "Q")
