@@ -4565,10 +4565,10 @@ class Segment:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.fd, offset, size)
 
-    def window(self, offset: int, size: int, unit: Any = "B", step: int = 1) -> memoryview:
-        """Return a view of part of the segment: each `step`-th item of a struct format. It lives until close()."""
+    def window(self, offset: int, size: int, unit: Any = "B") -> memoryview:
+        """Return a view of part of the segment, as items of a struct format. It lives until close()."""
         # In one step: a view that an interrupt kept from the list would keep the segment from being closed.
-        self._views.append(memoryview(self._map)[offset : offset + size].cast(unit)[::step])
+        self._views.append(memoryview(self._map)[offset : offset + size].cast(unit))
         return self._views[-1]
 
     def release_views(self) -> None:
