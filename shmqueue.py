@@ -2896,7 +2896,9 @@ class WorkerPool:
 
     def _start(self, lane: Lane) -> None:
         """Start a process as this worker. Raises OSError if that is not possible, and leaves nothing open."""
-        self._check_descriptors()
+        # Fail now (EMFILE) if few descriptors are left: multiprocessing leaves some open if it fails half-way.
+        spare = [system.dup(self._bell.fileno()) for _ in range(SPARE_DESCRIPTORS)]
+        del spare  # this closes them
         wake, ours = self._pipe()
         try:
             self._launch(lane, wake, ours)
@@ -2909,11 +2911,6 @@ class WorkerPool:
             wake.close()
             if lane.wake is not ours:
                 ours.close()
-
-    def _check_descriptors(self) -> None:
-        """Raise OSError (EMFILE) now if few are left. If multiprocessing fails half-way, it leaves some open."""
-        spare = [system.dup(self._bell.fileno()) for _ in range(SPARE_DESCRIPTORS)]
-        del spare  # this closes them
 
     def _launch(self, lane: Lane, wake: Any, ours: Any) -> None:
         queue = self._queue
@@ -3204,11 +3201,8 @@ class InlineQueue:
 class InlinePool(WorkerPool):
     """No workers: runs the functions in this process, one task in each step, with the same results as in a worker."""
 
-    def __init__(self, queue: InlineQueue, ledger: Ledger, options: WorkerOptions, context: Any) -> None:
-        super().__init__(queue, ledger, options, context)
-        self._calls = calls_of(options.functions, options.codec)
-
     def start_all(self) -> None:
+        self._calls = calls_of(self._options.functions, self._options.codec)
         if self._options.initializer is not None:
             with self._as_worker():
                 self._options.initializer()
