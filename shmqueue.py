@@ -4619,7 +4619,7 @@ def end_strays(name: str) -> None:
 
     Their environment names the run. This needs /proc, and misses a process that was forked and has executed nothing.
     """
-    mark = f"{RUN_VARIABLE}={name}".encode()
+    mark = f"\0{RUN_VARIABLE}={name}\0".encode()
     looks = 50  # at environments that are empty: that of a program is, for a moment, when it begins
     pids: list[str] = []
     with contextlib.suppress(OSError):  # there is no /proc, or no descriptor is left
@@ -4631,7 +4631,7 @@ def end_strays(name: str) -> None:
                 looks -= 1
                 system.sleep(0.001)
                 pids.append(pid)
-            if mark in told and mark in told.split(b"\0") and os.fstat(file.fileno()).st_uid == os.geteuid():
+            if mark in b"\0" + told:
                 os.kill(int(pid), signal.SIGKILL)
 
 
