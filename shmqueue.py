@@ -2918,7 +2918,9 @@ class WorkerPool:
         arguments = (type(queue), queue.name, queue.primitives, lane.index, self._options, mine)
         child = self.context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{lane.index}")
         claims = lane.word(CLAIMS)  # before the new process can have claimed
-        start_helper(self.context.get_start_method())
+        helper = {"spawn": "resource_tracker", "forkserver": "forkserver"}.get(self.context.get_start_method())
+        if helper is not None:  # start it now: later it would keep the mask of handlers_wait()
+            importlib.import_module(f"multiprocessing.{helper}").ensure_running()
         with handlers_wait(), warnings.catch_warnings():
             # Fork was chosen before this program had threads, or it was named.
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
@@ -3532,13 +3534,6 @@ def handlers_wait() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def start_helper(method: str) -> None:
-    """Start what multiprocessing needs for a start method. Inside handlers_wait() it would keep the mask."""
-    module = {"spawn": "resource_tracker", "forkserver": "forkserver"}.get(method)
-    if module is not None:
-        importlib.import_module(f"multiprocessing.{module}").ensure_running()
 
 
 def _forget_workers() -> None:
