@@ -6568,7 +6568,7 @@ def noop(payload: bytes) -> None:
     """Do nothing."""
 
 
-def shell(payload: bytes) -> bytes | Failure:
+def shell(payload: bytes, timeout: float = math.inf, grace: float = 0.0) -> bytes | Failure:
     """Return what a shell command writes. What it writes to its standard error goes to the worker's.
 
     The task fails if the exit code is not 0. Then its error ends with what the command complained of. In a worker the
@@ -6582,13 +6582,13 @@ def shell(payload: bytes) -> bytes | Failure:
     with subprocess.Popen(command, 0, **streams, start_new_session=note_command is not int) as process:
         note_command(process.pid << 32 | process.pid)
         try:
-            output, errors, late = attend(process)
+            output, errors, late = attend(process, timeout, grace)
         finally:
             note_command(0)
     if errors and sys.stderr is not sys.__stderr__:  # else this is no worker
         sys.stderr.write(decode_text(errors))
     if late:
-        text = f"ran longer than {command_limits[0]:g} s"
+        text = f"ran longer than {timeout:g} s"
     elif process.returncode:
         text = describe_exit(process.returncode)
     else:
@@ -6598,21 +6598,11 @@ def shell(payload: bytes) -> bytes | Failure:
     return Failure(text, None, Output(output, errors), "timeout" if late else "failed")
 
 
-command_limits = (math.inf, 0.0)  # timeout and grace
-
-
-def limit_commands(timeout: float, grace: float) -> None:
-    """Have this process end commands that run too long."""
-    global command_limits
-    command_limits = (timeout, grace)
-
-
-def attend(process: Any) -> tuple[bytes, bytes, bool]:
+def attend(process: Any, timeout: float, grace: float) -> tuple[bytes, bytes, bool]:
     """Read what a command writes until it has ended. Return that, and True if its process group was sent a signal.
 
     What a process that it leaves behind still writes after LINGER_SECONDS is dropped.
     """
-    timeout, grace = command_limits
     written: dict[int, list[bytes]] = {end.fileno(): [] for end in (process.stdout, process.stderr)}
     left = set(written)
     poll = select.poll()
@@ -6668,8 +6658,9 @@ class Command:
     STRING = rb"(?<!\$)\{([-+]?[0-9]*[./#%]*)\}"
     OURS = rb"|[1-9][0-9]*|\.|/|//|/\.|#|%"  # others of GNU parallel's are refused
 
-    def __init__(self, template: str, delimiter: str | None) -> None:
+    def __init__(self, template: str, delimiter: str | None, run: Callable[[bytes], bytes | Failure] = shell) -> None:
         self.__name__ = "command"
+        self._run = run
         self._delimiter = None if delimiter is None else encode_text(delimiter.replace("\\t", "\t"))
         text = encode_text(template)
         if not re.search(self.STRING, text):
@@ -6700,7 +6691,7 @@ class Command:
         return b"".join(pieces)
 
     def __call__(self, payload: bytes) -> bytes | Failure:
-        return shell(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
+        return self._run(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
 
 
 def import_all() -> None:
@@ -6737,10 +6728,11 @@ def public_functions(module: Any) -> list[Function]:
 
 
 def choose_functions(options: argparse.Namespace, functions: Any) -> dict[int, Function]:
-    if options.shell:
-        return {1: shell}
-    if options.command:
-        return {1: Command(options.command, options.delimiter)}
+    if runs_commands(options):
+        run = functools.partial(shell, timeout=options.timeout or math.inf, grace=options.grace)
+        if options.command:
+            return {1: Command(options.command, options.delimiter, run)}
+        return {1: functools.update_wrapper(run, shell)}
     if options.call:
         where, _, name = options.call.rpartition(":")
         if not where:
@@ -7046,9 +7038,8 @@ class CommandLine:
         if self.options.failed is not None:
             self.sinks.append(FailedLines(self.options.failed, self.parse, self.source))
         if self.options.timeout and runs_commands(self.options):
-            limits = (self.options.timeout, self.options.grace)
-            arguments["initializer"] = functools.partial(limit_commands, *limits)
-            arguments["timeout"] = min(1e9, sum(limits) + 1)  # if a worker cannot end its command
+            # If a worker cannot end its command.
+            arguments["timeout"] = min(1e9, self.options.timeout + self.options.grace + 1)
         with usage_error():
             self.supervisor = self.make_supervisor(self.functions, **arguments)
         try:

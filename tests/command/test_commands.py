@@ -209,8 +209,7 @@ def test_time_that_a_worker_stands_still_is_not_its_commands(cli):
         "import sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "import shmqueue\n"
-        "shmqueue.limit_commands(5.0, 0.0)\n"
-        "print(shmqueue.shell(b'touch begun; until test -e gate; do sleep 0.01; done; echo x'))\n",
+        "print(shmqueue.shell(b'touch begun; until test -e gate; do sleep 0.01; done; echo x', 5.0))\n",
     )
     process = cli.start(script=script)
     assert wait_until((cli.folder / "begun").exists)
