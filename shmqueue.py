@@ -7154,15 +7154,6 @@ class CommandLine:
         return int(not (said and good) or summary["ok"] < finished(summary))
 
 
-def last_frame(trace: str | None) -> str:
-    """Return where an exception was raised, in brackets, if its traceback says that."""
-    frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', trace or "", re.MULTILINE)
-    if not frames:
-        return ""
-    path, line, name = frames[-1]
-    return f" ({os.path.basename(path)}:{line} in {name})"
-
-
 def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | None = None) -> list[str]:
     """Return what went wrong, and last the totals. line_of: returns the line of a task, if tasks are lines."""
     lines = []
@@ -7170,7 +7161,10 @@ def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | No
         where = f"line {line_of(r['tsk_id']):,}: " if line_of else ""
         what = f"{r['function'][:200]} {r['payload']} {r['status']}"
         error = r["error"].removeprefix(where)  # that of a name that no function has begins so
-        lines.append(f"#{r['tsk_id']:,} {where}{what}: {error}{last_frame(r['traceback'])}")
+        frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', r["traceback"] or "", re.MULTILINE)
+        for path, number, name in frames[-1:]:
+            error += f" ({os.path.basename(path)}:{number} in {name})"
+        lines.append(f"#{r['tsk_id']:,} {where}{what}: {error}")
     kinds = collections.Counter(summary["kinds"])
     seconds = summary["seconds"]
     if sum(kinds.values()) > len(lines):

@@ -545,9 +545,11 @@ def test_a_traceback_is_what_the_interpreter_prints():
 @pytest.mark.command_line
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="notes are new in Python 3.11")
 def test_notes_and_groups_are_in_the_traceback():
-    trace = only(jobs.raise_group).traceback
-    assert "ExceptionGroup: several (2 sub-exceptions)\n  | a note\n  | of two lines\n" in trace
-    assert shmqueue.last_frame(trace).endswith(" in raise_group)")
+    with shmqueue.Supervisor([jobs.raise_group], workers=1) as supervisor:
+        (result,) = supervisor.run([b""])
+    assert "ExceptionGroup: several (2 sub-exceptions)\n  | a note\n  | of two lines\n" in result.traceback
+    line, *_ = shmqueue.summary_lines({**supervisor.summary(), "problem": "", "left_out": 0})
+    assert line.endswith(" in raise_group)")
 
 
 @pytest.mark.parametrize(
