@@ -6305,17 +6305,20 @@ class Progress:
 
     def update(self, snapshot: Callable[[], Snapshot]) -> None:
         """Draw a snapshot, and leave one, each if it is time to."""
-        self.draw(snapshot)
-        if time.monotonic() - self._shared >= self.SHARE_SECONDS:
-            self._shared = time.monotonic()
+        now = time.monotonic()
+        if now - self._drawn >= self.SECONDS:
+            self._drawn = now
+            self.show(snapshot())
+        if now - self._shared >= self.SHARE_SECONDS:
+            self._shared = now
             self.share(snapshot())
 
     def share(self, shot: Snapshot) -> None:
-        """Leave a snapshot for --watch, in the same file: watchers have it open."""
+        """Leave a snapshot for --watch beside the segment, in the same file: watchers have it open."""
         import json
 
         with contextlib.suppress(OSError):  # there is no room
-            if shot["name"]:  # else there are no workers
+            if os.path.isfile(path_of(shot["name"])):
                 write_file(watch_path(shot["name"]), json.dumps(shot).encode())
 
     def end(self, snapshot: Callable[[], Snapshot]) -> None:
@@ -6325,11 +6328,6 @@ class Progress:
             if os.path.exists(watch_path(shot["name"])):
                 early = shot["outstanding"] or shot["cancelled"]
                 Progress.share(self, {**shot, "ended": self.ended or ("ended early" if early else "done")})
-
-    def draw(self, snapshot: Callable[[], Snapshot]) -> None:
-        if time.monotonic() - self._drawn >= self.SECONDS:
-            self._drawn = time.monotonic()
-            self.show(snapshot())
 
     def read_keys(self) -> str:
         return ""

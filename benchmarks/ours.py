@@ -296,9 +296,9 @@ class TimedScreen(shmqueue.Screen):
     spent = 0.0
     frames = 0
 
-    def draw(self, snapshot: Callable[[], dict[str, Any]]) -> None:
+    def update(self, snapshot: Callable[[], dict[str, Any]]) -> None:
         before = time.thread_time()
-        super().draw(snapshot)
+        super().update(snapshot)
         self.spent += time.thread_time() - before
 
     def show(self, shot: dict[str, Any]) -> None:

@@ -247,7 +247,7 @@ class Cluster(contextlib.AbstractContextManager[Any]):
     def look(self) -> None:
         """Several times a second: do what is asked for, draw, and see whether the cluster is there."""
         self.on_check()
-        self.line.progress.draw(self.snapshot)
+        self.line.progress.update(self.snapshot)
         if self.client.status != "running":
             self.abort(f"the scheduler at {self.where} was lost: start one, and run again with --resume")
         elif self.empty * CENSUS_SECONDS > self.line.options.wait:
