@@ -2125,7 +2125,6 @@ class Heap:
     def __init__(self, queue: SharedTaskQueue) -> None:
         self._segment = queue.segment
         self._bytes = queue.heap
-        self._offset = queue.heap_offset
         self.size: int = len(queue.heap)
         pages = self.size // mmap.PAGESIZE
         self._in_use = bytearray(pages)  # a byte a page, so that `find` looks for free ones
@@ -2144,7 +2143,7 @@ class Heap:
         pages = slice(first, first + count)
         offset = first * mmap.PAGESIZE
         if not all(self._reserved[pages]):
-            self._segment.reserve(self._offset + offset, count * mmap.PAGESIZE)
+            self._segment.reserve(self._segment.size - self.size + offset, count * mmap.PAGESIZE)
             self._reserved[pages] = b"\1" * count
         self._in_use[pages] = b"\1" * count
         self.used += count * mmap.PAGESIZE
@@ -3173,7 +3172,6 @@ class InlineQueue:
     status: Sequence[int] = ()
     segment: Any = None
     heap = b""
-    heap_offset = 0
     ring = types.SimpleNamespace(capacity=math.inf, pack=lambda tasks: True)  # payloads stay where they are
 
     def __init__(self) -> None:
@@ -4170,7 +4168,7 @@ class SharedTaskQueue:
       nothing `waits_for_room`.
 
     words: the whole segment as 64-bit words. status: the index of each worker's first word.
-    heap: a view of the payloads that do not fit a slot; it begins at heap_offset.
+    heap: a view of the payloads that do not fit a slot: the last part of the segment.
     """
 
     strategy: ClassVar[str] = "lockf"
@@ -4226,7 +4224,6 @@ class SharedTaskQueue:
         self.words = segment.words
         self.ring = TaskSlots(segment, layout.ring.offset, self.num_slots, self.slot_size)
         self.heap = segment.window(layout.heap.offset, heap_bytes)
-        self.heap_offset = layout.heap.offset
         self.state_offset = layout.extra.offset
         step = ctypes.sizeof(WorkerStatus) // 8
         self.status = [int(layout.status.offset) // 8 + i * step for i in range(self.num_workers)]
