@@ -4172,7 +4172,6 @@ class SharedTaskQueue:
     """
 
     strategy: ClassVar[str] = "lockf"
-    first_position: ClassVar[int] = 0  # tests start near 2**32 and 2**63
     printed = False  # after close(): a function printed what nobody keeps
 
     @classmethod
@@ -4200,7 +4199,6 @@ class SharedTaskQueue:
         header.sum = sum(sizes) + segment.size
         header.owner_pid = os.getpid()
         header.owner_start = system.process_state(os.getpid())[1]
-        header.pushed[0] = header.claimed[0] = cls.first_position
         segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
         queue = cls(segment, None)
         segment.words[0] = MAGIC

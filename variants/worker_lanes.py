@@ -84,7 +84,7 @@ class WorkerLanes(Strategy):
         self._size = self.num_slots // self.num_workers  # slots of a lane
         self.lanes = [self.state_offset // 8 + worker * 2 * WORDS for worker in range(self.num_workers)]
         # Of the supervisor: slots of positions below these may be written again.
-        self._freed = [self.first_position + (worker << 48) for worker in range(self.num_workers)]
+        self._freed = [self.words[shmqueue.PUSHED] + (worker << 48) for worker in range(self.num_workers)]
 
     def prepare(self) -> None:
         super().prepare()

@@ -93,9 +93,15 @@ def test_values_come_in_order_and_results_once(queue, workers, num_slots, batch)
 
 
 @pytest.mark.parametrize("first", [2**32 - 100, 2**63 - 100])
-def test_positions_go_on_past_large_numbers(queue, first):
-    late = type("Late", (queue,), {"first_position": first})
-    with start([jobs.echo, jobs.quiet], late, num_slots=16) as supervisor:
+def test_positions_go_on_past_large_numbers(queue, first, monkeypatch):
+    class Late(shmqueue.QueueHeader):
+        def __init__(self, **fields):
+            super().__init__(**fields)
+            self.pushed[0] = self.claimed[0] = first
+
+    monkeypatch.setattr(shmqueue, "QueueHeader", Late)
+    with start([jobs.echo, jobs.quiet], queue, num_slots=16) as supervisor:
+        assert supervisor._queue.words[shmqueue.PUSHED] >= first
         assert list(supervisor.map(jobs.echo, numbers(400))) == numbers(400)
         for handle in [lane.process for lane in supervisor._pool.lanes]:
             handle.kill()
