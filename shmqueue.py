@@ -3980,9 +3980,7 @@ def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
     with contextlib.suppress(OSError):  # another worker does it; or a function has closed the segment
         fcntl.lockf(queue.segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, END_BYTE)
         end_run(queue)
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
+    os.killpg(os.getpid(), signal.SIGKILL)  # itself, too
 
 
 def end_run(queue: SharedTaskQueue) -> None:
