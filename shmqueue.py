@@ -5515,7 +5515,7 @@ __all__ += ["main"]
 class LineParser:
     """Makes tasks of lines: FUNCTION PAYLOAD or, if a line is `whole`, a payload for the first function.
 
-    Empty lines are skipped, and lines that start with # if those are comments.
+    Empty lines are skipped, and lines that start with # if those are comments. A line may be a pair already.
     """
 
     def __init__(self, names: Sequence[str], comments: bool, whole: bool = False) -> None:
@@ -5528,38 +5528,9 @@ class LineParser:
         self._known = {name.encode(): name for name in names}
         self._skipped = array.array("Q")  # for each line that is no task: how many were before it
 
-    def __call__(self, lines: Iterable[bytes]) -> list[Any]:
-        return self._to_do(map(self._read, lines, itertools.count(self.tasks + len(self._skipped) + 1)))
-
-    def pairs(self, rows: Iterable[Sequence[bytes]]) -> list[Any]:
-        return self._to_do(itertools.starmap(self._pair, rows))
-
-    def line(self, task: int) -> int:
-        """Return the line of a task. Both are counted from 1."""
-        return task + bisect.bisect_left(self._skipped, task)
-
-    def _read(self, line: bytes, number: int) -> Any:
-        if self.whole:
-            return line if line and not (self._comments and line.startswith(b"#")) else None
-        word, _, payload = line.partition(b" ")
-        if word in self._known:
-            return self._known[word], payload
-        line = line.lstrip()
-        if not line or line.startswith(b"#"):
-            return None
-        word = line.split(None, 1)[0]
-        return self._pair(word, line[len(word) + 1 :], number)
-
-    def _pair(self, word: bytes, payload: bytes, number: int = 0) -> Any:
-        if word in self._known:
-            return self._known[word], payload
-        text = decode_text(word)
-        where = f"line {number:,}: " if number else ""
-        return Rejected(text, payload, where + no_such_function(text, self._names))
-
-    def _to_do(self, items: Iterable[Any]) -> list[Any]:
+    def __call__(self, lines: Iterable[Any]) -> list[Any]:
         tasks: list[Any] = []
-        for item in items:
+        for item in map(self._read, lines, itertools.count(self.tasks + len(self._skipped) + 1)):
             if item is not None and self.done:
                 digest = task_digest(*self.task(item))
                 if self.done[digest]:
@@ -5572,6 +5543,29 @@ class LineParser:
                 tasks.append(item)
         self.tasks += len(tasks)
         return tasks
+
+    def line(self, task: int) -> int:
+        """Return the line of a task. Both are counted from 1."""
+        return task + bisect.bisect_left(self._skipped, task)
+
+    def _read(self, line: Any, number: int) -> Any:
+        if self.whole:
+            return line if line and not (self._comments and line.startswith(b"#")) else None
+        if isinstance(line, bytes):
+            word, _, payload = line.partition(b" ")
+            if word in self._known:
+                return self._known[word], payload
+            line = line.lstrip()
+            if not line or line.startswith(b"#"):
+                return None
+            word = line.split(None, 1)[0]
+            payload = line[len(word) + 1 :]
+        else:
+            word, payload = line
+        if word in self._known:
+            return self._known[word], payload
+        text = decode_text(word)
+        return Rejected(text, payload, f"line {number:,}: {no_such_function(text, self._names)}")
 
     def task(self, item: Any) -> tuple[str, bytes]:
         if isinstance(item, bytes):
@@ -5674,7 +5668,6 @@ class QuerySource(IterableSource):
         super().__init__(self._read(cursor))
         self.pairs = True
         self._parse = parse
-        self._tasks = parse.pairs if columns == 2 else parse
 
     def _read(self, cursor: Any) -> Iterator[Any]:
         import sqlite3
@@ -5687,7 +5680,7 @@ class QuerySource(IterableSource):
             self.problem = f"reading the tasks stopped: {describe(error)}"
 
     def take(self, room: int) -> Sequence[Any]:
-        return self._tasks(super().take(room))
+        return self._parse(super().take(room))
 
     def total(self) -> int | None:
         """Return how many tasks there are, once all rows are read: to count them first would run the query twice."""
