@@ -5786,10 +5786,11 @@ class Results(Sink):
         self.name = f"--results {path}"
         self.loss = "; the last results were not written" + ": run again with --resume" * (path != "-")
         self.done: collections.Counter[bytes] = collections.Counter()  # by task_digest: what the file holds as ok
-        self._resume = resume and os.path.exists(path)
+        self._resume = resume
         self._out = out
         with usage_error(f"{self.name}: cannot be used: ", Exception):  # whatever a foreign file leads to
-            self.read()
+            if os.path.exists(path):
+                self.read()
 
     def note(self, place: str, record: Any) -> None:
         """Count a record that was read, if it is ok. Raise ValueError if it is no record."""
@@ -5877,8 +5878,6 @@ class Sqlite(Results):
     def read(self) -> None:
         import sqlite3
 
-        if not os.path.exists(self.path):
-            return
         with contextlib.closing(sqlite3.connect(self.path)) as base:
             columns = tuple(name for _, name, *_ in base.execute("PRAGMA table_info(results)"))
             if columns[:1] not in ((), FIELDS[:1]) or (self._resume and columns not in ((), FIELDS)):
