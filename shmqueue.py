@@ -5722,10 +5722,13 @@ def as_text(value: Any) -> str:
     return json.dumps(form)
 
 
-def as_row(result: TaskResult, form: Callable[[Any], Any]) -> TaskResult:
-    """Return a result with its payload as text, and with its value in this form."""
-    value = None if result.value is None else form(result.value)
-    return result._replace(payload=as_text(result.payload), value=value)
+def as_row(result: TaskResult, form: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the fields of a result, with its payload as text, and with its value in this form."""
+    row = result._asdict()
+    row["payload"] = as_text(result.payload)
+    if result.value is not None:
+        row["value"] = form(result.value)
+    return row
 
 
 FIELDS = TaskResult._fields
@@ -5844,7 +5847,7 @@ class Results(Sink):
     def write(self, result: TaskResult) -> None:
         import json
 
-        row = as_row(result, as_json)._asdict()
+        row = as_row(result, as_json)
         self._file.write(json.dumps(row).encode() + b"\n")
 
 
@@ -5867,7 +5870,7 @@ class Csv(Results):
         import csv
 
         text = io.StringIO(newline="")
-        row = [x.replace("\0", NUL) if isinstance(x, str) else x for x in as_row(result, as_text)]
+        row = [x.replace("\0", NUL) if isinstance(x, str) else x for x in as_row(result, as_text).values()]
         csv.writer(text).writerow(row)
         self._file.write(encode_text(text.getvalue().replace(NUL, "\0")))
 
@@ -5898,7 +5901,7 @@ class Sqlite(Results):
         self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(FIELDS)})")
 
     def write(self, result: TaskResult) -> None:
-        row = as_row(result, as_text)
+        row = as_row(result, as_text).values()
         marks = ", ".join("?" * len(row))
         fields = [encode_text(x) if isinstance(x, str) and re.search("[\ud800-\udfff]", x) else x for x in row]
         self._file.execute(f"INSERT INTO results VALUES ({marks})", fields)  # noqa: S608
