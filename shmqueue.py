@@ -4096,16 +4096,6 @@ def free_bytes() -> int:
     return free if limit == resource.RLIM_INFINITY else min(free, limit)
 
 
-def log_size(first: int, share: int) -> int:
-    """Return the bytes of a log: `share` as a power of two, so that few layouts are kept, but at least `first`."""
-    return max(first, 1 << max(0, min(LOG_BYTES, share)).bit_length() >> 1)
-
-
-def heap_size(left: int) -> int:
-    """Return the bytes of heap: at most half of what the other parts have left, since large values need room."""
-    return max(0, min(HEAP_BYTES, left // 2)) // mmap.PAGESIZE * mmap.PAGESIZE
-
-
 class KernelLock:
     """A lock that the kernel releases when its holder dies: lockf on one byte of the segment's file.
 
@@ -4183,12 +4173,13 @@ class SharedTaskQueue:
         first = first_log_bytes(batch * slot_size)
         sizes = [num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers), first]
         free = free_bytes()
-        left = free - ctypes.sizeof(segment_layout(*sizes))
-        sizes[-1] = log_size(first, left // (16 * num_workers))  # all logs may take an eighth
+        left = max(0, free - ctypes.sizeof(segment_layout(*sizes)))
+        share = min(LOG_BYTES, left // (16 * num_workers))  # all logs may take an eighth
+        sizes[-1] = max(first, 1 << share.bit_length() >> 1)  # a power of two, so that few layouts are kept
         layout = segment_layout(*sizes)
         size = ctypes.sizeof(layout)
         half = batch_half(slot_size, batch, sizes[-1])
-        sizes.append(heap_size(free - size))
+        sizes.append(min(HEAP_BYTES, max(0, free - size) // 2) // mmap.PAGESIZE * mmap.PAGESIZE)
         halves = range(layout.local.offset, layout.ring.offset, ctypes.sizeof(half))
         reserved = [Span(0, layout.local.offset), Span(layout.ring.offset, layout.ring.size)]
         reserved += [Span(start, half.log.offset + first) for start in halves]

@@ -791,8 +791,8 @@ class World:
         self.main = getcurrent()
         heap = HEAP_PAGES * 4096 if {"p", "P"} & set(self.scenario.tasks) else 0
         sizes = {
-            "heap_size": lambda left: heap,
-            "log_size": lambda first, share: first,
+            "HEAP_BYTES": heap,
+            "LOG_BYTES": 0,
             "first_log_bytes": log_bytes,
             "BLOCK_BYTES": 3 * SLOT_SIZE,  # two payloads of p
             "segment_layout": functools.cache(shmqueue.segment_layout.__wrapped__),
