@@ -4574,11 +4574,15 @@ def remove_segment(path: str) -> None:
 
     Do it twice, since an orphaned worker may have made another file meanwhile (see ValueFiles).
     """
-    if not os.path.exists(path):  # it was never made, maybe since no descriptor is left, and to look takes one
-        return
     folder, name = os.path.split(path)
     for _ in range(2):
-        beside = [os.path.join(folder, file) for file in os.listdir(folder) if file.startswith(name + ".")]
+        try:
+            files = os.listdir(folder)
+        except OSError:  # no descriptor is left to look with: of a segment that was never made nothing is there
+            if os.path.exists(path):
+                raise
+            return
+        beside = [os.path.join(folder, file) for file in files if file.startswith(name + ".")]
         for file in [*beside, path]:  # glob would keep a pattern for each segment
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file)
