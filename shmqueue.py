@@ -3998,6 +3998,9 @@ def end_run(queue: SharedTaskQueue) -> None:
             with contextlib.suppress(ProcessLookupError):
                 system.killpg(command, signal.SIGKILL)
     end_strays(queue.name)
+    for _, path, pid in _own_segments():
+        if pid == os.getpid() and _is_open_here(path):  # of a run that this worker's function has begun
+            remove_segment(path)
     remove_segment(queue.segment.path)
 
 
@@ -4463,6 +4466,7 @@ PREFIX = "shmq-"
 # Bytes of the file to lock: the supervisor has the first while it lives, and the worker that ends its run the second.
 # From the third on come the locks.
 OWNER_BYTE, END_BYTE, LOCK_BYTE = range(3)
+DYING_SECONDS = 0.3  # what was killed has ended after this time, at the latest
 
 
 @functools.cache
@@ -4597,10 +4601,12 @@ def end_strays(name: str) -> None:
     """Kill what the functions of a run have started and left behind in sessions of their own.
 
     Their environment names the run. This needs /proc, and misses a process that was forked and has executed nothing.
+    Some may be workers of another run whose supervisor ends now, too: then nobody else removes its segment.
     """
     mark = f"\0{RUN_VARIABLE}={name}\0".encode()
     looks = 50  # at environments that are empty: that of a program is, for a moment, when it begins
     pids: list[str] = []
+    ending: set[str] = set()  # these strays, and the supervisors of those that are workers
     with contextlib.suppress(OSError):  # there is no /proc, or no descriptor is left
         pids = os.listdir("/proc")
     for pid in filter(str.isdigit, pids):
@@ -4611,7 +4617,15 @@ def end_strays(name: str) -> None:
                 system.sleep(0.001)
                 pids.append(pid)
             if mark in b"\0" + told:
+                names = map(os.path.basename, open_files(pid))
+                ending.update([pid], (name.split("-")[1] for name in names if name.startswith(PREFIX)))
                 os.kill(int(pid), signal.SIGKILL)
+    deadline = system.monotonic() + DYING_SECONDS
+    for number in map(int, filter(str.isdigit, ending - {str(os.getpid())})):
+        while system.process_state(number)[0] not in ENDED and system.monotonic() < deadline:
+            system.sleep(0.001)
+    if ending:
+        sweep()
 
 
 def sweep() -> list[str]:
@@ -4646,10 +4660,15 @@ def _own_segments() -> list[tuple[str, str, int]]:
     return found
 
 
+def open_files(pid: str) -> list[str]:
+    """Return what a process, or "self", has open, as far as it is known; files by their paths."""
+    return list(map(os.path.realpath, glob.glob(f"/proc/{pid}/fd/*")))
+
+
 def _is_open_here(path: str) -> bool:
     """Return True if this process, or another copy of this module in it, has the file open; or if that is not known."""
-    links = glob.glob("/proc/self/fd/*")
-    return not links or os.path.realpath(path) in map(os.path.realpath, links)
+    files = open_files("self")
+    return not files or os.path.realpath(path) in files
 
 
 def _owner_lives(pid: int, file: Any) -> bool:
