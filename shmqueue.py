@@ -532,6 +532,8 @@ class Supervisor:
             try:
                 self._display.update(self._snapshot)
             except Exception as error:  # the run goes on without it
+                if is_interruption(error):
+                    raise
                 self._shows = False
                 self._display.close()
                 warnings.warn(f"the run is not shown any more: {describe(error)}", RuntimeWarning, stacklevel=2)
@@ -1005,8 +1007,10 @@ class IterableSource(Source):
                 if wanted == room or clock() > until:
                     return taken
                 wanted = min(room, 2 * wanted, wanted + CLOCK_SHARE)
-        except Exception as error:  # raised once the tasks before it have their outcomes
-            self.error = error
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            self.error = error  # raised once the tasks before it have their outcomes
         self.exhausted = True
         return taken
 
@@ -1304,9 +1308,9 @@ class Run:
                 try:
                     result = action()
                     self._packer.free_unused()
-                except interruptions():
-                    raise
                 except Exception as error:
+                    if is_interruption(error):
+                        raise
                     self._give_up(error)
             except BaseException:
                 self.over = "this Supervisor was interrupted: close it"
@@ -2241,7 +2245,9 @@ class Ledger:
             return
         try:
             columns = self.intake.encode(job, items)
-        except Exception:  # whatever a codec raises
+        except Exception as error:  # whatever a codec raises
+            if is_interruption(error):
+                raise
             self._sort_out(job, items)
         else:
             tasks = Tasks(job, self._number(job, len(items)), *columns)
@@ -2258,6 +2264,8 @@ class Ledger:
                     sent.append((tsk_id, fn_ids[0], payloads[0], data[0], marked[0]))
                     continue
             except Exception as error:
+                if is_interruption(error):
+                    raise
                 item = self.intake.explain(job, item, error)
             name, payload, text = item
             self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
@@ -3232,9 +3240,9 @@ class InlinePool(WorkerPool):
                 value = self._calls[fn_id](payload)
             if value is not None:
                 value = decode(*encode(value, codec, structures), codec, structures)
-        except interruptions():
-            raise
         except BaseException as error:
+            if is_interruption(error):
+                raise
             value = Failure.of(error)
             value = value._replace(cause=error.with_traceback(without_own_frames(error.__traceback__)))
         return value
@@ -4560,7 +4568,7 @@ class Segment:
     def close(self) -> None:
         """Release every view, and unmap: mmap refuses while a view lives."""
         self.release_views()
-        if hasattr(self, "_map"):
+        with contextlib.suppress(AttributeError, BufferError):  # there is no map; a traceback has a view of it
             self._map.close()
         self._close_file()
 
@@ -5303,6 +5311,8 @@ def decode(kind: int, data: bytes, codec: Codec | None, structures: Sequence[typ
         value = None if output is None else Output(output, errors)
         return Failure(error, trace, value, RETRY_ON[RETRY_ON.index(status)])
     except Exception as error:
+        if is_interruption(error):
+            raise
         return Failure.of(error)
 
 
@@ -5313,12 +5323,15 @@ def decode_log(kind: int, codec: Codec | None, log: bytes, begin: int, ends: arr
             return load_flat(log, len(ends))
     pieces = cut(log, begin, ends)
     if all(pieces):
-        with contextlib.suppress(Exception):  # one cannot be loaded, and is a failure
+        try:
             if kind == BYTES:
                 return pieces
             if kind == TEXT:
                 return list(map(bytes.decode, pieces))
             return list(map(load_plain if codec is None else codec.loads, pieces))
+        except Exception as error:  # one cannot be loaded, and is a failure
+            if is_interruption(error):
+                raise
     return [decode(kind, piece, codec) if piece else None for piece in pieces]
 
 
@@ -5354,6 +5367,17 @@ class Failure(NamedTuple):
 def interruptions() -> tuple[type[BaseException], ...]:
     """Return what ends a run without workers: Ctrl-C, and the q of a debugger."""
     return KeyboardInterrupt, getattr(sys.modules.get("bdb"), "BdbQuit", KeyboardInterrupt)
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Return True for one of these, and for what a signal handler of the program has raised."""
+    if isinstance(error, interruptions()):
+        return True
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in handled_signals()}
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code not in handlers:
+        trace = trace.tb_next
+    return trace is not None
 
 
 def describe(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import pathlib
+import pickle
 import resource
 import select
 import signal
@@ -101,6 +102,125 @@ if __name__ == "__main__":
         pass
 """
     assert run_script(tmp_path, script, int(number)) == [str(-number)]
+
+
+class AlarmError(Exception):
+    """What a handler of the program raises, such as a limit of time."""
+
+
+def ring_alarm(*_):
+    signal.raise_signal(signal.SIGALRM)
+
+
+@pytest.fixture
+def alarm(monkeypatch):
+    def late(*_):
+        raise AlarmError
+
+    before = signal.signal(signal.SIGALRM, late)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+class AlarmingCodec:
+    """Its functions are interrupted by a signal, here in the program alone."""
+
+    def __init__(self, name, pid):
+        self.name = name
+        self.pid = pid
+
+    def dumps(self, value):
+        return self._code("dumps", pickle.dumps, value)
+
+    def loads(self, data):
+        return self._code("loads", pickle.loads, data)
+
+    def _code(self, name, code, value):
+        if name == self.name and os.getpid() == self.pid:
+            ring_alarm()
+        return code(value)
+
+
+@pytest.mark.promise("G8a")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "where", ["dumps", "loads", "iterable", "check", "push", pytest.param("display", marks=pytest.mark.command_line)]
+)
+def test_what_a_handler_raises_ends_the_call_as_it_would_without_us(monkeypatch, alarm, where, workers):
+    """It is no fault of a codec, an iterable or a display, and no end of the run with another exception."""
+    codec = AlarmingCodec(where, os.getpid())
+
+    def tasks():
+        yield {1}
+        if where == "iterable":
+            ring_alarm()
+
+    def use():
+        with Supervisor([jobs.same], workers=workers, codec=codec, start_method="fork") as supervisor:
+            if where == "check":
+                supervisor.on_check = ring_alarm
+            elif where == "display":
+                monkeypatch.setattr(supervisor._display, "update", ring_alarm)
+            elif where == "push":
+                monkeypatch.setattr(supervisor._queue, "push", ring_alarm)
+            list(supervisor.run(tasks()))
+
+    with pytest.raises(AlarmError):
+        use()
+
+
+def alarm_and_go_on(payload):
+    signal.raise_signal(signal.SIGALRM)
+
+
+@pytest.mark.promise("G8a")
+def test_a_handler_may_end_the_program_where_functions_run_in_it():
+    before = signal.signal(signal.SIGALRM, lambda *_: sys.exit(3))
+    try:
+        with pytest.raises(SystemExit), Supervisor([alarm_and_go_on], workers=0) as supervisor:
+            list(supervisor.run([b""] * 2))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+NESTED = """
+import os, shmqueue, sys, time
+def inner(payload):
+    print(os.environ["SHMQUEUE_RUN"].split("-")[1], flush=True)  # the process that made the segment
+    time.sleep(0.02)
+def outer(method):
+    with shmqueue.Supervisor([inner], workers=2, start_method=method, log="/dev/stdout") as supervisor:
+        list(supervisor.run(range(100_000)))
+if __name__ == "__main__":
+    print(os.getpid(), flush=True)
+    with shmqueue.Supervisor([outer], workers=2, start_method="fork", log="/dev/stdout") as supervisor:
+        for _ in range(2):
+            supervisor.submit(outer, sys.argv[1])
+        list(supervisor.results(float(sys.argv[2])))
+        raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.promise("G4a", "G4b")
+@pytest.mark.parametrize("number", [0, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_supervisor_in_a_function_leaves_nothing_when_the_program_ends(tmp_path, method, number):
+    """Its workers are ended with the outer run, so they cannot remove what is left of theirs."""
+    script = tmp_path / "host.py"
+    script.write_text(NESTED)
+    command = [sys.executable, str(script), method, "1.5" if number == 0 else "100"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as host:
+        lines = [read_line(host.stdout)]
+        if number:
+            for _ in range(20):
+                lines.append(read_line(host.stdout))
+            host.send_signal(number)
+        lines += map(bytes.decode, host.stdout)
+    told = {line.rpartition("] ")[2].strip() for line in lines}
+    pids = {host.pid, *map(int, filter(str.isdigit, told))}
+    assert len(pids) >= 2
+    assert wait_until(lambda: not segments_of(pids)), segments_of(pids)
 
 
 TELL_SIGNALS = """
