@@ -3705,6 +3705,13 @@ class Worker:
         if self._options.log != NOT_REDIRECTED:
             text = io.TextIOWrapper(self._output, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
             sys.stdout = sys.stderr = text
+        else:
+            for name in ("stdout", "stderr"):
+                stream = getattr(sys, name)
+                if stream is not None and stream is getattr(sys, f"__{name}__"):
+                    # Not the same one: a fork copies what the program has not written yet.
+                    about = {"encoding": stream.encoding, "errors": stream.errors, "closefd": False}
+                    setattr(sys, name, open(stream.fileno(), "w", **about))  # noqa: SIM115
         if sys.breakpointhook is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT"):
             sys.breakpointhook = refuse_breakpoint
         if self._options.initializer is not None:

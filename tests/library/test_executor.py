@@ -506,6 +506,29 @@ def test_a_callback_may_submit_and_shut_down(executor):
         executor.submit(abs, 1)
 
 
+@pytest.mark.promise("G8a")
+def test_what_the_program_has_not_written_yet_is_written_once(tmp_path):
+    """A worker that is forked in place of a dead one has a copy of it."""
+    script = """
+import multiprocessing, os, shmqueue, sys
+forks = []
+def write():
+    forks.append(1)
+    sys.stdout.write("once ")
+if __name__ == "__main__":
+    with shmqueue.Executor(1, multiprocessing.get_context("fork")) as executor:
+        os.register_at_fork(before=write)
+        assert type(executor.submit(os._exit, 1).exception()) is shmqueue.TaskError
+        assert executor.submit(print, "by a worker").result() is None
+    print(len(forks))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUNBUFFERED", None)
+    *words, forks = run_script(tmp_path, script, env=environment)
+    assert words.count("once") == int(forks) > 0
+    assert words.count("worker") == 1
+
+
 def test_a_callback_cannot_wait_for_the_end_of_its_own_executor(caplog):
     executor = shmqueue.Executor(1)
     executor.submit(abs, -1).add_done_callback(lambda _: executor.shutdown())
