@@ -3567,6 +3567,7 @@ SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SC
 
 
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+LINE_BYTES = 64 << 10  # of the log; longer lines are divided
 
 
 class WorkerOptions(NamedTuple):
@@ -4050,6 +4051,8 @@ class PrintedOutput(io.RawIOBase):
         *lines, self._line = (self._line + bytes(data)).split(b"\n")
         for line in lines:
             self._put(line)
+        if len(self._line) > LINE_BYTES:
+            self.end_line()
         return len(data)
 
     def end_line(self) -> None:

@@ -364,6 +364,11 @@ def abort(payload: bytes) -> None:
     os.abort()
 
 
+def print_dots(payload: bytes) -> None:
+    for _ in range(200_000):
+        print(".", end="")
+
+
 def kill_itself(payload: bytes) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
