@@ -1733,7 +1733,7 @@ class Lane:
             self.too_large_since = now
             self.retire()
         elif now - self.too_large_since >= MEMORY_SECONDS:
-            self.doom(Doom(None, "crashed", f"its worker held {rss:,} bytes of memory, more than max_rss={most:,}"))
+            self.doom(Doom(None, "crashed", f"its worker held more than max_rss={most:,}: {rss:,} bytes of memory"))
 
     def attend(self, now: float, hungry: bool) -> tuple[bool, bool]:
         """Halt the worker if it is slow while others are idle or its results wait, or if its task runs too long.
