@@ -6537,6 +6537,8 @@ def watch_run(name: str) -> None:
     kept = os.open(os.devnull, os.O_RDONLY)  # then the file of snapshots, which can be read after its removal
 
     def act(number: int, frame: object) -> None:
+        if number == signal.SIGINT:
+            raise SystemExit(0)
         if number != signal.SIGTSTP:
             raise SystemExit(128 + number)
         screen.close()
