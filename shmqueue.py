@@ -3320,7 +3320,7 @@ class Process:
         """
         child = self.child
         if self.pidfd is not None:
-            is_readable(self.pidfd.fileno(), None)
+            is_readable(self.pidfd.fileno(), wait=True)
         else:
             child.join()
         if child.exitcode is None:
@@ -3460,11 +3460,11 @@ def is_pipe(path: str) -> bool:
     return os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)
 
 
-def is_readable(descriptor: int, timeout: float | None = 0.0) -> bool:
-    """Return True if a descriptor becomes readable within `timeout` seconds. None waits for ever."""
+def is_readable(descriptor: int, wait: bool = False) -> bool:
+    """Return True if a descriptor is readable, or wait until it is."""
     poll = system.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else timeout * 1000))
+    return bool(poll.poll(None if wait else 0))
 
 
 def exit_text(code: int) -> str:
@@ -4161,8 +4161,8 @@ class SharedTaskQueue:
 
     Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
     calls it. A strategy is a subclass with another lock, another topology, or both (see variants/strategy.py). It
-    overrides some of these hooks: strategy, extra_bytes, primitives, ask_why, room, push, drain, claim,
-    harvest, recover, tell_to_leave, is_claiming, backlog, wakeable.
+    overrides some of these hooks: strategy, extra_bytes, primitives, ask_why, room, push, drain, claim, harvest,
+    recover, tell_to_leave, is_claiming, backlog, wakeable.
 
     Hooks use `words`, their own state from byte `state_offset` on, `_write`, `ring_spans`, `_fill_half`, `share`,
     `_enter` and `_leave`. If the last holder of the lock died inside, `_enter` calls `_repair_locked`. Hooks keep these

@@ -517,7 +517,7 @@ def test_no_signal_goes_to_a_process_that_got_the_pid_of_a_worker(stranger, monk
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_that_ends_at_once_is_not_taken_for_another_process(monkeypatch, stranger, method):
     """Here its pid names another one when it is looked at for the first time."""
-    monkeypatch.setattr(shmqueue, "is_readable", lambda descriptor, timeout=0.0: True)
+    monkeypatch.setattr(shmqueue, "is_readable", lambda descriptor: True)
     reader, writer = multiprocessing.Pipe()
     handle = shmqueue.Process(type("Process", (), {"sentinel": reader.fileno(), "pid": stranger.pid}))
     assert handle.pidfd is None
