@@ -2939,13 +2939,6 @@ class WorkerPool:
             lane.begin(Process(child), ours, claims)
             self._poll.register(lane.process.end_sign(), select.POLLIN)
 
-    def _try_to_start(self, lane: Lane) -> None:
-        """Start a process as this worker. If a limit forbids it, that is a failed start."""
-        try:
-            self._start(lane)
-        except OSError as error:
-            self._start_failed(lane, f"no worker can be started: {limit_text(error)}", sure=False)
-
     def _start_failed(self, lane: Lane, why: str, sure: bool) -> None:
         """Try again after a pause. Raises WorkersFailedError if that is hopeless. sure: the initializer raised."""
         now = system.monotonic()
@@ -3085,7 +3078,10 @@ class WorkerPool:
                 moved = True
             if lane.process.child is None:
                 if now >= lane.due and not self.closing:
-                    self._try_to_start(lane)
+                    try:
+                        self._start(lane)
+                    except OSError as error:
+                        self._start_failed(lane, f"no worker can be started: {limit_text(error)}", sure=False)
                 moved = lane.take_unclaimed() or moved
             elif waiting:
                 took, restless = lane.attend(now, hungry)
