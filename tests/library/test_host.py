@@ -247,7 +247,7 @@ def test_no_mask_is_left_in_a_worker_nor_in_what_it_starts(method):
 def test_no_mask_is_left_in_other_children_of_the_fork_server(tmp_path):
     """The server and the resource tracker were started by us."""
     script = """
-import multiprocessing, os, pathlib, shmqueue, signal
+import multiprocessing, os, pathlib, shmqueue, signal, time
 from tests import jobs
 def tell():
     print(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())), flush=True)
@@ -259,8 +259,12 @@ if __name__ == "__main__":
         child.join()
         children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         for pid in children:
-            status = pathlib.Path(f"/proc/{pid}/status").read_text()
-            print(int(status.partition("SigBlk:")[2].split()[0], 16))
+            blocked = -1
+            deadline = time.monotonic() + 20  # multiprocessing itself blocks some until its tracker has started
+            while blocked and time.monotonic() < deadline:
+                status = pathlib.Path(f"/proc/{pid}/status").read_text()
+                blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+            print(blocked)
 """
     assert run_script(tmp_path, script) == ["0"] * 3
 
