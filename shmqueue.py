@@ -2928,9 +2928,9 @@ class WorkerPool:
         helper = {"spawn": "resource_tracker", "forkserver": "forkserver"}.get(self.context.get_start_method())
         if helper is not None:  # start it now: later it would keep the mask of handlers_wait()
             importlib.import_module(f"multiprocessing.{helper}").ensure_running()
-        with handlers_wait(), warnings.catch_warnings():
-            # Fork was chosen before this program had threads, or it was named.
-            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+        with handlers_wait(), warnings.catch_warnings() if helper is None else contextlib.nullcontext():
+            if helper is None:  # fork was chosen before this program had threads, or it was named
+                warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             _supervisor_ends.difference_update(mine)
             try:
                 child.start()
