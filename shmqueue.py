@@ -3932,7 +3932,7 @@ class Worker:
     def _tsk_id_in_hand(self) -> int:
         if self.disowned is not None:
             return self.disowned
-        return self._half.lane.tsk_id(min(self._half.done(self._count), self._count - 1))
+        return self._count and self._half.lane.tsk_id(min(self._half.done(self._count), self._count - 1))
 
 
 def refuse_breakpoint(*_: object, **__: object) -> None:

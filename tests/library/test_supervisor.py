@@ -1685,6 +1685,13 @@ def test_a_child_that_a_function_has_forked_can_print(tmp_path, log):
         assert (tmp_path / "log").read_text() == "[worker 0 task 1] forked\n"
 
 
+def test_an_initializer_can_print_and_fork(tmp_path):
+    """No task is in hand then. The child that goes on is no second worker."""
+    log = tmp_path / "log"
+    result = only(jobs.echo, workers=1, initializer=jobs.fork_and_print_at_start, log=str(log))
+    assert (result.status, log.read_text()) == ("ok", "[worker 0 task 0] begins\n[worker 0 task 0] 1\n")
+
+
 def test_public_names_are_there():
     for name in ("parallel_map", "Supervisor", "TaskResult", "TaskError", "TaskSlot128", "LocalTaskQueue",
                  "WorkerStatus", "QueueHeader", "SharedTaskQueue"):  # fmt: skip
