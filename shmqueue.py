@@ -723,10 +723,12 @@ def pickled(value: Any) -> bytes:
 def pickled_error(error: BaseException) -> bytes:
     """Pickle an error, with its traceback as text. If that fails, pickle the error with which it fails."""
     with_text = late("futures")._ExceptionWithTraceback
+    trace = without_own_frames(error.__traceback__)
     try:
-        data = pickled(with_text(error, without_own_frames(error.__traceback__)))
+        data = pickled(with_text(error, trace))
         fast_pickler().loads(data)
     except BaseException as second:
+        error.__traceback__ = trace  # with_text has taken it away, and this error is the context of the second one
         return pickled(with_text(second, without_own_frames(second.__traceback__)))
     return data
 

@@ -214,7 +214,9 @@ def test_what_cannot_be_pickled_or_read_fails_one_future(executor):
     }
     for future, text in fails.items():
         assert text in str(future.exception())
-    assert "TwoArguments: 1 2" in str(executor.submit(executor_jobs.raise_unreadable).exception().__cause__)
+    trace = str(executor.submit(executor_jobs.raise_unreadable).exception().__cause__)
+    assert ", in raise_unreadable\n" in trace
+    assert "TwoArguments: 1 2" in trace
     assert executor.submit(abs, -1).result() == 1
 
 
