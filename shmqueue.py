@@ -5289,7 +5289,7 @@ def encode_payloads(
         return TEXT, list(map(dump_text, payloads))
     if as_they_are or types.isdisjoint({bytes, str}):
         if codec is not None:
-            return CODED, list(map(codec.dumps, payloads))
+            return CODED, [codec.dumps(payload) for payload in payloads]  # map() would take a StopIteration as the end
         if types <= PLAIN:
             return CODED, dump_block(payloads, types)
     kinds, data = zip(*[encode(payload, codec) for payload in payloads])
@@ -5336,7 +5336,8 @@ def decode_log(kind: int, codec: Codec | None, log: bytes, begin: int, ends: arr
                 return pieces
             if kind == TEXT:
                 return list(map(bytes.decode, pieces))
-            return list(map(load_plain if codec is None else codec.loads, pieces))
+            load = load_plain if codec is None else codec.loads
+            return [load(piece) for piece in pieces]
         except Exception as error:  # one cannot be loaded, and is a failure
             if is_interruption(error):
                 raise

@@ -507,6 +507,27 @@ def test_a_codec_that_fails_fails_the_task():
     assert "EOFError" in results[4].error  # where it was read
 
 
+class Streaming:
+    """It takes the first of a stream. The number 2 makes an empty one, and 1 is read as one. All else is 3."""
+
+    @staticmethod
+    def dumps(value):
+        return next(iter([marshal.dumps(value)][value == 2 :]))
+
+    @staticmethod
+    def loads(data):
+        return next(iter([3][data == marshal.dumps(1) :]))
+
+
+def test_a_codec_may_raise_stop_iteration():
+    with shmqueue.Supervisor([jobs.echo_any, jobs.echo_int], workers=1, codec=Streaming) as supervisor:
+        sent_here = sorted(supervisor.run([(jobs.echo_any, 2), (jobs.echo_any, 3)]))
+        read_here = sorted(supervisor.run([(jobs.echo_int, "1"), (jobs.echo_int, "3")]))
+    for failed, fine in (sent_here, read_here):
+        assert (failed.status, failed.error) == ("failed", "StopIteration")
+        assert (fine.status, fine.value) == ("ok", 3)
+
+
 def test_a_value_that_cannot_be_loaded_here_is_a_failed_task():
     result = only(jobs.return_unknown_class, codec=pickle)
     assert (result.status, "Missing" in result.error) == ("failed", True)
