@@ -6737,12 +6737,13 @@ def load_module(where: str) -> Any:
     """Import a module, or a file that ends with .py: by its name, as workers do that are not forked."""
     import_all()
     try:
-        folder, name = os.path.split(os.path.abspath(where.removesuffix(".py")))
+        path = os.path.abspath(where)  # the module may change the working directory
+        folder, name = os.path.split(path.removesuffix(".py"))
         sys.path.insert(0, folder)
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise UsageError(f"{where!r} cannot be imported: {describe(error)}") from None
-    if where.endswith(".py") and os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(where):
+    if where.endswith(".py") and os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(path):
         raise UsageError(f"{where!r}: another module has the name {name}; rename the file")
     return module
 

@@ -527,6 +527,12 @@ def test_handlers_by_file_and_by_module(cli, handlers, where):
     assert (run.code, run.values) == (0, ["A", "3"])
 
 
+def test_a_module_may_change_the_working_directory(cli):
+    cli.file("moving.py", "import os\n\nos.chdir('/')\n\ndef folder(payload):\n    return os.getcwd()\n")
+    run = cli.tasks("folder a\n", "--handlers", "moving.py")
+    assert (run.code, run.values) == (0, ["/"])
+
+
 @pytest.mark.parametrize("name", ["_hidden", "which", "imported", "os", "HANDLERS", "echo"])
 def test_only_public_functions_of_the_module_itself_may_be_named(cli, handlers, name):
     run = cli.tasks(f"{name} a\n", "--handlers", handlers)
