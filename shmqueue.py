@@ -5704,8 +5704,9 @@ class QuerySource(IterableSource):
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
         with usage_error(f"{path!r}: --query {query!r}: ", (sqlite3.Error, sqlite3.Warning, ValueError)):
-            base = sqlite3.connect(f"{pathlib.Path(path).absolute().as_uri()}?mode=ro", uri=True)
-            weakref.finalize(self, base.close)
+            address = f"{pathlib.Path(path).absolute().as_uri()}?mode=ro"
+            base = sqlite3.connect(address, uri=True, check_same_thread=False)
+            weakref.finalize(self, base.close)  # in the thread in which that is noticed
             base.text_factory = bytes
             cursor = base.execute(query)
         columns = len(cursor.description or ())

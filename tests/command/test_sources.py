@@ -2,12 +2,14 @@
 
 import collections
 import contextlib
+import gc
 import json
 import os
 import re
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -432,6 +434,14 @@ def test_what_is_left_out_needs_no_memory_for_what_is_not(base):
         most = max(most, len(done))
     assert (items, parse.left_out) == (19_900, 100)
     assert most <= 100
+
+
+def test_a_query_may_be_dropped_in_any_thread(base):
+    """The garbage collector runs where garbage is made, which may be another thread of a program that calls main()."""
+    sources = [query_source(base(), "SELECT 'echo a'")]
+    thread = threading.Thread(target=lambda: (sources.clear(), gc.collect()))
+    thread.start()
+    thread.join()
 
 
 def test_ending_early_does_not_read_an_endless_query(cli, base):
