@@ -102,7 +102,6 @@ import contextlib
 import ctypes
 import errno
 import functools
-import glob
 import importlib
 import io
 import itertools
@@ -111,7 +110,6 @@ import math
 import mmap
 import operator
 import os
-import re
 import reprlib
 import resource
 import select
@@ -122,11 +120,17 @@ import sys
 import threading
 import time
 import types
-import typing
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+
+TYPE_CHECKING = False  # as in typing, whose import takes a tenth of this one's
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any, ClassVar, NoReturn
+
+    Function = Callable[..., Any]
+    WorkerOptions = types.SimpleNamespace  # what a worker is told at its start: see Supervisor.__init__
 
 try:
     import fcntl
@@ -178,7 +182,13 @@ OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "
 RETRY_ON = ("failed", "timeout", "crashed")  # the statuses that are tried again, unless the user names others
 
 
-class TaskResult(NamedTuple):
+class TaskResult(
+    collections.namedtuple(
+        "TaskResult",
+        "tsk_id function payload status value error attempts worker seconds traceback started",
+        defaults=(None, 0.0),
+    )
+):
     """The one outcome of a task.
 
     tsk_id: the Supervisor counts its tasks from 1.
@@ -194,6 +204,7 @@ class TaskResult(NamedTuple):
     started: when the function was called last, in seconds since 1970; 0.0 if it never was.
     """
 
+    __slots__ = ()
     tsk_id: int
     function: str
     payload: Any
@@ -203,8 +214,8 @@ class TaskResult(NamedTuple):
     attempts: int
     worker: int | None
     seconds: float
-    traceback: str | None = None
-    started: float = 0.0
+    traceback: str | None
+    started: float
 
 
 _new_result = types.MethodType(tuple.__new__, TaskResult)  # from a tuple, in half the time of TaskResult()
@@ -246,7 +257,7 @@ def parallel_map(
         return list(supervisor.map(function, payloads))
 
 
-class Reading(itertools.chain[Any]):
+class Reading(itertools.chain["Any"]):
     """What run, map and results return. A generator takes three times as long; as with one, close() ends it early."""
 
     close: Callable[[], None]
@@ -314,9 +325,10 @@ class Supervisor:
             raise ValueError(f"screen={screen!r}: {CUT_OFF}")
         if workers is None:
             workers = available_processors()
-        options = WorkerOptions(numbered, initializer, batch, max_tasks, log and os.path.abspath(log), codec)
+        options = types.SimpleNamespace(functions=numbered, initializer=initializer, codec=codec)
+        options.batch, options.max_tasks, options.log = batch, max_tasks, log and os.path.abspath(log)
         self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
-        self._ledger = Ledger(numbered, Retries(retries, retry_delay, tuple(retry_on)), workers, codec)
+        self._ledger = Ledger(numbered, Retries(retries, retry_delay, retry_on), workers, codec)
         self._submitted = Job(None, self._ledger.names)
         self._display: Any = None
         self._shows = self.choose_display is not None  # the display is asked to
@@ -521,7 +533,7 @@ class Supervisor:
 
     def _read(self, job: Job, timeout: float = math.inf) -> Iterator[Any]:
         parts = self._engine.parts(job, self._report, timeout)
-        reading = typing.cast(Reading, Reading.from_iterable(parts))
+        reading: Reading = Reading.from_iterable(parts)  # type: ignore[assignment]
         reading.close = parts.close
         return reading
 
@@ -685,12 +697,13 @@ def end_executors() -> None:
 def in_executor_words(text: Any) -> Any:
     """Return what a Supervisor says, with the names of Executor's arguments."""
     if isinstance(text, str):  # else it is the number of an OSError
-        text = re.sub(r"\b(workers|num_slots)=", "max_workers=", text).replace("max_tasks=", "max_tasks_per_child=")
+        text = text.replace("workers=", "max_workers=").replace("num_slots=", "max_workers=")
+        text = text.replace("max_tasks=", "max_tasks_per_child=")
         text = text.replace("start_method='fork'", "mp_context=multiprocessing.get_context('fork')")
     return text
 
 
-def _make_calls(payload: bytes) -> Any:
+def _make_calls(payload: bytes) -> bytes | Failure:
     """Make the call or the chunk of calls of a task (worker). Return the value or the list of values, pickled."""
     try:
         function, args, kwargs = fast_pickler().loads(payload)
@@ -868,9 +881,7 @@ def available_processors() -> int:
 def count_threads() -> int:
     """Return how many threads this process has, with those of C libraries where the system tells."""
     for _ in range(10):
-        count = threading.active_count()
-        with contextlib.suppress(OSError):
-            count = max(count, len(os.listdir("/proc/self/task")))
+        count = max(threading.active_count(), len(listed("/proc/self/task")))
         if count == threading.active_count():
             break
         system.sleep(0.001)  # a thread that was joined is there for a moment longer
@@ -933,12 +944,10 @@ def is_of_main(function: Any) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Rejected(NamedTuple):
-    """In place of an item: a task that cannot be sent. It becomes a failed result with this error."""
+class Rejected(tuple[str, object, str]):
+    """In place of an item: (function's name, payload, error) of a task that cannot be sent, and fails with that."""
 
-    function: str
-    payload: Any
-    error: str
+    error = property(operator.itemgetter(2))
 
 
 class Source:
@@ -1570,7 +1579,7 @@ class Run:
         self._end(Doom(None, "crashed", text), "cancelled" if type(error) is WorkersFailedError else "crashed", text)
 
 
-class Outcomes(NamedTuple):
+class Outcomes:
     """What was read of a batch.
 
     start: the position of the first task.
@@ -1584,27 +1593,32 @@ class Outcomes(NamedTuple):
     kind: of the other values.
     """
 
-    start: int
-    done: int
     seconds: float | list[float] = 0.0
-    started: float = 0.0
-    ends: array.array[int] = array.array("Q")
-    begin: int = 1
-    log: bytes = b""
-    special: bool = False
-    kind: int = 0
+    started = 0.0
+    ends = array.array("Q")
+    begin = 1
+    log = b""
+    special = False
+    kind = 0
+
+    def __init__(self, start: int, done: int, **read: Any) -> None:
+        self.start = start
+        self.done = done
+        vars(self).update(read)
 
 
-class Doom(NamedTuple):
+class Doom:
     """Why the supervisor ends a worker, and the outcome of its task.
 
     position: the task's; None for any task in hand.
+    grace: seconds between SIGTERM and SIGKILL; without one there is no SIGTERM.
     """
 
-    position: int | None
-    status: str
-    error: str
-    grace: float = 0.0  # seconds between SIGTERM and SIGKILL; without one there is no SIGTERM
+    def __init__(self, position: int | None, status: str, error: str, grace: float = 0.0) -> None:
+        self.position = position
+        self.status = status
+        self.error = error
+        self.grace = grace
 
 
 # The states of a lane.
@@ -1836,7 +1850,8 @@ class Lane:
         started = began + system.wall_clock() - system.perf_counter()
         words = half.ends[start - first : bound - first].tobytes()
         if words == NO_VALUE * (bound - start):
-            return Outcomes(start, bound - start, half.seconds(start - first, bound - first), started)
+            seconds = half.seconds(start - first, bound - first)
+            return Outcomes(start, bound - start, seconds=seconds, started=started)
         ends = array.array("Q", words)[: half.done(bound - first) - (start - first)]
         if not ends:
             return Outcomes(start, 0)
@@ -2526,25 +2541,23 @@ class Intake:
             text = no_such_function(name, self.names.values())
         elif not pair and not fn_id:
             text = f"TypeError: an item is (function, payload), not {briefly(item, 60)}"
-        return Rejected(name, payload, text)
+        return Rejected((name, payload, text))
 
 
-class Retries(NamedTuple):
-    """Which tasks are tried again.
+class Retries:
+    """Which tasks are tried again: so often, after a delay in seconds, if they have one of these statuses."""
 
-    most: retries of a task. delay: seconds before the first one. statuses: those that are tried again.
-    """
-
-    most: int
-    delay: float = 0.0
-    statuses: Sequence[str] = RETRY_ON
+    def __init__(self, most: int, delay: float = 0.0, statuses: Sequence[str] = RETRY_ON) -> None:
+        self._most = most
+        self._delay = delay
+        self._statuses = tuple(statuses)
 
     def wanted(self, result: TaskResult) -> bool:
-        return result.attempts <= self.most and result.status in self.statuses
+        return result.attempts <= self._most and result.status in self._statuses
 
     def pause(self, attempts: int) -> float:
         """Return the seconds to wait after so many attempts."""
-        return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
+        return float(min(LONGEST_PAUSE, self._delay * 2 ** min(attempts - 1, 60)))
 
 
 class Tasks:
@@ -3242,7 +3255,7 @@ class InlinePool(WorkerPool):
             if is_interruption(error):
                 raise
             value = Failure.of(error)
-            value = value._replace(cause=error.with_traceback(without_own_frames(error.__traceback__)))
+            value.cause = error.with_traceback(without_own_frames(error.__traceback__))
         return value
 
     @contextlib.contextmanager
@@ -3566,15 +3579,6 @@ SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SC
 
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 LINE_BYTES = 64 << 10  # of the log; longer lines are divided
-
-
-class WorkerOptions(NamedTuple):
-    functions: Mapping[int, Function]
-    initializer: Callable[[], object] | None
-    batch: int | None
-    max_tasks: int | None
-    log: str | None
-    codec: Codec | None = None
 
 
 def worker_main(
@@ -4073,38 +4077,25 @@ WAKE_SHARE = 5  # a sleeper is woken for each fifth of a batch in the ring: abou
 LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not get a lock
 
 
-class Span(NamedTuple):
-    """`count` positions that follow each other, from `first` on; in a ring, slots from this index on."""
-
-    first: int
-    count: int  # type: ignore[assignment]  # a tuple has a method of this name
-
-    @property
-    def end(self) -> int:
-        return self.first + self.count
+Span = tuple[int, int]  # positions that follow each other, or slots: the first, and how many
 
 
-class Glance(NamedTuple):
+class Glance:
     """What a worker's current batch, of this number, seems to hold: a hint, since the worker goes on meanwhile.
 
     The `done` tasks from position `first` on are finished. The next one is in hand if it lies below `end`.
+    in_hand: its position, or None. not_begun: how many come after it.
     began: when the batch began, in seconds of system.perf_counter().
     """
 
-    number: int
-    first: int
-    done: int
-    end: int
-    began: float
-
-    @property
-    def in_hand(self) -> int | None:
-        position = self.first + self.done
-        return position if position < self.end else None
-
-    @property
-    def not_begun(self) -> int:
-        return max(0, self.end - self.first - self.done - 1)
+    def __init__(self, number: int, first: int, done: int, end: int, began: float) -> None:
+        self.number = number
+        self.first = first
+        self.done = done
+        self.end = end
+        self.began = began
+        self.in_hand = first + done if first + done < end else None
+        self.not_begun = max(0, end - first - done - 1)
 
 
 def free_bytes() -> int:
@@ -4200,8 +4191,8 @@ class SharedTaskQueue:
         half = batch_half(slot_size, batch, sizes[-1])
         sizes.append(min(HEAP_BYTES, max(0, free - size) // 2) // mmap.PAGESIZE * mmap.PAGESIZE)
         halves = range(layout.local.offset, layout.ring.offset, ctypes.sizeof(half))
-        reserved = [Span(0, layout.local.offset), Span(layout.ring.offset, layout.ring.size)]
-        reserved += [Span(start, half.log.offset + first) for start in halves]
+        reserved = [(0, layout.local.offset), (layout.ring.offset, layout.ring.size)]
+        reserved += [(start, half.log.offset + first) for start in halves]
         segment = Segment(name or new_name(), size + sizes[-1], reserved)
         header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, sizes)))
         header.sum = sum(sizes) + segment.size
@@ -4284,12 +4275,13 @@ class SharedTaskQueue:
         `claims` grows last: a worker that is killed before that has no new batch.
         """
         words, claims = self.words, self.status[worker] + CLAIMS
+        first, count = span
         number = words[claims] + 1
         half = self.half(worker, number)
         half.lane.copy_from(self.ring, places)
-        half.clear(span.count)
-        words[half.first] = span.first
-        words[half.end] = span.end
+        half.clear(count)
+        words[half.first] = first
+        words[half.end] = first + count
         words[claims] = number
 
     def glance(self, worker: int) -> Glance:
@@ -4380,12 +4372,12 @@ class SharedTaskQueue:
 
     def push(self, tasks: Tasks) -> list[Span]:
         """Put `tasks`, at most `room()`, into the ring. Return their positions (supervisor)."""
-        span = Span(self._pushed, len(tasks))
-        self._write(ring_spans(*span, self.num_slots), tasks)  # beyond `pushed`: nobody reads there
+        first, count = self._pushed, len(tasks)
+        self._write(ring_spans(first, count, self.num_slots), tasks)  # beyond `pushed`: nobody reads there
         self._enter(None)
-        self.words[PUSHED] = self._pushed = span.end
+        self.words[PUSHED] = self._pushed = first + count
         self._leave()
-        return [span]
+        return [(first, count)]
 
     def claim(self, worker: int, limit: int) -> Span | None:
         """Publish the current batch, which is finished. Return up to `limit` tasks, or go to sleep (worker)."""
@@ -4396,10 +4388,10 @@ class SharedTaskQueue:
         count = 0
         if claims - words[status + HARVESTED] < 2 and not words[status + LEAVE]:
             count = min(self.batch, self.share(words[PUSHED] - first, limit))
-        span = Span(first, count) if count > 0 else None
+        span = (first, count) if count > 0 else None
         if span:
             self._fill_half(worker, span, ring_spans(first, count, self.num_slots))
-            words[CLAIMED] = span.end  # committed: from here on these tasks are the worker's
+            words[CLAIMED] = first + count  # committed: from here on these tasks are the worker's
             words[status + ASLEEP] = 0
         else:
             self._sleeps += 1
@@ -4429,10 +4421,11 @@ class SharedTaskQueue:
             return []
         words = self.words
         self._enter(None)
-        span = Span(words[CLAIMED], self._pushed - words[CLAIMED])
+        first = words[CLAIMED]
+        count = self._pushed - first
         words[CLAIMED] = self._claimed = words[PUSHED]
         self._leave()
-        return [span] if span.count > 0 else []
+        return [(first, count)] if count > 0 else []
 
     def recover(self, worker: int) -> None:
         """Undo what a dead worker has not committed, once it has been reaped (supervisor)."""
@@ -4542,7 +4535,7 @@ class Segment:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
             os.ftruncate(self.fd, 0)  # what was reserved is free again, and counted
-            reserved = sum(span.count for span in spans)
+            reserved = sum(count for _, count in spans)
             where = shared_directory()
             space = os.statvfs(where)
             free = space.f_bavail * space.f_frsize
@@ -4603,7 +4596,7 @@ def remove_segment(path: str) -> None:
                 raise
             return
         beside = [os.path.join(folder, file) for file in files if file.startswith(name + ".")]
-        for file in [*beside, path]:  # glob would keep a pattern for each segment
+        for file in [*beside, path]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file)
 
@@ -4621,10 +4614,8 @@ def end_strays(name: str) -> None:
     """
     mark = f"\0{RUN_VARIABLE}={name}\0".encode()
     looks = 50  # at environments that are empty: that of a program is, for a moment, when it begins
-    pids: list[str] = []
+    pids = listed("/proc")
     ending: set[str] = set()  # these strays, and the supervisors of those that are workers
-    with contextlib.suppress(OSError):  # there is no /proc, or no descriptor is left
-        pids = os.listdir("/proc")
     for pid in filter(str.isdigit, pids):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
             told = file.read()
@@ -4667,18 +4658,26 @@ def sweep() -> list[str]:
 def _own_segments() -> list[tuple[str, str, int]]:
     """Return this user's segments: name, path, and the owner's pid."""
     found = []
-    for path in sorted(glob.glob(path_of(PREFIX + "*-*"))):
-        name = os.path.basename(path)
-        pid = name.split("-")[1]
-        with contextlib.suppress(OSError):
-            if "." not in name and pid.isdigit() and os.lstat(path).st_uid == os.geteuid():
-                found.append((name, path, int(pid)))
+    for name in sorted(listed(shared_directory())):
+        if name.startswith(PREFIX) and name.count("-") == 2 and "." not in name:
+            pid = name.split("-")[1]
+            with contextlib.suppress(OSError):
+                if pid.isdigit() and os.lstat(path_of(name)).st_uid == os.geteuid():
+                    found.append((name, path_of(name), int(pid)))
     return found
+
+
+def listed(folder: str) -> list[str]:
+    """Return the names in a folder; none if it is gone, or cannot be read."""
+    with contextlib.suppress(OSError):
+        return os.listdir(folder)
+    return []
 
 
 def open_files(pid: str) -> list[str]:
     """Return what a process, or "self", has open, as far as it is known; files by their paths."""
-    return list(map(os.path.realpath, glob.glob(f"/proc/{pid}/fd/*")))
+    folder = f"/proc/{pid}/fd"
+    return [os.path.realpath(f"{folder}/{descriptor}") for descriptor in listed(folder)]
 
 
 def _is_open_here(path: str) -> bool:
@@ -4923,8 +4922,8 @@ def ring_spans(first: int, count: int, size: int) -> list[Span]:
     index = first % size
     head = size - index
     if count <= head:
-        return [Span(index, count)]
-    return [Span(index, head), Span(0, count - head)]
+        return [(index, count)]
+    return [(index, head), (0, count - head)]
 
 
 def byte_ranges(places: Iterable[Span], size: int) -> Iterator[tuple[slice, slice]]:
@@ -5099,7 +5098,6 @@ def as_u32(numbers: Sequence[int]) -> array.array[int]:
 # Functions, payloads and values: how they travel.
 # ---------------------------------------------------------------------------------------------------------------------
 
-Function = Callable[..., Any]
 ERROR_LENGTH = 4000  # characters of an error's text that are kept
 TRACEBACK_BYTES = 16 << 10  # of a traceback, as UTF-8
 OWN_MODULES = {__name__}  # whose frames a traceback does not begin with
@@ -5355,17 +5353,21 @@ class Output(bytes):
         return new
 
 
-class Failure(NamedTuple):
+class Failure:
     """In place of a value: the task is not ok, with this error and this traceback. A command has a value all the same.
 
     cause: the exception itself, if it was raised in this process.
     """
 
-    error: str
-    traceback: str | None = None
-    value: Output | None = None
-    status: str = "failed"
     cause: BaseException | None = None
+
+    def __init__(
+        self, error: str, traceback: str | None = None, value: Output | None = None, status: str = "failed"
+    ) -> None:
+        self.error = error
+        self.traceback = traceback
+        self.value = value
+        self.status = status
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
@@ -5437,11 +5439,12 @@ READERS: dict[Any, Callable[[bytes], Any]] = {
 }
 
 
-class Call(NamedTuple):
+class Call:
     """A function of the user's that is called with bytes. Reading its argument from them runs no code of the user's."""
 
-    function: Function
-    read: Callable[[bytes], Any]
+    def __init__(self, function: Function, read: Callable[[bytes], Any]) -> None:
+        self.function = function
+        self.read = read
 
     def __call__(self, data: bytes) -> Any:
         return self.function(self.read(data))
@@ -5505,8 +5508,11 @@ def _members(hint: Any = None) -> list[Any]:
     if isinstance(hint, str):
         hint = {kind.__name__: kind for kind in READERS}.get(hint)
     kinds = (hint,)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
-        kinds = typing.get_args(hint)
+    if not isinstance(hint, (type, type(None))):
+        import typing
+
+        if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
+            kinds = typing.get_args(hint)
     return [kind for kind in kinds if isinstance(kind, type) and (kind in READERS or ctypes.Structure in kind.__mro__)]
 
 
@@ -5548,9 +5554,6 @@ def cut(data: bytes, begin: int, ends: array.array[int]) -> list[bytes]:
 # =====================================================================================================================
 # The command line begins here. If your program only calls the library, delete everything below.
 # =====================================================================================================================
-
-if typing.TYPE_CHECKING:
-    import argparse
 
 __all__ += ["main"]
 
@@ -5612,7 +5615,7 @@ class LineParser:
         if word in self._known:
             return self._known[word], payload
         text = decode_text(word)
-        return Rejected(text, payload, f"line {number:,}: {no_such_function(text, self._names)}")
+        return Rejected((text, payload, f"line {number:,}: {no_such_function(text, self._names)}"))
 
     def task(self, item: Any) -> tuple[str, bytes]:
         if isinstance(item, bytes):
@@ -5949,6 +5952,8 @@ class Sqlite(Results):
         self._file.execute(f"CREATE TABLE IF NOT EXISTS results ({', '.join(FIELDS)})")
 
     def write(self, result: TaskResult) -> None:
+        import re
+
         row = as_row(result, as_text).values()
         marks = ", ".join("?" * len(row))
         fields = [encode_text(x) if isinstance(x, str) and re.search("[\ud800-\udfff]", x) else x for x in row]
@@ -6116,6 +6121,8 @@ class Printer(Sink):
 
 
 def tagged(text: bytes, tag: bytes) -> bytes:
+    import re
+
     return re.sub(rb"(?m)^(?!\Z)", lambda _: tag, text) if tag else text
 
 
@@ -6127,7 +6134,8 @@ def tagged(text: bytes, tag: bytes) -> bytes:
 # All that a frame shows: stats() and title, name, strategy, total (None if it is not known), rate (tasks a second) and
 # rates (the last ones), ring, num_slots, failures, state, keys. A worker has number, rate and state (run, sleep, dead),
 # too; and where they are known cpu, rss (MB), and function, payload and in_hand (a tsk_id), held for so many seconds.
-Snapshot = dict[str, Any]
+if TYPE_CHECKING:
+    Snapshot = dict[str, Any]
 
 # The columns of the table: side, width, text of a row. In a narrow window columns go, from the end of IMPORTANCE on.
 COLUMNS = {
@@ -6204,6 +6212,8 @@ COLOURED = (
 
 
 def paint(line: str) -> str:
+    import re
+
     return re.sub(COLOURED, lambda found: COLOURS[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
 
 
@@ -6469,6 +6479,8 @@ def can_draw() -> bool:
 
 def has_colours() -> bool:
     """Return True if the terminal is one of those with colours, and NO_COLOR is not set (https://no-color.org)."""
+    import re
+
     known = "color|xterm|screen|tmux|linux|rxvt|ansi|kitty|alacritty|foot|cygwin|konsole"
     return can_draw() and not os.environ.get("NO_COLOR") and bool(re.search(known, os.environ["TERM"]))
 
@@ -6678,7 +6690,8 @@ def describe_exit(code: int) -> str:
 
 
 def without_extension(path: bytes) -> bytes:
-    return re.sub(rb"\.[^/.]*\Z", b"", path)
+    stem, dot, extension = path.rpartition(b".")
+    return stem if dot and b"/" not in extension else path
 
 
 class Command:
@@ -6691,6 +6704,8 @@ class Command:
     OURS = rb"|[1-9][0-9]*|\.|/|//|/\.|#|%"  # others of GNU parallel's are refused
 
     def __init__(self, template: str, delimiter: str | None, run: Callable[[bytes], bytes | Failure] = shell) -> None:
+        import re
+
         self.__name__ = "command"
         self._run = run
         self._delimiter = None if delimiter is None else encode_text(delimiter.replace("\\t", "\t"))
@@ -6728,8 +6743,8 @@ class Command:
 
 def import_all() -> None:
     """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
-    names = "csv hashlib inspect json multiprocessing.util pathlib shlex subprocess tempfile termios traceback tty"
-    for name in names.split():
+    names = "csv hashlib inspect json multiprocessing.util pathlib re shlex subprocess tempfile termios"
+    for name in [*names.split(), "traceback", "tty", "typing"]:
         importlib.import_module(name)
     late("psutil")
 
@@ -6804,7 +6819,7 @@ def make_parser(functions: Any = None) -> argparse.ArgumentParser:
     import argparse
 
     class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> typing.NoReturn:
+        def error(self, message: str) -> NoReturn:
             raise UsageError(message)  # argparse would print the usage, too
 
     names = "echo TEXT, sha256 PATH, sleep SECONDS, noop"
@@ -6932,6 +6947,8 @@ def usage_error(what: str = "", kinds: Any = (OSError, ValueError, TypeError, Ru
 
 def in_options(text: str) -> str:
     """Return what a Supervisor says, with options in place of its arguments."""
+    import re
+
     names = "|".join((*LIMITS, "log", "retry_on", "start_method"))
     return re.sub(rf"\b({names})=(?=([^\s,;]?))", lambda found: flag(found[1]) + " " * bool(found[2]), text)
 
@@ -7189,6 +7206,8 @@ class CommandLine:
 
 def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | None = None) -> list[str]:
     """Return what went wrong, and last the totals. line_of: returns the line of a task, if tasks are lines."""
+    import re
+
     lines = []
     for r in summary["failures"]:
         where = f"line {line_of(r['tsk_id']):,}: " if line_of else ""

@@ -97,7 +97,7 @@ class SemaphoreQueue(Strategy):
         while True:
             tokens = self._filled.take(min(self.batch, self.share(self._filled.value(), limit)))
             claim = super().claim(worker, tokens)  # without a token it notes that it sleeps
-            count = claim.count if claim else 0
+            count = claim[1] if claim else 0
             self._free.post(count)
             self._filled.post(tokens - count)
             if claim or tokens or limit <= 0 or not self._filled.value():

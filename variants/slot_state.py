@@ -108,7 +108,7 @@ class SlotState(WorkerLanes):
 
     def _offer(self, worker: int, span: shmqueue.Span) -> None:
         self._set(worker, *span, READY)
-        self.words[self.lanes[worker] + LANE_PUSHED] = span.end
+        self.words[self.lanes[worker] + LANE_PUSHED] = sum(span)
         self._fence()  # before anybody asks who sleeps
 
     def _ready(self, worker: int, first: int) -> int:

@@ -102,7 +102,7 @@ class WorkerLanes(Strategy):
 
     def _places(self, worker: int, span: shmqueue.Span) -> list[shmqueue.Span]:
         spans = shmqueue.ring_spans(*span, self._size)
-        return [shmqueue.Span(worker * self._size + index, count) for index, count in spans]
+        return [(worker * self._size + index, count) for index, count in spans]
 
     def _room(self, worker: int) -> int:
         """How many slots of a lane are free, at the least. None are if the worker is to leave, or has left."""
@@ -136,7 +136,7 @@ class WorkerLanes(Strategy):
         spans = []
         for worker, count in enumerate(shares(loads, self._rooms(), len(tasks))):
             if count:
-                span = shmqueue.Span(self.words[self.lanes[worker] + LANE_PUSHED], count)
+                span = (self.words[self.lanes[worker] + LANE_PUSHED], count)
                 self._write(self._places(worker, span), tasks.part(done, done + count))
                 self._offer(worker, span)
                 spans.append(span)
@@ -153,9 +153,9 @@ class WorkerLanes(Strategy):
             count = min(limit, self.batch, -(-self._ready(worker, first) // 2))
         if count <= 0:
             return None
-        span = shmqueue.Span(first, count)
+        span = (first, count)
         self._fill_half(worker, span, self._places(worker, span))
-        words[self.lanes[worker] + LANE_CLAIMED] = span.end  # committed
+        words[self.lanes[worker] + LANE_CLAIMED] = first + count  # committed
         return span
 
     def recover(self, worker: int) -> None:
@@ -169,15 +169,15 @@ class WorkerLanes(Strategy):
         drained = []
         for lane in range(self.num_workers) if worker is None else [worker]:
             self._shut(lane)
-            span = shmqueue.Span(self._head(lane), self._waiting(lane))
-            if span.count:
+            span = (self._head(lane), self._waiting(lane))
+            if span[1]:
                 self._take_back(lane, span)
                 drained.append(span)
             self._reopen(lane)
         return drained
 
     def _take_back(self, worker: int, span: shmqueue.Span) -> None:
-        self.words[self.lanes[worker] + START] = span.end
+        self.words[self.lanes[worker] + START] = sum(span)
 
     def tell_to_leave(self, worker: int) -> None:
         self._shut(worker)
@@ -206,7 +206,7 @@ class WorkerLanes(Strategy):
 
     def _offer(self, worker: int, span: shmqueue.Span) -> None:
         self._shut(worker)
-        self.words[self.lanes[worker] + LANE_PUSHED] = span.end
+        self.words[self.lanes[worker] + LANE_PUSHED] = sum(span)
         self._reopen(worker)
 
     def _ready(self, worker: int, first: int) -> int:

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import stat
+import types
 
 import pytest
 from hypothesis import given
@@ -388,7 +389,8 @@ def test_payloads_in_the_heap_reach_their_tasks_in_any_order(make_queue, order):
         tasks.slots += task.slots
     queue.push(tasks)
     seen = []
-    worker = shmqueue.Worker(queue, 0, shmqueue.WorkerOptions({1: seen.append}, None, None, None, None), -1, -1)
+    options = types.SimpleNamespace(functions={1: seen.append}, codec=None, batch=None, max_tasks=None, log=None)
+    worker = shmqueue.Worker(queue, 0, options, -1, -1)
     while claim := queue.claim(0, 8):
         worker.run(*claim)
         queue.harvest([queue.words[queue.status[0] + shmqueue.CLAIMS]])

@@ -17,7 +17,6 @@ from shmqueue import Block, Failure, Job, Ledger, OrderedJob, Retries, SpoiledSe
 from tests import jobs
 
 WAITS, PAUSES = "waits", "pauses"
-FAILURE = Failure("on purpose", None, None)
 ITEMS = st.lists(st.sampled_from([b"payload", "text", (1, 2), object()]), max_size=6)
 STATUSES = st.sampled_from(["failed", "timeout", "crashed"])
 SIZES = st.integers(1, 5)
@@ -145,7 +144,7 @@ class LedgerModel(RuleBasedStateMachine):
         tries = self.tries[tsk_id]
         tries.append(status)
         again = len(tries) <= self.most and status != "timeout" and not self.is_over(tsk_id)
-        self.ledger.charge(1, position, FAILURE._replace(status=status), 0.0, 0.0)
+        self.ledger.charge(1, position, Failure("on purpose", status=status), 0.0, 0.0)
         if again:
             self.where[tsk_id] = PAUSES if self.delay else WAITS
         else:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import shmqueue
-from shmqueue import Span, ring_spans
+from shmqueue import ring_spans
 from tests import jobs
 from tests.helpers import docstring_of
 from tests.strategies import test_contract as contract
@@ -81,10 +81,10 @@ class OwnRing(Strategy):
 
     def push(self, tasks):
         pushed = self.state_offset // 8
-        span = Span(self.words[pushed], len(tasks))
+        span = (self.words[pushed], len(tasks))
         self._write(ring_spans(*span, self.num_slots), tasks)
         self._enter(None)
-        self.words[pushed] = span.end
+        self.words[pushed] = sum(span)
         self._leave()
         return [span]
 
@@ -94,13 +94,13 @@ class OwnRing(Strategy):
         words[status + shmqueue.PUBLISHED] = words[status + shmqueue.CLAIMS]
         span = None
         if words[status + shmqueue.CLAIMS] - words[status + shmqueue.HARVESTED] < 2:
-            span = Span(words[pushed + 1], min(3, limit, self.batch, words[pushed] - words[pushed + 1]))
-        if span is None or span.count <= 0 or words[status + shmqueue.LEAVE]:
+            span = (words[pushed + 1], min(3, limit, self.batch, words[pushed] - words[pushed + 1]))
+        if span is None or span[1] <= 0 or words[status + shmqueue.LEAVE]:
             words[status + shmqueue.ASLEEP] = time.monotonic_ns()
             self._leave()
             return None
         self._fill_half(worker, span, ring_spans(*span, self.num_slots))
-        words[pushed + 1] = span.end
+        words[pushed + 1] = sum(span)
         words[status + shmqueue.ASLEEP] = 0
         self._leave()
         return span
@@ -126,7 +126,7 @@ class OwnRing(Strategy):
         pushed, claimed = (self.words[self.state_offset // 8 + i] for i in range(2))
         self.words[self.state_offset // 8 + 1] = pushed
         self._leave()
-        return [Span(claimed, pushed - claimed)] if claimed < pushed else []
+        return [(claimed, pushed - claimed)] if claimed < pushed else []
 
     def backlog(self):
         return self.words[self.state_offset // 8] - self.words[self.state_offset // 8 + 1]
