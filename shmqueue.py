@@ -406,7 +406,7 @@ class Supervisor:
         fn_ids = self._ledger.intake.fn_ids
         if function not in fn_ids:
             raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
-        return self._read(self._ordered(payloads, fn_ids[function]))
+        return self._read(OrderedJob(self._open(payloads), self._ledger.names, fn_ids[function]))
 
     def submit(self, function: Any, payload: Any, *, timeout: float | None = None) -> int:
         """Add one task and return its tsk_id. results() yields its outcome. Blocks while the ring is full.
@@ -527,9 +527,6 @@ class Supervisor:
     def _open(self, tasks: Iterable[Any] | Source) -> Source:
         self._engine.check_open()
         return tasks if isinstance(tasks, Source) else IterableSource(tasks)
-
-    def _ordered(self, payloads: Iterable[Any], fn_id: int) -> Job:
-        return OrderedJob(self._open(payloads), self._ledger.names, fn_id)
 
     def _read(self, job: Job, timeout: float = math.inf) -> Iterator[Any]:
         parts = self._engine.parts(job, self._report, timeout)
@@ -1369,8 +1366,8 @@ class Run:
             return source.exhausted or source.fileno() == -1  # if exhausted, its job may be finished
         return False
 
-    def _feed(self) -> bool:
-        """Push tasks if there is room for them. Return True if any were pushed."""
+    def push(self) -> bool:
+        """Push tasks if there is room for them, and wake workers for them. Return True if any were pushed."""
         ledger = self._ledger
         room = self._queue.room()
         tasks = None
@@ -1383,6 +1380,7 @@ class Run:
         if tasks is None:
             return False
         ledger.placed(tasks, self._queue.push(tasks))
+        self._pool.ring()
         return True
 
     def _wait(self, job: Job, until: float) -> None:
@@ -1419,13 +1417,6 @@ class Run:
             while (self._ledger.again or self._ledger.fresh) and not self.paused:
                 self.step(job, report)
         return tsk_id
-
-    def push(self) -> bool:
-        """Push tasks if there is room for them, and wake workers for them. Return True if any were pushed."""
-        fed = self._feed()
-        if fed:
-            self._pool.ring()
-        return fed
 
     def parts(
         self, job: Job, report: Callable[[], None], timeout: float = math.inf

@@ -22,7 +22,7 @@ clock = time.thread_time_ns
 SUPERVISOR = {  # the name in the table: the function that is measured
     "take": "IterableSource.take",
     "admit": "Ledger.admit",
-    "feed": "Run._feed",
+    "feed": "Run.push",
     "pack": "TaskSlots.pack",
     "lock, push": "SharedTaskQueue.push",
     "place": "Ledger.placed",
