@@ -3704,8 +3704,9 @@ class Worker:
                 stream = getattr(sys, name)
                 if stream is not None and stream is getattr(sys, f"__{name}__"):
                     # Not the same one: a fork copies what the program has not written yet.
-                    about = {"encoding": stream.encoding, "errors": stream.errors, "closefd": False}
-                    setattr(sys, name, open(stream.fileno(), "w", **about))  # noqa: SIM115
+                    with contextlib.suppress(OSError, ValueError):  # the program has closed it
+                        about = {"encoding": stream.encoding, "errors": stream.errors, "closefd": False}
+                        setattr(sys, name, open(stream.fileno(), "w", **about))  # noqa: SIM115
         if sys.breakpointhook is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT"):
             sys.breakpointhook = refuse_breakpoint
         if self._options.initializer is not None:

@@ -893,6 +893,18 @@ if __name__ == "__main__":
     assert run_script(tmp_path, text) == ["fork", "child", "forkserver", "child", "spawn", "child"]
 
 
+def test_a_program_may_close_its_output(tmp_path):
+    text = """
+import multiprocessing, os, shmqueue, sys
+
+if __name__ == "__main__":
+    sys.stdout.close()
+    with shmqueue.Executor(1, multiprocessing.get_context("fork")) as executor:
+        os.write(1, b"%d" % executor.submit(abs, -1).result())
+"""
+    assert run_script(tmp_path, text) == ["1"]
+
+
 def test_successors_are_forked_without_a_warning(tmp_path):
     """Python warns of a fork beside threads, but this thread is ours."""
     text = """
