@@ -4173,19 +4173,18 @@ class SharedTaskQueue:
         Raises OSError (ENOSPC) if shared memory is too small. context: of multiprocessing, for a strategy's locks.
         """
         first = first_log_bytes(batch * slot_size)
-        sizes = [num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers), first]
-        free = free_bytes()
-        left = max(0, free - ctypes.sizeof(segment_layout(*sizes)))
-        share = min(LOG_BYTES, left // (16 * num_workers))  # all logs may take an eighth
-        sizes[-1] = max(first, 1 << share.bit_length() >> 1)  # a power of two, so that few layouts are kept
+        sizes = [num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers), first, 0]
+        left = max(0, free_bytes() - ctypes.sizeof(segment_layout(*sizes)))
+        log = min(LOG_BYTES, left // (16 * num_workers))  # all logs may take an eighth
+        heap = min(HEAP_BYTES, left // 2)
+        # The log has a power of two, so that few layouts are kept.
+        sizes[-2:] = max(first, 1 << log.bit_length() >> 1), heap // mmap.PAGESIZE * mmap.PAGESIZE
         layout = segment_layout(*sizes)
-        size = ctypes.sizeof(layout)
-        half = batch_half(slot_size, batch, sizes[-1])
-        sizes.append(min(HEAP_BYTES, max(0, free - size) // 2) // mmap.PAGESIZE * mmap.PAGESIZE)
+        half = batch_half(slot_size, batch, sizes[-2])
         halves = range(layout.local.offset, layout.ring.offset, ctypes.sizeof(half))
         reserved = [(0, layout.local.offset), (layout.ring.offset, layout.ring.size)]
         reserved += [(start, half.log.offset + first) for start in halves]
-        segment = Segment(name or new_name(), size + sizes[-1], reserved)
+        segment = Segment(name or new_name(), ctypes.sizeof(layout), reserved)
         header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, sizes)))
         header.sum = sum(sizes) + segment.size
         header.owner_pid = os.getpid()
@@ -4883,7 +4882,7 @@ class LocalTaskQueue(ctypes.Structure):
 
 @functools.cache
 def segment_layout(
-    num_slots: int, slot_size: int, num_workers: int, batch: int, extra_bytes: int, log_bytes: int, heap_bytes: int = 0
+    num_slots: int, slot_size: int, num_workers: int, batch: int, extra_bytes: int, log_bytes: int, heap_bytes: int
 ) -> Any:
     """Return the whole segment as one type. extra: a strategy's state and its locks, in whole lines."""
     halves = [("halves", batch_half(slot_size, batch, log_bytes) * 2)]

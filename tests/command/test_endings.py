@@ -1144,7 +1144,7 @@ def spoil(part, chance):
         [work], workers=2, num_slots=256, batch=32, start_method="fork", retries=chance.choice([0, 3]),
         timeout=chance.choice([None, 30]))
     path = "/dev/shm/" + supervisor.name
-    layout = shmqueue.segment_layout(256, 128, 2, 32, 0, supervisor._queue.log_bytes)
+    layout = shmqueue.segment_layout(256, 128, 2, 32, 0, supervisor._queue.log_bytes, 0)
     field = getattr(layout, part)
     told, seen = [], set()
     file = open(path, "r+b")
