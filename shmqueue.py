@@ -1905,8 +1905,12 @@ class Lane:
             return decode(kind, data, self._ledger.codec) if data else None
         head, data = data[0], data[1:]
         if head & IN_FILE:
+            size, error = REFERENCE.unpack(data)
+            if error:
+                text = describe(OSError(error, os.strerror(error)))
+                return Failure(f"{text}: no room for a value of {size:,} bytes in {shared_directory()}")
             path = self._queue.segment.beside(f"v{position}")
-            data = system.read_file(path, *SIZE.unpack(data))
+            data = system.read_file(path, size)
             system.unlink(path)
         return decode(head & ~IN_FILE, data, self._ledger.codec, self._ledger.structures)
 
@@ -3900,13 +3904,8 @@ class Worker:
             half.log[at:end] = data
             return end
         if len(data) > room:
-            error = self._files.write(self._words[half.first] + task, data)
-            if error is None:
-                kind, data = kind | IN_FILE, SIZE.pack(len(data))
-            else:
-                text = f"{describe(error)}: no room for a value of {len(data):,} bytes in {shared_directory()}"
-                kind, data = encode(Failure(text), None)
-                data = data if len(data) <= room else b""
+            kind |= IN_FILE
+            data = REFERENCE.pack(len(data), self._files.write(self._words[half.first] + task, data))
         end = at + 1 + len(data)
         half.log[at] = kind
         half.log[at + 1 : end] = data
@@ -3944,8 +3943,8 @@ class ValueFiles:
         self._segment = segment
         self._left: collections.deque[tuple[str, int]] = collections.deque()  # paths and bytes of files, oldest first
 
-    def write(self, position: int, data: bytes) -> OSError | None:
-        """Write the value of the task at this position. Return the error if there is no room for it.
+    def write(self, position: int, data: bytes) -> int:
+        """Write the value of the task at this position. Return 0, or the number of the error if there is no room.
 
         First wait for room: this worker is halted like any slow one, and the supervisor reads and removes files.
         """
@@ -3960,13 +3959,13 @@ class ValueFiles:
                     break
                 except OSError as error:
                     if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
-                        return error
+                        return error.errno or errno.EIO
                 alone += not self._left
             system.sleep(SPILL_SECONDS)
         self._left.append((path, len(data)))
         if not system.exists(self._segment.path):  # the run is over, and nobody else would remove the file
             system.unlink(path)
-        return None
+        return 0
 
 
 def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
@@ -5098,7 +5097,7 @@ OWN_MODULES = {__name__}  # whose frames a traceback does not begin with
 BYTES, TEXT, CODED, FAILURE, OUTPUT, STRUCTURE = range(6)
 KIND_BIT = 26  # a payload's kind stands here in its fn_id; Python is slower with ints of more than 30 bits
 FN_ID = (1 << KIND_BIT) - 1  # the bits of a fn_id without kind and OUT_OF_LINE
-IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the segment, and the record has their number
+IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the segment, and the record is a REFERENCE
 
 REMEDY = "give Supervisor a codec, such as codec=pickle"
 ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
@@ -5285,9 +5284,6 @@ def encode_payloads(
     return kinds, data
 
 
-NO_ROOM = marshal.dumps(("there is no room in shared memory for what it returned or raised", None, "failed", None, b""))
-
-
 def decode(kind: int, data: bytes, codec: Codec | None, structures: Sequence[type[ctypes.Structure]] = ()) -> Any:
     """Return the value that `encode` encoded; a Failure if it cannot be loaded here.
 
@@ -5304,7 +5300,7 @@ def decode(kind: int, data: bytes, codec: Codec | None, structures: Sequence[typ
             return load_plain(data) if codec is None else codec.loads(data)
         if kind == OUTPUT:
             return Output(*load_plain(data))
-        error, trace, status, output, errors = load_plain(data or NO_ROOM)
+        error, trace, status, output, errors = load_plain(data)
         value = None if output is None else Output(output, errors)
         return Failure(error, trace, value, RETRY_ON[RETRY_ON.index(status)])
     except Exception as error:
@@ -5527,8 +5523,8 @@ def briefly(payload: Any, most: int) -> str:
         return f"<{type(payload).__name__}: {describe(error)}>"[:most]
 
 
-SIZE = struct.Struct("=Q")  # what a record holds of a value in a file: its length
-REFERRING = 1 + SIZE.size  # bytes of such a record
+REFERENCE = struct.Struct("=QI")  # a record of a value in a file: its length, and an error's number if it has none
+REFERRING = 1 + REFERENCE.size  # bytes of such a record
 
 
 def cut(data: bytes, begin: int, ends: array.array[int]) -> list[bytes]:
