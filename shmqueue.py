@@ -3358,21 +3358,15 @@ class Process:
         self._stopped_before = self.is_stopped()
         if not self._stopped_before:
             self.signal(signal.SIGSTOP)
-        deadline = system.monotonic() + STILL_SECONDS
-        tries = 0
-        while True:
+        for _ in pauses(STILL_SECONDS):
             state, self._switches = system.state_and_switches(self.pid)
             if state in STOPPED:
                 self._still_since = system.perf_counter()
                 return True
-            if state in ENDED or system.monotonic() > deadline:
-                self.go_on()
-                return False
-            tries += 1
-            if tries < 20:
-                os.sched_yield()
-            else:
-                system.sleep(0.0002)
+            if state in ENDED:
+                break
+        self.go_on()
+        return False
 
     def stands_still(self) -> bool:
         """Return True if it has not run since stop(). This notices if somebody continued it and stopped it again."""
@@ -4117,20 +4111,11 @@ class KernelLock:
         if timeout is None:
             fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
             return True
-        deadline = system.monotonic() + timeout
-        tries = 0
-        while True:
-            try:
+        for _ in pauses(timeout):
+            with contextlib.suppress(BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody holds it
                 fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
                 return True
-            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody holds it
-                if system.monotonic() > deadline:
-                    return False
-            tries += 1
-            if tries <= 20:
-                os.sched_yield()
-            else:
-                system.sleep(0.0005)
+        return False
 
     def release(self) -> None:
         fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, self._byte)
@@ -4617,11 +4602,11 @@ def end_strays(name: str) -> None:
                 names = map(os.path.basename, open_files(pid))
                 ending.update([pid], (name.split("-")[1] for name in names if name.startswith(PREFIX)))
                 os.kill(int(pid), signal.SIGKILL)
-    deadline = system.monotonic() + DYING_SECONDS
-    for number in map(int, filter(str.isdigit, ending - {str(os.getpid())})):
-        while system.process_state(number)[0] not in ENDED and system.monotonic() < deadline:
-            system.sleep(0.001)
     if ending:
+        numbers = set(map(int, filter(str.isdigit, ending))) - {os.getpid()}
+        for _ in pauses(DYING_SECONDS):
+            if all(system.process_state(number)[0] in ENDED for number in numbers):
+                break
         sweep()
 
 
@@ -4761,6 +4746,19 @@ class System:
 
 
 system = System()
+
+
+def pauses(seconds: float) -> Iterator[None]:
+    """Yield at once, and after each of many short pauses, until so many seconds have passed."""
+    deadline = system.monotonic() + seconds
+    for tries in itertools.count():
+        yield
+        if system.monotonic() > deadline:
+            return
+        if tries < 20:
+            os.sched_yield()
+        else:
+            system.sleep(0.0003)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
