@@ -4002,7 +4002,7 @@ def end_run(queue: SharedTaskQueue) -> None:
                 system.killpg(command, signal.SIGKILL)
     end_strays(queue.name)
     for _, path, pid in _own_segments():
-        if pid == os.getpid() and _is_open_here(path):  # of a run that this worker's function has begun
+        if pid == os.getpid() and _is_open_here(path, open_files("self")):  # of a run in this worker
             remove_segment(path)
     remove_segment(queue.segment.path)
 
@@ -4618,8 +4618,9 @@ def sweep() -> list[str]:
     and close one more time would drop its locks. It has made the others before os.exec().
     """
     removed = []
+    files_of = functools.cache(open_files)  # there may be many files, and many segments
     for name, path, pid in _own_segments():
-        if pid == os.getpid() and _is_open_here(path):
+        if pid == os.getpid() and _is_open_here(path, files_of("self")):
             continue
         with contextlib.suppress(OSError), open(path, "r+b") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
@@ -4655,9 +4656,8 @@ def open_files(pid: str) -> list[str]:
     return [os.path.realpath(f"{folder}/{descriptor}") for descriptor in listed(folder)]
 
 
-def _is_open_here(path: str) -> bool:
+def _is_open_here(path: str, files: Sequence[str]) -> bool:
     """Return True if this process, or another copy of this module in it, has the file open; or if that is not known."""
-    files = open_files("self")
     return not files or os.path.realpath(path) in files
 
 

@@ -354,6 +354,18 @@ def test_two_hundred_pools_beside_an_open_supervisor(tmp_path):
     assert run_script(tmp_path, POOLS, flags=flags, limit=280) == ["ok"] * 3
 
 
+def test_files_are_looked_through_once_beside_many_supervisors(monkeypatch):
+    """A program may have thousands of files open, and many Supervisors in its threads."""
+    looks = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(Supervisor([jobs.echo], workers=1, num_slots=16, start_method="fork"))
+        open_files = shmqueue.open_files
+        monkeypatch.setattr(shmqueue, "open_files", lambda pid: looks.append(pid) or open_files(pid))
+        stack.enter_context(Supervisor([jobs.echo], workers=1, num_slots=16, start_method="fork"))
+        assert looks == ["self"]
+
+
 # Threads.
 
 NATIVE = """
