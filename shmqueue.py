@@ -3684,12 +3684,12 @@ class Worker:
         self._policy = SCHED_OTHER
         self._recent = 0  # tasks in the last batches: the largest, of which an older one counts half
         self._files = ValueFiles(queue.segment)
-        self._output = PrintedOutput(options.log, index, self._tsk_id_in_hand, self._note_print)
+        self._output = PrintedOutput(self, options.log, index)
         self.disowned: int | None = None  # in a process that a function forked: the task
 
     def start(self) -> None:
         global tsk_id_in_hand, note_command
-        tsk_id_in_hand = self._tsk_id_in_hand
+        tsk_id_in_hand = self.tsk_id_in_hand
         note_command = functools.partial(self._words.__setitem__, self._status + COMMAND)
         os.register_at_fork(after_in_child=self._disown)
         watched = (self._queue, self._wake)
@@ -3720,7 +3720,8 @@ class Worker:
             claim = queue.claim(self._index, limit)
             only_room = before is None and claim is not None  # nothing else is new for the supervisor
             if words[SUPERVISOR_ASLEEP] > only_room:
-                self._ring()
+                with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
+                    system.write(self._bell, b"!")
             if claim is not None:
                 self.run(*claim)
             elif words[self._status + LEAVE]:
@@ -3812,12 +3813,14 @@ class Worker:
 
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[Any]]:
         """Return the calls and the payloads of the batch, one for each task. What is spoiled ends this worker."""
-        fn_ids, in_slots = self._half.lane.get(0, self._count)
-        each: Sequence[int] = one_if_alike(fn_ids)
-        payloads: Iterable[Any] = in_slots
+        lane = self._half.lane
+        each: Sequence[int] = one_if_alike(lane.column("I", 1, 0, self._count))
+        payloads: Iterable[Any]
         if max(each) & OUT_OF_LINE:
-            payloads = self._fetch(fn_ids, in_slots)
+            payloads = self._fetch(each)
             each = [fn_id & ~OUT_OF_LINE for fn_id in each]
+        else:
+            payloads = lane.payloads(0, self._count)
         if len(each) > 1:
             return map(self._calls.__getitem__, each), iter(payloads)
         call = self._calls[each[0]]
@@ -3827,11 +3830,12 @@ class Worker:
                 call = call.function
         return itertools.repeat(call), iter(payloads)
 
-    def _fetch(self, fn_ids: Sequence[int], in_slots: Sequence[bytes]) -> Iterable[bytes]:
+    def _fetch(self, fn_ids: Sequence[int]) -> Iterable[bytes]:
         """Return the payloads of the batch, of which some are out of line: a list, or piece by piece if it is large."""
-        begins, ends = self._half.lane.places(self._count)
-        if in_slots:  # some are
-            slots = zip(fn_ids, in_slots, begins, ends)
+        lane = self._half.lane
+        begins, ends = (lane.column("Q", word, 0, self._count) for word in (1, 2))
+        if not min(fn_ids) & OUT_OF_LINE:  # some are in their slots
+            slots = zip(fn_ids, lane.payloads(0, self._count), begins, ends)
             return (self._fetch_one(*place) if fn_id & OUT_OF_LINE else payload for fn_id, payload, *place in slots)
         edges = [0, self._count]
         if begins[1:] != ends[:-1]:  # they lie in several places
@@ -3907,20 +3911,17 @@ class Worker:
 
     # Other processes.
 
-    def _ring(self) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
-            system.write(self._bell, b"!")
-
-    def _note_print(self) -> None:
+    def note_print(self) -> None:
+        """Note that something was printed which nobody keeps."""
         if self.disowned is None:
             self._words[self._status + PRINTED] = 1
 
     def _disown(self) -> None:
         """In a child that a function forked: make it an error to go on as a second copy of this worker."""
-        self.disowned = self._tsk_id_in_hand()
+        self.disowned = self.tsk_id_in_hand()
         self._queue.segment.release_views()
 
-    def _tsk_id_in_hand(self) -> int:
+    def tsk_id_in_hand(self) -> int:
         if self.disowned is not None:
             return self.disowned
         return self._count and self._half.lane.tsk_id(min(self._half.done(self._count), self._count - 1))
@@ -4013,11 +4014,10 @@ class PrintedOutput(io.RawIOBase):
     Without a log it is lost, and noted.
     """
 
-    def __init__(self, log: str | None, worker: int, task: Callable[[], int], lose: Callable[[], None]) -> None:
-        self._log = log
+    def __init__(self, worker: Worker, log: str | None, index: int) -> None:
         self._worker = worker
-        self._task = task  # tells the tsk_id in hand
-        self._lose = lose
+        self._log = log
+        self._index = index
         self._line = b""  # has no end yet
         self._owner = 0  # the task that printed it
 
@@ -4029,9 +4029,9 @@ class PrintedOutput(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         if not self._log:
-            self._lose()
+            self._worker.note_print()
             return len(data)
-        task = self._task()
+        task = self._worker.tsk_id_in_hand()
         if task != self._owner:
             self.end_line()
             self._owner = task
@@ -4049,7 +4049,7 @@ class PrintedOutput(io.RawIOBase):
 
     def _put(self, line: bytes) -> None:
         try:
-            os.write(1, b"[worker %d task %d] %s\n" % (self._worker, self._owner, line))
+            os.write(1, b"[worker %d task %d] %s\n" % (self._index, self._owner, line))
         except OSError as error:  # the task that prints fails, and says why
             raise OSError(error.errno, error.strerror, self._log) from None
 
@@ -4509,15 +4509,13 @@ class Segment:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
-            os.ftruncate(self.fd, 0)  # what was reserved is free again, and counted
-            reserved = sum(count for _, count in spans)
-            where = shared_directory()
-            space = os.statvfs(where)
-            free = space.f_bavail * space.f_frsize
-            whole = (space.f_blocks * space.f_frsize - free + reserved >> 20) + 64
+            os.ftruncate(self.fd, 0)  # what was reserved is free again
+            needed = sum(count for _, count in spans)
+            space = os.statvfs(shared_directory())
+            whole = (space.f_blocks * space.f_frsize + needed >> 20) + 1
             message = (
-                f"{where} is too small: {reserved:,} bytes needed, {free:,} free; take a smaller num_slots=, or enlarge"
-                f" it (docker run --shm-size={whole}m; mount -o remount,size={whole}m)"
+                f"{shared_directory()} is too small: {needed:,} bytes needed, {free_bytes():,} free; take a smaller"
+                f" num_slots=, or enlarge it (docker run --shm-size={whole}m; mount -o remount,size={whole}m)"
             )
             raise OSError(errno.ENOSPC, message) from None
 
@@ -4979,24 +4977,17 @@ class TaskSlots:
         tasks.slots = slots
         tasks.data = ()
 
-    def get(self, index: int, count: int) -> tuple[array.array[int], list[bytes]]:
-        """Return the fn_ids and the payloads of consecutive slots; no payloads if all are out of line."""
-        fn_ids = self._column("I", 1, index, count)
+    def payloads(self, index: int, count: int) -> list[bytes]:
+        """Return the payloads of consecutive slots."""
         payloads: list[Any] = []
-        if fn_ids[0] & OUT_OF_LINE and min(one_if_alike(fn_ids)) & OUT_OF_LINE:
-            return fn_ids, payloads
         for start in range(0, count, ROWS):
             rows = _rows(self._row, min(ROWS, count - start))
             payloads += rows.unpack_from(self.bytes, (index + start) * self.size)
         if not self._short:
             payloads = [text[:length] for length, text in zip(payloads[0::2], payloads[1::2])]
-        return fn_ids, payloads
+        return payloads
 
-    def places(self, count: int) -> list[array.array[int]]:
-        """Return where the payloads of the first slots begin, and where they end, if they are out of line."""
-        return [self._column("Q", word, 0, count) for word in (1, 2)]
-
-    def _column(self, unit: str, word: int, index: int, count: int) -> array.array[int]:
+    def column(self, unit: str, word: int, index: int, count: int) -> array.array[int]:
         """Return this word of consecutive slots. It is an "I" or a "Q"."""
         column = self.bytes[index * self.size : (index + count) * self.size].cast(unit)  # type: ignore[call-overload]
         return array.array(unit, column[word :: self.size // column.itemsize].tobytes())
@@ -5007,7 +4998,7 @@ class TaskSlots:
             self.bytes[here] = ring.bytes[there]
 
     def tsk_id(self, index: int) -> int:
-        return self._column("I", 0, index, 1)[0]
+        return self.column("I", 0, index, 1)[0]
 
 
 NO_VALUE = array.array("Q", [1]).tobytes()  # the `ends` word of the first task, if it returned None
@@ -5244,8 +5235,8 @@ def encode(
     if kind is str:
         return TEXT, dump_text(value)
     if kind is Failure:
-        errors = getattr(value.value, "errors", b"")
-        return FAILURE, marshal.dumps((value.error, value.traceback, value.status, value.value, errors))
+        output = None if value.value is None else (value.value, value.value.errors)
+        return FAILURE, marshal.dumps((value.error, value.traceback, output, value.status))
     if kind is Output:
         return OUTPUT, marshal.dumps((value, value.errors))
     if structures and kind in structures:
@@ -5298,9 +5289,8 @@ def decode(kind: int, data: bytes, codec: Codec | None, structures: Sequence[typ
             return load_plain(data) if codec is None else codec.loads(data)
         if kind == OUTPUT:
             return Output(*load_plain(data))
-        error, trace, status, output, errors = load_plain(data)
-        value = None if output is None else Output(output, errors)
-        return Failure(error, trace, value, RETRY_ON[RETRY_ON.index(status)])
+        error, trace, output, status = load_plain(data)
+        return Failure(error, trace, output and Output(*output), RETRY_ON[RETRY_ON.index(status)])
     except Exception as error:
         if is_interruption(error):
             raise

@@ -38,7 +38,7 @@ SUPERVISOR = {  # the name in the table: the function that is measured
 }
 WORKER = {
     "claim": "SharedTaskQueue.claim",
-    "unpack": "TaskSlots.get",
+    "unpack": "TaskSlots.payloads",
     "run": "Worker.run",
     "wait, ring": "Worker.serve",
 }

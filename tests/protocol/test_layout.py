@@ -161,9 +161,8 @@ def test_slots_give_back_what_was_written(make_queue, slot_size):
     @given(st.integers(0, 60), st.lists(st.binary(max_size=longest), min_size=1, max_size=140))
     def check(index, payloads):
         write(queue, index, payloads, first_id=2**32 - 200, fn_id=shmqueue.FN_ID)
-        fn_ids, data = ring.get(index, len(payloads))
-        assert data == payloads
-        assert list(fn_ids) == [shmqueue.FN_ID] * len(payloads)
+        assert ring.payloads(index, len(payloads)) == payloads
+        assert list(ring.column("I", 1, index, len(payloads))) == [shmqueue.FN_ID] * len(payloads)
         assert [ring.tsk_id(index + i) for i in range(len(payloads))] == list(encoded(payloads, 2**32 - 200).tsk_ids)
 
     check()
@@ -174,7 +173,7 @@ def test_slots_hold_as_much_as_they_say(make_queue, slot_size):
     queue = make_queue(slot_size=slot_size)
     for payload in (b"", b"\0", b"\0" * queue.ring.capacity, b"\xff" * queue.ring.capacity):
         write(queue, 3, [payload, b"next"])
-        assert queue.ring.get(3, 2)[1] == [payload, b"next"]
+        assert queue.ring.payloads(3, 2) == [payload, b"next"]
     for payload in (b"x" * (queue.ring.capacity + 1), b"x" * 70_000):
         assert not queue.ring.pack(encoded([b"short", payload]))
 
@@ -241,7 +240,7 @@ def test_the_ring_is_a_queue_whatever_the_order_of_pushes_and_claims(make_queue,
         assert 1 <= count <= min(limit, batch)
         assert first == state["pushed"] - len(model)
         half = queue.half(worker, queue.words[queue.status[worker] + shmqueue.CLAIMS])
-        assert half.lane.get(0, count)[1] == [model.popleft() for _ in range(count)]
+        assert half.lane.payloads(0, count) == [model.popleft() for _ in range(count)]
         harvested[worker] += 1  # what is claimed counts as finished and read at once
         queue.harvest(harvested)
 
