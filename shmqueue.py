@@ -4002,9 +4002,8 @@ def end_run(queue: SharedTaskQueue) -> None:
             with contextlib.suppress(ProcessLookupError):
                 system.killpg(command, signal.SIGKILL)
     end_strays(queue.name)
-    for _, path, pid in _own_segments():
-        if pid == os.getpid() and _is_open_here(path, open_files("self")):  # of a run in this worker
-            remove_segment(path)
+    for path in _own_segments()[0]:  # of runs in this worker
+        remove_segment(path)
     remove_segment(queue.segment.path)
 
 
@@ -4562,13 +4561,7 @@ def remove_segment(path: str) -> None:
     """
     folder, name = os.path.split(path)
     for _ in range(2):
-        try:
-            files = os.listdir(folder)
-        except OSError:  # no descriptor is left to look with: of a segment that was never made nothing is there
-            if os.path.exists(path):
-                raise
-            return
-        beside = [os.path.join(folder, file) for file in files if file.startswith(name + ".")]
+        beside = [os.path.join(folder, file) for file in listed(folder) if file.startswith(name + ".")]
         for file in [*beside, path]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file)
@@ -4588,7 +4581,7 @@ def end_strays(name: str) -> None:
     mark = f"\0{RUN_VARIABLE}={name}\0".encode()
     looks = 50  # at environments that are empty: that of a program is, for a moment, when it begins
     pids = listed("/proc")
-    ending: set[str] = set()  # these strays, and the supervisors of those that are workers
+    ending: set[int] = set()  # these strays, and the supervisors of those that are workers
     for pid in filter(str.isdigit, pids):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
             told = file.read()
@@ -4597,13 +4590,11 @@ def end_strays(name: str) -> None:
                 system.sleep(0.001)
                 pids.append(pid)
             if mark in b"\0" + told:
-                names = map(os.path.basename, open_files(pid))
-                ending.update([pid], (name.split("-")[1] for name in names if name.startswith(PREFIX)))
+                ending.update([int(pid)], map(owner_of, open_files(pid)))
                 os.kill(int(pid), signal.SIGKILL)
     if ending:
-        numbers = set(map(int, filter(str.isdigit, ending))) - {os.getpid()}
         for _ in pauses(DYING_SECONDS):
-            if all(system.process_state(number)[0] in ENDED for number in numbers):
+            if all(system.process_state(number)[0] in ENDED for number in ending - {0, os.getpid()}):
                 break
         sweep()
 
@@ -4616,29 +4607,40 @@ def sweep() -> list[str]:
     and close one more time would drop its locks. It has made the others before os.exec().
     """
     removed = []
-    files_of = functools.cache(open_files)  # there may be many files, and many segments
-    for name, path, pid in _own_segments():
-        if pid == os.getpid() and _is_open_here(path, files_of("self")):
-            continue
+    for path in _own_segments()[1]:
         with contextlib.suppress(OSError), open(path, "r+b") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
-            if not _owner_lives(pid, file):
+            if not _owner_lives(owner_of(path), file):
+                name = os.path.basename(path)
                 end_strays(name)
                 remove_segment(path)
                 removed.append(name)
     return removed
 
 
-def _own_segments() -> list[tuple[str, str, int]]:
-    """Return this user's segments: name, path, and the owner's pid."""
-    found = []
-    for name in sorted(listed(shared_directory())):
-        if name.startswith(PREFIX) and name.count("-") == 2 and "." not in name:
-            pid = name.split("-")[1]
-            with contextlib.suppress(OSError):
-                if pid.isdigit() and os.lstat(path_of(name)).st_uid == os.geteuid():
-                    found.append((name, path_of(name), int(pid)))
-    return found
+def owner_of(path: str) -> int:
+    """Return the pid in the name of a segment; 0 if the file is not one."""
+    kind, _, rest = os.path.basename(path).partition("-")
+    pid, _, label = rest.partition("-")
+    return int(pid) if f"{kind}-" == PREFIX and pid.isdigit() and label.isalnum() else 0
+
+
+def _own_segments() -> tuple[list[str], list[str]]:
+    """Return the paths of this user's segments: those that this process has made and has open, and the others.
+
+    Another copy of this module may have made them. If it is not known what is open, all that were made here are.
+    """
+    here: list[str] = []
+    others: list[str] = []
+    files_of = functools.cache(open_files)  # there may be many files, and many segments
+    folder = os.path.realpath(shared_directory())
+    for path in (os.path.join(folder, name) for name in sorted(listed(folder))):
+        with contextlib.suppress(OSError):
+            owner = owner_of(path)
+            if owner and os.lstat(path).st_uid == os.geteuid():
+                is_here = owner == os.getpid() and (path in files_of("self") or not files_of("self"))
+                (here if is_here else others).append(path)
+    return here, others
 
 
 def listed(folder: str) -> list[str]:
@@ -4652,11 +4654,6 @@ def open_files(pid: str) -> list[str]:
     """Return what a process, or "self", has open, as far as it is known; files by their paths."""
     folder = f"/proc/{pid}/fd"
     return [os.path.realpath(f"{folder}/{descriptor}") for descriptor in listed(folder)]
-
-
-def _is_open_here(path: str, files: Sequence[str]) -> bool:
-    """Return True if this process, or another copy of this module in it, has the file open; or if that is not known."""
-    return not files or os.path.realpath(path) in files
 
 
 def _owner_lives(pid: int, file: Any) -> bool:
@@ -5110,12 +5107,9 @@ class Codec:
     def dumps(self, value: Any) -> bytes:
         """Return a value as bytes. Raises TypeError or ValueError if `dumps` has made nothing that can be bytes."""
         coded = self._dumps(value)
-        if not isinstance(coded, str):
-            return coded if type(coded) is bytes else bytes(memoryview(coded))
-        try:
+        if isinstance(coded, str):
             return coded.encode()
-        except UnicodeEncodeError:
-            raise ValueError("the codec returned text that UTF-8 cannot hold: have it return bytes") from None
+        return coded if type(coded) is bytes else bytes(memoryview(coded))
 
 
 def encode_text(text: str) -> bytes:
@@ -6480,10 +6474,10 @@ def watch_path(name: str) -> str:
 def runs() -> list[str]:
     """Return the names of this user's segments whose supervisors are alive."""
     names = []
-    for name, path, pid in _own_segments():
+    for path in _own_segments()[1]:
         with contextlib.suppress(OSError), open(path, "rb") as file:
-            if _owner_lives(pid, file):
-                names.append(name)
+            if _owner_lives(owner_of(path), file):
+                names.append(os.path.basename(path))
     return names
 
 
