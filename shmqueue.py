@@ -989,7 +989,8 @@ class IterableSource(Source):
     """Tasks from any iterable, as they come: what it has yielded is passed on before it is waited for again."""
 
     def __init__(self, tasks: Iterable[Any]) -> None:
-        self._sequence = tasks if isinstance(tasks, (list, tuple)) else None
+        # A subclass may iterate in its own way.
+        self._sequence = tasks if type(tasks) is list or type(tasks) is tuple else None
         self._iterator = iter(tasks)
         self._taken = 0
         self.finite = self._sequence is not None

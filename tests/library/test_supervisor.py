@@ -926,6 +926,18 @@ def test_few_tasks_wait_for_an_iterable_that_becomes_slow():
     assert taken.count(b"slow") <= 2 * shmqueue.CLOCK_SHARE
 
 
+@pytest.mark.timeout(30)
+def test_a_list_that_iterates_in_its_own_way():
+    class Long(list):
+        def __iter__(self):
+            return itertools.chain(super().__iter__(), [b"last"])
+
+        def __len__(self):
+            return 100
+
+    assert mapped(jobs.echo, Long([b"first"])) == [b"first", b"last"]
+
+
 def test_something_that_cannot_be_iterated_is_a_type_error():
     with start([jobs.echo]) as supervisor, pytest.raises(TypeError, match="int"):
         list(supervisor.run(5))
