@@ -147,14 +147,23 @@ class Dask:
         """The pids of the processes on nodes that have a Supervisor."""
         return sorted({int(name.split("-")[1]) for name in self.segments()} & set(filter(is_running, self.pids)))
 
+    def is_replacing(self):
+        """Return True if a node begins a process in place of one that died, and the scheduler has not heard of it."""
+        logs = [(self.folder_of(node) / "log").read_bytes() for node in self.nodes if node.poll() is None]
+        return any(log.count(b"Restarting worker") >= log.count(b"Registered to") for log in logs)
+
     def close(self):
         self.look()
+        if self.scheduler.poll() is None:  # a node that is ended while it replaces a process waits for ever
+            wait_until(lambda: not self.is_replacing(), HANG / 4)
         for process in self._started[::-1]:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         for process in self._started:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 process.wait(HANG / 4)
+            except subprocess.TimeoutExpired:
+                self.kill(process)
             left = not wait_until(lambda leader=process.pid: not session_of(leader))
             for pid in session_of(process.pid):
                 os.kill(pid, signal.SIGKILL)
@@ -404,8 +413,9 @@ def test_a_supervisor_dies_and_its_tasks_go_elsewhere(dask, leave, deal, cli):
     run = deal(numbers(2000), "--call", f"{leave.handlers}:square", "--scheduler", dask.address, "--results", str(path))
     for part in (1, 2, 3):
         leave.up_to(part * 500)  # or all might be done before the kill
-        assert wait_until(lambda part=part: leave.begun() >= part * 500 and len(dask.supervisors()) == 2, HANG)
-        os.kill(dask.supervisors()[part % 2], signal.SIGKILL)
+        assert wait_until(lambda part=part: leave.begun() >= part * 500 and dask.supervisors(), HANG)
+        alive = dask.supervisors()  # one, if the tasks of a lost chunk are being tried one by one
+        os.kill(alive[part % len(alive)], signal.SIGKILL)
     leave.up_to()
     done = cli.finish(run)
     assert done.code == 0, done
