@@ -1576,6 +1576,7 @@ class Outcomes:
 
     start: the position of the first task.
     done: the number of tasks; all are finished.
+    bound: where the batch ends.
     seconds: one number for each task, or their mean.
     started: when the first task began, in seconds since 1970.
     ends: where the values end in the log; empty if every task returned None.
@@ -1593,9 +1594,10 @@ class Outcomes:
     special = False
     kind = 0
 
-    def __init__(self, start: int, done: int, **read: Any) -> None:
+    def __init__(self, start: int, done: int, bound: int, **read: Any) -> None:
         self.start = start
         self.done = done
+        self.bound = bound
         vars(self).update(read)
 
 
@@ -1725,8 +1727,7 @@ class Lane:
         """End the worker and what its functions started: at once, or with SIGTERM and a grace if it has one."""
         self.doomed = self.doomed or why
         if why.grace:
-            self.told = True
-            self._queue.tell_to_leave(self.index)
+            self.retire()
             self.kill_at = system.monotonic() + why.grace
             self.process.signal_group(signal.SIGTERM)
         else:
@@ -1767,11 +1768,11 @@ class Lane:
         # For idle workers: first take back what only this worker could claim. Then halt it, and take what it claimed.
         if hungry and (slow or not (self._ledger.again or self._ledger.fresh)):
             moved = self.take_unclaimed()
-        take_back = glance.not_begun > 0 and (self.halt_again or (hungry and slow))
-        results_wait = self._has_outcomes(glance) and waited >= CHECK_SECONDS
-        if take_back or results_wait:
-            return self.halt() or moved, self.halt_again
-        if not glance.not_begun:
+        unsettled = glance.first + glance.done > max(glance.first, self.settled_below)
+        results_wait = unsettled and glance.number > self.harvested and waited >= CHECK_SECONDS
+        if results_wait or (glance.not_begun and (self.halt_again or (hungry and slow))):
+            moved = self.halt() or moved
+        elif not glance.not_begun:
             self.halt_again = False
         return moved, self.halt_again or (hungry and glance.not_begun > 0)
 
@@ -1780,11 +1781,10 @@ class Lane:
 
         If it cannot be halted, kill it after OVERDUE_SECONDS.
         """
-        why = Doom(position, "timeout", f"ran longer than {timeout:g} s", self._grace)
-        halted = self.halt(why)
+        text = f"ran longer than {timeout:g} s"
+        halted = self.halt(Doom(position, "timeout", text, self._grace))
         if not halted and now - self.progress_since >= timeout + OVERDUE_SECONDS:
-            self.doomed = why
-            self.process.kill()  # whatever grace it was to have
+            self.doom(Doom(position, "timeout", text))
         return halted
 
     # Its batches.
@@ -1793,29 +1793,23 @@ class Lane:
         """Return True if the worker has claimed a batch that was not read to its bound."""
         return self.word(CLAIMS) != self.harvested
 
-    def _has_outcomes(self, glance: Glance) -> bool:
-        """Return True if the worker's current batch has outcomes that are not in the ledger."""
-        return glance.done > 0 and glance.first + glance.done > self.settled_below and glance.number > self.harvested
-
-    def read_to(self, number: int) -> list[tuple[Outcomes, int]]:
+    def read_to(self, number: int) -> list[Outcomes]:
         """Read all batches up to this number. The worker has finished them, or a halt has cut them.
 
-        Return what was read of each batch, and its bound. From now on its half is free.
+        From now on their halves are free.
         """
         self._check_claims(number)
         batches = []
         while self.harvested < number:
             self.harvested += 1
-            first, bound = self._limits(self.harvested)
-            batches.append((self._read(self.harvested, first, bound), bound))
+            batches.append(self._read(self.harvested))
         return batches
 
-    def settle(self, batches: Iterable[tuple[Outcomes, int]]) -> None:
+    def settle(self, batches: Iterable[Outcomes]) -> None:
         """Tell the ledger what was read. Tasks that are not done there are given back."""
-        for outcomes, bound in batches:
+        for outcomes in batches:
             done = self._settle(outcomes)
-            if done < bound:
-                self._ledger.give_back(done, bound - done)
+            self._ledger.give_back(done, outcomes.bound - done)
 
     def _check_claims(self, number: int) -> None:
         if not 0 <= number - self.harvested <= 2:
@@ -1832,25 +1826,27 @@ class Lane:
             raise SpoiledSegmentError(text)
         return first, bound
 
-    def _read(self, number: int, first: int, bound: int) -> Outcomes:
+    def _read(self, number: int) -> Outcomes:
         """Read the finished tasks of a batch that are not in the ledger."""
         half = self._queue.half(self.index, number)
+        first, bound = self._limits(number)
         start = max(first, self.settled_below)
         if start >= bound:
-            return Outcomes(bound, 0)
+            return Outcomes(bound, 0, bound)
         began = half.stamps[start - first] or half.stamps[0]  # if that is not known, when the batch began
         started = began + system.wall_clock() - system.perf_counter()
         words = half.ends[start - first : bound - first].tobytes()
         if words == NO_VALUE * (bound - start):
             seconds = half.seconds(start - first, bound - first)
-            return Outcomes(start, bound - start, seconds=seconds, started=started)
+            return Outcomes(start, bound - start, bound, seconds=seconds, started=started)
         ends = array.array("Q", words)[: half.done(bound - first) - (start - first)]
         if not ends:
-            return Outcomes(start, 0)
+            return Outcomes(start, 0, bound)
         begin = half.ends[start - first - 1] & ~RECORD if start > first else 1
         return Outcomes(
             start=start,
             done=len(ends),
+            bound=bound,
             seconds=half.seconds(start - first, start - first + len(ends)),
             started=started,
             ends=ends,
@@ -1866,19 +1862,13 @@ class Lane:
         doomed = self.doomed
         if done:
             self.settled_below = start + done
-        if doomed is not None and doomed.grace and done and doomed.position == start:
-            self._end_late(doomed, outcomes)
+        if done and doomed is not None and doomed.grace and doomed.position == start:
+            self._charge_in_hand(start)  # it ended during its grace, and is the last of its batch
         elif outcomes.ends:
             self._settle_values(outcomes, self._values(outcomes))
         elif done:
             self._ledger.complete(self.index, start, done, None, outcomes.seconds, outcomes.started)
         return start + done
-
-    def _end_late(self, doomed: Doom, outcomes: Outcomes) -> None:
-        """Settle a task that ended after its timeout, during its grace. It was the last of its batch."""
-        if outcomes.special:
-            self._values(outcomes)  # its value may have a file, which goes
-        self._charge(outcomes.start, doomed.status, doomed.error)
 
     def _values(self, outcomes: Outcomes) -> Sequence[Any]:
         """Return the values of a batch. Raises SpoiledSegmentError if these are none."""
@@ -1925,15 +1915,13 @@ class Lane:
         times = itertools.repeat(seconds) if isinstance(seconds, float) else seconds
         for failed, group in itertools.groupby(zip(values, times), key=lambda outcome: type(outcome[0]) is Failure):
             part, took = zip(*group)
-            if not failed:
+            if failed:
+                for each in zip(itertools.count(position), part, took, itertools.accumulate(took, initial=started)):
+                    self._ledger.charge(self.index, *each)
+            else:
                 self._ledger.complete(self.index, position, len(part), part, took, started)
-                position += len(part)
-                started += sum(took)
-                continue
-            for failure, each in zip(part, took):
-                self._ledger.charge(self.index, position, failure, each, started)
-                position += 1
-                started += each
+            position += len(part)
+            started += sum(took)
 
     def halt(self, doomed: Doom | None = None) -> bool:
         """Stop the worker for a moment. Read what it has finished, and take back what it has not begun.
@@ -1968,8 +1956,8 @@ class Lane:
         if number == self.harvested:
             return True
         self.settle(self.read_to(number - 1))
-        first, bound = self._limits(number)
-        outcomes = self._read(number, first, bound)
+        outcomes = self._read(number)
+        bound = outcomes.bound
         if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value
             return False
         in_hand = self._settle(outcomes)
@@ -2012,8 +2000,8 @@ class Lane:
         ready = self.is_ready()
         if number > self.harvested:
             self.settle(self.read_to(number - 1))
-            first, bound = self._limits(number)
-            done = self._settle(self._read(number, first, bound))
+            outcomes = self._read(number)
+            done, bound = self._settle(outcomes), outcomes.bound
             if done < bound and number > self.word(PUBLISHED):
                 self._charge_in_hand(done, note or exit_text(code))
                 done += 1
@@ -2023,19 +2011,14 @@ class Lane:
         self.take_unclaimed()
         return ready, note
 
-    def _charge_in_hand(self, position: int, error: str) -> None:
-        """Charge an attempt to the task that was in hand when the worker died."""
-        with contextlib.suppress(FileNotFoundError):  # the worker may have died while it wrote its value
+    def _charge_in_hand(self, position: int, error: str = "") -> None:
+        """Charge an attempt to the task that has been in hand until now: its worker has died, or was doomed for it."""
+        with contextlib.suppress(FileNotFoundError):  # of its value, which may have been written only in part
             system.unlink(self._queue.segment.beside(f"v{position}"))
-        status = "crashed"
+        failure = Failure(error, status="crashed")
         if self.doomed is not None and self.doomed.position in (None, position):
-            status, error = self.doomed.status, self.doomed.error
-        self._charge(position, status, error)
-
-    def _charge(self, position: int, status: str, error: str) -> None:
-        """Charge an attempt to the task that has been in hand until now."""
+            failure = Failure(self.doomed.error, status=self.doomed.status)
         seconds = system.monotonic() - self.progress_since
-        failure = Failure(error, status=status)
         self._ledger.charge(self.index, position, failure, seconds, started=system.wall_clock() - seconds)
 
     def take_unclaimed(self) -> bool:
