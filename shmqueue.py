@@ -1615,15 +1615,6 @@ class Doom:
         self.grace = grace
 
 
-# The states of a lane.
-DEAD = "dead"  # it has no process
-STARTING = "starting"  # its process has not called the initializer, or not claimed yet
-IDLE = "idle"  # its worker sleeps
-RUNNING = "running"  # its worker claims a batch, or runs one
-HALTED = "halted"  # the supervisor has stopped it for a moment
-DOOMED = "doomed"  # the supervisor has decided to end it
-
-
 class Lane:
     """A worker, as the supervisor sees it: its process, its state, and the batches that it has claimed.
 
@@ -1635,7 +1626,9 @@ class Lane:
        │                        │         HALTED                  │
        │                        ▼          │ doom()               │
        └───────────────────── DOOMED ◀─────┴──────────────────────┘
-    Any process may also die by itself: from each state an edge leads to DEAD. `state` is read off the words below.
+    Any process may also die by itself: from each state an edge leads to DEAD. No word holds the state: it is DEAD
+    without a `process.child`, DOOMED with a `doomed`, STARTING until is_ready(), IDLE while it is asleep. Nobody but
+    halt() sees it HALTED.
 
     A batch ends at its bound. At first that is its `end`. After a halt it is the position after the task in hand.
     `end` is not used then: if somebody continued the worker during the halt, the worker may have stopped at the
@@ -1655,7 +1648,6 @@ class Lane:
     rung: the number of the last sleep that we woke it from.
     told: it was told to leave. too_large_since: for the memory it uses; 0.0 if it is not too large.
     doomed: why the supervisor ends it, or None. kill_at: when its grace ends.
-    failed_starts: in a row. due: when to start a process again.
     """
 
     def __init__(self, index: int, queue: Any, ledger: Ledger, grace: float) -> None:
@@ -1671,8 +1663,6 @@ class Lane:
         self.halted_batch = 0
         self.bound = 0
         self.seen = (0, 0)
-        self.failed_starts = 0
-        self.due = 0.0
         self.begin(Process(None), None, 0)
 
     def begin(self, process: Process, wake: Any, claims: int) -> None:
@@ -1682,7 +1672,7 @@ class Lane:
         self.first_claims = claims
         self.progress_since = system.monotonic()
         self.halted_at = 0.0
-        self.halting = self.halt_again = False
+        self.halt_again = False
         self.rung = 0
         self.told = False
         self.too_large_since = 0.0
@@ -1690,18 +1680,6 @@ class Lane:
         self.kill_at = math.inf
         self._words[self._status + BORN] = max(0, process.born)
         self._words[self._status + PID] = process.pid
-
-    @property
-    def state(self) -> str:
-        if self.process.child is None:
-            return DEAD
-        if self.doomed is not None:
-            return DOOMED
-        if self.halting:
-            return HALTED
-        if not self.is_ready():
-            return STARTING
-        return IDLE if self.word(ASLEEP) else RUNNING
 
     def word(self, word: int) -> int:
         return int(self._words[self._status + word])
@@ -1711,11 +1689,6 @@ class Lane:
     def is_ready(self) -> bool:
         """Return True if this process has called the initializer, and has claimed or slept."""
         return self.word(CLAIMS) != self.first_claims or self.word(ASLEEP) > 0
-
-    def postpone(self, now: float) -> None:
-        """Set when to start it again: each second time in a row after a pause that is doubled, 0.1 to 5 s."""
-        self.failed_starts += 1
-        self.due = now + min(5.0, 0.1 * 2 ** min(self.failed_starts // 2, 6))
 
     def retire(self) -> None:
         """Make the worker leave after its current task."""
@@ -1930,13 +1903,11 @@ class Lane:
         it is killed. Return True if the lane could be read; if not, try again later.
         """
         done = False
-        self.halting = True
         if self.process.stop():
             try:
                 done = self._take_back(doomed)
             finally:
                 self.process.go_on()
-        self.halting = False
         self.halt_again = not done
         self.halted_at = system.perf_counter()
         return done
@@ -2870,6 +2841,7 @@ class WorkerPool:
         self._sleepers: list[tuple[int, int]] = []  # at the last check
         self._lost = False  # at the last check, tasks were nowhere
         self._failed_starts = 0  # in a row
+        self._start_due = 0.0  # start no worker before
         self._last_failure = ""  # why
         self._worked_at = system.monotonic()
         self._next_memory = system.monotonic() + MEMORY_SECONDS  # so a short run need not import psutil
@@ -2933,19 +2905,18 @@ class WorkerPool:
             lane.begin(Process(child), ours, claims)
             self._poll.register(lane.process.end_sign(), select.POLLIN)
 
-    def _start_failed(self, lane: Lane, why: str, sure: bool) -> None:
-        """Try again after a pause. Raises WorkersFailedError if that is hopeless. sure: the initializer raised."""
+    def _start_failed(self, why: str, sure: bool) -> None:
+        """Try again after a pause of 0.1 to 5 s, which is doubled if each worker has failed twice.
+
+        Raises WorkersFailedError if that is hopeless. sure: the initializer raised.
+        """
         now = system.monotonic()
-        lane.postpone(now)
         self._failed_starts += 1
+        self._start_due = now + min(5.0, 0.1 * 2 ** min(self._failed_starts // (2 * len(self.lanes)), 6))
         self._last_failure = why
         hopeless = sure or now - self._worked_at > FAILED_SECONDS
         if self._failed_starts >= FAILED_STARTS and hopeless and not any(lane.is_ready() for lane in self.living()):
             raise WorkersFailedError(why)
-
-    def _worked(self) -> None:
-        self._worked_at = system.monotonic()
-        self._failed_starts = 0
 
     def _bury(self, lane: Lane) -> None:
         """Reap a dead worker, and account for its tasks. Raises WorkersFailedError if it is not to be replaced."""
@@ -2959,11 +2930,12 @@ class WorkerPool:
         if code == UNGUARDED:
             raise WorkersFailedError(GUARD_REMEDY)
         if ready or (lane.told and code == 0):
-            self._worked()
-            lane.failed_starts = 0
+            self._worked_at = system.monotonic()
+            self._failed_starts = 0
+            self._start_due = 0.0
         else:
             why = f"{self._failed_starts + 1} workers in a row died before they took a task: {note or exit_text(code)}"
-            self._start_failed(lane, why, sure=bool(note))
+            self._start_failed(why, sure=bool(note))
 
     def _reap(self, lane: Lane) -> int:
         """Kill what a dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
@@ -3049,7 +3021,7 @@ class WorkerPool:
         for lane, batches in news:
             lane.settle(batches)
         if news:
-            self._worked()
+            self._worked_at = system.monotonic()
         return bool(news)
 
     def hurry(self) -> None:
@@ -3071,11 +3043,11 @@ class WorkerPool:
                 self._bury(lane)
                 moved = True
             if lane.process.child is None:
-                if now >= lane.due and not self.closing:
+                if now >= self._start_due and not self.closing:
                     try:
                         self._start(lane)
                     except OSError as error:
-                        self._start_failed(lane, f"no worker can be started: {limit_text(error)}", sure=False)
+                        self._start_failed(f"no worker can be started: {limit_text(error)}", sure=False)
                 moved = lane.take_unclaimed() or moved
             elif waiting:
                 took, restless = lane.attend(now, hungry)
@@ -6264,10 +6236,10 @@ class Progress:
             in_hand = queue.glance(lane.index).in_hand
             position = -1 if in_hand is None else in_hand
             tasks = ledger.tasks_at(position)
-            row |= {"state": "dead" if lane.state == DEAD else "sleep", "payload": ""}
+            row |= {"state": "sleep" if lane.process.child else "dead", "payload": ""}
             if lane.process.rss:
                 row |= {"cpu": lane.process.cpu, "rss": lane.process.rss / 2**20}
-            if lane.state != DEAD and tasks is not None:
+            if lane.process.child and tasks is not None:
                 at = position - tasks.first
                 row["state"] = "run"
                 row["function"] = ledger.names.get(tasks.fn_ids[at], "")

@@ -1545,9 +1545,8 @@ class World:
         return self.bell or self._unburied()
 
     def _let_time_pass(self, seconds: float) -> None:
-        due = [lane.due for lane in self.pool.lanes if lane.process.child is None]
-        if due and not self.pool.closing:
-            self.now = max(self.now + seconds, *due)
+        if not self.pool.closing and any(lane.process.child is None for lane in self.pool.lanes):
+            self.now = max(self.now + seconds, self.pool._start_due)
         else:
             self.ticks = max(0, self.ticks - 1)
             self.now += max(seconds, 2 * shmqueue.CHECK_SECONDS)
