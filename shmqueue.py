@@ -3930,13 +3930,11 @@ def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
     poll.register(wake, 0)  # hear only that it is closed
     with contextlib.suppress(OSError, AttributeError):  # there are no pidfds
         poll.register(_out_of_reach(os.pidfd_open(queue.owner_pid)), select.POLLIN)
-    gone = False
-    while not gone:
-        for descriptor, event in poll.poll():
-            if event & select.POLLNVAL:  # a function closed it
-                poll.unregister(descriptor)
-            else:
-                gone = True
+    events = poll.poll()
+    while all(event & select.POLLNVAL for _, event in events):  # a function closed what these were of
+        for descriptor, _ in events:
+            poll.unregister(descriptor)
+        events = poll.poll()
     with contextlib.suppress(OSError):  # another worker does it; or a function has closed the segment
         fcntl.lockf(queue.segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, END_BYTE)
         end_run(queue)
@@ -4124,10 +4122,9 @@ class SharedTaskQueue:
         reserved = [(0, layout.local.offset), (layout.ring.offset, layout.ring.size)]
         reserved += [(start, half.log.offset + first) for start in halves]
         segment = Segment(name or new_name(), ctypes.sizeof(layout), reserved)
-        header = QueueHeader(version=LAYOUT_VERSION, **dict(zip(SIZES, sizes)))
-        header.sum = sum(sizes) + segment.size
-        header.owner_pid = os.getpid()
+        header = QueueHeader(version=LAYOUT_VERSION, owner_pid=os.getpid(), **dict(zip(SIZES, sizes)))
         header.owner_start = system.process_state(os.getpid())[1]
+        header.sum = sum(sizes) + segment.size
         segment.window(0, ctypes.sizeof(header))[:] = bytes(header)
         queue = cls(segment, None)
         segment.words[0] = MAGIC
@@ -4215,7 +4212,7 @@ class SharedTaskQueue:
         words[claims] = number
 
     def glance(self, worker: int) -> Glance:
-        """Look at a worker's current batch while the worker goes on (supervisor, watcher)."""
+        """Look at a worker's current batch while the worker goes on (supervisor)."""
         words = self.words
         number = words[self.status[worker] + CLAIMS]
         half = self.half(worker, number)
@@ -4253,7 +4250,7 @@ class SharedTaskQueue:
     def leave_note(self, worker: int, text: str) -> None:
         """Say why this process ends (worker). The supervisor reads it once it has reaped the process."""
         note = self._notes[worker]
-        note[:] = struct.pack(f"{len(note)}s", text.encode("utf-8", "replace"))
+        note[:] = struct.pack(f"{len(note)}s", text.encode())
 
     def take_note(self, worker: int) -> str:
         text = bytes(self._notes[worker]).rstrip(b"\0").decode("utf-8", "replace")
@@ -4373,7 +4370,7 @@ class SharedTaskQueue:
         return self.words[DIRTY] == worker + 1
 
     def backlog(self) -> int:
-        """Return how many tasks are in the ring, as far as is known (supervisor, watcher)."""
+        """Return how many tasks are in the ring, as far as is known (supervisor)."""
         return max(0, self.words[PUSHED] - self.words[CLAIMED])
 
     def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
@@ -5032,7 +5029,6 @@ def as_u32(numbers: Sequence[int]) -> array.array[int]:
 
 ERROR_LENGTH = 4000  # characters of an error's text that are kept
 TRACEBACK_BYTES = 16 << 10  # of a traceback, as UTF-8
-OWN_MODULES = {__name__}  # whose frames a traceback does not begin with
 
 # What the bytes of a payload or a value are. CODED: what the codec made of it, or marshal. Only values are failures,
 # the output of commands, and Structures: STRUCTURE + i is the i-th Structure that the functions' annotations name.
@@ -5328,7 +5324,7 @@ def describe(error: BaseException) -> str:
 
 def without_own_frames(trace: types.TracebackType | None) -> types.TracebackType | None:
     """Return the part of a traceback that begins after our own frames; None if there are no others."""
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") in OWN_MODULES:
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
         trace = trace.tb_next
     return trace
 
