@@ -3762,7 +3762,7 @@ class Worker:
     def _ways_of_values(self) -> tuple[Any, Mapping[type, Callable[[Any], bytes]], int]:
         """Return the type of values that are appended as they are, and how others of the batch's kind become bytes.
 
-        The last number is where they must end in the log, so that each task can leave a record.
+        The last number is where they must end in the log. Behind it, each task can leave a REFERENCE.
         """
         plain = bytes if self._kind == BYTES else None
         return plain, self._quick_dumps[self._kind], self._half.room - REFERRING * self._count
@@ -3850,14 +3850,13 @@ class Worker:
         half = self._half
         if at == 1 and kind <= CODED:
             self._kind = half.log[0] = kind
-        later = REFERRING * (self._count - task - 1)  # each later task needs room for a record
-        half.make_room(at + 1 + len(data) + later)
-        room = half.room - at - 1 - later
-        if kind == self._kind and 0 < len(data) <= room:
+        half.make_room(at + 1 + len(data) + REFERRING * self._count)
+        fits = at + 1 + len(data) <= self._ways_of_values()[-1]
+        if fits and data and kind == self._kind:
             end = at + len(data)
             half.log[at:end] = data
             return end
-        if len(data) > room:
+        if not fits:
             kind |= IN_FILE
             data = REFERENCE.pack(len(data), self._files.write(self._words[half.first] + task, data))
         end = at + 1 + len(data)
@@ -5040,7 +5039,6 @@ IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the s
 REMEDY = "give Supervisor a codec, such as codec=pickle"
 ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
 CONTAINERS = frozenset({tuple, list, dict, set, frozenset})
-PLAIN = ATOMS | CONTAINERS
 BYTES_LIKE = {bytearray, memoryview, array.array}  # and ctypes arrays and Structures
 
 
@@ -5213,7 +5211,7 @@ def encode_payloads(
     if as_they_are or types.isdisjoint({bytes, str}):
         if codec is not None:
             return CODED, [codec.dumps(payload) for payload in payloads]  # map() would take a StopIteration as the end
-        if types <= PLAIN:
+        if types <= ATOMS | CONTAINERS:
             return CODED, dump_block(payloads, types)
     kinds, data = zip(*[encode(payload, codec) for payload in payloads])
     return kinds, data
