@@ -5187,10 +5187,9 @@ def encode(
         return STRUCTURE + structures.index(kind), bytes(value)
     if codec is not None:
         return CODED, codec.dumps(value)
-    if isinstance(value, ctypes.Structure) and structures is not None:
-        text = f"returned the Structure {kind.__name__}, which no annotation names: annotate the function's return"
-        raise TypeError(text)
-    if kind in BYTES_LIKE or isinstance(value, (ctypes.Array, ctypes.Structure)):
+    if kind in BYTES_LIKE or isinstance(value, ctypes.Array):
+        return BYTES, bytes(value)
+    if structures is None and isinstance(value, ctypes.Structure):
         return BYTES, bytes(value)
     dump = QUICK_DUMPS[CODED].get(kind)
     return CODED, (dump and dump(value)) or dump_nested([value])[0]
