@@ -982,6 +982,9 @@ class Source:
             yield from self.take(BLOCK)
 
 
+NO_SOURCE = Source()  # of what is submitted
+NO_SOURCE.exhausted = True
+
 CLOCK_SHARE = 8  # items of an iterable are read for each reading of the clock, which takes as long as a short one
 
 
@@ -1337,8 +1340,7 @@ class Run:
             return False
         fed = self.push()
         room = self._queue.room()
-        source = job.source
-        readable = source is not None and not source.exhausted and (room == 0 or source.fileno() == -1)
+        readable = not job.source.exhausted and (room == 0 or job.source.fileno() == -1)
         waits = bool(ledger.again or ledger.fresh or readable)
         self._queue.waits_for_room = waits
         more = pool.collect() or (waits and self._queue.room() > room)
@@ -1350,7 +1352,7 @@ class Run:
     def _take(self, job: Job) -> bool:
         """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
         source, ledger = job.source, self._ledger
-        if source is None or source.exhausted or ledger.again or ledger.fresh:
+        if source.exhausted or ledger.again or ledger.fresh:
             return False
         if ledger.stopping:
             room = BLOCK
@@ -1390,7 +1392,7 @@ class Run:
             raise RuntimeError(IN_THE_MIDDLE)
         pool, source = self._pool, job.source
         stream = -1
-        if source is not None and not source.exhausted and not self.paused and self._queue.room() > 0:
+        if not (source.exhausted or self.paused) and self._queue.room() > 0:
             stream = source.fileno()
         try:
             self._waiting = True
@@ -1444,21 +1446,21 @@ class Run:
                         raise
                 elif last:
                     return
-                elif self.failure is not None and job.exhausted:
+                elif self.failure is not None and job.source.exhausted:
                     break
                 else:
                     last = system.monotonic() >= until
                     self.step(job, report, until)
             if self.failure is not None:
                 raise self.failure
-            if job.source is not None and job.source.error is not None:
+            if job.source.error is not None:
                 error, job.source.error = job.source.error, None
                 try:
                     raise error
                 finally:
                     del error  # its traceback holds this frame, and so the Supervisor
         finally:
-            if job.source is not None and not job.finished:
+            if job.source is not NO_SOURCE and not job.finished:
                 job.cancelled = True
                 job.results.clear()
                 if not (self.over or self.use.in_child):
@@ -1534,19 +1536,15 @@ class Run:
         return answers == [True]
 
     def _cancel(self, tsk_id: int, answers: list[bool]) -> None:
-        ledger = self._ledger
-        if ledger.position(tsk_id) is not None:
-            ledger.give_back_all(self._queue.drain())
-        position = ledger.position(tsk_id)
+        position = self._ledger.position(tsk_id)
         if position is not None:
             self._pool.take_back(position)
-        answers.append(ledger.cancel(tsk_id))
+        answers.append(self._ledger.cancel(tsk_id))
 
     def _withdraw(self) -> None:
         """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
         self._ledger.drop_cancelled()
         if self._ledger.in_queue():
-            self._ledger.give_back_all(self._queue.drain())
             self._pool.take_back()
             self._pool.next_check = 0.0
 
@@ -1943,15 +1941,15 @@ class Lane:
 
         Return False if the worker has run meanwhile. Then nothing was taken back.
         """
-        process, words = self.process, self._words
+        words = self._words
         half = self._queue.half(self.index, number)
         self.halted_batch = number
         self.bound = bound
         words[half.end] = min(words[half.end], in_hand + 1)  # never higher: an earlier halt may have lowered it
         # Longer than QUIET_SECONDS, so that the worker reads `end` when it continues.
-        process.stand_for(2 * QUIET_SECONDS)
+        system.spin_until(system.perf_counter() + 2 * QUIET_SECONDS)
         task = in_hand - words[half.first]
-        if not process.stands_still() or half.ends[task]:
+        if not self.process.stands_still() or half.ends[task]:
             return False
         # Only now are the later tasks ours.
         self.bound = in_hand + 1
@@ -2011,7 +2009,6 @@ class Packer:
         self._queue = queue
         self._ledger = ledger
         self.heap = Heap(queue)
-        self._files = itertools.count(1)
         self._file_bytes = 0
         self._most_bytes = min(BLOCK_BYTES, self.heap.size // 2)  # of a block
         self._block_bytes = self._most_bytes  # fewer while shared memory is full
@@ -2046,7 +2043,7 @@ class Packer:
         """
         size = sum(lengths)
         try:
-            placed = self._place(tasks.data, lengths, size)
+            placed = self._place(tasks, lengths, size)
         except OSError as error:  # there is no memory
             placed = None
             if len(lengths) > 1:
@@ -2065,23 +2062,23 @@ class Packer:
         return tasks
 
     def _place(
-        self, payloads: Sequence[bytes], lengths: Sequence[int], size: int
+        self, tasks: Tasks, lengths: Sequence[int], size: int
     ) -> tuple[array.array[int], Callable[[], None]] | None:
         """Put payloads into the heap, or a single one that is too large for it into a file beside the segment.
 
         Return where each begins, and the last ends; and what frees the place. None: there is no room now.
         """
         if size <= self.heap.size // 2:
-            pages = self.heap.put(payloads, size)
+            pages = self.heap.put(tasks.data, size)
             if pages is None:
                 return None
             edges = itertools.accumulate(lengths, initial=pages.start * mmap.PAGESIZE)
             return array.array("Q", edges), functools.partial(self.heap.free, pages)
         if self._file_bytes and self._file_bytes + size > FILE_BYTES:
             return None
-        number = next(self._files)
+        number = tasks.tsk_ids[0]
         path = self._queue.segment.beside(f"p{number}")
-        system.write_file(path, payloads[0])
+        system.write_file(path, tasks.data[0])
         self._file_bytes += size
         return array.array("Q", [PAYLOAD_FILE | number, size]), functools.partial(self._remove_file, path, size)
 
@@ -2373,8 +2370,8 @@ class Ledger:
                 if tsk_id in tasks.tsk_ids:
                     at = tasks.tsk_ids.index(tsk_id)
                     del waiting[index]
-                    for part in (tasks.part(at + 1, len(tasks.payloads)), tasks.part(0, at)):
-                        if part.payloads:
+                    for part in (tasks.part(at + 1, len(tasks)), tasks.part(0, at)):
+                        if len(part):
                             waiting.insert(index, part)
                     self.end(tasks.part(at, at + 1))
                     return tasks.last is None
@@ -2411,9 +2408,9 @@ class Ledger:
 
     def end_all(self, status: str, error: str) -> None:
         """Give all remaining tasks this outcome. Call it when no worker lives."""
-        for tasks in list(self._placed):
-            for at in [at for at, settled in enumerate(tasks.settled) if not settled]:
-                self.again.extend(each.part(start, stop) for each, start, stop in self._take(tasks.first + at, 1))
+        for tasks in self._placed:
+            self.again.extend(tasks.part(at, at + 1) for at in range(len(tasks)) if not tasks.settled[at])
+        self._placed.clear()
         self.take_due(math.inf)
         for waiting in (self.again, self.fresh):
             while waiting:
@@ -2427,8 +2424,7 @@ class Ledger:
         return sum(tasks.left for tasks in self._placed)
 
     def unfinished(self) -> int:
-        waiting = sum(len(tasks.payloads) for tasks in (*self.again, *self.fresh))
-        return self.in_queue() + waiting + len(self.delayed)
+        return self.in_queue() + sum(map(len, (*self.again, *self.fresh))) + len(self.delayed)
 
 
 class Intake:
@@ -2454,7 +2450,7 @@ class Intake:
         types = set(map(type, items))
         payloads = items
         fn_id = job.fn_id or self._only
-        if not job.fn_id and (job.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
+        if not job.fn_id and (job.source.pairs or not fn_id) and all(issubclass(each, tuple) for each in types):
             functions = [function for function, _ in items]
             payloads = [payload for _, payload in items]
             types = set(map(type, payloads))
@@ -2479,7 +2475,7 @@ class Intake:
         """Return True if this is a pair of a function and a payload, and not a payload."""
         if job.fn_id or not isinstance(item, tuple) or len(item) != 2:
             return False
-        return job.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
+        return job.source.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
 
     def explain(self, job: Job, item: Any, error: Exception) -> Rejected:
         fn_id = job.fn_id or self._only
@@ -2612,7 +2608,6 @@ class Block:
 class Job:
     """One call of run, or all calls of submit: where tasks come from, and where their results go as they finish.
 
-    pairs: as its source has it.
     results: iterators of TaskResults.
     fn_id: the function of every item, or 0.
     outstanding: the number of tasks that have a tsk_id and no outcome yet.
@@ -2620,8 +2615,7 @@ class Job:
     """
 
     def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
-        self.source = source
-        self.pairs = source is None or source.pairs
+        self.source = NO_SOURCE if source is None else source
         self.fn_id = fn_id
         self.outstanding = 0
         self.cancelled = False
@@ -2629,16 +2623,12 @@ class Job:
         self._names = names
 
     @property
-    def exhausted(self) -> bool:
-        return self.source is None or self.source.exhausted
-
-    @property
     def finished(self) -> bool:
-        return not self.outstanding and not self.results and self.exhausted
+        return not self.outstanding and not self.results and self.source.exhausted
 
     def must_wait(self, limit: int) -> bool:
         """Return True if results wait for a task, and more than `limit` tasks were read since that one."""
-        held = 0 if self.source is None else self.source.held
+        held = self.source.held
         return held > 0 and self.outstanding + held > limit
 
     def admit(self, tsk_id: int, count: int) -> None:
@@ -2674,12 +2664,11 @@ class OrderedJob(Job):
     def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
         super().__init__(source, names, fn_id)
         self._early: dict[int, tuple[int, Any]] = {}  # by first tsk_id: (count, results) that wait for earlier tasks
-        self._waiting = 0  # the number of tasks in _early
         self._due: collections.deque[list[int]] = collections.deque()  # tsk_ids [next, stop) that were not delivered
 
     def must_wait(self, limit: int) -> bool:
         """Return True if more than `limit` tasks lie between the oldest unfinished one and the newest."""
-        return self.outstanding + self._waiting > limit
+        return sum(stop - start for start, stop in self._due) > limit
 
     def admit(self, tsk_id: int, count: int) -> None:
         super().admit(tsk_id, count)
@@ -2706,12 +2695,10 @@ class OrderedJob(Job):
     def _order(self, tsk_id: int, count: int, results: Any) -> None:
         """Deliver the results of tasks from `tsk_id` on, once those of all earlier tasks have been delivered."""
         self._early[tsk_id] = (count, results)
-        self._waiting += count
         while self._due and self._due[0][0] in self._early:
             due = self._due[0]
             count, results = self._early.pop(due[0])
             due[0] += count
-            self._waiting -= count
             self._deliver(results)
             if due[0] == due[1]:
                 self._due.popleft()
@@ -3074,7 +3061,8 @@ class WorkerPool:
         self._lost = lost
 
     def take_back(self, position: int | None = None) -> None:
-        """Take back what workers have claimed and not begun; with a position, only from the lane that holds it."""
+        """Take back what nobody has begun. With a position, take only the lane that holds it from a worker."""
+        self._ledger.give_back_all(self._queue.drain())
         for lane in self.living():
             glance = self._queue.glance(lane.index)
             if position is None:
@@ -3240,8 +3228,7 @@ class Process:
     command: Callable[[], int] = int  # tells the process group of the command that it runs, or 0
     _monitor: Any = None  # its psutil.Process
     _stopped_before = False  # somebody else had stopped it when the halt began
-    _still_since = 0.0
-    _switches = 0  # its context switches at that time
+    _switches = 0  # its context switches when it stood still
 
     def __init__(self, child: Any) -> None:
         self.child = child
@@ -3317,7 +3304,6 @@ class Process:
         for _ in pauses(STILL_SECONDS):
             state, self._switches = system.state_and_switches(self.pid)
             if state in STOPPED:
-                self._still_since = system.perf_counter()
                 return True
             if state in ENDED:
                 break
@@ -3328,9 +3314,6 @@ class Process:
         """Return True if it has not run since stop(). This notices if somebody continued it and stopped it again."""
         state, switches = system.state_and_switches(self.pid)
         return state in STOPPED and switches == self._switches
-
-    def stand_for(self, seconds: float) -> None:
-        system.spin_until(self._still_since + seconds)
 
     def go_on(self) -> None:
         """Continue it, unless somebody else had stopped it."""

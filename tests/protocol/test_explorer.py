@@ -379,17 +379,17 @@ class IgnoresTaken(Lane):
 class StopsShortly(Lane):
     """Stops a worker for less than QUIET_SECONDS."""
 
-    _draw_back = mistaken(Lane._draw_back, less(call("stand_for")))
+    _draw_back = mistaken(Lane._draw_back, less(call("spin_until")))
 
 
 class NeverWaits(Lane):
-    _draw_back = mistaken(Lane._draw_back, drop(call("stand_for")))
+    _draw_back = mistaken(Lane._draw_back, drop(call("spin_until")))
 
 
 class GivesAwayEarly(Lane):
     """Gives the rest to others before the last look."""
 
-    _draw_back = mistaken(Lane._draw_back, move(call("give_back"), before=call("stand_for")))
+    _draw_back = mistaken(Lane._draw_back, move(call("give_back"), before=call("spin_until")))
 
 
 class LooksOnlyAtEnds(Lane):

@@ -1709,7 +1709,7 @@ class World:
 
 
 PLAIN = frozenset((int, bool, float, str, tuple, type(None)))
-HIDDEN = ("_switches", "_still_since", "_stopped_before")  # of a Process: of no use between two halts
+HIDDEN = ("_switches", "_stopped_before")  # of a Process: of no use between two halts
 
 
 def scalars(thing: Any, hidden: Iterable[str] = ()) -> tuple[Any, ...]:
