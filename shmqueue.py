@@ -5607,27 +5607,34 @@ class QuerySource(IterableSource):
 
         if not os.path.isfile(path):
             raise UsageError(f"{path!r} is not a file; with --query, TASKS is a SQLite file")
-        with usage_error(f"{path!r}: --query {query!r}: ", (sqlite3.Error, sqlite3.Warning, ValueError)):
-            address = f"{pathlib.Path(path).absolute().as_uri()}?mode=ro"
+        address = f"{pathlib.Path(path).absolute().as_uri()}?mode=ro"
+
+        def execute() -> Any:
             base = sqlite3.connect(address, uri=True, check_same_thread=False)
             weakref.finalize(self, base.close)  # in the thread in which that is noticed
             base.text_factory = bytes
-            cursor = base.execute(query)
-        columns = len(cursor.description or ())
+            return base.execute(query)
+
+        with usage_error(f"{path!r}: --query {query!r}: ", (sqlite3.Error, sqlite3.Warning, ValueError)):
+            cursor = execute()
+            columns = len(cursor.description or ())
+            cursor.connection.close()  # in a worker that is forked while it is open, SQLite finds the file locked
         if not 1 <= columns <= 2 - parse.whole:
             rule = "give a line or, without --call, --shell and --command, two columns: function, payload"
             raise UsageError(f"--query {query!r}: {columns} columns: {rule}")
-        super().__init__(self._read(cursor))
+        super().__init__(self._read(execute))
         self.pairs = True
         self._parse = parse
 
-    def _read(self, cursor: Any) -> Iterator[Any]:
+    def _read(self, execute: Callable[[], Any]) -> Iterator[Any]:
         import sqlite3
 
         try:
+            cursor = execute()  # once the workers have started
             for row in cursor:
                 values = [b"" if value is None else encode_text(as_text(value)) for value in row]
                 yield values if len(values) == 2 else values[0]
+            cursor.connection.close()
         except sqlite3.Error as error:
             self.problem = f"reading the tasks stopped: {describe(error)}"
 

@@ -381,6 +381,44 @@ def test_a_database_that_somebody_writes_to_meanwhile(cli, base):
     assert (run.code, run.values) == (0, ["a", "b"])
 
 
+WRITER = """
+import contextlib, sqlite3
+
+def done(payload: str) -> None:
+    with contextlib.closing(sqlite3.connect({path!r}, {seconds})) as connection, connection:
+        connection.execute("UPDATE t SET done = 1 WHERE id = ?", [payload])
+"""
+
+
+@pytest.fixture
+def write(cli, base):
+    """Run the rows of a table by a function that writes into it, and waits so many seconds for others who do."""
+
+    def run(journal, rows, seconds, *arguments):
+        inserts = [("INSERT INTO t VALUES (?, 0)", [number]) for number in range(rows)]
+        path = base(f"PRAGMA journal_mode = {journal}", "CREATE TABLE t (id INTEGER, done)", *inserts)
+        cli.file("own.py", WRITER.format(path=path, seconds=seconds))
+        return cli.run(path, "--query", "SELECT id FROM t", "--call", "own.py:done", *STREAMED, *arguments)
+
+    return run
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_tasks_may_write_into_the_database_of_the_rows(write, journal):
+    """SQLite's connections are not for a fork: a new one in the child would find locks of the old one for ever."""
+    run = write(journal, 4, 10, "-w", "2")
+    assert (run.code, [r["status"] for r in run.results]) == (0, ["ok"] * 4), run
+
+
+@pytest.mark.promise("L32")
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_rows_that_are_not_read_yet_lock_the_database_without_wal(write, journal):
+    seconds = 10 if journal == "wal" else 0.01
+    first = write(journal, 40, seconds, "--slots", "2", "--batch", "1").results[0]
+    assert first["status"] == ("ok" if journal == "wal" else "failed"), first
+    assert journal == "wal" or "database is locked" in first["error"]
+
+
 # Memory.
 
 PEAK = """
