@@ -3525,6 +3525,10 @@ def worker_main(
     try:
         worker.start()
         worker.serve()
+        # multiprocessing's queues send what functions have put into them. It may be that nobody reads it.
+        ending = threading.Thread(target=late("multiprocessing").util._run_finalizers, daemon=True)
+        ending.start()
+        ending.join(STOP_SECONDS)
     except BaseException as error:
         if worker.disowned is None:
             queue.leave_note(index, describe(error))

@@ -448,6 +448,17 @@ def fork_and_print_at_start() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
+def keep_queue(queue) -> None:
+    """An initializer, with a queue of multiprocessing."""
+    global _queue
+    _queue = queue
+
+
+def put_much(payload: bytes) -> None:
+    for _ in range(20):
+        _queue.put(bytes(100_000))
+
+
 def close_descriptors(payload: bytes) -> bytes:
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         try:

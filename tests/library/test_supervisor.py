@@ -1705,6 +1705,22 @@ def test_an_initializer_can_print_and_fork(tmp_path):
     assert (result.status, log.read_text()) == ("ok", "[worker 0 task 0] begins\n[worker 0 task 0] 1\n")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_functions_put_into_a_queue_arrives(method):
+    """A thread of theirs sends it, and may not be done when the last task is."""
+    queue = multiprocessing.get_context(method).Queue()
+    queue.cancel_join_thread()  # if one of them was killed in the middle, nobody can put anything
+    got = []
+    reader = threading.Thread(target=lambda: got.extend(iter(queue.get, None)), daemon=True)
+    keep = functools.partial(jobs.keep_queue, queue)
+    with start([jobs.put_much], initializer=keep, start_method=method) as supervisor:
+        reader.start()
+        assert {result.status for result in supervisor.run([b""] * 10)} == {"ok"}
+    queue.put(None)
+    reader.join(HANG / 4)
+    assert len(got) == 200
+
+
 def test_public_names_are_there():
     for name in ("parallel_map", "Supervisor", "TaskResult", "TaskError", "TaskSlot128", "LocalTaskQueue",
                  "WorkerStatus", "QueueHeader", "SharedTaskQueue"):  # fmt: skip
