@@ -5026,7 +5026,6 @@ IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the s
 REMEDY = "give Supervisor a codec, such as codec=pickle"
 ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
 CONTAINERS = frozenset({tuple, list, dict, set, frozenset})
-BYTES_LIKE = {bytearray, memoryview, array.array}  # and ctypes arrays and Structures
 
 
 class Codec:
@@ -5174,9 +5173,8 @@ def encode(
         return STRUCTURE + structures.index(kind), bytes(value)
     if codec is not None:
         return CODED, codec.dumps(value)
-    if kind in BYTES_LIKE or isinstance(value, ctypes.Array):
-        return BYTES, bytes(value)
-    if structures is None and isinstance(value, ctypes.Structure):
+    as_bytes = (ctypes.Array,) if structures is not None else (ctypes.Array, ctypes.Structure)
+    if kind in (bytearray, memoryview, array.array) or isinstance(value, as_bytes):
         return BYTES, bytes(value)
     dump = QUICK_DUMPS[CODED].get(kind)
     return CODED, (dump and dump(value)) or dump_nested([value])[0]
