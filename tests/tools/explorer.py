@@ -661,8 +661,9 @@ class Seat:
 
     def _guard_slots(self, slots: Any, what: str, first: int, size: int) -> None:
         """A slot is one place, that of its first word."""
-        self._guard(slots, "get", f"read {what}", False, False, lambda i, n: places_of(first, size, i, range(n)))
-        self._guard(slots, "places", f"read {what}", False, False, lambda n: places_of(first, size, 0, range(n)))
+        self._guard(slots, "payloads", f"read {what}", False, False, lambda i, n: places_of(first, size, i, range(n)))
+        places = lambda unit, word, i, n: places_of(first, size, i, range(n))  # noqa: E731
+        self._guard(slots, "column", f"read {what}", False, False, places)
 
     def _guard_half(self, half: Any) -> None:
         words, base = self.words, half.first
