@@ -6832,6 +6832,8 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(rule)
     with usage_error():
         check_numbers(given)
+    if options.query and options.start_method is None and __name__ == "__main__":  # workers can import it again
+        options.start_method = "forkserver"  # a fork beside an open connection to SQLite may spoil the database
     for name, value in given.items():
         if value == "" and name != "tasks":
             raise UsageError(f"{flag(name)}: the value is empty")

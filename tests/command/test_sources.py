@@ -406,8 +406,18 @@ def write(cli, base):
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 def test_tasks_may_write_into_the_database_of_the_rows(write, journal):
     """SQLite's connections are not for a fork: a new one in the child would find locks of the old one for ever."""
-    run = write(journal, 4, 10, "-w", "2")
+    run = write(journal, 4, 10, "-w", "2", "--start-method", "fork")
     assert (run.code, [r["status"] for r in run.results]) == (0, ["ok"] * 4), run
+
+
+def test_workers_are_not_forked_beside_an_open_database(cli, base):
+    """One that replaced a dead one in the midst of the rows, and wrote into their database, lost what it wrote."""
+    cli.file("own.py", "import os\n\ndef parent(payload):\n    return os.getppid()\n")
+    path = base("CREATE TABLE t (n)", "INSERT INTO t VALUES (1)")
+    process = cli.start(path, "--query", "SELECT n FROM t", "--call", "own.py:parent", *STREAMED)
+    run = cli.finish(process)
+    assert run.code == 0
+    assert run.values != [process.pid]
 
 
 @pytest.mark.promise("L32")
