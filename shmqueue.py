@@ -325,8 +325,14 @@ class Supervisor:
             raise ValueError(f"screen={screen!r}: {CUT_OFF}")
         if workers is None:
             workers = available_processors()
-        options = types.SimpleNamespace(functions=numbered, initializer=initializer, codec=codec)
-        options.batch, options.max_tasks, options.log = batch, max_tasks, log and os.path.abspath(log)
+        options = types.SimpleNamespace(
+            functions=numbered,
+            initializer=initializer,
+            batch=batch,
+            max_tasks=max_tasks,
+            log=log and os.path.abspath(log),
+            codec=codec,
+        )
         self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, retry_on), workers, codec)
         self._submitted = Job(None, self._ledger.names)
