@@ -5777,23 +5777,29 @@ class Results(Sink):
         """Note each record to resume."""
         if not self._resume:
             return
+        lines: list[bytes] = []  # of one record
+
+        def noted(file: Iterable[bytes]) -> Iterator[bytes]:
+            for line in file:
+                lines.append(line)
+                yield line
+
         number = 1
         with open(self.path, "rb") as file:
-            records = self.decode(file)
+            records = self.decode(noted(file))
             while file.peek():
                 record = None
                 with contextlib.suppress(Exception):  # whatever a foreign file leads to
                     record = next(records)
-                length = file.tell() - self._kept
-                file.seek(self._kept)
-                data = file.read(length)
+                data = b"".join(lines)
                 is_ours = self._kept or self.START.startswith(data[: len(self.START)])
                 if is_ours and not file.peek() and (record is None or not data.endswith(b"\n")):
                     return
                 if data != self.HEADER:
                     self.note(f"what begins in line {number:,}", record)
-                self._kept += length
-                number += data.count(b"\n")
+                self._kept += len(data)
+                number += len(lines)
+                lines.clear()
 
     def decode(self, lines: Iterable[bytes]) -> Iterator[Any]:
         import json
