@@ -196,7 +196,8 @@ if __name__ == "__main__":
     with shmqueue.Supervisor([outer], workers=2, start_method="fork", log="/dev/stdout") as supervisor:
         for _ in range(2):
             supervisor.submit(outer, sys.argv[1])
-        list(supervisor.results(float(sys.argv[2])))
+        while not os.path.exists(sys.argv[2]):
+            list(supervisor.results(0.1))
         raise KeyboardInterrupt
 """
 
@@ -208,14 +209,15 @@ def test_a_supervisor_in_a_function_leaves_nothing_when_the_program_ends(tmp_pat
     """Its workers are ended with the outer run, so they cannot remove what is left of theirs."""
     script = tmp_path / "host.py"
     script.write_text(NESTED)
-    command = [sys.executable, str(script), method, "1.5" if number == 0 else "100"]
+    gate = tmp_path / "gate"
+    command = [sys.executable, str(script), method, str(gate)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as host:
-        lines = [read_line(host.stdout)]
+        lines = [read_line(host.stdout) for _ in range(21)]
         if number:
-            for _ in range(20):
-                lines.append(read_line(host.stdout))
             host.send_signal(number)
+        else:
+            gate.touch()
         lines += map(bytes.decode, host.stdout)
     told = {line.rpartition("] ")[2].strip() for line in lines}
     pids = {host.pid, *map(int, filter(str.isdigit, told))}
