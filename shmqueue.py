@@ -1650,7 +1650,7 @@ class Lane:
     seen: at the last check, the number of its batch, and how many tasks of it were done.
     progress_since: when `seen` last changed.
     rung: the number of the last sleep that we woke it from.
-    told: it was told to leave. too_large_since: for the memory it uses; 0.0 if it is not too large.
+    told: when it was told to leave; 0.0 if it was not.
     doomed: why the supervisor ends it, or None. kill_at: when its grace ends.
     """
 
@@ -1667,19 +1667,18 @@ class Lane:
         self.halted_batch = 0
         self.bound = 0
         self.seen = (0, 0)
-        self.begin(Process(None), None, 0)
+        self.begin(Process(None), None)
 
-    def begin(self, process: Process, wake: Any, claims: int) -> None:
+    def begin(self, process: Process, wake: Any) -> None:
         self.process = process
         self.process.command = functools.partial(self._queue.command, self.index)
         self.wake = wake
-        self.first_claims = claims
+        self.first_claims = self.harvested  # all that the process before it has claimed was read
         self.progress_since = system.monotonic()
         self.halted_at = 0.0
         self.halt_again = False
         self.rung = 0
-        self.told = False
-        self.too_large_since = 0.0
+        self.told = 0.0
         self.doomed: Doom | None = None
         self.kill_at = math.inf
         self._words[self._status + BORN] = max(0, process.born)
@@ -1696,7 +1695,8 @@ class Lane:
 
     def retire(self) -> None:
         """Make the worker leave after its current task."""
-        self.told = self.halt_again = True
+        self.told = self.told or system.monotonic()
+        self.halt_again = True
         self._queue.tell_to_leave(self.index)
         ring(self.wake)
 
@@ -1715,10 +1715,9 @@ class Lane:
         rss = self.process.measure()
         if most is None or rss <= most:
             return
-        if not self.too_large_since:
-            self.too_large_since = now
+        if not self.told:
             self.retire()
-        elif now - self.too_large_since >= MEMORY_SECONDS:
+        elif now - self.told >= MEMORY_SECONDS:
             self.doom(Doom(None, "crashed", f"its worker held more than max_rss={most:,}: {rss:,} bytes of memory"))
 
     def attend(self, now: float, hungry: bool) -> tuple[bool, bool]:
@@ -1906,12 +1905,10 @@ class Lane:
         Only this takes back tasks that a living worker has claimed. If the worker has the task of `doomed` in hand,
         it is killed. Return True if the lane could be read; if not, try again later.
         """
-        done = False
-        if self.process.stop():
-            try:
-                done = self._take_back(doomed)
-            finally:
-                self.process.go_on()
+        try:
+            done = self.process.stop() and self._take_back(doomed)
+        finally:
+            self.process.go_on()
         self.halt_again = not done
         self.halted_at = system.perf_counter()
         return done
@@ -1962,29 +1959,25 @@ class Lane:
         self._ledger.give_back(in_hand + 1, bound - in_hand - 1)
         return True
 
-    def recover(self, code: int) -> tuple[bool, str]:
-        """Account for the tasks of the worker, which was reaped with this exit code.
+    def recover(self, why: str) -> None:
+        """Account for the tasks of the worker, which was reaped, and died for this reason.
 
         Read what it has finished. Charge an attempt to the task in hand. Give back the others.
-        Return (ready, note): is_ready(), and the note that it left.
         """
         self._queue.recover(self.index)
-        note = self._queue.take_note(self.index)
         number = self.word(CLAIMS)
         self._check_claims(number)
-        ready = self.is_ready()
         if number > self.harvested:
             self.settle(self.read_to(number - 1))
             outcomes = self._read(number)
             done, bound = self._settle(outcomes), outcomes.bound
             if done < bound and number > self.word(PUBLISHED):
-                self._charge_in_hand(done, note or exit_text(code))
+                self._charge_in_hand(done, why)
                 done += 1
             self._ledger.give_back(done, bound - done)
             self.harvested = number
         self._queue.reset(self.index)
         self.take_unclaimed()
-        return ready, note
 
     def _charge_in_hand(self, position: int, error: str = "") -> None:
         """Charge an attempt to the task that has been in hand until now: its worker has died, or was doomed for it."""
@@ -1998,7 +1991,10 @@ class Lane:
 
     def take_unclaimed(self) -> bool:
         """Give back tasks that only this worker could claim; in variants there may be some. Return True if so."""
-        return self._ledger.give_back_all(self._queue.drain(self.index))
+        spans = self._queue.drain(self.index)
+        for span in spans:
+            self._ledger.give_back(*span)
+        return bool(spans)
 
 
 BLOCK_BYTES = 512 << 10  # payloads that do not fit their slots are kept in blocks of this size, and read at once
@@ -2247,7 +2243,7 @@ class Ledger:
     def _number(self, job: Job, count: int) -> range:
         tsk_ids = range(self.next_id, self.next_id + count)
         self.next_id = tsk_ids.stop
-        job.admit(tsk_ids.start, count)
+        job.admit(tsk_ids)
         return tsk_ids
 
     def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
@@ -2353,12 +2349,6 @@ class Ledger:
         """Take back tasks that never began. They are pushed again, or end if their job is cancelled."""
         for tasks, start, stop in self._take(position, count):
             self._put(tasks.part(start, stop), self.again)
-
-    def give_back_all(self, spans: Sequence[tuple[int, int]]) -> bool:
-        """Take back the tasks of these spans, each (first, count). Return True if there are any."""
-        for first, count in spans:
-            self.give_back(first, count)
-        return bool(spans)
 
     def position(self, tsk_id: int) -> int | None:
         """Return the position of a task that is in the queue and has no outcome yet."""
@@ -2637,8 +2627,8 @@ class Job:
         held = self.source.held
         return held > 0 and self.outstanding + held > limit
 
-    def admit(self, tsk_id: int, count: int) -> None:
-        self.outstanding += count
+    def admit(self, tsk_ids: range) -> None:
+        self.outstanding += len(tsk_ids)
 
     def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
         """Note that this part of `tasks` is ok. values, seconds and started are iterables.
@@ -2676,12 +2666,12 @@ class OrderedJob(Job):
         """Return True if more than `limit` tasks lie between the oldest unfinished one and the newest."""
         return sum(stop - start for start, stop in self._due) > limit
 
-    def admit(self, tsk_id: int, count: int) -> None:
-        super().admit(tsk_id, count)
-        if self._due and self._due[-1][1] == tsk_id:
-            self._due[-1][1] += count
+    def admit(self, tsk_ids: range) -> None:
+        super().admit(tsk_ids)
+        if self._due and self._due[-1][1] == tsk_ids.start:
+            self._due[-1][1] = tsk_ids.stop
         else:
-            self._due.append([tsk_id, tsk_id + count])
+            self._due.append([tsk_ids.start, tsk_ids.stop])
 
     def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
         tsk_ids = tasks.tsk_ids[part]
@@ -2883,7 +2873,6 @@ class WorkerPool:
         mine = (wake, self._bell_end)
         arguments = (type(queue), queue.name, queue.primitives, lane.index, self._options, mine)
         child = self.context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{lane.index}")
-        claims = lane.word(CLAIMS)  # before the new process can have claimed
         helper = {"spawn": "resource_tracker", "forkserver": "forkserver"}.get(self.context.get_start_method())
         if helper is not None:  # start it now: later it would keep the mask of handlers_wait()
             importlib.import_module(f"multiprocessing.{helper}").ensure_running()
@@ -2895,7 +2884,7 @@ class WorkerPool:
                 child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
-            lane.begin(Process(child), ours, claims)
+            lane.begin(Process(child), ours)
             self._poll.register(lane.process.end_sign(), select.POLLIN)
 
     def _start_failed(self, why: str, sure: bool) -> None:
@@ -2916,7 +2905,10 @@ class WorkerPool:
         code = self._reap(lane)
         if self.failure is not None and type(self.failure) is not WorkersFailedError:
             return  # what is in the segment, or what was noted of it, is not right
-        ready, note = lane.recover(code)
+        note = self._queue.take_note(lane.index)
+        why = note or exit_text(code)
+        ready = lane.is_ready()
+        lane.recover(why)
         if self.closing:
             return
         self.respawned += 1
@@ -2927,8 +2919,8 @@ class WorkerPool:
             self._failed_starts = 0
             self._start_due = 0.0
         else:
-            why = f"{self._failed_starts + 1} workers in a row died before they took a task: {note or exit_text(code)}"
-            self._start_failed(why, sure=bool(note))
+            count = self._failed_starts + 1
+            self._start_failed(f"{count} workers in a row died before they took a task: {why}", sure=bool(note))
 
     def _reap(self, lane: Lane) -> int:
         """Kill what a dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
@@ -3068,7 +3060,8 @@ class WorkerPool:
 
     def take_back(self, position: int | None = None) -> None:
         """Take back what nobody has begun. With a position, take only the lane that holds it from a worker."""
-        self._ledger.give_back_all(self._queue.drain())
+        for span in self._queue.drain():
+            self._ledger.give_back(*span)
         for lane in self.living():
             glance = self._queue.glance(lane.index)
             if position is None:
@@ -3303,7 +3296,7 @@ class Process:
         return self.rss
 
     def stop(self) -> bool:
-        """Stop it, and wait until it stands still. If that takes STILL_SECONDS, continue it and return False."""
+        """Stop it, and wait until it stands still. Return False if that takes more than STILL_SECONDS."""
         self._stopped_before = self.is_stopped()
         if not self._stopped_before:
             self.signal(signal.SIGSTOP)
@@ -3313,7 +3306,6 @@ class Process:
                 return True
             if state in ENDED:
                 break
-        self.go_on()
         return False
 
     def stands_still(self) -> bool:

@@ -79,7 +79,7 @@ class NumberedLock(Lock):
         """Change to another lock, and wait until no worker can be inside the old one."""
         self.prepare(self._context)
         for lane in living:
-            lane.told = True  # to leave, by the number
+            lane.told = shmqueue.system.monotonic()  # to leave, by the number
             shmqueue.ring(lane.wake)
         deadline = shmqueue.system.monotonic() + 1
         while inside := [lane for lane in living if may_hold_lock(queue, lane)]:
