@@ -1493,20 +1493,17 @@ class Run:
         """Have something done between two steps: now, or by the thread that is in the middle of one."""
         self._requests.append(action)
         self._pool.wake_supervisor()  # a poll goes on after a signal handler
-        self._serve_if_free(0.0)
+        self._serve()
 
-    def _serve_if_free(self, timeout: float) -> None:
+    def _serve(self, timeout: float = 0.0) -> None:
+        """Do what was requested, unless somebody is in the middle of a step for longer than this."""
         if self._middle.acquire(timeout=timeout):
             try:
-                self._serve()
+                with contextlib.suppress(IndexError):  # a signal handler may take the last one first
+                    while self._requests and not self._stepping:
+                        self._do(self._requests.popleft())
             finally:
                 self._middle.release()
-
-    def _serve(self) -> None:
-        """Do what was requested, unless this is the middle of a step."""
-        with contextlib.suppress(IndexError):  # a signal handler may take the last one first
-            while self._requests and not self._stepping:
-                self._do(self._requests.popleft())
 
     def pause(self, paused: bool) -> None:
         """Begin no more tasks if `paused`. Otherwise go on."""
@@ -1529,7 +1526,13 @@ class Run:
         if self.over:
             raise RuntimeError(self.over)
         answers: list[bool] = []
-        request = functools.partial(self._cancel, tsk_id, answers)
+
+        def request() -> None:
+            position = self._ledger.position(tsk_id)
+            if position is not None:
+                self._pool.take_back(position)
+            answers.append(self._ledger.cancel(tsk_id))
+
         if self._middle.acquire(blocking=False):
             try:
                 self._do(request)
@@ -1538,14 +1541,8 @@ class Run:
         else:
             self._requests.append(request)
         while not (answers or self.over or self.failure):
-            self._serve_if_free(CHECK_SECONDS)
+            self._serve(CHECK_SECONDS)
         return answers == [True]
-
-    def _cancel(self, tsk_id: int, answers: list[bool]) -> None:
-        position = self._ledger.position(tsk_id)
-        if position is not None:
-            self._pool.take_back(position)
-        answers.append(self._ledger.cancel(tsk_id))
 
     def _withdraw(self) -> None:
         """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
@@ -2012,8 +2009,7 @@ class Packer:
         self._ledger = ledger
         self.heap = Heap(queue)
         self._file_bytes = 0
-        self._most_bytes = min(BLOCK_BYTES, self.heap.size // 2)  # of a block
-        self._block_bytes = self._most_bytes  # fewer while shared memory is full
+        self._block_bytes = BLOCK_BYTES  # fewer while shared memory is full
         self._unused: collections.deque[Callable[[], None]] = collections.deque()  # what frees blocks without tasks
 
     def free_unused(self) -> None:
@@ -2034,8 +2030,9 @@ class Packer:
         few = 1 + 2 * BLOCK_BYTES // (1 + len(data[0]))  # more than fit a block if all are like the first
         lengths = list(map(len, data[: min(room, few)]))
         count = len(lengths)
-        if sum(lengths) > self._block_bytes:
-            count = max(1, bisect.bisect(list(itertools.accumulate(lengths)), self._block_bytes))
+        most = min(self._block_bytes, self.heap.size // 2)
+        if sum(lengths) > most:
+            count = max(1, bisect.bisect(list(itertools.accumulate(lengths)), most))
         return self._pack(take_tasks(fresh, count), lengths[:count])
 
     def _pack(self, tasks: Tasks, lengths: Sequence[int]) -> Tasks | None:
@@ -2057,7 +2054,7 @@ class Packer:
         if placed is None:
             self._ledger.fresh.appendleft(tasks)
             return None
-        self._block_bytes = self._most_bytes
+        self._block_bytes = BLOCK_BYTES
         edges, free = placed
         tasks.block = Block(free, self._unused)
         self._queue.ring.refer(tasks, edges)
@@ -2302,6 +2299,7 @@ class Ledger:
                 begun = itertools.accumulate(times, initial=started)
             self.tally.add_ok(worker, stop - start, spent)
             each = same(None, stop - start) if values is None else iter(values[part])
+            tasks.job.outstanding -= stop - start
             tasks.job.add(tasks, slice(start, stop), each, times, worker, begun)
             started += spent
 
@@ -2413,6 +2411,7 @@ class Ledger:
                 self.end(waiting.popleft(), status, error)
 
     def _finish(self, job: Job, result: TaskResult, cause: BaseException | None = None) -> None:
+        job.outstanding -= 1
         job.add_one(result, cause)
         self.tally.add_bad(result)
 
@@ -2635,18 +2634,15 @@ class Job:
 
         The TaskResults are made when they are read.
         """
-        tsk_ids = tasks.tsk_ids[part]
         same = itertools.repeat
-        self.outstanding -= len(tsk_ids)
         if len(self._names) == 1:
             names: Any = same(*self._names.values())
         else:
             names = map(self._names.__getitem__, tasks.fn_ids[part])
-        columns = (tsk_ids, names, tasks.payloads[part], same("ok"), values, same(None), same(tasks.attempts))
-        self._deliver(map(_new_result, zip(*columns, same(worker), seconds, same(None), started)))
+        columns = (tasks.tsk_ids[part], names, tasks.payloads[part], same("ok"), values, same(None))
+        self._deliver(map(_new_result, zip(*columns, same(tasks.attempts), same(worker), seconds, same(None), started)))
 
     def add_one(self, result: TaskResult, cause: BaseException | None = None) -> None:
-        self.outstanding -= 1
         self._deliver(iter([result]))
 
     def _deliver(self, results: Any) -> None:
@@ -2675,7 +2671,6 @@ class OrderedJob(Job):
 
     def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
         tsk_ids = tasks.tsk_ids[part]
-        self.outstanding -= len(tsk_ids)
         if isinstance(tsk_ids, range):
             self._order(tsk_ids[0], len(tsk_ids), values)
         else:
@@ -2683,7 +2678,6 @@ class OrderedJob(Job):
                 self._order(tsk_id, 1, iter([value]))
 
     def add_one(self, result: TaskResult, cause: BaseException | None = None) -> None:
-        self.outstanding -= 1
         error = TaskError(result)
         error.__cause__ = cause
         self._order(result.tsk_id, 1, error)
