@@ -1554,22 +1554,25 @@ class Run:
     def abort(self) -> None:
         """Kill the workers, and cancel what is unfinished."""
         with self.use:
-            self.request(lambda: self._end(Doom(None, "cancelled", "stopped while it ran"), "cancelled", CANCELLED))
+            self.request(lambda: self._end(Doom(None, "cancelled", "stopped while it ran"), True, CANCELLED))
 
-    def _end(self, why: Doom, status: str, error: str) -> None:
-        """Kill the workers. Tasks in hand get the outcome `why`, and the others this one."""
+    def _end(self, why: Doom, sound: bool, error: str) -> None:
+        """Kill the workers. Tasks in hand get the outcome `why`, and the others end with this error.
+
+        sound: what is in the segment, and what was noted of it, is right. Otherwise nobody knows what was in hand.
+        """
         self._ledger.stopping = self._pool.closing = True
-        self._pool.end_all(why)
-        self._ledger.end_all(status, error)
+        self._pool.end_all(why, settle=sound)
+        self._ledger.end_all("cancelled" if sound else "crashed", error)
 
     def _give_up(self, error: Exception) -> None:
         """End the run because of an error. Every task gets an outcome. Then the iterators raise it."""
-        self.failure = self._pool.failure = error
+        self.failure = error
         if not isinstance(error, (WorkersFailedError, SpoiledSegmentError)):
             self.failure = RuntimeError(f"this run has ended early: {describe(error)}")
             self.failure.__cause__ = error
         text = describe(error)
-        self._end(Doom(None, "crashed", text), "cancelled" if type(error) is WorkersFailedError else "crashed", text)
+        self._end(Doom(None, "crashed", text), type(error) is WorkersFailedError, text)
 
 
 class Outcomes:
@@ -2036,50 +2039,48 @@ class Packer:
         return self._pack(take_tasks(fresh, count), lengths[:count])
 
     def _pack(self, tasks: Tasks, lengths: Sequence[int]) -> Tasks | None:
-        """Put payloads of these lengths into the heap, or a large one into a file. Return the tasks in slots.
+        """Put payloads of these lengths outside their slots. Return the tasks in slots.
 
         Return None if the tasks were put back to wait, or have failed because they can never fit.
         """
         size = sum(lengths)
         try:
-            placed = self._place(tasks, lengths, size)
+            if self._place(tasks, lengths, size):
+                self._block_bytes = BLOCK_BYTES
+                return tasks
         except OSError as error:  # there is no memory
-            placed = None
             if len(lengths) > 1:
                 self._block_bytes = max(1, size // 2)  # try fewer at a time
             elif not (self._file_bytes or self.heap.used):  # else there may be room when others are done
                 text = f"{describe(error)}: no room in {shared_directory()} for a payload of {size:,} bytes"
                 self._ledger.end(tasks, "failed", text)
                 return None
-        if placed is None:
-            self._ledger.fresh.appendleft(tasks)
-            return None
-        self._block_bytes = BLOCK_BYTES
-        edges, free = placed
-        tasks.block = Block(free, self._unused)
-        self._queue.ring.refer(tasks, edges)
-        return tasks
+        self._ledger.fresh.appendleft(tasks)
+        return None
 
-    def _place(
-        self, tasks: Tasks, lengths: Sequence[int], size: int
-    ) -> tuple[array.array[int], Callable[[], None]] | None:
+    def _place(self, tasks: Tasks, lengths: Sequence[int], size: int) -> bool:
         """Put payloads into the heap, or a single one that is too large for it into a file beside the segment.
 
-        Return where each begins, and the last ends; and what frees the place. None: there is no room now.
+        Return False if there is no room now.
         """
         if size <= self.heap.size // 2:
             pages = self.heap.put(tasks.data, size)
             if pages is None:
-                return None
-            edges = itertools.accumulate(lengths, initial=pages.start * mmap.PAGESIZE)
-            return array.array("Q", edges), functools.partial(self.heap.free, pages)
-        if self._file_bytes and self._file_bytes + size > FILE_BYTES:
-            return None
-        number = tasks.tsk_ids[0]
-        path = self._queue.segment.beside(f"p{number}")
-        system.write_file(path, tasks.data[0])
-        self._file_bytes += size
-        return array.array("Q", [PAYLOAD_FILE | number, size]), functools.partial(self._remove_file, path, size)
+                return False
+            edges = [*itertools.accumulate(lengths, initial=pages.start * mmap.PAGESIZE)]
+            free = functools.partial(self.heap.free, pages)
+        elif self._file_bytes and self._file_bytes + size > FILE_BYTES:
+            return False
+        else:
+            number = tasks.tsk_ids[0]
+            path = self._queue.segment.beside(f"p{number}")
+            system.write_file(path, tasks.data[0])
+            self._file_bytes += size
+            edges = [PAYLOAD_FILE | number, size]
+            free = functools.partial(self._remove_file, path, size)
+        tasks.block = Block(free, self._unused)
+        self._queue.ring.refer(tasks, array.array("Q", edges))
+        return True
 
     def _remove_file(self, path: str, size: int) -> None:
         self._file_bytes -= size
@@ -2642,7 +2643,7 @@ class Job:
         columns = (tasks.tsk_ids[part], names, tasks.payloads[part], same("ok"), values, same(None))
         self._deliver(map(_new_result, zip(*columns, same(tasks.attempts), same(worker), seconds, same(None), started)))
 
-    def add_one(self, result: TaskResult, cause: BaseException | None = None) -> None:
+    def add_one(self, result: TaskResult, cause: BaseException | None) -> None:
         self._deliver(iter([result]))
 
     def _deliver(self, results: Any) -> None:
@@ -2677,7 +2678,7 @@ class OrderedJob(Job):
             for tsk_id, value in zip(tsk_ids, values):
                 self._order(tsk_id, 1, iter([value]))
 
-    def add_one(self, result: TaskResult, cause: BaseException | None = None) -> None:
+    def add_one(self, result: TaskResult, cause: BaseException | None) -> None:
         error = TaskError(result)
         error.__cause__ = cause
         self._order(result.tsk_id, 1, error)
@@ -2792,7 +2793,6 @@ class WorkerPool:
     lanes: one for each worker.
     closing: start no more.
     respawned: how many were started in place of dead ones.
-    failure: the error that has ended the run, or None.
     next_check: when to check the workers again.
     """
 
@@ -2813,7 +2813,6 @@ class WorkerPool:
         self.lanes = [Lane(index, queue, ledger, grace) for index in range(len(queue.status))]
         self.closing = False
         self.respawned = 0
-        self.failure: Exception | None = None
         self.next_check = 0.0
         self._sleepers: list[tuple[int, int]] = []  # at the last check
         self._lost = False  # at the last check, tasks were nowhere
@@ -2897,8 +2896,6 @@ class WorkerPool:
     def _bury(self, lane: Lane) -> None:
         """Reap a dead worker, and account for its tasks. Raises WorkersFailedError if it is not to be replaced."""
         code = self._reap(lane)
-        if self.failure is not None and type(self.failure) is not WorkersFailedError:
-            return  # what is in the segment, or what was noted of it, is not right
         note = self._queue.take_note(lane.index)
         why = note or exit_text(code)
         ready = lane.is_ready()
@@ -2925,12 +2922,13 @@ class WorkerPool:
         lane.wake.close()
         return code
 
-    def end_all(self, why: Doom) -> None:
-        """Kill the workers, and settle what they have in hand."""
+    def end_all(self, why: Doom, settle: bool) -> None:
+        """Kill the workers. Account for their tasks if `settle`."""
+        end = self._bury if settle else self._reap
         for lane in self.living():
             lane.doom(why)
         for lane in self.living():
-            self._bury(lane)
+            end(lane)
 
     def close(self) -> None:
         """Kill and reap the remaining workers, and close the pipes. If this is interrupted, they end by themselves."""
