@@ -3600,8 +3600,8 @@ class Worker:
 
     def __init__(self, queue: SharedTaskQueue, index: int, options: WorkerOptions, wake: int, bell: int) -> None:
         self._queue = queue
-        self._index = index
-        self._options = options
+        self.index = index
+        self.options = options
         self._wake = wake
         self._bell = bell
         self._words = queue.words
@@ -3617,7 +3617,7 @@ class Worker:
         self._policy = SCHED_OTHER
         self._recent = 0  # tasks in the last batches: the largest, of which an older one counts half
         self._files = ValueFiles(queue.segment)
-        self._output = PrintedOutput(self, options.log, index)
+        self._output = PrintedOutput(self)
         self.disowned: int | None = None  # in a process that a function forked: the task
 
     def start(self) -> None:
@@ -3627,7 +3627,7 @@ class Worker:
         os.register_at_fork(after_in_child=self._disown)
         watched = (self._queue, self._wake)
         threading.Thread(target=end_with_supervisor, args=watched, name="shmqueue-watch", daemon=True).start()
-        if self._options.log != NOT_REDIRECTED:
+        if self.options.log != NOT_REDIRECTED:
             text = io.TextIOWrapper(self._output, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
             sys.stdout = sys.stderr = text
         else:
@@ -3640,8 +3640,8 @@ class Worker:
                         setattr(sys, name, open(stream.fileno(), "w", **about))  # noqa: SIM115
         if sys.breakpointhook is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT"):
             sys.breakpointhook = refuse_breakpoint
-        if self._options.initializer is not None:
-            self._options.initializer()
+        if self.options.initializer is not None:
+            self.options.initializer()
 
     def serve(self) -> None:
         queue, words, poll = self._queue, self._words, system.poll()
@@ -3650,7 +3650,7 @@ class Worker:
         while self._left > 0:
             limit = words[self._status + LIMIT] = int(min(self._limit, self._left))
             before = claim
-            claim = queue.claim(self._index, limit)
+            claim = queue.claim(self.index, limit)
             only_room = before is None and claim is not None  # nothing else is new for the supervisor
             if words[SUPERVISOR_ASLEEP] > only_room:
                 with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
@@ -3719,7 +3719,7 @@ class Worker:
         self._count = count
         self._recent = max(count, self._recent // 2)
         self._schedule(SCHED_BATCH if self._recent >= MANY else SCHED_OTHER)
-        self._half = self._queue.half(self._index, self._words[self._status + CLAIMS])
+        self._half = self._queue.half(self.index, self._words[self._status + CLAIMS])
         self._half.log[0] = self._kind
         return self._half
 
@@ -3802,12 +3802,12 @@ class Worker:
         if done:
             self._half.stamps[done] = last
         self._left -= done
-        if self._options.batch is None and done:
+        if self.options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
             self._limit = max(1, min(8 * self._limit, by_time))  # not only what a claim may have: see share()
             most = self._queue.batch
             each = REFERRING + at / done  # bytes of a task in the log
-            half = self._queue.half(self._index, self._words[self._status + CLAIMS] + 1)
+            half = self._queue.half(self.index, self._words[self._status + CLAIMS] + 1)
             half.make_room(min(len(half.log), int(min(self._limit, most) * each * 4 / 3)))
             fitting = int(half.room * 3 / 4 / each)
             if fitting < most:
@@ -3821,7 +3821,7 @@ class Worker:
         A value of another kind, or of no bytes, or too large for the log, is a record: a head, and bytes.
         """
         try:
-            kind, data = encode(value, self._options.codec, self._structures)
+            kind, data = encode(value, self.options.codec, self._structures)
         except Exception as unsent:  # such as what is not plain data
             kind, data = encode(Failure.of(unsent), None)
         half = self._half
@@ -3943,10 +3943,8 @@ class PrintedOutput(io.RawIOBase):
     Without a log it is lost, and noted.
     """
 
-    def __init__(self, worker: Worker, log: str | None, index: int) -> None:
+    def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._log = log
-        self._index = index
         self._line = b""  # has no end yet
         self._owner = 0  # the task that printed it
 
@@ -3957,7 +3955,7 @@ class PrintedOutput(io.RawIOBase):
         return 1
 
     def write(self, data: Any) -> int:
-        if not self._log:
+        if not self._worker.options.log:
             self._worker.note_print()
             return len(data)
         task = self._worker.tsk_id_in_hand()
@@ -3978,9 +3976,9 @@ class PrintedOutput(io.RawIOBase):
 
     def _put(self, line: bytes) -> None:
         try:
-            os.write(1, b"[worker %d task %d] %s\n" % (self._index, self._owner, line))
+            os.write(1, b"[worker %d task %d] %s\n" % (self._worker.index, self._owner, line))
         except OSError as error:  # the task that prints fails, and says why
-            raise OSError(error.errno, error.strerror, self._log) from None
+            raise OSError(error.errno, error.strerror, self._worker.options.log) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
