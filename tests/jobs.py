@@ -455,7 +455,7 @@ def keep_queue(queue) -> None:
 
 
 def put_much(payload: bytes) -> None:
-    for _ in range(20):
+    for _ in range(4):
         _queue.put(bytes(100_000))
 
 
