@@ -4039,9 +4039,11 @@ class KernelLock:
             fcntl.lockf(self._segment.fd, fcntl.LOCK_EX, 1, self._byte)
             return True
         for _ in pauses(timeout):
-            with contextlib.suppress(BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody holds it
+            try:
                 fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
                 return True
+            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody holds it
+                continue
         return False
 
     def release(self) -> None:
@@ -4672,15 +4674,16 @@ system = System()
 
 def pauses(seconds: float) -> Iterator[None]:
     """Yield at once, and after each of many short pauses, until so many seconds have passed."""
+    yield  # most often, this one is enough
     deadline = system.monotonic() + seconds
     for tries in itertools.count():
-        yield
-        if system.monotonic() > deadline:
-            return
         if tries < 20:
             os.sched_yield()
         else:
             system.sleep(0.0003)
+        yield
+        if system.monotonic() > deadline:
+            return
 
 
 # ---------------------------------------------------------------------------------------------------------------------
