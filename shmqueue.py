@@ -1651,7 +1651,7 @@ class Lane:
     progress_since: when `seen` last changed.
     rung: the number of the last sleep that we woke it from.
     told: when it was told to leave; 0.0 if it was not.
-    doomed: why the supervisor ends it, or None. kill_at: when its grace ends.
+    doomed: why the supervisor ends it, or None.
     """
 
     def __init__(self, index: int, queue: Any, ledger: Ledger, grace: float) -> None:
@@ -1680,7 +1680,6 @@ class Lane:
         self.rung = 0
         self.told = 0.0
         self.doomed: Doom | None = None
-        self.kill_at = math.inf
         self._words[self._status + BORN] = max(0, process.born)
         self._words[self._status + PID] = process.pid
 
@@ -1695,7 +1694,7 @@ class Lane:
 
     def retire(self) -> None:
         """Make the worker leave after its current task."""
-        self.told = self.told or system.monotonic()
+        self.told = system.monotonic()
         self.halt_again = True
         self._queue.tell_to_leave(self.index)
         ring(self.wake)
@@ -1705,7 +1704,6 @@ class Lane:
         self.doomed = self.doomed or why
         if why.grace:
             self.retire()
-            self.kill_at = system.monotonic() + why.grace
             self.process.signal_group(signal.SIGTERM)
         else:
             self.process.kill()
@@ -1728,7 +1726,7 @@ class Lane:
         """
         glance = self._queue.glance(self.index)
         if self.doomed is not None:  # it is about to end
-            if now >= self.kill_at:
+            if now >= self.told + self.doomed.grace:
                 self.process.kill()
             return False, False
         if self.seen != (glance.number, glance.done):
@@ -1809,21 +1807,22 @@ class Lane:
         start = max(first, self.settled_below)
         if start >= bound:
             return Outcomes(bound, 0, bound)
-        began = half.stamps[start - first] or half.stamps[0]  # if that is not known, when the batch began
+        skip = start - first
+        began = half.stamps[skip] or half.stamps[0]  # if that is not known, when the batch began
         started = began + system.wall_clock() - system.perf_counter()
-        words = half.ends[start - first : bound - first].tobytes()
+        words = half.ends[skip : bound - first].tobytes()
         if words == NO_VALUE * (bound - start):
-            seconds = half.seconds(start - first, bound - first)
+            seconds = half.seconds(skip, bound - first)
             return Outcomes(start, bound - start, bound, seconds=seconds, started=started)
-        ends = array.array("Q", words)[: half.done(bound - first) - (start - first)]
+        ends = array.array("Q", words)[: half.done(bound - first) - skip]
         if not ends:
             return Outcomes(start, 0, bound)
-        begin = half.ends[start - first - 1] & ~RECORD if start > first else 1
+        begin = half.ends[skip - 1] & ~RECORD if skip else 1
         return Outcomes(
             start=start,
             done=len(ends),
             bound=bound,
-            seconds=half.seconds(start - first, start - first + len(ends)),
+            seconds=half.seconds(skip, skip + len(ends)),
             started=started,
             ends=ends,
             begin=begin,
@@ -1841,7 +1840,7 @@ class Lane:
         if done and doomed is not None and doomed.grace and doomed.position == start:
             self._charge_in_hand(start)  # it ended during its grace, and is the last of its batch
         elif outcomes.ends:
-            self._settle_values(outcomes, self._values(outcomes))
+            self._settle_values(outcomes)
         elif done:
             self._ledger.complete(self.index, start, done, None, outcomes.seconds, outcomes.started)
         return start + done
@@ -1881,8 +1880,9 @@ class Lane:
             system.unlink(path)
         return decode(head & ~IN_FILE, data, self._ledger.codec, self._ledger.structures)
 
-    def _settle_values(self, outcomes: Outcomes, values: Sequence[Any]) -> None:
+    def _settle_values(self, outcomes: Outcomes) -> None:
         """Tell the ledger what was read. A value can be a failure."""
+        values = self._values(outcomes)
         position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
         plain = outcomes.kind == BYTES and not outcomes.special
         if plain or Failure not in set(map(type, values)):
@@ -2224,8 +2224,8 @@ class Ledger:
         for tsk_id, item in zip(self._number(job, len(items)), items):
             try:
                 if not isinstance(item, Rejected):
-                    fn_ids, payloads, data, marked = self.intake.encode(job, [item])
-                    sent.append((tsk_id, fn_ids[0], payloads[0], data[0], marked[0]))
+                    columns = self.intake.encode(job, [item])
+                    sent.append((tsk_id, *[column[0] for column in columns]))
                     continue
             except Exception as error:
                 if is_interruption(error):
@@ -3153,7 +3153,7 @@ class InlinePool(WorkerPool):
     def start_all(self) -> None:
         self._calls = calls_of(self._options.functions, self._options.codec)
         if self._options.initializer is not None:
-            with self._as_worker():
+            with self._as_worker(0):
                 self._options.initializer()
 
     def needs_step(self) -> bool:
@@ -3164,8 +3164,7 @@ class InlinePool(WorkerPool):
             return False
         tasks = self._queue.tasks.pop()
         started, began = system.wall_clock(), system.perf_counter()
-        self._tsk_id = tasks.tsk_ids[0]
-        value = self._call(tasks.marked[0], tasks.data[0])
+        value = self._call(tasks)
         seconds = system.perf_counter() - began
         if isinstance(value, Failure):
             self._ledger.charge(0, tasks.first, value, seconds, started)
@@ -3173,12 +3172,12 @@ class InlinePool(WorkerPool):
             self._ledger.complete(0, tasks.first, 1, [value], seconds, started)
         return True
 
-    def _call(self, fn_id: int, payload: bytes) -> Any:
-        """Return the value as it would arrive from a worker, or a Failure."""
+    def _call(self, tasks: Tasks) -> Any:
+        """Return the value of a single task as it would arrive from a worker, or a Failure."""
         structures, codec = self._ledger.structures, self._ledger.codec
         try:
-            with self._as_worker():
-                value = self._calls[fn_id](payload)
+            with self._as_worker(tasks.tsk_ids[0]):
+                value = self._calls[tasks.marked[0]](tasks.data[0])
             if value is not None:
                 value = decode(*encode(value, codec, structures), codec, structures)
         except BaseException as error:
@@ -3189,13 +3188,13 @@ class InlinePool(WorkerPool):
         return value
 
     @contextlib.contextmanager
-    def _as_worker(self) -> Iterator[None]:
+    def _as_worker(self, tsk_id: int) -> Iterator[None]:
         """Have the environment that functions find in worker 0. This process may be a worker itself."""
         global tsk_id_in_hand
         outside = os.environ.get(WORKER_VARIABLE)
         outer = tsk_id_in_hand
         os.environ[WORKER_VARIABLE] = "0"
-        tsk_id_in_hand = lambda: self._tsk_id  # noqa: E731
+        tsk_id_in_hand = lambda: tsk_id  # noqa: E731
         try:
             yield
         finally:
