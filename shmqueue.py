@@ -2306,28 +2306,25 @@ class Ledger:
 
     def charge(self, worker: int, position: int, failure: Failure, seconds: float, started: float) -> None:
         """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
-        for tasks, at, _ in self._take(position, 1):
-            result = TaskResult(
-                tsk_id=tasks.tsk_ids[at],
-                function=self.names[tasks.fn_ids[at]],
-                payload=tasks.payloads[at],
-                status=failure.status,
-                value=failure.value,
-                error=failure.error,
-                attempts=tasks.attempts,
-                worker=worker,
-                seconds=seconds,
-                traceback=failure.traceback,
-                started=started,
-            )
-            if self._retries.wanted(result) and not self._is_cancelled(tasks.job):
-                self.tally.retried += 1
-                self._try_again(tasks.part(at, at + 1), result)
-            else:
-                self._finish(tasks.job, result, failure.cause)
-
-    def _try_again(self, task: Tasks, result: TaskResult) -> None:
-        """Push one task again, at once or after a pause. From now on it carries the result of its last attempt."""
+        tasks, at, _ = next(self._take(position, 1))
+        result = TaskResult(
+            tsk_id=tasks.tsk_ids[at],
+            function=self.names[tasks.fn_ids[at]],
+            payload=tasks.payloads[at],
+            status=failure.status,
+            value=failure.value,
+            error=failure.error,
+            attempts=tasks.attempts,
+            worker=worker,
+            seconds=seconds,
+            traceback=failure.traceback,
+            started=started,
+        )
+        if not self._retries.wanted(result) or self._is_cancelled(tasks.job):
+            self._finish(tasks.job, result, failure.cause)
+            return
+        self.tally.retried += 1
+        task = tasks.part(at, at + 1)
         task.last = result
         pause = self._retries.pause(result.attempts)
         if pause:
