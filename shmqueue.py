@@ -1783,7 +1783,8 @@ class Lane:
         """Tell the ledger what was read. Tasks that are not done there are given back."""
         for outcomes in batches:
             done = self._settle(outcomes)
-            self._ledger.give_back(done, outcomes.bound - done)
+            if done < outcomes.bound:
+                self._ledger.give_back(done, outcomes.bound - done)
 
     def _check_claims(self, number: int) -> None:
         if not 0 <= number - self.harvested <= 2:
