@@ -8,6 +8,7 @@ import traceback
 
 import pytest
 
+import shmqueue
 from shmqueue import Supervisor, TaskError, parallel_map
 from tests import jobs
 from tests.helpers import segments_of
@@ -141,6 +142,12 @@ def test_the_initializer_runs_once_and_its_error_is_raised():
     assert calls == [1]
     with pytest.raises(ZeroDivisionError):
         Supervisor([jobs.echo], workers=0, initializer=lambda: 1 // 0)
+
+
+def test_no_task_is_in_hand_in_an_initializer():
+    told = []
+    with Supervisor([jobs.echo], workers=0, initializer=lambda: told.append(shmqueue.tsk_id_in_hand())):
+        assert told == [0]
 
 
 def test_submit_cancel_pause_and_close():
