@@ -3972,8 +3972,10 @@ class PrintedOutput(io.RawIOBase):
             self._put(line)
 
     def _put(self, line: bytes) -> None:
+        text = b"[worker %d task %d] %s\n" % (self._worker.index, self._owner, line)
         try:
-            os.write(1, b"[worker %d task %d] %s\n" % (self._worker.index, self._owner, line))
+            while text:  # a halt may cut a write into a pipe that is full
+                text = text[os.write(1, text) :]
         except OSError as error:  # the task that prints fails, and says why
             raise OSError(error.errno, error.strerror, self._worker.options.log) from None
 
