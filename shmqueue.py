@@ -1650,7 +1650,7 @@ class Lane:
     seen: at the last check, the number of its batch, and how many tasks of it were done.
     progress_since: when `seen` last changed.
     rung: the number of the last sleep that we woke it from.
-    told: when it was told to leave; 0.0 if it was not.
+    told: when it was told to leave; 0.0 if it was not. too_large_since: for the memory it uses; 0.0 if it is not.
     doomed: why the supervisor ends it, or None.
     """
 
@@ -1678,7 +1678,7 @@ class Lane:
         self.halted_at = 0.0
         self.halt_again = False
         self.rung = 0
-        self.told = 0.0
+        self.told = self.too_large_since = 0.0
         self.doomed: Doom | None = None
         self._words[self._status + BORN] = max(0, process.born)
         self._words[self._status + PID] = process.pid
@@ -1712,10 +1712,11 @@ class Lane:
         """Read its memory and processor time. Replace it if it uses more than `most` bytes."""
         rss = self.process.measure()
         if most is None or rss <= most:
-            return
-        if not self.told:
+            self.too_large_since = 0.0
+        elif not self.too_large_since:
+            self.too_large_since = now
             self.retire()
-        elif now - self.told >= MEMORY_SECONDS:
+        elif now - self.too_large_since >= MEMORY_SECONDS:
             self.doom(Doom(None, "crashed", f"its worker held more than max_rss={most:,}: {rss:,} bytes of memory"))
 
     def attend(self, now: float, hungry: bool) -> tuple[bool, bool]:

@@ -1129,6 +1129,34 @@ def test_a_task_that_stays_above_max_rss_ends_with_its_worker():
     assert (what, held.endswith(" bytes of memory")) == (f"its worker held more than max_rss={limit:,}", True)
 
 
+def test_only_what_stays_above_max_rss_is_ended(monkeypatch):
+    """A worker that was told to leave for another reason, or that was too large some time ago, has its second."""
+    with start([jobs.echo], workers=1) as supervisor:
+        lane = supervisor._pool.lanes[0]
+        seen = []
+        monkeypatch.setattr(lane, "doom", seen.append)
+        monkeypatch.setattr(lane, "retire", lambda: None)
+        lane.told = 1.0
+        for now, rss in ((100.0, 60), (100.5, 60), (101.0, 40), (200.0, 60), (200.5, 60)):
+            monkeypatch.setattr(lane.process, "measure", lambda rss=rss: rss)
+            lane.check_memory(now, 50)
+            assert seen == []
+        lane.check_memory(201.0, 50)
+        assert [doom.status for doom in seen] == ["crashed"]
+        lane.told = 0.0
+
+
+def test_a_line_that_is_written_in_parts_is_whole(monkeypatch):
+    """The kernel may write less into a pipe that is full, if the worker is stopped meanwhile."""
+    options = types.SimpleNamespace(log="log")
+    output = shmqueue.PrintedOutput(types.SimpleNamespace(index=0, options=options, tsk_id_in_hand=lambda: 1))
+    written = []
+    with monkeypatch.context() as patch:
+        patch.setattr(shmqueue.os, "write", lambda _, text: written.append(text[:3]) or len(text[:3]))
+        output.write(b"hello\n")
+    assert b"".join(written) == b"[worker 0 task 1] hello\n"
+
+
 # The initializer.
 
 
