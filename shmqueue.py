@@ -358,7 +358,7 @@ class Supervisor:
                 self._release.append(self._queue.close)
                 self._ledger.set_timeouts(timeout)
                 self._pool = WorkerPool(self._queue, self._ledger, options, context, grace, max_rss)
-                self._release.append(functools.partial(end_strays, name))
+                self._release.append(functools.partial(end_strays_and_sweep, name))
             self._release.append(self._pool.close)
             if self._shows:
                 self._display = self.choose_display(screen)
@@ -3929,7 +3929,7 @@ def end_run(queue: SharedTaskQueue) -> None:
         if command := queue.command(worker):
             with contextlib.suppress(ProcessLookupError):
                 system.killpg(command, signal.SIGKILL)
-    end_strays(queue.name)
+    end_strays_and_sweep(queue.name)
     for path in _own_segments()[0]:  # of runs in this worker
         remove_segment(path)
     remove_segment(queue.segment.path)
@@ -4501,11 +4501,11 @@ TASK_VARIABLE = "SHMQUEUE_TASK"  # in the environment of commands: the tsk_id
 RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
 
 
-def end_strays(name: str) -> None:
-    """Kill what the functions of a run have started and left behind in sessions of their own.
+def end_strays(name: str) -> bool:
+    """Kill what the functions of a run have started and left behind in sessions of their own. Return True if any were.
 
     Their environment names the run. This needs /proc, and misses a process that was forked and has executed nothing.
-    Some may be workers of another run whose supervisor ends now, too: then nobody else removes its segment.
+    Some may be workers of another run whose supervisor ends now, too: then nobody else removes its segment, so sweep().
     """
     mark = f"\0{RUN_VARIABLE}={name}\0".encode()
     looks = 50  # at environments that are empty: that of a program is, for a moment, when it begins
@@ -4525,6 +4525,11 @@ def end_strays(name: str) -> None:
         for _ in pauses(DYING_SECONDS):
             if all(system.process_state(number)[0] in ENDED for number in ending - {0, os.getpid()}):
                 break
+    return bool(ending)
+
+
+def end_strays_and_sweep(name: str) -> None:
+    if end_strays(name):
         sweep()
 
 
@@ -4544,14 +4549,14 @@ def sweep() -> list[str]:
                 end_strays(name)
                 remove_segment(path)
                 removed.append(name)
-    return removed
+    return removed and removed + sweep()  # functions of these runs may have had Supervisors of their own
 
 
 def owner_of(path: str) -> int:
     """Return the pid in the name of a segment; 0 if the file is not one."""
     kind, _, rest = os.path.basename(path).partition("-")
     pid, _, label = rest.partition("-")
-    return int(pid) if f"{kind}-" == PREFIX and pid.isdigit() and label.isalnum() else 0
+    return int(pid) if f"{kind}-" == PREFIX and pid.isdecimal() and label.isalnum() else 0
 
 
 def _own_segments() -> tuple[list[str], list[str]]:

@@ -1280,6 +1280,30 @@ def test_what_never_has_an_environment_is_looked_at_once(monkeypatch):
     assert slept == []
 
 
+def test_what_cannot_be_killed_does_not_hold_up_a_sweep(monkeypatch):
+    """Such as a process in a file system that does not answer."""
+    owner = subprocess.Popen(["true"])  # noqa: S607
+    owner.wait()
+    name = f"{shmqueue.PREFIX}{owner.pid}-left"
+    path = pathlib.Path(shmqueue.path_of(name))
+    path.touch()
+    stray = subprocess.Popen(["sleep", "600"], env={shmqueue.RUN_VARIABLE: name}, start_new_session=True)  # noqa: S607
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(shmqueue, "DYING_SECONDS", 0.0)
+            patch.setattr(shmqueue.os, "kill", lambda *_: None)
+            shmqueue.sweep()
+        assert not path.exists()
+    finally:
+        stray.kill()
+        stray.wait()
+
+
+@pytest.mark.parametrize("name", ["shmq-\N{SUPERSCRIPT TWO}-a", "shmq--a", "shmq-x-a", "shmq-1-a.p1", "shmq-1"])
+def test_other_files_are_no_segments(name):
+    assert shmqueue.owner_of(f"/dev/shm/{name}") == 0
+
+
 # How workers start, and where the library is used from.
 
 
