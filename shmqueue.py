@@ -1320,23 +1320,27 @@ class Run:
         with self._middle:
             if self._stepping:
                 raise RuntimeError(IN_THE_MIDDLE)
-            result = None
-            try:
-                self._stepping = True
-                try:
-                    result = action()
-                    self._packer.free_unused()
-                except Exception as error:
-                    if is_interruption(error):
-                        raise
-                    self._give_up(error)
-            except BaseException:
-                self.over = "this Supervisor was interrupted: close it"
-                raise
-            finally:
-                self._stepping = False
+            result = self._act(action)
             if self._requests:
                 self._serve()
+        return result
+
+    def _act(self, action: Callable[[], Any]) -> Any:
+        result = None
+        try:
+            self._stepping = True
+            try:
+                result = action()
+                self._packer.free_unused()
+            except Exception as error:
+                if is_interruption(error):
+                    raise
+                self._give_up(error)
+        except BaseException:
+            self.over = "this Supervisor was interrupted: close it"
+            raise
+        finally:
+            self._stepping = False
         return result
 
     def _move(self, job: Job, check: bool) -> bool:
@@ -1501,7 +1505,7 @@ class Run:
             try:
                 with contextlib.suppress(IndexError):  # a signal handler may take the last one first
                     while self._requests and not self._stepping:
-                        self._do(self._requests.popleft())
+                        self._act(self._requests.popleft())
             finally:
                 self._middle.release()
 
@@ -3157,6 +3161,9 @@ class InlinePool(WorkerPool):
 
     def needs_step(self) -> bool:
         return False  # a step would call the function
+
+    def end_all(self, why: Doom, settle: bool) -> None:
+        self._queue.tasks.clear()
 
     def collect(self) -> bool:
         if not self._queue.tasks:

@@ -191,3 +191,22 @@ def test_functions_find_the_index_of_a_worker(monkeypatch, outside):
     with Supervisor([own_index], workers=0, initializer=lambda: found.append(own_index(b""))) as supervisor:
         assert list(supervisor.map(own_index, [b""])) == found == ["0"]
         assert os.environ.get("SHMQUEUE_WORKER") == outside
+
+
+def test_an_abort_leaves_nothing_that_runs_later():
+    calls = []
+    with Supervisor([calls.append], workers=0) as supervisor:
+        supervisor.submit(calls.append, b"x")
+        supervisor.abort()
+        assert [result.status for result in supervisor.results()] == ["cancelled"]
+        assert [result.status for result in supervisor.run([b"y"])] == ["cancelled"]
+    assert calls == []
+
+
+def test_many_requests_in_one_step_are_served():
+    def act(payload: bytes) -> None:
+        for _ in range(2000):
+            supervisor.cancel()
+
+    with Supervisor([act], workers=0) as supervisor:
+        assert [result.status for result in supervisor.run([b"x"])] == ["ok"]
