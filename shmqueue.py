@@ -2218,13 +2218,13 @@ class Ledger:
         except Exception as error:  # whatever a codec raises
             if is_interruption(error):
                 raise
-            self._sort_out(job, items)
+            self._sort_out(job, items, timeout)
         else:
             tasks = Tasks(job, self._number(job, len(items)), *columns)
             tasks.timeout = timeout
             self._put(tasks, self.fresh)
 
-    def _sort_out(self, job: Job, items: Sequence[Any]) -> None:
+    def _sort_out(self, job: Job, items: Sequence[Any], timeout: float | None) -> None:
         """Admit items of which some cannot be sent: each alone."""
         sent = []
         for tsk_id, item in zip(self._number(job, len(items)), items):
@@ -2242,6 +2242,7 @@ class Ledger:
         if sent:
             tsk_ids, ids, these, encoded, marks = zip(*sent)
             tasks = Tasks(job, tsk_ids, array.array("I", ids), these, list(encoded), array.array("I", marks))
+            tasks.timeout = timeout
             self._put(tasks, self.fresh)
 
     def _number(self, job: Job, count: int) -> range:
