@@ -4098,8 +4098,8 @@ class SharedTaskQueue:
         left = max(0, free_bytes() - ctypes.sizeof(segment_layout(*sizes)))
         log = min(LOG_BYTES, left // (16 * num_workers))  # all logs may take an eighth
         heap = min(HEAP_BYTES, left // 2)
-        # The log has a power of two, so that few layouts are kept.
-        sizes[-2:] = max(first, 1 << log.bit_length() >> 1), heap // mmap.PAGESIZE * mmap.PAGESIZE
+        log, heap = (1 << share.bit_length() >> 1 for share in (log, heap))  # powers of two: few layouts are kept
+        sizes[-2:] = max(first, log), heap // mmap.PAGESIZE * mmap.PAGESIZE
         layout = segment_layout(*sizes)
         half = batch_half(slot_size, batch, sizes[-2])
         halves = range(layout.local.offset, layout.ring.offset, ctypes.sizeof(half))
