@@ -33,7 +33,8 @@ The processes, and what goes between them
 
   The supervisor is the caller's process. It owns the segment, fills the ring, collects outcomes, replaces dead
   workers and draws the screen. Workers touch only the segment and their own pipes. Nothing is unpickled after the
-  start, except by an Executor. So a process that writes into the segment can spoil data, but cannot run code.
+  start, except by an Executor and by codec=pickle. So a process that writes into the segment can spoil data, but
+  cannot run code.
 
 
 The segment, in bytes
@@ -47,8 +48,9 @@ The segment, in bytes
   heap                 pages for payloads that do not fit a slot; reserved as they are used
 
   Positions and counters are 64 bits, absolute, and only grow; slot `position % num_slots` holds a position. Each
-  word has one writer (or is written under the lock), is aligned, and is stored through memoryview.cast("Q"), which
-  is one machine store. struct.pack_into writes zeros first, so it is for slots only.
+  word has one writer (or is written under the lock, or while its worker stands still or is dead), is aligned, and is
+  stored through memoryview.cast("Q"), which is one machine store. struct.pack_into writes zeros first, so it is for
+  slots only.
 
 
 The life of a task
@@ -337,7 +339,7 @@ class Supervisor:
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, retry_on), workers, codec)
         self._submitted = Job(None, self._ledger.names)
         self._display: Any = None
-        self._shows = self.choose_display is not None  # the display is asked to
+        self._shows = self.choose_display is not None  # False once the display has failed
         self._release: list[Callable[[], object]] = []  # called at any end, the last first
         # When Python exits, multiprocessing waits for its children. This runs before that.
         self._at_exit = late("multiprocessing").util.Finalize(self, release_all, [self._release], exitpriority=10)
@@ -995,7 +997,7 @@ CLOCK_SHARE = 8  # items of an iterable are read for each reading of the clock, 
 
 
 class IterableSource(Source):
-    """Tasks from any iterable, as they come: what it has yielded is passed on before it is waited for again."""
+    """Tasks from any iterable, as they come."""
 
     def __init__(self, tasks: Iterable[Any]) -> None:
         # A subclass may iterate in its own way.
@@ -1006,7 +1008,7 @@ class IterableSource(Source):
         self.pairs = False
 
     def take(self, room: int) -> Sequence[Any]:
-        """Return up to `room` items. If the iterable pauses for more than a millisecond, those before the pause."""
+        """Return up to `room` items: those of about a millisecond. A few may wait for the next one, see CLOCK_SHARE."""
         room = min(room, BLOCK)
         if self._sequence is not None:
             items = self._sequence[self._taken : self._taken + room]
@@ -1635,8 +1637,8 @@ class Lane:
        │                        ▼          │ doom()               │
        └───────────────────── DOOMED ◀─────┴──────────────────────┘
     Any process may also die by itself: from each state an edge leads to DEAD. No word holds the state: it is DEAD
-    without a `process.child`, DOOMED with a `doomed`, STARTING until is_ready(), IDLE while it is asleep. Nobody but
-    halt() sees it HALTED.
+    without a `process.child`, DOOMED with a `doomed`, STARTING until is_ready(), IDLE while it is asleep. halt() stops
+    it for a moment, in any of these.
 
     A batch ends at its bound. At first that is its `end`. After a halt it is the position after the task in hand.
     `end` is not used then: if somebody continued the worker during the halt, the worker may have stopped at the
@@ -1909,7 +1911,7 @@ class Lane:
         """Stop the worker for a moment. Read what it has finished, and take back what it has not begun.
 
         Only this takes back tasks that a living worker has claimed. If the worker has the task of `doomed` in hand,
-        it is killed. Return True if the lane could be read; if not, try again later.
+        it is ended. Return True if the lane could be read; if not, try again later.
         """
         try:
             done = self.process.stop() and self._take_back(doomed)
@@ -2150,7 +2152,8 @@ class Ledger:
        └────── take_due() ─────── WAITING FOR A RETRY ◀─────────────────────┘            │
                                            └─────────── end() ────────────────────────────┘
     `complete` and `charge` come from a lane, `give_back` from the ring (a drain) and from lanes (a halt, a death), and
-    `end` from a cancellation and from the end of the run. The position of a task that was given back is never used
+    `end` from a cancellation, from the end of the run and for a payload that can never fit. A retry without a pause
+    waits at once. The position of a task that was given back is never used
     again.
 
     fresh: tasks that were read and not pushed yet.
@@ -2783,8 +2786,8 @@ STOP_SECONDS = 5.0  # workers that are told to leave may take this long
 MEMORY_SECONDS = 1.0  # between two readings of memory and processor time; a worker may stay above max_rss so long
 REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
 TAKEN = 1 << 16  # an exit code that is not known: the program has reaped the worker itself, or ignores SIGCHLD
-# The run ends when FAILED_STARTS starts in a row have failed while none was ready, and either an initializer raised
-# or no worker had a task for FAILED_SECONDS.
+# The run ends when FAILED_STARTS starts have failed since a worker that was ready has ended, none is ready now, and
+# either an initializer raised or no worker had a task for FAILED_SECONDS.
 FAILED_STARTS = 8
 FAILED_SECONDS = 3.0
 WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
@@ -2796,7 +2799,7 @@ class WorkerPool:
 
     lanes: one for each worker.
     closing: start no more.
-    respawned: how many were started in place of dead ones.
+    respawned: how many have died and were to be replaced.
     next_check: when to check the workers again.
     """
 
@@ -2820,9 +2823,9 @@ class WorkerPool:
         self.next_check = 0.0
         self._sleepers: list[tuple[int, int]] = []  # at the last check
         self._lost = False  # at the last check, tasks were nowhere
-        self._failed_starts = 0  # in a row
+        self._failed_starts = 0  # since a worker that was ready has ended
+        self._last_failure = ""  # why the last of them failed
         self._start_due = 0.0  # start no worker before
-        self._last_failure = ""  # why
         self._worked_at = system.monotonic()
         self._next_memory = system.monotonic() + MEMORY_SECONDS  # so a short run need not import psutil
         self._bell, self._bell_end = self._pipe()
@@ -2885,7 +2888,7 @@ class WorkerPool:
             self._poll.register(lane.process.end_sign(), select.POLLIN)
 
     def _start_failed(self, why: str, sure: bool) -> None:
-        """Try again after a pause of 0.1 to 5 s, which is doubled if each worker has failed twice.
+        """Try again after a pause of 0.1 to 5 s, which is doubled after twice as many failures as there are workers.
 
         Raises WorkersFailedError if that is hopeless. sure: the initializer raised.
         """
@@ -3055,7 +3058,7 @@ class WorkerPool:
         self._lost = lost
 
     def take_back(self, position: int | None = None) -> None:
-        """Take back what nobody has begun. With a position, take only the lane that holds it from a worker."""
+        """Take back what is in the ring, and what workers have not begun: of all, or of the one with this position."""
         for span in self._queue.drain():
             self._ledger.give_back(*span)
         for lane in self.living():
@@ -3285,7 +3288,7 @@ class Process:
         self.signal(signal.SIGKILL)  # if it has no group yet
 
     def measure(self) -> int:
-        """Read its memory and processor time. Return the bytes of memory; 0 if that is not told."""
+        """Read its memory and processor time. Return the bytes of memory as last told; 0 if they never were."""
         psutil = late("psutil")
         with contextlib.suppress(psutil.Error, OSError):  # OSError: this program has no descriptor left
             self._monitor = self._monitor or psutil.Process(self.pid)
@@ -3294,7 +3297,7 @@ class Process:
         return self.rss
 
     def stop(self) -> bool:
-        """Stop it, and wait until it stands still. Return False if that takes more than STILL_SECONDS."""
+        """Stop it, and wait until it stands still. Return False if it has ended, or runs on for STILL_SECONDS."""
         self._stopped_before = self.is_stopped()
         if not self._stopped_before:
             self.signal(signal.SIGSTOP)
@@ -3497,12 +3500,12 @@ QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the tim
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some
 SPILL_SECONDS = 0.02  # between two tries
-MANY = 64  # tasks in a batch; see Worker._schedule
+MANY = 64  # tasks in a batch; see Worker._begin_batch
 SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SCHED_BATCH"))  # on Linux
 
 
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
-LINE_BYTES = 64 << 10  # of the log; longer lines are divided
+LINE_BYTES = 64 << 10  # of a line of the log whose end is not printed yet; more is written as a line
 
 
 def worker_main(
@@ -4707,7 +4710,7 @@ MAGIC = int.from_bytes(b"shmqueue", "little")
 LAYOUT_VERSION = 3
 TERMINATE = 0  # the fn_id of no function
 OUT_OF_LINE = 1 << 28  # set in a fn_id: the slot says where the payload is
-PAYLOAD_FILE = 1 << 63  # set in where a payload begins: it is in a file of this number
+PAYLOAD_FILE = 1 << 63  # set in where a payload begins: it is in a file with the number of its task
 RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not only the value's bytes
 RECORD_BYTE = 7 if sys.byteorder == "little" else 0  # of a word: the one with this bit, else 0
 LINE = 128  # two cache lines, since processors fetch them in pairs; different writers keep to different lines
@@ -4735,15 +4738,15 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # asleep       what to wake S for, if it found nothing to do: 1 news, 2 any claim   S    W      W reads it after a claim
 #
 # claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch, hint
-# published    how many of them are finished                                        W    S      lock
-# asleep       0, or the number of this sleep                                       W    S      lock, hint
+# published    how many of them are finished                                        W, S S      lock
+# asleep       0, or the number of this sleep                                       W, S S      lock, hint
 # limit        how many tasks make a batch of BATCH_SECONDS                         W    S      hint
 # printed      1 once a function has printed what nobody keeps                      W    S      hint
 # command      the process group of W's command, in both halves of the word; or 0   W, S all    hint
 # harvested    how many batches S has taken in                                      S    W      lock
 # leave        1 once W is to leave at its next claim                               S    W      lock
 # pid, born    of W's process (see process_state); 0 if there is none               S    all    read once S ended
-# note         W's last words                                                       W    S      W was reaped
+# note         W's last words                                                       W, S S      W was reaped
 #
 # first, end   the positions of a batch are [first, end); a halt lowers `end`       W, S all    lock, batch
 # lane         its tasks                                                            W    S      batch
@@ -5025,7 +5028,7 @@ TRACEBACK_BYTES = 16 << 10  # of a traceback, as UTF-8
 BYTES, TEXT, CODED, FAILURE, OUTPUT, STRUCTURE = range(6)
 KIND_BIT = 26  # a payload's kind stands here in its fn_id; Python is slower with ints of more than 30 bits
 FN_ID = (1 << KIND_BIT) - 1  # the bits of a fn_id without kind and OUT_OF_LINE
-IN_FILE = 0x80  # added to a record's kind: the bytes are in a file beside the segment, and the record is a REFERENCE
+IN_FILE = 0x80  # added to a record's kind: a REFERENCE to a file beside the segment, or to the error if there is none
 
 REMEDY = "give Supervisor a codec, such as codec=pickle"
 ATOMS = frozenset({type(None), bool, int, float, complex, bytes, str})
@@ -5243,7 +5246,7 @@ def decode_log(kind: int, codec: Codec | None, log: bytes, begin: int, ends: arr
                 return list(map(bytes.decode, pieces))
             load = load_plain if codec is None else codec.loads
             return [load(piece) for piece in pieces]
-        except Exception as error:  # one cannot be loaded, and is a failure
+        except Exception as error:  # one cannot be loaded, and is a failure; or it has half a surrogate pair
             if is_interruption(error):
                 raise
     return [decode(kind, piece, codec) if piece else None for piece in pieces]
@@ -5337,7 +5340,7 @@ def describe_traceback(error: BaseException) -> str | None:
     return data.decode(errors="ignore")
 
 
-# How a payload of bytes is read for a parameter of these types; `bytes` is not called.
+# How a payload of bytes is read for a parameter of these types; `bytes` is called for text only.
 READERS: dict[Any, Callable[[bytes], Any]] = {
     bytes: bytes,
     str: decode_text,
@@ -5443,7 +5446,7 @@ def briefly(payload: Any, most: int) -> str:
         return f"<{type(payload).__name__}: {describe(error)}>"[:most]
 
 
-REFERENCE = struct.Struct("=QI")  # a record of a value in a file: its length, and an error's number if it has none
+REFERENCE = struct.Struct("=QI")  # a record of a value in a file: its length, and 0 or the number of an error
 REFERRING = 1 + REFERENCE.size  # bytes of such a record
 
 
@@ -5648,7 +5651,7 @@ class QuerySource(IterableSource):
         return self._parse(super().take(room))
 
     def total(self) -> int | None:
-        """Return how many tasks there are, once all rows are read: to count them first would run the query twice."""
+        """Return how many tasks there are, once all rows are read: to count them first would read them twice."""
         return self._parse.tasks if self.exhausted else None
 
 
@@ -5740,7 +5743,7 @@ class Results(Sink):
     """A file to which results are written as they come, each as a line of JSON. A subclass has another form.
 
     It is flushed often, so a killed run keeps what was finished. A last record that is not whole is cut off: its task
-    is done again. Making one reads what is to be resumed, and changes nothing. Results can be put after `begin`.
+    is done again. Making one reads what is to be resumed, and changes nothing. It is written to after `begin`.
 
     out: standard output, for the path -.
     """
@@ -6817,7 +6820,7 @@ def runs_commands(options: argparse.Namespace) -> bool:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise UsageError for what argparse does not check, before anything is opened. Set `print` where it is a default.
+    """Raise UsageError for what argparse does not check, before anything is opened. Set what depends on other options.
 
     The values of commands are printed if nothing else is written to standard output.
     """
@@ -6843,7 +6846,7 @@ def check_options(options: argparse.Namespace) -> None:
     with usage_error():
         check_numbers(given)
     if options.query and options.start_method is None and __name__ == "__main__":  # workers can import it again
-        options.start_method = "forkserver"  # a fork beside an open connection to SQLite may spoil the database
+        options.start_method = "forkserver"  # a fork beside an open connection to SQLite can spoil the database
     for name, value in given.items():
         if value == "" and name != "tasks":
             raise UsageError(f"{flag(name)}: the value is empty")
