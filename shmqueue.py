@@ -337,7 +337,7 @@ class Supervisor:
         )
         self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, retry_on), workers, codec)
-        self._submitted = Job(None, self._ledger.names)
+        self._submitted = Job(NO_SOURCE, self._ledger.names)
         self._display: Any = None
         self._shows = self.choose_display is not None  # False once the display has failed
         self._release: list[Callable[[], object]] = []  # called at any end, the last first
@@ -990,7 +990,7 @@ class Source:
             yield from self.take(BLOCK)
 
 
-NO_SOURCE = Source()  # of what is submitted
+NO_SOURCE = Source()  # of what is submitted: there is nothing to read, and nothing to wait for
 NO_SOURCE.exhausted = True
 
 CLOCK_SHARE = 8  # items of an iterable are read for each reading of the clock, which takes as long as a short one
@@ -2617,8 +2617,8 @@ class Job:
     cancelled: nobody reads the results, and nothing more of this job begins.
     """
 
-    def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
-        self.source = NO_SOURCE if source is None else source
+    def __init__(self, source: Source, names: Mapping[int, str], fn_id: int = 0) -> None:
+        self.source = source
         self.fn_id = fn_id
         self.outstanding = 0
         self.cancelled = False
@@ -2661,7 +2661,7 @@ class Job:
 class OrderedJob(Job):
     """One call of map. `results` holds iterators of values, and TaskErrors, in the order of the input."""
 
-    def __init__(self, source: Source | None, names: Mapping[int, str], fn_id: int = 0) -> None:
+    def __init__(self, source: Source, names: Mapping[int, str], fn_id: int = 0) -> None:
         super().__init__(source, names, fn_id)
         self._early: dict[int, tuple[int, Any]] = {}  # by first tsk_id: (count, results) that wait for earlier tasks
         self._due: collections.deque[list[int]] = collections.deque()  # tsk_ids [next, stop) that were not delivered

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from shmqueue import Job, Ledger, Retries, SpoiledSegmentError, Supervisor
+from shmqueue import NO_SOURCE, Job, Ledger, Retries, SpoiledSegmentError, Supervisor
 from tests import jobs
 from tests.helpers import segments_of, wait_until
 
@@ -320,7 +320,7 @@ def test_a_function_knows_its_worker():
 
 def test_a_task_has_one_outcome():
     ledger = Ledger({1: jobs.echo}, Retries(0), 1, None)
-    job = Job(None, ledger.names)
+    job = Job(NO_SOURCE, ledger.names)
     ledger.admit(job, [("echo", b"a"), ("echo", b"b")])
     ledger.placed(ledger.fresh.popleft(), [(7, 2)])
     ledger.complete(0, 7, 1, None, 0.0, 0.0)

@@ -13,7 +13,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shmqueue import Block, Failure, Job, Ledger, OrderedJob, Retries, SpoiledSegmentError, TaskError, take_tasks
+from shmqueue import (
+    NO_SOURCE,
+    Block,
+    Failure,
+    Job,
+    Ledger,
+    OrderedJob,
+    Retries,
+    SpoiledSegmentError,
+    TaskError,
+    take_tasks,
+)
 from tests import jobs
 
 WAITS, PAUSES = "waits", "pauses"
@@ -36,7 +47,7 @@ class LedgerModel(RuleBasedStateMachine):
         self.delay = delay
         self.ledger = Ledger({1: jobs.echo, 2: jobs.quiet}, Retries(most, delay, ["failed", "crashed"]), 2, None)
         names = self.ledger.names
-        self.jobs = [Job(None, names), OrderedJob(None, names, fn_id=1), Job(None, names, fn_id=2)]
+        self.jobs = [Job(NO_SOURCE, names), OrderedJob(NO_SOURCE, names, fn_id=1), Job(NO_SOURCE, names, fn_id=2)]
         self.payloads = {}
         self.owner = {}  # by tsk_id, also of those that have ended
         self.where = {}
