@@ -1560,9 +1560,9 @@ class Run:
     def abort(self) -> None:
         """Kill the workers, and cancel what is unfinished."""
         with self.use:
-            self.request(lambda: self._end(Doom(None, "cancelled", "stopped while it ran"), True, CANCELLED))
+            self.request(lambda: self._end(Doom(None, "cancelled", "stopped while it ran"), CANCELLED, sound=True))
 
-    def _end(self, why: Doom, sound: bool, error: str) -> None:
+    def _end(self, why: Doom, error: str, *, sound: bool) -> None:
         """Kill the workers. Tasks in hand get the outcome `why`, and the others end with this error.
 
         sound: what is in the segment, and what was noted of it, is right. Otherwise nobody knows what was in hand.
@@ -1578,7 +1578,7 @@ class Run:
             self.failure = RuntimeError(f"this run has ended early: {describe(error)}")
             self.failure.__cause__ = error
         text = describe(error)
-        self._end(Doom(None, "crashed", text), type(error) is WorkersFailedError, text)
+        self._end(Doom(None, "crashed", text), text, sound=type(error) is WorkersFailedError)
 
 
 class Outcomes:
@@ -4540,6 +4540,7 @@ def end_strays(name: str) -> bool:
 
 
 def end_strays_and_sweep(name: str) -> None:
+    """Do this at the end of a run, whose own segment is removed by the caller."""
     if end_strays(name):
         sweep()
 
