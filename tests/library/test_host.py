@@ -356,9 +356,10 @@ def test_two_hundred_pools_beside_an_open_supervisor(tmp_path):
     assert run_script(tmp_path, POOLS, flags=flags, limit=280) == ["ok"] * 3
 
 
-def test_files_are_looked_through_once_beside_many_supervisors(monkeypatch):
+def test_files_are_looked_through_once_beside_many_supervisors(tmp_path, monkeypatch):
     """A program may have thousands of files open, and many Supervisors in its threads."""
     looks = []
+    monkeypatch.setattr(shmqueue, "shared_directory", lambda: str(tmp_path))  # nothing of a dead one is there to sweep
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(Supervisor([jobs.echo], workers=1, num_slots=16, start_method="fork"))
