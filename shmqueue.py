@@ -180,7 +180,7 @@ def late(name: str) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 # What the status of a task may be, and how the summary calls it.
-OUTCOMES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
+STATUSES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
 RETRY_ON = ("failed", "timeout", "crashed")  # the statuses that are tried again, unless the user names others
 
 
@@ -1581,6 +1581,11 @@ class Run:
         self._end(Doom(None, "crashed", text), text, sound=type(error) is WorkersFailedError)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The lanes: a worker as the supervisor sees it, and what is read of its batches.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 class Outcomes:
     """What was read of a batch.
 
@@ -2004,6 +2009,10 @@ class Lane:
             self._ledger.give_back(*span)
         return bool(spans)
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Packing: payloads go into their slots, or into the heap or a file.
+# ---------------------------------------------------------------------------------------------------------------------
 
 BLOCK_BYTES = 512 << 10  # payloads that do not fit their slots are kept in blocks of this size, and read at once
 # While the heap holds more than this, payloads are put there only if the ring is empty. So the part of the heap that is
@@ -2713,7 +2722,7 @@ class Tally:
 
     def __init__(self, workers: int) -> None:
         self._began = system.monotonic()
-        self.counts = dict.fromkeys(OUTCOMES, 0)
+        self.counts = dict.fromkeys(STATUSES, 0)
         self.retried = 0
         self.completed = [0] * workers
         self.failed = [0] * workers
@@ -3212,6 +3221,11 @@ class InlinePool(WorkerPool):
             os.environ.pop(WORKER_VARIABLE, None)  # the function may have removed it
             if outside is not None:
                 os.environ[WORKER_VARIABLE] = outside
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes: one worker's, and what the system tells of any.
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Process:
@@ -3941,7 +3955,7 @@ def end_run(queue: SharedTaskQueue) -> None:
             with contextlib.suppress(ProcessLookupError):
                 system.killpg(command, signal.SIGKILL)
     end_strays_and_sweep(queue.name)
-    for path in _own_segments()[0]:  # of runs in this worker
+    for path in own_segments(here=True):  # of runs in this worker
         remove_segment(path)
     remove_segment(queue.segment.path)
 
@@ -4067,11 +4081,11 @@ class SharedTaskQueue:
     Each process has its own object: the supervisor by `create`, a worker by `attach`. A method's docstring says who
     calls it. A strategy is a subclass with another lock, another topology, or both (see variants/strategy.py). It
     overrides some of these hooks: strategy, extra_bytes, primitives, ask_why, room, push, drain, claim, harvest,
-    recover, tell_to_leave, is_claiming, backlog, wakeable.
+    recover, tell_to_leave, is_claiming, backlog, wakeable, _fill_half.
 
-    Hooks use `words`, their own state from byte `state_offset` on, `_write`, `ring_spans`, `_fill_half`, `share`,
-    `_enter` and `_leave`. If the last holder of the lock died inside, `_enter` calls `_repair_locked`. Hooks keep these
-    promises:
+    Hooks use `words`, `status`, their own state from byte `state_offset` on, `_write`, `ring_spans`, `halves`,
+    `has_free_half`, `sleepers`, `share`, `_sleeps`, and the lock by `_enter` and `_leave`. If its last holder died
+    inside, `_enter` calls `_repair_locked`. Hooks keep these promises:
 
     - A position names one push of one task. The positions of a claim follow each other; those of a worker grow.
     - Each claim belongs to exactly one worker or to none, whichever process is killed, at any point. After a death
@@ -4553,7 +4567,7 @@ def sweep() -> list[str]:
     and close one more time would drop its locks. It has made the others before os.exec().
     """
     removed = []
-    for path in _own_segments()[1]:
+    for path in own_segments(here=False):
         with contextlib.suppress(OSError), open(path, "r+b") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
             if not _owner_lives(owner_of(path), file):
@@ -4571,13 +4585,12 @@ def owner_of(path: str) -> int:
     return int(pid) if f"{kind}-" == PREFIX and pid.isdecimal() and label.isalnum() else 0
 
 
-def _own_segments() -> tuple[list[str], list[str]]:
-    """Return the paths of this user's segments: those that this process has made and has open, and the others.
+def own_segments(here: bool) -> list[str]:
+    """Return the paths of this user's segments: those that this process has made and has open, or the others.
 
     Another copy of this module may have made them. If it is not known what is open, all that were made here are.
     """
-    here: list[str] = []
-    others: list[str] = []
+    found = []
     files_of = functools.cache(open_files)  # there may be many files, and many segments
     folder = os.path.realpath(shared_directory())
     for path in (os.path.join(folder, name) for name in sorted(listed(folder))):
@@ -4585,8 +4598,9 @@ def _own_segments() -> tuple[list[str], list[str]]:
             owner = owner_of(path)
             if owner and os.lstat(path).st_uid == os.geteuid():
                 is_here = owner == os.getpid() and (path in files_of("self") or not files_of("self"))
-                (here if is_here else others).append(path)
-    return here, others
+                if is_here == here:
+                    found.append(path)
+    return found
 
 
 def listed(folder: str) -> list[str]:
@@ -5768,7 +5782,7 @@ class Results(Sink):
         """Count a record that was read, if it is ok. Raise ValueError if it is no record."""
         try:
             status, function, payload = (record[name] for name in RECORDED)
-            if status not in OUTCOMES or not {type(function), type(payload)} <= {str, bytes}:
+            if status not in STATUSES or not {type(function), type(payload)} <= {str, bytes}:
                 raise ValueError(record)
         except Exception:
             raise ValueError(f"{place} is not a record of results; mend it, or give another file") from None
@@ -6150,7 +6164,7 @@ def _render_head(shot: Snapshot, width: int) -> list[str]:
     second = _render_progress(shot, width)
     speed = f"{shot['rate']:,.0f} tasks/s  {sparkline(shot['rates'])}"
     used = f"ring {bar(shot['ring'] / shot['num_slots'], 10)} {shot['ring']:,} / {shot['num_slots']:,}"
-    bad = [name for name in OUTCOMES if name != "ok" and shot[name]] or ["failed"]
+    bad = [name for name in STATUSES if name != "ok" and shot[name]] or ["failed"]
     outcomes = "  ".join(f"{name} {shot[name]:,}" for name in ("ok", *bad, *["retried"] * bool(shot["retried"])))
     third = "   ".join((speed, used, outcomes))
     if len(third) <= width:
@@ -6174,7 +6188,7 @@ def _render_progress(shot: Snapshot, width: int) -> str:
 
 
 def finished(stats: Mapping[str, Any]) -> int:
-    return sum(stats[name] for name in OUTCOMES)
+    return sum(stats[name] for name in STATUSES)
 
 
 def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str]:
@@ -6429,7 +6443,7 @@ def watch_path(name: str) -> str:
 def runs() -> list[str]:
     """Return the names of this user's segments whose supervisors are alive."""
     names = []
-    for path in _own_segments()[1]:
+    for path in own_segments(here=False):
         with contextlib.suppress(OSError), open(path, "rb") as file:
             if _owner_lives(owner_of(path), file):
                 names.append(os.path.basename(path))
@@ -6550,12 +6564,12 @@ def shell(payload: bytes, timeout: float = math.inf, grace: float = 0.0) -> byte
     with subprocess.Popen(command, 0, **streams, start_new_session=note_command is not int) as process:
         note_command(process.pid << 32 | process.pid)
         try:
-            output, errors, late = attend(process, timeout, grace)
+            output, errors, overdue = attend(process, timeout, grace)
         finally:
             note_command(0)
     if errors and sys.stderr is not sys.__stderr__:  # else this is no worker
         sys.stderr.write(decode_text(errors))
-    if late:
+    if overdue:
         text = f"ran longer than {timeout:g} s"
     elif process.returncode:
         text = describe_exit(process.returncode)
@@ -6563,7 +6577,7 @@ def shell(payload: bytes, timeout: float = math.inf, grace: float = 0.0) -> byte
         return Output(output, errors) if errors else output
     complaint = errors[-1000:].decode("utf-8", "backslashreplace").strip()
     text = f"{text}: {complaint}".removesuffix(": ")
-    return Failure(text, None, Output(output, errors), "timeout" if late else "failed")
+    return Failure(text, None, Output(output, errors), "timeout" if overdue else "failed")
 
 
 def attend(process: Any, timeout: float, grace: float) -> tuple[bytes, bytes, bool]:
@@ -7158,7 +7172,7 @@ def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | No
     total = finished(summary)
     tasks = "no tasks"
     if total:
-        outcomes = ", ".join(f"{summary[name]:,} {word}" for name, word in OUTCOMES.items())
+        outcomes = ", ".join(f"{summary[name]:,} {word}" for name, word in STATUSES.items())
         tasks = f"{counted(total, 'task')}: {outcomes}"
     rate = (total - summary["cancelled"]) / seconds
     return [*lines, f"{tasks}; {seconds:.2f} s, {rate:,.0f} tasks/s, {counted(len(summary['workers']), 'worker')}"]

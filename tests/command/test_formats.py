@@ -33,7 +33,7 @@ TEXTS = st.text(st.characters()) | PAYLOADS.map(os.fsdecode)  # the first with s
 VALUES = st.one_of(
     PAYLOADS, TEXTS.filter(is_written), NUMBERS, PLAIN.filter(is_written), st.lists(st.one_of(NUMBERS, TEXTS, PAYLOADS))
 )
-STATUSES = st.sampled_from([*shmqueue.OUTCOMES, "ok", "ok"])
+STATUSES = st.sampled_from([*shmqueue.STATUSES, "ok", "ok"])
 ROWS = st.lists(st.tuples(st.sampled_from(["f", "echo"]), PAYLOADS, STATUSES, VALUES), max_size=5)
 
 
