@@ -3848,6 +3848,8 @@ class Worker:
         except Exception as unsent:  # such as what is not plain data
             kind, data = encode(Failure.of(unsent), None)
         half = self._half
+        if kind == CODED and self.options.codec is not None:  # others of this type need not come here
+            self._quick_dumps[CODED][type(value)] = self.options.codec.dump_quickly
         if at == 1 and kind <= CODED:
             self._kind = half.log[0] = kind
         half.make_room(at + 1 + len(data) + REFERRING * self._count)
@@ -5065,9 +5067,16 @@ class Codec:
     def dumps(self, value: Any) -> bytes:
         """Return a value as bytes. Raises TypeError or ValueError if `dumps` has made nothing that can be bytes."""
         coded = self._dumps(value)
-        if isinstance(coded, str):
-            return coded.encode()
-        return coded if type(coded) is bytes else bytes(memoryview(coded))
+        if type(coded) is bytes:
+            return coded
+        return coded.encode() if isinstance(coded, str) else bytes(memoryview(coded))
+
+    def dump_quickly(self, value: Any) -> bytes:
+        """Return the same; nothing if it fails."""
+        try:
+            return self.dumps(value)
+        except Exception:  # raised again where it can be told
+            return b""
 
 
 def encode_text(text: str) -> bytes:
@@ -5400,7 +5409,8 @@ def adapt(function: Function, codec: Codec | None) -> list[Callable[[bytes], Any
     """
     calls: list[Any] = [function, Call(function, load_text), Call(function, load_plain)]
     if codec is not None:
-        calls[CODED] = lambda data: function(codec.loads(data))
+        loads = codec.loads
+        calls[CODED] = lambda data: function(loads(data))
     named, _ = annotated(function)
     if named:
         read = READERS.get(named[0]) or named[0].from_buffer_copy

@@ -507,6 +507,15 @@ def test_a_codec_that_fails_fails_the_task():
     assert "EOFError" in results[4].error  # where it was read
 
 
+@pytest.mark.parametrize("batch", [None, 1])
+def test_a_codec_that_fails_behind_values_of_the_same_type_fails_one_task(batch):
+    with shmqueue.Supervisor([jobs.echo_int], workers=1, codec=Faulty, batch=batch) as supervisor:
+        results = sorted(supervisor.run([b"%d" % number for number in (4, 5, 1, 6, 2, 7)] * 20))
+    assert [result.status for result in results] == ["ok", "ok", "failed", "ok", "failed", "ok"] * 20
+    assert {result.error for result in results[2::6]} == {"KeyError: 'cannot dump'"}
+    assert [result.value for result in results if result.status == "ok"] == [4, 5, 6, 7] * 20
+
+
 class Streaming:
     """It takes the first of a stream. The number 2 makes an empty one, and 1 is read as one. All else is 3."""
 
