@@ -1363,16 +1363,9 @@ class Run:
 
     def _take(self, job: Job) -> bool:
         """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
-        source, ledger = job.source, self._ledger
-        if source.exhausted or ledger.again or ledger.fresh:
-            return False
-        if ledger.stopping:
-            room = BLOCK
-        elif self.paused or job.must_wait(READ_AHEAD * self._queue.num_slots):
-            room = 0
-        else:
-            room = self._queue.room()
-        if ledger.stopping and not source.finite:
+        source = job.source
+        room = self._source_room(job)
+        if self._ledger.stopping and not source.finite:
             source.exhausted = True
         elif room > 0:
             items = source.take(room)
@@ -1380,6 +1373,17 @@ class Run:
                 self._do(lambda: self._ledger.admit(job, items))
             return source.exhausted or source.fileno() == -1  # if exhausted, its job may be finished
         return False
+
+    def _source_room(self, job: Job) -> int:
+        """Return how many items may be read from the source now."""
+        ledger = self._ledger
+        if job.source.exhausted or ledger.again or ledger.fresh:
+            return 0
+        if ledger.stopping:
+            return BLOCK
+        if self.paused or job.must_wait(READ_AHEAD * self._queue.num_slots):
+            return 0
+        return int(self._queue.room())
 
     def push(self) -> bool:
         """Push tasks if there is room for them, and wake workers for them. Return True if any were pushed."""
@@ -1402,13 +1406,10 @@ class Run:
         """Sleep until a worker rings or dies, something is requested, input comes, or the next check is due."""
         if self._waiting:
             raise RuntimeError(IN_THE_MIDDLE)
-        pool, source = self._pool, job.source
-        stream = -1
-        if not (source.exhausted or self.paused) and self._queue.room() > 0:
-            stream = source.fileno()
+        stream = job.source.fileno() if self._source_room(job) > 0 else -1
         try:
             self._waiting = True
-            pool.wait(min(pool.next_check, self._ledger.next_due(), until), stream)
+            self._pool.wait(min(self._pool.next_check, self._ledger.next_due(), until), stream)
         finally:
             self._waiting = False
 

@@ -109,3 +109,31 @@ def test_a_full_ring_is_waited_for_while_results_are_unread(tmp_path):
         wall, spent = time.monotonic() - wall, time.process_time() - spent
         assert spent < wall / 4
         assert [result.status for result in supervisor.results()] == ["ok"] * 9
+
+
+def test_a_stream_that_has_more_is_left_alone_while_results_in_order_wait(tmp_path):
+    gate = tmp_path / "gate"
+    more, writer = os.pipe()
+    os.write(writer, b"always readable")
+    taken = []
+
+    class Stream(shmqueue.Source):
+        pairs = False
+
+        def fileno(self):
+            return more
+
+        def take(self, room):
+            self.exhausted = gate.exists()
+            taken.append(str(tmp_path if taken else gate))
+            return taken[-1:]
+
+    with start([jobs.wait_for_file], workers=2, num_slots=2) as supervisor:
+        counting_checks(supervisor, 40, gate.touch)
+        wall, spent = time.monotonic(), time.process_time()
+        values = list(supervisor.map(jobs.wait_for_file, Stream()))
+        wall, spent = time.monotonic() - wall, time.process_time() - spent
+        assert spent < wall / 4
+        assert values == ["there"] * len(taken)
+    os.close(more)
+    os.close(writer)
