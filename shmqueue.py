@@ -5621,6 +5621,7 @@ class LineSource(Source):
             block = self._file.read(1 << 18) or b""
         except OSError as error:
             self.problem = f"reading the tasks stopped: {error.strerror}"
+            self._line.clear()  # only a part of it may be there
         self._bytes += len(block)
         self._line += block
         if not block:

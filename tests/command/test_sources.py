@@ -170,6 +170,22 @@ def test_a_last_line_from_the_keyboard_without_a_newline(cli, terminal):
     assert (run.code, run.values) == (0, ["half"])
 
 
+def test_a_line_of_which_only_a_part_can_be_read_is_no_task(tmp_path):
+    """It might be a command that does something else."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    end = os.open(path, os.O_RDWR)
+    source = open_source(path)
+    os.write(end, b"rm -r a\nrm -r b")
+    assert source.take(10) == [b"rm -r a"]
+    os.close(end)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    os.dup2(folder, source.fileno())  # it cannot be read
+    os.close(folder)
+    assert read_all(source) == []
+    assert source.problem == "reading the tasks stopped: Is a directory"
+
+
 def test_a_keyboard_that_goes_away(cli, terminal):
     process = cli.start("-", *STREAMED, stdin=terminal.theirs)
     terminal.type(b"echo a\n")
