@@ -6616,7 +6616,7 @@ def attend(process: Any, timeout: float, grace: float) -> tuple[bytes, bytes, bo
         runs = process.poll() is None
         spent += min(time.monotonic() - seen, 0.5)  # time that this process stands still hardly counts
         seen = time.monotonic()
-        if spent >= timeout:
+        if spent >= timeout and (runs or sent):
             due = signal.SIGTERM if spent < timeout + grace else signal.SIGKILL
             with contextlib.suppress(OSError):  # nobody is left who would need the grace
                 os.killpg(process.pid, due if due != sent else 0)

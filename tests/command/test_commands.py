@@ -100,6 +100,11 @@ def test_one_that_is_left_behind_does_not_make_its_command_late(cli, results):
     assert wait_until(lambda: not any(map(is_running, pids_in(cli.folder / "pids"))))
 
 
+def test_one_that_ends_in_time_is_not_late_by_what_still_writes(monkeypatch):
+    monkeypatch.setattr(shmqueue, "LINGER_SECONDS", 20.0)
+    assert shmqueue.shell(b"sleep 1.5 & echo in time", timeout=1.0) == b"in time\n"
+
+
 def test_it_is_tried_again(results):
     line = "echo x >> tries; echo $PPID $(wc -l < tries); test $(wc -l < tries) -ge 3 || sleep 300\n"
     (good,) = results(line, "--shell", "--timeout", "2", "--retries", "5")
