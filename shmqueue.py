@@ -7047,7 +7047,7 @@ class CommandLine:
         try:
             with self.supervisor:
                 self._put_through()
-        except (WorkersFailedError, SpoiledSegmentError) as error:
+        except RuntimeError as error:
             self.problem = in_options(str(error))
         except interruptions():
             self.stopped_by = self.stopped_by or signal.SIGINT

@@ -1290,6 +1290,19 @@ def test_main_runs_beside_the_main_thread_too(cli):
     assert len((cli.folder / "out.jsonl").read_text().splitlines()) == 10
 
 
+def test_a_run_that_an_error_ends_has_its_summary(cli, capfd, monkeypatch):
+    """As if this library had a mistake in it."""
+
+    def mistaken(ledger, *arguments):
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(shmqueue.Ledger, "complete", mistaken)
+    assert shmqueue.main(None, [cli.file("tasks", "noop\n" * 10), "-w", "1", "--screen", "off"]) == 1
+    out, err = capfd.readouterr()
+    assert "shmqueue: this run has ended early: ZeroDivisionError: a mistake\n" in out
+    assert (summary(out)["crashed"], err) == (10, "")
+
+
 @pytest.mark.promise("G9")
 def test_what_holds_up_a_run_is_said_once_where_no_screen_says_it(cli):
     code = "import sys, shmqueue\nshmqueue.Progress.SHARE_SECONDS = 0.05\nsys.exit(shmqueue.main())\n"
