@@ -6693,8 +6693,8 @@ class Command:
 
 def import_all() -> None:
     """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
-    names = "csv hashlib inspect json multiprocessing.util pathlib re shlex subprocess tempfile termios"
-    for name in [*names.split(), "traceback", "tty", "typing"]:
+    names = "csv difflib hashlib inspect json multiprocessing.util pathlib re shlex subprocess tempfile"
+    for name in [*names.split(), "termios", "traceback", "tty", "typing"]:
         importlib.import_module(name)
     late("psutil")
 

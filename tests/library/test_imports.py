@@ -13,8 +13,8 @@ LATE = {
     "argparse", "csv", "dataclasses", "difflib", "hashlib", "inspect", "json", "multiprocessing", "psutil", "secrets",
     "shutil", "sqlite3", "subprocess", "tempfile", "termios", "traceback", "tty", "urllib",
 }  # fmt: skip
-# argparse is loaded before the user's functions are, the others if a name is unknown, or for a database.
-UNGUARDED = {"argparse", "difflib", "sqlite3", "urllib.parse"}
+# argparse is loaded before the user's functions are, sqlite3 for a database.
+UNGUARDED = {"argparse", "sqlite3"}
 
 
 def modules_after(code):
