@@ -5539,13 +5539,12 @@ class LineParser:
             return line if line and not (self._comments and line.startswith(b"#")) else None
         if isinstance(line, bytes):
             word, _, payload = line.partition(b" ")
-            if word in self._known:
-                return self._known[word], payload
-            line = line.lstrip()
-            if not line or line.startswith(b"#"):
-                return None
-            word = line.split(None, 1)[0]
-            payload = line[len(word) + 1 :]
+            if word not in self._known:
+                line = line.lstrip()
+                if not line or line.startswith(b"#"):
+                    return None
+                word = line.split(None, 1)[0]
+                payload = line[len(word) + 1 :]
         else:
             word, payload = line
         if word in self._known:
