@@ -6639,8 +6639,9 @@ def describe_exit(code: int) -> str:
 
 
 def without_extension(path: bytes) -> bytes:
-    stem, dot, extension = path.rpartition(b".")
-    return stem if dot and b"/" not in extension else path
+    import re
+
+    return re.sub(rb"\.[^./]*\Z", b"", path)
 
 
 class Command:
