@@ -5147,7 +5147,7 @@ def dump_nested(values: Sequence[Any]) -> list[bytes]:
 
 
 def dump_container(value: Any) -> bytes:
-    """Return a container of plain data as bytes; none if it is not plain, or changes meanwhile."""
+    """Return a container of plain data as bytes; no bytes if it is not plain, or changes meanwhile."""
     try:
         if type(value) is dict:
             for key in value:
@@ -5316,7 +5316,7 @@ def interruptions() -> tuple[type[BaseException], ...]:
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Return True for one of these, and for what a signal handler of the program has raised."""
+    """Return True for an interruption, and for what a signal handler of the program has raised."""
     if isinstance(error, interruptions()):
         return True
     handlers = {getattr(signal.getsignal(number), "__code__", None) for number in handled_signals()}
@@ -5701,7 +5701,7 @@ def as_json(value: Any) -> Any:
         json.dumps([[value]], allow_nan=False)  # deeper than it is in a record
         return value
     except (TypeError, ValueError, RecursionError):
-        with contextlib.suppress(Exception):  # whatever an object's own does
+        with contextlib.suppress(Exception):  # nested too deeply
             return repr(value)
         return object.__repr__(value)
 
@@ -5730,7 +5730,7 @@ RECORDED = ("status", "function", "payload")  # the fields by which a task is kn
 
 
 class Sink:
-    """Where results go: a file, or standard output. After a failure nothing more is written, and the run goes on."""
+    """Where results go: a file, or standard output. After a failure nothing more is written."""
 
     write: Callable[[TaskResult], None]  # take a result
     name: str  # what it is
@@ -5769,7 +5769,7 @@ class Results(Sink):
     """A file to which results are written as they come, each as a line of JSON. A subclass has another form.
 
     It is flushed often, so a killed run keeps what was finished. A last record that is not whole is cut off: its task
-    is done again. Making one reads what is to be resumed, and changes nothing. It is written to after `begin`.
+    is done again. Making one reads what is to be resumed, and changes nothing. `begin` opens the file.
 
     out: standard output, for the path -.
     """
@@ -5913,7 +5913,7 @@ class Sqlite(Results):
 
 
 class FailedLines(Sink):
-    """Tasks that were not ok, as lines that take the place of a file at the end. Until then it may be the input."""
+    """Tasks that were not ok, as lines that replace a file at the end. Until then the file may be the input."""
 
     loss = "; the file stays as it was"
 
@@ -5977,7 +5977,7 @@ def task_digest(function: str, payload: bytes) -> bytes:
 # Printing: values on standard output, in one piece each.
 # ---------------------------------------------------------------------------------------------------------------------
 
-PRINT_BYTES = 1 << 16  # are printed at once; less waits for the next check of the workers
+PRINT_BYTES = 1 << 16  # more is printed at once; less waits for the next check of the workers
 
 
 class Outlet:
@@ -6014,7 +6014,7 @@ class Outlet:
 
 
 def in_order(deliver: Callable[[TaskResult], None], source: Source) -> Callable[[TaskResult], None]:
-    """Return what passes results on in the order of the input. `source` is not read far ahead of what is held back."""
+    """Return a function that delivers in the order of the input. `source` is not read far ahead of what waits."""
     early: dict[int, TaskResult] = {}  # by tsk_id
     due = 1
 
@@ -6030,7 +6030,7 @@ def in_order(deliver: Callable[[TaskResult], None], source: Source) -> Callable[
 
 
 class Printer(Sink):
-    """Writes values to standard output, and what commands wrote to their standard error to that, each in one piece.
+    """Writes values to standard output, and to standard error what commands wrote to theirs, each in one piece.
 
     exact: values are printed as commands wrote them, also of tasks that failed. Otherwise each gets a line end, and
         None and failures are not printed.
@@ -6086,7 +6086,7 @@ def tagged(text: bytes, tag: bytes) -> bytes:
 if TYPE_CHECKING:
     Snapshot = dict[str, Any]
 
-# The columns of the table: side, width, text of a row. In a narrow window columns go, from the end of IMPORTANCE on.
+# The columns of the table: side, width, text of a row. They get room in the order of IMPORTANCE.
 COLUMNS = {
     "worker": (">", 6, "{number}"),
     "pid": (">", 7, "{pid}"),
@@ -6305,7 +6305,7 @@ class Progress:
             self.share(snapshot())
 
     def share(self, shot: Snapshot) -> None:
-        """Leave a snapshot for --watch beside the segment, in the same file: watchers have it open."""
+        """Leave a snapshot for --watch beside the segment, always in one file: watchers have it open."""
         import json
 
         with contextlib.suppress(OSError):  # there is no room
@@ -6331,8 +6331,8 @@ class PlainLines(Progress):
     """Says where the run is by a line every few seconds, and once what has held it up for a while."""
 
     SECONDS = 5.0
-    LOOKS = 10  # a SHARE_SECONDS apart
-    _held_up = 0  # so many of them in a row
+    LOOKS = 10  # that find the run held up, SHARE_SECONDS apart, before that is said
+    _held_up = 0  # such looks in a row
 
     def share(self, shot: Snapshot) -> None:
         super().share(shot)
@@ -6365,7 +6365,7 @@ class Screen(Progress):
         lines = render(shot, width, height)
         if has_colours():
             lines = list(map(paint, lines))
-        # Each line is cleared first: what characters take is up to the terminal.
+        # Each line is cleared first: how wide characters are is up to the terminal.
         text = "\x1b[H" + "\r\n".join(f"\x1b[K{line}" for line in lines) + "\r\n\x1b[J" * (len(lines) < height)
         if not self._entered:
             self._entered = True
