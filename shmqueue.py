@@ -5870,8 +5870,10 @@ class Csv(Results):
         import csv
 
         text = io.StringIO(newline="")
-        row = [x.replace("\0", NUL) if isinstance(x, str) else x for x in as_row(result, as_text).values()]
-        csv.writer(text).writerow(row)
+        row = as_row(result, as_text).values()
+        # Each field becomes bytes by itself: half a surrogate pair in one would spoil escaped bytes in the others.
+        fields = [decode_text(encode_text(x)).replace("\0", NUL) if isinstance(x, str) else x for x in row]
+        csv.writer(text).writerow(fields)
         self._file.write(encode_text(text.getvalue().replace(NUL, "\0")))
 
 

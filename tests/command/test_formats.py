@@ -106,6 +106,19 @@ def compare(row, result, name):
     assert row == wanted
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("code", [0xD800, 0xD83D, 0xDC00])
+def test_half_a_surrogate_pair_in_a_value_is_kept_and_spoils_no_other_field(tmp_path, name, code):
+    half = chr(code)
+    path = tmp_path / name
+    results = make_results([("f", b"\xff", "ok", half)])
+    fill(path, results, resume=False)
+    assert fill(path, [], resume=True) == ok_tasks(results)
+    (row,) = rows_of(path)
+    as_bytes = os.fsdecode(half.encode("utf-8", "surrogatepass"))
+    assert (row["payload"], row["value"]) == ("\udcff", half if name.endswith("jsonl") else as_bytes)
+
+
 @pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"": inner}])
 @pytest.mark.parametrize("name", FORMATS)
 def test_values_of_any_depth_can_be_written_and_resumed(tmp_path, name, wrap):
