@@ -5422,18 +5422,19 @@ def adapt(function: Function, codec: Codec | None) -> list[Callable[[bytes], Any
     return calls
 
 
-_lenient: dict[str, Any] = {}  # for inspect.signature
+# How to look at annotations: first with those that are text evaluated, and if one cannot be, then as they are.
+_looks: list[dict[str, Any]] = [{"eval_str": True}, {}]
 if sys.version_info >= (3, 14):  # otherwise one name that cannot be evaluated is a NameError there
-    _lenient["annotation_format"] = importlib.import_module("annotationlib").Format.FORWARDREF
+    _looks[1]["annotation_format"] = importlib.import_module("annotationlib").Format.FORWARDREF
 
 
 def annotated(function: Function) -> tuple[list[Any], list[Any]]:
     """Return the types that matter here in the annotations of a function's first parameter and of its return value."""
     import inspect
 
-    for evaluate in (True, False):  # with True, one that cannot be evaluated is an error
+    for look in _looks:
         with contextlib.suppress(Exception):
-            signature = inspect.signature(function, eval_str=evaluate, **_lenient)
+            signature = inspect.signature(function, **look)
             given = [p.annotation for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
             return _members(*given[:1]), _members(signature.return_annotation)
     return [], []  # such as of what is built in
