@@ -2870,9 +2870,12 @@ class WorkerPool:
             self._launch(lane, wake, ours)
         except (OSError, EOFError) as error:
             close_launch_pipes(error)
+            text = "the fork server could not start a process"
+            if isinstance(error, ConnectionError):
+                raise OSError(error.errno, f"{text}: it has ended, and what it printed says why") from None
             if isinstance(error, OSError):
                 raise
-            raise OSError(errno.EAGAIN, "the fork server could not start a process") from None
+            raise OSError(errno.EAGAIN, text) from None
         finally:
             wake.close()
             if lane.wake is not ours:
