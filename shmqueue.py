@@ -6653,10 +6653,12 @@ def without_extension(path: bytes) -> bytes:
 class Command:
     """The function of --command: fills a template of a shell command with a line, and runs it.
 
-    A replacement string behind `$` belongs to the shell. If there is none, the line is appended.
+    A replacement string behind `$` belongs to the shell. If there is none, the line is appended. Within quotes, what
+    comes from the line would end these, and could be run as a command.
     """
 
     STRING = rb"(?<!\$)\{([-+]?[0-9]*[./#%]*)\}"
+    QUOTED = rb"""(?s)\\.|'[^']*'|"(?:\\.|[^"\\])*["]"""
     OURS = rb"|[1-9][0-9]*|\.|/|//|/\.|#|%"  # others of GNU parallel's are refused
 
     def __init__(self, template: str, delimiter: str | None, run: Callable[[bytes], bytes | Failure] = shell) -> None:
@@ -6673,6 +6675,11 @@ class Command:
             if not re.fullmatch(self.OURS, string):
                 known = "{} {1} {2} … {.} {/} {//} {/.} {#} {%}"
                 raise UsageError(f"--command: {{{decode_text(string)}}} is none of {known}")
+        for quoted in re.findall(self.QUOTED, text):
+            inside = [string for string in re.findall(self.STRING, quoted) if string not in (b"#", b"%")]
+            if inside and not re.match(rb'(?s)".*(\$\(|`)', quoted):  # in a command of its own there are no quotes
+                string = decode_text(inside[0])
+                raise UsageError(f"--command: {{{string}}} is in quotes: write none, since what comes there is quoted")
 
     def fill(self, line: bytes, task: int, worker: str = "{%}") -> bytes:
         """Return the command. What comes from the line is quoted."""

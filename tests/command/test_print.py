@@ -160,6 +160,24 @@ def test_a_replacement_string_that_is_not_known_is_refused_before_anything_runs(
     assert os.listdir(cli.folder) == ["tasks"]
 
 
+@pytest.mark.parametrize(
+    "template", ["echo '{}'", 'cp -- "{1}" out/', "sh -c 'echo {.}'", 'echo "it\'s {//}"', 'x "\\"{}"']
+)
+def test_a_replacement_string_in_quotes_is_refused_before_anything_runs(cli, template):
+    """What the line holds would end the quotes."""
+    tasks = cli.file("tasks", "a; touch started\n$(touch started)\n")
+    run = cli.run(tasks, "--command", f"{template}; touch begun", "-w", "1")
+    assert (run.code, run.out, run.err.count("\n")) == (2, "", 1)
+    assert "is in quotes: " in run.err
+    assert os.listdir(cli.folder) == ["tasks"]
+
+
+def test_quotes_that_a_line_cannot_end_are_not_refused():
+    assert filled('echo "{#}-{%}" {}', b"a b") == b"echo \"7-3\" 'a b'"
+    assert filled('x "$(basename {})" "`basename {}`"', b"a b") == b"x \"$(basename 'a b')\" \"`basename 'a b'`\""
+    assert filled(r"echo \'{}\' 'x' {} \"{}\"", b"a b") == rb"""echo \''a b'\' 'x' 'a b' \"'a b'\""""
+
+
 def test_what_a_line_holds_is_not_filled_again():
     assert filled("{2} {1} {}", b"{1} {#}") == b"'{#}' '{1}' '{1} {#}'"
 
