@@ -1272,6 +1272,15 @@ def test_results_that_existed_are_kept_when_the_usage_is_bad(cli):
         assert pathlib.Path(cli.folder, "out.jsonl").read_text() == "kept\n", arguments
 
 
+def test_the_summary_names_the_place_in_the_users_code(cli):
+    """And not one of the standard library, if there is one of the user's."""
+    cli.file("place.py", "import json\n\n\ndef parse(text: str):\n    return json.loads(text)\n")
+    run = cli.tasks("parse {\n", "--handlers", "place.py", "--screen", "off")
+    assert run.err.splitlines()[0].endswith("(place.py:5 in parse)")
+    deep = cli.run(cli.file("tasks", "1 2\n"), "--call", "json:loads")
+    assert re.search(r"\(decoder\.py:\d+ in \w+\)$", deep.out.splitlines()[0])
+
+
 def test_the_rate_is_of_what_was_done():
     counts = {"ok": 8, "failed": 2, "timeout": 0, "crashed": 0, "cancelled": 90}
     more = {"kinds": {}, "failures": [], "busy": 0.0, "seconds": 2.0, "workers": [{}], "problem": "", "left_out": 0}
