@@ -2327,6 +2327,7 @@ class Ledger:
     def charge(self, worker: int, position: int, failure: Failure, seconds: float, started: float) -> None:
         """Count an attempt for a task that was started and is not ok. Try it again, or make this its outcome."""
         tasks, at, _ = next(self._take(position, 1))
+        self.tally.busy[worker] += seconds
         result = TaskResult(
             tsk_id=tasks.tsk_ids[at],
             function=self.names[tasks.fn_ids[at]],
@@ -2745,7 +2746,6 @@ class Tally:
         self.counts[result.status] += 1
         if result.worker is not None:
             self.failed[result.worker] += 1
-            self.busy[result.worker] += result.seconds
         if result.status == "cancelled":
             return
         where, _, rest = (result.error or "").partition(": ")

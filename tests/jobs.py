@@ -228,6 +228,11 @@ def rest(payload: str) -> None:
     time.sleep(float(payload))
 
 
+def rest_and_fail(payload: str) -> None:
+    rest(payload)
+    raise ValueError(payload)
+
+
 # The worker's own state.
 
 

@@ -1039,6 +1039,13 @@ def test_a_task_that_is_never_ok_is_started_once_and_again_for_each_retry(tmp_pa
     assert sorted(started) == sorted([*map(str, range(40)), *["bad"] * (retries + 1)])
 
 
+def test_a_worker_was_busy_with_every_attempt():
+    with start([jobs.rest_and_fail], workers=1, retries=3) as supervisor:
+        list(supervisor.run([b"0.05"]))
+        summary = supervisor.summary()
+    assert summary["busy"] * summary["seconds"] > 0.19
+
+
 @pytest.mark.parametrize(("retries", "status"), [(0, "failed"), (1, "failed"), (2, "ok"), (5, "ok")])
 def test_retries_end_with_the_first_that_is_ok(tmp_path, retries, status):
     with start([jobs.fail_twice], retries=retries) as supervisor:
