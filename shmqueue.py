@@ -7137,6 +7137,8 @@ class CommandLine:
             return
         if number == signal.SIGINT and not self.stopped_by:
             self.supervisor.cancel()
+            if isinstance(self.progress, PlainLines) and os.isatty(2):
+                complain("what is begun is finished; Ctrl-C again stops it")
         else:
             self.patient = False
             self.supervisor.abort()

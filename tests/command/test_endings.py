@@ -444,6 +444,16 @@ def test_a_run_goes_on_if_the_signal_was_ignored_when_it_started(scene, way, num
     scene.check_nothing_is_left()
 
 
+def test_ctrl_c_says_what_it_waits_for_where_no_screen_does(scene):
+    scene.command("--screen", "off", count=50, function="hang", terminal=True, screen=True)
+    scene.wait_for("pids", 2)
+    scene.terminal.type(b"\x03")
+    assert wait_until(lambda: b"shmqueue: what is begun is finished; Ctrl-C again stops it" in scene.terminal.output)
+    scene.terminal.type(b"\x03")
+    assert scene.ended() == 130
+    scene.check_nothing_is_left()
+
+
 @pytest.mark.parametrize("screen", [False, True])
 def test_command_ctrl_c_twice_ends_what_hangs(scene, screen):
     scene.command(count=50, function="hang", terminal=True, screen=screen)
