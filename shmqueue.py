@@ -285,7 +285,7 @@ class Supervisor:
     initializer: called first in every worker.
     codec: an object with dumps and loads, such as the module pickle. Payloads and values that are not bytes or str go
         through it. None: they must be plain data, and nothing is pickled.
-    screen: draw on the error stream.
+    screen: draw on the error stream, if that is a terminal.
     log: a file for what functions print; without it that is dropped.
     start_method: fork, spawn or forkserver; None: fork if this process has one thread, else forkserver.
     queue: the class that synchronizes the processes; None: SharedTaskQueue. See variants/.
@@ -6421,7 +6421,7 @@ class Screen(Progress):
 def choose_display(screen: bool | Progress) -> Progress:
     if isinstance(screen, Progress):
         return screen
-    return Screen() if screen else Progress()
+    return Screen() if screen and can_draw() else Progress()
 
 
 Supervisor.choose_display = staticmethod(choose_display)

@@ -30,6 +30,7 @@ from tests.helpers import (
     has_heard,
     is_running,
     processes_in,
+    run_script,
     segments_of,
     state_of,
     wait_until,
@@ -1313,6 +1314,11 @@ if __name__ == "__main__":
     with shmqueue.Supervisor([shmqueue.sleep], workers=1, start_method="fork", screen=True) as supervisor:
         list(supervisor.run([b"600"]))
 """
+
+
+def test_a_library_draws_only_on_a_terminal(tmp_path):
+    """Else its program's error stream, which may be a log, would fill with commands for one."""
+    assert run_script(tmp_path, DRAWING.replace('b"600"', 'b"0.3"')) == []
 
 
 @pytest.mark.promise("L17")
