@@ -3889,7 +3889,7 @@ class Worker:
 
 
 def refuse_breakpoint(*_: object, **__: object) -> None:
-    raise RuntimeError("breakpoint(): a worker has no terminal: use workers=0, and the debugger stops in this function")
+    raise RuntimeError("breakpoint(): a worker has no terminal: use workers=0 (-w 0), and the debugger stops here")
 
 
 class ValueFiles:
