@@ -6526,7 +6526,7 @@ def watch_run(name: str) -> None:
         screen.close()
         if shot:
             width, height = screen.size()
-            lines = render({**shot, "state": shot.get("ended", "killed")}, width, height - 1)
+            lines = render({**shot, "state": shot.get("ended", "killed"), "keys": ""}, width, height - 1)
             screen.write("\n".join(lines) + "\n")
 
 

@@ -1031,6 +1031,18 @@ def test_watching_ends_when_the_run_is_stopped(desk, watched, number, ending):
     assert f" shmqueue  tasks  [{ending}] " in terminal.screen.ordinary
 
 
+def test_the_last_frame_of_a_watcher_does_not_name_keys_of_the_run(desk, watched):
+    theirs, ours = desk.terminal(120, 20), desk.terminal(120, 20)
+    process = desk.start(theirs, desk.cli.file("tasks", "sleep 60\n"), "-w", "1", script=watched.script)
+    theirs.shows("q finish what is begun and quit")
+    watcher = watched.watch(ours)
+    ours.shows("(?m)^ Ctrl-C leaves")
+    process.terminate()
+    assert desk.wait(watcher) == 0
+    assert "[stopped by SIGTERM]" in ours.screen.ordinary
+    assert "q finish what is begun and quit" not in ours.screen.ordinary
+
+
 def test_watching_says_that_a_program_left_tasks_undone(desk, watched):
     code = """
 import os, sys
