@@ -6119,8 +6119,8 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def clock(seconds: float) -> str:
-    whole = int(max(0.0, min(seconds, 1e9)))  # the rate that an end is computed from may be next to nothing
+def as_hours(elapsed: float) -> str:
+    whole = int(max(0.0, min(elapsed, 1e9)))  # at a low rate, the end may be later
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
@@ -6177,7 +6177,7 @@ def _render_head(shot: Snapshot, width: int) -> list[str]:
     if shot["state"]:
         title += f"  [{shot['state']}]"
     about = f"{counted(len(shot['workers']), 'worker')} · {shot['strategy']} · {shot['name']}"
-    first = spread(f"shmqueue  {title}", f"{about}      {clock(shot['seconds'])}", width)
+    first = spread(f"shmqueue  {title}", f"{about}      {as_hours(shot['seconds'])}", width)
     second = _render_progress(shot, width)
     speed = f"{shot['rate']:,.0f} tasks/s  {sparkline(shot['rates'])}"
     used = f"ring {bar(shot['ring'] / shot['num_slots'], 10)} {shot['ring']:,} / {shot['num_slots']:,}"
@@ -6196,7 +6196,7 @@ def _render_progress(shot: Snapshot, width: int) -> str:
         return f"{done:,} tasks done"
     left = "–"
     if shot["rate"] > 0:
-        left = clock((total - done) / shot["rate"])
+        left = as_hours((total - done) / shot["rate"])
     parts = [f"  {done / total:6.1%}", f"{done:,} / {total:,}", f"eta {left}"]
     while len("   ".join(parts)) > width - 8 and len(parts) > 1:
         parts.pop()
@@ -6223,7 +6223,7 @@ def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str
         return "–" if side == "<" else ""
 
     def line(texts: Iterable[str]) -> str:
-        return "  ".join(f"{text:{side}{size}.{size}}" for text, (side, size, _) in zip(texts, columns.values()))
+        return "  ".join(f"{text:{side}{most}.{most}}" for text, (side, most, _) in zip(texts, columns.values()))
 
     fit = len(rows)
     if fit > height - 1:
@@ -6367,7 +6367,7 @@ class Screen(Progress):
     def show(self, shot: Snapshot) -> None:
         if not in_foreground(2):
             return
-        width, height = self.size()
+        width, height = self.window()
         lines = render(shot, width, height)
         if has_colours():
             lines = list(map(paint, lines))
@@ -6379,10 +6379,10 @@ class Screen(Progress):
         self.write(text)
 
     @staticmethod
-    def size() -> tuple[int, int]:
+    def window() -> tuple[int, int]:
         with contextlib.suppress(OSError):
-            if all(size := os.get_terminal_size(2)):
-                return size
+            if all(found := os.get_terminal_size(2)):
+                return found
         return 80, 24
 
     def write(self, text: str) -> None:
@@ -6475,7 +6475,7 @@ def describe_run(name: str) -> str:
         shot = json.load(file)
         total = f" of {shot['total']:,}" if shot["total"] else ""
         tasks = f"{shot['title'] or 'a program'} in {shot['folder']}"
-        about = f"{tasks}, {clock(shot['seconds'])}, {finished(shot):,}{total} done"
+        about = f"{tasks}, {as_hours(shot['seconds'])}, {finished(shot):,}{total} done"
     return f"{name} ({about})"
 
 
@@ -6525,7 +6525,7 @@ def watch_run(name: str) -> None:
             time.sleep(Screen.SECONDS)
         screen.close()
         if shot:
-            width, height = screen.size()
+            width, height = screen.window()
             lines = render({**shot, "state": shot.get("ended", "killed"), "keys": ""}, width, height - 1)
             screen.write("\n".join(lines) + "\n")
 
@@ -7186,10 +7186,10 @@ def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | No
             error += f" ({os.path.basename(path)}:{number} in {name})"
         lines.append(f"#{r['tsk_id']:,} {where}{what}: {error}")
     kinds = collections.Counter(summary["kinds"])
-    seconds = summary["seconds"]
+    elapsed = summary["seconds"]
     if sum(kinds.values()) > len(lines):
         lines.append("in all: " + "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5)))
-    if seconds >= 1:
+    if elapsed >= 1:
         lines.append(f"workers: busy {summary['busy']:.0%} of the time")
     if summary["left_out"]:
         lines.append(f"{summary['left_out']:,} tasks left out: the results file holds them as ok")
@@ -7202,8 +7202,8 @@ def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | No
     if total:
         outcomes = ", ".join(f"{summary[name]:,} {word}" for name, word in STATUSES.items())
         tasks = f"{counted(total, 'task')}: {outcomes}"
-    rate = (total - summary["cancelled"]) / seconds
-    return [*lines, f"{tasks}; {seconds:.2f} s, {rate:,.0f} tasks/s, {counted(len(summary['workers']), 'worker')}"]
+    rate = (total - summary["cancelled"]) / elapsed
+    return [*lines, f"{tasks}; {elapsed:.2f} s, {rate:,.0f} tasks/s, {counted(len(summary['workers']), 'worker')}"]
 
 
 def main(
