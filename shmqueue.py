@@ -6157,21 +6157,6 @@ def render(snapshot: Snapshot, width: int, height: int) -> list[str]:
     return [(" " + printable(line))[:width].rstrip() for line in lines[:height]]
 
 
-COLOURS = {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"}
-UNCOLOURED = "\x1b[m"
-COLOURED = (
-    r"(?P<red>^ #.*|\b(?:failed|timeout|crashed) [1-9][\d,]*|(?<=\d  )dead\b)"
-    r"|(?P<yellow>(?<=  )\[.*?\](?=  |$)|\b(?:cancelled|retried) [1-9][\d,]*)"
-    r"|(?P<green>^ [█▏▎▍▌▋▊▉]+|\bok [1-9][\d,]*|(?<=\d  )run\b)"
-)
-
-
-def paint(line: str) -> str:
-    import re
-
-    return re.sub(COLOURED, lambda found: COLOURS[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
-
-
 def _render_head(shot: Snapshot, width: int) -> list[str]:
     title = shot["title"][: max(8, width // 2)]
     if shot["state"]:
@@ -6236,6 +6221,21 @@ def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str
         rate = sum(row["rate"] for row in rest)
         table.append(f"and {len(rest):,} more: {busy} run, {done:,} done, {rate:,.0f} tasks/s")
     return table
+
+
+COLOURS = {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"}
+UNCOLOURED = "\x1b[m"
+COLOURED = (
+    r"(?P<red>^ #.*|\b(?:failed|timeout|crashed) [1-9][\d,]*|(?<=\d  )dead\b)"
+    r"|(?P<yellow>(?<=  )\[.*?\](?=  |$)|\b(?:cancelled|retried) [1-9][\d,]*)"
+    r"|(?P<green>^ [█▏▎▍▌▋▊▉]+|\bok [1-9][\d,]*|(?<=\d  )run\b)"
+)
+
+
+def paint(line: str) -> str:
+    import re
+
+    return re.sub(COLOURED, lambda found: COLOURS[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
 
 
 class Progress:
@@ -6776,6 +6776,17 @@ def size(text: str) -> int:
     return int(number)
 
 
+def seconds(text: str) -> float | dict[str, float]:
+    """Return what --timeout says: seconds, or seconds by the names of functions."""
+    if "=" not in text:
+        return float(text)
+    limits = [part.split("=", 1) for part in text.split(",")]
+    by_name = {name: float(value) for name, value in limits}
+    if len(by_name) < len(limits):
+        raise ValueError("a function is named twice")
+    return by_name
+
+
 # To add an option, write its line here and in docs/command-line.md. If it is an argument of Supervisor, too, it has the
 # name and the default of that one. A number has its limits in LIMITS. Tests compare them.
 def make_parser(functions: Any = None) -> argparse.ArgumentParser:
@@ -6842,17 +6853,6 @@ def make_parser(functions: Any = None) -> argparse.ArgumentParser:
 
 # What an option has no use without.
 NEEDS = {"delimiter": "command", "grace": "timeout", "retry_delay": "retries", "retry_on": "retries", "tag": "print"}
-
-
-def seconds(text: str) -> float | dict[str, float]:
-    """Return what --timeout says: seconds, or seconds by the names of functions."""
-    if "=" not in text:
-        return float(text)
-    limits = [part.split("=", 1) for part in text.split(",")]
-    by_name = {name: float(value) for name, value in limits}
-    if len(by_name) < len(limits):
-        raise ValueError("a function is named twice")
-    return by_name
 
 
 def runs_commands(options: argparse.Namespace) -> bool:
