@@ -5534,7 +5534,7 @@ class LineParser:
         self.tasks += len(tasks)
         return tasks
 
-    def line(self, task: int) -> int:
+    def line_of(self, task: int) -> int:
         """Return the line of a task. Both are counted from 1."""
         return task + bisect.bisect_left(self._skipped, task)
 
@@ -6541,7 +6541,7 @@ PIPE_BYTES = 1 << 20  # what a pipe holds at most
 
 
 class UsageError(Exception):
-    """Bad usage or input: what is printed before exit code 2."""
+    """Bad usage or input: printed before exit code 2."""
 
 
 def echo(payload: bytes) -> bytes:
@@ -7163,7 +7163,7 @@ class CommandLine:
             except OSError as error:
                 complain(f"--summary {path}: {error.strerror}")
                 good = False
-        lines = summary_lines(summary, None if self.options.query else self.parse.line)
+        lines = summary_lines(summary, None if self.options.query else self.parse.line_of)
         stream = sys.stderr if self.fills_stdout else sys.stdout
         said = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
