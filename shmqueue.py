@@ -6608,7 +6608,8 @@ def attend(process: Any, timeout: float, grace: float) -> tuple[bytes, bytes, bo
     for end in left:
         poll.register(end, select.POLLIN)
     sent = 0
-    spent, seen = 0.0, time.monotonic()
+    spent = 0.0
+    seen = time.monotonic()
     until = math.inf
     while seen < until:
         for end, _ in poll.poll(POLL_COMMAND_MS if left else 1):
@@ -6627,10 +6628,8 @@ def attend(process: Any, timeout: float, grace: float) -> tuple[bytes, bytes, bo
                 os.killpg(process.pid, due if due != sent else 0)
                 runs = runs or due == signal.SIGTERM
             sent = due
-        if not (runs or left):
-            break
         if not runs:
-            until = min(until, seen + LINGER_SECONDS)
+            until = min(until, seen + LINGER_SECONDS * bool(left))
     output, errors = map(b"".join, written.values())
     return output, errors, sent > 0
 
