@@ -5084,7 +5084,7 @@ class Codec:
 
 
 def encode_text(text: str) -> bytes:
-    """Return text as UTF-8, and what decode_text() has made of other bytes as these bytes."""
+    """Return text as UTF-8. What decode_text() has made of other bytes becomes these bytes."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -5101,9 +5101,9 @@ dump_text = operator.methodcaller("encode", "utf-8", "surrogatepass")
 load_text = operator.methodcaller("decode", "utf-8", "surrogatepass")
 
 
-# Plain data travels as marshal makes it. What has no container inside has no references, with marshal's version 2: so a
-# list of many such is their bytes one after the other. What is nested has this byte before it, which is none of
-# marshal's, and may have references.
+# Plain data travels as marshal makes it. Without a container inside, it has no references in version 2, so many such
+# values, one after the other, are the content of a list. Nested data may have references. It begins with this byte,
+# with which marshal begins nothing.
 NESTED = b"\0"
 NO_CODE: dict[str, Any] = {"allow_code": False} if sys.version_info >= (3, 13) else {}
 
@@ -5119,9 +5119,9 @@ def load_plain(data: bytes) -> Any:
 
 @functools.cache
 def plain_checker() -> Any:
-    """Return what makes a Pickler that raises TypeError for what is not plain data, at any depth, and keeps no bytes.
+    """Return a function that makes a Pickler, which raises TypeError for what is not plain data, at any depth.
 
-    It looks at each object once. It knows the built-in types, and asks `reducer_override` about all others.
+    It keeps no bytes, and looks at each object once. It asks `reducer_override` about types that it does not know.
     """
     import pickle
 
@@ -5178,8 +5178,8 @@ def dump_block(values: Sequence[Any], kinds: set[type]) -> list[bytes]:
     return dump_nested(values)
 
 
-# How a worker's loop makes bytes of values, in batches of these kinds; no bytes: see Worker._put. In one that is CODED
-# by marshal, bytes and text are so, too.
+# How a worker's loop makes bytes of values, in batches of each kind; if it gets none, see Worker._put. In batches that
+# marshal makes CODED, bytes and text are, too.
 QUICK_DUMPS: dict[int, dict[type, Callable[[Any], bytes]]] = {
     BYTES: {},
     TEXT: {str: dump_text},
@@ -5432,7 +5432,7 @@ if sys.version_info >= (3, 14):  # otherwise one name that cannot be evaluated i
 
 
 def annotated(function: Function) -> tuple[list[Any], list[Any]]:
-    """Return the types that matter here in the annotations of a function's first parameter and of its return value."""
+    """Return the types that matter in the annotations of a function's first parameter and its return value."""
     import inspect
 
     for look in _looks:
@@ -5444,7 +5444,7 @@ def annotated(function: Function) -> tuple[list[Any], list[Any]]:
 
 
 def _members(hint: Any = None) -> list[Any]:
-    """Return those of READERS and the Structures in an annotation. Text is one that could not be evaluated."""
+    """Return those of READERS and the Structures in an annotation: a str, if it could not be evaluated."""
     if isinstance(hint, str):
         hint = {kind.__name__: kind for kind in READERS}.get(hint)
     kinds = (hint,)
