@@ -7180,7 +7180,7 @@ def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | No
         what = f"{r['function'][:200]} {r['payload']} {r['status']}"
         error = r["error"].removeprefix(where)  # that of a name that no function has begins so
         frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', r["traceback"] or "", re.MULTILINE)
-        own = [frame for frame in frames if not frame[0].startswith(os.path.dirname(os.__file__))]
+        own = [frame for frame in frames if not frame[0].startswith((os.path.dirname(os.__file__), "<frozen "))]
         for path, number, name in (own or frames)[-1:]:
             error += f" ({os.path.basename(path)}:{number} in {name})"
         lines.append(f"#{r['tsk_id']:,} {where}{what}: {error}")

@@ -1281,6 +1281,13 @@ def test_the_summary_names_the_place_in_the_users_code(cli):
     assert re.search(r"\(decoder\.py:\d+ in \w+\)$", deep.out.splitlines()[0])
 
 
+def test_modules_that_python_has_frozen_are_not_the_users_code(cli):
+    """From Python 3.11 on, os and posixpath are among them: their frames are not in files."""
+    cli.file("place.py", "import os\n\n\ndef join(text: str):\n    return os.path.join(text, 3)\n")
+    run = cli.tasks("join a\n", "--handlers", "place.py")
+    assert run.err.splitlines()[0].endswith("(place.py:5 in join)")
+
+
 def test_the_rate_is_of_what_was_done():
     counts = {"ok": 8, "failed": 2, "timeout": 0, "crashed": 0, "cancelled": 90}
     more = {"kinds": {}, "failures": [], "busy": 0.0, "seconds": 2.0, "workers": [{}], "problem": "", "left_out": 0}
