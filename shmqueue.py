@@ -6718,9 +6718,11 @@ def load_module(where: str) -> Any:
         path = os.path.abspath(where)  # the module may change the working directory
         folder, name = os.path.split(path.removesuffix(".py"))
         sys.path.insert(0, folder)
-        module = importlib.import_module(name)
+        __import__(name)  # import_module would leave frames of its own in a traceback
+        module = sys.modules[name]
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{where!r} cannot be imported: {describe(error)}") from None
+        place = last_frame(describe_traceback(error))
+        raise UsageError(f"{where!r} cannot be imported: {describe(error)}{place}") from None
     if where.endswith(".py") and os.path.realpath(str(getattr(module, "__file__", ""))) != os.path.realpath(path):
         raise UsageError(f"{where!r}: another module has the name {name}; rename the file")
     return module
@@ -7170,20 +7172,23 @@ class CommandLine:
         return int(not (said and good) or summary["ok"] < finished(summary))
 
 
-def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | None = None) -> list[str]:
-    """Return what went wrong, and last the totals. line_of: returns the line of a task, if tasks are lines."""
+def last_frame(trace: str | None) -> str:
+    """Return where in the user's code an error was raised, such as " (words.py:8 in shout)", if a traceback says it."""
     import re
 
+    frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', trace or "", re.MULTILINE)
+    own = [frame for frame in frames if not frame[0].startswith((os.path.dirname(os.__file__), "<frozen "))]
+    return "".join(f" ({os.path.basename(path)}:{number} in {name})" for path, number, name in (own or frames)[-1:])
+
+
+def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | None = None) -> list[str]:
+    """Return what went wrong, and last the totals. line_of: returns the line of a task, if tasks are lines."""
     lines = []
     for r in summary["failures"]:
         where = f"line {line_of(r['tsk_id']):,}: " if line_of else ""
         what = f"{r['function'][:200]} {r['payload']} {r['status']}"
         error = r["error"].removeprefix(where)  # that of a name that no function has begins so
-        frames = re.findall(r'^[ |]*File "(.*)", line (\d+), in (.*)$', r["traceback"] or "", re.MULTILINE)
-        own = [frame for frame in frames if not frame[0].startswith((os.path.dirname(os.__file__), "<frozen "))]
-        for path, number, name in (own or frames)[-1:]:
-            error += f" ({os.path.basename(path)}:{number} in {name})"
-        lines.append(f"#{r['tsk_id']:,} {where}{what}: {error}")
+        lines.append(f"#{r['tsk_id']:,} {where}{what}: {error}{last_frame(r['traceback'])}")
     kinds = collections.Counter(summary["kinds"])
     elapsed = summary["seconds"]
     if sum(kinds.values()) > len(lines):

@@ -1219,6 +1219,17 @@ def test_bad_usage_is_one_line_and_exit_2(cli, request, arguments, words):
     assert left == set(), "nothing is made before the usage is known to be good"
 
 
+@pytest.mark.parametrize("inner", ["1 / 0", "import absent", "json.loads('')", "raise SystemExit"])
+def test_a_file_that_cannot_be_imported_says_in_which_line(cli, inner):
+    cli.file("inner.py", f"import json\n\n{inner}\n")
+    cli.file("outer.py", "import inner\n\n\ndef good(payload): return None\n")
+    tasks = cli.file("tasks", "good\n")
+    for where in ("inner.py", "inner", "outer.py", "outer"):
+        assert usage_error(cli.run(tasks, "--handlers", where)).endswith("(inner.py:3 in <module>)\n")
+    for missing in ("absent.py", "absent"):
+        assert usage_error(cli.run(tasks, "--handlers", missing)).endswith("No module named 'absent'\n")
+
+
 @pytest.mark.parametrize("where", ["own.py", "own"])
 def test_a_working_directory_that_was_deleted(cli, where):
     tasks, gone = cli.file("tasks", "good\n"), cli.folder / "gone"
