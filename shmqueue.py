@@ -7054,8 +7054,8 @@ class CommandLine:
         if self.options.failed is not None:
             self.sinks.append(FailedLines(self.options.failed, self.parse, self.source))
         if self.options.timeout and runs_commands(self.options):
-            # If a worker cannot end its command.
-            arguments["timeout"] = min(1e9, self.options.timeout + self.options.grace + 1)
+            # If a worker cannot end its command. To hand over a gigabyte that one has written takes some seconds.
+            arguments["timeout"] = min(1e9, self.options.timeout + self.options.grace + 20)
         with usage_error():
             self.supervisor = self.make_supervisor(self.functions, **arguments)
         try:

@@ -56,6 +56,31 @@ def test_what_was_written_is_kept_and_the_worker_lives_on(results, method, how):
     assert late["seconds"] >= 2
 
 
+def test_a_worker_that_has_much_to_hand_over_is_not_taken_for_one_that_cannot_end_its_command(cli):
+    """The output of a command that wrote gigabytes takes longer than a second, and so does this."""
+    tool = """
+import sys, time
+import shmqueue
+
+attend = shmqueue.attend
+
+def slow(*arguments):
+    found = attend(*arguments)
+    time.sleep(1.5)
+    return found
+
+shmqueue.attend = slow
+if __name__ == "__main__":
+    sys.exit(shmqueue.main())
+"""
+    tasks = cli.file("tasks", "echo a; sleep 300\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = (tasks, "--shell", "--timeout", "0.5", "--screen", "off")
+    done = cli.finish(cli.start(*arguments, script=cli.file("tool.py", tool), env=environment))
+    assert (done.code, done.out) == (1, "a\n")
+    assert "timeout: ran longer than 0.5 s\n" in done.err
+
+
 def test_it_is_printed(cli):
     lines = "echo a; sleep 300\necho b\n"
     done = cli.run(cli.file("tasks", lines), "-w", "1", "--shell", "--timeout", "2", "-k", "--screen", "off")
