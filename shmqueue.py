@@ -6740,7 +6740,7 @@ def public_functions(module: Any) -> list[Function]:
 
 
 def choose_functions(options: argparse.Namespace, functions: Any) -> dict[int, Function]:
-    if runs_commands(options):
+    if options.runs_commands:
         run = functools.partial(shell, timeout=options.timeout or math.inf, grace=options.grace)
         if options.command:
             return {1: Command(options.command, options.delimiter, run)}
@@ -6856,18 +6856,15 @@ def make_parser(functions: Any = None) -> argparse.ArgumentParser:
 NEEDS = {"delimiter": "command", "grace": "timeout", "retry_delay": "retries", "retry_on": "retries", "tag": "print"}
 
 
-def runs_commands(options: argparse.Namespace) -> bool:
-    return bool(options.shell or options.command)
-
-
 def check_options(options: argparse.Namespace) -> None:
     """Raise UsageError for what argparse does not check, before anything is opened. Set what depends on other options.
 
-    The values of commands are printed if nothing else is written to standard output.
+    Lines are commands if it `runs_commands`. Their values are printed if nothing else is written to standard output.
     """
     given = vars(options)
     to_stdout = options.results == "-"
-    if runs_commands(options) and not (options.print or options.no_print or to_stdout):
+    options.runs_commands = bool(options.shell or options.command)
+    if options.runs_commands and not (options.print or options.no_print or to_stdout):
         options.print = sys.stdout is not None
     rules = {
         "TASKS is missing (--help lists the options)": options.tasks is None,
@@ -6877,7 +6874,7 @@ def check_options(options: argparse.Namespace) -> None:
         "--keep-order: needs --print": options.keep_order and not (options.print or to_stdout),
         "--resume: needs --results FILE": options.resume and options.results in (None, "-"),
         "--timeout NAME=S: needs functions with names (--handlers)": isinstance(options.timeout, dict)
-        and (options.call or runs_commands(options)),
+        and (options.call or options.runs_commands),
         "--failed: cannot be used with --query, since rows are not lines; use --results FILE --resume": options.failed
         and options.query,
     }
@@ -6951,7 +6948,7 @@ class CommandLine:
         self.queue = queue
         self.functions = choose_functions(options, functions)
         names = list(map(function_name, self.functions.values()))
-        whole = bool(options.call or runs_commands(options))
+        whole = bool(options.call or options.runs_commands)
         self.parse = LineParser(names, comments=not (options.call or options.command), whole=whole)
         self.source: LineSource | QuerySource
         if options.query:
@@ -7053,7 +7050,7 @@ class CommandLine:
         arguments |= {"screen": self.progress, "queue": self.queue}
         if self.options.failed is not None:
             self.sinks.append(FailedLines(self.options.failed, self.parse, self.source))
-        if self.options.timeout and runs_commands(self.options):
+        if self.options.timeout and self.options.runs_commands:
             # If a worker cannot end its command. To hand over a gigabyte that one has written takes some seconds.
             arguments["timeout"] = min(1e9, self.options.timeout + self.options.grace + 20)
         with usage_error():
@@ -7074,7 +7071,7 @@ class CommandLine:
             self.sinks.append(self.results)
         if self.options.print:
             line = self.parse.input_line if self.options.tag else None
-            self.sinks.append(Printer(runs_commands(self.options), line, self._outlet(1), self._outlet(2)))
+            self.sinks.append(Printer(self.options.runs_commands, line, self._outlet(1), self._outlet(2)))
         receivers: list[Callable[[TaskResult], None]]
         receivers = [functools.partial(sink.attempt, sink.write) for sink in self.sinks]
         if self.options.keep_order:
@@ -7151,7 +7148,7 @@ class CommandLine:
         problems = [self.problem or self.source.problem, *(sink.complaint() for sink in self.sinks)]
         summary = self.supervisor.summary()
         summary |= {"problem": "; ".join(filter(None, problems)), "left_out": self.parse.left_out}
-        if self.options.print and runs_commands(self.options):
+        if self.options.print and self.options.runs_commands:
             summary["printed"] = False  # nothing was lost
         good = not summary["problem"] and not any(sink.error for sink in self.sinks)
         path = self.options.summary
