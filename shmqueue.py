@@ -6324,7 +6324,7 @@ class Progress:
             shot = snapshot()
             if os.path.exists(watch_path(shot["name"])):
                 early = shot["outstanding"] or shot["cancelled"]
-                Progress.share(self, {**shot, "ended": self.ended or ("ended early" if early else "done")})
+                self.share({**shot, "ended": self.ended or ("ended early" if early else "done")})
 
     def read_keys(self) -> str:
         return ""
