@@ -6082,7 +6082,7 @@ def tagged(text: bytes, tag: bytes) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The screen: what a run shows while it goes on.
+# The screen: what a run shows, here or in another terminal.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -6448,11 +6448,6 @@ def in_foreground(descriptor: int) -> bool:
         return True
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Watching: the screen of a run in another terminal.
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def watch_path(name: str) -> str:
     return f"{path_of(name)}.watch"
 
@@ -6531,17 +6526,12 @@ def watch_run(name: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The command line.
+# What lines run: built-in functions, and commands.
 # ---------------------------------------------------------------------------------------------------------------------
-
 
 LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
 POLL_COMMAND_MS = 20  # the end of a command that leaves its pipes open is noticed within this time
 PIPE_BYTES = 1 << 20  # what a pipe holds at most
-
-
-class UsageError(Exception):
-    """Bad usage or input: printed before exit code 2."""
 
 
 def echo(payload: bytes) -> bytes:
@@ -6701,6 +6691,15 @@ class Command:
 
     def __call__(self, payload: bytes) -> bytes | Failure:
         return self._run(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class UsageError(Exception):
+    """Bad usage or input: exit code 2."""
 
 
 def import_all() -> None:
