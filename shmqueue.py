@@ -6659,8 +6659,8 @@ class Command:
         text = encode_text(template)
         if not re.search(self.STRING, text):
             text += b" {}"
-        self._pieces = re.split(self.STRING, text)  # every second one is a replacement string
-        for string in self._pieces[1::2]:
+        self._template = text
+        for string in re.findall(self.STRING, text):
             if not re.fullmatch(self.OURS, string):
                 known = "{} {1} {2} … {.} {/} {//} {/.} {#} {%}"
                 raise UsageError(f"--command: {{{decode_text(string)}}} is none of {known}")
@@ -6672,6 +6672,7 @@ class Command:
 
     def fill(self, line: bytes, task: int, worker: str = "{%}") -> bytes:
         """Return the command. What comes from the line is quoted."""
+        import re
         import shlex
 
         name = line.rpartition(b"/")[2]
@@ -6681,13 +6682,11 @@ class Command:
         parts[b"//"] = os.path.dirname(line.rstrip(b"/") or b"/") or b"."
         texts = {string: encode_text(shlex.quote(decode_text(part))) for string, part in parts.items()}
         texts |= {b"#": b"%d" % task, b"%": worker.encode()}
-        pieces = list(self._pieces)
-        for at in range(1, len(pieces), 2):
-            if pieces[at] not in texts:
+        for string in re.findall(self.STRING, self._template):
+            if string not in texts:
                 have = counted(len(fields), "field")
-                raise LookupError(f"no {{{pieces[at].decode()}}}: the line has {have}; see --delimiter")
-            pieces[at] = texts[pieces[at]]
-        return b"".join(pieces)
+                raise LookupError(f"no {{{string.decode()}}}: the line has {have}; see --delimiter")
+        return re.sub(self.STRING, lambda found: texts[found[1]], self._template)
 
     def __call__(self, payload: bytes) -> bytes | Failure:
         return self._run(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
