@@ -5516,7 +5516,7 @@ class LineParser:
         self._comments = comments
         self._names = names
         self._known = {name.encode(): name for name in names}
-        self._skipped = array.array("Q")  # for each line that is no task: how many were before it
+        self._skipped = array.array("Q")  # for each line that is no task: the number of tasks before it
 
     def __call__(self, lines: Iterable[Any]) -> list[Any]:
         tasks: list[Any] = []
@@ -5650,7 +5650,7 @@ class QuerySource(IterableSource):
 
         def execute() -> Any:
             base = sqlite3.connect(address, uri=True, check_same_thread=False)
-            weakref.finalize(self, base.close)  # in the thread in which that is noticed
+            weakref.finalize(self, base.close)  # any thread may drop this object
             base.text_factory = bytes
             return base.execute(query)
 
@@ -5855,7 +5855,7 @@ class Results(Sink):
         self._file.write(json.dumps(row).encode() + b"\n")
 
 
-NUL = "\ud800"  # in its place, for the csv module of Python 3.10, which takes none: bytes as text never have it
+NUL = "\ud800"  # in its place, since the csv module of Python 3.10 takes none; text of bytes never has it
 
 
 class Csv(Results):
@@ -5990,7 +5990,7 @@ class Outlet:
     """Writes to standard output or standard error. A reader that takes nothing does not keep signals from being heard.
 
     wait: called several times a second meanwhile. When it returns False, flush() raises BlockingIOError.
-    screen: leaves a terminal before that is written to.
+    screen: is closed before a terminal is written to.
     """
 
     def __init__(self, descriptor: int, wait: Callable[[], bool], screen: Progress) -> None:
@@ -6038,7 +6038,7 @@ def in_order(deliver: Callable[[TaskResult], None], source: Source) -> Callable[
 class Printer(Sink):
     """Writes values to standard output, and to standard error what commands wrote to theirs, each in one piece.
 
-    exact: values are printed as commands wrote them, also of tasks that failed. Otherwise each gets a line end, and
+    exact: values are printed as commands wrote them, those of failed tasks, too. Otherwise each gets a line end, and
         None and failures are not printed.
     line: returns a task's line, which --tag puts before each line that is printed.
     """
@@ -6244,8 +6244,8 @@ class Progress:
     show: Callable[[Snapshot], None]  # draw
     SECONDS = math.inf  # from one drawing to the next
     SHARE_SECONDS = 1.0  # from one snapshot for --watch to the next
-    state = ""  # what the run is doing, if not its work
-    keys = ""  # the keys that it listens to
+    state = ""  # what the run does in place of its work
+    keys = ""  # which keys do what
     ended = ""  # how the run has ended, if not by itself
     folder = ""
 
@@ -6475,7 +6475,7 @@ def describe_run(name: str) -> str:
 
 
 def choose_run(name: str) -> str:
-    """Return the name of the run that is called so, or of the only one if no name is given."""
+    """Return the name of the live run of this name, or of the only one if it is empty."""
     alive = runs()
     found = [each for each in alive if name in ("", each)]
     if len(found) == 1 and can_draw():
