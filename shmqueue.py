@@ -6166,8 +6166,8 @@ def _render_head(shot: Snapshot, width: int) -> list[str]:
     second = _render_progress(shot, width)
     speed = f"{shot['rate']:,.0f} tasks/s  {sparkline(shot['rates'])}"
     used = f"ring {bar(shot['ring'] / shot['num_slots'], 10)} {shot['ring']:,} / {shot['num_slots']:,}"
-    bad = [name for name in STATUSES if name != "ok" and shot[name]] or ["failed"]
-    outcomes = "  ".join(f"{name} {shot[name]:,}" for name in ("ok", *bad, *["retried"] * bool(shot["retried"])))
+    names = [name for name in (*STATUSES, "retried") if shot[name] or name in ("ok", "failed")]
+    outcomes = "  ".join(f"{name} {shot[name]:,}" for name in names)
     third = "   ".join((speed, used, outcomes))
     if len(third) <= width:
         return [first, second, third]
