@@ -766,7 +766,7 @@ def value_of(result: TaskResult, name: str) -> Any:
     raise error
 
 
-class Slot:
+class MapFuture:
     """What a map has for each task: of a Future, only what concurrent.futures.Executor.map and Calls need."""
 
     __slots__ = ("_cancelled", "_error", "_settled", "_value")
@@ -1064,8 +1064,8 @@ class Calls(Source):
         self._over: Exception | None = None  # why no calls are taken any more
         self._rung = False  # the bell needs not be rung: it was, or it is closed
         self._cancel = self._abort = False
-        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # (future or slot, call)
-        self._given: dict[int, tuple[Any, str]] = {}  # what the Supervisor has, by tsk_id: (future or slot, name)
+        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # (future, call)
+        self._given: dict[int, tuple[Any, str]] = {}  # what the Supervisor has, by tsk_id: (future, name)
         self._tsk_ids = itertools.count(1)
         self._seconds = 1.0  # how long a call takes, on average over the last ones
         supervisor.on_check = self._check
@@ -1084,8 +1084,8 @@ class Calls(Source):
     # In any thread.
 
     def submit(self, function: Callable[..., Any], chunk: Sequence[Any]) -> Any:
-        """Take a chunk of calls of a map, and return its slot. concurrent.futures.Executor.map calls this."""
-        return self.add(Slot(), (function, chunk, None))
+        """Take a chunk of calls of a map, and return its future. concurrent.futures.Executor.map calls this."""
+        return self.add(MapFuture(), (function, chunk, None))
 
     def add(self, future: Any, call: Any) -> Any:
         if os.getpid() != self._owner:
