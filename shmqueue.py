@@ -272,7 +272,7 @@ class Supervisor:
     workers: the number of processes; None: one for each processor that this process may use; 0: the functions run in
         this process, where a debugger stops in them.
     num_slots: the number of tasks that the ring holds.
-    slot_size: bytes of a slot, a multiple of 8. A payload of more than slot_size - 9 bytes lies outside its slot.
+    slot_size: bytes of a slot, a multiple of 8. A payload of up to slot_size - 10 bytes lies in its slot.
     batch: the most tasks that a worker claims at once; None: as many as take 5 ms.
     timeout: seconds that a task may run; or a mapping from a function, or its name, to the seconds of its tasks.
     grace: seconds between SIGTERM and SIGKILL for a task that ran too long.
@@ -1202,7 +1202,7 @@ READ_AHEAD = 4  # a job in order reads at most this times num_slots tasks beyond
 CANCELLED = "cancelled before it began"  # the error of such a task
 
 # Seconds between two checks of the workers:
-CHECK_SECONDS = 0.05  # while tasks are outstanding; no result waits longer
+CHECK_SECONDS = 0.05  # while tasks are outstanding; a result waits for two, at most
 IDLE_SECONDS = 0.35  # while no tasks are outstanding
 HUNGRY_SECONDS = 0.005  # while some workers sleep and others hold tasks that have not begun
 
@@ -1995,7 +1995,7 @@ class Lane:
 
     def _charge_in_hand(self, position: int, error: str = "") -> None:
         """Charge an attempt to the task that has been in hand until now: its worker has died, or was doomed for it."""
-        with contextlib.suppress(FileNotFoundError):  # of its value, which may have been written only in part
+        with contextlib.suppress(FileNotFoundError):  # its value may have a file, which may not be whole
             system.unlink(self._queue.segment.beside(f"v{position}"))
         failure = Failure(error, status="crashed")
         if self.doomed is not None and self.doomed.position in (None, position):
@@ -2163,8 +2163,7 @@ class Ledger:
                                            └─────────── end() ────────────────────────────┘
     `complete` and `charge` come from a lane, `give_back` from the ring (a drain) and from lanes (a halt, a death), and
     `end` from a cancellation, from the end of the run and for a payload that can never fit. A retry without a pause
-    waits at once. The position of a task that was given back is never used
-    again.
+    waits at once. The position of a task that was given back is never used again.
 
     fresh: tasks that were read and not pushed yet.
     again: tasks that were in the queue; they are pushed before fresh ones.
@@ -3375,7 +3374,7 @@ REMEDIES: dict[int | str, str] = {
 
 
 def limit_error(error: BaseException) -> BaseException:
-    """Return the same error. If it tells of a limit of the system, or what cannot be sent, its text gets a remedy."""
+    """Return the error; or one with a remedy, if it tells of a limit of the system, or what cannot be sent."""
     import traceback
 
     if isinstance(error, OSError) and (error.errno or str(error)) in REMEDIES:
@@ -3518,7 +3517,7 @@ QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the tim
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some
 SPILL_SECONDS = 0.02  # between two tries
-MANY = 64  # tasks in a batch; see Worker._begin_batch
+MANY = 64  # tasks in a batch; see Worker._schedule
 SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SCHED_BATCH"))  # on Linux
 
 
@@ -4409,7 +4408,7 @@ PREFIX = "shmq-"
 # Bytes of the file to lock: the supervisor has the first while it lives, and the worker that ends its run the second.
 # From the third on come the locks.
 OWNER_BYTE, END_BYTE, LOCK_BYTE = range(3)
-DYING_SECONDS = 0.3  # what was killed has ended after this time, at the latest
+DYING_SECONDS = 0.3  # what was killed is waited for so long, at most
 
 
 @functools.cache
@@ -4733,7 +4732,7 @@ TERMINATE = 0  # the fn_id of no function
 OUT_OF_LINE = 1 << 28  # set in a fn_id: the slot says where the payload is
 PAYLOAD_FILE = 1 << 63  # set in where a payload begins: it is in a file with the number of its task
 RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not only the value's bytes
-RECORD_BYTE = 7 if sys.byteorder == "little" else 0  # of a word: the one with this bit, else 0
+RECORD_BYTE = 7 if sys.byteorder == "little" else 0  # the byte of a word that has this bit
 LINE = 128  # two cache lines, since processors fetch them in pairs; different writers keep to different lines
 LOG_BYTES = 2 << 20
 HEAP_BYTES = 32 << 20
