@@ -1795,7 +1795,7 @@ class Lane:
     def settle(self, batches: Iterable[Outcomes]) -> None:
         """Tell the ledger what was read. Tasks that are not done there are given back."""
         for outcomes in batches:
-            done = self._settle(outcomes)
+            done = self._settle_done(outcomes)
             if done < outcomes.bound:
                 self._ledger.give_back(done, outcomes.bound - done)
 
@@ -1845,8 +1845,8 @@ class Lane:
             kind=half.log[0],
         )
 
-    def _settle(self, outcomes: Outcomes) -> int:
-        """Tell the ledger what was read. Return the position after the last finished task."""
+    def _settle_done(self, outcomes: Outcomes) -> int:
+        """Tell the ledger what is finished. Return the position after it."""
         start, done = outcomes.start, outcomes.done
         doomed = self.doomed
         if done:
@@ -1895,7 +1895,7 @@ class Lane:
         return decode(head & ~IN_FILE, data, self._ledger.codec, self._ledger.structures)
 
     def _settle_values(self, outcomes: Outcomes) -> None:
-        """Tell the ledger what was read. A value can be a failure."""
+        """Tell the ledger the values. Each can be a failure."""
         values = self._values(outcomes)
         position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
         plain = outcomes.kind == BYTES and not outcomes.special
@@ -1946,7 +1946,7 @@ class Lane:
         bound = outcomes.bound
         if not process.stands_still():  # while it runs, an entry of `ends` may be visible before its value
             return False
-        in_hand = self._settle(outcomes)
+        in_hand = self._settle_done(outcomes)
         if in_hand + 1 < bound and not self._draw_back(number, in_hand, bound):
             return False
         if doomed is not None and in_hand < bound and in_hand == doomed.position and process.stands_still():
@@ -1984,7 +1984,7 @@ class Lane:
         if number > self.harvested:
             self.settle(self.read_to(number - 1))
             outcomes = self._read(number)
-            done, bound = self._settle(outcomes), outcomes.bound
+            done, bound = self._settle_done(outcomes), outcomes.bound
             if done < bound and number > self.word(PUBLISHED):
                 self._charge_in_hand(done, why)
                 done += 1

@@ -28,7 +28,7 @@ SUPERVISOR = {  # the name in the table: the function that is measured
     "place": "Ledger.placed",
     "harvest": "SharedTaskQueue.harvest",
     "read outcomes": "Lane._read",
-    "cut values": "Lane._settle",
+    "cut values": "Lane._settle_done",
     "settle": "Ledger.complete",
     "wake": "WorkerPool.ring",
     "check workers": "WorkerPool.check",

@@ -365,7 +365,7 @@ class TakesTheOneInHand(Lane):
 
 
 class NeverMovesTaken(Lane):
-    _settle = mistaken(Lane._settle, drop(store("settled_below")))
+    _settle_done = mistaken(Lane._settle_done, drop(store("settled_below")))
 
 
 class IgnoresTaken(Lane):
