@@ -318,7 +318,7 @@ class Supervisor:
         queue: type[SharedTaskQueue] | None = None,
     ) -> None:
         numbered = number_functions(functions)
-        check_numbers(locals())
+        check_limits(locals())
         if codec is not None:
             codec = Codec(codec)
         if initializer is not None and not callable(initializer):
@@ -422,7 +422,7 @@ class Supervisor:
         timeout: seconds that this task may run, in each attempt; None: as its function may.
         """
         if timeout is not None:
-            check_numbers({"timeout": timeout, "workers": len(self._pool.lanes)})
+            check_limits({"timeout": timeout, "workers": len(self._pool.lanes)})
         return self._engine.submit(self._submitted, (function, payload), timeout, self._report)
 
     def results(self, timeout: float | None = None) -> Iterator[TaskResult]:
@@ -832,7 +832,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
 DEFAULTS: Mapping[str, Any] = Supervisor.__init__.__kwdefaults__ or {}  # what may be None is None here
 
 
-def check_numbers(values: Mapping[str, Any]) -> None:
+def check_limits(values: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError, with value and limits, for an argument that is out of its limits or useless."""
     for name in filter(values.__contains__, LIMITS):
         value = values[name]
@@ -6879,7 +6879,7 @@ def check_options(options: argparse.Namespace) -> None:
         if is_broken:
             raise UsageError(rule)
     with usage_error():
-        check_numbers(given)
+        check_limits(given)
     if options.query and options.start_method is None and __name__ == "__main__":  # workers can import it again
         options.start_method = "forkserver"  # a fork beside an open connection to SQLite can spoil the database
     for name, value in given.items():

@@ -55,7 +55,7 @@ def test_a_number_is_checked_against_its_limits(name, limits):
         shmqueue.check_number(name, value, limits)
     for value in (low - 1, high * 2, -high):
         with pytest.raises(ValueError, match=f"{name}=.*: must be from "):
-            shmqueue.check_numbers({name: value})
+            shmqueue.check_limits({name: value})
     wrong = ["1", True, low * 1j]
     if SIGNATURE[name].default is not None:
         wrong.append(None)
@@ -63,7 +63,7 @@ def test_a_number_is_checked_against_its_limits(name, limits):
         wrong.append(low + 0.5)
     for value in wrong:
         with pytest.raises(TypeError, match=f"{name}=.*: must be a "):
-            shmqueue.check_numbers({name: value})
+            shmqueue.check_limits({name: value})
 
 
 @bounded
@@ -73,7 +73,7 @@ def test_supervisor_refuses_what_is_out_of_the_limits(name, limits):
 
 
 def test_what_may_be_absent_is_not_checked():
-    shmqueue.check_numbers({name: parameter.default for name, parameter in SIGNATURE.items()})
+    shmqueue.check_limits({name: parameter.default for name, parameter in SIGNATURE.items()})
 
 
 # The command line.
