@@ -4040,14 +4040,6 @@ class Glance:
         self.not_begun = max(0, end - first - done - 1)
 
 
-def free_bytes() -> int:
-    """Return how many bytes shared memory has left, or how many a file may have if these are fewer."""
-    space = os.statvfs(shared_directory())
-    free = space.f_bavail * space.f_frsize
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    return free if limit == resource.RLIM_INFINITY else min(free, limit)
-
-
 class KernelLock:
     """A lock that the kernel releases when its holder dies: lockf on one byte of the segment's file.
 
@@ -4421,6 +4413,14 @@ def shared_directory() -> str:
     return tempfile.gettempdir()
 
 
+def free_bytes() -> int:
+    """Return how many bytes shared memory has left, or how many a file may have if these are fewer."""
+    space = os.statvfs(shared_directory())
+    free = space.f_bavail * space.f_frsize
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return free if limit == resource.RLIM_INFINITY else min(free, limit)
+
+
 def new_name() -> str:
     return f"{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
 
@@ -4527,7 +4527,6 @@ def remove_segment(path: str) -> None:
 
 
 WORKER_VARIABLE = "SHMQUEUE_WORKER"  # in the environment of functions: the worker's index
-TASK_VARIABLE = "SHMQUEUE_TASK"  # in the environment of commands: the tsk_id
 RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
 
 
@@ -6564,7 +6563,7 @@ def shell(payload: bytes, timeout: float = math.inf, grace: float = 0.0) -> byte
     """
     import subprocess
 
-    os.environ[TASK_VARIABLE] = str(tsk_id_in_hand())
+    os.environ["SHMQUEUE_TASK"] = str(tsk_id_in_hand())
     command = [b"/bin/sh", b"-c", payload]
     streams: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, 0, **streams, start_new_session=note_command is not int) as process:
