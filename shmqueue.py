@@ -1434,12 +1434,10 @@ class Run:
                 self.step(job, report)
         return tsk_id
 
-    def parts(
-        self, job: Job, report: Callable[[], None], timeout: float = math.inf
-    ) -> Generator[Iterator[Any], None, None]:
-        """Yield iterators, each over some results of the job, as they come. Closed early, this cancels the rest.
+    def parts(self, job: Job, report: Callable[[], None], timeout: float) -> Generator[Iterator[Any], None, None]:
+        """Yield iterators, each over some results of the job, as they come, and end after so many seconds.
 
-        End after so many seconds, with a last look.
+        Closed early, this cancels the rest.
         """
         until = system.monotonic() + timeout
         last = False
@@ -1513,7 +1511,6 @@ class Run:
                 self._middle.release()
 
     def pause(self, paused: bool) -> None:
-        """Begin no more tasks if `paused`. Otherwise go on."""
         self.check_open()
         self.paused = paused
         if paused:
@@ -1559,7 +1556,6 @@ class Run:
             self._pool.next_check = 0.0
 
     def abort(self) -> None:
-        """Kill the workers, and cancel what is unfinished."""
         with self.use:
             self.request(lambda: self._end(Doom(None, "cancelled", "stopped while it ran"), CANCELLED, sound=True))
 
@@ -3153,13 +3149,13 @@ class InlineQueue:
         self.tasks.append(tasks)
         return [(next(self._positions), 1)]
 
-    def drain(self, worker: int | None = None) -> list[tuple[int, int]]:
+    def drain(self) -> list[tuple[int, int]]:
         return [(self.tasks.pop().first, 1)] if self.tasks else []
 
     def sleepers(self) -> list[tuple[int, int]]:
         return []
 
-    def wakeable(self, everyone: bool = False) -> list[tuple[int, int]]:
+    def wakeable(self, everyone: bool) -> list[tuple[int, int]]:
         return []
 
     def backlog(self) -> int:
