@@ -3115,7 +3115,7 @@ class WorkerPool:
         stopped = [f"worker {lane.index}" for lane in living if lane.process.is_stopped()]
         if stopped:
             return f"{' and '.join(stopped)} {'is' if len(stopped) == 1 else 'are'} stopped"
-        return self._last_failure * (not living)
+        return "" if living else self._last_failure
 
 
 def ring(pipe: Any) -> None:
@@ -3349,9 +3349,10 @@ class Process:
         The system does not reuse the number of a group while a process of it lives. The process is first: if it lived
         longer than its command, it would report how that ended.
         """
-        for group in dict.fromkeys((self.pid, self.command() or self.pid)) if self._keeps_pid() else ():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                system.killpg(group, number)
+        if self._keeps_pid():
+            for group in filter(None, (self.pid, self.command())):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    system.killpg(group, number)
 
     def _keeps_pid(self) -> bool:
         """Return False if another process has its pid now, which started at another time."""
@@ -3387,7 +3388,7 @@ def limit_error(error: BaseException) -> BaseException:
 def limit_text(error: OSError) -> str:
     text = error.strerror or str(error)
     remedy = REMEDIES.get(error.errno or text, "")
-    return text if text.endswith(remedy) else text + remedy
+    return text.removesuffix(remedy) + remedy
 
 
 def close_launch_pipes(error: BaseException) -> None:
