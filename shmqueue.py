@@ -2237,16 +2237,13 @@ class Ledger:
         sent = []
         for tsk_id, item in zip(self._number(job, len(items)), items):
             try:
-                if not isinstance(item, Rejected):
-                    columns = self.intake.encode(job, [item])
-                    sent.append((tsk_id, *[column[0] for column in columns]))
-                    continue
+                columns = self.intake.encode(job, [item])
+                sent.append((tsk_id, *[column[0] for column in columns]))
             except Exception as error:
                 if is_interruption(error):
                     raise
-                item = self.intake.explain(job, item, error)
-            name, payload, text = item
-            self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
+                name, payload, text = self.intake.explain(job, item, error)
+                self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
         if sent:
             tsk_ids, ids, these, encoded, marks = zip(*sent)
             tasks = Tasks(job, tsk_ids, array.array("I", ids), these, list(encoded), array.array("I", marks))
@@ -2487,6 +2484,8 @@ class Intake:
         return job.source.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
 
     def explain(self, job: Job, item: Any, error: Exception) -> Rejected:
+        if isinstance(item, Rejected):
+            return item
         fn_id = job.fn_id or self._only
         pair = self._is_pair(job, item)
         function, payload = item if pair else (self.names.get(fn_id, ""), item)
