@@ -260,7 +260,7 @@ def parallel_map(
 
 
 class Reading(itertools.chain["Any"]):
-    """What run, map and results return. A generator takes three times as long; as with one, close() ends it early."""
+    """What run, map and results return: three times as fast as a generator. close() ends it early."""
 
     close: Callable[[], None]
 
@@ -852,7 +852,7 @@ def check_limits(values: Mapping[str, Any]) -> None:
 
 
 def check_number(name: str, value: Any, limits: tuple[float, float]) -> None:
-    """Raise TypeError or ValueError for a value that is out of these limits. It is whole if they are."""
+    """Raise TypeError or ValueError for a value that is out of these limits, or not whole where they are."""
     low, high = limits
     if isinstance(value, bool) or not isinstance(value, (int, type(low))):
         raise TypeError(f"{name}={value!r}: must be a {'whole ' * isinstance(low, int)}number")
@@ -1062,7 +1062,7 @@ class Calls(Source):
         self._ended = threading.Event()
         self._lock = threading.RLock()
         self._over: Exception | None = None  # why no calls are taken any more
-        self._rung = False  # the bell needs not be rung: it was, or it is closed
+        self._rung = False  # True: the bell need not be rung, or is closed
         self._cancel = self._abort = False
         self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # (future, call)
         self._given: dict[int, tuple[Any, str]] = {}  # what the Supervisor has, by tsk_id: (future, name)
@@ -1818,7 +1818,7 @@ class Lane:
         if start >= bound:
             return Outcomes(bound, 0, bound)
         skip = start - first
-        began = half.stamps[skip] or half.stamps[0]  # if that is not known, when the batch began
+        began = half.stamps[skip] or half.stamps[0]  # or when the batch began
         started = began + system.wall_clock() - system.perf_counter()
         words = half.ends[skip : bound - first].tobytes()
         if words == NO_VALUE * (bound - start):
@@ -2790,8 +2790,8 @@ STOP_SECONDS = 5.0  # workers that are told to leave may take this long
 MEMORY_SECONDS = 1.0  # between two readings of memory and processor time; a worker may stay above max_rss so long
 REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
 TAKEN = 1 << 16  # an exit code that is not known: the program has reaped the worker itself, or ignores SIGCHLD
-# The run ends when FAILED_STARTS starts have failed since a worker that was ready has ended, none is ready now, and
-# either an initializer raised or no worker had a task for FAILED_SECONDS.
+# The run ends when FAILED_STARTS starts have failed since a ready worker last ended, none is ready now, and either an
+# initializer raised or no worker had a task for FAILED_SECONDS.
 FAILED_STARTS = 8
 FAILED_SECONDS = 3.0
 WORKER_NAME = "shmqueue-"  # of a worker's process, with its index
@@ -2827,7 +2827,7 @@ class WorkerPool:
         self.next_check = 0.0
         self._sleepers: list[tuple[int, int]] = []  # at the last check
         self._lost = False  # at the last check, tasks were nowhere
-        self._failed_starts = 0  # since a worker that was ready has ended
+        self._failed_starts = 0  # since a ready worker last ended
         self._last_failure = ""  # why the last of them failed
         self._start_due = 0.0  # start no worker before
         self._worked_at = system.monotonic()
@@ -3637,7 +3637,7 @@ class Worker:
         self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
         self._policy = SCHED_OTHER
-        self._recent = 0  # tasks in the last batches: the largest, of which an older one counts half
+        self._recent = 0  # tasks in the largest batch of late; each later batch halves what it counts
         self._files = ValueFiles(queue.segment)
         self._output = PrintedOutput(self)
         self.disowned: int | None = None  # in a process that a function forked: the task
@@ -3780,7 +3780,7 @@ class Worker:
             return map(self._calls.__getitem__, each), iter(payloads)
         call = self._calls[each[0]]
         if isinstance(call, Call) and isinstance(payloads, list):
-            with contextlib.suppress(Exception):  # one cannot be read: then each is when it is called, and one fails
+            with contextlib.suppress(Exception):  # one cannot be read: then each is read at its call, and one fails
                 payloads = call.read_all(payloads)
                 call = call.function
         return itertools.repeat(call), iter(payloads)
@@ -3931,7 +3931,7 @@ def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
     with contextlib.suppress(OSError, AttributeError):  # there are no pidfds
         poll.register(_out_of_reach(os.pidfd_open(queue.owner_pid)), select.POLLIN)
     events = poll.poll()
-    while all(event & select.POLLNVAL for _, event in events):  # a function closed what these were of
+    while all(event & select.POLLNVAL for _, event in events):  # a function has closed these
         for descriptor, _ in events:
             poll.unregister(descriptor)
         events = poll.poll()
@@ -5434,7 +5434,7 @@ def annotated(function: Function) -> tuple[list[Any], list[Any]]:
             signature = inspect.signature(function, **look)
             given = [p.annotation for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY]
             return _members(*given[:1]), _members(signature.return_annotation)
-    return [], []  # such as of what is built in
+    return [], []  # some built-ins have no signature
 
 
 def _members(hint: Any = None) -> list[Any]:
@@ -5466,7 +5466,7 @@ def briefly(payload: Any, most: int) -> str:
         payload = decode_text(payload)
     try:
         return brief.repr(payload)[:most]
-    except Exception as error:  # an int of too many digits; whatever an object's own does
+    except Exception as error:  # an int of too many digits, or what an object's own repr() does
         return f"<{type(payload).__name__}: {describe(error)}>"[:most]
 
 
