@@ -2593,11 +2593,6 @@ def map_alike(call: Callable[[Any], int], values: Sequence[Any]) -> array.array[
     return array.array("I", map(call, values))
 
 
-def one_if_alike(fn_ids: array.array[int]) -> array.array[int]:
-    """Return one of the fn_ids if all are the same, else all."""
-    return fn_ids[:1] if fn_ids == fn_ids[:1] * len(fn_ids) else fn_ids
-
-
 class Block:
     """Payloads that lie together outside the slots: in pages of the heap, or in a file.
 
@@ -3769,11 +3764,13 @@ class Worker:
     def _read_lane(self) -> tuple[Iterator[Callable[[bytes], Any]], Iterator[Any]]:
         """Return the calls and the payloads of the batch, one for each task. What is spoiled ends this worker."""
         lane = self._half.lane
-        each: Sequence[int] = one_if_alike(lane.column("I", 1, 0, self._count))
+        each = lane.column("I", 1, 0, self._count)
+        if each == each[:1] * self._count:
+            each = each[:1]  # it stands for all
         payloads: Iterable[Any]
         if max(each) & OUT_OF_LINE:
             payloads = self._fetch(each)
-            each = [fn_id & ~OUT_OF_LINE for fn_id in each]
+            each = array.array("I", [fn_id & ~OUT_OF_LINE for fn_id in each])
         else:
             payloads = lane.payloads(0, self._count)
         if len(each) > 1:
