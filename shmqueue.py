@@ -1797,8 +1797,7 @@ class Lane:
 
     def _check_claims(self, number: int) -> None:
         if not 0 <= number - self.harvested <= 2:
-            text = f"worker {self.index} says {number:,} batches; {self.harvested:,} were read"
-            raise SpoiledSegmentError(text)
+            raise SpoiledSegmentError(f"worker {self.index} says {number:,} batches; {self.harvested:,} were read")
 
     def _limits(self, number: int) -> tuple[int, int]:
         """Return the positions [first, bound) of a batch."""
@@ -1806,8 +1805,7 @@ class Lane:
         first = words[half.first]
         bound = self.bound if self.halted_batch == number else words[half.end]
         if not 0 <= bound - first <= self._queue.batch:
-            text = f"worker {self.index} has a batch of positions {first:,} to {bound:,}"
-            raise SpoiledSegmentError(text)
+            raise SpoiledSegmentError(f"worker {self.index} has a batch of positions {first:,} to {bound:,}")
         return first, bound
 
     def _read(self, number: int) -> Outcomes:
