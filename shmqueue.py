@@ -1465,12 +1465,10 @@ class Run:
             if self.failure is not None:
                 raise self.failure
             if job.source.error is not None:
-                error, job.source.error = job.source.error, None
-                try:
-                    raise error
-                finally:
-                    del error  # its traceback holds this frame, and so the Supervisor
+                part, job.source.error = job.source.error, None
+                raise part
         finally:
+            part = None  # the traceback of an error holds this frame, and so the Supervisor
             if job.source is not NO_SOURCE and not job.finished:
                 job.cancelled = True
                 job.results.clear()

@@ -1985,6 +1985,19 @@ def test_an_iterable_that_raised_keeps_no_supervisor():
         gc.enable()
 
 
+def test_a_task_error_keeps_no_supervisor():
+    gc.disable()
+    try:
+        supervisor = start([jobs.blow_up])
+        with contextlib.suppress(TaskError):
+            list(supervisor.map(jobs.blow_up, [b"a"]))
+        reference = weakref.ref(supervisor)
+        del supervisor
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_text_that_is_not_utf_8_arrives_as_the_annotation_says(workers):
     with Supervisor([jobs.echo], workers=workers) as supervisor:
