@@ -3868,6 +3868,7 @@ class Worker:
     def _disown(self) -> None:
         """In a child that a function forked: make it an error to go on as a second copy of this worker."""
         self.disowned = self.tsk_id_in_hand()
+        self._output.lock = threading.RLock()  # a thread that is not here may hold the old one
         self._queue.segment.release_views()
 
     def tsk_id_in_hand(self) -> int:
@@ -3964,6 +3965,7 @@ class PrintedOutput(io.RawIOBase):
         self._worker = worker
         self._line = b""  # has no end yet
         self._owner = 0  # the task that printed it
+        self.lock = threading.RLock()  # guards these two: a function may have threads
 
     def writable(self) -> bool:
         return True
@@ -3975,15 +3977,16 @@ class PrintedOutput(io.RawIOBase):
         if not self._worker.options.log:
             self._worker.note_print()
             return len(data)
-        task = self._worker.tsk_id_in_hand()
-        if task != self._owner:
-            self.end_line()
-            self._owner = task
-        *lines, self._line = (self._line + bytes(data)).split(b"\n")
-        for line in lines:
-            self._put(line)
-        if len(self._line) > LINE_BYTES:
-            self.end_line()
+        with self.lock:
+            task = self._worker.tsk_id_in_hand()
+            if task != self._owner:
+                self.end_line()
+                self._owner = task
+            *lines, self._line = (self._line + bytes(data)).split(b"\n")
+            for line in lines:
+                self._put(line)
+            if len(self._line) > LINE_BYTES:
+                self.end_line()
         return len(data)
 
     def end_line(self) -> None:

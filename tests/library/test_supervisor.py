@@ -1164,6 +1164,28 @@ def test_a_line_that_is_written_in_parts_is_whole(monkeypatch):
     assert b"".join(written) == b"[worker 0 task 1] hello\n"
 
 
+def test_lines_of_several_threads_are_whole(monkeypatch):
+    options = types.SimpleNamespace(log="log")
+    output = shmqueue.PrintedOutput(types.SimpleNamespace(index=0, options=options, tsk_id_in_hand=lambda: 1))
+    other = threading.Thread(target=output.write, args=[b"2\n"])
+
+    class Met(bytes):
+        """Another thread prints when this is about to be added to the line."""
+
+        def __bytes__(self):
+            other.start()
+            other.join(0.1)
+            return self[:]
+
+    written = []
+    with monkeypatch.context() as patch:
+        patch.setattr(shmqueue.os, "write", lambda _, text: written.append(text) or len(text))
+        output.write(b"line ")
+        output.write(Met(b"1\n"))
+        other.join()
+    assert written == [b"[worker 0 task 1] line 1\n", b"[worker 0 task 1] 2\n"]
+
+
 # The initializer.
 
 
