@@ -2365,7 +2365,7 @@ class Ledger:
         return None
 
     def cancel(self, tsk_id: int) -> bool:
-        """End a task that waits to be pushed. Return True if it was never started."""
+        """End a task that is not in the queue. Return True if it was never started."""
         for waiting in (self.again, self.fresh):
             for index, tasks in enumerate(waiting):
                 if tsk_id in tasks.tsk_ids:
@@ -2570,7 +2570,7 @@ class Tasks:
 
     @property
     def attempts(self) -> int:
-        """Return how often these tasks were started, if they have been started now."""
+        """Return how often these tasks were started, this time included."""
         return 1 if self.last is None else self.last.attempts + 1
 
 
@@ -4550,7 +4550,7 @@ def end_strays(name: str) -> bool:
 
 
 def end_strays_and_sweep(name: str) -> None:
-    """Do this at the end of a run, whose own segment is removed by the caller."""
+    """Do this at the end of a run. Its own segment is the caller's to remove."""
     if end_strays(name):
         sweep()
 
