@@ -525,8 +525,7 @@ class Supervisor:
         kinds: how many tasks were not ok, by function, status and name of the error.
         printed: after the end, True if functions printed what nobody keeps.
         """
-        stats = {**self.stats(), "printed": self._queue.printed}
-        return {**stats, **self._ledger.tally.summary()}
+        return {**self.stats(), "printed": self._queue.printed, **self._ledger.tally.summary()}
 
     def suspend(self) -> None:
         """Stop the workers and this process, as Ctrl-Z does. They go on together."""
@@ -2748,7 +2747,7 @@ class Tally:
         self.latest.append(kept)
 
     def summary(self) -> dict[str, Any]:
-        """Return the part of Supervisor.summary that is kept here."""
+        """Return what Supervisor.summary has from here."""
         return {
             "busy": min(1.0, sum(self.busy) / max(1e-9, self.seconds() * len(self.busy))),
             "failures": [result._asdict() for result in self.failures],
