@@ -5643,7 +5643,7 @@ class QuerySource(IterableSource):
             base.text_factory = bytes
             return base.execute(query)
 
-        with usage_error(f"{path!r}: --query {query!r}: ", (sqlite3.Error, sqlite3.Warning, ValueError)):
+        with usage_error(f"{path!r}: --query {query!r}: ", Exception):
             cursor = execute()
             columns = len(cursor.description or ())
             cursor.connection.close()  # in a worker that is forked while it is open, SQLite finds the file locked
@@ -5655,15 +5655,13 @@ class QuerySource(IterableSource):
         self._parse = parse
 
     def _read(self, execute: Callable[[], Any]) -> Iterator[Any]:
-        import sqlite3
-
         try:
             cursor = execute()  # once the workers have started
             for row in cursor:
                 values = [b"" if value is None else encode_text(as_text(value)) for value in row]
                 yield values if len(values) == 2 else values[0]
             cursor.connection.close()
-        except sqlite3.Error as error:
+        except Exception as error:
             self.problem = f"reading the tasks stopped: {describe(error)}"
 
     def take(self, room: int) -> Sequence[Any]:
