@@ -6844,7 +6844,7 @@ NEEDS = {"delimiter": "command", "grace": "timeout", "retry_delay": "retries", "
 def check_options(options: argparse.Namespace) -> None:
     """Raise UsageError for what argparse does not check, before anything is opened. Set what depends on other options.
 
-    Lines are commands if it `runs_commands`. Their values are printed if nothing else is written to standard output.
+    `runs_commands` tells that lines are commands. Their values are printed if nothing else goes to standard output.
     """
     given = vars(options)
     to_stdout = options.results == "-"
