@@ -5367,7 +5367,7 @@ READERS: dict[Any, Callable[[bytes], Any]] = {
 
 
 class Call:
-    """A function of the user's that is called with bytes. Reading its argument from them runs no code of the user's."""
+    """A user's function that is called with bytes. Reading its argument runs no code of the user's, as a codec may."""
 
     def __init__(self, function: Function, read: Callable[[bytes], Any]) -> None:
         self.function = function
@@ -5387,7 +5387,7 @@ class Call:
 
 
 def calls_of(functions: Mapping[int, Function], codec: Codec | None) -> dict[int, Callable[[bytes], Any]]:
-    """Return what to call for a slot's fn_id, which has the kind of the payload in it."""
+    """Return what to call for a slot's fn_id, which holds the payload's kind."""
     return {
         fn_id | kind << KIND_BIT: call
         for fn_id, function in functions.items()
