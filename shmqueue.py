@@ -5682,7 +5682,7 @@ def as_json(value: Any) -> Any:
 
     Bytes become text by surrogateescape. What JSON does not know becomes its repr.
     """
-    if value is None or isinstance(value, str):
+    if isinstance(value, str):
         return value
     if isinstance(value, (bytes, ctypes.Structure)):
         return decode_text(bytes(value))
