@@ -5937,13 +5937,15 @@ class FailedLines(Sink):
 
     def end(self) -> None:
         """Add what was never begun, and put the lines in the place of the file, which keeps its permissions."""
+        import shutil
+
         for item in self._source.rest():
             self._add(*self._parse.task(item))
         if self._source.problem:
             raise RuntimeError(self._source.problem)
         self._file.close()
         if os.path.exists(self._target):
-            os.chmod(self._beside, stat.S_IMODE(os.stat(self._target).st_mode))
+            shutil.copymode(self._target, self._beside)
         os.replace(self._beside, self._target)
 
 
