@@ -95,6 +95,55 @@ def test_functions_of_the_main_module_of_a_package(cli, method):
     assert cli.run("package", cli.file("tasks", "double a\n"), "--start-method", "fork", script="-m").code == 0
 
 
+ENDED = """\
+import multiprocessing, os, sys, threading, time
+sys.path.insert(0, {root!r})
+import shmqueue
+
+def double(number):
+    return 2 * number
+
+def end(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    os._exit(1)
+
+def note_the_end():
+    while "__file__" in globals():  # CPython removes it when the script has ended
+        time.sleep(0.01)
+    open("ended", "w").close()
+
+def supervise():
+    note_the_end()
+    with shmqueue.Supervisor([double, end], workers=1, start_method={method!r}) as supervisor:
+        for result in supervisor.run([(double, 1), (end, "ended"), (double, 2)]):
+            print(result.status, result.value)
+
+if __name__ == "__main__":
+    if {executor}:
+        executor = shmqueue.Executor(1, multiprocessing.get_context({method!r}))
+        executor.submit(end, "ended")
+        executor.submit(double, 2).add_done_callback(lambda future: print(future.result()))
+    threading.Thread(target={target}).start()
+"""
+
+
+@pytest.mark.promise("L7")
+@pytest.mark.parametrize("method", STARTED_ANEW)
+def test_a_thread_that_goes_on_after_the_script_starts_and_replaces_workers(cli, method):
+    code = ENDED.format(root=str(ROOT), method=method, executor=False, target="supervise")
+    run = cli.run(script=cli.file("ended.py", code))
+    assert (run.code, run.out, run.err) == (0, "ok 2\ncrashed None\nok 4\n", "")
+
+
+@pytest.mark.promise("L7")
+@pytest.mark.parametrize("method", STARTED_ANEW)
+def test_an_executor_replaces_a_worker_after_the_end_of_the_script(cli, method):
+    code = ENDED.format(root=str(ROOT), method=method, executor=True, target="note_the_end")
+    run = cli.run(script=cli.file("ended.py", code))
+    assert (run.code, run.out, run.err) == (0, "4\n", "")
+
+
 LOST = """
 import multiprocessing, sys
 sys.path.insert(0, {root!r})
