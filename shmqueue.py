@@ -566,7 +566,7 @@ class Supervisor:
                 self._dispose()
 
 
-def release_all(release: Sequence[Callable[[], object]]) -> None:
+def release_all(release: list[Callable[[], object]]) -> None:
     """Call all of these, the last first. After an interrupt or an error, call all of them once more: each allows it."""
     try:
         for each in reversed(release):
@@ -576,6 +576,7 @@ def release_all(release: Sequence[Callable[[], object]]) -> None:
             for each in release:
                 stack.callback(each)
         raise
+    release.clear()  # a __del__ that calls close() when Python exits finds nothing to do
 
 
 # ---------------------------------------------------------------------------------------------------------------------

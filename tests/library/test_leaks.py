@@ -151,3 +151,28 @@ def test_nothing_is_left_of_a_hundred_supervisors(end, workers):
     assert held_now == held
     assert signal_handlers() == handlers
     assert objects_now - objects < count, "not an object for each"
+
+
+HOLDER = """\
+import sys
+sys.path.insert(0, {root!r})
+from tests import jobs
+from shmqueue import Supervisor
+
+class Holder:
+    def __init__(self):
+        self.supervisor = Supervisor([jobs.echo], workers=1)
+
+    def __del__(self):
+        self.supervisor.close()
+
+if __name__ == "__main__":
+    holder = Holder()
+    holder.supervisor.submit(jobs.echo, b"x")
+"""
+
+
+@pytest.mark.promise("G4a")
+def test_a_del_that_closes_a_supervisor_when_python_exits_writes_nothing(cli):
+    run = cli.run(script=cli.file("holder.py", HOLDER.format(root=str(ROOT))))
+    assert (run.code, run.out, run.err) == (0, "", "")
