@@ -862,6 +862,8 @@ def check_number(name: str, value: Any, limits: tuple[float, float]) -> None:
 
 def number_functions(functions: Any) -> dict[int, Function]:
     """Return functions by fn_id: a mapping as it is, a sequence numbered from 1 on."""
+    if callable(functions):
+        raise TypeError(f"functions={functions!r}: must be a sequence, such as [{function_name(functions)}]")
     numbered = dict(functions if isinstance(functions, Mapping) else enumerate(functions, 1))
     if not numbered:
         raise ValueError("functions is empty: at least one is needed")

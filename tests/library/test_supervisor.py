@@ -1545,6 +1545,7 @@ def test_an_argument_out_of_range_is_named_with_its_limit(name, value, error, li
         ({"echo": jobs.echo}, TypeError, "echo"),
         ({1: "echo"}, TypeError, "echo"),
         (jobs.echo, TypeError, "function"),
+        (jobs.echo, TypeError, r"functions=<function echo .*>: must be a sequence, such as \[echo\]"),
         (None, TypeError, "None"),
     ],
 )
