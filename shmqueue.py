@@ -1137,6 +1137,7 @@ class Calls(Source):
                 try:
                     for result in supervisor.run(self):
                         self._settle(result)
+                        del result  # it may be large, and the next one far away
                 finally:
                     with self._lock:
                         self._rung = True

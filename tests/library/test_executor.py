@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import tracemalloc
 import weakref
 
 import pytest
@@ -487,6 +488,16 @@ def test_references_are_dropped(executor):
         assert seen() is None
     finally:
         gc.enable()
+
+
+def test_an_idle_executor_does_not_hold_the_last_value(executor):
+    size = 16 << 20
+    tracemalloc.start()
+    try:
+        assert executor.submit(bytes, size).result() == bytes(size)
+        assert wait_until(lambda: tracemalloc.get_traced_memory()[0] < size)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("method", METHODS)
