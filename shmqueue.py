@@ -2163,7 +2163,7 @@ class Ledger:
        │  │ └ give_back() ─┴────────────────┘                 ├── complete() ─────────▶ SETTLED
        │  │                                                   │                           ▲
        │  └ end() ────────────────────────────────────────────┼───────────────────────────┤
-       │                                                      └── charge() ──┬── end() ───┤
+       │                                                      └── charge() ──┬────────────┤
        └────── take_due() ─────── WAITING FOR A RETRY ◀─────────────────────┘            │
                                            └─────────── end() ────────────────────────────┘
     `complete` and `charge` come from a lane, `give_back` from the ring (a drain) and from lanes (a halt, a death), and
@@ -2570,7 +2570,7 @@ class Tasks:
         return len(self.payloads)
 
     def part(self, start: int, stop: int) -> Tasks:
-        """Return the tasks [start, stop), to be pushed."""
+        """Return the tasks [start, stop)."""
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
         tasks = Tasks(self.job, *columns, self.marked[part])
