@@ -5812,14 +5812,13 @@ class Results(Sink):
             return
         lines: list[bytes] = []  # of one record
 
-        def noted(file: Iterable[bytes]) -> Iterator[bytes]:
-            for line in file:
-                lines.append(line)
-                yield line
+        def noted(line: bytes) -> bytes:
+            lines.append(line)
+            return line
 
         number = 1
         with open(self.path, "rb") as file:
-            records = self.decode(noted(file))
+            records = self.decode(map(noted, file))
             while file.peek():
                 record = None
                 with contextlib.suppress(Exception):  # whatever a foreign file leads to
