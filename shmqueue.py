@@ -6703,6 +6703,28 @@ class UsageError(Exception):
     """Bad usage or input: exit code 2."""
 
 
+@contextlib.contextmanager
+def usage_error(what: str = "", kinds: Any = (OSError, ValueError, TypeError, RuntimeError)) -> Iterator[None]:
+    """Turn what Supervisor and open raise for bad arguments into a UsageError."""
+    try:
+        yield
+    except kinds as error:
+        text = str(error)
+        if isinstance(error, OSError):
+            text = limit_text(error)
+            if error.filename and not what:
+                text = f"{error.filename}: {text}"
+        raise UsageError(what + in_options(text)) from None
+
+
+def in_options(text: str) -> str:
+    """Return what a Supervisor says, with options in place of its arguments."""
+    import re
+
+    names = "|".join((*LIMITS, "log", "retry_on", "start_method"))
+    return re.sub(rf"\b({names})=(?=([^\s,;]?))", lambda found: flag(found[1]) + " " * bool(found[2]), text)
+
+
 def import_all() -> None:
     """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
     names = "csv difflib hashlib inspect json multiprocessing.util pathlib re shlex subprocess tempfile"
@@ -6892,28 +6914,6 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(f"{flag(name)} -: must be a file")
         if value not in (None, False, DEFAULTS.get(name)) and name in NEEDS and not given[NEEDS[name]]:
             raise UsageError(f"{flag(name)}: needs {flag(NEEDS[name])}")
-
-
-@contextlib.contextmanager
-def usage_error(what: str = "", kinds: Any = (OSError, ValueError, TypeError, RuntimeError)) -> Iterator[None]:
-    """Turn what Supervisor and open raise for bad arguments into a UsageError."""
-    try:
-        yield
-    except kinds as error:
-        text = str(error)
-        if isinstance(error, OSError):
-            text = limit_text(error)
-            if error.filename and not what:
-                text = f"{error.filename}: {text}"
-        raise UsageError(what + in_options(text)) from None
-
-
-def in_options(text: str) -> str:
-    """Return what a Supervisor says, with options in place of its arguments."""
-    import re
-
-    names = "|".join((*LIMITS, "log", "retry_on", "start_method"))
-    return re.sub(rf"\b({names})=(?=([^\s,;]?))", lambda found: flag(found[1]) + " " * bool(found[2]), text)
 
 
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)  # the last: with workers only
