@@ -6859,17 +6859,18 @@ def make_parser(functions: Any = None) -> argparse.ArgumentParser:
     add("--print", action="store_true", help="write values to stdout; the default for commands")
     add("--no-print", action="store_true", help="do not, so that the summary is there")
     add = group.add_argument
-    add("-k", "--keep-order", action="store_true", help="print in the order of the input")
-    add("--tag", action="store_true", help="print each line after its task and a tab")
+    switch = functools.partial(add, action="store_true")
+    switch("-k", "--keep-order", help="print in the order of the input")
+    switch("--tag", help="print each line after its task and a tab")
     add("--results", metavar="FILE", help=".jsonl, .csv, .sqlite; or - for JSON lines on stdout")
-    add("--resume", action="store_true", help="leave out the tasks that FILE already holds as ok")
+    switch("--resume", help="leave out the tasks that FILE already holds as ok")
     add("--failed", metavar="FILE", help="write the tasks that were not ok, as TASKS again")
-    add("--dry-run", action="store_true", help="write what would run, and start nothing")
+    switch("--dry-run", help="write what would run, and start nothing")
     add("--summary", metavar="FILE", help="write the summary as JSON, too")
     add("--log", metavar="FILE", help="write what functions print, else it is dropped")
     add("--screen", choices=("auto", "on", "off"), help="auto: if the error stream is a terminal")
     add("--watch", metavar="NAME", nargs="?", const="", help="show the screen of a run in another terminal, and exit")
-    add("--clean", action="store_true", help="remove what dead runs left behind, and exit")
+    switch("--clean", help="remove what dead runs left behind, and exit")
     parser.set_defaults(**{**DEFAULTS, "screen": "auto"})
     return parser
 
