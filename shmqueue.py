@@ -5844,7 +5844,8 @@ class Results(Sink):
             self._file = self._out
             return
         self._file = open(self.path, "ab", 1 << 20)  # noqa: SIM115
-        self._file.truncate(self._kept)
+        if self._file.tell() > self._kept:
+            self._file.truncate(self._kept)
         if not self._kept:
             self._file.write(self.HEADER)
 
