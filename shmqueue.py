@@ -672,6 +672,12 @@ class ExecutorMethods:
         """
         self._calls.end(cancel=cancel_futures, wait=wait)
 
+    def kill_workers(self) -> None:
+        """Kill the workers, and take no more calls. Those that are not finished raise BrokenProcessPool."""
+        self._calls.end(abort=True)
+
+    terminate_workers = kill_workers
+
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._calls.end(abort=kind is KeyboardInterrupt, wait=True)
 

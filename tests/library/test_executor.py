@@ -282,6 +282,21 @@ def test_a_call_that_has_not_begun_can_be_cancelled(executor, gate):
     assert begun(gate) == 30 - len(cancelled)
 
 
+@pytest.mark.parametrize("name", ["kill_workers", "terminate_workers"])
+def test_the_workers_can_be_killed(name):
+    """As those of ProcessPoolExecutor can, from Python 3.14 on."""
+    executor = shmqueue.Executor(max_workers=1)
+    futures = [executor.submit(time.sleep, 600) for _ in range(5)]
+    assert wait_until(lambda: futures[0].running())
+    getattr(executor, name)()
+    for future in futures:
+        with pytest.raises(concurrent.futures.process.BrokenProcessPool):
+            future.result(HANG)
+    with pytest.raises(RuntimeError):
+        executor.submit(abs, 1)
+    executor.shutdown()
+
+
 def test_whoever_waits_for_futures_is_told_that_shutdown_has_cancelled_them(executor, gate):
     futures = [executor.submit(executor_jobs.wait_for, str(gate)) for _ in range(30)]
     assert wait_until(lambda: begun(gate) == 2)
