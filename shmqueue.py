@@ -5323,20 +5323,21 @@ class Failure:
         return cls(describe(error), describe_traceback(error))
 
 
-def interruptions() -> tuple[type[BaseException], ...]:
-    """Return what ends a run without workers: Ctrl-C, and the q of a debugger."""
-    return KeyboardInterrupt, getattr(sys.modules.get("bdb"), "BdbQuit", KeyboardInterrupt)
-
-
 def is_interruption(error: BaseException) -> bool:
-    """Return True for an interruption, and for what a signal handler of the program has raised."""
-    if isinstance(error, interruptions()):
+    """Return True for Ctrl-C, for the q of a debugger, and for what a signal handler of the program has raised.
+
+    These end a run without workers.
+    """
+    if isinstance(error, KeyboardInterrupt) or type(error).__module__ == "bdb":
         return True
     handlers = {getattr(signal.getsignal(number), "__code__", None) for number in handled_signals()}
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code not in handlers:
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code in handlers or frame.f_globals.get("__name__") == "bdb":
+            return True
         trace = trace.tb_next
-    return trace is not None
+    return False
 
 
 def describe(error: BaseException) -> str:
@@ -7068,7 +7069,9 @@ class CommandLine:
                 self._put_through()
         except RuntimeError as error:
             self.problem = in_options(str(error))
-        except interruptions():
+        except BaseException as error:
+            if not is_interruption(error):
+                raise
             self.stopped_by = self.stopped_by or signal.SIGINT
             self.source.problem = "the run was interrupted before every task had an outcome"
 

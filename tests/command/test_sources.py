@@ -401,7 +401,7 @@ WRITER = """
 import contextlib, sqlite3
 
 def done(payload: str) -> None:
-    with contextlib.closing(sqlite3.connect({path!r}, {seconds})) as connection, connection:
+    with contextlib.closing(sqlite3.connect({path!r}, timeout={seconds})) as connection, connection:
         connection.execute("UPDATE t SET done = 1 WHERE id = ?", [payload])
 """
 
