@@ -46,7 +46,7 @@ IN_ORDER = ("x86_64", "amd64", "i686", "i386", "s390x")  # processors that show 
 STORE = """import mmap, sys
 words = memoryview(mmap.mmap(int(sys.argv[1]), 0)).cast("Q")
 number = 0
-while not words[32]:
+while not words[32] and number < 1 << 23:
     number += 1
     words[number % 16 * 2 + 64] = number
     words[0] = number"""

@@ -12,12 +12,14 @@ import itertools
 import os
 import sys
 import threading
+import time
+import types
 
 import pytest
 
 import shmqueue
 from tests.tools.mistakes import branch, call, drop, last, mistaken_strategy, more, never, part, put, store, without
-from variants import strategies
+from variants import slot_state, strategies
 from variants.semaphore import SemaphoreQueue
 from variants.slot_state import SlotState
 from variants.worker_lanes import WorkerLanes
@@ -418,6 +420,13 @@ def test_nothing_is_dealt_to_a_worker_that(fate, name):
         assert min(dealt) >= 1 << 48
     finally:
         pair.close()
+
+
+@pytest.mark.timeout(60)
+def test_a_self_test_of_slot_state_that_a_signal_handler_leaves_does_not_hang(monkeypatch):
+    monkeypatch.setattr(slot_state, "time", types.SimpleNamespace(sleep=time.sleep, monotonic=sys.exit))
+    with pytest.raises(SystemExit):
+        slot_state.out_of_order.__wrapped__()
 
 
 # Mistakes.
