@@ -2928,7 +2928,7 @@ class WorkerPool:
         if self.closing:
             return
         self.respawned += 1
-        if code == UNGUARDED:
+        if code == UNGUARDED and not ready:  # a task may exit with this code, too
             raise WorkersFailedError(GUARD_REMEDY)
         if ready or (lane.told and code == 0):
             self._worked_at = system.monotonic()

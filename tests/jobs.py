@@ -359,6 +359,10 @@ def exit_zero(payload: bytes) -> None:
     os._exit(0)
 
 
+def exit_as_unguarded(payload: bytes) -> None:
+    os._exit(shmqueue.UNGUARDED)
+
+
 def segfault(payload: bytes) -> None:
     faulthandler.disable()  # The test runner has enabled it.
     ctypes.string_at(0)

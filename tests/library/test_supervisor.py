@@ -1235,6 +1235,7 @@ def iter_into(kept, results):
         (jobs.recurse, "failed", "RecursionError"),
         (jobs.return_path, "failed", "PosixPath"),
         (jobs.exit_zero, "crashed", "code 0"),
+        (jobs.exit_as_unguarded, "crashed", "code 113"),
         (jobs.segfault, "crashed", "SIGSEGV"),
         (jobs.abort, "crashed", "SIGABRT"),
         (jobs.kill_itself, "crashed", "SIGKILL"),
