@@ -37,11 +37,16 @@ def test_a_script_without_a_guard_gets_one_error(cli, method):
     script = cli.file("unguarded.py", UNGUARDED.format(root=str(ROOT), method=method))
     run = cli.run(script=script)
     assert run.code == 1
-    assert run.err.count("Traceback") == 1
-    assert run.err.splitlines()[-1] == (
-        "shmqueue.WorkersFailedError: the main module starts workers while it is imported, which every new worker "
-        'does: put what starts them under `if __name__ == "__main__":`'
+    error = (
+        "Error: the main module starts workers while it is imported, which every new worker does: put what starts them "
+        'under `if __name__ == "__main__":`'
     )
+    if method == "forkserver" and sys.version_info[:2] == (3, 14):  # the fork server imports it, too, and ends by that
+        assert f"Runtime{error}\n" in run.err
+        assert run.err.endswith("it has ended, and what it printed says why\n")
+        return
+    assert run.err.count("Traceback") == 1
+    assert run.err.splitlines()[-1] == f"shmqueue.WorkersFailed{error}"
 
 
 @pytest.mark.promise("L8")
