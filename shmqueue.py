@@ -3648,7 +3648,8 @@ class Worker:
         self._left: float = math.inf if options.max_tasks is None else options.max_tasks  # tasks until it leaves
         self._limit = options.batch or 1  # tasks to claim next
         self._policy = SCHED_OTHER
-        self._recent = 0  # tasks in the largest batch of late; each later batch halves what it counts
+        self._recent = 0  # tasks that did not wait, in the largest batch of late; each later batch halves it
+        self._waits = 0  # how often this process has waited so far
         self._files = ValueFiles(queue.segment)
         self._output = PrintedOutput(self)
         self.disowned: int | None = None  # in a process that a function forked: the task
@@ -3750,7 +3751,6 @@ class Worker:
 
     def _begin_batch(self, count: int) -> Half:
         self._count = count
-        self._recent = max(count, self._recent // 2)
         self._schedule(SCHED_BATCH if self._recent >= MANY else SCHED_OTHER)
         self._half = self._queue.half(self.index, self._words[self._status + CLAIMS])
         self._half.log[0] = self._kind
@@ -3761,7 +3761,7 @@ class Worker:
 
         With SCHED_BATCH a worker that is woken does not take the processor from the supervisor. While tasks are short
         and many, the other workers would run out of them. For a few tasks it is the other way round: they are begun at
-        once.
+        once. A task that waits for a moment would lose the processor to any process that runs, for milliseconds.
         """
         if policy != self._policy:
             with contextlib.suppress(OSError):  # it is not allowed here
@@ -3837,6 +3837,9 @@ class Worker:
         if done:
             self._half.stamps[done] = last
         self._left -= done
+        waits = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+        self._recent = max(done - (waits - self._waits), self._recent // 2)
+        self._waits = waits
         if self.options.batch is None and done:
             by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
             self._limit = max(1, min(8 * self._limit, by_time))  # not only what a claim may have: see share()

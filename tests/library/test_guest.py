@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 import types
 from concurrent import futures
 
@@ -180,6 +181,19 @@ def test_a_worker_with_many_short_tasks_takes_no_processor_away_when_it_wakes():
         policies = pool.submit(policies_while_tasks_become_many_and_few).result()
     assert policies == (os.SCHED_BATCH, {os.SCHED_BATCH}, os.SCHED_BATCH)
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def policy_after_a_wait(payload: bytes) -> int:
+    time.sleep(0.0001)
+    return policy(payload)
+
+
+@pytest.mark.promise("L31")
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no such policies")
+def test_tasks_that_wait_for_a_moment_get_the_processor_back_at_once():
+    """With SCHED_BATCH each would wait until the process that runs meanwhile has used its time."""
+    with shmqueue.Supervisor([policy_after_a_wait], workers=1, batch=256, start_method="fork") as supervisor:
+        assert set(supervisor.map(policy_after_a_wait, [b""] * 1024)) == {os.SCHED_OTHER}
 
 
 def test_suspend_outside_the_main_thread(tmp_path):
