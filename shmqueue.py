@@ -1491,7 +1491,7 @@ class Run:
             if job.source is not NO_SOURCE and not job.finished:
                 job.cancelled = True
                 job.results.clear()
-                if not (self.over or self.use.in_child):
+                if not self.use.in_child:
                     self.request(self._withdraw)
 
     def finish(self, job: Job, report: Callable[[], None]) -> None:
@@ -1513,6 +1513,8 @@ class Run:
 
     def request(self, action: Callable[[], object]) -> None:
         """Have something done between two steps: now, or by the thread that is in the middle of one."""
+        if self.over:  # a signal handler may come while close() ends the workers
+            return
         self._requests.append(action)
         self._pool.wake_supervisor()  # a poll goes on after a signal handler
         self._serve()

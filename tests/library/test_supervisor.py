@@ -1643,6 +1643,23 @@ def test_the_heap_is_empty_once_its_tasks_have_their_outcomes():
         assert heap.used == 0
 
 
+@pytest.mark.promise("G4a")
+def test_a_signal_handler_may_abort_while_workers_are_ended(monkeypatch):
+    reap = shmqueue.WorkerPool._reap
+    aborts = []
+
+    def reap_after_handler(pool, lane):
+        if not aborts:
+            aborts.append(supervisor.abort())
+        return reap(pool, lane)
+
+    monkeypatch.setattr(shmqueue.WorkerPool, "_reap", reap_after_handler)
+    with start([jobs.hang], workers=2) as supervisor:
+        supervisor.submit(jobs.hang, b"")
+        supervisor.__exit__(KeyboardInterrupt, None, None)
+    assert aborts == [None]
+
+
 @pytest.mark.command_line
 def test_a_new_worker_has_nothing_in_hand_of_its_predecessor():
     with start([jobs.kill_itself], workers=1) as supervisor:
