@@ -58,20 +58,20 @@ class RobustMutex(Lock):
     @classmethod
     def refusal(cls) -> str:
         """Have a thread die with the mutex, and see whether another one can acquire it."""
-        with mmap.mmap(-1, mmap.PAGESIZE) as memory:
-            mutex = cls.__new__(cls)
-            mutex._at = address_of(memory)
-            try:
-                mutex.prepare(None)
-                thread = threading.Thread(target=mutex.acquire)
-                thread.start()
-                thread.join()
-                for _ in range(2):  # once from the dead thread, once more to see that the mutex is consistent
-                    if not mutex.acquire(1.0):
-                        return "this system leaves a robust mutex locked when its holder dies"
-                    mutex.release()
-            except (OSError, AttributeError) as error:
-                return f"this system has no robust mutexes ({error})"
+        mutex = cls.__new__(cls)
+        mutex.shared = mmap.mmap(-1, mmap.PAGESIZE)  # the thread keeps it, and may go on after an exception here
+        mutex._at = address_of(mutex.shared)
+        try:
+            mutex.prepare(None)
+            thread = threading.Thread(target=mutex.acquire)
+            thread.start()
+            thread.join()
+            for _ in range(2):  # once from the dead thread, once more to see that the mutex is consistent
+                if not mutex.acquire(1.0):
+                    return "this system leaves a robust mutex locked when its holder dies"
+                mutex.release()
+        except (OSError, AttributeError) as error:
+            return f"this system has no robust mutexes ({error})"
         return ""
 
     def prepare(self, context: Any) -> None:

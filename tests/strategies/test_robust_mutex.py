@@ -3,11 +3,13 @@
 import concurrent.futures
 import errno
 import mmap
+import threading
 import time
 import types
 
 import pytest
 
+from tests.helpers import in_child
 from variants import robust_mutex, strategies
 
 
@@ -54,6 +56,19 @@ def is_free(mutex):
         return acquired
 
     return in_thread(attempt).result()
+
+
+def test_a_thread_of_the_self_test_may_go_on_when_a_signal_handler_has_left_it(monkeypatch):
+    threads = []
+
+    def start(target):
+        threads.append(threading.Thread(target=target))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(robust_mutex, "threading", types.SimpleNamespace(Thread=start))
+    with pytest.raises(KeyboardInterrupt):
+        robust_mutex.RobustMutex.refusal()
+    assert in_child(lambda: threads[0].run() is None)  # it would end by SIGSEGV
 
 
 def test_who_does_not_get_it_twice_and_more_waits_on_without_using_the_processor(mutex, slices):
