@@ -3750,6 +3750,8 @@ class Worker:
             stop = words[end] - first
         self._end_batch(done, at, began, last)
         self._kind = {type(None): self._kind, bytes: BYTES, str: TEXT}.get(type(value), CODED)
+        if type(value) in (bytes, str) and not value and self.options.codec is None:
+            self._kind = CODED  # marshal makes bytes even of nothing, so that it needs no record
 
     def _begin_batch(self, count: int) -> Half:
         self._count = count

@@ -12,6 +12,7 @@ import itertools
 import json
 import marshal
 import math
+import multiprocessing
 import pathlib
 import pickle
 import random
@@ -703,6 +704,22 @@ def test_tasks_that_never_began_have_no_time():
             results.append(result)
             supervisor.cancel()
     assert {result.started for result in results if result.status == "cancelled"} == {0.0}
+
+
+@pytest.mark.parametrize("nothing", [b"", ""])
+def test_values_of_no_bytes_need_no_records_of_their_own(monkeypatch, nothing):
+    """Each record costs ten times as much as a value that the loop appends."""
+    records = multiprocessing.get_context("fork").Value("i", 0)
+    put = shmqueue.Worker._put
+
+    def count(*arguments):
+        records.value += 1
+        return put(*arguments)
+
+    monkeypatch.setattr(shmqueue.Worker, "_put", count)
+    with shmqueue.Supervisor([jobs.echo_any], workers=1, start_method="fork") as supervisor:
+        assert list(supervisor.map(jobs.echo_any, [nothing] * 1000)) == [nothing] * 1000
+    assert records.value < 100
 
 
 # In results files.
