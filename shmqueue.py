@@ -6699,11 +6699,11 @@ class Command:
         parts[b"//"] = os.path.dirname(line.rstrip(b"/") or b"/") or b"."
         texts = {string: encode_text(shlex.quote(decode_text(part))) for string, part in parts.items()}
         texts |= {b"#": b"%d" % task, b"%": worker.encode()}
-        for string in re.findall(self.STRING, self._template):
-            if string not in texts:
-                have = counted(len(fields), "field")
-                raise LookupError(f"no {{{string.decode()}}}: the line has {have}; see --delimiter")
-        return re.sub(self.STRING, lambda found: texts[found[1]], self._template)
+        try:
+            return re.sub(self.STRING, lambda found: texts[found[1]], self._template)
+        except KeyError as missing:
+            have = counted(len(fields), "field")
+            raise LookupError(f"no {{{missing.args[0].decode()}}}: the line has {have}; see --delimiter") from None
 
     def __call__(self, payload: bytes) -> bytes | Failure:
         return self._run(self.fill(payload, tsk_id_in_hand(), os.environ.get(WORKER_VARIABLE, "0")))
