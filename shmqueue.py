@@ -6635,8 +6635,10 @@ def attend(process: Any, timeout: float, grace: float) -> tuple[bytes, bytes, bo
                 os.killpg(process.pid, due if due != sent else 0)
                 runs = runs or due == signal.SIGTERM
             sent = due
+        if not (runs or left):
+            break
         if not runs:
-            until = min(until, seen + LINGER_SECONDS * bool(left))
+            until = min(until, seen + LINGER_SECONDS)
     output, errors = map(b"".join, written.values())
     return output, errors, sent > 0
 
