@@ -272,7 +272,8 @@ class Supervisor:
     workers: the number of processes; None: one for each processor that this process may use; 0: the functions run in
         this process, where a debugger stops in them.
     num_slots: the number of tasks that the ring holds.
-    slot_size: bytes of a slot, a multiple of 8. A payload of up to slot_size - 10 bytes lies in its slot.
+    slot_size: bytes of a slot, a multiple of 8. A payload of up to slot_size - 9 bytes lies in its slot;
+        in one of more than 264 bytes, up to slot_size - 10.
     batch: the most tasks that a worker claims at once; None: as many as take 5 ms.
     timeout: seconds that a task may run; or a mapping from a function, or its name, to the seconds of its tasks.
     grace: seconds between SIGTERM and SIGKILL for a task that ran too long.
