@@ -135,18 +135,15 @@ if __name__ == "__main__":
 
 @pytest.mark.promise("L7")
 @pytest.mark.parametrize("method", STARTED_ANEW)
-def test_a_thread_that_goes_on_after_the_script_starts_and_replaces_workers(cli, method):
-    code = ENDED.format(root=str(ROOT), method=method, executor=False, target="supervise")
+@pytest.mark.parametrize(
+    ("executor", "target", "out"),
+    [(False, "supervise", "ok 2\ncrashed None\nok 4\n"), (True, "note_the_end", "4\n")],
+    ids=["Supervisor", "Executor"],
+)
+def test_threads_that_go_on_after_the_script_start_and_replace_workers(cli, method, executor, target, out):
+    code = ENDED.format(root=str(ROOT), method=method, executor=executor, target=target)
     run = cli.run(script=cli.file("ended.py", code))
-    assert (run.code, run.out, run.err) == (0, "ok 2\ncrashed None\nok 4\n", "")
-
-
-@pytest.mark.promise("L7")
-@pytest.mark.parametrize("method", STARTED_ANEW)
-def test_an_executor_replaces_a_worker_after_the_end_of_the_script(cli, method):
-    code = ENDED.format(root=str(ROOT), method=method, executor=True, target="note_the_end")
-    run = cli.run(script=cli.file("ended.py", code))
-    assert (run.code, run.out, run.err) == (0, "4\n", "")
+    assert (run.code, run.out, run.err) == (0, out, "")
 
 
 LOST = """
