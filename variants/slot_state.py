@@ -43,6 +43,7 @@ from .worker_lanes import CLAIMING, LANE_PUSHED, SHUT, WorkerLanes
 
 FREE, READY, CLAIMED, DONE = (bytes([state]) for state in range(4))
 IN_ORDER = ("x86_64", "amd64", "i686", "i386", "s390x")  # processors that show stores in their order
+# It ends by itself after some seconds: an exception, or a kill, may keep its parent from stopping it.
 STORE = """import mmap, sys
 words = memoryview(mmap.mmap(int(sys.argv[1]), 0)).cast("Q")
 number = 0
