@@ -75,6 +75,7 @@ class Node:
     files: Mapping[str, bytes]  # by name
     spec: bytes  # the functions and the Supervisor's options, as a pickle
     cancelled = False
+    over = False  # the run is, or this Dask worker
     supervisor: Any = None
     key = ""  # of the chunk that the Supervisor works on
 
@@ -127,7 +128,7 @@ class Node:
     def look(self) -> None:
         """Raise if the client has stopped or died, and cancel what is asked for. Called several times a second."""
         task = self.worker.state.tasks.get(self.key)
-        if task is None or task.state != "executing" or self.worker.status.name == "closing":
+        if self.over or task is None or task.state != "executing":
             raise InterruptedError("nobody wants this chunk any more")
         if self.cancelled and self.supervisor and not self.supervisor.cancelled:
             self.supervisor.cancel()
@@ -147,6 +148,7 @@ class Node:
             self.lock.release()
 
     def teardown(self, worker: Any) -> None:
+        self.over = True  # for the chunk in hand: that nobody wants it is not heard while this waits for it
         self.leave(self.key, wait=True)
 
 

@@ -9,15 +9,18 @@ likes.
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import json
 import os
 import pathlib
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -359,6 +362,27 @@ def test_ctrl_c(dask, deal, cli, jobs, times):
     assert {result["status"] for result in results} == {"ok", "cancelled"}
     assert dask.segments() == []
     assert cli.finish(deal("square 2\n", *arguments[:4])).code == 0  # the cluster is as it was
+
+
+def test_a_node_that_is_to_forget_the_run_stops_the_chunk_in_hand(tmp_path):
+    """Also if it hears of that before it hears that nobody wants the chunk: here it never hears the latter."""
+    begun = tmp_path / "begun"
+    node = dask_cluster.Node()
+    node.files = {}
+    node.spec = pickle.dumps(({1: begin_and_sleep}, {"workers": 1}))
+    state = types.SimpleNamespace(tasks={"chunk": types.SimpleNamespace(state="executing")})
+    worker = types.SimpleNamespace(address="here", local_directory=tmp_path, state=state)
+    node.setup(worker)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        chunk = thread.submit(node.run, "chunk", pickle.dumps([("begin_and_sleep", str(begun))]))
+        assert wait_until(begun.exists, HANG)
+        node.teardown(worker)
+        assert chunk.result()[1].startswith("InterruptedError")
+
+
+def begin_and_sleep(path):
+    pathlib.Path(path).touch()
+    time.sleep(HANG)
 
 
 def test_the_client_is_killed(dask, deal, cli, jobs):
