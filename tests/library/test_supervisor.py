@@ -1303,6 +1303,10 @@ def test_what_never_has_an_environment_is_looked_at_once(monkeypatch):
         return io.BytesIO() if place == path else open(place, *arguments, **options)
 
     monkeypatch.setattr(shmqueue, "open", look, raising=False)
+    # Not other programs, which may begin at this moment.
+    without = [pid for pid in os.listdir("/proc") if pid.isdigit() and not os.path.exists(f"/proc/{pid}/exe")]
+    assert str(zombie.pid) in without
+    monkeypatch.setattr(shmqueue, "listed", lambda folder: without)
     slept = []
     monkeypatch.setattr(shmqueue.system, "sleep", slept.append)
     shmqueue.end_strays("shmq-0-found")
