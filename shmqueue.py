@@ -3662,7 +3662,7 @@ class Worker:
         tsk_id_in_hand = self.tsk_id_in_hand
         note_command = functools.partial(self._words.__setitem__, self._status + COMMAND)
         os.register_at_fork(after_in_child=self._disown)
-        watched = (self._queue, self._wake)
+        watched = (self._queue, self.index, self._wake)
         threading.Thread(target=end_with_supervisor, args=watched, name="shmqueue-watch", daemon=True).start()
         if self.options.log != NOT_REDIRECTED:
             text = io.TextIOWrapper(self._output, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
@@ -3941,7 +3941,7 @@ class ValueFiles:
         return 0
 
 
-def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
+def end_with_supervisor(queue: SharedTaskQueue, worker: int, wake: int) -> None:
     """In a thread: end the run, and kill this process group, when the supervisor is gone.
 
     Its end of the pipe `wake` is closed then, unless something else holds a copy. So its pidfd is watched as well.
@@ -3957,6 +3957,10 @@ def end_with_supervisor(queue: SharedTaskQueue, wake: int) -> None:
         for descriptor, _ in events:
             poll.unregister(descriptor)
         events = poll.poll()
+    # Begin no other task: nobody would kill what it starts.
+    queue.claim = lambda *_: threading.Event().wait()  # type: ignore[assignment, method-assign]
+    for half in queue.halves(worker):
+        queue.words[half.end] = 0
     with contextlib.suppress(OSError):  # another worker does it; or a function has closed the segment
         fcntl.lockf(queue.segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, END_BYTE)
         end_run(queue)

@@ -692,6 +692,20 @@ def test_the_supervisor_is_killed(scene, method, function):
 
 
 @pytest.mark.promise("G4b")
+def test_the_supervisor_of_commands_is_killed(scene):
+    """The worker that ends the run kills its own command, too, and begins no other then."""
+    tasks = scene.cli.file("tasks", "echo $$ >>pids; sleep 600\n" * 10)
+    scene.start(tasks, "--shell", "-w", "1", "--screen", "off")
+    scene.wait_for("pids")
+    with subprocess.Popen(["/bin/sleep", "600"], env={}) as stranger:  # without an environment: looked at for long
+        scene.process.send_signal(signal.SIGKILL)
+        assert scene.ended() == -signal.SIGKILL
+        scene.check_nothing_is_left()
+        stranger.kill()
+    assert len(scene.lines("pids")) == 1
+
+
+@pytest.mark.promise("G4b")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_whole_group_is_killed(scene, method, number):
