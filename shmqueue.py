@@ -4722,7 +4722,9 @@ class System:
 
     def pidfd_open(self, pid: int) -> Any:
         """Return what stands for a process. Raises OSError if it is gone, AttributeError without pidfds."""
-        return late("multiprocessing").connection.Connection(os.pidfd_open(pid), writable=False)
+        pidfd = late("multiprocessing").connection.Connection(os.pidfd_open(pid), writable=False)
+        signal.pidfd_send_signal(pidfd.fileno(), 0)  # a sandbox may refuse only this
+        return pidfd
 
     def pidfd_send_signal(self, pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)

@@ -533,6 +533,18 @@ def test_no_signal_goes_to_a_process_that_got_the_pid_of_a_worker(stranger, monk
         assert [result.status for result in supervisor.run([b"x"])] == ["ok"]
 
 
+def test_a_sandbox_that_refuses_signals_by_pidfd(monkeypatch):
+    """Then processes have no pidfds."""
+
+    def refuse(pidfd, number):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
+    with Supervisor([jobs.rest], workers=2, timeout=0.2) as supervisor:
+        assert [lane.process.pidfd for lane in supervisor._pool.lanes] == [None, None]
+        assert [result.status for result in supervisor.run(["60"])] == ["timeout"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_worker_that_ends_at_once_is_not_taken_for_another_process(monkeypatch, stranger, method):
     """Here its pid names another one when it is looked at for the first time."""
