@@ -3364,7 +3364,7 @@ class Process:
         """
         if self._keeps_pid():
             for group in filter(None, (self.pid, self.command())):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
+                with contextlib.suppress(OSError):  # it has ended, or a sandbox refuses it
                     system.killpg(group, number)
 
     def _keeps_pid(self) -> bool:
@@ -3964,7 +3964,9 @@ def end_with_supervisor(queue: SharedTaskQueue, worker: int, wake: int) -> None:
     with contextlib.suppress(OSError):  # another worker does it; or a function has closed the segment
         fcntl.lockf(queue.segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, END_BYTE)
         end_run(queue)
-    os.killpg(os.getpid(), signal.SIGKILL)  # itself, too
+    with contextlib.suppress(OSError):  # a sandbox has refused it a group
+        os.killpg(os.getpid(), signal.SIGKILL)  # itself, too
+    os._exit(1)
 
 
 def end_run(queue: SharedTaskQueue) -> None:
@@ -3976,10 +3978,10 @@ def end_run(queue: SharedTaskQueue) -> None:
         pid, born = int(queue.words[status + PID]), queue.words[status + BORN]
         if pid not in (0, os.getpid()) and system.process_state(pid)[1] == born:
             for kill in (system.killpg, system.kill):
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(OSError):
                     kill(pid, signal.SIGKILL)
         if command := queue.command(worker):
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):
                 system.killpg(command, signal.SIGKILL)
     end_strays_and_sweep(queue.name)
     for path in own_segments(here=True):  # of runs in this worker

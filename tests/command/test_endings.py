@@ -691,6 +691,30 @@ def test_the_supervisor_is_killed(scene, method, function):
     scene.check_nothing_is_left(temporary=SERVERS_FOLDER)
 
 
+REFUSED = """
+import os, sys, shmqueue
+from job import hang
+
+def refuse(*_):
+    raise PermissionError(1, "refused")
+
+setattr(os, sys.argv[1], refuse)
+shmqueue.System.killpg = staticmethod(os.killpg)
+list(shmqueue.Supervisor([hang], workers=2, start_method="fork").run([b""] * 2))
+"""
+
+
+@pytest.mark.promise("G4b")
+@pytest.mark.parametrize("call", ["setpgid", "killpg"])
+def test_the_supervisor_is_killed_where_groups_are_refused(scene, call):
+    """As sandboxes do. And macOS refuses to signal a group whose processes have all ended."""
+    scene.start(call, script=scene.cli.file("refused.py", REFUSED))
+    scene.wait_for("pids", 2)
+    scene.process.send_signal(signal.SIGKILL)
+    assert scene.ended() == -signal.SIGKILL
+    scene.check_nothing_is_left()
+
+
 @pytest.mark.promise("G4b")
 def test_the_supervisor_of_commands_is_killed(scene):
     """The worker that ends the run kills its own command, too, and begins no other then."""
