@@ -902,7 +902,8 @@ def count_threads() -> int:
     return count
 
 
-UNGUARDED = 113  # a worker's exit code: its program would have started workers while it was imported
+NO_SEGMENT = 112  # a worker's exit code: its segment is gone
+UNGUARDED = 113  # the same: its program would have started workers while it was imported
 GUARD_REMEDY = (
     "the main module starts workers while it is imported, which every new worker does: "
     'put what starts them under `if __name__ == "__main__":`'
@@ -2927,6 +2928,8 @@ class WorkerPool:
         note = self._queue.take_note(lane.index)
         why = note or exit_text(code)
         ready = lane.is_ready()
+        if code == NO_SEGMENT and not ready:
+            why = f"{self._queue.segment.path} was removed, as systemd does when its user logs out (RemoveIPC=)"
         lane.recover(why)
         if self.closing:
             return
@@ -3544,8 +3547,8 @@ def worker_main(
     _redirect(options.log)
     try:
         queue = strategy.attach(name, primitives)
-    except FileNotFoundError:  # the run has ended
-        os._exit(1)
+    except FileNotFoundError:  # the run has ended, or somebody has removed the file
+        os._exit(NO_SEGMENT)
     worker = Worker(queue, index, options, wake, bell)
     queue.segment.fd = _out_of_reach(queue.segment.fd)
     try:

@@ -573,6 +573,19 @@ def test_workers_that_leave_before_they_take_a_task_end_the_run(monkeypatch):
         mapped(jobs.echo, [b"x"], initializer=leaves)
 
 
+@pytest.mark.promise("L33")
+def test_a_segment_that_somebody_removes(monkeypatch):
+    """Workers that live go on. None can be replaced, and the error says why."""
+    monkeypatch.setattr(shmqueue, "FAILED_STARTS", 2)
+    monkeypatch.setattr(shmqueue, "FAILED_SECONDS", 0.0)
+    with start([jobs.echo, jobs.kill_self], workers=1) as supervisor:
+        assert [result.status for result in supervisor.run([(jobs.echo, b"x")])] == ["ok"]
+        os.unlink(f"/dev/shm/{supervisor.name}")
+        assert [result.status for result in supervisor.run([(jobs.echo, b"x")] * 100)] == ["ok"] * 100
+        with pytest.raises(shmqueue.WorkersFailedError, match=f"{supervisor.name} was removed"):
+            list(supervisor.run([(jobs.kill_self, "9"), (jobs.echo, b"x")]))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_no_signal_is_blocked_in_a_worker_or_in_other_children(method):
     """Of the fork server, which multiprocessing keeps, too."""
