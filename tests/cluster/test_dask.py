@@ -11,6 +11,7 @@ likes.
 import collections
 import concurrent.futures
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ import pytest
 from tests.helpers import (
     HANG,
     ROOT,
+    document,
     is_running,
     read_line,
     segments_of,
@@ -36,11 +38,18 @@ from tests.helpers import (
     usage_error,
     wait_until,
 )  # fmt: skip
-from variants import dask_cluster
 
-pytest.importorskip("distributed", reason="a cluster needs Dask: pip install distributed")
+if importlib.util.find_spec("distributed") is None:  # to import it takes half a second in each process that has tests
+    pytest.skip("a cluster needs Dask: pip install distributed", allow_module_level=True)
 pytestmark = pytest.mark.timeout(4 * HANG)
 
+# The processes of a cluster look at themselves up to a hundred times a second, also while they have nothing to do.
+QUIET = {
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "1s",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+}
 TASKS = 4000
 NEVER = 1 << 30
 LEAVE = """
@@ -172,6 +181,14 @@ class Dask:
                 os.kill(pid, signal.SIGKILL)
             process.wait(HANG / 4)
             assert not left, "processes are left on a node"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +383,8 @@ def test_ctrl_c(dask, deal, cli, jobs, times):
 
 def test_a_node_that_is_to_forget_the_run_stops_the_chunk_in_hand(tmp_path):
     """Also if it hears of that before it hears that nobody wants the chunk: here it never hears the latter."""
+    from variants import dask_cluster
+
     begun = tmp_path / "begun"
     node = dask_cluster.Node()
     node.files = {}
@@ -450,7 +469,7 @@ def test_a_supervisor_dies_and_its_tasks_go_elsewhere(dask, leave, deal, cli):
 
 def test_an_idle_node_ends_its_process_and_begins_another_one_when_there_is_work(dask, leave, cli):
     """Here a node is idle after half a second. A task in hand is no idleness."""
-    text = pathlib.Path(dask_cluster.__file__).read_text()
+    text = document("variants/dask_cluster.py")
     quick, count = re.subn(r"^IDLE_SECONDS = [\d.]+", "IDLE_SECONDS = 0.5", text, flags=re.MULTILINE)
     assert count == 1
     arguments = ("-", "--call", f"{leave.handlers}:square", "--scheduler", dask.address, "--results", "-")
