@@ -374,8 +374,8 @@ def abort(payload: bytes) -> None:
 
 
 def print_dots(payload: bytes) -> None:
-    for _ in range(200_000):
-        print(".", end="")
+    for _ in range(20_000):
+        print(10 * ".", end="")
 
 
 def kill_itself(payload: bytes) -> None:

@@ -342,7 +342,7 @@ if __name__ == "__main__":
         for _ in range(200):
             faulthandler.dump_traceback_later(20, exit=True)
             with multiprocessing.Pool(2) as pool:
-                assert pool.map(len, [bytes(2 << 20)] * 4) == [2 << 20] * 4
+                assert pool.map(len, [bytes(256 << 10)] * 4) == [256 << 10] * 4
         faulthandler.cancel_dump_traceback_later()
         print(*(result.status for result in supervisor.run([b"x"] * 3)))
 """
