@@ -108,8 +108,10 @@ def test_more():
 
 
 @pytest.fixture
-def project(tmp_path):
-    """The folder of a product and its tests, committed."""
+def project(tmp_path, monkeypatch):
+    """The folder of a product and its tests, committed. With one plugin alone, pytest starts in half the time."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "pytest_timeout")
     folder = tmp_path
     (folder / "tests").mkdir()
     (folder / "variants").mkdir()
