@@ -717,7 +717,8 @@ def test_ctrl_z_and_fg(desk, handlers):
     terminal.type(command(desk.cli.file("tasks", "pace a\n" * 400), *arguments))
     for _ in range(2):
         terminal.shows(r"(?m)^ +\d+ +\d+  run ")
-        assert termios.tcgetattr(terminal.theirs) != before
+        # When it is continued, it draws first, and reads keys from its next check on.
+        assert wait_until(lambda: termios.tcgetattr(terminal.theirs) != before)
         terminal.type(b"\x1a")
         assert wait_until(lambda: not terminal.screen.alternate)
         terminal.shows(r"Stopped(.|\n)*ready>\s*$")
