@@ -825,7 +825,8 @@ def test_p_pauses_and_goes_on(desk, handlers):
     tasks = desk.cli.file("tasks", "".join(f"note {i}\n" for i in range(400)))
     process = desk.start(terminal, tasks, "--handlers", handlers, "-w", "2")
     assert wait_until(lambda: notes(desk) >= 4)
-    terminal.type(b"xP ")  # no keys
+    terminal.shows("p pause or go on")  # what was typed before is no keys
+    terminal.type(b"xP ")  # nor are these
     terminal.type(b"p")
     terminal.shows(r"\[paused\]")
     terminal.shows(r"(?m)(^ +\d+  sleep (.|\n)*){2}")
@@ -846,6 +847,7 @@ def test_q_finishes_what_is_begun(desk, handlers, keys):
     tasks = desk.cli.file("tasks", "".join(f"note {i}\n" for i in range(400)))
     process = desk.start(terminal, tasks, "--handlers", handlers, "-w", "2")
     assert wait_until(lambda: notes(desk) >= 4)
+    terminal.shows("p pause or go on")
     terminal.type(keys)
     assert desk.wait(process) == 1
     terminal.assert_as_before()
