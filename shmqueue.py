@@ -902,8 +902,7 @@ def count_threads() -> int:
     return count
 
 
-NO_SEGMENT = 112  # a worker's exit code: its segment is gone
-UNGUARDED = 113  # the same: its program would have started workers while it was imported
+UNGUARDED = 113  # a worker's exit code: its program would have started workers while it was imported
 GUARD_REMEDY = (
     "the main module starts workers while it is imported, which every new worker does: "
     'put what starts them under `if __name__ == "__main__":`'
@@ -2928,7 +2927,7 @@ class WorkerPool:
         note = self._queue.take_note(lane.index)
         why = note or exit_text(code)
         ready = lane.is_ready()
-        if code == NO_SEGMENT and not ready:
+        if not (ready or system.exists(self._queue.segment.path)):
             why = f"{self._queue.segment.path} was removed, as systemd does when its user logs out (RemoveIPC=)"
         lane.recover(why)
         if self.closing:
@@ -3548,7 +3547,7 @@ def worker_main(
     try:
         queue = strategy.attach(name, primitives)
     except FileNotFoundError:  # the run has ended, or somebody has removed the file
-        os._exit(NO_SEGMENT)
+        os._exit(1)
     worker = Worker(queue, index, options, wake, bell)
     queue.segment.fd = _out_of_reach(queue.segment.fd)
     try:
