@@ -163,8 +163,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no main(): {CUT_OFF}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = made
-    return made
+    return globals().setdefault(name, made)  # another thread may have been first
 
 
 CUT_OFF = "the command line was cut off this copy of shmqueue.py, and the screen with it; take the whole file"

@@ -655,6 +655,25 @@ if __name__ == "__main__":
 
 
 @pytest.mark.promise("L14")
+def test_two_threads_that_first_use_an_executor_get_the_same_class(monkeypatch):
+    monkeypatch.delattr(shmqueue, "Executor")
+    both = threading.Barrier(2)
+    make, found = shmqueue.make_executor, []
+
+    def make_at_once():
+        both.wait(HANG)
+        return make()
+
+    monkeypatch.setattr(shmqueue, "make_executor", make_at_once)
+    threads = [threading.Thread(target=lambda: found.append(shmqueue.Executor)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [shmqueue.Executor] * 2
+
+
+@pytest.mark.promise("L14")
 def test_as_completed_in_two_threads(executor):
     found = {}
 
