@@ -493,9 +493,10 @@ class Supervisor:
         """
         tally = self._ledger.tally
         pool = self._pool
-        outstanding = self._ledger.unfinished()
+        counts = tally.counts.copy()  # first: another thread may admit and finish tasks meanwhile
+        outstanding = self._ledger.next_id - 1 - sum(counts.values())
         return {
-            **tally.counts,
+            **counts,
             "retried": tally.retried,
             "respawned": pool.respawned,
             "outstanding": outstanding,

@@ -1880,6 +1880,24 @@ def test_a_second_thread_is_told_so_and_disturbs_nothing():
     assert len(errors) == 6
 
 
+@pytest.mark.promise("L14")
+def test_another_thread_asks_for_stats_while_a_task_is_on_its_way(monkeypatch):
+    """At that moment the task is in no list."""
+    told = []
+
+    def look_and_push(tasks):
+        thread = threading.Thread(target=lambda: told.append(supervisor.stats()["outstanding"]))
+        thread.start()
+        thread.join()
+        return push(tasks)
+
+    with Supervisor([jobs.echo], workers=1) as supervisor:
+        push = supervisor._queue.push
+        monkeypatch.setattr(supervisor._queue, "push", look_and_push)
+        supervisor.submit(jobs.echo, b"")
+    assert told == [1]
+
+
 def test_an_error_in_a_step_ends_the_run_after_every_outcome(monkeypatch):
     """As if this library had a mistake in it."""
 
