@@ -3232,7 +3232,8 @@ class InlinePool(WorkerPool):
             yield
         finally:
             tsk_id_in_hand = outer
-            os.environ.pop(WORKER_VARIABLE, None)  # the function may have removed it
+            with contextlib.suppress(KeyError):  # the function has removed it, or a run in another thread
+                del os.environ[WORKER_VARIABLE]
             if outside is not None:
                 os.environ[WORKER_VARIABLE] = outside
 

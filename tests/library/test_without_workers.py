@@ -193,6 +193,18 @@ def test_functions_find_the_index_of_a_worker(monkeypatch, outside):
         assert os.environ.get("SHMQUEUE_WORKER") == outside
 
 
+@pytest.mark.promise("L14")
+def test_a_run_in_another_thread_removes_the_index_at_the_same_moment(monkeypatch):
+    def read(value):
+        os.environ._data.pop(b"SHMQUEUE_WORKER", None)
+        return decode(value)
+
+    monkeypatch.delenv("SHMQUEUE_WORKER", raising=False)
+    decode = os.environ.decodevalue
+    monkeypatch.setattr(os.environ, "decodevalue", read)
+    assert parallel_map(jobs.echo, [b"a", b"b"], workers=0) == [b"a", b"b"]
+
+
 def test_an_abort_leaves_nothing_that_runs_later():
     calls = []
     with Supervisor([calls.append], workers=0) as supervisor:
