@@ -2905,6 +2905,8 @@ class WorkerPool:
                 child.start()
             finally:
                 _supervisor_ends.add(self._bell_end)
+            # Only we ask how it ends: of two threads that do so at once, one would get a wrong answer.
+            late("multiprocessing").process._children.discard(child)
             lane.begin(Process(child), ours)
             self._poll.register(lane.process.end_sign(), select.POLLIN)
 
@@ -3292,7 +3294,7 @@ class Process:
             return not self.child.is_alive() or is_readable(self.child.sentinel)
 
     def reap(self) -> int:
-        """Wait until the process has ended, and release what multiprocessing keeps of it.
+        """Wait until the process has ended, and release what is kept of it.
 
         Return its exit code, -n for signal n, or TAKEN.
         """
@@ -3304,12 +3306,9 @@ class Process:
         if child.exitcode is None:
             child.join(REAP_SECONDS)  # the fork server tells it a moment later
         code = child.exitcode
-        if code is None:  # multiprocessing would think that the process is alive, and keep it
-            code = child._popen.returncode = TAKEN
         self.pidfd = None  # which closes it
         self.child = None
-        child.join()  # close() would break a start in another thread, which looks at all children (Python 3.10)
-        return int(code)
+        return TAKEN if code is None else int(code)
 
     def kill(self) -> None:
         """Kill it and what its functions started."""
@@ -3511,11 +3510,9 @@ def handlers_wait() -> Iterator[None]:
 
 
 def _forget_workers() -> None:
-    """In a forked child: close what reaches the workers, and do not let multiprocessing join them."""
+    """In a forked child: close what reaches the workers."""
     for end in list(_supervisor_ends):
         end.close()
-    children: set[Any] = getattr(sys.modules.get("multiprocessing.process"), "_children", set())
-    children.difference_update([child for child in children if child.name.startswith(WORKER_NAME)])
 
 
 os.register_at_fork(after_in_child=_forget_workers)

@@ -1,7 +1,6 @@
 """What all tests are run with: a guard against hangs, a guard against leftovers, the command line, and a terminal."""
 
 import gc
-import multiprocessing
 import os
 import py_compile
 import signal
@@ -11,7 +10,16 @@ import pytest
 from hypothesis import settings
 
 pytest.register_assert_rewrite("tests.helpers")
-from tests.helpers import HANG, SCRIPT, CommandLine, Terminal, numbers_of_promises, parent_of, segments_of  # noqa: E402
+from tests.helpers import (  # noqa: E402
+    HANG,
+    SCRIPT,
+    CommandLine,
+    Terminal,
+    numbers_of_promises,
+    parent_of,
+    segments_of,
+    unreaped_children,
+)
 
 WHERE_MODULES_ARE = ("PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH", "PYTHONUSERBASE")
 LONGEST_TMPDIR = 30  # characters: tests make folders in it, and sockets in these; a socket's path has at most 103
@@ -93,10 +101,10 @@ def left_by(pids):
 @pytest.fixture(autouse=True)
 def _nothing_is_left(own_pids):
     before = set(segments_of(own_pids))
-    children = set(multiprocessing.active_children())
+    children = set(unreaped_children())
     yield
     assert [name for name in left_by(own_pids) if name not in before] == []
-    assert [child for child in multiprocessing.active_children() if child not in children] == []
+    assert [child for child in unreaped_children() if child not in children] == []
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import functools
 import inspect
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -145,6 +146,12 @@ def segments_of(pids):
 
 def descriptors():
     return sorted(os.listdir("/proc/self/fd"))
+
+
+def unreaped_children():
+    """The processes that multiprocessing has started here. Workers are not in its list of children."""
+    started = [each for each in list(multiprocessing.process._dangling) if each._parent_pid == os.getpid()]
+    return [each for each in started if each._popen is not None and each._popen.poll() is None]
 
 
 def in_child(question):

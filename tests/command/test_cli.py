@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import multiprocessing
 import os
 import pathlib
 import re
@@ -34,6 +33,7 @@ from tests.helpers import (
     rows_of,
     segments_of,
     summary,
+    unreaped_children,
     usage_error,
     wait_until,
     workers_of,
@@ -1070,7 +1070,7 @@ def test_main_in_process_takes_arguments_and_returns_the_exit_code(tmp_path, cap
     assert summary(capfd.readouterr().out)["ok"] == 1
     assert shmqueue.main({5: shmqueue.echo}, options) == 1
     assert shmqueue.main([shmqueue.noop], []) == 2
-    assert multiprocessing.active_children() == []
+    assert unreaped_children() == []
 
 
 SIGNALLED = """

@@ -20,7 +20,18 @@ import weakref
 import pytest
 
 import shmqueue
-from tests.helpers import HANG, METHODS, ROOT, descriptors, in_child, run_script, segments_of, session_of, wait_until
+from tests.helpers import (
+    HANG,
+    METHODS,
+    ROOT,
+    descriptors,
+    in_child,
+    run_script,
+    segments_of,
+    session_of,
+    unreaped_children,
+    wait_until,
+)
 from tests.library import executor_jobs
 
 ONCE = pytest.mark.once  # enough on one Python
@@ -828,7 +839,7 @@ def test_a_thread_that_cannot_start_leaves_nothing(monkeypatch):
         shmqueue.Executor(2, multiprocessing.get_context("fork"))
     monkeypatch.undo()
     assert descriptors() == before
-    assert multiprocessing.active_children() == []
+    assert unreaped_children() == []
 
 
 HOST = """

@@ -31,6 +31,7 @@ from tests.helpers import (
     run_script,
     segments_of,
     session_of,
+    unreaped_children,
     wait_until,
 )
 
@@ -420,10 +421,11 @@ def test_a_thread_that_has_just_ended_is_not_counted():
 @pytest.mark.promise("G8b")
 @pytest.mark.parametrize("method", METHODS)
 def test_another_thread_may_be_starting_a_process_while_a_worker_is_reaped(method):
-    """multiprocessing asks all children of its list then whether they live, also one that has just left the list."""
+    """multiprocessing asks all children of its list then how they have ended, and would take the answer for itself."""
     with Supervisor([jobs.echo], workers=2, start_method=method) as supervisor:
         assert list(supervisor.map(jobs.echo, [b"x"])) == [b"x"]
-        children = list(multiprocessing.process._children)
+        children = [lane.process.child for lane in supervisor._pool.lanes]
+        assert not multiprocessing.process._children.intersection(children)
     assert None not in [child._popen.poll() for child in children]
     assert not multiprocessing.process._children.intersection(children)
 
@@ -697,7 +699,7 @@ def tried(**options):
         Supervisor([jobs.echo], **{"workers": 2, **options})
     assert descriptors() == before
     assert segments_of([os.getpid()]) == []
-    assert multiprocessing.active_children() == []
+    assert unreaped_children() == []
     return caught.value
 
 
@@ -725,7 +727,7 @@ def test_too_few_descriptors(warm, monkeypatch, method, left):
         gc.collect()
     assert said == []
     assert segments_of([os.getpid()]) == []
-    assert multiprocessing.active_children() == []
+    assert unreaped_children() == []
 
 
 @pytest.mark.parametrize("method", METHODS)
