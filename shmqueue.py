@@ -3512,7 +3512,8 @@ def handlers_wait() -> Iterator[None]:
 def _forget_workers() -> None:
     """In a forked child: close what reaches the workers."""
     for end in list(_supervisor_ends):
-        end.close()
+        with contextlib.suppress(OSError):  # another thread was just closing it
+            end.close()
 
 
 os.register_at_fork(after_in_child=_forget_workers)

@@ -26,6 +26,7 @@ from tests.helpers import (
     METHODS,
     ROOT,
     descriptors,
+    in_child,
     is_running,
     read_line,
     run_script,
@@ -428,6 +429,21 @@ def test_another_thread_may_be_starting_a_process_while_a_worker_is_reaped(metho
         assert not multiprocessing.process._children.intersection(children)
     assert None not in [child._popen.poll() for child in children]
     assert not multiprocessing.process._children.intersection(children)
+
+
+def test_a_fork_while_another_thread_closes_a_pipe(monkeypatch):
+    """The child closes the other ends all the same, and says nothing."""
+    said = []
+    monkeypatch.setattr("sys.unraisablehook", said.append)
+    ends = [multiprocessing.Pipe(duplex=False)[0] for _ in range(20)]
+    shmqueue._supervisor_ends.update(ends)
+    for end in ends[::2]:
+        os.close(end.fileno())
+    assert in_child(lambda: all(end.closed for end in ends[1::2]) and not said)
+    for end in ends[::2]:
+        end._handle = None
+    for end in ends[1::2]:
+        end.close()
 
 
 # Programs that take their children's exit status.
