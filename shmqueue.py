@@ -2877,12 +2877,10 @@ class WorkerPool:
             self._launch(lane, wake, ours)
         except (OSError, EOFError) as error:
             close_launch_pipes(error)
-            text = "the fork server could not start a process"
-            if isinstance(error, ConnectionError):
-                raise OSError(error.errno, f"{text}: it has ended, and what it printed says why") from None
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and not isinstance(error, ConnectionError):
                 raise
-            raise OSError(errno.EAGAIN, text) from None
+            text = "the fork server could not start a process: it has ended, and what it printed says why"
+            raise OSError(getattr(error, "errno", errno.EAGAIN), text) from None
         finally:
             wake.close()
             if lane.wake is not ours:

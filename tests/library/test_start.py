@@ -41,9 +41,9 @@ def test_a_script_without_a_guard_gets_one_error(cli, method):
         "Error: the main module starts workers while it is imported, which every new worker does: put what starts them "
         'under `if __name__ == "__main__":`'
     )
-    if method == "forkserver" and sys.version_info[:2] == (3, 14):  # the fork server imports it, too, and ends by that
+    if method == "forkserver" and (3, 13, 8) <= sys.version_info < (3, 15):  # it imports it, too, and ends by that
         assert f"Runtime{error}\n" in run.err
-        assert run.err.endswith("it has ended, and what it printed says why\n")
+        assert "it has ended, and what it printed says why" in run.err.splitlines()[-1]
         return
     assert run.err.count("Traceback") == 1
     assert run.err.splitlines()[-1] == f"shmqueue.WorkersFailed{error}"
