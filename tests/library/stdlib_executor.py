@@ -35,9 +35,12 @@ LEFT_OUT = {
     "test_idle_process_reuse_multiple": PRIVATE + "_processes",
     "test_max_tasks_per_child": PRIVATE + "_processes",  # except under fork, where it runs
     "test_max_tasks_per_child_defaults_to_spawn_context": PRIVATE + "_mp_context",
+    "test_broken_process_pool_traceback": PRIVATE + "_processes",
     "test_processes_terminate": PRIVATE + "_processes",
     "test_context_manager_shutdown": PRIVATE + "_processes",
     "test_del_shutdown": PRIVATE + "_processes, _call_queue and _executor_manager_thread",
+    "test_shutdown_gh_132969_case_1": PRIVATE + "_executor_manager_thread",
+    "test_shutdown_gh_132969_case_2": PRIVATE + "_executor_manager_thread",
     "test_shutdown_no_wait": PRIVATE + "_processes, _call_queue and _executor_manager_thread",
     "test_interpreter_shutdown": BY_NAME,
     "test_submit_after_interpreter_shutdown": BY_NAME,

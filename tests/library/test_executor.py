@@ -94,7 +94,8 @@ def test_the_standard_librarys_tests(own_pids, method):
     assert [bad for part in parts for bad in part["bad"]] == []
     left_out = [why for part in parts for why in part["skipped"]]
     # Python 3.10 has 31 of them; later ones have tests of max_tasks_per_child, one of which runs with fork only.
-    whole = 31 + (sys.version_info >= (3, 11)) * (1 + (method == "fork"))
+    since = (sys.version_info >= (3, 13, 4)) + (sys.version_info >= (3, 13, 15))  # one each has come with these
+    whole = 31 + since + (sys.version_info >= (3, 11)) * (1 + (method == "fork"))
     assert sum(part["run"] for part in parts) == (10 if groups is STARTS else whole)
     for why in left_out:
         assert "Windows" in why or ("fork start method" in why and method == "fork"), why
