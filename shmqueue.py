@@ -3445,6 +3445,12 @@ STOPPED = ("T", "t")  # states of a process
 ENDED = ("", "Z", "X")
 
 
+def told_of(pid: int | str, what: str) -> bytes:
+    """Return what Linux tells of a process in this file of /proc."""
+    with open(f"/proc/{pid}/{what}", "rb", 0) as file:
+        return file.read()
+
+
 def process_state(pid: int) -> tuple[str, int]:
     """Return a process's state, as the letter that ps shows, and when it started, in a unit of the system.
 
@@ -3452,8 +3458,7 @@ def process_state(pid: int) -> tuple[str, int]:
     """
     try:
         if os.path.isdir("/proc/self"):
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
+            fields = told_of(pid, "stat").rpartition(b")")[2].split()
             return fields[0].decode(), int(fields[19])
         import subprocess
 
@@ -3471,8 +3476,7 @@ def state_and_switches(pid: int) -> tuple[str, int]:
     If a process is stopped and the number is the same as before, it has not run in between.
     """
     try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            text = file.read()
+        text = told_of(pid, "status")
         state = text[text.index(b"State:") + 6 :].split(None, 1)[0].decode()
         return state, sum(int(part.split(None, 1)[0]) for part in text.split(b"ctxt_switches:")[1:])
     except (OSError, ValueError, IndexError):
@@ -4566,9 +4570,10 @@ def end_strays(name: str) -> bool:
     pids = listed("/proc")
     ending: set[int] = set()  # these strays, and the supervisors of those that are workers
     for pid in filter(str.isdigit, pids):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            told = file.read()
-            if not told and looks and os.path.exists(f"/proc/{pid}/exe"):  # else a zombie, or a thread of the kernel
+        with contextlib.suppress(OSError):
+            told = told_of(pid, "environ")
+            # While a program begins, its arguments are not there either. Zombies and threads of the kernel have no exe.
+            if looks and not (told or told_of(pid, "cmdline")) and os.path.exists(f"/proc/{pid}/exe"):
                 looks -= 1
                 system.sleep(0.001)
                 pids.append(pid)

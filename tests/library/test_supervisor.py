@@ -1289,13 +1289,14 @@ def test_processes_that_a_function_started_end_with_the_run(function, method):
 
 @pytest.mark.promise("L21")
 def test_a_process_is_found_whose_environment_is_not_there_yet(monkeypatch):
-    """The system tells that a program was executed a moment before it shows its environment."""
+    """The system tells that a program was executed a moment before it shows its arguments and its environment."""
     child = subprocess.Popen(["sleep", "600"], env={shmqueue.RUN_VARIABLE: "shmq-0-found"}, start_new_session=True)  # noqa: S607
     looks = []
 
     def look(path, *arguments, **options):
         looks.append(path)
-        early = path == f"/proc/{child.pid}/environ" and looks.count(path) < 4
+        environment = f"/proc/{child.pid}/environ"
+        early = path in (environment, f"/proc/{child.pid}/cmdline") and looks.count(environment) < 4
         return io.BytesIO() if early else open(path, *arguments, **options)
 
     monkeypatch.setattr(shmqueue, "open", look, raising=False)
@@ -1307,10 +1308,15 @@ def test_a_process_is_found_whose_environment_is_not_there_yet(monkeypatch):
 
 
 def test_what_never_has_an_environment_is_looked_at_once(monkeypatch):
-    """A zombie and a thread of the kernel: their environments are empty, but for newer kernels, which refuse."""
+    """A zombie and a thread of the kernel: their environments are empty, but for newer kernels, which refuse.
+
+    And a program that was started without an environment.
+    """
     zombie = subprocess.Popen(["true"])  # noqa: S607
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
     path = f"/proc/{zombie.pid}/environ"
+    program = subprocess.Popen(["/bin/sleep", "60"], env={})
+    assert wait_until(pathlib.Path(f"/proc/{program.pid}/cmdline").read_bytes)  # it has begun
 
     def look(place, *arguments, **options):
         return io.BytesIO() if place == path else open(place, *arguments, **options)
@@ -1319,10 +1325,12 @@ def test_what_never_has_an_environment_is_looked_at_once(monkeypatch):
     # Not other programs, which may begin at this moment.
     without = [pid for pid in os.listdir("/proc") if pid.isdigit() and not os.path.exists(f"/proc/{pid}/exe")]
     assert str(zombie.pid) in without
-    monkeypatch.setattr(shmqueue, "listed", lambda folder: without)
+    monkeypatch.setattr(shmqueue, "listed", lambda folder: [*without, str(program.pid)])
     slept = []
     monkeypatch.setattr(shmqueue.system, "sleep", slept.append)
     shmqueue.end_strays("shmq-0-found")
+    program.kill()
+    program.wait()
     zombie.wait()
     assert slept == []
 
