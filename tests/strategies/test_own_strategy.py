@@ -156,6 +156,33 @@ def test_positions_and_locks_are_in_the_bytes_that_the_strategy_asked_for():
     shmqueue.remove_segment(queue.segment.path)
 
 
+def test_of_several_locks_that_one_is_freed_whose_holder_died():
+    freed = []
+
+    class Numbered(Lock):
+        def __init__(self, segment, number, offset, shared):
+            super().__init__(segment, number, offset, shared)
+            self.number = number
+
+        def holder_died(self, queue, living):
+            freed.append(self.number)
+
+    class Three(Strategy):
+        strategy = "three"
+        lock_type = Numbered
+
+        @classmethod
+        def num_locks(cls, num_workers):
+            return 3
+
+    queue = Three.create(16, 128, 2, 8)
+    queue.ask_why(0, 0.0, 1)
+    queue.ask_why(0, 0.0)
+    queue.close()
+    shmqueue.remove_segment(queue.segment.path)
+    assert freed == [1, 0]
+
+
 @pytest.fixture(params=["own", ("worker_lanes", "single_lock"), ("semaphore", "robust_mutex")], ids=str)
 def queue(request):
     """Each topology and each lock of variants/ in another combination. Neither knows which one it has."""
