@@ -1,6 +1,5 @@
 """What all tests are run with: a guard against hangs, a guard against leftovers, the command line, and a terminal."""
 
-import gc
 import os
 import py_compile
 import signal
@@ -75,10 +74,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker("command_line")
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(HANG))
-
-
-def pytest_collection_finish():
-    gc.freeze()  # what is there now is no garbage later, and need not be looked at each time
 
 
 def pytest_runtest_setup(item):
