@@ -725,17 +725,30 @@ def test_the_supervisor_is_killed_where_groups_are_refused(scene, call):
     scene.check_nothing_is_left()
 
 
+SLOW = """
+import time, shmqueue
+
+end_strays = shmqueue.end_strays
+
+def end_slowly(name):
+    found = end_strays(name)
+    time.sleep(0.5)
+    return found
+
+shmqueue.end_strays = end_slowly
+shmqueue.main()
+"""
+
+
 @pytest.mark.promise("G4b")
 def test_the_supervisor_of_commands_is_killed(scene):
-    """The worker that ends the run kills its own command, too, and begins no other then."""
+    """The worker that ends the run kills its own command, too, and begins no other, however long the rest takes."""
     tasks = scene.cli.file("tasks", "echo $$ >>pids; sleep 600\n" * 10)
-    scene.start(tasks, "--shell", "-w", "1", "--screen", "off")
+    scene.start(tasks, "--shell", "-w", "1", "--screen", "off", script=scene.cli.file("slow.py", SLOW))
     scene.wait_for("pids")
-    with subprocess.Popen(["/bin/sleep", "600"], env={}) as stranger:  # without an environment: looked at for long
-        scene.process.send_signal(signal.SIGKILL)
-        assert scene.ended() == -signal.SIGKILL
-        scene.check_nothing_is_left()
-        stranger.kill()
+    scene.process.send_signal(signal.SIGKILL)
+    assert scene.ended() == -signal.SIGKILL
+    scene.check_nothing_is_left()
     assert len(scene.lines("pids")) == 1
 
 
