@@ -1335,8 +1335,9 @@ def test_what_never_has_an_environment_is_looked_at_once(monkeypatch):
     assert slept == []
 
 
-def test_what_cannot_be_killed_does_not_hold_up_a_sweep(monkeypatch):
+def test_what_cannot_be_killed_does_not_hold_up_a_sweep(tmp_path, monkeypatch):
     """Such as a process in a file system that does not answer."""
+    monkeypatch.setattr(shmqueue, "shared_directory", lambda: str(tmp_path))  # nobody else sweeps there
     owner = subprocess.Popen(["true"])  # noqa: S607
     owner.wait()
     name = f"{shmqueue.PREFIX}{owner.pid}-left"
