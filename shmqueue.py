@@ -493,10 +493,9 @@ class Supervisor:
         """
         tally = self._ledger.tally
         pool = self._pool
-        counts = tally.counts.copy()  # first: another thread may admit and finish tasks meanwhile
-        outstanding = self._ledger.next_id - 1 - sum(counts.values())
+        outstanding = self._ledger.unfinished()
         return {
-            **counts,
+            **tally.counts,
             "retried": tally.retried,
             "respawned": pool.respawned,
             "outstanding": outstanding,
@@ -2448,7 +2447,9 @@ class Ledger:
         return sum(tasks.left for tasks in self._placed)
 
     def unfinished(self) -> int:
-        return self.in_queue() + sum(map(len, (*self.again, *self.fresh))) + len(self.delayed)
+        """Return how many tasks have a tsk_id and no outcome. Any thread may ask."""
+        done = sum(self.tally.counts.values())  # first: tasks may get a tsk_id and an outcome meanwhile
+        return self.next_id - 1 - done
 
 
 class Intake:
