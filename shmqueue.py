@@ -493,9 +493,10 @@ class Supervisor:
         """
         tally = self._ledger.tally
         pool = self._pool
-        outstanding = self._ledger.unfinished()
+        counts = tally.counts.copy()  # first: another thread may admit and finish tasks meanwhile
+        outstanding = self._ledger.next_id - 1 - sum(counts.values())
         return {
-            **tally.counts,
+            **counts,
             "retried": tally.retried,
             "respawned": pool.respawned,
             "outstanding": outstanding,
@@ -2447,9 +2448,8 @@ class Ledger:
         return sum(tasks.left for tasks in self._placed)
 
     def unfinished(self) -> int:
-        """Return how many tasks have a tsk_id and no outcome. Any thread may ask."""
-        done = sum(self.tally.counts.values())  # first: tasks may get a tsk_id and an outcome meanwhile
-        return self.next_id - 1 - done
+        """Return how many tasks are on their way. A failure may leave some without an outcome: they are not."""
+        return self.in_queue() + sum(map(len, (*self.again, *self.fresh))) + len(self.delayed)
 
 
 class Intake:
