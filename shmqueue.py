@@ -360,7 +360,7 @@ class Supervisor:
                 self._release.append(self._queue.close)
                 self._ledger.set_timeouts(timeout)
                 self._pool = WorkerPool(self._queue, self._ledger, options, context, grace, max_rss)
-                self._release.append(functools.partial(end_strays_and_sweep, name))
+                self._release.append(functools.partial(end_strays, name))
             self._release.append(self._pool.close)
             if self._shows:
                 self._display = self.choose_display(screen)
@@ -3987,9 +3987,7 @@ def end_run(queue: SharedTaskQueue) -> None:
         if command := queue.command(worker):
             with contextlib.suppress(OSError):
                 system.killpg(command, signal.SIGKILL)
-    end_strays_and_sweep(queue.name)
-    for path in own_segments(here=True):  # of runs in this worker
-        remove_segment(path)
+    end_strays(queue.name)
     remove_segment(queue.segment.path)
 
 
@@ -4430,7 +4428,6 @@ PREFIX = "shmq-"
 # Bytes of the file to lock: the supervisor has the first while it lives, and the worker that ends its run the second.
 # From the third on come the locks.
 OWNER_BYTE, END_BYTE, LOCK_BYTE = range(3)
-DYING_SECONDS = 0.3  # what was killed is waited for so long, at most
 
 
 @functools.cache
@@ -4560,16 +4557,15 @@ WORKER_VARIABLE = "SHMQUEUE_WORKER"  # in the environment of functions: the work
 RUN_VARIABLE = "SHMQUEUE_RUN"  # in the environment of what functions start: the name of the segment
 
 
-def end_strays(name: str) -> bool:
-    """Kill what the functions of a run have started and left behind in sessions of their own. Return True if any were.
+def end_strays(name: str) -> None:
+    """Kill what the functions of a run have started and left behind in sessions of their own.
 
     Their environment names the run. This needs /proc, and misses a process that was forked and has executed nothing.
-    Some may be workers of another run whose supervisor ends now, too: then nobody else removes its segment, so sweep().
+    A worker of another run has somebody else's segment open: it ends when its supervisor does, and removes that.
     """
     mark = f"\0{RUN_VARIABLE}={name}\0".encode()
     looks = 50  # at environments that are empty: that of a program is, for a moment, when it begins
     pids = listed("/proc")
-    ending: set[int] = set()  # these strays, and the supervisors of those that are workers
     for pid in filter(str.isdigit, pids):
         with contextlib.suppress(OSError):
             told = told_of(pid, "environ")
@@ -4578,20 +4574,8 @@ def end_strays(name: str) -> bool:
                 looks -= 1
                 system.sleep(0.001)
                 pids.append(pid)
-            if mark in b"\0" + told:
-                ending.update([int(pid)], map(owner_of, open_files(pid)))
+            if mark in b"\0" + told and {0, int(pid)}.issuperset(map(owner_of, open_files(pid))):
                 os.kill(int(pid), signal.SIGKILL)
-    if ending:
-        for _ in pauses(DYING_SECONDS):
-            if all(system.process_state(number)[0] in ENDED for number in ending - {0, os.getpid()}):
-                break
-    return bool(ending)
-
-
-def end_strays_and_sweep(name: str) -> None:
-    """Do this at the end of a run. Its own segment is the caller's to remove."""
-    if end_strays(name):
-        sweep()
 
 
 def sweep() -> list[str]:
@@ -4602,7 +4586,7 @@ def sweep() -> list[str]:
     and close one more time would drop its locks. It has made the others before os.exec().
     """
     removed = []
-    for path in own_segments(here=False):
+    for path in own_segments():
         with contextlib.suppress(OSError), open(path, "r+b") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, OWNER_BYTE)
             if not _owner_lives(owner_of(path), file):
@@ -4610,7 +4594,7 @@ def sweep() -> list[str]:
                 end_strays(name)
                 remove_segment(path)
                 removed.append(name)
-    return removed and removed + sweep()  # functions of these runs may have had Supervisors of their own
+    return removed
 
 
 def owner_of(path: str) -> int:
@@ -4620,8 +4604,8 @@ def owner_of(path: str) -> int:
     return int(pid) if f"{kind}-" == PREFIX and pid.isdecimal() and label.isalnum() else 0
 
 
-def own_segments(here: bool) -> list[str]:
-    """Return the paths of this user's segments: those that this process has made and has open, or the others.
+def own_segments() -> list[str]:
+    """Return the paths of this user's segments, but for those that this process has made and has open.
 
     Another copy of this module may have made them. If it is not known what is open, all that were made here are.
     """
@@ -4631,10 +4615,9 @@ def own_segments(here: bool) -> list[str]:
     for path in (os.path.join(folder, name) for name in sorted(listed(folder))):
         with contextlib.suppress(OSError):
             owner = owner_of(path)
-            if owner and os.lstat(path).st_uid == os.geteuid():
-                is_here = owner == os.getpid() and (path in files_of("self") or not files_of("self"))
-                if is_here == here:
-                    found.append(path)
+            elsewhere = owner != os.getpid() or path not in (files_of("self") or [path])
+            if owner and elsewhere and os.lstat(path).st_uid == os.geteuid():
+                found.append(path)
     return found
 
 
@@ -6486,7 +6469,7 @@ def watch_path(name: str) -> str:
 def runs() -> list[str]:
     """Return the names of this user's segments whose supervisors are alive."""
     names = []
-    for path in own_segments(here=False):
+    for path in own_segments():
         with contextlib.suppress(OSError), open(path, "rb") as file:
             if _owner_lives(owner_of(path), file):
                 names.append(os.path.basename(path))

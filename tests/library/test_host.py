@@ -208,7 +208,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("number", [0, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_supervisor_in_a_function_leaves_nothing_when_the_program_ends(tmp_path, method, number):
-    """Its workers are ended with the outer run, so they cannot remove what is left of theirs."""
+    """Its workers carry the mark of the outer run, but end by themselves, and remove what is left of theirs."""
     script = tmp_path / "host.py"
     script.write_text(NESTED)
     gate = tmp_path / "gate"

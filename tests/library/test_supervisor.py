@@ -1346,7 +1346,6 @@ def test_what_cannot_be_killed_does_not_hold_up_a_sweep(tmp_path, monkeypatch):
     stray = subprocess.Popen(["sleep", "600"], env={shmqueue.RUN_VARIABLE: name}, start_new_session=True)  # noqa: S607
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(shmqueue, "DYING_SECONDS", 0.0)
             patch.setattr(shmqueue.os, "kill", lambda *_: None)
             shmqueue.sweep()
         assert not path.exists()
