@@ -533,6 +533,16 @@ def test_a_module_may_change_the_working_directory(cli):
     assert (run.code, run.values) == (0, ["/"])
 
 
+def test_files_beside_a_module_take_no_module_from_us(cli):
+    names = ("csv", "difflib", "inspect", "json", "pathlib", "shlex", "sqlite3", "subprocess", "traceback", "typing")
+    for name in names:
+        cli.file(f"{name}.py", "raise ImportError('not this one')\n")
+    cli.file("own.py", "def double(text: str):\n    return text * 2\n")
+    run = cli.tasks("double a\ndoubel a\n", "--handlers", "own.py", "--results", "out.csv", "--summary", "summary")
+    assert run.code == 1
+    assert {row["value"] for row in rows_of(cli.folder / "out.csv")} == {"aa", ""}
+
+
 @pytest.mark.parametrize("name", ["_hidden", "which", "imported", "os", "HANDLERS", "echo"])
 def test_only_public_functions_of_the_module_itself_may_be_named(cli, handlers, name):
     run = cli.tasks(f"{name} a\n", "--handlers", handlers)
