@@ -3275,8 +3275,6 @@ class Process:
         if is_readable(child.sentinel):  # it has ended, so what was read may belong to another process
             self.pidfd = None
             self.born = -1
-        with contextlib.suppress(OSError):  # the process does the same; one of the two comes first
-            os.setpgid(self.pid, self.pid)
 
     def end_sign(self) -> int:
         """Return the descriptor that becomes readable when the process ends."""
