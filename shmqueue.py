@@ -2815,7 +2815,6 @@ _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a f
 class WorkerPool:
     """All workers: starts and wakes them, collects what they finish, looks after them, and replaces the dead.
 
-    lanes: one for each worker.
     closing: start no more.
     respawned: how many have died and were to be replaced.
     next_check: when to check the workers again.
@@ -2863,7 +2862,6 @@ class WorkerPool:
     # Starting and ending processes.
 
     def start_all(self) -> None:
-        """Start every worker. Raises OSError if one cannot be started."""
         self._queue.stuck = self.free_lock
         for lane in self.lanes:
             self._start(lane)
@@ -4954,7 +4952,6 @@ class TaskSlots:
         tasks.data = ()
 
     def payloads(self, index: int, count: int) -> list[bytes]:
-        """Return the payloads of consecutive slots."""
         payloads: list[Any] = []
         for start in range(0, count, ROWS):
             rows = _rows(self._row, min(ROWS, count - start))
@@ -5747,8 +5744,8 @@ RECORDED = ("status", "function", "payload")  # the fields by which a task is kn
 class Sink:
     """Where results go: a file, or standard output. After a failure nothing more is written."""
 
-    write: Callable[[TaskResult], None]  # take a result
-    name: str  # what it is
+    write: Callable[[TaskResult], None]
+    name: str
     loss = ""  # what a failure leads to
     error: Exception | None = None  # why nothing more is written
     _file: Any
@@ -5816,7 +5813,6 @@ class Results(Sink):
             self.done[task_digest(as_text(function), encode_text(as_text(payload)))] += 1
 
     def read(self) -> None:
-        """Note each record to resume."""
         if not self._resume:
             return
         lines: list[bytes] = []  # of one record
@@ -6064,7 +6060,7 @@ class Printer(Sink):
         self._errors = errors
 
     def write(self, result: TaskResult) -> None:
-        """Print a result. What a command complained of comes right behind its output."""
+        """Print a value. What a command complained of comes right behind it."""
         tag = b""
         if self._line is not None:
             tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
@@ -6253,7 +6249,7 @@ def paint(line: str) -> str:
 class Progress:
     """Leaves snapshots for --watch, but draws nothing; base of what does."""
 
-    show: Callable[[Snapshot], None]  # draw
+    show: Callable[[Snapshot], None]
     SECONDS = math.inf  # from one drawing to the next
     SHARE_SECONDS = 1.0  # from one snapshot for --watch to the next
     state = ""  # what the run does in place of its work
@@ -6365,7 +6361,7 @@ class PlainLines(Progress):
 
 
 class Screen(Progress):
-    """Draws frames on the alternate screen of the error stream's terminal. `close` restores the terminal.
+    """Draws frames on the alternate screen of the error stream's terminal.
 
     If it has `keys`, they are read from the terminal on standard input while that is in the foreground.
     """
@@ -6401,7 +6397,7 @@ class Screen(Progress):
         """Write in one piece. If the error stream is closed, write no more."""
         data = text.encode("utf-8", "replace")
         with contextlib.suppress(OSError):
-            while data and sys.__stderr__ is not None:
+            while data:
                 data = data[os.write(2, data) :]
 
     def read_keys(self) -> str:
@@ -6425,7 +6421,7 @@ class Screen(Progress):
         if self._modes is not None:
             import termios
 
-            with contextlib.suppress(termios.error):  # the terminal is gone
+            with contextlib.suppress(termios.error):
                 termios.tcsetattr(0, termios.TCSADRAIN, self._modes)
             self._modes = None  # a later look for keys sets them again
 
@@ -6541,7 +6537,7 @@ def watch_run(name: str) -> None:
 # What lines run: built-in functions, and commands.
 # ---------------------------------------------------------------------------------------------------------------------
 
-LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
+LINGER_SECONDS = 0.1  # see attend()
 POLL_COMMAND_MS = 20  # the end of a command that leaves its pipes open is noticed within this time
 PIPE_BYTES = 1 << 20  # what a pipe holds at most
 
@@ -6685,7 +6681,7 @@ class Command:
                 raise UsageError(f"--command: {{{string}}} is in quotes: write none, since what comes there is quoted")
 
     def fill(self, line: bytes, task: int, worker: str = "{%}") -> bytes:
-        """Return the command. What comes from the line is quoted."""
+        """What comes from the line is quoted."""
         import re
         import shlex
 
@@ -7008,7 +7004,6 @@ class CommandLine:
         return Supervisor(functions, **arguments)
 
     def run(self) -> int:
-        """Return the exit code."""
         if self.options.dry_run:
             with contextlib.suppress(OSError):  # the reader has left
                 return self._show_tasks()
