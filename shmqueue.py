@@ -5877,14 +5877,11 @@ class Csv(Results):
             yield dict(zip(FIELDS, (field.replace(NUL, "\0") for field in row), strict=True))
 
     def write(self, result: TaskResult) -> None:
-        import csv
+        import re
 
-        text = io.StringIO(newline="")
-        row = as_row(result, as_text).values()
-        # Each field becomes bytes by itself: half a surrogate pair in one would spoil escaped bytes in the others.
-        fields = [decode_text(encode_text(x)).replace("\0", NUL) if isinstance(x, str) else x for x in row]
-        csv.writer(text).writerow(fields)
-        self._file.write(encode_text(text.getvalue().replace(NUL, "\0")))
+        fields = [b"" if field is None else encode_text(str(field)) for field in as_row(result, as_text).values()]
+        quoted = [b'"%s"' % field.replace(b'"', b'""') if re.search(rb'[",\r\n]', field) else field for field in fields]
+        self._file.write(b",".join(quoted) + b"\r\n")
 
 
 class Sqlite(Results):
