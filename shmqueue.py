@@ -6339,17 +6339,16 @@ class Progress:
 
 
 class PlainLines(Progress):
-    """Says where the run is by a line every few seconds, and once what has held it up for a while."""
+    """Says where the run is by a line every few seconds, and once what holds it up."""
 
     SECONDS = 5.0
-    LOOKS = 10  # that find the run held up, SHARE_SECONDS apart, before that is said
-    _held_up = 0  # such looks in a row
+    _held_up = ""
 
     def share(self, shot: Snapshot) -> None:
         super().share(shot)
-        self._held_up = self._held_up + 1 if shot["held_up"] else 0
-        if self._held_up == self.LOOKS:
+        if shot["held_up"] not in ("", self._held_up):
             complain(f"waiting: {shot['held_up']}")
+        self._held_up = shot["held_up"]
 
     def show(self, shot: Snapshot) -> None:
         done = finished(shot)
