@@ -2244,29 +2244,21 @@ class Ledger:
         except Exception as error:  # whatever a codec raises
             if is_interruption(error):
                 raise
-            self._sort_out(job, items, timeout)
+            if len(items) == 1:
+                self._refuse(job, items[0], error)
+            else:  # some of them can be sent
+                half = len(items) // 2
+                self.admit(job, items[:half], timeout)
+                self.admit(job, items[half:], timeout)
         else:
             tasks = Tasks(job, self._number(job, len(items)), *columns)
             tasks.timeout = timeout
             self._put(tasks, self.fresh)
 
-    def _sort_out(self, job: Job, items: Sequence[Any], timeout: float | None) -> None:
-        """Admit items of which some cannot be sent: each alone."""
-        sent = []
-        for tsk_id, item in zip(self._number(job, len(items)), items):
-            try:
-                columns = self.intake.encode(job, [item])
-                sent.append((tsk_id, *[column[0] for column in columns]))
-            except Exception as error:
-                if is_interruption(error):
-                    raise
-                name, payload, text = self.intake.explain(job, item, error)
-                self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
-        if sent:
-            tsk_ids, ids, these, encoded, marks = zip(*sent)
-            tasks = Tasks(job, tsk_ids, array.array("I", ids), these, list(encoded), array.array("I", marks))
-            tasks.timeout = timeout
-            self._put(tasks, self.fresh)
+    def _refuse(self, job: Job, item: Any, error: Exception) -> None:
+        name, payload, text = self.intake.explain(job, item, error)
+        (tsk_id,) = self._number(job, 1)
+        self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
 
     def _number(self, job: Job, count: int) -> range:
         tsk_ids = range(self.next_id, self.next_id + count)

@@ -2,7 +2,6 @@
 
 import threading
 import time
-import types
 
 import pytest
 
@@ -142,17 +141,3 @@ def test_threads_take_turns_for_results_and_none_is_lost():
     assert {result.tsk_id for result in found} == tsk_ids
     assert refused
     assert all("shmqueue.Executor" in text for text in refused)
-
-
-def test_the_timeout_of_a_task_that_is_sent_at_the_second_try():
-    errors = [ValueError("once")]
-
-    def dumps(value):
-        if errors:
-            raise errors.pop()
-        return b"x"
-
-    codec = types.SimpleNamespace(dumps=dumps, loads=bytes)
-    with Supervisor([jobs.hang], workers=1, codec=codec, start_method="fork") as supervisor:
-        supervisor.submit(jobs.hang, 1, timeout=0.3)
-        assert [result.status for result in supervisor.results()] == ["timeout"]
