@@ -2203,19 +2203,15 @@ class Ledger:
     def set_timeouts(self, timeout: Any) -> None:
         """Note how long tasks may run: seconds, or a mapping from functions or their names to seconds; None: for ever.
 
-        Raises ValueError for a name that no function has, or more than one, and for a function that is named twice.
+        Raises ValueError for a name that no function has.
         """
         if not isinstance(timeout, Mapping):
             self._timeouts = dict.fromkeys(self.names, timeout or math.inf)
             return
         for key, seconds in timeout.items():
-            name = function_name(key)
             if key not in self.intake.fn_ids:
-                raise ValueError(f"timeout: {no_such_function(name, self.names.values())}")
-            fn_id = self.intake.fn_ids[key]
-            if fn_id in self._timeouts or (key == name and list(self.names.values()).count(name) > 1):
-                raise ValueError(f"timeout: {name} stands for more than one function, or is named twice")
-            self._timeouts[fn_id] = math.inf if seconds is None else seconds
+                raise ValueError(f"timeout: {no_such_function(function_name(key), self.names.values())}")
+            self._timeouts[self.intake.fn_ids[key]] = math.inf if seconds is None else seconds
 
     def timeout(self, position: int) -> float:
         """Return the seconds that the task at this position may run; math.inf if it has no limit, or is not there."""

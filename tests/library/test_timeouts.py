@@ -47,7 +47,6 @@ def test_a_task_has_a_limit_of_its_own_in_each_attempt_and_wherever_its_payload_
     ("timeout", "says"),
     [
         ({"rset": 1}, "rset.*nearest: rest"),
-        ({"rest": 1, rest: 2}, "rest stands for more than one function, or is named twice"),
         ({"rest": 0}, "timeout=0: must be from"),
         ({jobs.echo: 1}, "no function 'echo'"),
     ],
@@ -57,13 +56,13 @@ def test_a_mapping_that_cannot_be_right_is_an_error(timeout, says):
         Supervisor([rest, also_rest], workers=1, timeout=timeout)
 
 
-def test_a_name_of_two_functions_is_ambiguous():
+def test_a_name_stands_for_the_first_function_that_has_it():
     def other(payload):
         pass
 
     other.__name__ = "rest"
-    with pytest.raises(ValueError, match="rest stands for more than one function"):
-        Supervisor([rest, other], workers=1, timeout={"rest": 1})
+    told = statuses([(rest, "30"), ("rest", "0")], [rest, other], timeout={"rest": LIMIT}, start_method="fork")
+    assert told == {1: ("timeout", "ran longer than 0.5 s"), 2: ("ok", None)}
     with Supervisor([rest, other], workers=1, timeout={other: 1}, start_method="fork") as supervisor:
         assert [result.status for result in supervisor.run([(rest, "0")])] == ["ok"]
 
