@@ -926,10 +926,7 @@ def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
             os._exit(UNGUARDED)
         raise RuntimeError(GUARD_REMEDY)
     method = start_method or ("fork" if count_threads() == 1 else "forkserver")
-    keep_main_file()
-    main = sys.modules.get("__main__")
-    by_path = getattr(main, "__spec__", None) is None and hasattr(main, "__file__")  # then it is imported in any case
-    if method != "fork" and main_is_lost() and (by_path or any(map(is_of_main, functions))):
+    if method != "fork" and main_is_lost() and any(map(is_of_main, functions)):
         raise RuntimeError(f"start_method={method!r}: {LOST_MAIN}, or name start_method='fork'")
     return system.get_context(method)
 
@@ -938,15 +935,6 @@ LOST_MAIN = (
     "every worker imports the main module, and this one (a notebook, __main__ of a package, python -c or standard "
     "input) cannot be imported again: put the functions into a file and import it"
 )
-
-
-MAIN_FILE = getattr(sys.modules.get("__main__"), "__file__", None)
-
-
-def keep_main_file() -> None:
-    """Let new workers find the main module when only threads go on: CPython removes its __file__ after its end."""
-    if MAIN_FILE and getattr(threading, "_SHUTTING_DOWN", False):
-        vars(sys.modules["__main__"]).setdefault("__file__", MAIN_FILE)
 
 
 def main_is_lost() -> bool:
@@ -2876,7 +2864,6 @@ class WorkerPool:
         arguments = (type(queue), queue.name, queue.primitives, lane.index, self._options, mine)
         child = self.context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{lane.index}")
         helper = {"spawn": "resource_tracker", "forkserver": "forkserver"}.get(self.context.get_start_method())
-        keep_main_file()
         if helper is not None:  # start it now: later it would keep the mask of handlers_wait()
             importlib.import_module(f"multiprocessing.{helper}").ensure_running()
         with handlers_wait(), warnings.catch_warnings() if helper is None else contextlib.nullcontext():

@@ -104,52 +104,6 @@ def test_functions_of_the_main_module_of_a_package(cli, method):
     assert cli.run("package", cli.file("tasks", "double a\n"), "--start-method", "fork", script="-m").code == 0
 
 
-ENDED = """\
-import multiprocessing, os, sys, threading, time
-sys.path.insert(0, {root!r})
-import shmqueue
-
-def double(number):
-    return 2 * number
-
-def end(path):
-    while not os.path.exists(path):
-        time.sleep(0.01)
-    os._exit(1)
-
-def note_the_end():
-    while "__file__" in globals():  # CPython removes it when the script has ended
-        time.sleep(0.01)
-    open("ended", "w").close()
-
-def supervise():
-    note_the_end()
-    with shmqueue.Supervisor([double, end], workers=1, start_method={method!r}) as supervisor:
-        for result in supervisor.run([(double, 1), (end, "ended"), (double, 2)]):
-            print(result.status, result.value)
-
-if __name__ == "__main__":
-    if {executor}:
-        executor = shmqueue.Executor(1, multiprocessing.get_context({method!r}))
-        executor.submit(end, "ended")
-        executor.submit(double, 2).add_done_callback(lambda future: print(future.result()))
-    threading.Thread(target={target}).start()
-"""
-
-
-@pytest.mark.promise("L7")
-@pytest.mark.parametrize("method", STARTED_ANEW)
-@pytest.mark.parametrize(
-    ("executor", "target", "out"),
-    [(False, "supervise", "ok 2\ncrashed None\nok 4\n"), (True, "note_the_end", "4\n")],
-    ids=["Supervisor", "Executor"],
-)
-def test_threads_that_go_on_after_the_script_start_and_replace_workers(cli, method, executor, target, out):
-    code = ENDED.format(root=str(ROOT), method=method, executor=executor, target=target)
-    run = cli.run(script=cli.file("ended.py", code))
-    assert (run.code, run.out, run.err) == (0, out, "")
-
-
 LOST = """
 import multiprocessing, sys
 sys.path.insert(0, {root!r})
