@@ -913,12 +913,8 @@ def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
     """Return the multiprocessing context of a start method.
 
     None stands for fork if this process has one thread, else for forkserver. Raises RuntimeError if the method needs
-    the main module, and that cannot be imported again, or if eventlet has replaced what workers need.
+    the main module, and that cannot be imported again.
     """
-    patcher = sys.modules.get("eventlet.patcher")
-    if patcher is not None and any(map(patcher.is_monkey_patched, ("select", "thread"))):
-        remedy = "call eventlet.monkey_patch(select=False, thread=False)"
-        raise RuntimeError(f"eventlet has replaced select.poll or threads, which workers need: {remedy}")
     multiprocessing = late("multiprocessing")
     process = multiprocessing.current_process()
     if getattr(process, "_inheriting", False):  # a new process imports the main module, and that has come here

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import termios
 import time
-import types
 from concurrent import futures
 
 import pytest
@@ -247,18 +246,6 @@ def test_a_lock_of_another_context_is_an_error_that_names_the_argument(made, wor
         1, initializer=keep, initargs=(lock,), mp_context=multiprocessing.get_context(made)
     ) as right:
         assert right.submit(len, "abc").result() == 3
-
-
-@pytest.mark.parametrize("patched", ["select", "thread"])
-def test_what_eventlet_replaces_is_said(monkeypatch, patched):
-    module = types.ModuleType("eventlet.patcher")
-    module.is_monkey_patched = lambda name: name == patched
-    monkeypatch.setitem(sys.modules, "eventlet.patcher", module)
-    if patched == "select":
-        monkeypatch.delattr("select.poll")
-    with pytest.raises(RuntimeError, match=r"eventlet\.monkey_patch\(select=False, thread=False\)"):
-        shmqueue.Supervisor([jobs.echo], workers=1)
-    assert segments_of([os.getpid()]) == []
 
 
 SMALL = """
