@@ -510,8 +510,7 @@ class Supervisor:
 
     def snapshot(self) -> dict[str, Any]:
         """Return stats(), and what the screen shows besides."""
-        if self._engine.over:
-            raise RuntimeError(self._engine.over)
+        self._engine.check_over()
         return self._snapshot()
 
     def _snapshot(self) -> dict[str, Any]:
@@ -1285,10 +1284,14 @@ class Run:
         self._stepping = False  # the same, for a signal handler in the thread that holds it
         self._requests: collections.deque[Callable[[], object]] = collections.deque()
 
-    def check_open(self) -> None:
-        """Raise RuntimeError if no step is possible, or if another thread uses this run now."""
+    def check_over(self) -> None:
+        """Raise RuntimeError if no step is possible."""
         if self.over:
             raise RuntimeError(self.over)
+
+    def check_open(self) -> None:
+        """Raise RuntimeError if no step is possible, or if another thread uses this run now."""
+        self.check_over()
         self.use.check()
 
     def close(self) -> None:
@@ -1298,8 +1301,7 @@ class Run:
 
     def step(self, job: Job, report: Callable[[], None], until: float = math.inf) -> None:
         """Move what can be moved, or else wait for news, until then at most. Call `report` after each check."""
-        if self.over:
-            raise RuntimeError(self.over)
+        self.check_over()
         with self.use:
             unread = len(job.results)
             more = self._advance(job, report)
@@ -1417,8 +1419,7 @@ class Run:
             self._ledger.admit(job, [item], timeout)
             self.push()
 
-        if self.over:
-            raise RuntimeError(self.over)
+        self.check_over()
         with self.use:
             tsk_id = self._ledger.next_id
             self._do(admit_and_push)
@@ -1521,8 +1522,7 @@ class Run:
         Any thread may call this, and waits for the end of the step that another one takes.
         """
         self.use.check_process()
-        if self.over:
-            raise RuntimeError(self.over)
+        self.check_over()
         answers: list[bool] = []
 
         def request() -> None:
