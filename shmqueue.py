@@ -2518,7 +2518,7 @@ class Tasks:
     def __init__(
         self,
         job: Job,
-        tsk_ids: Sequence[int],
+        tsk_ids: range,
         fn_ids: array.array[int],
         payloads: Sequence[Any],
         data: Sequence[Any],
@@ -2660,11 +2660,7 @@ class OrderedJob(Job):
 
     def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
         tsk_ids = tasks.tsk_ids[part]
-        if isinstance(tsk_ids, range):
-            self._order(tsk_ids[0], len(tsk_ids), values)
-        else:
-            for tsk_id, value in zip(tsk_ids, values):
-                self._order(tsk_id, 1, iter([value]))
+        self._order(tsk_ids[0], len(tsk_ids), values)
 
     def add_one(self, result: TaskResult, cause: BaseException | None) -> None:
         error = TaskError(result)
