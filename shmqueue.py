@@ -2510,11 +2510,6 @@ class Tasks:
     timeout: seconds that each may run; None: as its function may.
     """
 
-    __slots__ = (
-        "block", "data", "first", "fn_ids", "job", "last", "left", "marked", "payloads", "settled", "slots",
-        "timeout", "tsk_ids",
-    )  # fmt: skip
-
     def __init__(
         self,
         job: Job,
