@@ -2442,7 +2442,7 @@ class Intake:
             types = set(map(type, payloads))
             fn_ids = map_alike(self.fn_ids.__getitem__, functions)
         elif not fn_id or Rejected in types:
-            raise TypeError("with several functions, an item is (function, payload)")
+            raise TypeError  # explain() says more
         else:
             fn_ids = array.array("I", [fn_id]) * len(items)
             if tuple in types and not job.fn_id:
