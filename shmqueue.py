@@ -159,14 +159,9 @@ def __getattr__(name: str) -> Any:
     elif name == "psutil":
         with contextlib.suppress(ImportError):
             made = importlib.import_module(name)
-    elif name == "main":
-        raise AttributeError(f"module {__name__!r} has no main(): {CUT_OFF}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return globals().setdefault(name, made)  # another thread may have been first
-
-
-CUT_OFF = "the command line was cut off this copy of shmqueue.py, and the screen with it; take the whole file"
 
 
 def late(name: str) -> Any:
@@ -324,7 +319,7 @@ class Supervisor:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer={initializer!r}: must be callable")
         if screen and self.choose_display is None:
-            raise ValueError(f"screen={screen!r}: {CUT_OFF}")
+            raise ValueError(f"screen={screen!r}: it was cut off this copy of shmqueue.py; take the whole file")
         if workers is None:
             workers = available_processors()
         options = types.SimpleNamespace(
