@@ -33,8 +33,7 @@ The processes, and what goes between them
 
   The supervisor is the caller's process. It owns the segment, fills the ring, collects outcomes, replaces dead
   workers and draws the screen. Workers touch only the segment and their own pipes. Nothing is unpickled after the
-  start, except by an Executor and by codec=pickle. So a process that writes into the segment can spoil data, but
-  cannot run code.
+  start, except by an Executor and by codec=pickle.
 
 
 The segment, in bytes
@@ -85,7 +84,6 @@ If a worker is killed, on any line
   in a batch                       the tasks with their `ends` are finished. The next one was in hand. It is charged:
                                    this counts as one of its attempts. The later ones never began; they are pushed again
   after its last task              nothing is in hand, and no task is charged
-  while it is halted               as in a batch: only tasks after the one in hand were taken back
 If the supervisor is killed, its workers see their pipe close. The first one kills the others and what functions have
 started, and removes the segment. If all are killed at once, the next start removes it.
 
@@ -431,9 +429,7 @@ class Supervisor:
         return self._read(self._submitted, math.inf if timeout is None else timeout)
 
     def cancel(self, tsk_id: int | None = None) -> bool:
-        """Cancel every task that has not begun, in all runs. This cannot be undone.
-
-        Tasks that have begun finish, and the iterators yield every outcome.
+        """Cancel every task that has not begun, in all runs. This cannot be undone. Those that have begun finish.
 
         With a tsk_id, cancel this one task. Return True if it had not begun, and never will. If it waits for another
         attempt, it ends with the status of its last one, and that is False.
@@ -661,10 +657,7 @@ class ExecutorMethods:
         return iter(late("futures")._chain_from_iterable_of_lists(values))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls. When all are made, the workers leave; `wait` for that.
-
-        cancel_futures: cancel the calls that have not begun.
-        """
+        """Take no more calls. When all are made, the workers leave; `wait` for that."""
         self._calls.end(cancel=cancel_futures, wait=wait)
 
     def kill_workers(self) -> None:
@@ -740,7 +733,7 @@ def pickled(value: Any) -> bytes:
 
 
 def pickled_error(error: BaseException) -> bytes:
-    """Pickle an error, with its traceback as text. If that fails, pickle the error with which it fails."""
+    """Pickle an error, with its traceback as text, or the error with which that fails."""
     with_text = late("futures")._ExceptionWithTraceback
     trace = without_own_frames(error.__traceback__)
     try:
@@ -753,7 +746,7 @@ def pickled_error(error: BaseException) -> bytes:
 
 
 def value_of(result: TaskResult, name: str) -> Any:
-    """Return the value of a call. Raise what the function has raised, or what stands for another end of its task."""
+    """Return the value of a call, or raise what the function has raised, or what stands for another end."""
     if result.value is not None:
         value = fast_pickler().loads(result.value)
         if result.status == "ok":
@@ -780,7 +773,6 @@ class MapFuture:
         self._settled.acquire()  # until there is a value or an error
 
     def result(self, timeout: float | None = None) -> Any:
-        """Wait for the value. A map asks once."""
         if not self._settled.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
             raise late("futures")._base.TimeoutError
         try:
@@ -834,7 +826,7 @@ DEFAULTS: Mapping[str, Any] = Supervisor.__init__.__kwdefaults__ or {}  # what m
 
 
 def check_limits(values: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError, with value and limits, for an argument that is out of its limits or useless."""
+    """Raise TypeError or ValueError for an argument that is out of its limits, or useless."""
     for name in filter(values.__contains__, LIMITS):
         value = values[name]
         for each in value.values() if isinstance(value, Mapping) else [value]:
@@ -887,7 +879,7 @@ def available_processors() -> int:
 
 
 def count_threads() -> int:
-    """Return how many threads this process has, with those of C libraries where the system tells."""
+    """Return how many threads this process has, if possible with those of C libraries."""
     for _ in range(10):
         count = max(threading.active_count(), len(listed("/proc/self/task")))
         if count == threading.active_count():
@@ -994,8 +986,6 @@ CLOCK_SHARE = 8  # items of an iterable are read for each reading of the clock, 
 
 
 class IterableSource(Source):
-    """Tasks from any iterable, as they come."""
-
     def __init__(self, tasks: Iterable[Any]) -> None:
         # A subclass may iterate in its own way.
         self._sequence = tasks if type(tasks) is list or type(tasks) is tuple else None
@@ -1080,7 +1070,7 @@ class Calls(Source):
     # In any thread.
 
     def submit(self, function: Callable[..., Any], chunk: Sequence[Any]) -> Any:
-        """Take a chunk of calls of a map, and return its future. concurrent.futures.Executor.map calls this."""
+        """Take a chunk of calls. concurrent.futures.Executor.map calls this."""
         return self.add(MapFuture(), (function, chunk, None))
 
     def add(self, future: Any, call: Any) -> Any:
@@ -1143,7 +1133,7 @@ class Calls(Source):
         return -2
 
     def take(self, room: int) -> Sequence[bytes]:
-        """Return the calls that the Supervisor should have now, pickled. Leave out those that were cancelled."""
+        """Return the calls that the Supervisor should have now, pickled."""
         self._rung = False
         ahead = int(self._workers * AHEAD_SECONDS / max(self._seconds, 1e-9))
         most = min(room + len(self._given), 1 + self._workers + ahead)
@@ -1219,7 +1209,7 @@ class Use:
 
     @property
     def in_child(self) -> bool:
-        """True in a child that the user forked. The segment and the workers are not the child's."""
+        """True in a child that the user forked: nothing here is the child's."""
         return os.getpid() != self._owner
 
     def check_process(self) -> None:
@@ -1279,7 +1269,6 @@ class Run:
         self._requests: collections.deque[Callable[[], object]] = collections.deque()
 
     def check_over(self) -> None:
-        """Raise RuntimeError if no step is possible."""
         if self.over:
             raise RuntimeError(self.over)
 
@@ -1303,7 +1292,7 @@ class Run:
                 self._wait(job, until)
 
     def _advance(self, job: Job, report: Callable[[], None]) -> bool:
-        """Do what a step does, but do not wait. Return True if there may be more at once."""
+        """Do what a step does, but do not wait. Return True if there may be more to do."""
         if self._ledger.delayed:
             self._do(lambda: self._ledger.take_due(system.monotonic()))
         more = self._take(job)
@@ -1358,7 +1347,7 @@ class Run:
         return more or (fed and bool(ledger.again or ledger.fresh))
 
     def _take(self, job: Job) -> bool:
-        """Read tasks from the source if there is room. Return True if it can be read again without waiting."""
+        """Read tasks if there is room. Return True if the source can be read again without waiting."""
         source = job.source
         room = self._source_room(job)
         if self._ledger.stopping and not source.finite:
@@ -1371,7 +1360,6 @@ class Run:
         return False
 
     def _source_room(self, job: Job) -> int:
-        """Return how many items may be read from the source now."""
         ledger = self._ledger
         if job.source.exhausted or ledger.again or ledger.fresh:
             return 0
@@ -1382,7 +1370,7 @@ class Run:
         return int(self._queue.room())
 
     def push(self) -> bool:
-        """Push tasks if there is room for them, and wake workers for them. Return True if any were pushed."""
+        """Push tasks if there is room, and wake workers. Return True if any were pushed."""
         ledger = self._ledger
         room = self._queue.room()
         tasks = None
@@ -1465,7 +1453,6 @@ class Run:
                     self.request(self._withdraw)
 
     def finish(self, job: Job, report: Callable[[], None]) -> None:
-        """Finish what is outstanding, and have every worker leave. Those that are still starting are killed."""
         self.paused = False
         while self._ledger.unfinished() and not self.over:
             self.step(job, report)
@@ -1490,7 +1477,7 @@ class Run:
         self._serve()
 
     def _serve(self, timeout: float = 0.0) -> None:
-        """Do what was requested, unless somebody is in the middle of a step for longer than this."""
+        """Do what was requested, unless a step takes longer than this."""
         if self._middle.acquire(timeout=timeout):
             try:
                 with contextlib.suppress(IndexError):  # a signal handler may take the last one first
@@ -1557,7 +1544,7 @@ class Run:
         self._ledger.end_all("cancelled" if sound else "crashed", error)
 
     def _give_up(self, error: Exception) -> None:
-        """End the run because of an error. Every task gets an outcome. Then the iterators raise it."""
+        """End the run: every task gets an outcome, and then the iterators raise the error."""
         self.failure = error
         if not isinstance(error, (WorkersFailedError, SpoiledSegmentError)):
             self.failure = RuntimeError(f"this run has ended early: {describe(error)}")
@@ -1636,7 +1623,6 @@ class Lane:
 
     Always harvested <= published <= claims <= harvested + 2, where `published` and `claims` are words of the worker.
 
-    process: the last one; `process.child` is None while the worker is dead.
     wake: our end of the pipe by which it is woken.
     first_claims: its `claims` when the process started.
     harvested: the number of the last batch that was read to its bound.
@@ -1761,14 +1747,10 @@ class Lane:
     # Its batches.
 
     def has_batches(self) -> bool:
-        """Return True if the worker has claimed a batch that was not read to its bound."""
         return self.word(CLAIMS) != self.harvested
 
     def read_to(self, number: int) -> list[Outcomes]:
-        """Read all batches up to this number. The worker has finished them, or a halt has cut them.
-
-        From now on their halves are free.
-        """
+        """Read all batches up to this number, which are finished or were cut by a halt. Their halves are free then."""
         self._check_claims(number)
         batches = []
         while self.harvested < number:
@@ -1797,7 +1779,7 @@ class Lane:
         return first, bound
 
     def _read(self, number: int) -> Outcomes:
-        """Read the finished tasks of a batch that are not in the ledger."""
+        """Read what is finished in a batch and not in the ledger."""
         half = self._queue.half(self.index, number)
         first, bound = self._limits(number)
         start = max(first, self.settled_below)
@@ -1842,7 +1824,7 @@ class Lane:
         return start + done
 
     def _values(self, outcomes: Outcomes) -> Sequence[Any]:
-        """Return the values of a batch. Raises SpoiledSegmentError if these are none."""
+        """Return the values of a batch. Raises SpoiledSegmentError."""
         log, ends = outcomes.log, outcomes.ends
         begin, kind = outcomes.begin, outcomes.kind
         if kind > CODED:
@@ -1877,7 +1859,6 @@ class Lane:
         return decode(head & ~IN_FILE, data, self._ledger.codec, self._ledger.structures)
 
     def _settle_values(self, outcomes: Outcomes) -> None:
-        """Tell the ledger the values. Each can be a failure."""
         values = self._values(outcomes)
         position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
         plain = outcomes.kind == BYTES and not outcomes.special
@@ -1956,10 +1937,7 @@ class Lane:
         return True
 
     def recover(self, why: str) -> None:
-        """Account for the tasks of the worker, which was reaped, and died for this reason.
-
-        Read what it has finished. Charge an attempt to the task in hand. Give back the others.
-        """
+        """Account for the tasks of the worker, which was reaped, and died for this reason."""
         self._queue.recover(self.index)
         number = self.word(CLAIMS)
         self._check_claims(number)
@@ -1976,7 +1954,7 @@ class Lane:
         self.take_unclaimed()
 
     def _charge_in_hand(self, position: int, error: str = "") -> None:
-        """Charge an attempt to the task that has been in hand until now: its worker has died, or was doomed for it."""
+        """Charge the task that has been in hand until now: its worker has died, or was doomed for it."""
         with contextlib.suppress(FileNotFoundError):  # its value may have a file, which may not be whole
             system.unlink(self._queue.segment.beside(f"v{position}"))
         failure = Failure(error, status="crashed")
@@ -2005,7 +1983,7 @@ FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a
 
 
 class Packer:
-    """Packs tasks into slots. Payloads that do not fit there go to the heap or into files, and the slots say where."""
+    """Packs tasks into slots. The slots say where payloads are that do not fit: in the heap, or in a file."""
 
     def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
         self._queue = queue
@@ -2039,10 +2017,7 @@ class Packer:
         return self._pack(take_tasks(fresh, count), lengths[:count])
 
     def _pack(self, tasks: Tasks, lengths: Sequence[int]) -> Tasks | None:
-        """Put payloads of these lengths outside their slots. Return the tasks in slots.
-
-        Return None if the tasks were put back to wait, or have failed because they can never fit.
-        """
+        """Put payloads of these lengths outside their slots. Return None if they have to wait, or can never fit."""
         size = sum(lengths)
         try:
             if self._place(tasks, lengths, size):
@@ -2100,10 +2075,7 @@ class Heap:
         self.used = 0  # bytes of the pages in use
 
     def put(self, payloads: Sequence[bytes], size: int) -> slice | None:
-        """Copy payloads of `size` bytes in all next to each other. Return their pages, or None if there is no room.
-
-        Raises OSError (ENOSPC) if the memory cannot be reserved.
-        """
+        """Copy payloads of `size` bytes in all. Return their pages, or None if there is no room. Raises OSError."""
         count = -(-size // mmap.PAGESIZE)
         first = self._in_use.find(bytes(count))
         if first < 0:
@@ -2182,7 +2154,7 @@ class Ledger:
             self._timeouts[self.intake.fn_ids[key]] = math.inf if seconds is None else seconds
 
     def timeout(self, position: int) -> float:
-        """Return the seconds that the task at this position may run; math.inf if it has no limit, or is not there."""
+        """Return the seconds that the task at this position may run; math.inf if none is there."""
         tasks = self.tasks_at(position)
         if tasks is None:
             return math.inf
@@ -2320,7 +2292,6 @@ class Ledger:
             self.again.append(task)
 
     def next_due(self) -> float:
-        """Return when the next task that waits for another attempt is due, on the monotonic clock."""
         return self.delayed[0][0] if self.delayed else math.inf
 
     def take_due(self, now: float) -> None:
@@ -2358,7 +2329,6 @@ class Ledger:
         return False
 
     def _end_delayed(self, wanted: Callable[[Tasks], bool]) -> None:
-        """End those tasks that wait for another attempt for which `wanted` returns True."""
         ending = [task for _, _, task in self.delayed if wanted(task)]
         self.delayed = [entry for entry in self.delayed if not wanted(entry[2])]
         for task in ending:
@@ -2386,7 +2356,7 @@ class Ledger:
             self._finish(tasks.job, tasks.last or result)
 
     def end_all(self, status: str, error: str) -> None:
-        """Give all remaining tasks this outcome. Call it when no worker lives."""
+        """Give all remaining tasks this outcome. No worker lives."""
         for tasks in self._placed:
             self.again.extend(tasks.part(at, at + 1) for at in range(len(tasks)) if not tasks.settled[at])
         self._placed.clear()
@@ -2427,7 +2397,7 @@ class Intake:
     def encode(
         self, job: Job, items: Sequence[Any]
     ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int]]:
-        """Return the columns of `items`, as Tasks has them. Raises an exception if one of them cannot be sent."""
+        """Return the columns of `items`, as Tasks has them. Raises if one of them cannot be sent."""
         types = set(map(type, items))
         payloads = items
         fn_id = job.fn_id or self._only
@@ -2453,7 +2423,6 @@ class Intake:
         return fn_ids, payloads, data, marked
 
     def _is_pair(self, job: Job, item: Any) -> bool:
-        """Return True if this is a pair of a function and a payload, and not a payload."""
         if job.fn_id or not isinstance(item, tuple) or len(item) != 2:
             return False
         return job.source.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
@@ -2485,7 +2454,6 @@ class Retries:
         return result.attempts <= self._most and result.status in self._statuses
 
     def pause(self, attempts: int) -> float:
-        """Return the seconds to wait after so many attempts."""
         return float(min(LONGEST_PAUSE, self._delay * 2 ** min(attempts - 1, 60)))
 
 
@@ -2531,7 +2499,6 @@ class Tasks:
         return len(self.payloads)
 
     def part(self, start: int, stop: int) -> Tasks:
-        """Return the tasks [start, stop)."""
         part = slice(start, stop)
         columns = (self.tsk_ids[part], self.fn_ids[part], self.payloads[part], self.data[part])
         tasks = Tasks(self.job, *columns, self.marked[part])
@@ -2544,7 +2511,6 @@ class Tasks:
 
     @property
     def attempts(self) -> int:
-        """Return how often these tasks were started, this time included."""
         return 1 if self.last is None else self.last.attempts + 1
 
 
@@ -2557,7 +2523,7 @@ def take_tasks(waiting: collections.deque[Tasks], count: int) -> Tasks:
 
 
 def map_alike(call: Callable[[Any], int], values: Sequence[Any]) -> array.array[int]:
-    """Return what `call` returns for each value. Most often all are the same, and one call is enough."""
+    """Call it for each value. Most often all are the same, and one call is enough."""
     if values.count(values[0]) == len(values):
         return array.array("I", [call(values[0])]) * len(values)
     return array.array("I", map(call, values))
@@ -2692,7 +2658,6 @@ class Tally:
         return system.monotonic() - self._began
 
     def add_ok(self, worker: int, count: int, seconds: float) -> None:
-        """Count tasks of a worker that are ok. seconds: of all of them together."""
         self.counts["ok"] += count
         self.completed[worker] += count
         self.busy[worker] += seconds
@@ -2715,7 +2680,6 @@ class Tally:
         self.latest.append(kept)
 
     def summary(self) -> dict[str, Any]:
-        """Return what Supervisor.summary has from here."""
         return {
             "busy": min(1.0, sum(self.busy) / max(1e-9, self.seconds() * len(self.busy))),
             "failures": [result._asdict() for result in self.failures],
