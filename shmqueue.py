@@ -512,7 +512,7 @@ class Supervisor:
         """Return stats() and more.
 
         busy: the fraction of the workers' time in which they ran functions.
-        failures: the first five tasks that were not ok, with payloads in brief.
+        failures: the first five tasks that were not ok, one of each status among them, with payloads in brief.
         kinds: how many tasks were not ok, by function, status and name of the error.
         printed: after the end, True if functions printed what nobody keeps.
         """
@@ -2638,8 +2638,8 @@ class Tally:
     """Counts outcomes, and keeps the first and the last failures.
 
     errors: how many tasks were not ok, by function (if they were started), status and name of the error.
-    failures: the first five tasks that were not ok. latest: the last five. They have no values, and their payloads are
-        in brief.
+    failures: the first five tasks that were not ok, one of each status among them. latest: the last five. They have no
+        values, and their payloads are in brief.
     completed, failed, busy: for each worker, its tasks that were ok and not ok, and the seconds that functions ran.
     """
 
@@ -2675,6 +2675,9 @@ class Tally:
             what = f"{result.function} {what}"
         self.errors[f"{what}: {error}"[:100]] += 1
         kept = result._replace(payload=briefly(result.payload, 60), value=None)
+        seen = [each.status for each in self.failures]
+        if len(seen) == 5 and result.status not in seen:
+            del self.failures[max(at for at in range(5) if seen[at] in seen[:at])]
         if len(self.failures) < 5:
             self.failures.append(kept)
         self.latest.append(kept)

@@ -157,6 +157,15 @@ def test_tasks_that_are_no_lines_have_a_payload_in_the_summary(cli):
     assert failure_lines(run.out)[0].startswith("#2 sha256 'absent' failed: FileNotFoundError")
 
 
+def test_each_status_is_among_the_first_failures(cli, handlers):
+    tasks = "fail a\n" * 20 + "grow 1\n" + "die\n" * 2
+    run = cli.run(cli.file("tasks", tasks), "--handlers", handlers, "-w", "1", "--timeout", "1", "--screen", "off")
+    lines = failure_lines(run.out)
+    assert len(lines) == 5
+    assert any(line.startswith("#21 line 21: grow '1' timeout: ") for line in lines)
+    assert any(": die '' crashed: " in line for line in lines)
+
+
 def test_without_results_the_summary_is_all_of_standard_output(cli):
     run = cli.run(cli.file("tasks", "echo a\nnoop\n"), "-w", "2", "--screen", "off")
     assert (run.code, run.err) == (0, "")
