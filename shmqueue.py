@@ -6639,15 +6639,21 @@ def in_options(text: str) -> str:
     return re.sub(rf"\b({names})=(?=([^\s,;]?))", lambda found: flag(found[1]) + " " * bool(found[2]), text)
 
 
-def load_module(where: str) -> Any:
-    """Import a module, or a file that ends with .py: by its name, as workers do that are not forked.
+def import_all() -> None:
+    """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
+    names = "csv difflib hashlib inspect json multiprocessing.util pathlib re shlex subprocess tempfile"
+    for name in [*names.split(), "termios", "traceback", "tty", "typing"]:
+        importlib.import_module(name)
+    late("psutil")
 
-    Its folder is searched last: a file there may have the name of a module that is imported later.
-    """
+
+def load_module(where: str) -> Any:
+    """Import a module, or a file that ends with .py: by its name, as workers do that are not forked."""
+    import_all()
     try:
         path = os.path.abspath(where)  # the module may change the working directory
         folder, name = os.path.split(path.removesuffix(".py"))
-        sys.path.append(folder)
+        sys.path.insert(0, folder)
         __import__(name)  # import_module would leave frames of its own in a traceback
         module = sys.modules[name]
     except (Exception, SystemExit) as error:

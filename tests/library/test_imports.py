@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers import ROOT, SCRIPT
 
 LATE = {
     "argparse", "csv", "dataclasses", "difflib", "hashlib", "inspect", "json", "multiprocessing", "psutil", "secrets",
     "shutil", "sqlite3", "subprocess", "tempfile", "termios", "traceback", "tty", "urllib",
 }  # fmt: skip
+# argparse is loaded before the user's functions are, sqlite3 for a database.
+UNGUARDED = {"argparse", "sqlite3"}
 
 
 def modules_after(code):
@@ -36,3 +40,12 @@ def test_one_file_needs_nothing_but_the_standard_library():
 
 def test_an_import_loads_nothing_that_only_some_need():
     assert {name.partition(".")[0] for name in modules_after("import shmqueue")} & LATE == set()
+
+
+@pytest.mark.command_line
+def test_what_is_imported_late_is_imported_before_a_users_folder_is_searched():
+    """A file of theirs may be called json.py."""
+    tree = ast.parse(SCRIPT.read_text("utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    late = set().union(*map(imports, functions))
+    assert late - UNGUARDED <= set(modules_after("import shmqueue; shmqueue.import_all()"))
