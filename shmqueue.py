@@ -48,8 +48,8 @@ The segment, in bytes
 
   Positions and counters are 64 bits, absolute, and only grow; slot `position % num_slots` holds a position. Each
   word has one writer (or is written under the lock, or while its worker stands still or is dead), is aligned, and is
-  stored through memoryview.cast("Q"), which is one machine store. struct.pack_into writes zeros first, so it is for
-  slots only.
+  stored through memoryview.cast("Q"), which is one machine store; on 32-bit processors it is two, and the upper half
+  stays 0. struct.pack_into writes zeros first, so it is for slots only.
 
 
 The life of a task
@@ -4652,8 +4652,8 @@ LAYOUT_VERSION = 3
 TERMINATE = 0  # the fn_id of no function
 OUT_OF_LINE = 1 << 28  # set in a fn_id: the slot says where the payload is
 PAYLOAD_FILE = 1 << 63  # set in where a payload begins: it is in a file with the number of its task
-RECORD = 1 << 63  # set in an `ends` word: the log has a record with a head, not only the value's bytes
-RECORD_BYTE = 7 if sys.byteorder == "little" else 0  # the byte of a word that has this bit
+RECORD = 1 << 31  # set in an `ends` word: the log has a record with a head, not only the value's bytes
+RECORD_BYTE = 3 if sys.byteorder == "little" else 4  # the byte of a word that has this bit
 LINE = 128  # two cache lines, since processors fetch them in pairs; different writers keep to different lines
 LOG_BYTES = 2 << 20
 HEAP_BYTES = 32 << 20
@@ -4752,7 +4752,7 @@ def batch_half(slot_size: int, batch: int, log_bytes: int) -> Any:
 
 def first_log_bytes(lane_bytes: int) -> int:
     """Return how much of a log is reserved from the start. Each task of a batch can leave a record there."""
-    return max(16 << 10, lane_bytes // 2)
+    return min(max(16 << 10, lane_bytes // 2), 1 << 30)  # less than RECORD
 
 
 class LocalTaskQueue(ctypes.Structure):

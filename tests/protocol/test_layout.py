@@ -97,6 +97,22 @@ def test_every_64_bit_word_is_aligned(structure):
 
 
 @pytest.mark.parametrize("slot_size", SLOT_SIZES)
+@pytest.mark.promise("L34")
+def test_words_that_others_read_without_the_lock_have_nothing_in_their_upper_half():
+    """A 32-bit Python stores a word in two steps, and a worker may be killed or stopped between them."""
+    values = [b"x", b"", "text", 5, None, b"y" * 20_000, "z" * 3_000_000]
+    with shmqueue.Supervisor([jobs.echo_any], workers=1, batch=len(values)) as supervisor:
+        assert list(supervisor.map(jobs.echo_any, 4 * values)) == 4 * values
+        queue = supervisor._queue
+        words = [shmqueue.PUSHED, shmqueue.CLAIMED, shmqueue.DIRTY, shmqueue.SUPERVISOR_ASLEEP]
+        own = (shmqueue.CLAIMS, shmqueue.PUBLISHED, shmqueue.ASLEEP, shmqueue.LIMIT, shmqueue.HARVESTED)
+        words += [queue.status[0] + word for word in own]
+        words += [word for half in queue.halves(0) for word in (half.first, half.end)]
+        ends = [end for half in queue.halves(0) for end in half.ends]
+        assert any(end & shmqueue.RECORD for end in ends)
+        assert max(ends + [queue.words[word] for word in words]) < 1 << 32
+
+
 @pytest.mark.parametrize(("num_slots", "workers", "batch"), [(2, 1, 1), (3, 3, 3), (17, 5, 7), (16384, 64, 128)])
 def test_every_part_of_the_segment_is_aligned(num_slots, slot_size, workers, batch):
     heap = 8 * mmap.PAGESIZE
