@@ -1,6 +1,7 @@
 """`python shmqueue.py ...` from outside: files and lines, options, results, and what is said of bad input."""
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -376,7 +377,7 @@ def test_a_source_that_fails_while_it_is_read_is_said_in_a_line(cli, database, a
     run = cli.run(*arguments, "-w", "1", "--screen", "off")
     assert run.code == 1
     assert "Traceback" not in run.err
-    assert re.search(r"Input/output error|integer overflow", run.out + run.err)
+    assert re.search(f"{os.strerror(errno.EIO)}|integer overflow", run.out + run.err)
 
 
 def test_rows_of_two_columns_are_function_and_payload(cli, database):
@@ -1254,7 +1255,7 @@ def test_a_working_directory_that_was_deleted(cli, where):
 def test_too_few_descriptors_or_too_small_files_are_said_with_a_remedy(cli, method):
     tasks = cli.file("tasks", "noop\n")
     for limit, size, words in (
-        (resource.RLIMIT_NOFILE, 40, ["Too many open files", "-w", "ulimit -n"]),
+        (resource.RLIMIT_NOFILE, 40, [os.strerror(errno.EMFILE), "-w", "ulimit -n"]),
         (resource.RLIMIT_FSIZE, 4096, ["File too large", "--slots", "ulimit -f"]),
     ):
         limited = functools.partial(resource.setrlimit, limit, (size, size))

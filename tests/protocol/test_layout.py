@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import stat
+import sys
 import types
 
 import pytest
@@ -96,7 +97,6 @@ def test_every_64_bit_word_is_aligned(structure):
             assert getattr(structure, name).offset % 8 == 0, name
 
 
-@pytest.mark.parametrize("slot_size", SLOT_SIZES)
 @pytest.mark.promise("L34")
 def test_words_that_others_read_without_the_lock_have_nothing_in_their_upper_half():
     """A 32-bit Python stores a word in two steps, and a worker may be killed or stopped between them."""
@@ -113,6 +113,7 @@ def test_words_that_others_read_without_the_lock_have_nothing_in_their_upper_hal
         assert max(ends + [queue.words[word] for word in words]) < 1 << 32
 
 
+@pytest.mark.parametrize("slot_size", SLOT_SIZES)
 @pytest.mark.parametrize(("num_slots", "workers", "batch"), [(2, 1, 1), (3, 3, 3), (17, 5, 7), (16384, 64, 128)])
 def test_every_part_of_the_segment_is_aligned(num_slots, slot_size, workers, batch):
     heap = 8 * mmap.PAGESIZE
@@ -158,11 +159,11 @@ def test_a_segment_that_is_absent_foreign_or_cut_off_is_refused(make_queue):
 
 
 def test_the_length_is_kept_where_the_docstring_says(make_queue):
-    for slot_size, length in ((128, b"\3"), (264, b"\3"), (272, (3).to_bytes(2, "little"))):
+    for slot_size, length in ((128, b"\3"), (264, b"\3"), (272, (3).to_bytes(2, sys.byteorder))):
         queue = make_queue(slot_size=slot_size)
         write(queue, 0, [b"x" * 40])
         write(queue, 0, [b"abc"], first_id=7, fn_id=9)
-        head = (7).to_bytes(4, "little") + (9).to_bytes(4, "little")
+        head = (7).to_bytes(4, sys.byteorder) + (9).to_bytes(4, sys.byteorder)
         slot = bytes(queue.ring.bytes[:slot_size])
         assert slot == (head + length + b"abc").ljust(slot_size, b"\0"), "and nothing is left of what was there"
 

@@ -259,7 +259,7 @@ class Soak:
         if not self.wait(process, lambda: segments_of([process.pid])):
             return
         path = pathlib.Path("/dev/shm", segments_of([process.pid])[0])
-        magic = shmqueue.MAGIC.to_bytes(8, "little")
+        magic = shmqueue.MAGIC.to_bytes(8, sys.byteorder)
         if not self.wait(process, lambda: path.read_bytes()[:8] == magic):  # it is made by then
             return
         with open(path, "rb") as file:
