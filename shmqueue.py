@@ -33,7 +33,8 @@ The processes, and what goes between them
 
   The supervisor is the caller's process. It owns the segment, fills the ring, collects outcomes, replaces dead
   workers and draws the screen. Workers touch only the segment and their own pipes. Nothing is unpickled after the
-  start, except by an Executor and by codec=pickle.
+  start, except by an Executor and by codec=pickle. So a process that writes into the segment can spoil data, but
+  cannot run code.
 
 
 The segment, in bytes
@@ -429,7 +430,9 @@ class Supervisor:
         return self._read(self._submitted, math.inf if timeout is None else timeout)
 
     def cancel(self, tsk_id: int | None = None) -> bool:
-        """Cancel every task that has not begun, in all runs. This cannot be undone. Those that have begun finish.
+        """Cancel every task that has not begun, in all runs. This cannot be undone.
+
+        Tasks that have begun finish, and the iterators yield every outcome.
 
         With a tsk_id, cancel this one task. Return True if it had not begun, and never will. If it waits for another
         attempt, it ends with the status of its last one, and that is False.
@@ -657,7 +660,10 @@ class ExecutorMethods:
         return iter(late("futures")._chain_from_iterable_of_lists(values))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls. When all are made, the workers leave; `wait` for that."""
+        """Take no more calls. When all are made, the workers leave; `wait` for that.
+
+        cancel_futures: cancel the calls that have not begun.
+        """
         self._calls.end(cancel=cancel_futures, wait=wait)
 
     def kill_workers(self) -> None:
@@ -2075,7 +2081,10 @@ class Heap:
         self.used = 0  # bytes of the pages in use
 
     def put(self, payloads: Sequence[bytes], size: int) -> slice | None:
-        """Copy payloads of `size` bytes in all. Return their pages, or None if there is no room. Raises OSError."""
+        """Copy payloads of `size` bytes in all. Return their pages, or None if there is none free.
+
+        Raises OSError (ENOSPC) if the memory cannot be reserved.
+        """
         count = -(-size // mmap.PAGESIZE)
         first = self._in_use.find(bytes(count))
         if first < 0:
@@ -2154,7 +2163,7 @@ class Ledger:
             self._timeouts[self.intake.fn_ids[key]] = math.inf if seconds is None else seconds
 
     def timeout(self, position: int) -> float:
-        """Return the seconds that the task at this position may run; math.inf if none is there."""
+        """Return the seconds that the task at this position may run; math.inf if it has no limit, or is not there."""
         tasks = self.tasks_at(position)
         if tasks is None:
             return math.inf
