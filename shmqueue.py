@@ -3594,7 +3594,7 @@ class Worker:
                     # Not the same one: a fork copies what the program has not written yet.
                     with contextlib.suppress(OSError, ValueError):  # the program has closed it
                         about = {"encoding": stream.encoding, "errors": stream.errors, "closefd": False}
-                        setattr(sys, name, open(stream.fileno(), "w", **about))  # noqa: SIM115
+                        setattr(sys, name, open(stream.fileno(), "w", **about))
         if sys.breakpointhook is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT"):
             sys.breakpointhook = refuse_breakpoint
         if self.options.initializer is not None:
@@ -5039,11 +5039,11 @@ NO_CODE: dict[str, Any] = {"allow_code": False} if sys.version_info >= (3, 13) e
 
 def load_flat(data: bytes, count: int) -> list[Any]:
     """Return `count` plain data, none of which is nested. Raises ValueError or EOFError if `data` is not that."""
-    return marshal.loads(b"[" + struct.pack("<I", count) + data, **NO_CODE)  # type: ignore[no-any-return]  # noqa: S302
+    return marshal.loads(b"[" + struct.pack("<I", count) + data, **NO_CODE)  # type: ignore[no-any-return]
 
 
 def load_plain(data: bytes) -> Any:
-    return marshal.loads(data.removeprefix(NESTED), **NO_CODE)  # noqa: S302
+    return marshal.loads(data.removeprefix(NESTED), **NO_CODE)
 
 
 @functools.cache
@@ -5514,7 +5514,7 @@ class LineSource(Source):
     def __init__(self, path: str, parse: LineParser) -> None:
         self._parse = parse
         with usage_error(f"cannot read {path!r}: "):
-            self._file = open(0 if path == "-" else path, "rb", 0, closefd=path != "-")  # noqa: SIM115
+            self._file = open(0 if path == "-" else path, "rb", 0, closefd=path != "-")
         weakref.finalize(self, self._file.close)
         info = os.fstat(self._file.fileno())
         self.finite = stat.S_ISREG(info.st_mode)
@@ -5768,7 +5768,7 @@ class Results(Sink):
         if self.path == "-":
             self._file = self._out
             return
-        self._file = open(self.path, "ab", 1 << 20)  # noqa: SIM115
+        self._file = open(self.path, "ab", 1 << 20)
         if self._file.tell() > self._kept:
             self._file.truncate(self._kept)
         if not self._kept:
@@ -5816,7 +5816,7 @@ class Sqlite(Results):
                 raise ValueError(f"its table results has the columns {', '.join(columns)}; give another file")
             base.execute("BEGIN IMMEDIATE")  # raises if somebody else writes
             if self._resume and columns:
-                for number, *row in base.execute(f"SELECT rowid, {', '.join(RECORDED)} FROM results"):  # noqa: S608
+                for number, *row in base.execute(f"SELECT rowid, {', '.join(RECORDED)} FROM results"):
                     self.note(f"row {number:,} of its table results", dict(zip(RECORDED, row)))
 
     def begin(self) -> None:
@@ -5835,7 +5835,7 @@ class Sqlite(Results):
         row = as_row(result, as_text).values()
         marks = ", ".join("?" * len(row))
         fields = [encode_text(x) if isinstance(x, str) and re.search("[\ud800-\udfff]", x) else x for x in row]
-        self._file.execute(f"INSERT INTO results VALUES ({marks})", fields)  # noqa: S608
+        self._file.execute(f"INSERT INTO results VALUES ({marks})", fields)
 
     def save(self) -> None:
         self._file.commit()
@@ -5855,7 +5855,7 @@ class FailedLines(Sink):
         with usage_error(f"{self.name}: "):
             if os.path.exists(path) and not os.path.isfile(path):
                 raise ValueError("is not a regular file; give another one")
-            self._file = open(self._beside, "xb")  # noqa: SIM115
+            self._file = open(self._beside, "xb")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

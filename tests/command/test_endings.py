@@ -842,7 +842,7 @@ class Planted:
             os.chown(made, owner, owner)
             made.chmod(0o666)
         if locked:
-            self.locked.append(open(made, "r+b"))  # noqa: SIM115
+            self.locked.append(open(made, "r+b"))
             fcntl.lockf(self.locked[-1], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, shmqueue.OWNER_BYTE)
         made.rename(path)
         return path

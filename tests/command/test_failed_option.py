@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_the_file_alone(tmp_path):
     path.write_text("before")
     failed = FailedLines(str(path), LineParser(["echo"], comments=True), shmqueue.IterableSource([("echo", b"a")]))
     failed._file.close()
-    failed._file = open("/dev/full", "wb")  # noqa: SIM115
+    failed._file = open("/dev/full", "wb")
     failed.attempt(failed.end)
     failed.close()
     assert "No space left" in failed.complaint()
