@@ -6727,11 +6727,7 @@ def seconds(text: str) -> float | dict[str, float]:
     """Return what --timeout says: seconds, or seconds by the names of functions."""
     if "=" not in text:
         return float(text)
-    limits = [part.split("=", 1) for part in text.split(",")]
-    by_name = {name: float(value) for name, value in limits}
-    if len(by_name) < len(limits):
-        raise ValueError("a function is named twice")
-    return by_name
+    return {name: float(value) for name, value in (part.split("=", 1) for part in text.split(","))}
 
 
 # To add an option, write its line here and in docs/command-line.md. If it is an argument of Supervisor, too, it has the
