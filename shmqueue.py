@@ -6817,7 +6817,7 @@ def check_options(options: argparse.Namespace) -> None:
         "--keep-order: needs --print": options.keep_order and not (options.print or to_stdout),
         "--resume: needs --results FILE": options.resume and options.results in (None, "-"),
         "--timeout NAME=S: needs functions with names (--handlers)": isinstance(options.timeout, dict)
-        and (options.call or options.runs_commands),
+        and options.runs_commands,
         "--failed: cannot be used with --query, since rows are not lines; use --results FILE --resume": options.failed
         and options.query,
     }
