@@ -170,7 +170,6 @@ def late(name: str) -> Any:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What a user calls: results, errors, parallel_map and Supervisor.
-# ---------------------------------------------------------------------------------------------------------------------
 
 # What the status of a task may be, and how the summary calls it.
 STATUSES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
@@ -575,7 +574,6 @@ def release_all(release: list[Callable[[], object]]) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Executor: the same workers for those who want futures.
-# ---------------------------------------------------------------------------------------------------------------------
 
 NOT_REDIRECTED = ""  # in place of a log: what functions print goes where this process prints
 
@@ -810,7 +808,6 @@ class MapFuture:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Limits: what a Supervisor's arguments may be, and what stands for those that are left out.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 MOST_WORKERS = 4096
@@ -941,7 +938,6 @@ def is_of_main(function: Any) -> bool:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sources: where tasks come from.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Rejected(tuple[str, object, str]):
@@ -1030,7 +1026,6 @@ class IterableSource(Source):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The calls of an Executor: a source of tasks, and the thread that settles futures.
-# ---------------------------------------------------------------------------------------------------------------------
 
 AHEAD_SECONDS = 0.005  # how much work an Executor hands over in advance for each worker
 
@@ -1189,7 +1184,6 @@ class Calls(Source):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The engine: moves tasks from their source into the queue, and outcomes out of it.
-# ---------------------------------------------------------------------------------------------------------------------
 
 READ_AHEAD = 4  # a job in order reads at most this times num_slots tasks beyond its oldest unfinished one
 CANCELLED = "cancelled before it began"  # the error of such a task
@@ -1561,7 +1555,6 @@ class Run:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The lanes: a worker as the supervisor sees it, and what is read of its batches.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Outcomes:
@@ -1979,7 +1972,6 @@ class Lane:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Packing: payloads go into their slots, or into the heap or a file.
-# ---------------------------------------------------------------------------------------------------------------------
 
 BLOCK_BYTES = 512 << 10  # payloads that do not fit their slots are kept in blocks of this size, and read at once
 # While the heap holds more than this, payloads are put there only if the ring is empty. So the part of the heap that is
@@ -2107,7 +2099,6 @@ class Heap:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The ledger: which task is where, and what became of it.
-# ---------------------------------------------------------------------------------------------------------------------
 
 LONGEST_PAUSE = 60.0  # seconds before a task is tried again, at most
 
@@ -2717,7 +2708,6 @@ def function_name(function: Any) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The worker pool: starts, wakes, stops and reaps the worker processes.
-# ---------------------------------------------------------------------------------------------------------------------
 
 STILL_SECONDS = 0.05  # a worker that is stopped stands still after this time, or the halt has failed
 STOP_SECONDS = 5.0  # workers that are told to leave may take this long
@@ -3158,7 +3148,6 @@ class InlinePool(WorkerPool):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Processes: one worker's, and what the system tells of any.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Process:
@@ -3402,7 +3391,6 @@ def state_and_switches(pid: int) -> tuple[str, int]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Signals: the library sets no handler in its host, and blocks signals only while it starts a worker.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 valid_signals = functools.cache(signal.valid_signals)  # it takes a tenth of a millisecond
@@ -3440,7 +3428,6 @@ os.register_at_fork(after_in_child=_forget_workers)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The worker process: claims batches, runs them, and leaves outcomes.
-# ---------------------------------------------------------------------------------------------------------------------
 
 BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
 QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and reads `end`
@@ -3957,7 +3944,6 @@ class PrintedOutput(io.RawIOBase):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The queue: every access to a shared word that more than one process may write or wait for.
-# ---------------------------------------------------------------------------------------------------------------------
 
 WAKE_SHARE = 5  # a sleeper is woken for each fifth of a batch in the ring: about a millisecond of work
 LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not get a lock
@@ -4338,7 +4324,6 @@ class SharedTaskQueue:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The segment: a file in shared memory, the files beside it, and what removes them.
-# ---------------------------------------------------------------------------------------------------------------------
 
 PREFIX = "shmq-"
 # Bytes of the file to lock: the supervisor has the first while it lives, and the worker that ends its run the second.
@@ -4584,7 +4569,6 @@ def read_file(path: str, length: int) -> bytes:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The system: what is asked of the machine, as one object that tests replace.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class System:
@@ -4655,7 +4639,6 @@ def pauses(seconds: float) -> Iterator[None]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The layout: the ctypes structures are the one definition; the fast paths take their offsets from them.
-# ---------------------------------------------------------------------------------------------------------------------
 
 MAGIC = int.from_bytes(b"shmqueue", "little")
 LAYOUT_VERSION = 3
@@ -4968,7 +4951,6 @@ def as_u32(numbers: Sequence[int]) -> array.array[int]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Functions, payloads and values: how they travel.
-# ---------------------------------------------------------------------------------------------------------------------
 
 ERROR_LENGTH = 4000  # characters of an error's text that are kept
 TRACEBACK_BYTES = 16 << 10  # of a traceback, as UTF-8
@@ -5429,7 +5411,6 @@ __all__ += ["main"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files and queries: where the command line's tasks come from.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class LineParser:
@@ -5615,7 +5596,6 @@ class QuerySource(IterableSource):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Results: where the command line keeps outcomes, and what --resume finds there.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def as_json(value: Any) -> Any:
@@ -5906,7 +5886,6 @@ def task_digest(function: str, payload: bytes) -> bytes:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Printing: values on standard output, in one piece each.
-# ---------------------------------------------------------------------------------------------------------------------
 
 PRINT_BYTES = 1 << 16  # more is printed at once; less waits for the next check of the workers
 
@@ -6008,7 +5987,6 @@ def tagged(text: bytes, tag: bytes) -> bytes:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The screen: what a run shows, here or in another terminal.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 # All that a frame shows: stats() and title, name, strategy, total (None if it is not known), rate (tasks a second) and
@@ -6451,7 +6429,6 @@ def watch_run(name: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What lines run: built-in functions, and commands.
-# ---------------------------------------------------------------------------------------------------------------------
 
 LINGER_SECONDS = 0.1  # see attend()
 POLL_COMMAND_MS = 20  # the end of a command that leaves its pipes open is noticed within this time
@@ -6620,7 +6597,6 @@ class Command:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class UsageError(Exception):
