@@ -1557,7 +1557,13 @@ class Run:
 # The lanes: a worker as the supervisor sees it, and what is read of its batches.
 
 
-class Outcomes:
+class Outcomes(
+    collections.namedtuple(
+        "Outcomes",
+        "start done bound seconds started ends begin log special kind",
+        defaults=(0.0, 0.0, (), 1, b"", False, 0),
+    )
+):
     """What was read of a batch.
 
     start: the position of the first task.
@@ -1572,33 +1578,13 @@ class Outcomes:
     kind: of the other values.
     """
 
-    seconds: float | list[float] = 0.0
-    started = 0.0
-    ends = array.array("Q")
-    begin = 1
-    log = b""
-    special = False
-    kind = 0
 
-    def __init__(self, start: int, done: int, bound: int, **read: Any) -> None:
-        self.start = start
-        self.done = done
-        self.bound = bound
-        vars(self).update(read)
-
-
-class Doom:
+class Doom(collections.namedtuple("Doom", "position status error grace", defaults=(0.0,))):
     """Why the supervisor ends a worker, and the outcome of its task.
 
     position: the task's; None for any task in hand.
     grace: seconds between SIGTERM and SIGKILL; without one there is no SIGTERM.
     """
-
-    def __init__(self, position: int | None, status: str, error: str, grace: float = 0.0) -> None:
-        self.position = position
-        self.status = status
-        self.error = error
-        self.grace = grace
 
 
 class Lane:
@@ -1810,7 +1796,8 @@ class Lane:
 
     def _settle_done(self, outcomes: Outcomes) -> int:
         """Tell the ledger what is finished. Return the position after it."""
-        start, done = outcomes.start, outcomes.done
+        start: int = outcomes.start
+        done: int = outcomes.done
         doomed = self.doomed
         if done:
             self.settled_below = start + done
@@ -2442,19 +2429,14 @@ class Intake:
         return Rejected((name, payload, text))
 
 
-class Retries:
+class Retries(collections.namedtuple("Retries", "most delay statuses", defaults=(0.0, RETRY_ON))):
     """Which tasks are tried again: so often, after a delay in seconds, if they have one of these statuses."""
 
-    def __init__(self, most: int, delay: float = 0.0, statuses: Sequence[str] = RETRY_ON) -> None:
-        self._most = most
-        self._delay = delay
-        self._statuses = tuple(statuses)
-
     def wanted(self, result: TaskResult) -> bool:
-        return result.attempts <= self._most and result.status in self._statuses
+        return bool(result.attempts <= self.most and result.status in self.statuses)
 
     def pause(self, attempts: int) -> float:
-        return float(min(LONGEST_PAUSE, self._delay * 2 ** min(attempts - 1, 60)))
+        return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
 
 
 class Tasks:
