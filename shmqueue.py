@@ -1813,12 +1813,10 @@ class Lane:
         """Return the values of a batch. Raises SpoiledSegmentError."""
         log, ends = outcomes.log, outcomes.ends
         begin, kind = outcomes.begin, outcomes.kind
-        if kind > CODED:
-            raise SpoiledSegmentError(f"values cannot be of kind {kind}")
         end = ends[-1] & ~RECORD
-        if end - begin != len(log):
-            raise SpoiledSegmentError(f"a worker says that values end at {end:,} of its log")
         try:
+            if kind > CODED or end - begin != len(log):
+                raise ValueError(f"of kind {kind}, values end at {end:,} of the log")
             if not outcomes.special:
                 return decode_log(kind, self._ledger.codec, log, begin, ends)
             pieces = cut(log, begin, array.array("Q", [end & ~RECORD for end in ends]))
