@@ -865,8 +865,8 @@ def number_functions(functions: Any) -> dict[int, Function]:
         raise ValueError("functions is empty: at least one is needed")
     for fn_id, function in numbered.items():
         check_number("fn_id", fn_id, (TERMINATE + 1, (1 << 31) - 1))
-        if not callable(function) or not isinstance(function, collections.abc.Hashable):
-            raise TypeError(f"functions: {function!r} is not a callable with a hash")
+        if not callable(function):
+            raise TypeError(f"functions: {function!r} is not callable")
     return numbered if max(numbered) <= FN_ID else dict(enumerate(numbered.values(), 1))  # the bits above are ours
 
 
@@ -988,13 +988,14 @@ CLOCK_SHARE = 8  # items of an iterable are read for each reading of the clock, 
 
 
 class IterableSource(Source):
+    pairs = False
+
     def __init__(self, tasks: Iterable[Any]) -> None:
         # A subclass may iterate in its own way.
         self._sequence = tasks if type(tasks) is list or type(tasks) is tuple else None
         self._iterator = iter(tasks)
         self._taken = 0
         self.finite = self._sequence is not None
-        self.pairs = False
 
     def take(self, room: int) -> Sequence[Any]:
         """Return up to `room` items: those of about a millisecond. A few may wait for the next one, see CLOCK_SHARE."""
@@ -1628,7 +1629,6 @@ class Lane:
         self._grace = grace
         self._words = queue.words
         self._status = queue.status[index]
-        self.wake: Any = None
         self.harvested = 0
         self.settled_below = 0
         self.halted_batch = 0
@@ -2509,19 +2509,15 @@ def map_alike(call: Callable[[Any], int], values: Sequence[Any]) -> array.array[
     return array.array("I", map(call, values))
 
 
-class Block:
+class Block(collections.namedtuple("Block", "free unused")):
     """Payloads that lie together outside the slots: in pages of the heap, or in a file.
 
     Each of its tasks refers to it. With the last one it goes. Python may notice that anywhere, inside the lock too, so
     `free`, which frees the place, is only noted.
     """
 
-    def __init__(self, free: Callable[[], None], unused: collections.deque[Callable[[], None]]) -> None:
-        self._free = free
-        self._unused = unused
-
     def __del__(self) -> None:
-        self._unused.append(self._free)
+        self.unused.append(self.free)
 
 
 class Job:
