@@ -943,8 +943,6 @@ def is_of_main(function: Any) -> bool:
 class Rejected(tuple[str, object, str]):
     """In place of an item: (function's name, payload, error) of a task that cannot be sent, and fails with that."""
 
-    error = property(operator.itemgetter(2))
-
 
 class Source:
     """Where a job's tasks come from.
@@ -2412,7 +2410,7 @@ class Intake:
             return False
         return job.source.pairs or not self._only or (callable(item[0]) and item[0] == self._function)
 
-    def explain(self, job: Job, item: Any, error: Exception) -> Rejected:
+    def explain(self, job: Job, item: Any, error: Exception) -> tuple[str, object, str]:
         if isinstance(item, Rejected):
             return item
         fn_id = job.fn_id or self._only
@@ -2424,7 +2422,7 @@ class Intake:
             text = no_such_function(name, self.names.values())
         elif not pair and not fn_id:
             text = f"TypeError: an item is (function, payload), not {briefly(item, 60)}"
-        return Rejected((name, payload, text))
+        return name, payload, text
 
 
 class Retries(collections.namedtuple("Retries", "most delay statuses", defaults=(0.0, RETRY_ON))):
@@ -6899,7 +6897,7 @@ class CommandLine:
             items = self.source.take(BLOCK)
             for item, number in zip(items, numbers):
                 line = self.parse.input_line(*self.parse.task(item))[:-1]
-                error = getattr(item, "error", "")  # it is Rejected
+                error = item[2] if isinstance(item, Rejected) else ""
                 if isinstance(command, Command):
                     try:
                         line = command.fill(item, number)
