@@ -767,10 +767,9 @@ def value_of(result: TaskResult, name: str) -> Any:
 class MapFuture:
     """What a map has for each task: of a Future, only what concurrent.futures.Executor.map and Calls need."""
 
-    __slots__ = ("_cancelled", "_error", "_settled", "_value")
+    __slots__ = ("_error", "_settled", "_value")
 
     def __init__(self) -> None:
-        self._cancelled = False
         self._value: Any = None
         self._error: BaseException | None = None
         self._settled = threading.Lock()
@@ -787,15 +786,15 @@ class MapFuture:
         return self._value
 
     def cancel(self) -> None:
-        self._cancelled = True
+        self._error = late("futures")._base.CancelledError()
 
     def cancelled(self) -> bool:
-        return self._cancelled
+        return self._error is not None
 
     def set_running_or_notify_cancel(self) -> bool:
-        if self._cancelled:
-            self.set_exception(late("futures")._base.CancelledError())
-        return not self._cancelled
+        if self.cancelled():
+            self._settled.release()
+        return not self.cancelled()
 
     def set_result(self, value: Any) -> None:
         self._value = value
