@@ -922,7 +922,6 @@ LOST_MAIN = (
 
 
 def main_is_lost() -> bool:
-    """Return True if a new process could not import the main module."""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None:  # python -m
@@ -1329,7 +1328,6 @@ class Run:
         return result
 
     def _move(self, job: Job, check: bool) -> bool:
-        """Move what can be moved. Return True if there may be more at once."""
         ledger, pool = self._ledger, self._pool
         if self.failure is not None:  # all have their outcomes, and no lock or word is to be trusted
             return False
@@ -2143,7 +2141,6 @@ class Ledger:
         return tasks.timeout or self._timeouts.get(tasks.fn_ids[position - tasks.first], math.inf)
 
     def tasks_at(self, position: int) -> Tasks | None:
-        """Return the tasks in the queue of which one has this position."""
         at = bisect.bisect(self._placed, position, key=operator.attrgetter("first")) - 1
         tasks = self._placed[at] if at >= 0 else None
         return tasks if tasks and position < tasks.first + len(tasks.payloads) else None
@@ -2198,10 +2195,7 @@ class Ledger:
     # Out of the queue.
 
     def _take(self, position: int, count: int) -> Iterator[tuple[Tasks, int, int]]:
-        """Remove the tasks at [position, position + count) from the account of the queue. Yield (tasks, start, stop).
-
-        Raises SpoiledSegmentError if a position holds no task, or if its task was removed before.
-        """
+        """Remove tasks from the account of the queue. Yield (tasks, start, stop). Raises SpoiledSegmentError."""
         until = position + count
         while position < until:
             tasks = self.tasks_at(position)
