@@ -1131,7 +1131,6 @@ class Calls(Source):
         return -2
 
     def take(self, room: int) -> Sequence[bytes]:
-        """Return the calls that the Supervisor should have now, pickled."""
         self._rung = False
         ahead = int(self._workers * AHEAD_SECONDS / max(self._seconds, 1e-9))
         most = min(room + len(self._given), 1 + self._workers + ahead)
@@ -1225,7 +1224,6 @@ class Use:
         self._lock.release()
 
     def check(self) -> None:
-        """Raise RuntimeError as `with` does."""
         with self:
             return
 
@@ -2148,10 +2146,7 @@ class Ledger:
     # Into the queue.
 
     def admit(self, job: Job, items: Sequence[Any], timeout: float | None = None) -> None:
-        """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task.
-
-        timeout: seconds that each may run; None: as its function may.
-        """
+        """Give each item its tsk_id and put it with the fresh tasks. An item that cannot be sent is a failed task."""
         if len(items) == 0:
             return
         try:
