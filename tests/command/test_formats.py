@@ -194,7 +194,7 @@ def test_any_line_is_a_task_or_says_which_line_it_is(lines, size):
     parse = LineParser(["echo", "f"], comments=True)
     items = [item for start in range(0, len(lines), size) for item in parse(lines[start : start + size])]
     wanted = [read_line(line, number) for number, line in enumerate(lines, 1)]
-    found = [(*item[:2], item.error.partition(":")[0]) if isinstance(item, Rejected) else item for item in items]
+    found = [(*item[:2], item[2].partition(":")[0]) if isinstance(item, Rejected) else item for item in items]
     assert found == [task for task in wanted if task is not None]
 
 
