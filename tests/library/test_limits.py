@@ -133,21 +133,29 @@ def test_a_forked_process_that_left_its_group_is_not_found():
         os.kill(pid, signal.SIGKILL)
 
 
+def wait_and_note(payload: str) -> None:
+    path, gate = payload.split("|")
+    jobs.wait_for_file(gate)
+    jobs.note(f"{path}|")
+
+
 @pytest.mark.promise("L25")
 def test_results_wait_while_an_iterable_waits_and_not_after_submit(tmp_path):
-    path = tmp_path / "noted"
+    path, gate = tmp_path / "noted", tmp_path / "gate"
+    task = f"{path}|{gate}"
     events = []
 
     def slow():
-        yield f"{path}|"
+        yield task
         time.sleep(0.01)  # so that both tasks are passed on before the third is asked for
-        yield f"{path}|"
+        yield task
+        gate.touch()  # not before: a result that is there already would be handed out first
         assert wait_until(lambda: path.exists() and path.read_bytes() == b"\n\n")
         events.append("the iterable goes on")
-        yield f"{path}|"
+        yield task
 
-    with Supervisor([jobs.note], workers=1) as supervisor:
+    with Supervisor([wait_and_note], workers=1) as supervisor:
         events.extend(result.status for result in supervisor.run(slow()))
         assert events == ["the iterable goes on", "ok", "ok", "ok"]
-        supervisor.submit(jobs.note, f"{path}|")
+        supervisor.submit(wait_and_note, task)
         assert next(supervisor.results()).status == "ok"
