@@ -1024,7 +1024,8 @@ class IterableSource(Source):
 # ---------------------------------------------------------------------------------------------------------------------
 # The calls of an Executor: a source of tasks, and the thread that settles futures.
 
-AHEAD_SECONDS = 0.005  # how much work an Executor hands over in advance for each worker
+AHEAD_SECONDS = 0.005  # how much work an Executor hands over in advance for each worker,
+AHEAD_SHARE = 8  # and at most one in so many of the calls that wait
 
 
 class Calls(Source):
@@ -1132,7 +1133,7 @@ class Calls(Source):
 
     def take(self, room: int) -> Sequence[bytes]:
         self._rung = False
-        ahead = int(self._workers * AHEAD_SECONDS / max(self._seconds, 1e-9))
+        ahead = min(len(self._waiting) // AHEAD_SHARE, int(self._workers * AHEAD_SECONDS / max(self._seconds, 1e-9)))
         most = min(room + len(self._given), 1 + self._workers + ahead)
         payloads: list[bytes] = []
         while self._waiting:
