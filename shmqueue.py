@@ -1194,6 +1194,9 @@ HALT_TRIES = 20  # how often to halt a worker in order to cancel one task in its
 OVERDUE_SECONDS = 1.0  # a worker that cannot be halted is killed this long after its task has timed out
 
 
+IN_THE_MIDDLE = "this Supervisor is in the middle of a step, which a signal handler cannot wait for"
+
+
 class Use:
     """The right to use a run: for one thread at a time, in the process that made it. `with` raises RuntimeError if not.
 
@@ -1262,6 +1265,7 @@ class Run:
         self.use = Use()
         self._middle = threading.RLock()  # held in the middle of a step
         self._stepping = False  # the same, for a signal handler in the thread that holds it
+        self._waiting = False  # this thread sleeps; or a signal handler of it runs meanwhile
         self._requests: collections.deque[Callable[[], object]] = collections.deque()
 
     def check_over(self) -> None:
@@ -1302,7 +1306,7 @@ class Run:
         """Do a part of a step, and then what was requested meanwhile. Return None if it has ended the run."""
         with self._middle:
             if self._stepping:
-                raise RuntimeError("this Supervisor is in the middle of a step, which a signal handler cannot wait for")
+                raise RuntimeError(IN_THE_MIDDLE)
             result = self._act(action)
             if self._requests:
                 self._serve()
@@ -1383,8 +1387,14 @@ class Run:
 
     def _wait(self, job: Job, until: float) -> None:
         """Sleep until a worker rings or dies, something is requested, input comes, or the next check is due."""
+        if self._waiting:
+            raise RuntimeError(IN_THE_MIDDLE)
         stream = job.source.fileno() if self._source_room(job) > 0 else -1
-        self._pool.wait(min(self._pool.next_check, self._ledger.next_due(), until), stream)
+        try:
+            self._waiting = True
+            self._pool.wait(min(self._pool.next_check, self._ledger.next_due(), until), stream)
+        finally:
+            self._waiting = False
 
     def submit(self, job: Job, item: Any, timeout: float | None, report: Callable[[], None]) -> int:
         """Number an item as a task of the job, and push it. Return its tsk_id.
