@@ -898,19 +898,16 @@ GUARD_REMEDY = (
 
 
 def choose_context(start_method: str | None, functions: Sequence[Any]) -> Any:
-    """Return the multiprocessing context of a start method.
-
-    None stands for fork if this process has one thread, else for forkserver. Raises RuntimeError if the method needs
-    the main module, and that cannot be imported again.
-    """
-    multiprocessing = late("multiprocessing")
-    process = multiprocessing.current_process()
+    """Return the multiprocessing context. Raises RuntimeError if workers need the main module, and it is lost."""
+    process = late("multiprocessing").current_process()
     if getattr(process, "_inheriting", False):  # a new process imports the main module, and that has come here
         if process.name.startswith(WORKER_NAME):
             os._exit(UNGUARDED)
         raise RuntimeError(GUARD_REMEDY)
     method = start_method or ("fork" if count_threads() == 1 else "forkserver")
-    if method != "fork" and main_is_lost() and any(map(is_of_main, functions)):
+    main = sys.modules.get("__main__")
+    by_path = getattr(main, "__spec__", None) is None and hasattr(main, "__file__")  # then it is imported anyway
+    if method != "fork" and main_is_lost() and (by_path or any(map(is_of_main, functions))):
         raise RuntimeError(f"start_method={method!r}: {LOST_MAIN}, or name start_method='fork'")
     return system.get_context(method)
 

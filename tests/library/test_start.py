@@ -78,6 +78,20 @@ def test_other_functions_need_no_main_module(cli, method):
 
 
 @pytest.mark.promise("L8")
+@pytest.mark.parametrize("method", STARTED_ANEW)
+def test_a_main_module_whose_file_is_not_there_gets_one_error_for_any_function(cli, method):
+    """multiprocessing imports it by its path, whatever the functions are."""
+    code = INTERACTIVE.format(root=str(ROOT), method=method, function="bytes")
+    for run in (
+        cli.run(script="-", stdin=code.encode()),
+        cli.run(script=cli.file("gone.py", f"import os\nos.unlink(__file__)\n{code}")),
+    ):
+        assert run.code == 1
+        assert run.err.count("Traceback") == 1
+        assert f"RuntimeError: start_method={method!r}: every worker imports the main module, " in run.err
+
+
+@pytest.mark.promise("L8")
 def test_without_a_start_method_a_program_on_standard_input_works(cli):
     code = INTERACTIVE.format(root=str(ROOT), method=None, function="double")
     run = cli.run(script="-", stdin=code.encode())
