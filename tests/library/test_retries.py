@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import shmqueue
 from shmqueue import NO_SOURCE, Job, Ledger, Retries, SpoiledSegmentError, Supervisor
 from tests import jobs
 from tests.helpers import segments_of, wait_until
@@ -200,23 +201,28 @@ def note_and_fail(payload: str) -> None:
     raise ValueError("no")
 
 
-def test_a_cancelled_retry_leaves_the_six_others_in_their_order(tmp_path):
+def test_a_cancelled_retry_leaves_the_six_others_in_their_order(monkeypatch, tmp_path):
     """It is the next one due, as the others have had two attempts: their pauses are twice as long."""
-    attempts = []
-    while attempts != [3] * 6 + [1]:  # or this machine was so busy that it was due before it was cancelled
-        notes = tmp_path / str(len(list(tmp_path.iterdir())))
-        with Supervisor([note_and_fail, jobs.quiet], workers=0, retries=2, retry_delay=0.2) as supervisor:
+    now = 1000.0  # the clock moves only when this test says so
+    monkeypatch.setattr(shmqueue.system, "monotonic", lambda: now)
+    notes = tmp_path / "notes"
+    with Supervisor([note_and_fail, jobs.quiet], workers=0, retries=2, retry_delay=1) as supervisor:
 
-            def submit(text, retried, notes=notes, supervisor=supervisor):
-                tsk_id = supervisor.submit(note_and_fail, f"{notes}|{text}")
-                while supervisor.stats()["retried"] < retried:
-                    list(supervisor.run([(jobs.quiet, b"")]))  # so that the engine goes on
-                return tsk_id
+        def wait_for_retries(count):
+            while supervisor.stats()["retried"] < count:
+                list(supervisor.run([(jobs.quiet, b"")]))  # so that the engine goes on
 
-            for text, retried in zip("abcdef", (0, 0, 0, 0, 0, 12)):
-                submit(text, retried)
-            supervisor.cancel(submit("x", 13))
-            attempts = [result.attempts for result in sorted(supervisor.results())]
+        for text in "abcdef":
+            supervisor.submit(note_and_fail, f"{notes}|{text}")
+        wait_for_retries(6)
+        now += 1
+        wait_for_retries(12)
+        tsk_id = supervisor.submit(note_and_fail, f"{notes}|x")
+        wait_for_retries(13)
+        supervisor.cancel(tsk_id)
+        now += 2
+        attempts = [result.attempts for result in sorted(supervisor.results())]
+    assert attempts == [3] * 6 + [1]
     assert notes.read_text().split() == [*"abcdefabcdef", "x", *"abcdef"]
 
 
