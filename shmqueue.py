@@ -5251,7 +5251,12 @@ def describe_traceback(error: BaseException) -> str | None:
 
 
 # How a payload of bytes is read for a parameter of these types; `bytes` is called for text only.
-READERS: dict[Any, Callable[[bytes], Any]] = {bytes: bytes, str: decode_text, int: int, float: float}
+READERS: dict[Any, Callable[[bytes], Any]] = {
+    bytes: bytes,
+    str: decode_text,
+    int: lambda data: int(decode_text(data)),
+    float: lambda data: float(decode_text(data)),
+}
 
 
 class Call:
@@ -6404,8 +6409,8 @@ def echo(payload: bytes) -> bytes:
     return payload
 
 
-def sleep(payload: float) -> None:
-    time.sleep(payload)
+def sleep(payload: str) -> None:
+    time.sleep(float(payload))
 
 
 def sha256(payload: bytes) -> str:
