@@ -400,6 +400,7 @@ def test_failures_and_output_arrive_as_they_are(error, output):
         (jobs.kind_of_list, ["a"], "list"),
         (jobs.echo_int, b" 12\r\n", 12),
         (jobs.echo_int, "-1_000", -1000),
+        (jobs.echo_int, "12\N{NO-BREAK SPACE}".encode(), 12),
         (jobs.echo_int, 2**70, 2**70),
         (jobs.echo_int, 1.5, 1.5),
         (jobs.echo_int, None, None),
