@@ -1648,7 +1648,7 @@ class Lane:
         self.rung = 0
         self.told = self.too_large_since = 0.0
         self.doomed: Doom | None = None
-        self._words[self._status + BORN] = max(0, process.born)
+        self._words[self._status + BORN] = process.born
         self._words[self._status + PID] = process.pid
 
     def word(self, word: int) -> int:
@@ -3125,7 +3125,7 @@ class Process:
 
     child: multiprocessing's object; None before the start and after the process was reaped.
     pidfd: a descriptor that stands for this process, whoever gets its pid later; None if there is none.
-    born: when the process started, as system.process_state() tells it; -1 if it has ended before that was read.
+    born: when the process started, as system.process_state() tells it; 0 if that is not known.
     rss, cpu: bytes and percent, as last measured.
     """
 
@@ -3135,12 +3135,12 @@ class Process:
     _monitor: Any = None  # its psutil.Process
     _stopped_before = False  # somebody else had stopped it when the halt began
     _switches = 0  # its context switches when it stood still
+    pid = 0
+    born = 0
+    pidfd: Any = None
 
     def __init__(self, child: Any) -> None:
         self.child = child
-        self.pid = 0
-        self.born = 0
-        self.pidfd: Any = None
         if child is None:
             return
         self.pid = child.pid
@@ -3148,9 +3148,6 @@ class Process:
         with contextlib.suppress(OSError, AttributeError):  # the process is gone; or there are no pidfds
             self.pidfd = system.pidfd_open(self.pid)
             _supervisor_ends.add(self.pidfd)
-        if is_readable(child.sentinel):  # it has ended, so what was read may belong to another process
-            self.pidfd = None
-            self.born = -1
 
     def end_sign(self) -> int:
         """Return the descriptor that becomes readable when the process ends."""

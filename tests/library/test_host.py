@@ -563,20 +563,6 @@ def test_a_sandbox_that_refuses_signals_by_pidfd(monkeypatch):
         assert [result.status for result in supervisor.run(["60"])] == ["timeout"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_worker_that_ends_at_once_is_not_taken_for_another_process(monkeypatch, stranger, method):
-    """Here its pid names another one when it is looked at for the first time."""
-    monkeypatch.setattr(shmqueue, "is_readable", lambda descriptor: True)
-    reader, writer = multiprocessing.Pipe()
-    handle = shmqueue.Process(type("Process", (), {"sentinel": reader.fileno(), "pid": stranger.pid}))
-    assert handle.pidfd is None
-    handle.signal(signal.SIGKILL)
-    handle.signal_group(signal.SIGKILL)
-    assert not wait_until(lambda: stranger.poll() is not None, 0.1)
-    reader.close()
-    writer.close()
-
-
 def has_pidfd_of_a_worker(pid):
     """A worker has one of its supervisor, and none of another worker."""
     with contextlib.suppress(FileNotFoundError):  # one has just been closed
