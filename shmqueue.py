@@ -3154,14 +3154,11 @@ class Process:
         return int(self.pidfd.fileno() if self.pidfd is not None else self.child.sentinel)
 
     def is_dead(self) -> bool:
-        """Return True if the process has ended. It is not reaped here, so that its pid still names its group."""
+        """Return True if the process has ended. With a pidfd it is not reaped here: its pid still names its group."""
         if self.pidfd is not None:
             return is_readable(self.pidfd.fileno())
-        try:
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except (ChildProcessError, AttributeError):
-            # It is the fork server's child, or this program has reaped it; or this is macOS before Python 3.13.
-            return not self.child.is_alive() or is_readable(self.child.sentinel)
+        # The sentinel is for what this program has reaped. Children of the process may hold its other end open.
+        return not self.child.is_alive() or is_readable(self.child.sentinel)
 
     def reap(self) -> int:
         """Wait until the process has ended, and release what is kept of it.

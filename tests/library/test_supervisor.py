@@ -682,14 +682,6 @@ def test_a_source_that_gives_nothing_for_now_is_asked_again_at_once(monkeypatch)
     assert set(waits) <= {50}
 
 
-def test_deaths_are_seen_where_the_system_has_no_waitid(monkeypatch):
-    """As macOS before Python 3.13."""
-    monkeypatch.delattr(os, "waitid")
-    with start([jobs.echo, jobs.exit_zero]) as supervisor:
-        results = supervisor.run([(jobs.exit_zero, b""), (jobs.echo, b"x")])
-        assert sorted(result.status for result in results) == ["crashed", "ok"]
-
-
 def test_a_worker_may_die_at_its_start_for_hours_while_others_work():
     with start([jobs.echo]) as supervisor:
         pool = supervisor._pool
