@@ -2683,7 +2683,6 @@ STILL_SECONDS = 0.05  # a worker that is stopped stands still after this time, o
 STOP_SECONDS = 5.0  # workers that are told to leave may take this long
 MEMORY_SECONDS = 1.0  # between two readings of memory and processor time; a worker may stay above max_rss so long
 REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
-TAKEN = 1 << 16  # an exit code that is not known: the program has reaped the worker itself, or ignores SIGCHLD
 # The run ends when FAILED_STARTS starts have failed since a ready worker last ended, none is ready now, and either an
 # initializer raised or no worker had a task for FAILED_SECONDS.
 FAILED_STARTS = 8
@@ -2821,8 +2820,8 @@ class WorkerPool:
             count = self._failed_starts + 1
             self._start_failed(f"{count} workers in a row died before they took a task: {why}", sure=bool(note))
 
-    def _reap(self, lane: Lane) -> int:
-        """Kill what a dead worker's functions started, and reap it. Return its exit code, -n for signal n."""
+    def _reap(self, lane: Lane) -> int | None:
+        """Kill what a dead worker's functions started, and reap it. Return what Process.reap() does."""
         lane.process.signal_group(signal.SIGKILL)
         with contextlib.suppress(KeyError):  # an interrupted close() has done it
             self._poll.unregister(lane.process.end_sign())
@@ -3160,10 +3159,10 @@ class Process:
         # The sentinel is for what this program has reaped. Children of the process may hold its other end open.
         return not self.child.is_alive() or is_readable(self.child.sentinel)
 
-    def reap(self) -> int:
+    def reap(self) -> int | None:
         """Wait until the process has ended, and release what is kept of it.
 
-        Return its exit code, -n for signal n, or TAKEN.
+        Return its exit code, -n for signal n; None if this program has reaped it, or ignores SIGCHLD.
         """
         child = self.child
         if self.pidfd is not None:
@@ -3172,10 +3171,9 @@ class Process:
             child.join()
         if child.exitcode is None:
             child.join(REAP_SECONDS)  # the fork server tells it a moment later
-        code = child.exitcode
         self.pidfd = None  # which closes it
         self.child = None
-        return TAKEN if code is None else int(code)
+        return child.exitcode  # type: ignore[no-any-return]
 
     def kill(self) -> None:
         """Kill it and what its functions started."""
@@ -3302,8 +3300,8 @@ def is_readable(descriptor: int, wait: bool = False) -> bool:
     return bool(poll.poll(None if wait else 0))
 
 
-def exit_text(code: int) -> str:
-    if code == TAKEN:
+def exit_text(code: int | None) -> str:
+    if code is None:
         return "the worker process ended; its exit status was taken by this program"
     if code >= 0:
         return f"the worker process exited with code {code}"
