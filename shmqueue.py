@@ -3093,8 +3093,8 @@ class InlinePool(WorkerPool):
         except BaseException as error:
             if is_interruption(error):
                 raise
-            value = Failure.of(error)
-            value.cause = error.with_traceback(without_own_frames(error.__traceback__))
+            trace = without_own_frames(error.__traceback__)
+            value = Failure.of(error)._replace(cause=error.with_traceback(trace))
         return value
 
     @contextlib.contextmanager
@@ -3914,22 +3914,13 @@ LOCK_PATIENCE = 0.1  # seconds after which the supervisor asks why it does not g
 Span = tuple[int, int]  # positions that follow each other, or slots: the first, and how many
 
 
-class Glance:
+class Glance(collections.namedtuple("Glance", "number first done end began in_hand not_begun")):
     """What a worker's current batch, of this number, seems to hold: a hint, since the worker goes on meanwhile.
 
     The `done` tasks from position `first` on are finished. The next one is in hand if it lies below `end`.
     in_hand: its position, or None. not_begun: how many come after it.
     began: when the batch began, in seconds of system.perf_counter().
     """
-
-    def __init__(self, number: int, first: int, done: int, end: int, began: float) -> None:
-        self.number = number
-        self.first = first
-        self.done = done
-        self.end = end
-        self.began = began
-        self.in_hand = first + done if first + done < end else None
-        self.not_begun = max(0, end - first - done - 1)
 
 
 class KernelLock:
@@ -4108,7 +4099,10 @@ class SharedTaskQueue:
         half = self.half(worker, number)
         first, end = words[half.first], words[half.end]
         count = min(max(0, end - first), self.batch)
-        return Glance(number, first, half.done(count), first + count, half.stamps[0])
+        done = half.done(count)
+        in_hand = first + done if done < count else None
+        not_begun = max(0, count - done - 1)
+        return Glance(number, first, done, first + count, half.stamps[0], in_hand, not_begun)
 
     def reset(self, worker: int) -> None:
         """Prepare a dead worker's words for its successor, once its batches have been read (supervisor)."""
@@ -5164,21 +5158,13 @@ class Output(bytes):
         return new
 
 
-class Failure:
+class Failure(
+    collections.namedtuple("Failure", "error traceback value status cause", defaults=(None, None, "failed", None))
+):
     """In place of a value: the task is not ok, with this error and this traceback. A command has a value all the same.
 
-    cause: the exception itself, if it was raised in this process.
+    value: an Output, or None. cause: the exception itself, if it was raised in this process.
     """
-
-    cause: BaseException | None = None
-
-    def __init__(
-        self, error: str, traceback: str | None = None, value: Output | None = None, status: str = "failed"
-    ) -> None:
-        self.error = error
-        self.traceback = traceback
-        self.value = value
-        self.status = status
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:

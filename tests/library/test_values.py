@@ -371,7 +371,7 @@ def test_failures_and_output_arrive_as_they_are(error, output):
     output = output and shmqueue.Output(*output)
     failure = shmqueue.Failure(error, "Traceback\n", output)
     back = sent(failure)
-    assert vars(back) == vars(failure)
+    assert back == failure
     for value in (back.value, output and sent(output)):
         assert type(value) is type(output)
         assert output is None or value.errors == output.errors
