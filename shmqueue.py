@@ -4513,11 +4513,8 @@ def write_file(path: str, data: bytes) -> None:
 
 def read_file(path: str, length: int) -> bytes:
     """Return the `length` bytes of a file. Raises SpoiledSegmentError if it has another length."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise SpoiledSegmentError(f"bytes out of line are gone: {describe(error)}") from None
+    with open(path, "rb") as file:
+        data = file.read()
     if len(data) != length:
         raise SpoiledSegmentError(f"{path} has {len(data):,} bytes instead of {length:,}")
     return data
