@@ -2812,7 +2812,7 @@ class WorkerPool:
         self.respawned += 1
         if code == UNGUARDED and not ready:  # a task may exit with this code, too
             raise WorkersFailedError(GUARD_REMEDY)
-        if ready or (lane.told and code == 0):
+        if ready:
             self._worked_at = system.monotonic()
             self._failed_starts = 0
             self._start_due = 0.0
