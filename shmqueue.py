@@ -3947,7 +3947,7 @@ class KernelLock:
             try:
                 fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
                 return True
-            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody holds it
+            except BlockingIOError:
                 continue
         return False
 
@@ -3996,7 +3996,7 @@ class SharedTaskQueue:
         log = min(LOG_BYTES, left // (16 * num_workers))  # all logs may take an eighth
         heap = min(HEAP_BYTES, left // 2)
         log, heap = (1 << share.bit_length() >> 1 for share in (log, heap))  # powers of two: few layouts are kept
-        sizes[-2:] = max(first, log), heap // mmap.PAGESIZE * mmap.PAGESIZE
+        sizes[-2:] = max(first, log), heap
         layout = segment_layout(*sizes)
         half = batch_half(slot_size, batch, sizes[-2])
         halves = range(layout.local.offset, layout.ring.offset, ctypes.sizeof(half))
