@@ -3245,7 +3245,6 @@ REMEDIES: dict[int | str, str] = {
     errno.EMFILE: "; take a smaller workers=, or raise `ulimit -n`",
     errno.EFBIG: "; take a smaller num_slots=, or raise `ulimit -f`",
     errno.EAGAIN: "; take a smaller workers=, or raise `ulimit -u`",
-    errno.EOPNOTSUPP: "; mount a tmpfs as /dev/shm",  # musl cannot reserve memory on every file system
     # Python raises this without a number.
     "AF_UNIX path too long": "; set TMPDIR to a shorter path, for the fork server's socket, or name start_method=",
 }

@@ -1594,17 +1594,6 @@ def test_too_little_shared_memory_is_a_clear_error():
     assert "No space" in os.strerror(caught.value.errno)
 
 
-def test_a_file_system_that_cannot_reserve_memory_is_an_error_with_a_remedy(monkeypatch):
-    """musl says so, where glibc writes zeros."""
-
-    def refuse(*_):
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(OSError, match="mount a tmpfs as /dev/shm"):
-        start([jobs.echo])
-
-
 # The ends.
 
 
