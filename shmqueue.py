@@ -3820,11 +3820,8 @@ def end_with_supervisor(queue: SharedTaskQueue, worker: int, wake: int) -> None:
     poll.register(wake, 0)  # hear only that it is closed
     with contextlib.suppress(OSError, AttributeError):  # there are no pidfds
         poll.register(_out_of_reach(os.pidfd_open(queue.owner_pid)), select.POLLIN)
-    events = poll.poll()
-    while all(event & select.POLLNVAL for _, event in events):  # a function has closed these
-        for descriptor, _ in events:
-            poll.unregister(descriptor)
-        events = poll.poll()
+    while all(event & select.POLLNVAL for _, event in poll.poll()):  # a function has closed these
+        system.sleep(CHECK_SECONDS)
     # Begin no other task: nobody would kill what it starts.
     queue.claim = lambda *_: threading.Event().wait()  # type: ignore[assignment, method-assign]
     for half in queue.halves(worker):
