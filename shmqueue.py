@@ -3400,7 +3400,6 @@ SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SC
 
 
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
-LINE_BYTES = 64 << 10  # of a line of the log whose end is not printed yet; more is written as a line
 
 
 def worker_main(
@@ -3882,8 +3881,6 @@ class PrintedOutput(io.RawIOBase):
             *lines, self._line = (self._line + bytes(data)).split(b"\n")
             for line in lines:
                 self._put(line)
-            if len(self._line) > LINE_BYTES:
-                self.end_line()
         return len(data)
 
     def end_line(self) -> None:
@@ -4990,7 +4987,7 @@ def plain_checker() -> Any:
             if part is complex or type(part) is complex:
                 return NotImplemented
             kind = part if part is bytearray else type(part)  # for a bytearray, it asks about the class
-            name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+            name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
             raise TypeError(f"{name} is not plain data, and cannot travel: convert it, or {REMEDY}")
 
     nowhere = types.SimpleNamespace(write=len)

@@ -373,11 +373,6 @@ def abort(payload: bytes) -> None:
     os.abort()
 
 
-def print_dots(payload: bytes) -> None:
-    for _ in range(20_000):
-        print(10 * ".", end="")
-
-
 def kill_itself(payload: bytes) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1797,15 +1797,6 @@ def test_what_functions_print_goes_to_the_log_line_by_line(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_line_without_end_is_divided_in_the_log(tmp_path):
-    """Otherwise each piece of it that is printed would take longer than the one before."""
-    log = tmp_path / "log"
-    assert only(jobs.print_dots, log=str(log)).status == "ok"
-    lines = [line.partition(" task 1] ")[2] for line in log.read_text().splitlines()]
-    assert "".join(lines) == "." * 200_000
-    assert len(lines) > 1
-
-
 @pytest.mark.parametrize("log", [True, False])
 def test_a_child_that_a_function_has_forked_can_print(tmp_path, log):
     path = str(tmp_path / "log")
