@@ -2758,7 +2758,7 @@ class WorkerPool:
             if isinstance(error, OSError) and not isinstance(error, ConnectionError):
                 raise
             text = "the fork server could not start a process: it has ended, and what it printed says why"
-            raise OSError(getattr(error, "errno", errno.EAGAIN), text) from None
+            raise OSError(errno.EAGAIN, text) from None
         finally:
             wake.close()
             if lane.wake is not ours:
@@ -2840,10 +2840,7 @@ class WorkerPool:
     def close(self) -> None:
         """Kill and reap the remaining workers, and close the pipes. If this is interrupted, they end by themselves."""
         try:
-            for lane in self.living():
-                lane.process.kill()
-            for lane in self.living():
-                self._reap(lane)
+            self.end_all(Doom(None, "crashed", "closed"), settle=False)
         finally:
             for end in (*(lane.wake for lane in self.lanes), self._bell, self._bell_end):
                 if end is not None:
