@@ -2692,7 +2692,7 @@ _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a f
 
 
 class WorkerPool:
-    """All workers: starts and wakes them, collects what they finish, looks after them, and replaces the dead.
+    """All workers.
 
     closing: start no more.
     respawned: how many have died and were to be replaced.
@@ -2882,7 +2882,6 @@ class WorkerPool:
     # Collecting and looking after them.
 
     def needs_step(self) -> bool:
-        """Return True if a worker could not claim another batch, or if a check is due."""
         waits = not all(map(self._queue.has_free_half, range(len(self.lanes))))
         return waits or system.monotonic() >= self.next_check
 
@@ -3535,7 +3534,7 @@ class Worker:
             for name in ("stdout", "stderr"):
                 stream = getattr(sys, name)
                 if stream is not None and stream is getattr(sys, f"__{name}__"):
-                    # Not the same one: a fork copies what the program has not written yet.
+                    # Not the same one: a fork copies what is not written yet, and the lock of a thread that writes.
                     with contextlib.suppress(OSError, ValueError):  # the program has closed it
                         about = {"encoding": stream.encoding, "errors": stream.errors, "closefd": False}
                         setattr(sys, name, open(stream.fileno(), "w", **about))
@@ -3753,7 +3752,6 @@ class Worker:
     # Other processes.
 
     def note_print(self) -> None:
-        """Note that something was printed which nobody keeps."""
         if self.disowned is None:
             self._words[self._status + PRINTED] = 1
 
@@ -4121,7 +4119,7 @@ class SharedTaskQueue:
         return group if group == again else 0
 
     def leave_note(self, worker: int, text: str) -> None:
-        """Say why this process ends (worker). The supervisor reads it once it has reaped the process."""
+        """Say why this process ends (worker)."""
         note = self._notes[worker]
         note[:] = struct.pack(f"{len(note)}s", text.encode())
 
@@ -4545,7 +4543,6 @@ class System:
             pass
 
     def get_context(self, method: str) -> Any:
-        """Return multiprocessing's context, which makes pipes and starts processes."""
         return late("multiprocessing").get_context(method)
 
     def dup(self, descriptor: int) -> Any:
