@@ -2682,7 +2682,6 @@ def function_name(function: Any) -> str:
 STILL_SECONDS = 0.05  # a worker that is stopped stands still after this time, or the halt has failed
 STOP_SECONDS = 5.0  # workers that are told to leave may take this long
 MEMORY_SECONDS = 1.0  # between two readings of memory and processor time; a worker may stay above max_rss so long
-REAP_SECONDS = 1.0  # the fork server may take this long to say how a worker has ended
 # The run ends when FAILED_STARTS starts have failed since a ready worker last ended, none is ready now, and either an
 # initializer raised or no worker had a task for FAILED_SECONDS.
 FAILED_STARTS = 8
@@ -3166,7 +3165,7 @@ class Process:
         else:
             child.join()
         if child.exitcode is None:
-            child.join(REAP_SECONDS)  # the fork server tells it a moment later
+            child.join(1.0)  # the fork server tells it a moment later
         self.pidfd = None  # which closes it
         self.child = None
         return child.exitcode  # type: ignore[no-any-return]
