@@ -4207,8 +4207,7 @@ class SharedTaskQueue:
         words[SUPERVISOR_ASLEEP] = all(map(operator.le, published, harvested)) and 1 + self.waits_for_room
         self._leave()
         if pushed != self._pushed or not self._claimed <= claimed <= pushed:
-            was = f"pushed {self._pushed:,}, claimed at least {self._claimed:,}"
-            raise SpoiledSegmentError(f"the counters say pushed {pushed:,}, claimed {claimed:,}, and were {was}")
+            raise SpoiledSegmentError(f"the counters say pushed {pushed:,}, claimed {claimed:,}, which cannot be")
         self._claimed = claimed
         return published
 
