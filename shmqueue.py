@@ -4338,11 +4338,9 @@ class Segment:
                 raise
             os.ftruncate(self.fd, 0)  # what was reserved is free again
             needed = sum(count for _, count in spans)
-            space = os.statvfs(shared_directory())
-            whole = (space.f_blocks * space.f_frsize + needed >> 20) + 1
             message = (
                 f"{shared_directory()} is too small: {needed:,} bytes needed, {free_bytes():,} free; take a smaller"
-                f" num_slots=, or enlarge it (docker run --shm-size={whole}m; mount -o remount,size={whole}m)"
+                " num_slots=, or enlarge it (such as docker run --shm-size=1g; mount -o remount,size=1g)"
             )
             raise OSError(errno.ENOSPC, message) from None
 
