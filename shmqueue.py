@@ -2856,8 +2856,7 @@ class WorkerPool:
             lane = self.lanes[index]
             if everyone or lane.rung != number:
                 lane.rung = number
-                if lane.process.child is not None:
-                    ring(lane.wake)
+                ring(lane.wake)
 
     def wake_supervisor(self) -> None:
         ring(self._bell_end)
@@ -4510,7 +4509,7 @@ def read_file(path: str, length: int) -> bytes:
 class System:
     """Clocks, descriptors, processes and files beside the segment. The library reaches them by `system` only.
 
-    A test puts an object of its own in the place of `system`; only a forked worker inherits that.
+    Only a forked worker inherits what a test has put in its place.
     """
 
     monotonic = staticmethod(time.monotonic)
