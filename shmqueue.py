@@ -3388,7 +3388,6 @@ BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim
 QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and reads `end`
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some
-SPILL_SECONDS = 0.02  # between two tries
 MANY = 64  # tasks in a batch; see Worker._schedule
 SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SCHED_BATCH"))  # on Linux
 
@@ -3794,7 +3793,7 @@ class ValueFiles:
                     if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
                         return error.errno or errno.EIO
                 alone += not self._left
-            system.sleep(SPILL_SECONDS)
+            system.sleep(0.02)
         self._left.append((path, len(data)))
         if not system.exists(self._segment.path):  # the run is over, and nobody else would remove the file
             system.unlink(path)
