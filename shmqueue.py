@@ -3980,6 +3980,7 @@ class SharedTaskQueue:
         left = max(0, free_bytes() - ctypes.sizeof(segment_layout(*sizes)))
         log = min(LOG_BYTES, left // (16 * num_workers))  # all logs may take an eighth
         heap = min(HEAP_BYTES, left // 2)
+        log, heap = (1 << share.bit_length() >> 1 for share in (log, heap))  # powers of two: few layouts are kept
         sizes[-2:] = max(first, log), heap
         layout = segment_layout(*sizes)
         half = batch_half(slot_size, batch, sizes[-2])
@@ -4662,7 +4663,7 @@ def task_slot(size: int) -> type[ctypes.Structure]:
 TaskSlot128 = task_slot(128)
 
 
-@functools.lru_cache(8)
+@functools.cache
 def batch_half(slot_size: int, batch: int, log_bytes: int) -> Any:
     """Return the type of a half: the tasks of one batch, and what became of them."""
     word = ctypes.c_uint64
@@ -4685,7 +4686,7 @@ class LocalTaskQueue(ctypes.Structure):
     """One worker's part of the segment: two halves, so that it can run a batch while the last one is harvested."""
 
 
-@functools.lru_cache(8)
+@functools.cache
 def segment_layout(
     num_slots: int, slot_size: int, num_workers: int, batch: int, extra_bytes: int, log_bytes: int, heap_bytes: int
 ) -> Any:
