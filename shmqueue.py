@@ -2691,7 +2691,7 @@ _supervisor_ends: weakref.WeakSet[Any] = weakref.WeakSet()  # pipe ends that a f
 
 
 class WorkerPool:
-    """All workers.
+    """All workers: starts, wakes and replaces them, and collects what they finish.
 
     closing: start no more.
     respawned: how many have died and were to be replaced.
