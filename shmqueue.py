@@ -3423,10 +3423,7 @@ def worker_main(
 
 
 def _isolate(run: str, worker: int) -> None:
-    """Separate this process from its parent and the terminal.
-
-    It gets a process group of its own, so that what functions start can be ended with it.
-    """
+    """Separate this process from its parent and the terminal. What functions start is ended with its group."""
     os.environ[RUN_VARIABLE] = run
     os.environ[WORKER_VARIABLE] = str(worker)
     with contextlib.suppress(OSError):
@@ -5151,14 +5148,13 @@ class Failure(
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Return True for Ctrl-C, for the q of a debugger, and for what a signal handler of the program has raised.
-
-    These end a run without workers.
-    """
+    """Return True for Ctrl-C, for the q of a debugger, and for what a signal handler of the program has raised."""
     if isinstance(error, KeyboardInterrupt) or type(error).__module__ == "bdb":
         return True
-    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in handled_signals()}
-    trace = error.__traceback__
+    trace = without_own_frames(error.__traceback__)
+    if trace is None:  # handlers take long to find
+        return False
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in valid_signals()}
     while trace is not None:
         frame = trace.tb_frame
         if frame.f_code in handlers or frame.f_globals.get("__name__") == "bdb":

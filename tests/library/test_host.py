@@ -143,6 +143,16 @@ class AlarmingCodec:
         return code(value)
 
 
+def test_no_handler_is_looked_for_where_only_our_own_code_raised(monkeypatch):
+    """It takes longer than all else that an item takes which cannot be sent."""
+    looks = []
+    with Supervisor([jobs.same], workers=1) as supervisor:
+        monkeypatch.setattr(signal, "getsignal", looks.append)
+        assert [result.status for result in supervisor.run([object()] * 3)] == ["failed"] * 3
+        monkeypatch.undo()
+    assert looks == []
+
+
 @pytest.mark.promise("G8a")
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
