@@ -3848,7 +3848,7 @@ class PrintedOutput(io.RawIOBase):
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._line = b""  # has no end yet
+        self._line = bytearray()
         self._owner = 0  # the task that printed it
         self.lock = threading.RLock()  # guards these two: a function may have threads
 
@@ -3867,18 +3867,20 @@ class PrintedOutput(io.RawIOBase):
             if task != self._owner:
                 self.end_line()
                 self._owner = task
-            *lines, self._line = (self._line + bytes(data)).split(b"\n")
+            begun, *lines = bytes(data).split(b"\n")
+            self._line += begun
             for line in lines:
-                self._put(line)
+                self._put()
+                self._line += line
         return len(data)
 
     def end_line(self) -> None:
         if self._line:
-            line, self._line = self._line, b""
-            self._put(line)
+            self._put()
 
-    def _put(self, line: bytes) -> None:
-        text = b"[worker %d task %d] %s\n" % (self._worker.index, self._owner, line)
+    def _put(self) -> None:
+        text = b"[worker %d task %d] %s\n" % (self._worker.index, self._owner, self._line)
+        self._line.clear()
         try:
             while text:  # a halt may cut a write into a pipe that is full
                 text = text[os.write(1, text) :]

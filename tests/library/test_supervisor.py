@@ -1797,6 +1797,21 @@ def test_what_functions_print_goes_to_the_log_line_by_line(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_line_in_many_pieces_takes_time_by_its_length_and_not_by_the_square_of_it():
+    """Such as a bar of progress, which begins anew by a carriage return."""
+
+    def seconds(pieces):
+        options = types.SimpleNamespace(log="log")
+        worker = types.SimpleNamespace(index=0, options=options, tsk_id_in_hand=lambda: 1)
+        output = shmqueue.PrintedOutput(worker)
+        began = time.process_time()
+        for _ in range(pieces):
+            output.write(b"x" * 100 + b"\r")
+        return time.process_time() - began
+
+    assert seconds(40_000) < 50 * min(seconds(4000) for _ in range(3))
+
+
 @pytest.mark.parametrize("log", [True, False])
 def test_a_child_that_a_function_has_forked_can_print(tmp_path, log):
     path = str(tmp_path / "log")
