@@ -1299,6 +1299,8 @@ def test_processes_that_functions_started_end_with_the_run(scene, method, ending
         for victim in scene.workers():
             os.kill(victim, signal.SIGKILL)
         assert kind == "session" or wait_until(lambda: not any(map(is_running, children))), "they live on"
+        scene.wait_for("pids", 4)  # their successors: without any, only the next start would end the rest
+        scene.wait_for("children", 4)
         scene.process.send_signal(signal.SIGTERM)
     elif ending == "supervisor killed":
         scene.process.send_signal(signal.SIGKILL)
