@@ -981,6 +981,8 @@ CLOCK_SHARE = 8  # items of an iterable are read for each reading of the clock, 
 
 
 class IterableSource(Source):
+    """Tasks from any iterable, as they come."""
+
     pairs = False
 
     def __init__(self, tasks: Iterable[Any]) -> None:
@@ -3387,7 +3389,8 @@ os.register_at_fork(after_in_child=_forget_workers)
 BATCH_SECONDS = 0.005  # a batch should take this long: much longer than a claim, and too short to notice
 QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the time and reads `end`
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
-SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some
+SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some,
+SPILL_SECONDS = 0.02  # and between two of them
 MANY = 64  # tasks in a batch; see Worker._schedule
 SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SCHED_BATCH"))  # on Linux
 
@@ -3790,7 +3793,7 @@ class ValueFiles:
                     if error.errno != errno.ENOSPC or alone > SPILL_TRIES:
                         return error.errno or errno.EIO
                 alone += not self._left
-            system.sleep(0.02)
+            system.sleep(SPILL_SECONDS)
         self._left.append((path, len(data)))
         if not system.exists(self._segment.path):  # the run is over, and nobody else would remove the file
             system.unlink(path)
@@ -3848,7 +3851,7 @@ class PrintedOutput(io.RawIOBase):
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._line = bytearray()
+        self._line = bytearray()  # has no end yet
         self._owner = 0  # the task that printed it
         self.lock = threading.RLock()  # guards these two: a function may have threads
 
@@ -6354,7 +6357,7 @@ def watch_run(name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # What lines run: built-in functions, and commands.
 
-LINGER_SECONDS = 0.1  # see attend()
+LINGER_SECONDS = 0.1  # for what commands in the background still write after their shell has ended
 POLL_COMMAND_MS = 20  # the end of a command that leaves its pipes open is noticed within this time
 PIPE_BYTES = 1 << 20  # what a pipe holds at most
 
