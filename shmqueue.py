@@ -1613,7 +1613,6 @@ class Lane:
     Always harvested <= published <= claims <= harvested + 2, where `published` and `claims` are words of the worker.
 
     wake: our end of the pipe by which it is woken.
-    first_claims: its `claims` when the process started.
     harvested: the number of the last batch that was read to its bound.
     settled_below: outcomes below this position are in the ledger.
     halted_batch: the number of the batch that was halted last. bound: the bound of that batch.
@@ -1643,7 +1642,6 @@ class Lane:
         self.process = process
         self.process.command = functools.partial(self._queue.command, self.index)
         self.wake = wake
-        self.first_claims = self.harvested  # all that the process before it has claimed was read
         self.progress_since = system.monotonic()
         self.halted_at = 0.0
         self.halt_again = False
@@ -1660,7 +1658,7 @@ class Lane:
 
     def is_ready(self) -> bool:
         """Return True if this process has called the initializer, and has claimed or slept."""
-        return self.word(CLAIMS) != self.first_claims or self.word(ASLEEP) > 0
+        return self.word(LIMIT) > 0
 
     def retire(self) -> None:
         """Make the worker leave after its current task."""
@@ -3545,9 +3543,10 @@ class Worker:
         poll.register(self._wake, select.POLLIN)
         claim = None
         while self._left > 0:
-            limit = words[self._status + LIMIT] = int(min(self._limit, self._left))
             before = claim
+            limit = int(min(self._limit, self._left))
             claim = queue.claim(self.index, limit)
+            words[self._status + LIMIT] = limit
             only_room = before is None and claim is not None  # nothing else is new for the supervisor
             if words[SUPERVISOR_ASLEEP] > only_room:
                 with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
@@ -4097,7 +4096,7 @@ class SharedTaskQueue:
         for half in self.halves(worker):
             words[half.end] = words[half.first]
         words[status + PUBLISHED] = words[status + HARVESTED] = words[status + CLAIMS]
-        for word in (LEAVE, COMMAND, ASLEEP):
+        for word in (LEAVE, COMMAND, ASLEEP, LIMIT):
             words[status + word] = 0
 
     def sleepers(self) -> list[tuple[int, int]]:
@@ -4610,7 +4609,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch, hint
 # published    how many of them are finished                                        W, S S      lock
 # asleep       0, or the number of this sleep                                       W, S S      lock, hint
-# limit        how many tasks make a batch of BATCH_SECONDS                         W    S      hint
+# limit        how many tasks W wanted at its last claim; 0 before the first one    W    S      hint
 # printed      1 once a function has printed what nobody keeps                      W    S      hint
 # command      the process group of W's command, in both halves of the word; or 0   W, S all    hint
 # harvested    how many batches S has taken in                                      S    W      lock
