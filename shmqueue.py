@@ -2163,7 +2163,9 @@ class Ledger:
             if is_interruption(error):
                 raise
             if len(items) == 1:
-                self._refuse(job, items[0], error)
+                name, payload, text = self.intake.explain(job, items[0], error)
+                (tsk_id,) = self._number(job, 1)
+                self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
             else:  # some of them can be sent
                 half = len(items) // 2
                 self.admit(job, items[:half], timeout)
@@ -2172,11 +2174,6 @@ class Ledger:
             tasks = Tasks(job, self._number(job, len(items)), *columns)
             tasks.timeout = timeout
             self._put(tasks, self.fresh)
-
-    def _refuse(self, job: Job, item: Any, error: Exception) -> None:
-        name, payload, text = self.intake.explain(job, item, error)
-        (tsk_id,) = self._number(job, 1)
-        self._finish(job, TaskResult(tsk_id, name, payload, "failed", None, text, 0, None, 0.0))
 
     def _number(self, job: Job, count: int) -> range:
         tsk_ids = range(self.next_id, self.next_id + count)
@@ -2373,9 +2370,7 @@ class Intake:
         self._only = next(iter(functions)) if len(functions) == 1 else 0  # the fn_id, if there is only one
         self._function = functions.get(self._only)
 
-    def encode(
-        self, job: Job, items: Sequence[Any]
-    ) -> tuple[array.array[int], Sequence[Any], Sequence[bytes], array.array[int]]:
+    def encode(self, job: Job, items: Sequence[Any]) -> tuple[Any, ...]:
         """Return the columns of `items`, as Tasks has them. Raises if one of them cannot be sent."""
         types = set(map(type, items))
         payloads = items
