@@ -2836,9 +2836,8 @@ class WorkerPool:
         try:
             self.end_all(Doom(None, "crashed", "closed"), settle=False)
         finally:
-            for end in (*(lane.wake for lane in self.lanes), self._bell, self._bell_end):
-                if end is not None:
-                    end.close()
+            for end in filter(None, (*(lane.wake for lane in self.lanes), self._bell, self._bell_end)):
+                end.close()
 
     # Waking and waiting.
 
@@ -3388,9 +3387,6 @@ MANY = 64  # tasks in a batch; see Worker._schedule
 SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SCHED_BATCH"))  # on Linux
 
 
-STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
-
-
 def worker_main(
     strategy: type[SharedTaskQueue], name: str, primitives: Any, index: int, options: WorkerOptions, pipes: Any
 ) -> None:
@@ -3450,13 +3446,11 @@ def _isolate(run: str, worker: int) -> None:
         server._forkserver_alive_fd = server._forkserver_pid = None
 
 
-def _redirect(log: str | None) -> None:
+def _redirect(log: Any) -> None:
     """Put /dev/null in the place of standard input, and the log in that of the output."""
     null = os.open(os.devnull, os.O_RDWR)
-    output = null
-    if log in STREAMS:
-        output = STREAMS[log]  # to open it would give it a place of its own in a file
-    elif log:
+    output = {"": null, "/dev/stdout": 1, "/dev/stderr": 2}.get(log or "")
+    if output is None:  # to open one of these would give it a place of its own in a file
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(null, 0)
     if log != NOT_REDIRECTED:
