@@ -131,7 +131,7 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, NoReturn
 
     Function = Callable[..., Any]
-    WorkerOptions = types.SimpleNamespace  # what a worker is told at its start: see Supervisor.__init__
+    WorkerOptions = types.SimpleNamespace  # what the pool and its workers are told: see Supervisor.__init__
 
 try:
     import fcntl
@@ -325,6 +325,8 @@ class Supervisor:
             initializer=initializer,
             batch=batch,
             max_tasks=max_tasks,
+            max_rss=max_rss,
+            grace=grace,
             log=log and os.path.abspath(log),
             codec=codec,
         )
@@ -352,7 +354,7 @@ class Supervisor:
                 self._queue = (queue or SharedTaskQueue).create(num_slots, slot_size, workers, most, context, name)
                 self._release.append(self._queue.close)
                 self._ledger.set_timeouts(timeout)
-                self._pool = WorkerPool(self._queue, self._ledger, options, context, grace, max_rss)
+                self._pool = WorkerPool(self._queue, self._ledger, options, context)
                 self._release.append(functools.partial(end_strays, name))
             self._release.append(self._pool.close)
             if self._shows:
@@ -2693,21 +2695,12 @@ class WorkerPool:
     next_check: when to check the workers again.
     """
 
-    def __init__(
-        self,
-        queue: Any,
-        ledger: Ledger,
-        options: WorkerOptions,
-        context: Any,
-        grace: float = 0.0,
-        max_rss: int | None = None,
-    ) -> None:
+    def __init__(self, queue: Any, ledger: Ledger, options: WorkerOptions, context: Any) -> None:
         self._queue = queue
         self._ledger = ledger
         self._options = options
         self.context = context
-        self._max_rss = max_rss
-        self.lanes = [Lane(index, queue, ledger, grace) for index in range(len(queue.status))]
+        self.lanes = [Lane(index, queue, ledger, options.grace) for index in range(len(queue.status))]
         self.closing = False
         self.respawned = 0
         self.next_check = 0.0
@@ -2928,7 +2921,7 @@ class WorkerPool:
         if now >= self._next_memory and late("psutil") is not None:
             self._next_memory = now + MEMORY_SECONDS
             for lane in self.living():
-                lane.check_memory(now, self._max_rss)
+                lane.check_memory(now, self._options.max_rss)
         if soon:
             self.next_check = now + HUNGRY_SECONDS
         else:
