@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-# Copyright (c) 2026 the shmqueue authors. Licence: MIT, see the end of this docstring.
+# Copyright (c) 2026 the shmqueue authors.
 """shmqueue: put many small tasks through several processes, and lose none.
 
 One file, standard library only (psutil is used where it is installed). Copy it into your repository.
@@ -164,7 +164,7 @@ def __getattr__(name: str) -> Any:
 
 
 def late(name: str) -> Any:
-    """Return multiprocessing, futures (concurrent.futures.process), or psutil, which is None if it is not installed."""
+    """Return what __getattr__() does, for our own use."""
     return globals()[name] if name in globals() else __getattr__(name)  # sys.modules may not have this module
 
 
@@ -537,7 +537,6 @@ class Supervisor:
         return reading
 
     def _report(self) -> None:
-        """After each check of the workers: tell the user, and show how the run goes."""
         self.on_check()
         if self._shows:
             try:
@@ -550,7 +549,7 @@ class Supervisor:
                 warnings.warn(f"the run is not shown any more: {describe(error)}", RuntimeWarning, stacklevel=2)
 
     def _stop(self) -> None:
-        """Kill the remaining workers, and remove the segment. In a child that the user forked, do nothing."""
+        """Kill the remaining workers, and remove the segment."""
         if self._engine.use.in_child:
             return
         with self._engine.use.after_others():
@@ -1274,7 +1273,6 @@ class Run:
             raise RuntimeError(self.over)
 
     def check_open(self) -> None:
-        """Raise RuntimeError if no step is possible, or if another thread uses this run now."""
         self.check_over()
         self.use.check()
 
@@ -1370,7 +1368,7 @@ class Run:
         return int(self._queue.room())
 
     def push(self) -> bool:
-        """Push tasks if there is room, and wake workers. Return True if any were pushed."""
+        """Push tasks if there is room. Return True if any were pushed."""
         ledger = self._ledger
         room = self._queue.room()
         tasks = None
@@ -1387,7 +1385,6 @@ class Run:
         return True
 
     def _wait(self, job: Job, until: float) -> None:
-        """Sleep until a worker rings or dies, something is requested, input comes, or the next check is due."""
         if self._waiting:
             raise RuntimeError(IN_THE_MIDDLE)
         stream = job.source.fileno() if self._source_room(job) > 0 else -1
@@ -2964,7 +2961,6 @@ class WorkerPool:
         return living
 
     def suspend(self) -> None:
-        """Stop the workers and then this process. When it is continued, continue them."""
         since = system.monotonic()
         living = self.living()
         try:
