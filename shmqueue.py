@@ -1676,7 +1676,7 @@ class Lane:
             self.process.kill()
 
     def check_memory(self, now: float, most: int | None) -> None:
-        """Read its memory and processor time. Replace it if it uses more than `most` bytes."""
+        """Replace the worker if it uses more than `most` bytes of memory."""
         rss = self.process.measure()
         if most is None or rss <= most:
             self.too_large_since = 0.0
@@ -1719,10 +1719,7 @@ class Lane:
         return moved, self.halt_again or (hungry and glance.not_begun > 0)
 
     def _end_overdue(self, position: int, now: float, timeout: float) -> bool:
-        """End the worker, whose task runs too long, and take back its other tasks. Return True if that was possible.
-
-        If it cannot be halted, kill it after OVERDUE_SECONDS.
-        """
+        """End the worker, whose task runs too long, and take back its other tasks. Return True if that was possible."""
         text = f"ran longer than {timeout:g} s"
         halted = self.halt(Doom(position, "timeout", text, self._grace))
         if not halted and now - self.progress_since >= timeout + OVERDUE_SECONDS:
@@ -1966,7 +1963,7 @@ FILE_BYTES = 64 << 20  # payloads in files that may be in the queue at a time; a
 
 
 class Packer:
-    """Packs tasks into slots. The slots say where payloads are that do not fit: in the heap, or in a file."""
+    """Packs tasks into slots, and says there where payloads are that do not fit."""
 
     def __init__(self, queue: SharedTaskQueue, ledger: Ledger) -> None:
         self._queue = queue
@@ -2126,10 +2123,7 @@ class Ledger:
         self._placed: list[Tasks] = []  # what is in the queue, by position
 
     def set_timeouts(self, timeout: Any) -> None:
-        """Note how long tasks may run: seconds, or a mapping from functions or their names to seconds; None: for ever.
-
-        Raises ValueError for a name that no function has.
-        """
+        """Note how long tasks may run, as Supervisor is told. Raises ValueError for a name that no function has."""
         if not isinstance(timeout, Mapping):
             self._timeouts = dict.fromkeys(self.names, timeout or math.inf)
             return
@@ -2601,9 +2595,7 @@ class OrderedJob(Job):
 class Tally:
     """Counts outcomes, and keeps the first and the last failures.
 
-    errors: how many tasks were not ok, by function (if they were started), status and name of the error.
-    failures: the first five tasks that were not ok, one of each status among them. latest: the last five. They have no
-        values, and their payloads are in brief.
+    errors, failures: see Supervisor.summary(). latest: the last five failures. They have no values.
     completed, failed, busy: for each worker, its tasks that were ok and not ok, and the seconds that functions ran.
     """
 
