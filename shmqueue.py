@@ -1562,19 +1562,16 @@ class Run:
 
 class Outcomes(
     collections.namedtuple(
-        "Outcomes",
-        "start done bound seconds started ends begin log special kind",
-        defaults=(0.0, 0.0, (), 1, b"", False, 0),
+        "Outcomes", "start bound ends seconds started begin log special kind", defaults=((), 0.0, 0.0, 1, b"", False, 0)
     )
 ):
     """What was read of a batch.
 
     start: the position of the first task.
-    done: the number of tasks; all are finished.
     bound: where the batch ends.
-    seconds: one number for each task, or their mean.
+    ends: for each task that is finished, where its value ends in the log.
+    seconds: one number for each of them, or their mean.
     started: when the first task began, in seconds since 1970.
-    ends: where the values end in the log; empty if every task returned None.
     begin: where the first value begins in the log.
     log: the bytes of all values.
     special: True if some values are records (a head and bytes).
@@ -1764,46 +1761,39 @@ class Lane:
         """Read what is finished in a batch and not in the ledger."""
         half = self._queue.half(self.index, number)
         first, bound = self._limits(number)
-        start = max(first, self.settled_below)
-        if start >= bound:
-            return Outcomes(bound, 0, bound)
+        start = min(bound, max(first, self.settled_below))
         skip = start - first
+        words = half.ends[skip : half.done(bound - first)].tobytes()
+        if not words:
+            return Outcomes(start, bound)
+        ends = array.array("Q", words)
         began = half.stamps[skip] or half.stamps[0]  # or when the batch began
-        started = began + system.wall_clock() - system.perf_counter()
-        words = half.ends[skip : bound - first].tobytes()
-        if words == NO_VALUE * (bound - start):
-            seconds = half.seconds(skip, bound - first)
-            return Outcomes(start, bound - start, bound, seconds=seconds, started=started)
-        ends = array.array("Q", words)[: half.done(bound - first) - skip]
-        if not ends:
-            return Outcomes(start, 0, bound)
         begin = half.ends[skip - 1] & ~RECORD if skip else 1
         return Outcomes(
             start=start,
-            done=len(ends),
             bound=bound,
-            seconds=half.seconds(skip, skip + len(ends)),
-            started=started,
             ends=ends,
+            seconds=half.seconds(skip, skip + len(ends)),
+            started=began + system.wall_clock() - system.perf_counter(),
             begin=begin,
             log=bytes(half.log[begin : ends[-1] & ~RECORD]),
-            special=words[RECORD_BYTE::8] != bytes(bound - start),
+            special=words[RECORD_BYTE::8] != bytes(len(ends)),
             kind=half.log[0],
         )
 
     def _settle_done(self, outcomes: Outcomes) -> int:
         """Tell the ledger what is finished. Return the position after it."""
         start: int = outcomes.start
-        done: int = outcomes.done
+        done = len(outcomes.ends)
         doomed = self.doomed
         if done:
             self.settled_below = start + done
         if done and doomed is not None and doomed.grace and doomed.position == start:
             self._charge_in_hand(start)  # it ended during its grace, and is the last of its batch
-        elif outcomes.ends:
-            self._settle_values(outcomes)
-        elif done:
+        elif done and outcomes.ends == NO_VALUE * done:
             self._ledger.complete(self.index, start, done, None, outcomes.seconds, outcomes.started)
+        elif done:
+            self._settle_values(outcomes)
         return start + done
 
     def _values(self, outcomes: Outcomes) -> Sequence[Any]:
@@ -4782,7 +4772,7 @@ class TaskSlots:
         return self.column("I", 0, index, 1)[0]
 
 
-NO_VALUE = array.array("Q", [1]).tobytes()  # the `ends` word of the first task, if it returned None
+NO_VALUE = array.array("Q", [1])  # the `ends` word of the first task, if it returned None
 
 
 class Half:

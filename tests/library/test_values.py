@@ -311,7 +311,7 @@ def test_any_kind_that_stands_in_a_half_is_checked(kind, special):
     reader._ledger = types.SimpleNamespace(structures=[], codec=None)
     log = pickle.dumps(Hostile) * 2
     ends = array.array("Q", [1 + len(log) // 2, 1 + len(log)])
-    outcomes = shmqueue.Outcomes(0, 2, 2, ends=ends, log=log, special=special, kind=kind)
+    outcomes = shmqueue.Outcomes(0, 2, ends, log=log, special=special, kind=kind)
     if kind > shmqueue.CODED:
         with pytest.raises(shmqueue.SpoiledSegmentError):
             reader._values(outcomes)
