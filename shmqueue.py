@@ -2072,8 +2072,6 @@ class Heap:
 # ---------------------------------------------------------------------------------------------------------------------
 # The ledger: which task is where, and what became of it.
 
-LONGEST_PAUSE = 60.0  # seconds before a task is tried again, at most
-
 
 class Ledger:
     """Gives each task its tsk_id, knows which positions hold it, and gives it exactly one outcome.
@@ -2400,13 +2398,13 @@ class Intake:
 
 
 class Retries(collections.namedtuple("Retries", "most delay statuses", defaults=(0.0, RETRY_ON))):
-    """Which tasks are tried again: so often, after a delay in seconds, if they have one of these statuses."""
+    """Which tasks are tried again: so often, after a pause of 60 s at most, if they have one of these statuses."""
 
     def wanted(self, result: TaskResult) -> bool:
         return bool(result.attempts <= self.most and result.status in self.statuses)
 
     def pause(self, attempts: int) -> float:
-        return float(min(LONGEST_PAUSE, self.delay * 2 ** min(attempts - 1, 60)))
+        return float(min(60.0, self.delay * 2 ** min(attempts - 1, 60)))
 
 
 class Tasks:
@@ -2988,6 +2986,8 @@ class InlineQueue:
     segment: Any = None
     heap = b""
     ring = types.SimpleNamespace(capacity=math.inf, pack=lambda tasks: True)  # payloads stay where they are
+    sleepers = wakeable = staticmethod(lambda *_: ())
+    backlog = staticmethod(int)
 
     def __init__(self) -> None:
         self._positions = itertools.count()
@@ -3002,15 +3002,6 @@ class InlineQueue:
 
     def drain(self) -> list[tuple[int, int]]:
         return [(self.tasks.pop().first, 1)] if self.tasks else []
-
-    def sleepers(self) -> list[tuple[int, int]]:
-        return []
-
-    def wakeable(self, everyone: bool) -> list[tuple[int, int]]:
-        return []
-
-    def backlog(self) -> int:
-        return 0
 
 
 class InlinePool(WorkerPool):
