@@ -344,8 +344,7 @@ class Supervisor:
                 self._pool: WorkerPool = InlinePool(self._queue, self._ledger, options, late("multiprocessing"))
             else:
                 if log and not is_pipe(log):
-                    with open(log, "ab"):  # now: an error in a worker would reach nobody
-                        pass
+                    open(log, "ab").close()  # now: an error in a worker would reach nobody
                 sweep()
                 most = min(num_slots, batch or max(16, min(BLOCK, 4 * num_slots // workers)))
                 name = new_name()
