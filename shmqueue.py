@@ -1023,9 +1023,6 @@ class IterableSource(Source):
 # ---------------------------------------------------------------------------------------------------------------------
 # The calls of an Executor: a source of tasks, and the thread that settles futures.
 
-AHEAD_SECONDS = 0.005  # how much work an Executor hands over in advance for each worker,
-AHEAD_SHARE = 8  # and at most one in so many of the calls that wait
-
 
 class Calls(Source):
     """The calls that an Executor was asked for, and the thread in which its Supervisor makes them.
@@ -1132,7 +1129,8 @@ class Calls(Source):
 
     def take(self, room: int) -> Sequence[bytes]:
         self._rung = False
-        ahead = min(len(self._waiting) // AHEAD_SHARE, int(self._workers * AHEAD_SECONDS / max(self._seconds, 1e-9)))
+        # In advance: 5 ms of work for each worker, and an eighth of the calls that wait, at most.
+        ahead = min(len(self._waiting) // 8, int(0.005 * self._workers / max(self._seconds, 1e-9)))
         most = min(room + len(self._given), 1 + self._workers + ahead)
         payloads: list[bytes] = []
         while self._waiting:
