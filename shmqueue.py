@@ -1908,16 +1908,14 @@ class Lane:
         """Account for the tasks of the worker, which was reaped, and died for this reason."""
         self._queue.recover(self.index)
         number = self.word(CLAIMS)
-        self._check_claims(number)
-        if number > self.harvested:
-            self.settle(self.read_to(number - 1))
-            outcomes = self._read(number)
-            done, bound = self._settle_done(outcomes), outcomes.bound
+        if number != self.harvested:
+            *earlier, last = self.read_to(number)
+            self.settle(earlier)
+            done, bound = self._settle_done(last), last.bound
             if done < bound and number > self.word(PUBLISHED):
                 self._charge_in_hand(done, why)
                 done += 1
             self._ledger.give_back(done, bound - done)
-            self.harvested = number
         self._queue.reset(self.index)
         self.take_unclaimed()
 
