@@ -2714,10 +2714,10 @@ class WorkerPool:
             self._launch(lane, wake, ours)
         except (OSError, EOFError) as error:
             close_launch_pipes(error)
-            if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-                raise
-            text = "the fork server could not start a process: it has ended, and what it printed says why"
-            raise OSError(errno.EAGAIN, text) from None
+            if isinstance(error, (ConnectionError, EOFError)):
+                text = "the fork server could not start a process: it has ended, and what it printed says why"
+                raise OSError(errno.EAGAIN, text) from None
+            raise
         finally:
             wake.close()
             if lane.wake is not ours:
