@@ -1794,7 +1794,6 @@ class Lane:
         return start + done
 
     def _values(self, outcomes: Outcomes) -> Sequence[Any]:
-        """Return the values of a batch. Raises SpoiledSegmentError."""
         log, ends = outcomes.log, outcomes.ends
         begin, kind = outcomes.begin, outcomes.kind
         end = ends[-1] & ~RECORD
@@ -2187,13 +2186,10 @@ class Ledger:
             yield tasks, start, stop
             position = tasks.first + stop
 
-    def complete(
-        self, worker: int, position: int, count: int, values: Sequence[Any] | None, seconds: Any, started: float
-    ) -> None:
+    def complete(self, worker: int, position: int, count: int, values: Any, seconds: Any, started: float) -> None:
         """Note that the tasks from `position` on are ok.
 
-        values: None if every task returned None. seconds: one number for each task, or a float for all of them.
-        started: when the first of them began.
+        values: a sequence; None if every task returned None. seconds, started: see Outcomes.
         """
         same = itertools.repeat
         done = 0
@@ -3918,9 +3914,9 @@ class SharedTaskQueue:
     def create(
         cls, num_slots: int, slot_size: int, num_workers: int, batch: int, context: Any = None, name: str = ""
     ) -> SharedTaskQueue:
-        """Make the segment (supervisor). slot_size: in bytes. batch: the most tasks that a worker claims at once.
+        """Make the segment (supervisor). batch: the most tasks that a worker claims at once.
 
-        Raises OSError (ENOSPC) if shared memory is too small. context: of multiprocessing, for a strategy's locks.
+        context: of multiprocessing, for a strategy's locks.
         """
         first = first_log_bytes(batch * slot_size)
         sizes = [num_slots, slot_size, num_workers, batch, cls.extra_bytes(num_slots, num_workers), first, 0]
@@ -4979,9 +4975,7 @@ QUICK_DUMPS: dict[int, dict[type, Callable[[Any], bytes]]] = {
 }
 
 
-def encode(
-    value: Any, codec: Codec | None, structures: Sequence[type[ctypes.Structure]] | None = None
-) -> tuple[int, bytes]:
+def encode(value: Any, codec: Codec | None, structures: Sequence[Any] | None = None) -> tuple[int, bytes]:
     """Return the kind and the bytes of a payload or a value. Raises TypeError or ValueError if it cannot travel.
 
     structures: those that a value can be; None for a payload.
