@@ -332,7 +332,7 @@ class Supervisor:
         )
         self.on_check: Callable[[], None] = lambda: None  # called after each check of the workers
         self._ledger = Ledger(numbered, Retries(retries, retry_delay, retry_on), workers, codec)
-        self._submitted = Job(NO_SOURCE, self._ledger.names)
+        self._submitted = Job(NO_SOURCE)
         self._display: Any = None
         self._shows = self.choose_display is not None  # False once the display has failed
         self._release: list[Callable[[], object]] = []  # called at any end, the last first
@@ -397,7 +397,7 @@ class Supervisor:
         is room. While it blocks, no result is yielded. Do not change what `tasks` has yielded. Closing the iterator
         early cancels what has not begun.
         """
-        return self._read(Job(self._open(tasks), self._ledger.names))
+        return self._read(Job(self._open(tasks)))
 
     def map(self, function: Any, payloads: Iterable[Any]) -> Iterator[Any]:
         """Yield the values of `function` for `payloads`, in their order.
@@ -408,7 +408,7 @@ class Supervisor:
         fn_ids = self._ledger.intake.fn_ids
         if function not in fn_ids:
             raise ValueError(no_such_function(function_name(function), self._ledger.names.values()))
-        return self._read(OrderedJob(self._open(payloads), self._ledger.names, fn_ids[function]))
+        return self._read(OrderedJob(self._open(payloads), fn_ids[function]))
 
     def submit(self, function: Any, payload: Any, *, timeout: float | None = None) -> int:
         """Add one task and return its tsk_id. results() yields its outcome. Blocks while the ring is full.
@@ -2207,7 +2207,7 @@ class Ledger:
             self.tally.add_ok(worker, stop - start, spent)
             each = same(None, stop - start) if values is None else iter(values[part])
             tasks.job.outstanding -= stop - start
-            tasks.job.add(tasks, slice(start, stop), each, times, worker, begun)
+            tasks.job.add(self.names, tasks, slice(start, stop), each, times, worker, begun)
             started += spent
 
     def charge(self, worker: int, position: int, failure: Failure, seconds: float, started: float) -> None:
@@ -2490,13 +2490,12 @@ class Job:
     cancelled: nobody reads the results, and nothing more of this job begins.
     """
 
-    def __init__(self, source: Source, names: Mapping[int, str], fn_id: int = 0) -> None:
+    def __init__(self, source: Source, fn_id: int = 0) -> None:
         self.source = source
         self.fn_id = fn_id
         self.outstanding = 0
         self.cancelled = False
         self.results: collections.deque[Any] = collections.deque()
-        self._names = names
 
     @property
     def finished(self) -> bool:
@@ -2510,17 +2509,14 @@ class Job:
     def admit(self, tsk_ids: range) -> None:
         self.outstanding += len(tsk_ids)
 
-    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
+    def add(self, names: Any, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
         """Note that this part of `tasks` is ok. values, seconds and started are iterables.
 
         The TaskResults are made when they are read.
         """
         same = itertools.repeat
-        if len(self._names) == 1:
-            names: Any = same(*self._names.values())
-        else:
-            names = map(self._names.__getitem__, tasks.fn_ids[part])
-        columns = (tasks.tsk_ids[part], names, tasks.payloads[part], same("ok"), values, same(None))
+        name = same(*names.values()) if len(names) == 1 else map(names.__getitem__, tasks.fn_ids[part])
+        columns = (tasks.tsk_ids[part], name, tasks.payloads[part], same("ok"), values, same(None))
         self._deliver(map(_new_result, zip(*columns, same(tasks.attempts), same(worker), seconds, same(None), started)))
 
     def add_one(self, result: TaskResult, cause: BaseException | None) -> None:
@@ -2534,8 +2530,8 @@ class Job:
 class OrderedJob(Job):
     """One call of map. `results` holds iterators of values, and TaskErrors, in the order of the input."""
 
-    def __init__(self, source: Source, names: Mapping[int, str], fn_id: int = 0) -> None:
-        super().__init__(source, names, fn_id)
+    def __init__(self, source: Source, fn_id: int = 0) -> None:
+        super().__init__(source, fn_id)
         self._early: dict[int, tuple[int, Any]] = {}  # by first tsk_id: (count, results) that wait for earlier tasks
         self._due: collections.deque[list[int]] = collections.deque()  # tsk_ids [next, stop) that were not delivered
 
@@ -2550,7 +2546,7 @@ class OrderedJob(Job):
         else:
             self._due.append([tsk_ids.start, tsk_ids.stop])
 
-    def add(self, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
+    def add(self, names: Any, tasks: Tasks, part: slice, values: Any, seconds: Any, worker: int, started: Any) -> None:
         tsk_ids = tasks.tsk_ids[part]
         self._order(tsk_ids[0], len(tsk_ids), values)
 

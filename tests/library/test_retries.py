@@ -326,7 +326,7 @@ def test_a_function_knows_its_worker():
 
 def test_a_task_has_one_outcome():
     ledger = Ledger({1: jobs.echo}, Retries(0), 1, None)
-    job = Job(NO_SOURCE, ledger.names)
+    job = Job(NO_SOURCE)
     ledger.admit(job, [("echo", b"a"), ("echo", b"b")])
     ledger.placed(ledger.fresh.popleft(), [(7, 2)])
     ledger.complete(0, 7, 1, None, 0.0, 0.0)

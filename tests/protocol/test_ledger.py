@@ -46,8 +46,7 @@ class LedgerModel(RuleBasedStateMachine):
         self.most = most
         self.delay = delay
         self.ledger = Ledger({1: jobs.echo, 2: jobs.quiet}, Retries(most, delay, ["failed", "crashed"]), 2, None)
-        names = self.ledger.names
-        self.jobs = [Job(NO_SOURCE, names), OrderedJob(NO_SOURCE, names, fn_id=1), Job(NO_SOURCE, names, fn_id=2)]
+        self.jobs = [Job(NO_SOURCE), OrderedJob(NO_SOURCE, fn_id=1), Job(NO_SOURCE, fn_id=2)]
         self.payloads = {}
         self.owner = {}  # by tsk_id, also of those that have ended
         self.where = {}
