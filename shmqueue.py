@@ -2151,7 +2151,6 @@ class Ledger:
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
             part.first = first
-            part.left = count
             part.settled = bytearray(count)
             bisect.insort(self._placed, part, key=operator.attrgetter("first"))
             start += count
@@ -2169,8 +2168,7 @@ class Ledger:
             if tasks.settled.find(1, start, stop) >= 0:
                 raise SpoiledSegmentError(f"a second outcome for a task at positions {position:,} to {until:,}")
             tasks.settled[start:stop] = b"\1" * (stop - start)
-            tasks.left -= stop - start
-            if not tasks.left:
+            if 0 not in tasks.settled:
                 self._placed.remove(tasks)
             yield tasks, start, stop
             position = tasks.first + stop
@@ -2308,7 +2306,7 @@ class Ledger:
         self.tally.add_bad(result)
 
     def in_queue(self) -> int:
-        return sum(tasks.left for tasks in self._placed)
+        return sum(tasks.settled.count(0) for tasks in self._placed)
 
     def unfinished(self) -> int:
         """Return how many tasks are on their way. A failure may leave some without an outcome: they are not."""
@@ -2396,7 +2394,6 @@ class Tasks:
         before its task is tried again.
     block: keeps the payloads outside the slots; None if they are in the slots, or not packed yet.
     first: the position of the first task in the queue.
-    left: how many tasks are still in the queue.
     settled: a byte for each task; 1 if it has left the queue.
     last: the result of the last attempt, if this is one task that is tried again.
     timeout: seconds that each may run; None: as its function may.
@@ -2422,7 +2419,6 @@ class Tasks:
         self.last: TaskResult | None = None
         self.timeout: float | None = None
         self.first = 0
-        self.left = 0
         self.settled = bytearray()
 
     def __len__(self) -> int:
@@ -2845,7 +2841,7 @@ class WorkerPool:
     def hurry(self) -> None:
         """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""
         self.ring()
-        if self._ledger.in_queue() and self._queue.sleepers() != self._sleepers:
+        if self._queue.sleepers() != self._sleepers and self._ledger.in_queue():
             self.next_check = min(self.next_check, system.monotonic() + HUNGRY_SECONDS)
 
     def check(self, now: float) -> bool:
@@ -2878,7 +2874,7 @@ class WorkerPool:
         if soon:
             self.next_check = now + HUNGRY_SECONDS
         else:
-            self.next_check = now + (CHECK_SECONDS if self._ledger.unfinished() else IDLE_SECONDS)
+            self.next_check = now + (CHECK_SECONDS if waiting or self._ledger.unfinished() else IDLE_SECONDS)
         return moved
 
     def _check_for_lost(self, waiting: int) -> None:
