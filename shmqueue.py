@@ -173,7 +173,7 @@ def late(name: str) -> Any:
 
 # What the status of a task may be, and how the summary calls it.
 STATUSES = {"ok": "ok", "failed": "failed", "timeout": "timed out", "crashed": "crashed", "cancelled": "cancelled"}
-RETRY_ON = ("failed", "timeout", "crashed")  # the statuses that are tried again, unless the user names others
+RETRY_ON = ("failed", "timeout", "crashed")
 
 
 class TaskResult(
@@ -335,7 +335,7 @@ class Supervisor:
         self._submitted = Job(NO_SOURCE)
         self._display: Any = None
         self._shows = self.choose_display is not None  # False once the display has failed
-        self._release: list[Callable[[], object]] = []  # called at any end, the last first
+        self._release: list[Callable[[], object]] = []
         # When Python exits, multiprocessing waits for its children. This runs before that.
         self._at_exit = late("multiprocessing").util.Finalize(self, release_all, [self._release], exitpriority=10)
         try:
@@ -1180,7 +1180,7 @@ class Calls(Source):
 # The engine: moves tasks from their source into the queue, and outcomes out of it.
 
 READ_AHEAD = 4  # a job in order reads at most this times num_slots tasks beyond its oldest unfinished one
-CANCELLED = "cancelled before it began"  # the error of such a task
+CANCELLED = "cancelled before it began"
 
 # Seconds between two checks of the workers:
 CHECK_SECONDS = 0.05  # while tasks are outstanding; a result waits for two, at most
