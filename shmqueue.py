@@ -551,12 +551,13 @@ class Supervisor:
         """Kill the remaining workers, and remove the segment."""
         if self._engine.use.in_child:
             return
-        with self._engine.use.after_others():
-            try:
-                if self._display is not None:
-                    self._display.end(self._snapshot)
-            finally:
-                self._dispose()
+        with contextlib.ExitStack() as ending:
+            others = self._engine.use.lock
+            if others.acquire(timeout=STOP_SECONDS):  # not longer: the iterable of another thread's step may block
+                ending.callback(others.release)
+            ending.callback(self._dispose)
+            if self._display is not None:
+                self._display.end(self._snapshot)
 
 
 def release_all(release: list[Callable[[], object]]) -> None:
@@ -1202,7 +1203,7 @@ class Use:
 
     def __init__(self) -> None:
         self._owner = os.getpid()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     @property
     def in_child(self) -> bool:
@@ -1215,28 +1216,18 @@ class Use:
 
     def __enter__(self) -> None:
         self.check_process()
-        if not self._lock.acquire(blocking=False):
+        if not self.lock.acquire(blocking=False):
             raise RuntimeError(
                 "this Supervisor is in use by another thread: give each thread a Supervisor of its own, or use "
                 "shmqueue.Executor, which many threads can share"
             )
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self.lock.release()
 
     def check(self) -> None:
         with self:
             return
-
-    @contextlib.contextmanager
-    def after_others(self) -> Iterator[None]:
-        """Use it in this block, after another thread's step. Do not wait long, since its iterable may block."""
-        waited = self._lock.acquire(timeout=STOP_SECONDS)
-        try:
-            yield
-        finally:
-            if waited:
-                self._lock.release()
 
 
 class Run:
