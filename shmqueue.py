@@ -1540,7 +1540,7 @@ class Run:
 
 class Outcomes(
     collections.namedtuple(
-        "Outcomes", "start bound ends seconds started begin log special kind", defaults=((), 0.0, 0.0, 1, b"", False, 0)
+        "Outcomes", "start bound ends seconds started begin log kind", defaults=((), 0.0, 0.0, 1, b"", 0)
     )
 ):
     """What was read of a batch.
@@ -1552,8 +1552,7 @@ class Outcomes(
     started: when the first task began, in seconds since 1970.
     begin: where the first value begins in the log.
     log: the bytes of all values.
-    special: True if some values are records (a head and bytes).
-    kind: of the other values.
+    kind: of those values that are no records (a head and bytes).
     """
 
 
@@ -1741,10 +1740,9 @@ class Lane:
         first, bound = self._limits(number)
         start = min(bound, max(first, self.settled_below))
         skip = start - first
-        words = half.ends[skip : half.done(bound - first)].tobytes()
-        if not words:
+        ends = array.array("Q", half.ends[skip : half.done(bound - first)].tobytes())
+        if not ends:
             return Outcomes(start, bound)
-        ends = array.array("Q", words)
         began = half.stamps[skip] or half.stamps[0]  # or when the batch began
         begin = half.ends[skip - 1] & ~RECORD if skip else 1
         return Outcomes(
@@ -1755,7 +1753,6 @@ class Lane:
             started=began + system.wall_clock() - system.perf_counter(),
             begin=begin,
             log=bytes(half.log[begin : ends[-1] & ~RECORD]),
-            special=words[RECORD_BYTE::8] != bytes(len(ends)),
             kind=half.log[0],
         )
 
@@ -1774,14 +1771,14 @@ class Lane:
             self._settle_values(outcomes)
         return start + done
 
-    def _values(self, outcomes: Outcomes) -> Sequence[Any]:
+    def _values(self, outcomes: Outcomes, records: bool) -> Sequence[Any]:
         log, ends = outcomes.log, outcomes.ends
         begin, kind = outcomes.begin, outcomes.kind
         end = ends[-1] & ~RECORD
         try:
             if kind > CODED or end - begin != len(log):
                 raise ValueError(f"of kind {kind}, values end at {end:,} of the log")
-            if not outcomes.special:
+            if not records:
                 return decode_log(kind, self._ledger.codec, log, begin, ends)
             pieces = cut(log, begin, array.array("Q", [end & ~RECORD for end in ends]))
             return [
@@ -1807,10 +1804,10 @@ class Lane:
         return decode(head & ~IN_FILE, data, self._ledger.codec, self._ledger.structures)
 
     def _settle_values(self, outcomes: Outcomes) -> None:
-        values = self._values(outcomes)
+        records = outcomes.ends.tobytes()[RECORD_BYTE::8] != bytes(len(outcomes.ends))  # some are
+        values = self._values(outcomes, records)
         position, seconds, started = outcomes.start, outcomes.seconds, outcomes.started
-        plain = outcomes.kind == BYTES and not outcomes.special
-        if plain or Failure not in set(map(type, values)):
+        if (outcomes.kind == BYTES and not records) or Failure not in set(map(type, values)):
             self._ledger.complete(self.index, position, len(values), values, seconds, started)
             return
         times = itertools.repeat(seconds) if isinstance(seconds, float) else seconds

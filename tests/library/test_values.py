@@ -305,18 +305,18 @@ def test_a_payload_that_is_spoiled_fails_alone_in_its_batch(monkeypatch):
 
 @pytest.mark.promise("L23")
 @pytest.mark.parametrize("kind", [0, 1, 2, 3, 4, 5, 6, 99, 2**63, 2**64 - 1])
-@pytest.mark.parametrize("special", [False, True])
-def test_any_kind_that_stands_in_a_half_is_checked(kind, special):
+@pytest.mark.parametrize("records", [False, True])
+def test_any_kind_that_stands_in_a_half_is_checked(kind, records):
     reader = shmqueue.Lane.__new__(shmqueue.Lane)
     reader._ledger = types.SimpleNamespace(structures=[], codec=None)
     log = pickle.dumps(Hostile) * 2
     ends = array.array("Q", [1 + len(log) // 2, 1 + len(log)])
-    outcomes = shmqueue.Outcomes(0, 2, ends, log=log, special=special, kind=kind)
+    outcomes = shmqueue.Outcomes(0, 2, ends, log=log, kind=kind)
     if kind > shmqueue.CODED:
         with pytest.raises(shmqueue.SpoiledSegmentError):
-            reader._values(outcomes)
+            reader._values(outcomes, records)
     else:
-        values = reader._values(outcomes)
+        values = reader._values(outcomes, records)
         assert len(values) == 2
         assert Hostile not in values
 
