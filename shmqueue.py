@@ -2694,10 +2694,16 @@ class WorkerPool:
         arguments = (type(queue), queue.name, queue.primitives, lane.index, self._options, mine)
         child = self.context.Process(target=worker_main, args=arguments, name=f"{WORKER_NAME}{lane.index}")
         helper = {"spawn": "resource_tracker", "forkserver": "forkserver"}.get(self.context.get_start_method())
-        if helper is not None:  # start it now: later it would keep the mask of handlers_wait()
+        if helper is not None:  # start it now: later it would keep the mask that is set here
             importlib.import_module(f"multiprocessing.{helper}").ensure_running()
-        with handlers_wait(), warnings.catch_warnings() if helper is None else contextlib.nullcontext():
+        with contextlib.ExitStack() as after:
+            # What is handled in Python waits. An exception between the start of a process and the note of it would
+            # leave a process that nobody knows. And a forked worker must not run its parent's handlers.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            after.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_BLOCK, handled_signals())
             if helper is None:  # fork was chosen before this program had threads, or it was named
+                after.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             _supervisor_ends.difference_update(mine)
             try:
@@ -3272,21 +3278,6 @@ def handled_signals() -> list[int]:
     return [number for number in valid_signals() if callable(signal.getsignal(number))]
 
 
-@contextlib.contextmanager
-def handlers_wait() -> Iterator[None]:
-    """Block the signals that are handled in Python until the block has ended; in a forked worker, until _isolate().
-
-    An exception between the start of a process and the note of it would leave a process that nobody knows. And a
-    forked worker must not run its parent's handlers.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, handled_signals())
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _forget_workers() -> None:
     """In a forked child: close what reaches the workers."""
     for end in list(_supervisor_ends):
@@ -3351,7 +3342,7 @@ def _isolate(run: str, worker: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGHUP):  # for the supervisor; a command gets the default again
         signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # this ends handlers_wait()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # see WorkerPool._launch
     # A controlling terminal would stop this background group for ever if it writes or asks there. Without /dev/tty,
     # getpass, ssh and sudo say so instead of waiting.
     with contextlib.suppress(OSError):  # there is none

@@ -851,7 +851,7 @@ class World:
             "Ledger": steered_ledger(self),
             "Lane": steered_lane(self),
             "system": PlayedSystem(self),
-            "handlers_wait": contextlib.nullcontext,
+            "handled_signals": list,
             "release_all": lambda release: None,
             "HALT_TRIES": 2,  # one that succeeds, and one before it that does not
             "psutil": None,
