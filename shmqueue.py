@@ -5952,19 +5952,18 @@ def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str
     return table
 
 
-COLOURS = {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"}
-UNCOLOURED = "\x1b[m"
+# Groups 1 to 3 are red, green and yellow: colours 31 to 33 of a terminal.
 COLOURED = (
-    r"(?P<red>^ #.*|\b(?:failed|timeout|crashed) [1-9][\d,]*|(?<=\d  )dead\b)"
-    r"|(?P<yellow>(?<=  )\[.*?\](?=  |$)|\b(?:cancelled|retried) [1-9][\d,]*)"
-    r"|(?P<green>^ [█▏▎▍▌▋▊▉]+|\bok [1-9][\d,]*|(?<=\d  )run\b)"
+    r"(^ #.*|\b(?:failed|timeout|crashed) [1-9][\d,]*|(?<=\d  )dead\b)"
+    r"|(^ [█▏▎▍▌▋▊▉]+|\bok [1-9][\d,]*|(?<=\d  )run\b)"
+    r"|((?<=  )\[.*?\](?=  |$)|\b(?:cancelled|retried) [1-9][\d,]*)"
 )
 
 
 def paint(line: str) -> str:
     import re
 
-    return re.sub(COLOURED, lambda found: COLOURS[str(found.lastgroup)] + found[0] + UNCOLOURED, line)
+    return re.sub(COLOURED, lambda found: f"\x1b[3{found.lastindex}m{found[0]}\x1b[m", line)
 
 
 class Progress:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmqueue import COLOURS, UNCOLOURED, paint, render
+from shmqueue import paint, render
 
 
 def row(number, pid, state, completed, failed, rate, **known):
@@ -197,6 +197,9 @@ def test_a_frame_never_exceeds_the_screen_and_shows_nothing_that_commands_it(sho
 
 
 # Colours.
+
+COLOURS = {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[31m"}
+UNCOLOURED = "\x1b[m"
 
 
 def painted(shown, width=80, height=24):
