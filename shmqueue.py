@@ -6361,12 +6361,6 @@ def describe_exit(code: int) -> str:
     return (f"killed by signal {number}" if code < 0 else f"exit code {code}") + name
 
 
-def without_extension(path: bytes) -> bytes:
-    import re
-
-    return re.sub(rb"\.[^./]*\Z", b"", path)
-
-
 class Command:
     """The function of --command: fills a template of a shell command with a line, and runs it.
 
@@ -6403,10 +6397,10 @@ class Command:
         import re
         import shlex
 
-        name = line.rpartition(b"/")[2]
+        stem = re.sub(rb"\.[^./]*\Z", b"", line)
         fields = line.split(self._delimiter)
         parts = {b"%d" % number: field for number, field in enumerate(fields, 1)}
-        parts |= {b"": line, b".": without_extension(line), b"/": name, b"/.": without_extension(name)}
+        parts |= {b"": line, b".": stem, b"/": line.rpartition(b"/")[2], b"/.": stem.rpartition(b"/")[2]}
         parts[b"//"] = os.path.dirname(line.rstrip(b"/") or b"/") or b"."
         texts = {string: encode_text(shlex.quote(decode_text(part))) for string, part in parts.items()}
         texts |= {b"#": b"%d" % task, b"%": worker.encode()}
