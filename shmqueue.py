@@ -5766,7 +5766,7 @@ def in_order(deliver: Callable[[TaskResult], None], source: Source) -> Callable[
 
 
 class Printer(Sink):
-    """Writes values to standard output, and to standard error what commands wrote to theirs, each in one piece.
+    """Writes values to standard output, and right behind each, to standard error, what its command wrote to that.
 
     exact: values are printed as commands wrote them, those of failed tasks, too. Otherwise each gets a line end, and
         None and failures are not printed.
@@ -5782,7 +5782,6 @@ class Printer(Sink):
         self._errors = errors
 
     def write(self, result: TaskResult) -> None:
-        """Print a value. What a command complained of comes right behind it."""
         tag = b""
         if self._line is not None:
             tag = self._line(result.function, result.payload).rstrip(b"\r\n") + b"\t"
@@ -5806,9 +5805,7 @@ class Printer(Sink):
 
 
 def tagged(text: bytes, tag: bytes) -> bytes:
-    import re
-
-    return re.sub(rb"(?m)^(?!\Z)", lambda _: tag, text) if tag else text
+    return tag + text[:-1].replace(b"\n", b"\n" + tag) + text[-1:] if tag and text else text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
