@@ -5329,7 +5329,6 @@ class LineSource(Source):
         self._mark = BYTE_ORDER_MARK  # which the first line may begin with
         self._line = bytearray()  # that is not yet whole
         self._items: list[Any] = []  # read and not taken
-        self._bytes = 0  # read
 
     def fileno(self) -> int:
         return -1 if self.finite or self._file.closed else self._file.fileno()
@@ -5338,10 +5337,10 @@ class LineSource(Source):
         """Return how many tasks there are, or an estimate by bytes; None for a stream that has not ended."""
         if self._file.closed:
             return self._parse.tasks
-        if not self.finite or not self._bytes:
+        if not self.finite or not self._file.tell():
             return None
         left_out = self._parse.left_out
-        return int((self._parse.tasks + left_out) * self._size / self._bytes) - left_out
+        return int((self._parse.tasks + left_out) * self._size / self._file.tell()) - left_out
 
     def take(self, room: int) -> Sequence[Any]:
         if not self._items and not self._file.closed and is_readable(self._file.fileno()):
@@ -5362,7 +5361,6 @@ class LineSource(Source):
         except OSError as error:
             self.problem = f"reading the tasks stopped: {error.strerror}"
             self._line.clear()  # only a part of it may be there
-        self._bytes += len(block)
         self._line += block
         if not block:
             self._file.close()
