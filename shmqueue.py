@@ -6599,12 +6599,13 @@ def check_options(options: argparse.Namespace) -> None:
     options.runs_commands = bool(options.shell or options.command)
     if options.runs_commands and not (options.print or options.no_print or to_stdout):
         options.print = sys.stdout is not None
+    options.fills_stdout = options.print or to_stdout
     rules = {
-        "TASKS is missing (--help lists the options)": options.tasks is None,
+        "TASKS is missing (--help lists the options)": not options.tasks,
         "-: standard input is closed": options.tasks == "-" and sys.stdin is None,
-        "standard output is closed": (options.print or to_stdout) and sys.stdout is None,
+        "standard output is closed": options.fills_stdout and sys.stdout is None,
         "--print: --results - writes to standard output, too": options.print and to_stdout,
-        "--keep-order: needs --print": options.keep_order and not (options.print or to_stdout),
+        "--keep-order: needs --print": options.keep_order and not options.fills_stdout,
         "--resume: needs --results FILE": options.resume and options.results in (None, "-"),
         "--timeout NAME=S: needs functions with names (--handlers)": isinstance(options.timeout, dict)
         and options.runs_commands,
@@ -6619,7 +6620,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.query and options.start_method is None and __name__ == "__main__":  # workers can import it again
         options.start_method = "forkserver"  # a fork beside an open connection to SQLite can spoil the database
     for name, value in given.items():
-        if value == "" and name != "tasks":
+        if value == "":
             raise UsageError(f"{flag(name)}: the value is empty")
         if value == "-" and name in ("failed", "log", "summary"):
             raise UsageError(f"{flag(name)} -: must be a file")
@@ -6666,7 +6667,6 @@ class CommandLine:
             self.source = QuerySource(options.tasks, options.query, self.parse)
         else:
             self.source = LineSource(options.tasks, self.parse)
-        self.fills_stdout = options.print or options.results == "-"
         self.progress = self._choose_progress()
         self.signals: list[int] = []  # that came, and were not acted on
         self.sinks: list[Sink] = []  # that were opened
@@ -6695,7 +6695,7 @@ class CommandLine:
         how = self.options.screen
         if self.options.workers == 0 and how == "auto":
             how = "off"  # the functions print, and a debugger may ask
-        if how == "auto" and can_draw() and not (self.fills_stdout and os.isatty(1)):
+        if how == "auto" and can_draw() and not (self.options.fills_stdout and os.isatty(1)):
             how = "on"
         title = "standard input" if self.options.tasks == "-" else os.path.basename(self.options.tasks)
         progress = (Screen if how == "on" else PlainLines)(title, self.source.total)
@@ -6874,7 +6874,7 @@ class CommandLine:
                 complain(f"--summary {path}: {error.strerror}")
                 good = False
         lines = summary_lines(summary, None if self.options.query else self.parse.line_of)
-        stream = sys.stderr if self.fills_stdout else sys.stdout
+        stream = sys.stderr if self.options.fills_stdout else sys.stdout
         said = say("\n".join(map(printable, lines)), stream)
         if self.stopped_by:
             return 128 + self.stopped_by
