@@ -6435,7 +6435,7 @@ def in_options(text: str) -> str:
     """Return what a Supervisor says, with options in place of its arguments."""
     import re
 
-    names = "|".join((*LIMITS, "log", "retry_on", "start_method"))
+    names = "|".join({*LIMITS, *DEFAULTS})
     return re.sub(rf"\b({names})=(?=([^\s,;]?))", lambda found: flag(found[1]) + " " * bool(found[2]), text)
 
 
