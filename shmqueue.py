@@ -5375,6 +5375,8 @@ class LineSource(Source):
 class QuerySource(IterableSource):
     """Tasks from the rows of a SQLite query: one column is a line, two are a function and its payload."""
 
+    pairs = True
+
     def __init__(self, path: str, query: str, parse: LineParser) -> None:
         import pathlib
         import sqlite3
@@ -5397,7 +5399,6 @@ class QuerySource(IterableSource):
             rule = "give a line or, without --call, --shell and --command, two columns: function, payload"
             raise UsageError(f"--query {query!r}: {columns} columns: {rule}")
         super().__init__(self._read(execute))
-        self.pairs = True
         self._parse = parse
 
     def _read(self, execute: Callable[[], Any]) -> Iterator[Any]:
@@ -6363,6 +6364,7 @@ class Command:
     comes from the line would end these, and could be run as a command.
     """
 
+    __name__ = "command"
     STRING = rb"(?<!\$)\{([-+]?[0-9]*[./#%]*)\}"
     QUOTED = rb"""(?s)\\.|'[^']*'|"(?:\\.|[^"\\])*["]"""
     OURS = rb"|[1-9][0-9]*|\.|/|//|/\.|#|%"  # others of GNU parallel's are refused
@@ -6370,7 +6372,6 @@ class Command:
     def __init__(self, template: str, delimiter: str | None, run: Callable[[bytes], bytes | Failure] = shell) -> None:
         import re
 
-        self.__name__ = "command"
         self._run = run
         self._delimiter = None if delimiter is None else encode_text(delimiter.replace("\\t", "\t"))
         text = encode_text(template)
