@@ -6530,6 +6530,9 @@ def make_parser(functions: Any = None) -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             raise UsageError(message)  # argparse would print the usage, too
 
+        def _print_message(self, message: str, file: Any = None) -> None:
+            say(message[:-1], file)
+
     names = "echo TEXT, sha256 PATH, sleep SECONDS, noop"
     if functions is not None:
         names = ", ".join(map(function_name, number_functions(functions).values()))

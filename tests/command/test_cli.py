@@ -1017,6 +1017,14 @@ def test_version_and_help(cli):
         assert option in run.out
 
 
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_version_and_help_that_nobody_reads_are_no_failure(cli, option):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "wb") as unread:
+        assert cli.finish(cli.start(option, stdout=unread)) == (0, "", "")
+
+
 def test_clean_removes_what_a_killed_run_left_and_nothing_of_a_living_one(cli):
     sleeping = cli.file("tasks", "echo " + "x" * 1000 + "\nsleep 60\n")
     living, dead = (cli.start(sleeping, "--screen", "off", "-w", "1", "--timeout", "50") for _ in range(2))
