@@ -6909,7 +6909,7 @@ def summary_lines(summary: Mapping[str, Any], line_of: Callable[[int], int] | No
     if elapsed >= 1:
         lines.append(f"workers: busy {summary['busy']:.0%} of the time")
     if summary["left_out"]:
-        lines.append(f"{summary['left_out']:,} tasks left out: the results file holds them as ok")
+        lines.append(f"{counted(summary['left_out'], 'task')} left out: the results file holds them as ok")
     if summary.get("printed"):
         lines.append("functions printed; --log FILE keeps it")
     if summary["problem"]:

@@ -307,7 +307,7 @@ def test_what_was_not_ok_is_done_again_and_its_old_record_is_kept(cli, handlers,
     for failed, ok, left_out in ((2, 1, 0), (1, 1, 1), (1, 0, 2)):
         run = cli.tasks(tasks, "--handlers", handlers, "--results", name, "--resume")
         assert (run.code, summary(run.out)["failed"], summary(run.out)["ok"]) == (1, failed, ok)
-        assert (f"{left_out} tasks left out" in run.out) == bool(left_out)
+        assert (f"{left_out} task{'s' * (left_out != 1)} left out" in run.out) == bool(left_out)
     found = collections.Counter((row["function"], row["status"]) for row in rows_of(cli.folder / name))
     assert found == {("fail_once", "failed"): 1, ("fail_once", "ok"): 1, ("note", "ok"): 1, ("fail", "failed"): 3}
 
@@ -319,14 +319,14 @@ def test_resume_by_content_of_call_shell_and_query(cli, handlers):
     again = cli.tasks("b\na 1\nc\n", *call)
     assert ("2 tasks left out" in again.out, summary(again.out)["ok"]) == (True, 1)
     named = cli.tasks("note c\nnote d\nslow c\n", "--handlers", handlers, "--results", "out.jsonl", "--resume")
-    assert ("1 tasks left out" in named.out, summary(named.out)["ok"]) == (True, 2)
+    assert ("1 task left out" in named.out, summary(named.out)["ok"]) == (True, 2)
     with contextlib.closing(sqlite3.connect(cli.folder / "tasks.db")) as base, base:
         base.execute("CREATE TABLE t AS SELECT 'note' AS f, 'a 1' AS p UNION ALL SELECT 'note', 'e'")
     rows = cli.run(
         "tasks.db", "--query", "SELECT f, p FROM t", "--handlers", handlers, "--results", "out.jsonl", "--resume",
         "--screen", "off", "-w", "1",
     )  # fmt: skip
-    assert ("1 tasks left out" in rows.out, summary(rows.out)["ok"]) == (True, 1)
+    assert ("1 task left out" in rows.out, summary(rows.out)["ok"]) == (True, 1)
     assert notes(cli) == {"a": 1, "b": 1, "c": 2, "d": 1, "e": 1}
 
 
@@ -335,7 +335,7 @@ def test_resume_does_not_notice_a_changed_command(cli):
     options = ("--results", "out.jsonl", "--resume", "--command")
     assert cli.tasks("a\nb\n", *options, "echo old").code == 0
     changed = cli.tasks("b\nc\n", *options, "echo new")
-    assert (changed.code, "1 tasks left out" in changed.err) == (0, True)
+    assert (changed.code, "1 task left out" in changed.err) == (0, True)
     assert {row["value"] for row in rows_of(cli.folder / "out.jsonl")} == {"old a\n", "old b\n", "new c\n"}
 
 
