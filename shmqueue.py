@@ -6442,8 +6442,8 @@ def in_options(text: str) -> str:
 
 def import_all() -> None:
     """Import what is imported late, before a folder is searched in which a user's files may have the same names."""
-    names = "csv difflib hashlib inspect json multiprocessing.util pathlib re shlex subprocess tempfile"
-    for name in [*names.split(), "termios", "traceback", "tty", "typing"]:
+    names = "csv difflib hashlib inspect json multiprocessing.util pathlib shlex tempfile traceback tty typing"
+    for name in names.split():
         importlib.import_module(name)
     late("psutil")
 
