@@ -5988,13 +5988,12 @@ class Progress:
         about = {"name": queue.name, "strategy": queue.strategy, "ring": queue.backlog(), "num_slots": queue.num_slots}
         for row, lane in zip(stats["workers"], pool.lanes):
             in_hand = queue.glance(lane.index).in_hand
-            position = -1 if in_hand is None else in_hand
-            tasks = ledger.tasks_at(position)
+            tasks = ledger.tasks_at(-1 if in_hand is None else in_hand)
             row |= {"state": "sleep" if lane.process.child else "dead", "payload": ""}
             if lane.process.rss:
                 row |= {"cpu": lane.process.cpu, "rss": lane.process.rss / 2**20}
             if lane.process.child and tasks is not None:
-                at = position - tasks.first
+                at = in_hand - tasks.first
                 row["state"] = "run"
                 row["function"] = ledger.names.get(tasks.fn_ids[at], "")
                 row["in_hand"] = tasks.tsk_ids[at]
