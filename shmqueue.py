@@ -6109,7 +6109,7 @@ class Screen(Progress):
 
     def write(self, text: str) -> None:
         """Write in one piece. If the error stream is closed, write no more."""
-        data = text.encode("utf-8", "replace")
+        data = text.encode()
         with contextlib.suppress(OSError):
             while data:
                 data = data[os.write(2, data) :]
@@ -6125,7 +6125,7 @@ class Screen(Progress):
                 self._modes = termios.tcgetattr(0)
                 tty.setcbreak(0)
             if is_readable(0):
-                return os.read(0, 64).decode("ascii", "replace")
+                return os.read(0, 64).decode("latin-1")
         return ""
 
     def close(self) -> None:
