@@ -6787,8 +6787,7 @@ class CommandLine:
         if self.options.print:
             line = self.parse.input_line if self.options.tag else None
             self.sinks.append(Printer(self.options.runs_commands, line, self._outlet(1), self._outlet(2)))
-        receivers: list[Callable[[TaskResult], None]]
-        receivers = [functools.partial(sink.attempt, sink.write) for sink in self.sinks]
+        receivers: list[Any] = [functools.partial(sink.attempt, sink.write) for sink in self.sinks]
         if self.options.keep_order:
             receivers[-1] = in_order(receivers[-1], self.source)
         self.supervisor.on_check = self.on_check
