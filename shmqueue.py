@@ -6259,8 +6259,8 @@ def echo(payload: bytes) -> bytes:
     return payload
 
 
-def sleep(payload: str) -> None:
-    time.sleep(float(payload))
+def sleep(payload: float) -> None:
+    time.sleep(payload)
 
 
 def sha256(payload: bytes) -> str:
