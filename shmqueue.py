@@ -6520,8 +6520,7 @@ def seconds(text: str) -> float | dict[str, float]:
     return {name: float(value) for name, value in (part.split("=", 1) for part in text.split(","))}
 
 
-# To add an option, write its line here and in docs/command-line.md. If it is an argument of Supervisor, too, it has the
-# name and the default of that one. A number has its limits in LIMITS. Tests compare them.
+# CONTRIBUTING.md says how to add an option. Tests compare these with Supervisor's arguments, LIMITS and docs/.
 def make_parser(functions: Any = None) -> argparse.ArgumentParser:
     import argparse
 
