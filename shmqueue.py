@@ -5323,9 +5323,7 @@ class LineSource(Source):
         with usage_error(f"cannot read {path!r}: "):
             self._file = open(0 if path == "-" else path, "rb", 0, closefd=path != "-")
         weakref.finalize(self, self._file.close)
-        info = os.fstat(self._file.fileno())
-        self.finite = stat.S_ISREG(info.st_mode)
-        self._size = info.st_size
+        self.finite = os.path.isfile(self._file.fileno())
         self._mark = BYTE_ORDER_MARK  # which the first line may begin with
         self._line = bytearray()  # that is not yet whole
         self._items: list[Any] = []  # read and not taken
@@ -5340,7 +5338,7 @@ class LineSource(Source):
         if not self.finite or not self._file.tell():
             return None
         left_out = self._parse.left_out
-        return int((self._parse.tasks + left_out) * self._size / self._file.tell()) - left_out
+        return int((self._parse.tasks + left_out) * os.path.getsize(self._file.fileno()) / self._file.tell()) - left_out
 
     def take(self, room: int) -> Sequence[Any]:
         if not self._items and not self._file.closed and is_readable(self._file.fileno()):
