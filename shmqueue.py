@@ -5976,8 +5976,7 @@ class Progress:
         self.total = total
         with contextlib.suppress(OSError):  # it has been removed
             self.folder = os.getcwd()
-        self._rates: collections.deque[float] = collections.deque(maxlen=12)
-        self._worker_rates: list[float] = []
+        self._rates: collections.deque[list[float]] = collections.deque(maxlen=12)  # of the workers
         self._sample: tuple[float, Iterable[int]] = (time.monotonic(), itertools.repeat(0))
         self._drawn = self._shared = time.monotonic()
 
@@ -6005,17 +6004,16 @@ class Progress:
         before, done_before = self._sample
         done = [row["completed"] + row["failed"] for row in shot["workers"]]
         if now - before >= 1.0 or not self._rates:
-            self._worker_rates = [(a - b) / max(now - before, 0.1) for a, b in zip(done, done_before)]
-            self._rates.append(sum(self._worker_rates))
+            self._rates.append([(a - b) / max(now - before, 0.1) for a, b in zip(done, done_before)])
             self._sample = (now, done)
-        for number, (row, rate) in enumerate(zip(shot["workers"], [*self._worker_rates, *[0.0] * len(done)])):
+        for number, (row, rate) in enumerate(zip(shot["workers"], [*self._rates[-1], *[0.0] * len(done)])):
             row |= {"number": number, "rate": rate}
         return shot | {
             "title": self.title,
             "folder": self.folder,
             "total": self.total(),
-            "rates": list(self._rates),
-            "rate": self._rates[-1],
+            "rates": list(map(sum, self._rates)),
+            "rate": sum(self._rates[-1]),
             "failures": [f"#{r.tsk_id:,} {r.function} {r.status}: {r.error}" for r in failures],
             "state": self.state or (shot["held_up"] and f"waiting: {shot['held_up']}"),
             "keys": self.keys,
