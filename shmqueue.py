@@ -5734,10 +5734,8 @@ class Outlet:
     def flush(self) -> None:
         if self.waiting and os.isatty(self.descriptor):
             self._screen.close()
-        poll = select.poll()
-        poll.register(self.descriptor, select.POLLOUT)
         while self.waiting:
-            if poll.poll(100):
+            if select.select([], [self.descriptor], [], 0.1)[1]:
                 with contextlib.suppress(BlockingIOError):  # it is no pipe, has O_NONBLOCK, and takes less
                     del self.waiting[: os.write(self.descriptor, self.waiting[: select.PIPE_BUF])]
             elif not self._wait():
