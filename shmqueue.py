@@ -6697,7 +6697,7 @@ class CommandLine:
         progress = (Screen if how == "on" else PlainLines)(title, self.source.total)
         if how == "off":
             progress.SECONDS = math.inf
-        if how == "on" and os.isatty(0) and in_foreground(0) and not os.isatty(self.source.fileno()):
+        if how == "on" and os.isatty(0) and not os.isatty(self.source.fileno()):
             progress.keys = "p pause or go on   q finish what is begun and quit"
         return progress
 
