@@ -5914,6 +5914,10 @@ def finished(stats: Mapping[str, Any]) -> int:
     return sum(stats[name] for name in STATUSES)
 
 
+def how_far(shot: Snapshot) -> str:
+    return f"{finished(shot):,}" + (f" of {shot['total']:,}" if shot["total"] else "")
+
+
 def _render_table(rows: Sequence[Snapshot], width: int, height: int) -> list[str]:
     """Return as many columns and rows as fit. A last line sums up the workers that do not fit."""
     names: list[str] = []
@@ -6063,9 +6067,7 @@ class PlainLines(Progress):
         self._held_up = shot["held_up"]
 
     def show(self, shot: Snapshot) -> None:
-        done = finished(shot)
-        total = f" of {shot['total']:,}" if shot["total"] else ""
-        complain(f"{done:,}{total} tasks done, {done - shot['ok']:,} not ok, {shot['rate']:,.0f} tasks/s")
+        complain(f"{how_far(shot)} tasks done, {finished(shot) - shot['ok']:,} not ok, {shot['rate']:,.0f} tasks/s")
 
 
 class Screen(Progress):
@@ -6184,9 +6186,8 @@ def describe_run(name: str) -> str:
     about = "nothing is known yet"
     with contextlib.suppress(Exception), open(watch_path(name), encoding="utf-8") as file:  # whatever is in that file
         shot = json.load(file)
-        total = f" of {shot['total']:,}" if shot["total"] else ""
         tasks = f"{shot['title'] or 'a program'} in {shot['folder']}"
-        about = f"{tasks}, {as_hours(shot['seconds'])}, {finished(shot):,}{total} done"
+        about = f"{tasks}, {as_hours(shot['seconds'])}, {how_far(shot)} done"
     return f"{name} ({about})"
 
 
