@@ -3414,7 +3414,7 @@ class Worker:
         self._recent = 0  # tasks that did not wait, in the largest batch of late; each later batch halves it
         self._waits = 0  # how often this process has waited so far
         self._files = ValueFiles(queue.segment)
-        self._output = PrintedOutput(self)
+        self._output: Any = PrintedOutput(self)
         self.disowned: int | None = None  # in a process that a function forked: the task
 
     def start(self) -> None:
@@ -3425,7 +3425,7 @@ class Worker:
         watched = (self._queue, self.index, self._wake)
         threading.Thread(target=end_with_supervisor, args=watched, name="shmqueue-watch", daemon=True).start()
         if self.options.log != NOT_REDIRECTED:
-            text = io.TextIOWrapper(self._output, "utf-8", "surrogateescape", write_through=True)  # type: ignore[type-var]
+            text = io.TextIOWrapper(self._output, "utf-8", "surrogateescape", write_through=True)
             sys.stdout = sys.stderr = text
         else:
             for name in ("stdout", "stderr"):
@@ -3701,7 +3701,7 @@ class ValueFiles:
         return 0
 
 
-def end_with_supervisor(queue: SharedTaskQueue, worker: int, wake: int) -> None:
+def end_with_supervisor(queue: Any, worker: int, wake: int) -> None:
     """In a thread: end the run, and kill this process group, when the supervisor is gone.
 
     Its end of the pipe `wake` is closed then, unless something else holds a copy. So its pidfd is watched as well.
@@ -3715,7 +3715,7 @@ def end_with_supervisor(queue: SharedTaskQueue, worker: int, wake: int) -> None:
     while all(event & select.POLLNVAL for _, event in poll.poll()):  # a function has closed these
         system.sleep(CHECK_SECONDS)
     # Begin no other task: nobody would kill what it starts.
-    queue.claim = lambda *_: threading.Event().wait()  # type: ignore[assignment, method-assign]
+    queue.claim = lambda *_: threading.Event().wait()
     for half in queue.halves(worker):
         queue.words[half.end] = 0
     with contextlib.suppress(OSError):  # another worker does it; or a function has closed the segment
@@ -4700,9 +4700,9 @@ class TaskSlots:
             payloads = [text[:length] for length, text in zip(payloads[0::2], payloads[1::2])]
         return payloads
 
-    def column(self, unit: str, word: int, index: int, count: int) -> array.array[int]:
+    def column(self, unit: Any, word: int, index: int, count: int) -> array.array[int]:
         """Return this word of consecutive slots. It is an "I" or a "Q"."""
-        column = self.bytes[index * self.size : (index + count) * self.size].cast(unit)  # type: ignore[call-overload]
+        column = self.bytes[index * self.size : (index + count) * self.size].cast(unit)
         return array.array(unit, column[word :: self.size // column.itemsize].tobytes())
 
     def copy_from(self, ring: TaskSlots, places: Iterable[Span]) -> None:
