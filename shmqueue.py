@@ -2133,8 +2133,8 @@ class Ledger:
         job.admit(tsk_ids)
         return tsk_ids
 
-    def placed(self, tasks: Tasks, places: Sequence[tuple[int, int]]) -> None:
-        """Note that `tasks` are in the queue. places: their positions, as (first, count)."""
+    def placed(self, tasks: Tasks, places: Sequence[Span]) -> None:
+        """Note that `tasks` are in the queue, at these positions."""
         start = 0
         for first, count in places:
             part = tasks if len(places) == 1 else tasks.part(start, start + count)
@@ -2962,11 +2962,11 @@ class InlineQueue:
     def room(self) -> int:
         return 1 - len(self.tasks)
 
-    def push(self, tasks: Tasks) -> list[tuple[int, int]]:
+    def push(self, tasks: Tasks) -> list[Span]:
         self.tasks.append(tasks)
         return [(next(self._positions), 1)]
 
-    def drain(self) -> list[tuple[int, int]]:
+    def drain(self) -> list[Span]:
         return [(self.tasks.pop().first, 1)] if self.tasks else []
 
 
