@@ -4754,6 +4754,8 @@ class Half:
 
     def done(self, count: int) -> int:
         """Return how many of the first `count` tasks are finished: a hint."""
+        if count and self.ends[count - 1]:
+            return count
         return bisect.bisect_left(range(count), True, key=lambda task: self.ends[task] == 0)
 
     def seconds(self, start: int, stop: int) -> float | list[float]:
