@@ -3627,7 +3627,7 @@ class Worker:
         try:
             kind, data = encode(value, self.options.codec, self._structures)
         except Exception as unsent:  # such as what is not plain data
-            kind, data = encode(Failure.of(unsent), None)
+            kind, data = encode(Failure.of(unsent), None, ())
         half = self._half
         if kind == CODED and self.options.codec is not None:  # others of this type need not come here
             self._quick_dumps[CODED][type(value)] = self.options.codec.dump_quickly
@@ -4947,13 +4947,14 @@ def encode(value: Any, codec: Codec | None, structures: Sequence[Any] | None = N
         return BYTES, value
     if kind is str:
         return TEXT, dump_text(value)
-    if kind is Failure:
-        output = None if value.value is None else (value.value, value.value.errors)
-        return FAILURE, marshal.dumps((value.error, value.traceback, output, value.status))
-    if kind is Output:
-        return OUTPUT, marshal.dumps((value, value.errors))
-    if structures and kind in structures:
-        return STRUCTURE + structures.index(kind), bytes(value)
+    if structures is not None:
+        if kind is Failure:
+            output = None if value.value is None else (value.value, value.value.errors)
+            return FAILURE, marshal.dumps((value.error, value.traceback, output, value.status))
+        if kind is Output:
+            return OUTPUT, marshal.dumps((value, value.errors))
+        if kind in structures:
+            return STRUCTURE + structures.index(kind), bytes(value)
     if codec is not None:
         return CODED, codec.dumps(value)
     as_bytes = (ctypes.Array,) if structures is not None else (ctypes.Array, ctypes.Structure)

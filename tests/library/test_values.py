@@ -40,7 +40,7 @@ def only(function, payload=b"", workers=1, **options):
 def sent(value, codec=None):
     """What becomes of a value on its way."""
     codec = codec and shmqueue.Codec(codec)
-    return shmqueue.decode(*shmqueue.encode(value, codec), codec)
+    return shmqueue.decode(*shmqueue.encode(value, codec, ()), codec)
 
 
 # Plain data.
@@ -169,6 +169,17 @@ def test_one_payload_that_is_not_plain_fails_alone_in_its_block(wrong):
     assert [result.tsk_id for result in results if result.status != "ok"] == [1701]
     assert [result.value for result in results if result.status == "ok"] == payloads[:1700] + payloads[1701:]
     assert "codec=" in results[1700].error
+
+
+@pytest.mark.promise("L6")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("value", [shmqueue.Output(b"a", b"b"), shmqueue.Failure("a")], ids=["output", "failure"])
+def test_what_stands_for_a_value_of_our_own_is_no_payload(value, workers):
+    """What a shell command has returned, for example: it is a subclass of bytes."""
+    result = only(jobs.echo_any, value, workers)
+    assert (result.status, result.attempts) == ("failed", 0)
+    assert f"shmqueue.{type(value).__name__} is not plain data" in result.error
+    assert only(repr, value, workers, codec=pickle).value == repr(value)
 
 
 @pytest.mark.parametrize("container", [list, dict])
