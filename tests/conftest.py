@@ -1,5 +1,6 @@
 """What all tests are run with: a guard against hangs, a guard against leftovers, the command line, and a terminal."""
 
+import gc
 import os
 import py_compile
 import signal
@@ -74,6 +75,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker("command_line")
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(HANG))
+
+
+def pytest_collection_finish():
+    """Leave what pytest holds now out of all garbage collections, here and in what is forked. Each would go through it,
+    and write to it: so a process that forks, and its child, would copy most of its pages.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):
