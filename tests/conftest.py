@@ -48,8 +48,8 @@ settings.load_profile("shmqueue")
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers(config):
-    """Three for each processor, since half of what tests do is wait."""
-    return 3 * len(os.sched_getaffinity(0))
+    """Four for each processor, since more than half of what tests do is wait."""
+    return 4 * len(os.sched_getaffinity(0))
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
@@ -70,6 +70,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)  # at the end, a processor would wait for them
     for item in items:
         if item.path.parent.name in ("cluster", "command", "tools"):
             item.add_marker("command_line")

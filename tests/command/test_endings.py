@@ -1136,6 +1136,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 @pytest.mark.promise("L4")
 @pytest.mark.parametrize("function", ["grow", "measure", "both"])
 @pytest.mark.parametrize("sizes", [[1 << 20] * 16, [100_000] * 120, [8 << 20] * 3, [10, 8 << 20, 10, 1 << 20] * 5])

@@ -323,6 +323,7 @@ def test_a_command_hears_signals_as_in_a_shell(put):
     assert (code, out) == (0, b"caught\nend\n")
 
 
+@pytest.mark.long
 def test_a_hundred_megabytes(put):
     size = 100_000_000
     zeros = f"head -c {size} /dev/zero"

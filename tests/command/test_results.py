@@ -265,6 +265,7 @@ def test_results_are_there_while_the_run_goes_on(cli, name):
     assert sorted(row["value"] for row in rows_of(path)) == ["a1", "a2", "a3"]
 
 
+@pytest.mark.long
 def test_a_reader_of_the_database_who_takes_long_loses_no_results(cli):
     """Somebody looks at them in another program, and leaves it open."""
     path = cli.folder / "out.sqlite"

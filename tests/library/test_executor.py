@@ -73,6 +73,7 @@ def has_standard_tests():
     return False
 
 
+@pytest.mark.long
 @pytest.mark.timeout(2 * LIMIT)
 @pytest.mark.parametrize("method", [pytest.param(name, marks=() if name == "fork" else ONCE) for name in METHODS])
 def test_the_standard_librarys_tests(own_pids, method):
@@ -262,6 +263,7 @@ def test_a_call_that_takes_too_long_fails_alone():
         assert all(future.result() for future in quick)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["failed", "crashed", "timeout"])
 def test_retries(tmp_path, how):
     for folder in ("enough", "few"):
@@ -634,6 +636,7 @@ def test_an_idle_executor_answers_and_ends_before_anybody_in_it_looks_by_himself
 # Real users.
 
 
+@pytest.mark.long
 def test_asyncio(tmp_path):
     """3000 naps would take longer than a script may."""
     text = """

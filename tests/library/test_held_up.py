@@ -33,6 +33,7 @@ def counting_checks(supervisor, checks, then):
     supervisor.on_check = on_check
 
 
+@pytest.mark.long
 @pytest.mark.promise("G9")
 def test_stopped_workers_are_waited_for_and_named():
     """For longer than three seconds, in checks of 50 ms."""

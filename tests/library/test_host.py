@@ -794,6 +794,7 @@ def test_a_worker_that_cannot_be_replaced_now_is_replaced_later(warm, method):
     assert descriptors() == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_ends_with_the_error_if_no_worker_can_be_replaced(warm, method):
     before = descriptors()

@@ -115,6 +115,7 @@ if __name__ == "__main__":
 PHASES = ["opening", "closing", "leaving", "replacing"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(4 * HANG)
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("phase", PHASES)
@@ -126,6 +127,7 @@ def test_an_interrupt_at_each_line_leaves_nothing(tmp_path, phase, part):
 ANEW = [("spawn", "opening"), *(("forkserver", phase) for phase in PHASES)]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(4 * HANG)
 @pytest.mark.parametrize("part", range(2))
 @pytest.mark.parametrize(("method", "phase"), ANEW)

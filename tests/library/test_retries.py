@@ -307,6 +307,7 @@ def test_without_a_grace_there_is_no_sigterm(tmp_path):
     assert not note.exists()
 
 
+@pytest.mark.long
 def test_the_rest_of_its_lane_does_not_wait_for_the_grace(tmp_path):
     tasks = [(ignore_sigterm, f"{tmp_path / 'note'}|4")] + [(jobs.echo, b"")] * 20
     with Supervisor([ignore_sigterm, jobs.echo], workers=2, timeout=0.5, grace=60, batch=21) as supervisor:

@@ -1202,6 +1202,7 @@ def test_the_initializer_runs_first_in_every_worker(method):
         assert set(supervisor.map(jobs.readiness, [b""] * 50)) == {"ready"}, "also in one that replaces another"
 
 
+@pytest.mark.long
 @pytest.mark.promise("L10")
 @pytest.mark.parametrize(
     ("initializer", "words"), [(jobs.refuse_to_start, "no licence for this worker"), (jobs.exit_at_start, "code 3")]

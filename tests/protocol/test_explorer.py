@@ -82,6 +82,7 @@ def test_no_schedule_goes_wrong(name, bounds):
     check(name, bounds)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "bounds"), LARGE + LARGEST, ids=str)
 def test_no_schedule_goes_wrong_within_larger_bounds(name, bounds):
     check(name, bounds)

@@ -16,6 +16,7 @@ PLANS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.promise("G1")
 @pytest.mark.parametrize("name", PLANS)
 def test_nothing_is_lost_when_workers_are_killed_and_stopped(name):

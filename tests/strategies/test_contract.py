@@ -547,6 +547,7 @@ def test_a_worker_is_killed_in_the_critical_section(queue, tmp_path, what):
     check_death(queue, tmp_path / "flag", what, slow_echo)
 
 
+@pytest.mark.long
 @pytest.mark.promise("G3")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
@@ -759,6 +760,7 @@ def test_a_supervisor_may_end_while_it_has_the_lock(queue, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+@pytest.mark.long
 @pytest.mark.mistake
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_suite_finds_a_mistake(name, tmp_path, monkeypatch):
