@@ -12,7 +12,7 @@ import pytest
 
 import shmqueue
 from tests import jobs
-from tests.helpers import wait_until
+from tests.helpers import state_of, wait_until
 
 REST = 30  # tasks behind the one in hand
 
@@ -27,10 +27,14 @@ class Held:
         self.queue = self.supervisor._queue
         (self.worker,) = self.supervisor._pool.lanes
         self.handle = self.worker.process
-        assert wait_until(self.queue.sleepers)
+        assert wait_until(self.sleeps)  # stopped earlier, it might have the lock, and would be continued for that
         with self.stopped():  # so that all come in one batch
             self.submit_all()
         assert wait_until(lambda: self.lane().done == 1)
+
+    def sleeps(self):
+        """Return True if the worker waits to be rung. It says so before it lets go of the lock."""
+        return self.queue.sleepers() and state_of(self.handle.pid) == "S"
 
     @contextlib.contextmanager
     def stopped(self):
