@@ -9,7 +9,7 @@ import pytest
 import shmqueue
 from shmqueue import Supervisor
 from tests import jobs
-from tests.helpers import wait_until
+from tests.helpers import state_of, wait_until
 
 
 def start(functions, **options):
@@ -39,8 +39,9 @@ def test_stopped_workers_are_waited_for_and_named():
     """For longer than three seconds, in checks of 50 ms."""
     with start([jobs.echo], workers=2) as supervisor:
         assert len(list(supervisor.run([b"x"] * 10))) == 10
-        assert wait_until(lambda: len(supervisor._queue.sleepers()) == 2)
         stopped = pids(supervisor)
+        assert wait_until(lambda: len(supervisor._queue.sleepers()) == 2)
+        assert wait_until(lambda: {state_of(pid) for pid in stopped} == {"S"})  # none lets go of the lock any more
         said = []
 
         def go_on():
