@@ -3362,8 +3362,9 @@ def _isolate(run: str, worker: int) -> None:
 def _redirect(log: Any) -> None:
     """Put /dev/null in the place of standard input, and the log in that of the output."""
     null = os.open(os.devnull, os.O_RDWR)
+    # To open one of these streams would give it a place of its own in a file.
     output = {"": null, "/dev/stdout": 1, "/dev/stderr": 2}.get(log or "")
-    if output is None:  # to open one of these would give it a place of its own in a file
+    if output is None:
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(null, 0)
     if log != NOT_REDIRECTED:
