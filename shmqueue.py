@@ -1894,6 +1894,7 @@ class Lane:
                 done += 1
             self._ledger.give_back(done, bound - done)
         self._queue.reset(self.index)
+        self.take_unclaimed()
 
     def _charge_in_hand(self, position: int, error: str = "") -> None:
         """Charge the task that has been in hand until now: its worker has died, or was doomed for it."""
