@@ -1467,9 +1467,9 @@ class Run:
         self._pool.wake_supervisor()  # a poll goes on after a signal handler
         self._serve()
 
-    def _serve(self) -> None:
-        """Do what was requested, unless another thread is in the middle of a step, and does so after it."""
-        if self._middle.acquire(blocking=False):
+    def _serve(self, timeout: float = 0.0) -> None:
+        """Do what was requested, unless a step takes longer than this."""
+        if self._middle.acquire(timeout=timeout):
             try:
                 with contextlib.suppress(IndexError):  # a signal handler may take the last one first
                     while self._requests and not self._stepping:
@@ -1495,14 +1495,24 @@ class Run:
         """
         self.use.check_process()
         self.check_over()
+        answers: list[bool] = []
 
-        def cancel() -> bool:
+        def request() -> None:
             position = self._ledger.position(tsk_id)
-            if position is not None and not self.over:  # another thread may have closed it by now
+            if position is not None:
                 self._pool.take_back(position)
-            return self._ledger.cancel(tsk_id)
+            answers.append(self._ledger.cancel(tsk_id))
 
-        return bool(self._do(cancel))
+        if self._middle.acquire(blocking=False):
+            try:
+                self._do(request)
+            finally:
+                self._middle.release()
+        else:
+            self._requests.append(request)
+        while not (answers or self.over or self.failure):
+            self._serve(CHECK_SECONDS)
+        return answers == [True]
 
     def _withdraw(self) -> None:
         """Take back all tasks that have not begun. Those of cancelled jobs end here; the others wait."""
