@@ -213,6 +213,19 @@ def test_cancelled_tasks_never_run(queue, tmp_path):
     assert noted(tmp_path) == []
 
 
+def test_checks_after_an_abort_find_nothing_to_take_back(queue, tmp_path):
+    """Tasks that only a dead worker could have claimed have had their outcomes then."""
+    with start([jobs.wait_for_file, jobs.note], queue) as supervisor:
+        held_up(supervisor, tmp_path)
+        supervisor.abort()
+        supervisor._pool.next_check = 0.0
+        assert {result.status for result in supervisor.results()} == {"cancelled"}
+        supervisor.submit(jobs.note, b"")
+        supervisor._pool.next_check = 0.0
+        assert [result.status for result in supervisor.results()] == ["cancelled"]
+    assert noted(tmp_path) == []
+
+
 def test_a_pause_takes_back_what_has_not_begun(queue, tmp_path):
     with start([jobs.wait_for_file, jobs.note], queue) as supervisor:
         texts = held_up(supervisor, tmp_path)
