@@ -2963,7 +2963,7 @@ class InlineQueue:
     segment: Any = None
     heap = b""
     ring = types.SimpleNamespace(capacity=math.inf, pack=lambda tasks: True)  # payloads stay where they are
-    sleepers = wakeable = staticmethod(lambda *_: ())
+    sleepers = wakeable = staticmethod(lambda *_: [])
     backlog = staticmethod(int)
 
     def __init__(self) -> None:
