@@ -2844,9 +2844,11 @@ class WorkerPool:
         return bool(news)
 
     def hurry(self) -> None:
-        """Wake workers that sleep. If some have begun to sleep while others have tasks, check them soon."""
+        """Wake workers that sleep. If others have tasks, or may soon take all that are in the ring, check them soon."""
         self.ring()
-        if self._queue.sleepers() != self._sleepers and self._ledger.in_queue():
+        sleepers = self._queue.sleepers()
+        changed = sleepers != self._sleepers and self._ledger.in_queue()
+        if changed or (sleepers and self._queue.backlog()):
             self.next_check = min(self.next_check, system.monotonic() + HUNGRY_SECONDS)
 
     def check(self, now: float) -> bool:
@@ -2856,7 +2858,8 @@ class WorkerPool:
         self._check_for_lost(waiting)
         self.ring(everyone=self._sleepers == before)  # else the bells of the last check have done something
         hungry = any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
-        moved = soon = False
+        moved = False
+        soon = hungry and self._queue.backlog() > 0
         for lane in self.lanes:
             if lane.process.child is not None and lane.process.is_dead():
                 self._bury(lane)

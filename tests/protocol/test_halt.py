@@ -479,6 +479,22 @@ def test_what_is_claimed_behind_a_slow_task_ends_before_that():
         assert any(payloads[-1] == "0.4" for payloads in runs)
 
 
+@pytest.mark.promise("G7a")
+def test_a_worker_that_sleeps_since_before_the_tasks_came_gets_some():
+    """After many short tasks one worker claims all of the next ones, and one bell seems enough."""
+
+    def slow_task_ends_last(supervisor):
+        list(supervisor.map(jobs.quiet, [b""] * 20_000))
+        time.sleep(0.02)  # until both sleep
+        supervisor.wake()
+        assert list(supervisor.run([])) == []  # this checks the workers: nothing is to be done for a while
+        results = supervisor.run([(jobs.rest, "0.2")] + [(jobs.rest, "0")] * 15)
+        return [result.payload for result in results][-1] == "0.2"
+
+    with shmqueue.Supervisor([jobs.rest, jobs.quiet], workers=2) as supervisor:
+        assert any(slow_task_ends_last(supervisor) for _ in range(TRIES))
+
+
 @pytest.mark.promise("G7b")
 def test_results_before_a_slow_task_arrive_while_it_runs():
     """No result waits for 100 ms, and the slow task of the same batch takes much longer."""
