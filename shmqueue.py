@@ -3611,7 +3611,7 @@ class Worker:
         return fetched
 
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
-        """Note the end of a batch, and choose the size of the next one: at most 8 times as many tasks as before.
+        """Note the end of a batch, and choose how many tasks the next one should have.
 
         It should take BATCH_SECONDS, and fill at most three quarters of what its log has then.
         """
@@ -3622,9 +3622,9 @@ class Worker:
         self._recent = max(done - (waits - self._waits), self._recent // 2)
         self._waits = waits
         if self.options.batch is None and done:
-            by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
-            self._limit = max(1, min(8 * self._limit, by_time))  # not only what a claim may have: see share()
             most = self._queue.batch
+            # It may be more than a claim may have: see share().
+            self._limit = max(1, int(BATCH_SECONDS * done / max(last - began, 1e-9)))
             each = REFERRING + at / done  # bytes of a task in the log
             half = self._queue.half(self.index, self._words[self._status + CLAIMS] + 1)
             half.make_room(min(len(half.log), int(min(self._limit, most) * each * 4 / 3)))
