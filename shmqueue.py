@@ -5373,7 +5373,7 @@ class LineSource(Source):
     def _read(self) -> None:
         block = b""
         try:
-            block = self._file.read(1 << 18) or b""
+            block = self._file.read(1 << 16) or b""
         except OSError as error:
             self.problem = f"reading the tasks stopped: {error.strerror}"
             self._line.clear()  # only a part of it may be there
