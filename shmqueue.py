@@ -3472,7 +3472,10 @@ class Worker:
                 self.run(*claim)
             elif words[self._status + LEAVE]:
                 break
-            elif poll.poll():
+            else:
+                if not poll.poll(1000 * BATCH_SECONDS):  # the next tasks may be others: begin with few
+                    self._limit = words[self._status + LIMIT] = self.options.batch or 1
+                    poll.poll()
                 system.read(self._wake, 4096)
         self._output.end_line()
 
@@ -4526,7 +4529,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch, hint
 # published    how many of them are finished                                        W, S S      lock
 # asleep       0, or the number of this sleep                                       W, S S      lock, hint
-# limit        how many tasks W wanted at its last claim; 0 before the first one    W    S      hint
+# limit        how many tasks W wants to claim; 0 before its first claim           W    S      hint
 # printed      1 once a function has printed what nobody keeps                      W    S      hint
 # command      the process group of W's command, in both halves of the word; or 0   W, S all    hint
 # harvested    how many batches S has taken in                                      S    W      lock

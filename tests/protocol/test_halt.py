@@ -485,14 +485,33 @@ def test_a_worker_that_sleeps_since_before_the_tasks_came_gets_some():
 
     def slow_task_ends_last(supervisor):
         list(supervisor.map(jobs.quiet, [b""] * 20_000))
-        time.sleep(0.02)  # until both sleep
+        time.sleep(0.002)  # until both sleep, and not for long
         supervisor.wake()
         assert list(supervisor.run([])) == []  # this checks the workers: nothing is to be done for a while
         results = supervisor.run([(jobs.rest, "0.2")] + [(jobs.rest, "0")] * 15)
         return [result.payload for result in results][-1] == "0.2"
 
     with shmqueue.Supervisor([jobs.rest, jobs.quiet], workers=2) as supervisor:
-        assert any(slow_task_ends_last(supervisor) for _ in range(TRIES))
+        assert sum(slow_task_ends_last(supervisor) for _ in range(10)) > 5  # else one by chance, or two
+
+
+@pytest.mark.promise("G7a")
+def test_workers_that_knew_short_tasks_begin_long_ones_side_by_side():
+    """After many short tasks each worker that is woken would take all long ones, and the next one wait for its halt."""
+
+    def all_workers_begin_before_one_ends_a_task(supervisor):
+        list(supervisor.map(jobs.quiet, [b""] * 60_000))
+        results = sorted(supervisor.run([(jobs.rest, "0.05")] * 320), key=lambda result: result.started)
+        first = {}
+        for result in results:
+            first.setdefault(result.worker, result)
+        return len(first) == 32 and max(result.started for result in first.values()) < min(map(end, results))
+
+    def end(result):
+        return result.started + result.seconds
+
+    with shmqueue.Supervisor([jobs.rest, jobs.quiet], workers=32) as supervisor:
+        assert any(all_workers_begin_before_one_ends_a_task(supervisor) for _ in range(TRIES))
 
 
 @pytest.mark.promise("G7b")

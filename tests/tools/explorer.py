@@ -478,6 +478,9 @@ class PlayedSystem(shmqueue.System):
     def poll(self) -> Any:
         return Poll(self._world)
 
+    def read(self, descriptor: int, count: int) -> bytes:
+        return b""  # Poll has emptied the pipe
+
     def write(self, descriptor: int, data: Any) -> int:
         self._world.write(descriptor)
         return len(data)
@@ -1511,15 +1514,17 @@ class World:
         return self.now + actor.skew
 
     def sleep(self, seconds: float) -> list[tuple[Any, int]]:
-        """The current process waits to be woken."""
+        """The current process waits to be woken. A worker that sleeps for a time only is woken by that."""
         actor = self.current
         self.step(actor, "sleep", True)
         actor.effect = actor.moved = True
         if actor.worker >= 0:
             if not actor.rings:
+                if seconds:  # it has passed
+                    return []
                 self.block(actor, ASLEEP)
             actor.rings = 0
-            return []
+            return [(None, 1)]
         if not self._ready_to_wake():
             self.block(actor, WAITING)
         if self.wanted is not None:
