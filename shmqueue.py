@@ -1359,16 +1359,16 @@ class Run:
         """Push tasks if there is room. Return True if any were pushed."""
         ledger = self._ledger
         room = self._queue.room()
-        tasks = None
-        if self.paused or room <= 0:
+        waiting = ledger.again or ledger.fresh  # in this order: payloads may lie in the heap, where others need room
+        if self.paused or room <= 0 or not waiting:
             return False
-        if ledger.again:  # these come first: their payloads lie in the heap, where others may wait for room
-            tasks = take_tasks(ledger.again, room)
-        elif ledger.fresh:
-            tasks = self._packer.take(room)
+        tasks = self._packer.take(waiting, room)
         if tasks is None:
             return False
-        ledger.placed(tasks, self._queue.push(tasks))
+        places = self._queue.push(tasks)
+        if tasks.block is None:
+            tasks.slots = b""  # the next ones get this memory, which the processor still has in its cache
+        ledger.placed(tasks, places)
         self._pool.ring()
         return True
 
@@ -1949,24 +1949,25 @@ class Packer:
         while self._unused:
             self._unused.popleft()()
 
-    def take(self, room: int) -> Tasks | None:
-        """Return up to `room` fresh tasks in slots, or None if their payloads have to wait."""
-        fresh = self._ledger.fresh
-        if len(fresh[0].data[0]) <= self._queue.ring.capacity:
-            tasks = take_tasks(fresh, room)
+    def take(self, waiting: collections.deque[Tasks], room: int) -> Tasks | None:
+        """Return up to `room` of these tasks in slots, or None if their payloads have to wait."""
+        if waiting[0].block is not None:  # they were in the queue before
+            return take_tasks(waiting, room)
+        if len(waiting[0].data[0]) <= self._queue.ring.capacity:
+            tasks = take_tasks(waiting, room)
             if self._queue.ring.pack(tasks):
                 return tasks
-            fresh.appendleft(tasks)  # another payload is longer
+            waiting.appendleft(tasks)  # another payload is longer
         if self.heap.used > HEAP_AHEAD and self._queue.backlog():
             return None
-        data = fresh[0].data
+        data = waiting[0].data
         few = 1 + 2 * BLOCK_BYTES // (1 + len(data[0]))  # more than fit a block if all are like the first
         lengths = list(map(len, data[: min(room, few)]))
         count = len(lengths)
         most = min(self._block_bytes, self.heap.size // 2)
         if sum(lengths) > most:
             count = max(1, bisect.bisect(list(itertools.accumulate(lengths)), most))
-        return self._pack(take_tasks(fresh, count), lengths[:count])
+        return self._pack(take_tasks(waiting, count), lengths[:count])
 
     def _pack(self, tasks: Tasks, lengths: Sequence[int]) -> Tasks | None:
         """Put payloads of these lengths outside their slots. Return None if they have to wait, or can never fit."""
@@ -2388,9 +2389,8 @@ class Tasks:
     """Tasks of one job in equal columns. They wait to be pushed, or are in the queue.
 
     payloads: as they were given.
-    data: as they travel, until they are packed. marked: the fn_ids with the payloads' kinds.
-    slots: the tasks as they lie in the ring, once they are packed. They are packed once, because a Structure may change
-        before its task is tried again.
+    data: as they travel; nothing if they lie outside the slots. marked: the fn_ids with the payloads' kinds.
+    slots: the tasks as they lie in the ring, while they are pushed; and for ever if the payloads lie outside.
     block: keeps the payloads outside the slots; None if they are in the slots, or not packed yet.
     first: the position of the first task in the queue.
     settled: a byte for each task; 1 if it has left the queue.
@@ -4700,6 +4700,7 @@ class TaskSlots:
         words[1 :: self.size // 8] = edges[:-1]
         words[2 :: self.size // 8] = edges[1:]
         self._identify(tasks, slots, map_alike(OUT_OF_LINE.__or__, tasks.marked))
+        tasks.data = ()
 
     def _identify(self, tasks: Tasks, slots: bytearray, fn_ids: array.array[int]) -> None:
         """Write into the slots which tasks these are, and give them to the tasks."""
@@ -4707,7 +4708,6 @@ class TaskSlots:
         words[0 :: self.size // 4] = as_u32(tasks.tsk_ids)
         words[1 :: self.size // 4] = fn_ids
         tasks.slots = slots
-        tasks.data = ()
 
     def payloads(self, index: int, count: int) -> list[bytes]:
         payloads: list[Any] = []
