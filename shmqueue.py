@@ -4600,7 +4600,7 @@ def batch_half(slot_size: int, batch: int, log_bytes: int) -> Any:
 
 def first_log_bytes(lane_bytes: int) -> int:
     """Return how much of a log is reserved from the start. Each task of a batch can leave a record there."""
-    return min(max(16 << 10, lane_bytes // 2), 1 << 30)  # less than RECORD
+    return min(max(16 << 10, lane_bytes // 4), 1 << 30)  # less than RECORD
 
 
 class LocalTaskQueue(ctypes.Structure):
@@ -4794,7 +4794,7 @@ class Half:
         return seconds + [0.0] * (stop - start - len(seconds))
 
 
-BLOCK = 2048  # tasks that are read, and pushed, at once; and the most in a batch that sizes itself
+BLOCK = 4096  # tasks that are read, and pushed, at once; and the most in a batch that sizes itself
 RAMP = int.from_bytes(array.array("I", range(BLOCK)), sys.byteorder)  # the words 0, 1, 2, … as one big integer
 ONES = int.from_bytes(array.array("I", [1]) * BLOCK, sys.byteorder)
 

@@ -45,7 +45,7 @@ def test_the_sizes_in_limits():
         assert supervisor._queue.ring.capacity == 119
         assert supervisor._engine._packer.heap.size == 32 << 20
         path = os.path.join(shmqueue.shared_directory(), supervisor.name)
-        assert 3.5e6 < os.stat(path).st_blocks * 512 < 4.5e6
+        assert 4.5e6 < os.stat(path).st_blocks * 512 < 5.5e6
 
 
 KEPT = []
