@@ -245,8 +245,11 @@ def parallel_map(
 ) -> list[Any]:
     """Return the values of `function` for `payloads`, in their order. Raises TaskError at the first task not ok.
 
-    `options` are those of Supervisor.
+    `options` are those of Supervisor. A short list gets fewer num_slots, which makes the start faster.
     """
+    most = DEFAULTS["num_slots"]
+    few = max(1024, 1 << operator.length_hint(payloads, most).bit_length())
+    options.setdefault("num_slots", min(few, most))
     with Supervisor([function], workers=workers, **options) as supervisor:
         return list(supervisor.map(function, payloads))
 

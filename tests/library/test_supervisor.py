@@ -308,6 +308,17 @@ def count_value_files(payload: bytes) -> bytes:
     return b"%d " % count + b"x" * 50_000
 
 
+def segment_bytes(payload):
+    return os.stat(os.path.join(shmqueue.shared_directory(), os.environ["SHMQUEUE_RUN"])).st_blocks * 512
+
+
+def test_a_short_list_takes_less_shared_memory():
+    (few,) = shmqueue.parallel_map(segment_bytes, [b""], workers=1)
+    (unknown,) = shmqueue.parallel_map(segment_bytes, (payload for payload in [b""]), workers=1)
+    (named,) = shmqueue.parallel_map(segment_bytes, [b""], workers=1, num_slots=16_384)
+    assert 4 * few < unknown == named
+
+
 def test_few_values_wait_in_files(monkeypatch):
     monkeypatch.setattr(shmqueue, "LOG_BYTES", 1 << 15)
     monkeypatch.setattr(shmqueue, "SPILL_BYTES", 120_000)
