@@ -2862,7 +2862,7 @@ class WorkerPool:
         self.ring(everyone=self._sleepers == before)  # else the bells of the last check have done something
         hungry = any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
         moved = False
-        soon = hungry and self._queue.backlog() > 0
+        soon = hungry and self._queue.backlog() > 0  # one that was woken may take all of them
         for lane in self.lanes:
             if lane.process.child is not None and lane.process.is_dead():
                 self._bury(lane)
@@ -3629,8 +3629,7 @@ class Worker:
         self._waits = waits
         if self.options.batch is None and done:
             most = self._queue.batch
-            # It may be more than a claim may have: see share().
-            self._limit = max(1, int(BATCH_SECONDS * done / max(last - began, 1e-9)))
+            self._limit = max(1, int(BATCH_SECONDS * done / max(last - began, 1e-9)))  # above `most`, too: see share()
             each = REFERRING + at / done  # bytes of a task in the log
             half = self._queue.half(self.index, self._words[self._status + CLAIMS] + 1)
             half.make_room(min(len(half.log), int(min(self._limit, most) * each * 4 / 3)))
