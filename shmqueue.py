@@ -1372,7 +1372,7 @@ class Run:
         if tasks.block is None:
             tasks.slots = b""  # the next ones get this memory, which the processor still has in its cache
         ledger.placed(tasks, places)
-        self._pool.ring()
+        self._pool.pushed()
         return True
 
     def _wait(self, job: Job, until: float) -> None:
@@ -2656,6 +2656,7 @@ class WorkerPool:
         self.respawned = 0
         self.next_check = 0.0
         self._sleepers: list[tuple[int, int]] = []  # at the last check
+        self._news = False  # tasks were pushed since then
         self._lost = False  # at the last check, tasks were nowhere
         self._failed_starts = 0  # since a ready worker last ended
         self._last_failure = ""  # why the last of them failed
@@ -2846,23 +2847,28 @@ class WorkerPool:
             self._worked_at = system.monotonic()
         return bool(news)
 
+    def pushed(self) -> None:
+        """Wake workers for tasks that were just pushed."""
+        self._news = True
+        self.ring()
+
     def hurry(self) -> None:
-        """Wake workers that sleep. If others have tasks, or may soon take all that are in the ring, check them soon."""
+        """Wake workers that sleep. If others have tasks, or may take all that were pushed, check them soon."""
         self.ring()
         sleepers = self._queue.sleepers()
-        changed = sleepers != self._sleepers and self._ledger.in_queue()
-        if changed or (sleepers and self._queue.backlog()):
+        if (sleepers != self._sleepers or (sleepers and self._news)) and self._ledger.in_queue():
             self.next_check = min(self.next_check, system.monotonic() + HUNGRY_SECONDS)
 
     def check(self, now: float) -> bool:
         """Bury and replace the dead, halt the slow, end those whose task runs too long. Return True if tasks moved."""
         before, self._sleepers = self._sleepers, self._queue.sleepers()
+        news, self._news = self._news, False
         waiting = self._ledger.in_queue()
         self._check_for_lost(waiting)
         self.ring(everyone=self._sleepers == before)  # else the bells of the last check have done something
         hungry = any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
         moved = False
-        soon = hungry and self._queue.backlog() > 0  # one that was woken may take all of them
+        soon = news and hungry  # one that was woken may just be taking all of them
         for lane in self.lanes:
             if lane.process.child is not None and lane.process.is_dead():
                 self._bury(lane)
@@ -3476,7 +3482,7 @@ class Worker:
             elif words[self._status + LEAVE]:
                 break
             else:
-                if not poll.poll(1000 * BATCH_SECONDS):  # the next tasks may be others: begin with few
+                if not poll.poll(1000 * BATCH_SECONDS):  # the next tasks may take longer than the last ones
                     self._limit = words[self._status + LIMIT] = self.options.batch or 1
                     poll.poll()
                 system.read(self._wake, 4096)
@@ -3617,7 +3623,7 @@ class Worker:
         return fetched
 
     def _end_batch(self, done: int, at: int, began: float, last: float) -> None:
-        """Note the end of a batch, and choose how many tasks the next one should have.
+        """Note the end of a batch, and choose the size of the next one: at most 8 times as many tasks as before.
 
         It should take BATCH_SECONDS, and fill at most three quarters of what its log has then.
         """
@@ -3628,8 +3634,9 @@ class Worker:
         self._recent = max(done - (waits - self._waits), self._recent // 2)
         self._waits = waits
         if self.options.batch is None and done:
+            by_time = int(BATCH_SECONDS * done / max(last - began, 1e-9))
+            self._limit = max(1, min(8 * self._limit, by_time))  # not only what a claim may have: see share()
             most = self._queue.batch
-            self._limit = max(1, int(BATCH_SECONDS * done / max(last - began, 1e-9)))  # above `most`, too: see share()
             each = REFERRING + at / done  # bytes of a task in the log
             half = self._queue.half(self.index, self._words[self._status + CLAIMS] + 1)
             half.make_room(min(len(half.log), int(min(self._limit, most) * each * 4 / 3)))
