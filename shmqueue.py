@@ -3319,6 +3319,7 @@ QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the tim
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some,
 SPILL_SECONDS = 0.02  # and between two of them
+FEW = 16  # tasks that a worker wants after a sleep: an eighth of it is less than a fair share, see share()
 MANY = 64  # tasks in a batch; see Worker._schedule
 SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SCHED_BATCH"))  # on Linux
 
@@ -3483,7 +3484,7 @@ class Worker:
                 break
             else:
                 if not poll.poll(1000 * BATCH_SECONDS):  # the next tasks may take longer than the last ones
-                    self._limit = words[self._status + LIMIT] = self.options.batch or 1
+                    self._limit = words[self._status + LIMIT] = self.options.batch or min(self._limit, FEW)
                     poll.poll()
                 system.read(self._wake, 4096)
         self._output.end_line()
