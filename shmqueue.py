@@ -349,7 +349,7 @@ class Supervisor:
                 if log and not is_pipe(log):
                     open(log, "ab").close()  # now: an error in a worker would reach nobody
                 sweep()
-                most = min(num_slots, batch or max(16, min(BLOCK, 4 * num_slots // workers)))
+                most = min(num_slots, batch or max(16, min(LANE_BYTES // slot_size, 4 * num_slots // workers)))
                 name = new_name()
                 context = choose_context(start_method, [*numbered.values(), initializer])
                 self._release.append(functools.partial(remove_segment, path_of(name)))  # it may be made only in part
@@ -4804,7 +4804,8 @@ class Half:
         return seconds + [0.0] * (stop - start - len(seconds))
 
 
-BLOCK = 4096  # tasks that are read, and pushed, at once; and the most in a batch that sizes itself
+BLOCK = 2048  # tasks that are read, and pushed, at once
+LANE_BYTES = 512 << 10  # of the tasks in a batch that sizes itself
 RAMP = int.from_bytes(array.array("I", range(BLOCK)), sys.byteorder)  # the words 0, 1, 2, … as one big integer
 ONES = int.from_bytes(array.array("I", [1]) * BLOCK, sys.byteorder)
 

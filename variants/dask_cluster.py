@@ -284,7 +284,7 @@ class Cluster(contextlib.AbstractContextManager[Any]):
         share = CHUNK_TASKS if total is None else (total - self.taken) // (2 * nodes - 1)
         size = max(1, sum(self.nodes.values()) // nodes, min(self.size, share))
         tasks: list[tuple[Any, int]] = []
-        for _ in range(CHUNK_TASKS // shmqueue.BLOCK):  # so that long lines do not make a chunk large
+        for _ in range(4 * CHUNK_TASKS // shmqueue.BLOCK):  # so that long lines do not make a chunk large
             if len(tasks) < size:
                 items = source.take(size - len(tasks))
                 tasks += zip(items, itertools.count(self.taken + 1))
