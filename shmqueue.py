@@ -247,9 +247,9 @@ def parallel_map(
 
     `options` are those of Supervisor. A short list gets fewer num_slots, which makes the start faster.
     """
-    most = DEFAULTS["num_slots"]
-    few = max(1024, 1 << operator.length_hint(payloads, most).bit_length())
-    options.setdefault("num_slots", min(few, most))
+    if type(payloads) is list or type(payloads) is tuple:  # others may raise anything if they are asked
+        fitting = 1 << len(payloads).bit_length()
+        options.setdefault("num_slots", min(max(1024, fitting), DEFAULTS["num_slots"]))
     with Supervisor([function], workers=workers, **options) as supervisor:
         return list(supervisor.map(function, payloads))
 
