@@ -1372,7 +1372,7 @@ class Run:
         if tasks.block is None:
             tasks.slots = b""  # the next ones get this memory, which the processor still has in its cache
         ledger.placed(tasks, places)
-        self._pool.pushed()
+        self._pool.pushed(0 if waiting is ledger.again else len(tasks))
         return True
 
     def _wait(self, job: Job, until: float) -> None:
@@ -2656,7 +2656,7 @@ class WorkerPool:
         self.respawned = 0
         self.next_check = 0.0
         self._sleepers: list[tuple[int, int]] = []  # at the last check
-        self._news = False  # tasks were pushed since then
+        self._news = 0  # tasks that were pushed since then, for the first time
         self._lost = False  # at the last check, tasks were nowhere
         self._failed_starts = 0  # since a ready worker last ended
         self._last_failure = ""  # why the last of them failed
@@ -2847,9 +2847,9 @@ class WorkerPool:
             self._worked_at = system.monotonic()
         return bool(news)
 
-    def pushed(self) -> None:
-        """Wake workers for tasks that were just pushed."""
-        self._news = True
+    def pushed(self, new: int) -> None:
+        """Wake workers for tasks that were pushed, some of them for the first time."""
+        self._news += new
         self.ring()
 
     def hurry(self) -> None:
@@ -2862,13 +2862,14 @@ class WorkerPool:
     def check(self, now: float) -> bool:
         """Bury and replace the dead, halt the slow, end those whose task runs too long. Return True if tasks moved."""
         before, self._sleepers = self._sleepers, self._queue.sleepers()
-        news, self._news = self._news, False
+        news, self._news = self._news, 0
         waiting = self._ledger.in_queue()
         self._check_for_lost(waiting)
-        self.ring(everyone=self._sleepers == before)  # else the bells of the last check have done something
+        old = self._queue.backlog() > news  # some tasks in the ring were there before
+        self.ring(everyone=old or self._sleepers == before)  # else the bells of the last check have done something
         hungry = any(self._queue.has_free_half(worker) for worker, _ in self._sleepers)
         moved = False
-        soon = news and hungry  # one that was woken may just be taking all of them
+        soon = news > 0 and hungry  # one that was woken may just be taking all of them
         for lane in self.lanes:
             if lane.process.child is not None and lane.process.is_dead():
                 self._bury(lane)
@@ -3319,7 +3320,7 @@ QUIET_SECONDS = 20e-6  # after a task that took longer, the worker notes the tim
 SPILL_BYTES = 32 << 20  # so many bytes of one worker's values may wait in files
 SPILL_TRIES = 100  # for a value that finds no room while this worker has no file whose end could make some,
 SPILL_SECONDS = 0.02  # and between two of them
-FEW = 16  # tasks that a worker wants after a sleep: an eighth of it is less than a fair share, see share()
+FEW = 16  # tasks that a worker claims first after a sleep: an eighth of it is less than its share, see share()
 MANY = 64  # tasks in a batch; see Worker._schedule
 SCHED_OTHER, SCHED_BATCH = (getattr(os, name, 0) for name in ("SCHED_OTHER", "SCHED_BATCH"))  # on Linux
 
@@ -3469,9 +3470,10 @@ class Worker:
         queue, words, poll = self._queue, self._words, system.poll()
         poll.register(self._wake, select.POLLIN)
         claim = None
+        slept = False  # for long, and has not claimed since
         while self._left > 0:
             before = claim
-            limit = int(min(self._limit, self._left))
+            limit = int(min(self._limit, self._left, FEW if slept else math.inf))
             claim = queue.claim(self.index, limit)
             words[self._status + LIMIT] = limit
             only_room = before is None and claim is not None  # nothing else is new for the supervisor
@@ -3479,12 +3481,13 @@ class Worker:
                 with contextlib.suppress(BlockingIOError, BrokenPipeError):  # full: it will wake; broken: it is gone
                     system.write(self._bell, b"!")
             if claim is not None:
+                slept = False
                 self.run(*claim)
             elif words[self._status + LEAVE]:
                 break
             else:
-                if not poll.poll(1000 * BATCH_SECONDS):  # the next tasks may take longer than the last ones
-                    self._limit = words[self._status + LIMIT] = self.options.batch or min(self._limit, FEW)
+                if not poll.poll(1000 * BATCH_SECONDS):
+                    slept = True  # the next tasks may take longer than the last ones
                     poll.poll()
                 system.read(self._wake, 4096)
         self._output.end_line()
@@ -4539,7 +4542,7 @@ def padded(fields: Sequence[tuple[str, Any]], multiple: int = LINE) -> list[tupl
 # claims       how many batches W has claimed; number n (1, 2, …) is in half n % 2  W    S      lock, batch, hint
 # published    how many of them are finished                                        W, S S      lock
 # asleep       0, or the number of this sleep                                       W, S S      lock, hint
-# limit        how many tasks W wants to claim; 0 before its first claim           W    S      hint
+# limit        how many tasks W wanted at its last claim; 0 before the first one    W    S      hint
 # printed      1 once a function has printed what nobody keeps                      W    S      hint
 # command      the process group of W's command, in both halves of the word; or 0   W, S all    hint
 # harvested    how many batches S has taken in                                      S    W      lock

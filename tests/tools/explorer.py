@@ -1521,6 +1521,7 @@ class World:
         if actor.worker >= 0:
             if not actor.rings:
                 if seconds:  # it has passed
+                    actor.trace = hash((actor.trace, "slept"))
                     return []
                 self.block(actor, ASLEEP)
             actor.rings = 0
